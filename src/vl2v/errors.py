@@ -1,0 +1,52 @@
+"""Errors that a person can act on: one line, what is wrong and what to do."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+class VL2VError(Exception):
+    """A mistake in what was asked for, or in the data; the command line prints it and exits with 2."""
+
+
+class ConfigError(VL2VError):
+    """A setting that is unknown, missing or out of range."""
+
+
+class DataError(VL2VError):
+    """Pictures, labels, domains or manifests that cannot be used as they are."""
+
+
+class TeacherError(VL2VError):
+    """A teacher that cannot be opened, or that cannot answer what it is asked."""
+
+
+class StoreError(VL2VError):
+    """An embedding store that is corrupt, unwritable, full, or lacks an answer."""
+
+
+class StudentError(VL2VError):
+    """A student that cannot be built, or whose weights do not fit."""
+
+
+class RunError(VL2VError):
+    """A run folder that cannot be started, resumed or read."""
+
+
+class MissingExtra(VL2VError):
+    """An optional dependency that is not installed."""
+
+
+def need_extra(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency.
+
+    Raises:
+        MissingExtra: the module is not installed; the message names the extra that brings it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        raise MissingExtra(f"{module} is not installed: pip install 'vl2v[{extra}]'") from None
