@@ -1,0 +1,257 @@
+"""The configuration of one run: pydantic models, TOML in and out, `key=value` on top."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vl2v.errors import ConfigError
+
+Tree = dict[str, Any]
+
+
+class Section(BaseModel):
+    """A group of settings; an unknown key is an error, never silently ignored."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True, populate_by_name=True)
+
+
+class DataConfig(Section):
+    """Which pictures, and which domains are kept unseen."""
+
+    path: Path
+    layout: str = "auto"
+    target: list[str] = Field(default=[], description="domains left out of training: the unseen ones")
+    exclude: Path | None = Field(default=None, description="a list of files to leave out, one path a line")
+    unlabelled: Path | None = Field(default=None, description="a folder of pictures without labels")
+    holdout: float = Field(default=0.2, gt=0, lt=1, description="share of a source domain for validation")
+    split_seed: int = Field(default=0, description="DomainBed's trial seed")
+    workers: int = Field(default=2, ge=0, description="decoding processes; no result depends on it")
+
+
+class PromptConfig(Section):
+    """How class names become texts for the teacher."""
+
+    templates: list[str] = ["a photo of a {class}"]
+    articles: bool = Field(default=True, description="'an elephant'; the authors' code has 'a elephant'")
+    overrides: dict[str, str | list[str]] = Field(default={}, description="class -> name(s) to use for it")
+    domain_prompts: bool = Field(default=False, description="add 'a {domain} of a {class}' for sources")
+
+
+class TeacherConfig(Section):
+    """Who is asked, and about what."""
+
+    spec: str = "tiny"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    views: int = Field(default=0, ge=0, description="K fixed augmented views a picture; 0: clean")
+    online: bool = Field(default=False, description="ask anew about every augmented batch (white boxes)")
+    statistics: Literal["own", "imagenet"] = Field(
+        default="own", description="online only: pixel statistics the teacher is fed with"
+    )
+    logit_scale: float | None = Field(default=None, gt=0, description="overrides what the teacher reports")
+
+
+class StudentConfig(Section):
+    """The network that is trained and shipped."""
+
+    name: str = Field(default="tf_efficientnet_lite0", description="a timm model")
+    weights: str = Field(default="auto", description="auto, hub, package, none, or a .safetensors/.pth file")
+    image_size: int | None = Field(default=None, ge=16, description="pixels; default: the model's own")
+    statistics: Literal["own", "imagenet"] = "own"
+    batch_norm: Literal["eval", "train"] = Field(default="eval", description="mode while training")
+
+
+class LossConfig(Section):
+    """Weights of the losses."""
+
+    lambda_: float = Field(default=0.5, ge=0, le=1, alias="lambda", description="image target's share (ADiP)")
+    temperature: float = Field(default=2.0, gt=0, description="of the softened logits (KD)")
+    kd_weight: float = Field(default=0.5, ge=0, le=1, description="share of the teacher's term (KD)")
+
+
+class StageConfig(Section):
+    """Optimisation of one stage."""
+
+    steps: int = Field(gt=0)
+    lr: float = Field(gt=0)
+    batch_per_domain: int = Field(default=32, gt=0)
+    optimizer: Literal["adam", "adamw"] = "adamw"
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
+    accumulate: int = Field(default=1, gt=0, description="micro-batches a step")
+    clip: float | None = Field(default=None, gt=0, description="largest gradient norm")
+    eval_every: int | None = Field(default=None, gt=0, description="steps; default: a tenth of the stage")
+
+
+class TrainConfig(Section):
+    """The loop that all methods share."""
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    accelerator: str = "auto"
+    devices: int = Field(default=1, gt=0)
+    swad: bool = Field(default=False, description="average weights over the validation-loss valley")
+    select: Literal["best", "last"] = Field(
+        default="best", description="weights of the best source validation, or of the last step"
+    )
+    tensorboard: bool = False
+
+
+class PublishedConfig(Section):
+    """Oddities of the authors' public code, off by default; `--preset paper` turns them on together."""
+
+    align_through_backbone: bool = Field(
+        default=False, description="Align on augmented pictures through the backbone, not on cached features"
+    )
+    swad_overlapping: bool = Field(default=False, description="SWAD averages overlapping prefixes")
+    swad_discarded: bool = Field(
+        default=False,
+        description="the next stage starts from the raw best weights, not the averaged",
+    )
+    kd_probabilities: bool = Field(default=False, description="KD feeds probabilities for log-probabilities")
+    target_in_split: bool = Field(
+        default=False,
+        description="the unseen domain is scored on the 80% that DomainBed would train on",
+    )
+
+
+class RunConfig(Section):
+    """Everything that decides what a run's weights will be."""
+
+    method: str = "adip"
+    seed: int = 0
+    data: DataConfig
+    prompts: PromptConfig = PromptConfig()
+    teacher: TeacherConfig = TeacherConfig()
+    student: StudentConfig = StudentConfig()
+    loss: LossConfig = LossConfig()
+    stages: dict[str, StageConfig] = {}
+    train: TrainConfig = TrainConfig()
+    published: PublishedConfig = PublishedConfig()
+
+    def to_toml(self) -> str:
+        """Return the whole configuration as TOML; unset keys (None) are left out."""
+        import tomli_w
+
+        return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def paper_preset(stages: Iterable[str]) -> Tree:
+    """Return the published recipe (CVPR 2024, supplementary; authors' code) for a method's stages."""
+    stage = {
+        "steps": 5001,
+        "lr": 5e-5,
+        "batch_per_domain": 32,
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "eval_every": 200,
+    }
+    return {
+        "prompts": {"articles": False},
+        "teacher": {"online": True, "statistics": "imagenet"},
+        "student": {"image_size": 224, "statistics": "imagenet"},
+        "stages": {name: dict(stage) for name in stages},
+        "train": {"swad": True},
+        "published": dict.fromkeys(PublishedConfig.model_fields, True),
+    }
+
+
+def merge(*trees: Mapping[str, Any]) -> Tree:
+    """Return the trees laid over one another; later ones win, key by key."""
+    merged: Tree = {}
+    for tree in trees:
+        for key, value in tree.items():
+            old = merged.get(key)
+            if isinstance(old, Mapping) and isinstance(value, Mapping):
+                merged[key] = merge(old, value)
+            else:
+                merged[key] = value
+    return merged
+
+
+def assignments(pairs: Iterable[str]) -> Tree:
+    """Return `["stages.distill.lr=1e-3", ...]` as a tree; values are TOML, else plain text.
+
+    Raises:
+        ConfigError: a pair without `=`.
+    """
+    tree: Tree = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.strip():
+            raise ConfigError(f"--set {pair!r}: write it as key=value, for example stages.distill.lr=1e-3")
+        branch: Tree = {}
+        leaf = branch
+        *folders, name = key.strip().split(".")
+        for folder in folders:
+            leaf = leaf.setdefault(folder, {})
+        leaf[name] = _toml_value(text.strip())
+        tree = merge(tree, branch)
+    return tree
+
+
+def _toml_value(text: str) -> object:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def read_toml(path: Path) -> Tree:
+    """Return a TOML file as a tree.
+
+    Raises:
+        ConfigError: the file is missing or not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such configuration file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+
+
+def validate(tree: Mapping[str, Any]) -> RunConfig:
+    """Return the checked configuration.
+
+    Raises:
+        ConfigError: names every wrong key, its value and what was expected.
+    """
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+
+
+def _explain(item: Mapping[str, Any]) -> str:
+    key = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown setting{_suggestion(key)}"
+    if item["type"] == "missing":
+        return f"{key}: missing"
+    return f"{key} = {item['input']!r}: {item['msg'].lower()}"
+
+
+def _suggestion(key: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(key, setting_names(), n=1)
+    return f", did you mean {close[0]}?" if close else "; `vl2v config` lists them all"
+
+
+def setting_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:
+    """Return every setting as a dotted key, for example `teacher.views`."""
+    names = []
+    for field, info in model.model_fields.items():
+        key = prefix + (info.alias or field)
+        section = info.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            names += setting_names(section, key + ".")
+        else:
+            names.append(key)
+    return names
