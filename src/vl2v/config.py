@@ -93,7 +93,6 @@ class TrainConfig(Section):
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     accelerator: str = "auto"
-    devices: int = Field(default=1, gt=0)
     swad: bool = Field(default=False, description="average weights over the validation-loss valley")
     select: Literal["best", "last"] = Field(
         default="best", description="weights of the best source validation, or of the last step"

@@ -1,0 +1,65 @@
+"""What a method is: stages, each with what trains and the loss of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a batch of n pictures learns from.
+
+    Attributes:
+        labels: [n] class indices, -1 for a picture without a label.
+        images: I(x) [n, d], unit rows; None where no teacher is asked.
+        texts: T [C, d], unit rows; None where no teacher is asked.
+        scale: the teacher's logit scale s.
+    """
+
+    labels: Tensor
+    images: Tensor | None = None
+    texts: Tensor | None = None
+    scale: float = 1.0
+
+    def answers(self) -> tuple[Tensor, Tensor]:
+        """Return I(x) and T of a batch that was asked about."""
+        assert self.images is not None and self.texts is not None
+        return self.images, self.texts
+
+
+Loss = Callable[[Tensor, Targets], Tensor]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One optimisation: `trains` names what changes, everything else is frozen.
+
+    `loss` takes the student's output (unit embeddings [n, d] or logits [n, C], by the method's head).
+    """
+
+    name: str
+    trains: Literal["projector", "backbone", "all"]
+    loss: Loss
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way for a student to learn.
+
+    Attributes:
+        name: as on the command line.
+        head: "text" (projector and text classifier) or "linear" (a trained head).
+        stages: in order; each starts from the weights that the one before ended with.
+        taught: whether a teacher is asked.
+        tower: whether the student is the teacher's own image tower (white box).
+    """
+
+    name: str
+    head: Literal["text", "linear"]
+    stages: tuple[Stage, ...]
+    taught: bool = True
+    tower: bool = False

