@@ -1,0 +1,21 @@
+"""Training: the one loop, its batches, checkpoints and weight averaging."""
+
+from vl2v.training.batches import Answers, FeatureBatches, PixelBatches, Renderer, clean_pixels
+from vl2v.training.features import compute_features
+from vl2v.training.loop import Progress, Scores, StageWork, Trainer, Validation
+from vl2v.training.sampler import DomainBalancedSampler
+
+__all__ = [
+    "Answers",
+    "DomainBalancedSampler",
+    "FeatureBatches",
+    "PixelBatches",
+    "Progress",
+    "Renderer",
+    "Scores",
+    "StageWork",
+    "Trainer",
+    "Validation",
+    "clean_pixels",
+    "compute_features",
+]

@@ -1,0 +1,199 @@
+"""Batches for a stage: augmented pictures decoded by worker processes, or cached features."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from vl2v.data.augment import domainbed_augment, evaluation_view
+from vl2v.data.dataset import DomainDataset
+from vl2v.data.decoding import decode
+from vl2v.embeddings import Views
+from vl2v.methods import Targets
+from vl2v.seeds import derive
+from vl2v.training.sampler import DomainBalancedSampler, Indices
+
+Ask = Callable[[Tensor], Tensor]
+
+
+class Batches(Protocol):
+    """Where a stage's batches come from."""
+
+    def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
+        """Yield batches `start` to `stop` (excluded): the student's input and what to learn from it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Everything that pictures are to be taught, by dataset index.
+
+    Attributes:
+        labels: [N], -1 for unlabelled.
+        images: teacher embeddings [N, 1 + K, d], the clean picture's first; None if no teacher is asked.
+        texts: T [C, d]; None if no teacher is asked.
+        scale: the teacher's logit scale.
+        ask: for an online teacher: uint8 pixels [n, s, s, 3] -> I(x) [n, d].
+    """
+
+    labels: NDArray[np.int64]
+    images: NDArray[np.float16] | None = None
+    texts: NDArray[np.float32] | None = None
+    scale: float = 1.0
+    ask: Ask | None = None
+
+    def of(self, pictures: Indices, views: Indices) -> Targets:
+        """Return the targets of pictures [n] seen in views [n] (0 is the clean one)."""
+        images = None if self.images is None else torch.from_numpy(self.images[pictures, views]).float()
+        texts = None if self.texts is None else torch.from_numpy(self.texts)
+        return Targets(torch.from_numpy(self.labels[pictures]), images, texts, self.scale)
+
+
+@dataclass(frozen=True)
+class Renderer:
+    """What the student sees of a picture in training.
+
+    With K fixed views (`views.k` > 0) it is one of the pictures the teacher was asked about, else a fresh
+    augmentation, drawn from the seed, the picture and how often it was drawn before.
+    """
+
+    dataset: DomainDataset
+    contents: Sequence[bytes]
+    views: Views
+    size: int
+    seed: int
+
+    def render(self, picture: int, turn: int) -> tuple[NDArray[np.uint8], int]:
+        """Return pixels [s, s, 3] and the view (0: the clean picture's answer is the target)."""
+        image = decode(self.dataset.read(picture))
+        if self.views.k:
+            view = derive(self.seed, "which view", picture, turn) % self.views.k
+            return self.views.render(image, self.contents[picture], view), view + 1
+        return domainbed_augment(image, self.size, derive(self.seed, "augment", picture, turn)), 0
+
+
+class _Rendered(Dataset[tuple[Tensor, Indices, Indices]]):
+    """Whole batches by number, for DataLoader workers."""
+
+    def __init__(self, sampler: DomainBalancedSampler, renderer: Renderer) -> None:
+        self.sampler = sampler
+        self.renderer = renderer
+
+    def __getitem__(self, number: int) -> tuple[Tensor, Indices, Indices]:
+        pictures, turns = self.sampler.batch(number)
+        drawn = [self.renderer.render(int(p), int(t)) for p, t in zip(pictures, turns, strict=True)]
+        pixels = torch.from_numpy(np.stack([pixels for pixels, _ in drawn]))
+        return pixels, pictures, np.array([view for _, view in drawn])
+
+
+@dataclass(frozen=True)
+class PixelBatches:
+    """Augmented pictures, decoded and rendered ahead by `workers` processes."""
+
+    sampler: DomainBalancedSampler
+    renderer: Renderer
+    answers: Answers
+    workers: int
+
+    def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
+        """Yield (pixels [n, s, s, 3] uint8, targets)."""
+        rendered = _Rendered(self.sampler, self.renderer)
+        loader = DataLoader(
+            rendered,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=self.workers,
+            prefetch_factor=4 if self.workers else None,
+        )
+        for pixels, pictures, views in loader:
+            targets = self.answers.of(np.asarray(pictures), np.asarray(views))
+            if self.answers.ask is not None:
+                targets = replace(targets, images=self.answers.ask(pixels))
+            yield pixels, targets
+
+
+@dataclass(frozen=True)
+class FeatureBatches:
+    """Features F(x) computed once: a stage with a frozen backbone needs no picture.
+
+    `features` are [N, V, p] by dataset index: the clean picture alone, or each of K fixed views; `first_view`
+    is the view (0: clean) of the first of them.
+    """
+
+    sampler: DomainBalancedSampler
+    features: Tensor
+    answers: Answers
+    first_view: int
+    seed: int
+
+    def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
+        """Yield (features [n, p], targets)."""
+        choices = self.features.shape[1]
+        for number in range(start, stop):
+            pictures, turns = self.sampler.batch(number)
+            which = np.zeros_like(pictures)
+            if choices > 1:
+                draws = zip(pictures, turns, strict=True)
+                which = np.array([derive(self.seed, "which view", int(p), int(t)) % choices for p, t in draws])
+            targets = self.answers.of(pictures, which + self.first_view)
+            yield self.features[torch.from_numpy(pictures), torch.from_numpy(which)], targets
+
+
+class _Clean(Dataset[Tensor]):
+    """Pictures as they are evaluated, or one fixed view of each, in chunks."""
+
+    def __init__(
+        self,
+        dataset: DomainDataset,
+        pictures: Indices,
+        size: int,
+        chunk: int,
+        view: tuple[Views, Sequence[bytes], int] | None,
+    ) -> None:
+        self.dataset = dataset
+        self.chunks = [pictures[start : start + chunk] for start in range(0, len(pictures), chunk)]
+        self.size = size
+        self.view = view
+
+    def __len__(self) -> int:
+        return len(self.chunks)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return torch.from_numpy(np.stack([self._pixels(int(picture)) for picture in self.chunks[number]]))
+
+    def _pixels(self, picture: int) -> NDArray[np.uint8]:
+        image = decode(self.dataset.read(picture))
+        if self.view is None:
+            return evaluation_view(image, self.size)
+        views, contents, number = self.view
+        return views.render(image, contents[picture], number)
+
+
+def clean_pixels(
+    dataset: DomainDataset,
+    pictures: Indices,
+    size: int,
+    *,
+    workers: int,
+    chunk: int = 64,
+    view: tuple[Views, Sequence[bytes], int] | None = None,
+) -> Iterator[Tensor]:
+    """Yield uint8 pixels [n, s, s, 3] of pictures in order, in chunks, without augmentation.
+
+    Args:
+        dataset: where they are.
+        pictures: dataset indices.
+        size: s.
+        workers: decoding processes.
+        chunk: n, but for the last.
+        view: (views, contents by dataset index, k): the k-th fixed view in place of the clean picture.
+    """
+    chunks = _Clean(dataset, pictures, size, chunk, view)
+    yield from DataLoader(chunks, batch_size=None, num_workers=min(workers, len(chunks)))

@@ -1,0 +1,90 @@
+"""Checkpoints: one safetensors file each, written in one step, the last two kept, checked when read."""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from vl2v.errors import RunError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Tensors by name, plain numbers, and a line about each newer checkpoint that was corrupt."""
+
+    tensors: dict[str, Tensor]
+    state: dict[str, Any]
+    passed_over: list[str] = field(default_factory=list)
+
+
+def save_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, keep: int = 2) -> None:
+    """Write `name`.safetensors durably, then remove all but the newest `keep`.
+
+    Raises:
+        RunError: the disk is full or the folder can't be written to.
+    """
+    tensors = {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}
+    metadata = {"state": json.dumps(checkpoint.state), "crc": str(_crc(tensors))}
+    target = folder / f"{name}.safetensors"
+    temporary = target.with_suffix(".new")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata=metadata)
+        _sync(temporary)
+        temporary.replace(target)
+        _sync(folder)
+    except (OSError, SafetensorError) as error:
+        temporary.unlink(missing_ok=True)
+        raise RunError(f"{target}: the checkpoint can't be written ({error}); free some space and go on") from None
+    for old in _newest_first(folder)[keep:]:
+        old.unlink()
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """Return the newest checkpoint that is whole; None where there is none at all.
+
+    Raises:
+        RunError: there are checkpoints and all of them are corrupt.
+    """
+    paths = _newest_first(folder)
+    passed_over: list[str] = []
+    for path in paths:
+        try:
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            if metadata["crc"] != str(_crc(tensors)):
+                raise ValueError("checksum")
+            return Checkpoint(tensors, json.loads(metadata["state"]), passed_over)
+        except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+            passed_over.append(f"{path}: corrupt ({error}), passed over")
+    if paths:
+        raise RunError(f"{folder}: every checkpoint is corrupt; delete the folder to start this run again")
+    return None
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.safetensors"), reverse=True)
+
+
+def _crc(tensors: Mapping[str, Tensor]) -> int:
+    crc = 0
+    for key in sorted(tensors):
+        crc = zlib.crc32(tensors[key].numpy().tobytes(), zlib.crc32(key.encode(), crc))
+    return crc
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

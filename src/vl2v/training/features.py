@@ -1,0 +1,33 @@
+"""Features F(x), computed once for stages that leave the backbone frozen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from vl2v.students import Student, evaluating
+
+
+def compute_features(
+    student: Student, pixels: Iterable[Tensor], fabric: Fabric, progress: Callable[[int], None] | None = None
+) -> Tensor:
+    """Return F(x) [N, p] in float32 on the CPU, of batches of uint8 pixels [n, s, s, 3].
+
+    Args:
+        student: its backbone is F; batch norms and dropout are in eval mode.
+        pixels: batches, in order.
+        fabric: device and precision.
+        progress: told how many pictures are done after each batch.
+    """
+    parts: list[Tensor] = []
+    done = 0
+    with evaluating(student), fabric.autocast():
+        for batch in pixels:
+            parts.append(student.features(fabric.to_device(batch)).cpu())
+            done += len(batch)
+            if progress is not None:
+                progress(done)
+    return torch.cat(parts)

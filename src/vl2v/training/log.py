@@ -1,0 +1,63 @@
+"""Metrics of a run: one JSON object a line, and TensorBoard if wanted."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from vl2v.errors import need_extra
+
+Row = dict[str, Any]
+
+
+class MetricsLog:
+    """Rows of numbers, each with its `stage` and `step`, in `metrics.jsonl`.
+
+    Args:
+        folder: the run folder.
+        tensorboard: write event files to `tensorboard/`, too.
+
+    Raises:
+        MissingExtra: TensorBoard is wanted and not installed.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
+        self.path = folder / "metrics.jsonl"
+        self.writer: Any = None
+        if tensorboard:
+            need_extra("tensorboard", "tensorboard")
+            from torch.utils.tensorboard import SummaryWriter
+
+            self.writer = SummaryWriter(str(folder / "tensorboard"))
+
+    def rewind(self, done: list[str], stage: str, step: int) -> None:
+        """Drop the rows that came after the checkpoint at `step` of `stage`; `done` stages are before it."""
+        kept = [
+            row for row in self.rows() if row["stage"] in done or (row["stage"], row["step"] <= step) == (stage, True)
+        ]
+        temporary = self.path.with_suffix(".new")
+        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+        temporary.replace(self.path)
+
+    def write(self, row: Row) -> None:
+        """Append a row."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+        if self.writer is not None:
+            for key, value in row.items():
+                if isinstance(value, float):
+                    self.writer.add_scalar(f"{row['stage']}/{key}", value, row["step"])
+            self.writer.flush()
+
+    def rows(self) -> list[Row]:
+        """Return all rows; a last line that was cut off by a crash is left out."""
+        if not self.path.exists():
+            return []
+        rows = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                break
+        return rows

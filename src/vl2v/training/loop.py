@@ -1,0 +1,364 @@
+"""The loop that all methods share: one stage after another, on Lightning Fabric.
+
+Nothing in it depends on how far a process got: batches, learning rates and draws are functions of the seed and
+the step, and everything else is in the checkpoint. A run that is killed ends with the weights of one that wasn't.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from vl2v.config import StageConfig, TrainConfig
+from vl2v.errors import RunError
+from vl2v.methods import Stage, Targets
+from vl2v.seeds import derive
+from vl2v.students import Student, as_logits, evaluating
+from vl2v.training.batches import Batches
+from vl2v.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vl2v.training.log import MetricsLog
+from vl2v.training.swad import Swad, Weights
+
+Progress = Callable[[str, int, int, str], None]
+"""Called with (stage, steps done, steps in all, a few words on how it goes)."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """How well a student does on the source domains' validation pictures."""
+
+    accuracy: float
+    loss: float
+
+    def better_than(self, other: Scores | None) -> bool:
+        """Whether these are to be preferred; the cross-entropy decides between equal accuracies."""
+        return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The source domains' validation pictures.
+
+    Attributes:
+        batches: called anew for each evaluation; yields the student's input, pixels or cached features.
+        labels: of all of them, in order.
+        texts: T [C, d] for students with a text head.
+        scale: the teacher's logit scale.
+    """
+
+    batches: Callable[[], Iterable[Tensor]]
+    labels: Tensor
+    texts: Tensor | None
+    scale: float
+
+    def score(self, student: nn.Module) -> Scores:
+        """Return accuracy (0 to 1) and mean cross-entropy."""
+        with evaluating(student):
+            outputs = torch.cat([student(x).float().cpu() for x in self.batches()])
+        logits = as_logits(outputs, self.texts, self.scale)
+        loss = nn.functional.cross_entropy(logits, self.labels)
+        return Scores((logits.argmax(-1) == self.labels).double().mean().item(), loss.item())
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """A stage with all that it needs to run."""
+
+    stage: Stage
+    settings: StageConfig
+    batches: Batches
+    validation: Validation
+
+
+class Trainer:
+    """Runs stages one after another, and goes on where a killed run stopped.
+
+    Args:
+        folder: the run folder; checkpoints and metrics are in it.
+        config: precision, SWAD, selection.
+        seed: of the run.
+        batch_norm: "eval" keeps batch-norm layers in eval mode while training.
+        swad_overlapping: an oddity of the authors' code (see `Swad`).
+        swad_discarded: another: a next stage starts from the raw best weights, not from the averaged ones.
+        progress: told after every step.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        config: TrainConfig,
+        seed: int,
+        *,
+        batch_norm: Literal["eval", "train"] = "eval",
+        swad_overlapping: bool = False,
+        swad_discarded: bool = False,
+        progress: Progress | None = None,
+    ) -> None:
+        self.folder = folder
+        self.config = config
+        self.seed = seed
+        self.batch_norm = batch_norm
+        self.swad_overlapping = swad_overlapping
+        self.swad_discarded = swad_discarded
+        self.progress = progress
+        self.log = MetricsLog(folder, tensorboard=config.tensorboard)
+        self.fabric = Fabric(accelerator=config.accelerator, devices=1, precision=fabric_precision(config))
+        self.notes: list[str] = []
+
+    def fit(self, student: Student, stages: Sequence[tuple[str, Callable[[], StageWork]]]) -> Scores:
+        """Train the student in place through all stages.
+
+        Args:
+            student: as it starts; its weights are replaced by the checkpoint's where there is one.
+            stages: name, and what makes the stage's work when its turn comes (cached features are computed
+                from the weights that the student has by then).
+
+        Returns:
+            Validation scores of the weights it ends with.
+
+        Raises:
+            RunError: a loss that isn't finite, a full disk, checkpoints that are all corrupt.
+        """
+        checkpoint = load_checkpoint(self.folder / "checkpoints")
+        names = [name for name, _ in stages]
+        first = 0
+        if checkpoint is not None:
+            self.notes += checkpoint.passed_over
+            first = checkpoint.state["stage"]
+            _load(student, _under("model/", checkpoint.tensors))
+            self.log.rewind(names[:first], names[first] if first < len(names) else "", checkpoint.state["step"])
+        self.fabric.to_device(student)
+        for number in range(first, len(stages)):
+            run = _StageRun(self, stages[number][1](), student, number)
+            if checkpoint is not None and checkpoint.state["step"]:
+                run.restore(checkpoint)
+            checkpoint = run.train(last=number == len(stages) - 1)
+        assert checkpoint is not None
+        return Scores(*checkpoint.state["scores"])
+
+
+class _StageRun:
+    """One stage under way."""
+
+    def __init__(self, trainer: Trainer, work: StageWork, student: Student, number: int) -> None:
+        self.trainer = trainer
+        self.work = work
+        self.student = student
+        self.number = number
+        _set_trainable(student, work.stage.trains)
+        self.weights = {key: value for key, value in student.named_parameters() if value.requires_grad}
+        self.optimizer = _new_optimizer(self.weights.values(), work.settings)
+        self.model, self.wrapped = trainer.fabric.setup(student, self.optimizer)
+        self.swad = Swad(overlapping=trainer.swad_overlapping) if trainer.config.swad else None
+        self.step = 0
+        self.best: Scores | None = None
+        self.best_weights: Weights = {}
+
+    def train(self, *, last: bool) -> Checkpoint:
+        """Go through the steps that are left; return the checkpoint that ends the stage."""
+        settings, name = self.work.settings, self.work.stage.name
+        every = settings.eval_every or max(1, settings.steps // 10)
+        batches = self.work.batches.between(self.step * settings.accumulate, settings.steps * settings.accumulate)
+        meter = _Meter()
+        while self.step < settings.steps:
+            loss = self._optimise(batches)
+            self.step += 1
+            meter.add(loss)
+            if self.swad is not None:
+                self.swad.step(self.weights)
+            if self.step % every == 0 or self.step == settings.steps:
+                scores = self._evaluate()
+                rate = learning_rate(settings, self.step - 1)
+                row = {
+                    "stage": name,
+                    "step": self.step,
+                    "loss": meter.mean(),
+                    "lr": rate,
+                    "seconds": meter.seconds(),
+                }
+                self.trainer.log.write({**row, "val_accuracy": scores.accuracy, "val_loss": scores.loss})
+                meter = _Meter()
+                if self.step < settings.steps:
+                    self._save()
+            if self.trainer.progress is not None:
+                so_far = f", validation {self.best.accuracy:.1%}" if self.best else ""
+                self.trainer.progress(name, self.step, settings.steps, f"loss {loss:.3f}{so_far}")
+        return self._finish(last=last)
+
+    def restore(self, checkpoint: Checkpoint) -> None:
+        """Go on from a checkpoint of this stage."""
+        state, tensors = checkpoint.state, checkpoint.tensors
+        self.step = state["step"]
+        self.best = Scores(*state["best"])
+        self.best_weights = _under("best/", tensors)
+        _load_optimizer(self.optimizer, _under("optimizer/", tensors))
+        if self.swad is not None:
+            self.swad.restore(state["swad"], _under("swad/", tensors))
+
+    def _optimise(self, batches: Iterator[tuple[Tensor, Targets]]) -> float:
+        """Take one optimiser step; return the loss."""
+        settings, stage, fabric = self.work.settings, self.work.stage, self.trainer.fabric
+        torch.manual_seed(derive(self.trainer.seed, "step", stage.name, self.step))  # dropout, stochastic depth
+        self._train_mode()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(settings, self.step)
+        self.optimizer.zero_grad()
+        total = 0.0
+        for _ in range(settings.accumulate):
+            x, targets = fabric.to_device(next(batches))
+            loss = stage.loss(self.model(x), targets) / settings.accumulate
+            fabric.backward(loss)
+            total += loss.item()
+        if not math.isfinite(total):
+            raise RunError(
+                f"{self.trainer.folder}: the loss of {stage.name} is {total} at step {self.step + 1}; "
+                f"start again with a smaller stages.{stage.name}.lr (now {settings.lr:g})"
+            )
+        if settings.clip is not None:
+            fabric.clip_gradients(self.model, self.wrapped, max_norm=settings.clip)
+        self.wrapped.step()
+        return total
+
+    def _train_mode(self) -> None:
+        self.student.train()
+        if self.work.stage.trains == "projector":
+            self.student.backbone.eval()
+        if self.trainer.batch_norm == "eval":
+            for module in self.student.modules():
+                if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                    module.eval()
+
+    def _evaluate(self) -> Scores:
+        scores = self.work.validation.score(self.model)
+        if scores.better_than(self.best):
+            self.best = scores
+            self.best_weights = {key: value.detach().cpu().clone() for key, value in self.weights.items()}
+        if self.swad is not None:
+            self.swad.evaluate(scores.loss)
+        return scores
+
+    def _save(self) -> None:
+        assert self.best is not None
+        numbers, averages = self.swad.state() if self.swad is not None else ({}, {})
+        tensors = {
+            **_named("model/", self.student.state_dict()),
+            **_named("best/", self.best_weights),
+            **_named("swad/", averages),
+            **_named("optimizer/", _optimizer_tensors(self.optimizer)),
+        }
+        best = [self.best.accuracy, self.best.loss]
+        self._write(Checkpoint(tensors, {"stage": self.number, "step": self.step, "best": best, "swad": numbers}))
+
+    def _finish(self, *, last: bool) -> Checkpoint:
+        """Put the chosen weights into the student and write the checkpoint that the next stage starts from."""
+        assert self.best is not None
+        chosen, scores = None, self.best
+        average = self.swad.average() if self.swad is not None else None
+        if average is not None and (last or not self.trainer.swad_discarded):
+            chosen = average
+        elif self.trainer.config.select == "best":
+            chosen = self.best_weights
+        if chosen is not None:
+            _load(self.student, chosen)
+        if chosen is not self.best_weights:
+            scores = self.work.validation.score(self.model)
+        state = {"stage": self.number + 1, "step": 0, "scores": [scores.accuracy, scores.loss]}
+        checkpoint = Checkpoint(_named("model/", self.student.state_dict()), state)
+        self._write(checkpoint)
+        return checkpoint
+
+    def _write(self, checkpoint: Checkpoint) -> None:
+        name = f"{checkpoint.state['stage']:02d}-{checkpoint.state['step']:08d}"
+        save_checkpoint(self.trainer.folder / "checkpoints", name, checkpoint)
+
+
+class _Meter:
+    """Mean loss and seconds since the last evaluation."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.start = time.perf_counter()
+
+    def add(self, loss: float) -> None:
+        self.losses.append(loss)
+
+    def mean(self) -> float:
+        return sum(self.losses) / len(self.losses)
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.start
+
+
+def learning_rate(settings: StageConfig, step: int) -> float:
+    """Return the learning rate of a step (from 0): linear warm-up, then constant or a cosine to zero."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def fabric_precision(config: TrainConfig) -> Literal["32-true", "bf16-mixed"]:
+    """Return Fabric's name of the precision; "auto" is bf16 where the device computes in it."""
+    if config.precision == "auto":
+        if torch.cuda.is_available() and config.accelerator in ("auto", "cuda", "gpu"):
+            return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
+        return "bf16-mixed" if "avx512_bf16" in cpu_flags() else "32-true"
+    return "bf16-mixed" if config.precision == "bf16" else "32-true"
+
+
+def cpu_flags() -> frozenset[str]:
+    """Return the names of the CPU's instruction sets, as Linux names them; empty where they can't be read."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.split()) for line in text.splitlines() if line.startswith("flags")), frozenset())
+
+
+def _set_trainable(student: Student, trains: str) -> None:
+    student.backbone.requires_grad_(trains != "projector")
+    student.projector.requires_grad_(trains != "backbone")
+
+
+def _new_optimizer(weights: Iterable[Tensor], settings: StageConfig) -> torch.optim.Optimizer:
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    kind: type[torch.optim.Optimizer] = kinds[settings.optimizer]
+    return kind(list(weights), lr=settings.lr, weight_decay=settings.weight_decay)  # type: ignore[call-arg]
+
+
+def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Weights:
+    states = optimizer.state_dict()["state"]
+    return {f"{index}/{key}": value for index, state in states.items() for key, value in state.items()}
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Weights) -> None:
+    states: dict[int, Weights] = {}
+    for name, value in tensors.items():
+        index, key = name.split("/")
+        states.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def _load(student: Student, weights: Weights) -> None:
+    with torch.no_grad():
+        own = student.state_dict()
+        for key, value in weights.items():
+            own[key].copy_(value)
+
+
+def _named(prefix: str, tensors: Weights) -> Weights:
+    return {prefix + key: value for key, value in tensors.items()}
+
+
+def _under(prefix: str, tensors: Weights) -> Weights:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

@@ -1,0 +1,46 @@
+"""Which pictures are in which batch: balanced over domains, a function of the seed and the step alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.seeds import derive
+
+Indices = NDArray[np.int64]
+
+
+class DomainBalancedSampler:
+    """Batches with the same number of pictures of each domain, each domain shuffled anew every time through.
+
+    Any batch can be asked for at any time, so that a resumed run goes on with the very draws of the run that
+    was interrupted.
+
+    Args:
+        groups: the dataset indices of each domain; none of them empty.
+        per_domain: pictures of each domain in a batch.
+        seed: decides every draw.
+    """
+
+    def __init__(self, groups: Sequence[Indices], per_domain: int, seed: int) -> None:
+        self.groups = groups
+        self.per_domain = per_domain
+        self.seed = seed
+        self._order = lru_cache(maxsize=4 * len(groups))(self._shuffled)
+
+    def batch(self, number: int) -> tuple[Indices, Indices]:
+        """Return the pictures [n] of batch `number`, and how often each was drawn before, [n]."""
+        pictures, rounds = [], []
+        for which, group in enumerate(self.groups):
+            places = np.arange(number * self.per_domain, (number + 1) * self.per_domain)
+            turns, offsets = np.divmod(places, len(group))
+            pictures += [self._order(which, turn)[offset] for turn, offset in zip(turns, offsets, strict=True)]
+            rounds.append(turns)
+        return np.array(pictures), np.concatenate(rounds)
+
+    def _shuffled(self, which: int, turn: int) -> Indices:
+        generator = np.random.default_rng(derive(self.seed, "order", which, int(turn)))
+        return generator.permutation(self.groups[which])
