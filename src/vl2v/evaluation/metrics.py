@@ -1,0 +1,67 @@
+"""Metrics of one set of pictures, and what is fitted on validation: the temperature and the threshold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """How well a classifier does on some pictures; shares are between 0 and 1.
+
+    Attributes:
+        pictures: how many.
+        accuracy: share answered correctly.
+        balanced_accuracy: mean over the classes that occur of the share answered correctly.
+        ece: expected calibration error, 15 equal bins (Guo et al., ICML 2017).
+        known: share whose probability reaches the threshold, so that it isn't answered "unknown".
+    """
+
+    pictures: int
+    accuracy: float
+    balanced_accuracy: float
+    ece: float
+    known: float
+
+
+def measure(logits: Tensor, labels: Tensor, threshold: float = 0.0) -> Metrics:
+    """Return the metrics of calibrated logits [n, C] against labels [n]; n > 0."""
+    from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_recall
+
+    classes = logits.shape[1]
+    probabilities = logits.softmax(-1)
+    recalls = multiclass_recall(logits, labels, classes, average="none")
+    error = multiclass_calibration_error(probabilities, labels, classes, n_bins=15)
+    return Metrics(
+        pictures=len(labels),
+        accuracy=(logits.argmax(-1) == labels).double().mean().item(),
+        balanced_accuracy=recalls[labels.unique()].double().mean().item(),
+        ece=error.item(),
+        known=(probabilities.amax(-1) >= threshold).double().mean().item(),
+    )
+
+
+def fit_temperature(logits: Tensor, labels: Tensor) -> float:
+    """Return the temperature that minimises the cross-entropy of logits / temperature (Guo et al., ICML 2017)."""
+    inverse = torch.zeros((), dtype=torch.float64, requires_grad=True)  # its logarithm: stays positive
+    optimizer = torch.optim.LBFGS([inverse], max_iter=100, line_search_fn="strong_wolfe")
+    logits = logits.double()
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = functional.cross_entropy(logits * inverse.clamp(-7, 7).exp(), labels)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    return (-inverse.detach().clamp(-7, 7)).exp().item()
+
+
+def unknown_threshold(logits: Tensor, labels: Tensor, keep: float = 0.95) -> float:
+    """Return the probability that a share `keep` of the correctly answered pictures reaches."""
+    best = logits.softmax(-1).amax(-1)[logits.argmax(-1) == labels]
+    return best.quantile(1 - keep).item() if len(best) else 0.0

@@ -1,0 +1,69 @@
+"""Results by domain: who was measured on what, as rows that go into JSON and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from vl2v.evaluation.metrics import Metrics
+
+Role = Literal["seen", "unseen"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of an evaluation: a model on a domain.
+
+    `role` is "seen" for a source domain, where only its validation pictures count, and "unseen" otherwise.
+    """
+
+    who: str
+    domain: str
+    role: Role
+    metrics: Metrics
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """All rows, and what there is to be said about them (leakage, pictures set aside)."""
+
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    def of(self, who: str = "student", role: Role | None = None) -> list[Row]:
+        """Return one model's rows, all or those of a role."""
+        return [row for row in self.rows if row.who == who and role in (None, row.role)]
+
+    def mean(self, who: str = "student", role: Role | None = None) -> float | None:
+        """Return the mean accuracy over domains; None where there is no row."""
+        rows = self.of(who, role)
+        return sum(row.metrics.accuracy for row in rows) / len(rows) if rows else None
+
+    def worst(self, who: str = "student") -> Row | None:
+        """Return the row of the domain with the lowest accuracy."""
+        return min(self.of(who), key=lambda row: row.metrics.accuracy, default=None)
+
+    def models(self) -> list[str]:
+        """Return who was measured, in order."""
+        return list(dict.fromkeys(row.who for row in self.rows))
+
+    def to_json(self) -> dict[str, Any]:
+        """Return plain types only."""
+        worst = self.worst()
+        return {
+            "rows": [{"who": r.who, "domain": r.domain, "role": r.role, **asdict(r.metrics)} for r in self.rows],
+            "worst_domain": worst.domain if worst else None,
+            "notes": list(self.notes),
+        }
+
+    @classmethod
+    def from_json(cls, tree: dict[str, Any]) -> Evaluation:
+        """Return what `to_json` wrote."""
+        rows: Sequence[dict[str, Any]] = tree["rows"]
+        heads = ("who", "domain", "role")
+        made = [
+            Row(**{k: row[k] for k in heads}, metrics=Metrics(**{k: v for k, v in row.items() if k not in heads}))
+            for row in rows
+        ]
+        return cls(tuple(made), tuple(tree["notes"]))
