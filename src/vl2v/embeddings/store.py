@@ -1,0 +1,466 @@
+"""Every answer a teacher ever gave, kept in one SQLite file: durable, checksummed, never asked for twice.
+
+The layout was chosen by measuring; docs/store.md has the figures. Rows are appended in the order of arrival, so that
+the large part of the file never moves; the only random access is a narrow index over the first half of the key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sqlite3
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Protocol, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.errors import StoreError
+
+Kind = Literal["image", "text"]
+
+FILE_NAME = "answers.sqlite"
+APPLICATION_ID = 0x564C3256  # "VL2V"
+SCHEMA_VERSION = 1
+BUSY_SECONDS = 30.0
+KEY_BYTES = 16
+PAGE_BYTES = 16384
+CHUNK = 1000  # rows a statement: enough to amortise the statement, little enough to keep memory flat
+
+_SCHEMA = """
+CREATE TABLE teachers (
+    id INTEGER PRIMARY KEY,
+    fingerprint TEXT NOT NULL UNIQUE,
+    name TEXT NOT NULL,
+    dim INTEGER NOT NULL,
+    logit_scale REAL
+) STRICT;
+CREATE TABLE questions (
+    id INTEGER PRIMARY KEY,
+    asked_at REAL NOT NULL,
+    teacher INTEGER NOT NULL REFERENCES teachers (id),
+    kind TEXT NOT NULL CHECK (kind IN ('image', 'text')),
+    count INTEGER NOT NULL
+) STRICT;
+CREATE TABLE answers (
+    id INTEGER PRIMARY KEY,
+    teacher INTEGER NOT NULL REFERENCES teachers (id),
+    question INTEGER NOT NULL REFERENCES questions (id),
+    key_high INTEGER NOT NULL,
+    key_low INTEGER NOT NULL,
+    crc INTEGER NOT NULL,
+    vector BLOB NOT NULL
+) STRICT;
+CREATE INDEX answers_by_key ON answers (teacher, key_high);
+"""
+
+_FIND = """
+SELECT key_high, key_low, {columns} FROM answers
+WHERE teacher = ? AND key_high IN (SELECT value FROM json_each(?))
+"""
+
+
+class TeacherFacts(Protocol):
+    """What the store remembers of a teacher; every `vl2v.teachers.Teacher` has these."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def fingerprint(self) -> str: ...  # noqa: D102
+    @property
+    def dim(self) -> int: ...  # noqa: D102
+    @property
+    def logit_scale(self) -> float | None: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class TeacherRecord:
+    """A teacher as the store remembers it, without its weights."""
+
+    fingerprint: str
+    name: str
+    dim: int
+    logit_scale: float | None
+
+
+@dataclass(frozen=True)
+class Question:
+    """One batch that was asked: when (seconds since the epoch), of whom, what kind, and how many."""
+
+    asked_at: float
+    fingerprint: str
+    teacher: str
+    kind: Kind
+    count: int
+
+
+def image_key(sha256: bytes, view: str = "clean") -> bytes:
+    """Return the 16-byte key of one view of a picture, from the SHA-256 of the picture file's bytes."""
+    if len(sha256) != 32:
+        raise ValueError(f"a SHA-256 has 32 bytes, not {len(sha256)}")
+    return hashlib.blake2b(sha256 + view.encode(), digest_size=KEY_BYTES, person=b"vl2v image").digest()
+
+
+def text_key(text: str) -> bytes:
+    """Return the 16-byte key of a text."""
+    return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES, person=b"vl2v text").digest()
+
+
+class EmbeddingStore:
+    """The answers of any number of teachers, in a folder; one writer at a time, any number of readers.
+
+    A vector is kept in half precision with a CRC-32 over its key and itself. `put` returns only when its rows are on
+    the disk. A second writer waits up to `BUSY_SECONDS` for its turn. Use it from the thread that opened it.
+
+    Args:
+        path: the store's folder, made if it is not there (unless `read_only`).
+        read_only: never write, not even to create; works while another process writes.
+
+    Raises:
+        StoreError: not a store, corrupt, unwritable, of a newer schema, or (read-only) not there.
+    """
+
+    def __init__(self, path: Path, *, read_only: bool = False) -> None:
+        self.path = Path(path)
+        self.file = self.path / FILE_NAME
+        self.read_only = read_only
+        self._teacher_ids: dict[str, tuple[int, TeacherRecord]] = {}
+        with self._explained():
+            self._db = self._connect()
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file; the store cannot be used afterwards."""
+        self._db.close()
+
+    # Teachers and what they were asked
+
+    def register(self, teacher: TeacherFacts) -> None:
+        """Remember a teacher, so that its answers can be kept.
+
+        Raises:
+            StoreError: the fingerprint is known with another dimension.
+        """
+        known = self._teacher(teacher.fingerprint)
+        if known is None:
+            with self._explained(), self._transaction():
+                self._db.execute(
+                    "INSERT OR IGNORE INTO teachers (fingerprint, name, dim, logit_scale) VALUES (?, ?, ?, ?)",
+                    (teacher.fingerprint, teacher.name, teacher.dim, teacher.logit_scale),
+                )
+            known = self._require(teacher.fingerprint)
+        if known[1].dim != teacher.dim:
+            raise StoreError(
+                f"{self.file}: teacher {teacher.name} ({teacher.fingerprint}) answers with {teacher.dim} numbers, "
+                f"its answers here have {known[1].dim}: give it a store of its own"
+            )
+
+    def teachers(self) -> list[TeacherRecord]:
+        """Return the teachers that answers are kept of, oldest first."""
+        with self._explained():
+            rows = self._db.execute("SELECT fingerprint, name, dim, logit_scale FROM teachers ORDER BY id")
+            return [TeacherRecord(*row) for row in rows]
+
+    def questions(self) -> list[Question]:
+        """Return every batch that was ever asked, oldest first."""
+        with self._explained():
+            rows = self._db.execute(
+                "SELECT asked_at, fingerprint, name, kind, count FROM questions "
+                "JOIN teachers ON teachers.id = questions.teacher ORDER BY questions.id"
+            )
+            return [Question(*row) for row in rows]
+
+    # Answers
+
+    def known(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.bool_]:
+        """Return, for each of the n keys, whether its answer is kept: bool [n]."""
+        teacher = self._teacher(fingerprint)
+        out = np.zeros(len(keys), dtype=np.bool_)
+        if teacher is None:
+            return out
+        for start in range(0, len(keys), CHUNK):
+            pairs = _pairs(keys[start : start + CHUNK])
+            with self._explained():
+                there = self._present(teacher[0], pairs)
+            out[start : start + len(pairs)] = [pair in there for pair in pairs]
+        return out
+
+    def get(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.float32]:
+        """Return the answers to n keys: float32 [n, dim], unit rows, in the order of the keys.
+
+        Raises:
+            StoreError: some answers are missing, or fail their checksum; the message counts them.
+        """
+        out = np.empty((len(keys), self._require(fingerprint)[1].dim), dtype=np.float32)
+        for start, half in self._read(fingerprint, keys):
+            rows = half.astype(np.float32)
+            rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]  # half precision moved them off by 1e-4
+            out[start : start + len(rows)] = rows
+        return out
+
+    def get_half(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.float16]:
+        """Return the answers bit for bit as they are kept: float16 [n, dim]. Raises as `get` does."""
+        out = np.empty((len(keys), self._require(fingerprint)[1].dim), dtype=np.float16)
+        for start, half in self._read(fingerprint, keys):
+            out[start : start + len(half)] = half
+        return out
+
+    def put(
+        self,
+        fingerprint: str,
+        keys: Sequence[bytes],
+        vectors: NDArray[np.floating],
+        *,
+        kind: Kind,
+    ) -> None:
+        """Keep the answers to n keys, and that they were asked, in one durable commit.
+
+        The first answer to a key is the one that stays. When this returns, the rows survive kill -9.
+
+        Args:
+            fingerprint: of a registered teacher.
+            keys: n keys of 16 bytes, from `image_key` or `text_key`.
+            vectors: [n, dim], unit rows.
+            kind: what was asked about.
+
+        Raises:
+            StoreError: the vectors have another shape or are not finite unit rows; the disk is full; another process
+                kept the store busy. Nothing of the batch is kept then.
+        """
+        number, teacher = self._require(fingerprint)
+        half = self._checked(teacher, len(keys), vectors)
+        pairs = _pairs(keys)
+        raw, width = half.tobytes(), 2 * teacher.dim
+        with self._explained(), self._transaction():
+            there = self._present(number, pairs)
+            question = self._db.execute(
+                "INSERT INTO questions (asked_at, teacher, kind, count) VALUES (?, ?, ?, ?)",
+                (time.time(), number, kind, len(keys)),
+            ).lastrowid
+            rows = []
+            for i, pair in enumerate(pairs):
+                if pair not in there:
+                    there.add(pair)
+                    vector = raw[i * width : (i + 1) * width]
+                    rows.append((number, question, *pair, _crc(keys[i], vector), vector))
+            self._db.executemany(
+                "INSERT INTO answers (teacher, question, key_high, key_low, crc, vector) VALUES (?, ?, ?, ?, ?, ?)",
+                rows,
+            )
+
+    def repair(self) -> int:
+        """Drop the answers that fail their checksum, so that `vl2v embed` asks for them again; return how many."""
+        with self._explained(), self._transaction():
+            rows = self._db.execute("SELECT id, key_high, key_low, crc, vector FROM answers")
+            bad = [(number,) for number, high, low, crc, vector in rows if _crc(_key(high, low), vector) != crc]
+            self._db.executemany("DELETE FROM answers WHERE id = ?", bad)
+            self._db.execute("REINDEX answers_by_key")
+        return len(bad)
+
+    # Inside
+
+    def _read(self, fingerprint: str, keys: Sequence[bytes]) -> Iterator[tuple[int, NDArray[np.float16]]]:
+        """Yield (start, float16 [chunk, dim]); raise at the end if any was missing or damaged."""
+        number, teacher = self._require(fingerprint)
+        sql = _FIND.format(columns="crc, vector")
+        nothing = bytes(2 * teacher.dim)
+        missing, damaged = 0, []
+        for start in range(0, len(keys), CHUNK):
+            chunk = keys[start : start + CHUNK]
+            pairs = _pairs(chunk)
+            with self._explained():
+                rows = self._db.execute(sql, (number, _highs(pairs))).fetchall()
+            found = {(high, low): (crc, vector) for high, low, crc, vector in rows}
+            vectors = []
+            for key, pair in zip(chunk, pairs, strict=True):
+                crc, vector = found.get(pair, (None, nothing))
+                if crc is None:
+                    missing += 1
+                elif crc != _crc(key, vector) or len(vector) != len(nothing):
+                    damaged.append(key)
+                    vector = nothing
+                vectors.append(vector)
+            if not missing and not damaged:
+                yield start, np.frombuffer(b"".join(vectors), dtype="<f2").reshape(len(chunk), teacher.dim)
+        if damaged:
+            raise StoreError(
+                f"{self.file}: {len(damaged)} of {len(keys)} answers of {teacher.name} fail their checksum (first: "
+                f"key {damaged[0].hex()}): drop them with EmbeddingStore.repair(), then `vl2v embed` asks again"
+            )
+        if missing:
+            raise StoreError(
+                f"{self.file}: {missing} of {len(keys)} answers of {teacher.name} ({fingerprint}) are missing: "
+                "`vl2v embed` asks for them"
+            )
+
+    def _present(self, teacher: int, pairs: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
+        """Return those of the keys that are kept (and possibly others that share a first half)."""
+        sql = _FIND.format(columns="id")
+        found: set[tuple[int, int]] = set()
+        for start in range(0, len(pairs), CHUNK):
+            rows = self._db.execute(sql, (teacher, _highs(pairs[start : start + CHUNK])))
+            found.update((high, low) for high, low, _ in rows)
+        return found
+
+    def _checked(self, teacher: TeacherRecord, count: int, vectors: NDArray[np.floating]) -> NDArray[np.float16]:
+        if vectors.shape != (count, teacher.dim):
+            raise StoreError(
+                f"{self.file}: {teacher.name} was to answer {count} questions with {teacher.dim} numbers each, "
+                f"the answer's shape is {vectors.shape}: check the teacher"
+            )
+        norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
+        for wrong, what in (
+            (~np.isfinite(norms), "not finite"),
+            (norms == 0, "zero"),
+            (np.abs(norms - 1) > 0.01, "not of unit length"),
+        ):
+            if wrong.any():
+                raise StoreError(
+                    f"{self.file}: {int(wrong.sum())} of {count} answers of {teacher.name} are {what} (first: number "
+                    f"{int(wrong.argmax())}), nothing of the batch was kept: check the teacher"
+                )
+        return np.ascontiguousarray(vectors, dtype="<f2")
+
+    def _teacher(self, fingerprint: str) -> tuple[int, TeacherRecord] | None:
+        if fingerprint not in self._teacher_ids:
+            with self._explained():
+                row = self._db.execute(
+                    "SELECT id, fingerprint, name, dim, logit_scale FROM teachers WHERE fingerprint = ?",
+                    (fingerprint,),
+                ).fetchone()
+            if row is None:
+                return None
+            self._teacher_ids[fingerprint] = (row[0], TeacherRecord(*row[1:]))
+        return self._teacher_ids[fingerprint]
+
+    def _require(self, fingerprint: str) -> tuple[int, TeacherRecord]:
+        teacher = self._teacher(fingerprint)
+        if teacher is None:
+            raise StoreError(
+                f"{self.file}: holds no answers of teacher {fingerprint}: run `vl2v embed` with it first"
+            )
+        return teacher
+
+    def _connect(self) -> sqlite3.Connection:
+        if self.read_only:
+            if not self.file.is_file():
+                raise StoreError(f"{self.path}: there is no embedding store here: `vl2v embed` makes one")
+            # Without its log and in a folder that cannot be written to, nobody can be writing: skip all locking.
+            frozen = not os.access(self.path, os.W_OK) and not self.file.with_name(FILE_NAME + "-wal").exists()
+            uri = f"{self.file.absolute().as_uri()}?mode=ro" + ("&immutable=1" if frozen else "")
+            return sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(
+                f"{self.path}: cannot make the store's folder ({error.strerror}): choose another place"
+            ) from None
+        return sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None)
+
+    def _prepare(self) -> None:
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        (objects,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if application != APPLICATION_ID and (application or objects or self.read_only):
+            raise StoreError(f"{self.file}: is not an embedding store of vl2v: choose another folder")
+        if not self.read_only:
+            self._db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+            # 64 MB of log between checkpoints: an index page that many commits touch is moved once.
+            self._db.execute("PRAGMA wal_autocheckpoint = 4000")
+            self._db.execute("PRAGMA journal_size_limit = 67108864")
+        self._db.execute("PRAGMA cache_size = -65536")
+        self._db.execute("PRAGMA mmap_size = 2147418112")
+        if application != APPLICATION_ID:
+            self._create()
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise StoreError(f"{self.file}: was written by a newer vl2v (schema {version}): upgrade vl2v")
+
+    def _create(self) -> None:
+        with self._transaction():
+            if self._db.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,):
+                return  # another process was faster
+            for statement in _SCHEMA.split(";"):
+                self._db.execute(statement)
+            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """All or nothing, on the disk when the block ends."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turn SQLite's errors into what the person can do about them."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise StoreError(f"{self.file}: {_remedy(error)}") from error
+
+
+def _remedy(error: sqlite3.Error) -> str:
+    code = getattr(error, "sqlite_errorcode", 0)
+    match code & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return "the disk is full; all that was acknowledged is kept: free some space, then run the command again"
+        case sqlite3.SQLITE_IOERR:
+            return f"the disk is full or failing ({error}): free some space or check it, then run the command again"
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return f"another process has been writing for {BUSY_SECONDS:g} s: wait for it to end, or stop it"
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return (
+                f"the file is corrupt ({error}): put back a copy, or move it aside and `vl2v embed` asks again "
+                "(`sqlite3 FILE .recover` may save part of it)"
+            )
+        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
+            return f"cannot be opened or written ({error}): check its permissions, or choose another folder"
+    return f"SQLite says: {error}"
+
+
+def _pairs(keys: Sequence[bytes]) -> list[tuple[int, int]]:
+    """Return each 16-byte key as two signed 64-bit integers, which is what SQLite keeps and compares fastest."""
+    joined = b"".join(keys)
+    if len(joined) != KEY_BYTES * len(keys) or any(len(key) != KEY_BYTES for key in keys):
+        raise ValueError(f"a key has {KEY_BYTES} bytes: make it with image_key or text_key")
+    halves = np.frombuffer(joined, dtype=">i8")
+    return list(zip(halves[0::2].tolist(), halves[1::2].tolist(), strict=True))
+
+
+def _key(high: int, low: int) -> bytes:
+    return high.to_bytes(8, "big", signed=True) + low.to_bytes(8, "big", signed=True)
+
+
+def _highs(pairs: Sequence[tuple[int, int]]) -> str:
+    return str([high for high, _ in pairs])  # a list of integers is its own JSON
+
+
+def _crc(key: bytes, vector: bytes) -> int:
+    """CRC-32 over key and vector, as the signed integer that takes SQLite the fewest bytes."""
+    return zlib.crc32(vector, zlib.crc32(key)) - 2**31
