@@ -1,7 +1,8 @@
 """Every answer a teacher ever gave, kept in one SQLite file: durable, checksummed, never asked for twice.
 
 The layout was chosen by measuring; docs/store.md has the figures. Rows are appended in the order of arrival, so that
-the large part of the file never moves; the only random access is a narrow index over the first half of the key.
+the large part of the file never moves. Keys are random, so an index over them is written all over its pages; it is
+kept narrow (the first half of the key), and new entries gather in a small one that joins the large one now and then.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
 KEY_BYTES = 16
 PAGE_BYTES = 16384
+GATHERED = 16384  # entries of `new_places` that join `places` at a time
 CHUNK = 1000  # rows a statement: enough to amortise the statement, little enough to keep memory flat
 
 _SCHEMA = """
@@ -50,19 +52,27 @@ CREATE TABLE questions (
 ) STRICT;
 CREATE TABLE answers (
     id INTEGER PRIMARY KEY,
-    teacher INTEGER NOT NULL REFERENCES teachers (id),
     question INTEGER NOT NULL REFERENCES questions (id),
-    key_high INTEGER NOT NULL,
-    key_low INTEGER NOT NULL,
+    key BLOB NOT NULL,
     crc INTEGER NOT NULL,
     vector BLOB NOT NULL
 ) STRICT;
-CREATE INDEX answers_by_key ON answers (teacher, key_high);
+CREATE TABLE places (
+    teacher INTEGER NOT NULL, half_key INTEGER NOT NULL, answer INTEGER NOT NULL,
+    PRIMARY KEY (teacher, half_key, answer)
+) STRICT, WITHOUT ROWID;
+CREATE TABLE new_places (
+    teacher INTEGER NOT NULL, half_key INTEGER NOT NULL, answer INTEGER NOT NULL,
+    PRIMARY KEY (teacher, half_key, answer)
+) STRICT, WITHOUT ROWID;
 """
 
 _FIND = """
-SELECT key_high, key_low, {columns} FROM answers
-WHERE teacher = ? AND key_high IN (SELECT value FROM json_each(?))
+SELECT key, {columns} FROM (
+    SELECT answer FROM places WHERE teacher = ?1 AND half_key IN (SELECT value FROM json_each(?2))
+    UNION ALL
+    SELECT answer FROM new_places WHERE teacher = ?1 AND half_key IN (SELECT value FROM json_each(?2))
+) CROSS JOIN answers ON answers.id = answer
 """
 
 
@@ -196,11 +206,9 @@ class EmbeddingStore:
         out = np.zeros(len(keys), dtype=np.bool_)
         if teacher is None:
             return out
-        for start in range(0, len(keys), CHUNK):
-            pairs = _pairs(keys[start : start + CHUNK])
-            with self._explained():
-                there = self._present(teacher[0], pairs)
-            out[start : start + len(pairs)] = [pair in there for pair in pairs]
+        with self._explained():
+            there = self._present(teacher[0], keys)
+        out[:] = [key in there for key in keys]
         return out
 
     def get(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.float32]:
@@ -211,9 +219,9 @@ class EmbeddingStore:
         """
         out = np.empty((len(keys), self._require(fingerprint)[1].dim), dtype=np.float32)
         for start, half in self._read(fingerprint, keys):
-            rows = half.astype(np.float32)
+            rows = out[start : start + len(half)]
+            rows[:] = half
             rows /= np.sqrt(np.einsum("nd,nd->n", rows, rows))[:, None]  # half precision moved them off by 1e-4
-            out[start : start + len(rows)] = rows
         return out
 
     def get_half(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.float16]:
@@ -247,32 +255,35 @@ class EmbeddingStore:
         """
         number, teacher = self._require(fingerprint)
         half = self._checked(teacher, len(keys), vectors)
-        pairs = _pairs(keys)
         raw, width = half.tobytes(), 2 * teacher.dim
         with self._explained(), self._transaction():
-            there = self._present(number, pairs)
+            there = self._present(number, keys)
             question = self._db.execute(
                 "INSERT INTO questions (asked_at, teacher, kind, count) VALUES (?, ?, ?, ?)",
                 (time.time(), number, kind, len(keys)),
             ).lastrowid
-            rows = []
-            for i, pair in enumerate(pairs):
-                if pair not in there:
-                    there.add(pair)
+            answers = []
+            for i, key in enumerate(keys):
+                if key not in there:
+                    there.add(key)
                     vector = raw[i * width : (i + 1) * width]
-                    rows.append((number, question, *pair, _crc(keys[i], vector), vector))
-            self._db.executemany(
-                "INSERT INTO answers (teacher, question, key_high, key_low, crc, vector) VALUES (?, ?, ?, ?, ?, ?)",
-                rows,
-            )
+                    answers.append((question, key, _crc(key, vector), vector))
+            self._append(number, answers)
 
     def repair(self) -> int:
         """Drop the answers that fail their checksum, so that `vl2v embed` asks for them again; return how many."""
         with self._explained(), self._transaction():
-            rows = self._db.execute("SELECT id, key_high, key_low, crc, vector FROM answers")
-            bad = [(number,) for number, high, low, crc, vector in rows if _crc(_key(high, low), vector) != crc]
+            rows = self._db.execute("SELECT id, key, crc, vector FROM answers")
+            bad = [(number,) for number, key, crc, vector in rows if _crc(key, vector) != crc]
             self._db.executemany("DELETE FROM answers WHERE id = ?", bad)
-            self._db.execute("REINDEX answers_by_key")
+            self._db.execute("DELETE FROM places")
+            self._db.execute("DELETE FROM new_places")
+            rows = self._db.execute(
+                "SELECT teacher, key, answers.id FROM answers JOIN questions ON questions.id = question"
+            )
+            places = ((teacher, _half(key), number) for teacher, key, number in rows)
+            self._db.executemany("INSERT INTO new_places VALUES (?, ?, ?)", places)
+            self._gather()
         return len(bad)
 
     # Inside
@@ -285,13 +296,12 @@ class EmbeddingStore:
         missing, damaged = 0, []
         for start in range(0, len(keys), CHUNK):
             chunk = keys[start : start + CHUNK]
-            pairs = _pairs(chunk)
             with self._explained():
-                rows = self._db.execute(sql, (number, _highs(pairs))).fetchall()
-            found = {(high, low): (crc, vector) for high, low, crc, vector in rows}
+                rows = self._db.execute(sql, (number, _halves(chunk))).fetchall()
+            found = {key: (crc, vector) for key, crc, vector in rows}
             vectors = []
-            for key, pair in zip(chunk, pairs, strict=True):
-                crc, vector = found.get(pair, (None, nothing))
+            for key in chunk:
+                crc, vector = found.get(key, (None, nothing))
                 if crc is None:
                     missing += 1
                 elif crc != _crc(key, vector) or len(vector) != len(nothing):
@@ -311,14 +321,28 @@ class EmbeddingStore:
                 "`vl2v embed` asks for them"
             )
 
-    def _present(self, teacher: int, pairs: Sequence[tuple[int, int]]) -> set[tuple[int, int]]:
-        """Return those of the keys that are kept (and possibly others that share a first half)."""
+    def _present(self, teacher: int, keys: Sequence[bytes]) -> set[bytes]:
+        """Return those of the keys that are kept (and possibly others that share their first half)."""
         sql = _FIND.format(columns="id")
-        found: set[tuple[int, int]] = set()
-        for start in range(0, len(pairs), CHUNK):
-            rows = self._db.execute(sql, (teacher, _highs(pairs[start : start + CHUNK])))
-            found.update((high, low) for high, low, _ in rows)
+        found: set[bytes] = set()
+        for start in range(0, len(keys), CHUNK):
+            rows = self._db.execute(sql, (teacher, _halves(keys[start : start + CHUNK])))
+            found.update(key for key, _ in rows)
         return found
+
+    def _append(self, teacher: int, answers: Sequence[tuple[object, bytes, int, bytes]]) -> None:
+        (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM answers").fetchone()
+        numbered = list(enumerate(answers, last + 1))
+        self._db.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, ?)", ((n, *row) for n, row in numbered))
+        self._db.executemany(
+            "INSERT INTO new_places VALUES (?, ?, ?)", ((teacher, _half(row[1]), n) for n, row in numbered)
+        )
+        if last // GATHERED != (last + len(answers)) // GATHERED:
+            self._gather()
+
+    def _gather(self) -> None:
+        self._db.execute("INSERT INTO places SELECT * FROM new_places ORDER BY teacher, half_key, answer")
+        self._db.execute("DELETE FROM new_places")
 
     def _checked(self, teacher: TeacherRecord, count: int, vectors: NDArray[np.floating]) -> NDArray[np.float16]:
         if vectors.shape != (count, teacher.dim):
@@ -444,21 +468,17 @@ def _remedy(error: sqlite3.Error) -> str:
     return f"SQLite says: {error}"
 
 
-def _pairs(keys: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Return each 16-byte key as two signed 64-bit integers, which is what SQLite keeps and compares fastest."""
+def _half(key: bytes) -> int:
+    """Return the first half of a key as the signed integer that SQLite keeps and compares fastest."""
+    return int.from_bytes(key[:8], "big", signed=True)
+
+
+def _halves(keys: Sequence[bytes]) -> str:
+    """Return the first halves as JSON, which is how a list of any length becomes one parameter."""
     joined = b"".join(keys)
-    if len(joined) != KEY_BYTES * len(keys) or any(len(key) != KEY_BYTES for key in keys):
+    if len(joined) != KEY_BYTES * len(keys):
         raise ValueError(f"a key has {KEY_BYTES} bytes: make it with image_key or text_key")
-    halves = np.frombuffer(joined, dtype=">i8")
-    return list(zip(halves[0::2].tolist(), halves[1::2].tolist(), strict=True))
-
-
-def _key(high: int, low: int) -> bytes:
-    return high.to_bytes(8, "big", signed=True) + low.to_bytes(8, "big", signed=True)
-
-
-def _highs(pairs: Sequence[tuple[int, int]]) -> str:
-    return str([high for high, _ in pairs])  # a list of integers is its own JSON
+    return str(np.frombuffer(joined, dtype=">i8")[::2].tolist())
 
 
 def _crc(key: bytes, vector: bytes) -> int:
