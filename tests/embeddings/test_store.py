@@ -132,11 +132,11 @@ def test_the_first_answer_stays_and_every_question_is_remembered(filled: Path) -
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda rows: rows * np.nan, "5 of 5 answers of tiny:one are not finite"),
-        (lambda rows: np.where(np.arange(5)[:, None] == 3, 0, rows), "1 of 5 .* are zero .*number 3"),
+        (lambda rows: rows * np.nan, "tiny:one: 5 of 5 answers are not finite"),
+        (lambda rows: np.where(np.arange(5)[:, None] == 3, 0, rows), "1 of 5 answers are zero .*number 3"),
         (lambda rows: rows * 30, "not of unit length"),
-        (lambda rows: rows[:, :-1], r"24 numbers each, the answer's shape is \(5, 23\)"),
-        (lambda rows: rows[:-1], r"answer 5 questions .* \(4, 24\)"),
+        (lambda rows: rows[:, :-1], r"5 answers of 24 numbers were due, the shape is \(5, 23\)"),
+        (lambda rows: rows[:-1], r"were due, the shape is \(4, 24\)"),
     ],
 )
 def test_bad_vectors_are_refused_and_nothing_of_them_is_kept(tmp_path: Path, spoil, words: str) -> None:

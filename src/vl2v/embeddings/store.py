@@ -32,7 +32,7 @@ SCHEMA_VERSION = 1
 BUSY_SECONDS = 30.0
 KEY_BYTES = 16
 PAGE_BYTES = 16384
-GATHERED = 16384  # entries of `new_places` that join `places` at a time
+GATHERED = 8192  # entries of `new_places` that join `places` at a time
 CHUNK = 1000  # rows a statement: enough to amortise the statement, little enough to keep memory flat
 
 _SCHEMA = """
@@ -120,6 +120,21 @@ def image_key(sha256: bytes, view: str = "clean") -> bytes:
 def text_key(text: str) -> bytes:
     """Return the 16-byte key of a text."""
     return hashlib.blake2b(text.encode(), digest_size=KEY_BYTES, person=b"vl2v text").digest()
+
+
+def flaw(vectors: NDArray[np.floating], shape: tuple[int, int]) -> str | None:
+    """Return what is wrong with a batch of answers that should be finite unit rows of this shape, or None."""
+    if vectors.shape != shape:
+        return f"{shape[0]} answers of {shape[1]} numbers were due, the shape is {vectors.shape}"
+    norms = np.linalg.norm(vectors.astype(np.float32, copy=False), axis=1)
+    for wrong, what in (
+        (~np.isfinite(norms), "not finite"),
+        (norms == 0, "zero"),
+        (np.abs(norms - 1) > 0.01, "not of unit length"),
+    ):
+        if wrong.any():
+            return f"{int(wrong.sum())} of {shape[0]} answers are {what} (first: number {int(wrong.argmax())})"
+    return None
 
 
 class EmbeddingStore:
@@ -345,22 +360,11 @@ class EmbeddingStore:
         self._db.execute("DELETE FROM new_places")
 
     def _checked(self, teacher: TeacherRecord, count: int, vectors: NDArray[np.floating]) -> NDArray[np.float16]:
-        if vectors.shape != (count, teacher.dim):
+        wrong = flaw(vectors, (count, teacher.dim))
+        if wrong:
             raise StoreError(
-                f"{self.file}: {teacher.name} was to answer {count} questions with {teacher.dim} numbers each, "
-                f"the answer's shape is {vectors.shape}: check the teacher"
+                f"{self.file}: {teacher.name}: {wrong}; nothing of this batch was kept: check the teacher"
             )
-        norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
-        for wrong, what in (
-            (~np.isfinite(norms), "not finite"),
-            (norms == 0, "zero"),
-            (np.abs(norms - 1) > 0.01, "not of unit length"),
-        ):
-            if wrong.any():
-                raise StoreError(
-                    f"{self.file}: {int(wrong.sum())} of {count} answers of {teacher.name} are {what} (first: number "
-                    f"{int(wrong.argmax())}), nothing of the batch was kept: check the teacher"
-                )
         return np.ascontiguousarray(vectors, dtype="<f2")
 
     def _teacher(self, fingerprint: str) -> tuple[int, TeacherRecord] | None:

@@ -1,0 +1,153 @@
+"""What a teacher has to be asked, what is known already, and the answers as training wants them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.embeddings.store import EmbeddingStore, image_key, text_key
+from vl2v.embeddings.views import Views
+from vl2v.errors import DataError
+
+if TYPE_CHECKING:
+    from vl2v.data.audit import Audit
+    from vl2v.data.dataset import DomainDataset
+    from vl2v.embeddings.store import TeacherFacts
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The questions about a dataset and its class texts; the same content is asked about once, whatever its name.
+
+    Attributes:
+        dataset: the pictures.
+        sha256: of each picture's file, 32 bytes each.
+        views: which views of a picture are asked about.
+        distinct: how many different contents the pictures have.
+        known: how many of the `distinct * len(views)` questions about pictures are answered already.
+        to_ask: (dataset index, view) of the others, a picture's views next to each other.
+        texts: how many different texts there are.
+        texts_known: how many of them are answered already.
+        texts_to_ask: the others.
+    """
+
+    dataset: DomainDataset
+    sha256: tuple[bytes, ...]
+    views: Views
+    distinct: int
+    known: int
+    to_ask: tuple[tuple[int, int], ...]
+    texts: int
+    texts_known: int
+    texts_to_ask: tuple[str, ...]
+
+    @property
+    def pictures(self) -> int:
+        """How many pictures the dataset has, copies included."""
+        return len(self.sha256)
+
+    @property
+    def questions(self) -> int:
+        """How many questions are still to be asked: pictures' views and texts."""
+        return len(self.to_ask) + len(self.texts_to_ask)
+
+    def summary(self) -> str:
+        """Return two lines for people: the pictures, and the texts."""
+        copies = self.pictures - self.distinct
+        return (
+            f"pictures: {self.pictures:,}"
+            + (f" ({copies:,} of them copies)" if copies else "")
+            + (f" in {len(self.views)} views" if self.views.k else "")
+            + f": {self.distinct * len(self.views):,} questions, {self.known:,} known, {len(self.to_ask):,} to ask\n"
+            f"texts: {self.texts:,} questions, {self.texts_known:,} known, {len(self.texts_to_ask):,} to ask"
+        )
+
+
+def plan(
+    store: EmbeddingStore | None,
+    teacher: TeacherFacts,
+    dataset: DomainDataset,
+    audit: Audit,
+    texts: Sequence[str],
+    views: Views,
+) -> Plan:
+    """Compare what training will want with what the store has; ask nothing, write nothing.
+
+    Args:
+        store: None where there is no store yet: nothing is known then.
+        teacher: who would be asked.
+        dataset: the pictures, the unreadable ones set aside.
+        audit: of this very dataset: the contents' hashes.
+        texts: all prompts of all classes; repeated ones count once.
+        views: which views of each picture.
+
+    Raises:
+        DataError: the audit found a picture unreadable that is still in the dataset.
+        StoreError: the store cannot be read.
+    """
+    if len(audit.sha256) != len(dataset):
+        raise ValueError(f"an audit of {len(audit.sha256)} pictures for a dataset of {len(dataset)}")
+    if audit.problems:
+        index, reason = next(iter(sorted(audit.problems.items())))
+        raise DataError(
+            f"{dataset.paths[index]}: {reason} ({len(audit.problems)} such pictures): set them aside first"
+        )
+    hashes = _hashes(audit)
+    first = {sha256: index for index, sha256 in reversed(list(enumerate(hashes)))}
+    asked = [(index, view) for index in sorted(first.values()) for view in range(len(views))]
+    names = views.names
+    missing = _missing(store, teacher, [image_key(hashes[index], names[view]) for index, view in asked])
+    wanted = list(dict.fromkeys(texts))
+    texts_missing = _missing(store, teacher, [text_key(text) for text in wanted])
+    return Plan(
+        dataset=dataset,
+        sha256=hashes,
+        views=views,
+        distinct=len(first),
+        known=len(asked) - len(missing),
+        to_ask=tuple(asked[i] for i in missing),
+        texts=len(wanted),
+        texts_known=len(wanted) - len(texts_missing),
+        texts_to_ask=tuple(wanted[i] for i in texts_missing),
+    )
+
+
+def targets(
+    store: EmbeddingStore,
+    fingerprint: str,
+    audit: Audit,
+    views: Views,
+    indices: Sequence[int] | NDArray[np.int64] | None = None,
+) -> NDArray[np.float16]:
+    """Return the image targets I(x) of training: float16 [n, 1 + k, dim], the clean view first, unit rows.
+
+    Args:
+        store: where the answers are.
+        fingerprint: whose answers.
+        audit: of the dataset whose pictures are meant.
+        views: as they were asked.
+        indices: n of the audit's pictures; None: all of them.
+
+    Raises:
+        StoreError: answers are missing or damaged; the message counts them and says what asks for them.
+    """
+    hashes = _hashes(audit)
+    chosen = range(len(hashes)) if indices is None else [int(i) for i in indices]
+    keys = [image_key(hashes[index], name) for index in chosen for name in views.names]
+    rows = store.get_half(fingerprint, keys)
+    return rows.reshape(len(chosen), len(views), rows.shape[1])
+
+
+def _missing(store: EmbeddingStore | None, teacher: TeacherFacts, keys: Sequence[bytes]) -> list[int]:
+    if store is None:
+        return list(range(len(keys)))
+    return [int(i) for i in np.flatnonzero(~store.known(teacher.fingerprint, keys))]
+
+
+def _hashes(audit: Audit) -> tuple[bytes, ...]:
+    # numpy's byte strings drop trailing zeros when they are read: give them back
+    return tuple(bytes(sha256).ljust(32, b"\0") for sha256 in audit.sha256)

@@ -1,0 +1,245 @@
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from vl2v.data.audit import Audit, audit
+from vl2v.data.dataset import DomainDataset
+from vl2v.data.layouts import open_dataset
+from vl2v.embeddings import EmbeddingStore, Views, fetch, image_key, plan, targets, text_key
+from vl2v.errors import ConfigError, DataError, StoreError, TeacherError
+from vl2v.teachers import EncodedImage
+
+FETCH = import_module("vl2v.embeddings.fetch")  # the package's own name `fetch` is the function
+TEXTS = ["a photo of a cat", "a photo of a dog", "a photo of a cat"]
+
+
+class HashTeacher:
+    """Answers from the pixels alone, so that equal pictures get equal answers; counts what it is asked."""
+
+    name = "test:hash"
+    fingerprint = "a" * 16
+    dim = 16
+    logit_scale = None
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.seen: list[bytes] = []
+
+    def row(self, content: bytes) -> NDArray[np.float32]:
+        seed = int.from_bytes(hashlib.sha256(content).digest()[:8], "big")
+        row = np.random.default_rng(seed).standard_normal(self.dim).astype(np.float32)
+        return row / np.linalg.norm(row)
+
+    def embed_images(self, images: Sequence[EncodedImage]) -> NDArray[np.float32]:
+        self.asked += [image.name for image in images]
+        self.seen += [image.data for image in images]
+        return np.stack([self.row(pixels_of(image.data).tobytes()) for image in images])
+
+    def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        self.asked += texts
+        return np.stack([self.row(text.encode()) for text in texts])
+
+
+def pixels_of(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> DomainDataset:
+    """Two domains x two classes x 3 pictures; one of them a copy of another, in another domain."""
+    root = tmp_path / "pictures"
+    draw = np.random.default_rng(0)
+    for domain in ("photo", "sketch"):
+        for name in ("cat", "dog"):
+            (root / domain / name).mkdir(parents=True)
+            for i in range(3):
+                pixels = draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(root / domain / name / f"{i}.png")
+    (root / "sketch/dog/2.png").write_bytes((root / "photo/cat/0.png").read_bytes())
+    return open_dataset(root)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> EmbeddingStore:
+    return EmbeddingStore(tmp_path / "store")
+
+
+def hashes(found: Audit) -> list[bytes]:
+    return [bytes(sha256).ljust(32, b"\0") for sha256 in found.sha256]
+
+
+def test_every_content_is_asked_about_once_and_never_again(pictures: DomainDataset, store: EmbeddingStore) -> None:
+    teacher, found = HashTeacher(), audit(pictures)
+    todo = plan(store, teacher, pictures, found, TEXTS, Views())
+    assert (todo.pictures, todo.distinct, todo.known, len(todo.to_ask)) == (12, 11, 0, 11)
+    assert (todo.texts, todo.texts_known, todo.texts_to_ask) == (2, 0, tuple(TEXTS[:2]))
+    assert todo.summary() == (
+        "pictures: 12 (1 of them copies): 11 questions, 0 known, 11 to ask\ntexts: 2 questions, 0 known, 2 to ask"
+    )
+    steps: list[tuple[int, int]] = []
+    fetch(todo, store, teacher, lambda done, total: steps.append((done, total)))
+    assert steps == [(0, 13), (2, 13), (13, 13)]
+    assert sorted(teacher.asked) == sorted([*TEXTS[:2], *pictures.paths[:11]])
+
+    again = plan(store, teacher, pictures, found, TEXTS, Views())
+    assert (again.questions, again.known, again.texts_known) == (0, 11, 2)
+    fetch(again, store, teacher)
+    assert len(teacher.asked) == 13
+    assert [(q.kind, q.count) for q in store.questions()] == [("text", 2), ("image", 11)]
+
+
+def test_the_targets_are_the_teachers_answers_in_the_datasets_order(
+    pictures: DomainDataset, store: EmbeddingStore
+) -> None:
+    teacher, found, views = HashTeacher(), audit(pictures), Views(k=2, seed=3, size=16)
+    fetch(plan(store, teacher, pictures, found, TEXTS, views), store, teacher)
+    wanted = targets(store, teacher.fingerprint, found, views)
+    assert wanted.shape == (12, 3, 16)
+    assert wanted.dtype == np.float16
+    assert wanted.flags.c_contiguous
+    for i, sha256 in enumerate(hashes(found)):
+        image = Image.open(io.BytesIO(pictures.read(i))).convert("RGB")
+        seen = [np.asarray(image), views.pixels(image, sha256, 1), views.pixels(image, sha256, 2)]
+        np.testing.assert_array_equal(wanted[i], [teacher.row(p.tobytes()).astype(np.float16) for p in seen])
+    some = targets(store, teacher.fingerprint, found, views, np.array([5, 2]))
+    np.testing.assert_array_equal(some, wanted[[5, 2]])
+    clean = targets(store, teacher.fingerprint, found, Views())
+    np.testing.assert_array_equal(clean[:, 0], wanted[:, 0])
+    cat = store.get_half(teacher.fingerprint, [text_key(TEXTS[0])])[0]
+    np.testing.assert_array_equal(cat, teacher.row(TEXTS[0].encode()).astype(np.float16))
+
+
+def test_more_views_ask_only_for_what_is_new(pictures: DomainDataset, store: EmbeddingStore) -> None:
+    teacher, found = HashTeacher(), audit(pictures)
+    fetch(plan(store, teacher, pictures, found, TEXTS, Views()), store, teacher)
+    more = plan(store, teacher, pictures, found, TEXTS, Views(k=2, size=16))
+    assert (more.known, len(more.to_ask), more.texts_to_ask) == (11, 22, ())
+    assert "in 3 views: 33 questions, 11 known, 22 to ask" in more.summary()
+    fetch(more, store, teacher)
+    other_seed = plan(store, teacher, pictures, found, TEXTS, Views(k=2, seed=1, size=16))
+    assert (other_seed.known, len(other_seed.to_ask)) == (11, 22)
+
+
+def test_an_interrupted_fetch_goes_on_where_it_stopped(
+    pictures: DomainDataset, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Tiring(HashTeacher):
+        def embed_images(self, images: Sequence[EncodedImage]) -> NDArray[np.float32]:
+            if len(self.asked) > 5:
+                raise KeyboardInterrupt
+            return super().embed_images(images)
+
+    monkeypatch.setattr(FETCH, "CHUNK", 4)
+    found, first, second = audit(pictures), Tiring(), HashTeacher()
+    with pytest.raises(KeyboardInterrupt):
+        fetch(plan(store, first, pictures, found, TEXTS, Views()), store, first)
+    fetch(plan(store, second, pictures, found, TEXTS, Views()), store, second)
+    assert len(first.asked) == 6  # 2 texts, 4 pictures
+    assert len(second.asked) == 7
+    assert not set(first.asked) & set(second.asked)
+    targets(store, second.fingerprint, found, Views())
+
+
+def test_large_files_make_small_chunks(
+    pictures: DomainDataset, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FETCH, "CHUNK_BYTES", 1)
+    teacher = HashTeacher()
+    fetch(plan(store, teacher, pictures, audit(pictures), [], Views()), store, teacher)
+    assert [question.count for question in store.questions()] == [1] * 11
+
+
+def test_without_a_store_nothing_is_known_and_nothing_is_written(pictures: DomainDataset) -> None:
+    todo = plan(None, HashTeacher(), pictures, audit(pictures), TEXTS, Views(k=1))
+    assert (len(todo.to_ask), len(todo.texts_to_ask)) == (22, 2)
+
+
+@pytest.mark.parametrize(
+    ("happen", "words"), [("change", "has changed since"), ("vanish", "photo/dog/1.png")], ids=["changed", "vanished"]
+)
+def test_a_file_that_is_not_what_was_planned_is_named(
+    pictures: DomainDataset, store: EmbeddingStore, happen: str, words: str
+) -> None:
+    teacher = HashTeacher()
+    todo = plan(store, teacher, pictures, audit(pictures), [], Views())
+    file = pictures.root / "photo/dog/1.png"
+    if happen == "change":
+        file.write_bytes((pictures.root / "photo/dog/2.png").read_bytes())
+    else:
+        file.unlink()
+    with pytest.raises(DataError, match=words):
+        fetch(todo, store, teacher)
+    assert teacher.asked == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda rows: rows[:-1], r"11 answers of 16 numbers were due, the shape is \(10, 16\)"),
+        (lambda rows: rows[:, :8], r"11 answers of 16 numbers were due, the shape is \(11, 8\)"),
+        (lambda rows: rows * np.inf, "11 of 11 answers are not finite"),
+        (lambda rows: rows * 0, "11 of 11 answers are zero"),
+    ],
+)
+def test_a_teachers_bad_answer_is_refused(pictures: DomainDataset, store: EmbeddingStore, spoil, words: str) -> None:
+    class Spoilt(HashTeacher):
+        def embed_images(self, images: Sequence[EncodedImage]) -> NDArray[np.float32]:
+            return spoil(super().embed_images(images))
+
+    teacher = Spoilt()
+    with pytest.raises(TeacherError, match=f"test:hash: {words}"):
+        fetch(plan(store, teacher, pictures, audit(pictures), [], Views()), store, teacher)
+    assert store.questions() == []
+
+
+def test_targets_that_were_never_asked_for_say_so(pictures: DomainDataset, store: EmbeddingStore) -> None:
+    teacher, found = HashTeacher(), audit(pictures)
+    fetch(plan(store, teacher, pictures, found, TEXTS, Views()), store, teacher)
+    with pytest.raises(StoreError, match=r"24 of 36 answers of test:hash .* are missing: `vl2v embed`"):
+        targets(store, teacher.fingerprint, found, Views(k=2))
+
+
+def test_unreadable_pictures_must_be_set_aside_first(pictures: DomainDataset, store: EmbeddingStore) -> None:
+    found = Audit(sha256=audit(pictures).sha256, problems={3: "truncated"})
+    with pytest.raises(DataError, match=r"photo/dog/0.png: truncated .*set them aside"):
+        plan(store, HashTeacher(), pictures, found, TEXTS, Views())
+
+
+def test_a_hash_that_ends_in_zeros_survives_numpys_byte_strings(pictures: DomainDataset) -> None:
+    real = hashes(audit(pictures))
+    real[0] = bytes(31 * [7]) + b"\0"
+    todo = plan(None, HashTeacher(), pictures, Audit(sha256=np.array(real, dtype="S32"), problems={}), [], Views())
+    assert todo.sha256 == tuple(real)
+
+
+def test_views_are_named_fixed_and_follow_the_content(pictures: DomainDataset) -> None:
+    views = Views(k=3, seed=3, size=32)
+    assert views.names == ("clean", *(f"domainbed-v1/32/seed3/k{k}" for k in range(3)))
+    assert len(views) == 4
+    data = pictures.read(0)
+    sha256 = hashlib.sha256(data).digest()
+    file, *augmented = views.encoded(data, sha256, (0, 1, 2, 3))
+    assert file == data
+    assert len({pixels_of(png).tobytes() for png in augmented}) == 3
+    assert [pixels_of(png).shape for png in augmented] == [(32, 32, 3)] * 3
+    assert views.encoded(data, sha256, (2,)) == [augmented[1]]
+    np.testing.assert_array_equal(
+        pixels_of(augmented[0]), views.pixels(Image.open(io.BytesIO(data)).convert("RGB"), sha256, 1)
+    )
+    assert Views(k=3, seed=4, size=32).encoded(data, sha256, (1,)) != augmented[:1]
+    assert image_key(sha256) == image_key(sha256, views.names[0])
+
+
+@pytest.mark.parametrize("wrong", [{"k": -1}, {"size": 0}])
+def test_impossible_views_are_refused(wrong: dict[str, int]) -> None:
+    with pytest.raises(ConfigError, match=str(next(iter(wrong.values())))):
+        Views(**wrong)
