@@ -221,9 +221,11 @@ class EmbeddingStore:
         out = np.zeros(len(keys), dtype=np.bool_)
         if teacher is None:
             return out
-        with self._explained():
-            there = self._present(teacher[0], keys)
-        out[:] = [key in there for key in keys]
+        for start in range(0, len(keys), CHUNK):
+            chunk = keys[start : start + CHUNK]
+            with self._explained():
+                there = self._present(teacher[0], chunk)
+            out[start : start + len(chunk)] = [key in there for key in chunk]
         return out
 
     def get(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.float32]:
@@ -449,6 +451,8 @@ class EmbeddingStore:
         """Turn SQLite's errors into what the person can do about them."""
         try:
             yield
+        except sqlite3.ProgrammingError:
+            raise  # our mistake, not the person's
         except sqlite3.Error as error:
             raise StoreError(f"{self.file}: {_remedy(error)}") from error
 
