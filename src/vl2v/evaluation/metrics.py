@@ -54,10 +54,10 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     def closure() -> Tensor:
         optimizer.zero_grad()
         loss = functional.cross_entropy(logits * inverse.clamp(-7, 7).exp(), labels)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     return (-inverse.detach().clamp(-7, 7)).exp().item()
 
 

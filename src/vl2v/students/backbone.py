@@ -74,7 +74,7 @@ def pretrained_backbone(
     source = weights
     if weights == "auto":
         source = "package" if _is_installed(_PACKAGED.get(name)) else "hub"
-    size = image_size or _own_size(name)
+    size = image_size_of(name, image_size)
     model = _timm_model(name, size, pretrained=source == "hub")
     if source not in ("hub", "none"):
         load_weights(model, _weights_file(name, source))
@@ -82,6 +82,14 @@ def pretrained_backbone(
     own = statistics == "own"
     mean, std = (config["mean"], config["std"]) if own else (IMAGENET_MEAN, IMAGENET_STD)
     return model, BackboneSpec({"kind": "timm", "name": name}, size, tuple(mean), tuple(std))
+
+
+def image_size_of(name: str, wanted: int | None) -> int:
+    """Return the wanted input size in pixels, or the model's own."""
+    if wanted is not None:
+        return wanted
+    config = timm.get_pretrained_cfg(name)
+    return int(config.input_size[-1]) if config is not None else 224
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
@@ -141,11 +149,6 @@ def _timm_model(name: str, size: int, *, pretrained: bool = False) -> nn.Module:
             "give a file with student.weights=PATH, or student.weights=none for a random start"
         ) from None
     return model
-
-
-def _own_size(name: str) -> int:
-    config = timm.get_pretrained_cfg(name)
-    return int(config.input_size[-1]) if config is not None else 224
 
 
 def _weights_file(name: str, source: str) -> Path:

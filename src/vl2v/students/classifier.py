@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,24 +63,23 @@ class Classifier:
         """Return calibrated probabilities [n, C] of uint8 pixels [n, s, s, 3]."""
         return (self.logits(pixels) / self.temperature).softmax(-1)
 
-    def predict(self, pictures: Sequence[bytes | Path | str], *, batch: int = 64) -> list[Prediction]:
+    def predict(self, pictures: Sequence[bytes | Path | str]) -> list[Prediction]:
         """Return one prediction a picture (a file's bytes or its path), in order.
 
         Raises:
             PictureError: a picture that can't be decoded.
         """
-        from vl2v.data.augment import evaluation_view
-        from vl2v.data.decoding import decode
+        from vl2v.data import decode, evaluation_view
 
         size = self.student.spec.image_size
-        found: list[Prediction] = []
-        for start in range(0, len(pictures), batch):
-            files = [
-                p if isinstance(p, bytes) else Path(p).read_bytes() for p in pictures[start : start + batch]
-            ]
-            pixels = np.stack([evaluation_view(decode(data), size) for data in files])
-            found += [self._prediction(row) for row in self.probabilities(torch.from_numpy(pixels))]
-        return found
+        files = (picture if isinstance(picture, bytes) else Path(picture).read_bytes() for picture in pictures)
+        views = [evaluation_view(decode(data), size) for data in files]
+        chunks = [torch.from_numpy(np.stack(views[i : i + 64])) for i in range(0, len(views), 64)]
+        return [prediction for chunk in chunks for prediction in self.predict_pixels(chunk)]
+
+    def predict_pixels(self, pixels: Tensor) -> list[Prediction]:
+        """Return one prediction a picture of uint8 pixels [n, s, s, 3]."""
+        return [self._prediction(row) for row in self.probabilities(pixels)]
 
     def _prediction(self, row: Tensor) -> Prediction:
         best = int(row.argmax())
@@ -135,7 +133,7 @@ class Classifier:
         save_file(tensors, folder / "student.safetensors.new", metadata={"format": "pt"})
         (folder / "student.json.new").write_text(json.dumps(card, indent=2), encoding="utf-8")
         for name in ("student.safetensors", "student.json"):
-            os.replace(folder / f"{name}.new", folder / name)
+            (folder / f"{name}.new").replace(folder / name)
 
     @classmethod
     def load(cls, folder: Path) -> Classifier:

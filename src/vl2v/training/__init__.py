@@ -1,6 +1,6 @@
 """Training: the one loop, its batches, checkpoints and weight averaging."""
 
-from vl2v.training.batches import Answers, FeatureBatches, PixelBatches, Renderer, clean_pixels
+from vl2v.training.batches import Answers, FeatureBatches, PixelBatches, Renderer, Rendering, clean_pixels
 from vl2v.training.features import compute_features
 from vl2v.training.loop import Progress, Scores, StageWork, Trainer, Validation
 from vl2v.training.sampler import DomainBalancedSampler
@@ -12,6 +12,7 @@ __all__ = [
     "PixelBatches",
     "Progress",
     "Renderer",
+    "Rendering",
     "Scores",
     "StageWork",
     "Trainer",

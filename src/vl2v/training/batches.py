@@ -21,6 +21,10 @@ from vl2v.seeds import derive
 from vl2v.training.sampler import DomainBalancedSampler, Indices
 
 Ask = Callable[[Tensor], Tensor]
+"""Ask a teacher about uint8 pixels [n, s, s, 3]: I(x) [n, d]."""
+
+Rendering = tuple[Views, Sequence[bytes], int]
+"""(views, contents by dataset index, k): the k-th fixed view of each picture."""
 
 
 class Batches(Protocol):
@@ -155,7 +159,7 @@ class _Clean(Dataset[Tensor]):
         pictures: Indices,
         size: int,
         chunk: int,
-        view: tuple[Views, Sequence[bytes], int] | None,
+        view: Rendering | None,
     ) -> None:
         self.dataset = dataset
         self.chunks = [pictures[start : start + chunk] for start in range(0, len(pictures), chunk)]
@@ -183,7 +187,7 @@ def clean_pixels(
     *,
     workers: int,
     chunk: int = 64,
-    view: tuple[Views, Sequence[bytes], int] | None = None,
+    view: Rendering | None = None,
 ) -> Iterator[Tensor]:
     """Yield uint8 pixels [n, s, s, 3] of pictures in order, in chunks, without augmentation.
 
@@ -193,7 +197,7 @@ def clean_pixels(
         size: s.
         workers: decoding processes.
         chunk: n, but for the last.
-        view: (views, contents by dataset index, k): the k-th fixed view in place of the clean picture.
+        view: a fixed view in place of the clean picture.
     """
     chunks = _Clean(dataset, pictures, size, chunk, view)
     yield from DataLoader(chunks, batch_size=None, num_workers=min(workers, len(chunks)))

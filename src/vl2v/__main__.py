@@ -1,0 +1,5 @@
+"""`python -m vl2v`."""
+
+from vl2v.cli import main
+
+main()

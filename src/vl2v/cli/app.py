@@ -1,0 +1,41 @@
+"""All commands, in the order in which a person meets them."""
+
+from __future__ import annotations
+
+import typer
+
+from vl2v.cli import data, demo, learn, use
+
+app = typer.Typer(
+    name="vl2v",
+    help="Small image classifiers, taught by a vision-language model, that work on domains they never saw.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from vl2v import __version__
+
+        typer.echo(f"vl2v {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
+) -> None:
+    """Small image classifiers, taught by a vision-language model, that work on domains they never saw."""
+
+
+app.add_typer(data.app, name="data")
+app.command("embed")(learn.embed)
+app.command("distill")(learn.distill)
+app.command("evaluate")(use.evaluate)
+app.command("predict")(use.predict)
+app.add_typer(use.classes, name="classes")
+app.command("config")(learn.config)
+app.command("demo")(demo.demo)

@@ -1,0 +1,101 @@
+"""`vl2v embed`, `vl2v distill`, `vl2v config`: from pictures and a teacher to a student."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Data = Annotated[Path | None, typer.Option(help="Pictures: domain/class/image, class/image, or a manifest.")]
+TeacherSpec = Annotated[str | None, typer.Option(help="open_clip:MODEL/PRETRAINED, hf:REPO, recorded:FOLDER, tiny.")]
+Target = Annotated[list[str] | None, typer.Option(help="A domain to be kept unseen; may be repeated.")]
+Views = Annotated[int | None, typer.Option(help="Fixed augmented views a picture to ask about, beside the clean one.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings in TOML.")]
+Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top, e.g. stages.distill.lr=1e-3.")]
+Store = Annotated[Path | None, typer.Option(help="Folder of the embedding store; by default one for all runs.")]
+
+
+def _settings(file: Path | None, pairs: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
+    """Return the file's settings, under the options that were given, under `--set`."""
+    from vl2v.config import assignments, merge, read_toml
+
+    tree: dict[str, Any] = {}
+    for key, value in options.items():
+        if value is None:
+            continue
+        section, _, name = key.rpartition(".")
+        tree = merge(tree, {section: {name: value}} if section else {name: value})
+    return merge(read_toml(file) if file else {}, tree, assignments(pairs or []))
+
+
+def embed(
+    data: Data = None,
+    teacher: TeacherSpec = None,
+    views: Views = None,
+    target: Target = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be asked.")] = False,
+    config: ConfigFile = None,
+    pairs: Set = None,
+    store: Store = None,
+) -> None:
+    """Ask the teacher about every picture once, and keep its answers."""
+    from vl2v.cli.show import progress
+    from vl2v.runs import embed as ask
+
+    options = {"data.path": data, "teacher.spec": teacher, "teacher.views": views, "data.target": target}
+    with progress() as report:
+        plan = ask(_settings(config, pairs, options), store=store, dry_run=dry_run, report=report)
+    typer.echo(plan.summary())
+
+
+def distill(
+    data: Data = None,
+    teacher: TeacherSpec = None,
+    student: Annotated[str | None, typer.Option(help="A timm model.")] = None,
+    target: Target = None,
+    method: Annotated[str | None, typer.Option(help="adip, sd, erm, lp, lp-ft or kd.")] = None,
+    out: Annotated[Path, typer.Option(help="The run folder; a run that was interrupted there is gone on with.")] = Path(
+        "runs/student"
+    ),
+    seed: Annotated[int | None, typer.Option(help="Decides every draw.")] = None,
+    image_size: Annotated[int | None, typer.Option(help="The student's pixels a side.")] = None,
+    views: Views = None,
+    online_teacher: Annotated[
+        bool | None, typer.Option("--online-teacher", help="Ask anew about every augmented batch (white boxes).")
+    ] = None,
+    preset: Annotated[str, typer.Option(help="default, or paper: as published, with the code's oddities.")] = "default",
+    config: ConfigFile = None,
+    pairs: Set = None,
+    store: Store = None,
+) -> None:
+    """Train a student, evaluate it on every domain, and keep everything in a run folder."""
+    from vl2v.cli.show import print_evaluation, progress
+    from vl2v.runs import distill as train
+
+    options = {
+        "data.path": data,
+        "data.target": target,
+        "teacher.spec": teacher,
+        "teacher.views": views,
+        "teacher.online": online_teacher,
+        "student.name": student,
+        "student.image_size": image_size,
+        "method": method,
+        "seed": seed,
+    }
+    with progress() as report:
+        run = train(_settings(config, pairs, options), out, preset=preset, store=store, report=report)
+    assert run.evaluation is not None
+    print_evaluation(run.evaluation)
+    typer.echo(f"the student is in {run.folder}; try: vl2v predict {run.folder} PICTURE")
+
+
+def config(
+    method: Annotated[str, typer.Option(help="Whose defaults to show.")] = "adip",
+    preset: Annotated[str, typer.Option(help="default or paper.")] = "default",
+) -> None:
+    """Print every setting with its default, as TOML to edit and give with --config."""
+    from vl2v.runs.settings import resolve
+
+    typer.echo(resolve({"method": method, "data": {"path": "PATH"}}, preset).to_toml())

@@ -1,0 +1,59 @@
+"""What commands print: progress bars and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vl2v.evaluation import Evaluation
+    from vl2v.runs.report import Report
+
+
+@contextmanager
+def progress() -> Iterator[Report]:
+    """Show a progress bar for each thing that is reported, with what is left, on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[words]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def report(what: str, done: int, total: int, words: str) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total, words="")
+            bars.update(tasks[what], completed=done, total=total, words=words)
+
+        yield report
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print every model's accuracy by domain; unseen domains are marked with a star."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="accuracy %, * unseen in training")
+    for name in ("", "domain", "pictures", "accuracy", "balanced", "ECE", "known"):
+        table.add_column(name, justify="left" if name in ("", "domain") else "right")
+    for who in evaluation.models():
+        for row in evaluation.of(who):
+            m = row.metrics
+            shares = (f"{100 * share:.1f}" for share in (m.accuracy, m.balanced_accuracy, m.ece, m.known))
+            mark = " *" if row.role == "unseen" else ""
+            table.add_row(who, row.domain + mark, str(m.pictures), *shares)
+        table.add_section()
+    console = Console()
+    console.print(table)
+    worst = evaluation.worst()
+    if worst is not None:
+        console.print(f"worst domain: {worst.domain}, {100 * worst.metrics.accuracy:.1f}%")
+    for note in evaluation.notes:
+        console.print(note)

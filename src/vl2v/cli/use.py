@@ -1,0 +1,78 @@
+"""`vl2v evaluate`, `vl2v predict`, `vl2v classes`: what to do with a finished run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
+classes = typer.Typer(help="The classes of a student.", no_args_is_help=True)
+
+
+def evaluate(
+    run: RunFolder,
+    data: Annotated[Path | None, typer.Option(help="Pictures; by default the run's own.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure a student on every domain, the unseen ones marked, beside the zero-shot teacher."""
+    import json as as_json
+
+    from vl2v.cli.show import print_evaluation, progress
+    from vl2v.runs import Run, evaluate_run
+
+    with progress() as report:
+        evaluation = evaluate_run(Run(run), data, store=store, report=report)
+    if json:
+        typer.echo(as_json.dumps(evaluation.to_json(), indent=2))
+    else:
+        print_evaluation(evaluation)
+
+
+def predict(
+    run: RunFolder,
+    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+) -> None:
+    """Name what is in pictures: class and probability, or "unknown"."""
+    import json as as_json
+
+    from vl2v.runs import predict_files
+
+    failed = 0
+    for path, answer in predict_files(run, pictures):
+        if isinstance(answer, str):
+            failed += 1
+            typer.echo(f"{path}: set aside: {answer}", err=True)
+        elif json:
+            row = {"path": str(path), "label": answer.label, "probability": answer.probability}
+            typer.echo(as_json.dumps({**row, "probabilities": answer.probabilities}))
+        else:
+            typer.echo(f"{path}\t{answer.label}\t{answer.probability:.3f}")
+    if failed:
+        typer.echo(f"{failed} files set aside", err=True)
+        raise typer.Exit(2)
+
+
+@classes.command("list")
+def list_classes(run: RunFolder) -> None:
+    """Print the classes of a student."""
+    from vl2v.runs import Run
+
+    for name in Run(run).classifier.classes:
+        typer.echo(name)
+
+
+@classes.command("add")
+def add_class(
+    run: RunFolder,
+    name: Annotated[str, typer.Argument(help="The new class.")],
+    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+) -> None:
+    """Add a class by its name alone: its text's embedding joins the classifier, nothing is trained."""
+    from vl2v.runs import add_class as add
+
+    classifier = add(run, name, store=store)
+    typer.echo(f"{name} added; {run} knows {len(classifier.classes)} classes now")

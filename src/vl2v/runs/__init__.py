@@ -1,0 +1,23 @@
+"""Runs: from a configuration to a run folder, and from a run folder back to a student."""
+
+from vl2v.runs.distill import distill
+from vl2v.runs.embed import embed
+from vl2v.runs.evaluate import evaluate_run
+from vl2v.runs.folder import Run
+from vl2v.runs.report import Report, silent
+from vl2v.runs.settings import resolve
+from vl2v.runs.teaching import default_store
+from vl2v.runs.use import add_class, predict_files
+
+__all__ = [
+    "Report",
+    "Run",
+    "add_class",
+    "default_store",
+    "distill",
+    "embed",
+    "evaluate_run",
+    "predict_files",
+    "resolve",
+    "silent",
+]

@@ -1,0 +1,225 @@
+"""The main job: from labelled pictures and a teacher to a student in a run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vl2v.config import RunConfig
+from vl2v.embeddings import EmbeddingStore, Views
+from vl2v.evaluation import fit_temperature, unknown_threshold
+from vl2v.methods import Method, Stage, find_method
+from vl2v.runs import teaching
+from vl2v.runs.evaluate import classifier_logits, evaluate_run
+from vl2v.runs.folder import Run, locked, open_run
+from vl2v.runs.settings import resolve
+from vl2v.runs.sources import Sources, open_sources
+from vl2v.runs.report import Report, silent
+from vl2v.seeds import derive
+from vl2v.students import BackboneSpec, Classifier, Student, new_projector, pretrained_backbone
+from vl2v.teachers import Teacher
+from vl2v.training import (
+    Answers,
+    DomainBalancedSampler,
+    FeatureBatches,
+    PixelBatches,
+    Renderer,
+    Rendering,
+    Scores,
+    StageWork,
+    Trainer,
+    Validation,
+    clean_pixels,
+    compute_features,
+)
+
+
+def distill(
+    settings: Mapping[str, Any],
+    out: Path | str,
+    *,
+    preset: str = "default",
+    store: Path | None = None,
+    report: Report = silent,
+) -> Run:
+    """Train a student as the settings say, or finish a run that was interrupted.
+
+    Args:
+        settings: a tree of `RunConfig`'s keys; `data.path` is the only one without a default.
+        out: the run folder.
+        preset: "default" or "paper" (the published recipe with the oddities of its code).
+        store: the folder of the embedding store; by default the one that all runs share.
+        report: told how far it is.
+
+    Returns:
+        The finished run, evaluated on the source domains' validation pictures and the unseen domains.
+
+    Raises:
+        VL2VError: of the part that can't go on; the message says what to do.
+    """
+    config = resolve(settings, preset)
+    out = Path(out)
+    with locked(out):
+        run = open_run(out, config)
+        store = store or teaching.default_store()
+        if not run.finished:
+            with EmbeddingStore(store) as answers:
+                train(run, answers, report)
+        if run.evaluation is None:
+            run.save_evaluation(evaluate_run(run, store=store, report=report))
+    return run
+
+
+def train(run: Run, store: EmbeddingStore, report: Report) -> None:
+    """Train the run's student and save it.
+
+    Args:
+        run: an unfinished run.
+        store: of the teacher's answers.
+        report: told how far it is.
+    """
+    config = run.config
+    method = find_method(config.method).make(config.loss, config.published)
+    sources = open_sources(config, store.path / "audit.sqlite", report)
+    teacher = teaching.the_teacher(config.teacher) if method.taught else None
+    if teacher is None:
+        views = Views(k=0, seed=config.seed, size=0)
+        student = new_student(config, method, len(sources.dataset.classes), None)
+        answers = Answers(sources.dataset.labels)
+    else:
+        student = new_student(config, method, len(sources.dataset.classes), teacher)
+        views = Views(k=config.teacher.views, seed=config.seed, size=student.spec.image_size)
+        answers = teaching.ask_teacher(config, store, teacher, sources, views, report)
+    scores = _fit(run, method, student, sources, answers, views, report)
+    classifier = Classifier(
+        student,
+        list(sources.dataset.classes),
+        torch.from_numpy(answers.texts) if method.head == "text" and answers.texts is not None else None,
+        scale=answers.scale if method.head == "text" else 1.0,
+        about={
+            "method": config.method,
+            "seed": config.seed,
+            "sources": sources.names,
+            "target": config.data.target,
+            "validation_accuracy": scores.accuracy,
+            "teacher": {"spec": teacher.name, "fingerprint": teacher.fingerprint} if teacher else None,
+            "prompts": config.prompts.model_dump(),
+        },
+    )
+    logits = classifier_logits(classifier, sources.dataset, sources.split.val, config.data.workers)
+    labels = torch.from_numpy(sources.dataset.labels[sources.split.val])
+    classifier.temperature = fit_temperature(logits, labels)
+    classifier.threshold = unknown_threshold(logits / classifier.temperature, labels)
+    classifier.save(run.folder / "student")
+
+
+def new_student(config: RunConfig, method: Method, classes: int, teacher: Teacher | None) -> Student:
+    """Return the student as it starts.
+
+    Raises:
+        StudentError: unknown model, weights that can't be had or don't fit.
+        ConfigError: a white box is needed and the teacher isn't one.
+    """
+    if method.tower:
+        assert teacher is not None
+        backbone, spec = teaching.tower(teacher)
+        return Student(backbone, nn.Identity(), spec)
+    wanted = config.student
+    torch.manual_seed(derive(config.seed, "backbone"))
+    backbone, spec = pretrained_backbone(
+        wanted.name, wanted.weights, image_size=wanted.image_size, statistics=wanted.statistics
+    )
+    dim = teacher.dim if method.head == "text" and teacher is not None else classes
+    features = int(backbone.num_features)  # type: ignore[arg-type]
+    return Student(backbone, new_projector(features, dim, derive(config.seed, "projector")), spec, method.head)
+
+
+def _fit(
+    run: Run, method: Method, student: Student, sources: Sources, answers: Answers, views: Views, report: Report
+) -> Scores:
+    """Train through the method's stages; return the final validation scores."""
+    config = run.config
+    trainer = Trainer(
+        run.folder,
+        config.train,
+        config.seed,
+        batch_norm=config.student.batch_norm,
+        swad_overlapping=config.published.swad_overlapping,
+        swad_discarded=config.published.swad_discarded,
+        progress=report,
+    )
+    maker = _Work(config, student, sources, answers, views, trainer, report)
+    return trainer.fit(student, [(stage.name, partial(maker.of, stage)) for stage in method.stages])
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Makes a stage's batches and validation from everything a run has."""
+
+    config: RunConfig
+    student: Student
+    sources: Sources
+    answers: Answers
+    views: Views
+    trainer: Trainer
+    report: Report
+
+    def of(self, stage: Stage) -> StageWork:
+        cached = stage.trains == "projector" and not self.config.published.align_through_backbone
+        settings = self.config.stages[stage.name]
+        groups = self.sources.groups(unlabelled=self.answers.images is not None)
+        sampler = DomainBalancedSampler(groups, settings.batch_per_domain, derive(self.config.seed, stage.name))
+        batches = self._feature_batches(sampler) if cached else self._pixel_batches(sampler)
+        return StageWork(stage, settings, batches, self._validation(cached=cached))
+
+    def _pixel_batches(self, sampler: DomainBalancedSampler) -> PixelBatches:
+        answers = self.answers
+        renderer = Renderer(
+            self.sources.dataset, self.sources.audit.sha256, self.views, self.student.spec.image_size, sampler.seed
+        )
+        return PixelBatches(sampler, renderer, answers, self.config.data.workers)
+
+    def _feature_batches(self, sampler: DomainBalancedSampler) -> FeatureBatches:
+        """Pass the pictures (with K views: each view of each) through the frozen backbone once."""
+        pictures = np.sort(np.concatenate(sampler.groups))
+        contents = self.sources.audit.sha256
+        views = [(self.views, contents, k) for k in range(self.views.k)] or [None]
+        table = torch.zeros(len(self.sources.dataset), len(views), 0)
+        for number, view in enumerate(views):
+            found = self._features(pictures, view)
+            if not table.shape[-1]:
+                table = torch.zeros(len(self.sources.dataset), len(views), found.shape[1])
+            table[torch.from_numpy(pictures), number] = found
+        return FeatureBatches(sampler, table, self.answers, 1 if self.views.k else 0, sampler.seed)
+
+    def _features(self, pictures: NDArray[np.int64], view: Rendering | None = None) -> Tensor:
+        config, total = self.config, len(pictures)
+        size = self.student.spec.image_size
+        pixels = clean_pixels(self.sources.dataset, pictures, size, workers=config.data.workers, view=view)
+        progress = lambda done: self.report("student's features", done, total, "")  # noqa: E731
+        return compute_features(self.student, pixels, self.trainer.fabric, progress)
+
+    def _validation(self, *, cached: bool) -> Validation:
+        pictures = self.sources.split.val
+        batches: Callable[[], Iterable[Tensor]]
+        if cached:
+            features = self._features(pictures)
+            batches = lambda: [features]  # noqa: E731
+        else:
+            size, workers = self.student.spec.image_size, self.config.data.workers
+            batches = lambda: clean_pixels(self.sources.dataset, pictures, size, workers=workers)  # noqa: E731
+        texts = self.answers.texts if self.student.head == "text" else None
+        return Validation(
+            batches,
+            torch.from_numpy(self.sources.dataset.labels[pictures]),
+            None if texts is None else torch.from_numpy(texts),
+            self.answers.scale,
+        )

@@ -1,0 +1,140 @@
+"""A finished run on pictures: every domain, the unseen ones marked, the zero-shot teacher beside the student."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vl2v.config import PromptConfig
+from vl2v.data import Audit, DomainDataset, audit, domainbed_split, open_dataset, seed_hash, set_aside
+from vl2v.embeddings import EmbeddingStore, image_key, text_key
+from vl2v.errors import DataError
+from vl2v.evaluation import Evaluation, Row, measure
+from vl2v.runs.folder import Run
+from vl2v.runs.report import Report, silent
+from vl2v.runs.teaching import class_prompts, default_store
+from vl2v.students import Classifier
+from vl2v.teachers import text_classifier
+from vl2v.training import clean_pixels
+
+STUDENT, TEACHER = "student", "teacher, zero-shot"
+
+
+def evaluate_run(
+    run: Run, data: Path | None = None, *, store: Path | None = None, report: Report = silent
+) -> Evaluation:
+    """Return how well the run's student does on every domain.
+
+    On a source domain of the run's own data, its validation pictures count; on others, and on other data, all.
+
+    Args:
+        run: a finished run.
+        data: a dataset; by default the run's own.
+        store: of the teacher's answers; the zero-shot row is there for domains whose answers are all known.
+        report: told how far it is.
+
+    Raises:
+        DataError: the data has classes that the student doesn't know.
+    """
+    store = store or default_store()
+    classifier = run.classifier
+    config = run.config.data
+    own = data is None or data.resolve() == config.path.resolve()
+    dataset = open_dataset(data or config.path, layout=config.layout if own else "auto", exclude=config.exclude)
+    _check_classes(dataset, classifier)
+    progress = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
+    found = audit(dataset, cache=store / "audit.sqlite", progress=progress)
+    if found.problems:
+        dataset = set_aside(dataset, found)
+        found = audit(dataset, cache=store / "audit.sqlite")
+    sources = classifier.about["sources"] if own else []
+    rows: list[Row] = []
+    for number, domain in enumerate(dataset.domains):
+        pictures = _measured(run, dataset, domain, seen=domain in sources)
+        report("evaluating", number, len(dataset.domains), domain)
+        if not len(pictures):
+            continue
+        role = "seen" if domain in sources else "unseen"
+        labels = _labels(dataset, pictures, classifier)
+        logits = classifier_logits(classifier, dataset, pictures, config.workers) / classifier.temperature
+        rows.append(Row(STUDENT, domain, role, measure(logits, labels, classifier.threshold)))
+        teacher = _zero_shot(classifier, dataset, found, pictures, store)
+        if teacher is not None:
+            rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
+    report("evaluating", len(dataset.domains), len(dataset.domains), "")
+    return Evaluation(tuple(rows), tuple([*_leakage(dataset, found, sources), *_left_out(dataset)]))
+
+
+def classifier_logits(
+    classifier: Classifier, dataset: DomainDataset, pictures: NDArray[np.int64], workers: int
+) -> Tensor:
+    """Return logits [n, C] of pictures (dataset indices), before the temperature."""
+    size = classifier.student.spec.image_size
+    return torch.cat([classifier.logits(x) for x in clean_pixels(dataset, pictures, size, workers=workers)])
+
+
+def _measured(run: Run, dataset: DomainDataset, domain: str, *, seen: bool) -> NDArray[np.int64]:
+    """Return the pictures of a domain that count."""
+    pictures = dataset.indices(domain)
+    pictures = pictures[dataset.labels[pictures] >= 0]
+    in_split = run.config.published.target_in_split
+    if not seen and not in_split:
+        return pictures
+    if dataset.splits is not None:
+        val = [i for i in pictures if dataset.splits[i] == "val"]
+        if val:
+            return np.array(val if seen else [i for i in pictures if dataset.splits[i] != "val"])
+    config = run.config.data
+    seed = seed_hash(config.split_seed, dataset.domain_index(domain))
+    train, held_out = domainbed_split(len(pictures), config.holdout, seed)
+    return np.sort(pictures[held_out if seen else train])
+
+
+def _labels(dataset: DomainDataset, pictures: NDArray[np.int64], classifier: Classifier) -> Tensor:
+    place = {name: index for index, name in enumerate(classifier.classes)}
+    return torch.tensor([place[dataset.classes[label]] for label in dataset.labels[pictures]])
+
+
+def _zero_shot(
+    classifier: Classifier, dataset: DomainDataset, found: Audit, pictures: NDArray[np.int64], store: Path
+) -> Tensor | None:
+    """Return the teacher's logits [n, C], if the store knows all of its answers; else None."""
+    about = classifier.about
+    if about["teacher"] is None or not (store / "answers.sqlite").exists():
+        return None
+    fingerprint = about["teacher"]["fingerprint"]
+    prompts = class_prompts(classifier.classes, PromptConfig(**about["prompts"]), about["sources"])
+    with EmbeddingStore(store, read_only=True) as answers:
+        images = [image_key(found.sha256[i]) for i in pictures]
+        texts = [[text_key(text) for text in group] for group in prompts]
+        wanted: Sequence[bytes] = [*images, *(key for group in texts for key in group)]
+        if not answers.known(fingerprint, wanted).all():
+            return None
+        table = text_classifier([answers.get(fingerprint, group) for group in texts])
+        return classifier.scale * torch.from_numpy(answers.get(fingerprint, images) @ table.T)
+
+
+def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
+    unknown = sorted(set(dataset.classes) - set(classifier.classes))
+    if unknown:
+        raise DataError(
+            f"{dataset.root}: the student doesn't know the class {unknown[0]!r}; it knows "
+            f"{', '.join(classifier.classes[:10])}; add it with `vl2v classes add`, or rename the folder"
+        )
+
+
+def _leakage(dataset: DomainDataset, found: Audit, sources: Sequence[str]) -> list[str]:
+    """Return a line if pictures of source domains are in unseen ones, too."""
+    of = [dataset.domains[i] in sources for i in dataset.domain_ids]
+    seen = {digest for digest, source in zip(found.sha256, of, strict=True) if source}
+    count = sum(digest in seen for digest, source in zip(found.sha256, of, strict=True) if not source)
+    return [f"leakage: {count} pictures of unseen domains are in source domains, too"] if count else []
+
+
+def _left_out(dataset: DomainDataset) -> list[str]:
+    return [f"{len(dataset.excluded)} files set aside"] if dataset.excluded else []

@@ -1,0 +1,127 @@
+"""The run folder: everything about a run, nothing outside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from vl2v.config import RunConfig, read_toml, validate
+from vl2v.errors import RunError
+from vl2v.evaluation import Evaluation
+from vl2v.students import Classifier
+
+# These can differ between the parts of an interrupted run: they change no weight.
+_FREE = ("data.workers", "train.tensorboard")
+
+
+class Run:
+    """A finished or interrupted run.
+
+    Files: `config.toml`, `metrics.jsonl`, `checkpoints/`, `student/`, `evaluation.json`.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        """Open a run folder.
+
+        Raises:
+            RunError: it isn't one.
+        """
+        self.folder = Path(folder)
+        if not (self.folder / "config.toml").is_file():
+            raise RunError(f"{self.folder}: not a run folder (no config.toml); `vl2v distill --out` makes one")
+        self.config: RunConfig = validate(read_toml(self.folder / "config.toml"))
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a student to use."""
+        return (self.folder / "student" / "student.json").is_file()
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        """The student, ready to predict.
+
+        Raises:
+            RunError: the run isn't finished.
+            StudentError: the student's files are corrupt.
+        """
+        if not self.finished:
+            raise RunError(f"{self.folder}: no student yet; give the same `vl2v distill` command again to finish it")
+        return Classifier.load(self.folder / "student")
+
+    @property
+    def evaluation(self) -> Evaluation | None:
+        """The evaluation that ended the run; None before."""
+        path = self.folder / "evaluation.json"
+        return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+
+    def save_evaluation(self, evaluation: Evaluation) -> None:
+        """Write `evaluation.json`."""
+        write_text(self.folder / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))
+
+
+def open_run(folder: Path, config: RunConfig) -> Run:
+    """Return the run of a folder, new or to be gone on with.
+
+    Raises:
+        RunError: the folder holds a run of another configuration, holds something else, or can't be written to.
+    """
+    path = folder / "config.toml"
+    if path.is_file():
+        run = Run(folder)
+        changed = sorted(_differences(run.config.model_dump(by_alias=True), config.model_dump(by_alias=True)))
+        if changed:
+            raise RunError(
+                f"{folder}: holds a run with other settings ({', '.join(changed)}); choose another --out, or delete it"
+            )
+        return run
+    if folder.is_dir() and any(entry.name != "run.lock" for entry in folder.iterdir()):
+        raise RunError(f"{folder}: not empty, and not a run folder; choose another --out")
+    write_text(path, config.to_toml())
+    return Run(folder)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder, so that two processes don't train in it at once.
+
+    Raises:
+        RunError: another process holds it, or it can't be written to.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with FileLock(folder / "run.lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"{folder}: another process is training in it") from None
+    except PermissionError as error:
+        raise RunError(f"{error.filename}: can't be written to; choose another --out") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file in one step.
+
+    Raises:
+        RunError: it can't be written.
+    """
+    temporary = path.with_name(path.name + ".new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        raise RunError(f"{path}: can't be written ({error.strerror}); choose another --out") from None
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    for key in old.keys() | new.keys():
+        one, other, name = old.get(key), new.get(key), prefix + key
+        if isinstance(one, dict) and isinstance(other, dict):
+            yield from _differences(one, other, name + ".")
+        elif one != other and name not in _FREE:
+            yield name

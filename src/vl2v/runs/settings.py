@@ -1,0 +1,28 @@
+"""From what a person asked for to one complete configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vl2v.config import RunConfig, merge, paper_preset, validate
+from vl2v.errors import ConfigError
+from vl2v.methods import find_method
+
+PRESETS = ("default", "paper")
+
+
+def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
+    """Return the configuration: the method's defaults, then the preset, then the settings.
+
+    Raises:
+        ConfigError: an unknown method, preset, stage or key, or a value out of range.
+    """
+    entry = find_method(settings.get("method", "adip"))
+    unknown = settings.get("stages", {}).keys() - entry.stages.keys()
+    if unknown:
+        raise ConfigError(f"stages.{min(unknown)}: {settings.get('method')} has only {', '.join(entry.stages)}")
+    if preset not in PRESETS:
+        raise ConfigError(f"preset {preset!r}: there are {', '.join(PRESETS)}")
+    recipe = paper_preset(entry.stages) if preset == "paper" else {}
+    return validate(merge({"stages": entry.stages}, recipe, settings))

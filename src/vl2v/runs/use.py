@@ -1,0 +1,95 @@
+"""What a finished run is used for: predicting, and classes that are added by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vl2v.config import PromptConfig
+from vl2v.data import decode, evaluation_view
+from vl2v.embeddings import EmbeddingStore, text_key
+from vl2v.errors import DataError, TeacherError
+from vl2v.runs.folder import Run
+from vl2v.runs.teaching import class_prompts, default_store, the_teacher
+from vl2v.students import Classifier, Prediction
+from vl2v.teachers import text_classifier
+
+SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
+
+
+def predict_files(
+    run: Run | Path, paths: Sequence[Path], *, batch: int = 64
+) -> Iterator[tuple[Path, Prediction | str]]:
+    """Yield each picture with its prediction, or with why it was set aside; folders are searched for pictures.
+
+    Raises:
+        DataError: a path that doesn't exist, or a folder without pictures.
+        RunError: the run isn't finished.
+    """
+    classifier = (run if isinstance(run, Run) else Run(run)).classifier
+    files = [file for path in paths for file in _pictures(path)]
+    size = classifier.student.spec.image_size
+    for start in range(0, len(files), batch):
+        chunk = files[start : start + batch]
+        views = {file: _view(file, size) for file in chunk}
+        good = [file for file in chunk if not isinstance(views[file], str)]
+        pixels = [views[file] for file in good]
+        made = classifier.predict_pixels(torch.from_numpy(np.stack(pixels))) if good else []  # type: ignore[arg-type]
+        answers = dict(zip(good, made, strict=True))
+        for file in chunk:
+            view = views[file]
+            yield file, view if isinstance(view, str) else answers[file]
+
+
+def add_class(run: Run | Path, name: str, *, store: Path | None = None) -> Classifier:
+    """Add a class to a run's student by its name alone, with the run's prompts, and save it.
+
+    The teacher is asked only for texts that the store doesn't know.
+
+    Raises:
+        StudentError: the student has a linear head, or the class already.
+        TeacherError: the teacher can't be opened, or isn't the one that the student learned from.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    classifier = run.classifier
+    if classifier.texts is None or name in classifier.classes:
+        classifier.add_class(name, np.zeros(0, np.float32))  # raises, with the reason
+    about = classifier.about
+    prompts = PromptConfig(**about["prompts"])
+    (texts,) = class_prompts([name], prompts, about["sources"])
+    keys = [text_key(text) for text in texts]
+    fingerprint = about["teacher"]["fingerprint"]
+    with EmbeddingStore(store or default_store()) as answers:
+        if not answers.known(fingerprint, keys).all():
+            teacher = the_teacher(run.config.teacher)
+            if teacher.fingerprint != fingerprint:
+                raise TeacherError(
+                    f"{teacher.name}: not the teacher that {run.folder} learned from (its fingerprint has changed)"
+                )
+            answers.register(teacher)
+            answers.put(fingerprint, keys, teacher.embed_texts(texts), kind="text")
+        classifier.add_class(name, text_classifier([answers.get(fingerprint, keys)])[0])
+    classifier.save(run.folder / "student")
+    return classifier
+
+
+def _pictures(path: Path) -> list[Path]:
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+        if not found:
+            raise DataError(f"{path}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+        return found
+    if not path.is_file():
+        raise DataError(f"{path}: no such picture or folder")
+    return [path]
+
+
+def _view(file: Path, size: int) -> np.ndarray | str:  # type: ignore[type-arg]
+    try:
+        return evaluation_view(decode(file.read_bytes()), size)
+    except DataError as error:
+        return str(error)
+
