@@ -1,0 +1,27 @@
+"""Data: where pictures come from, how they are split, decoded, augmented and audited."""
+
+from vl2v.data.audit import Audit, Inspection, audit, inspect, set_aside
+from vl2v.data.augment import domainbed_augment, evaluation_view
+from vl2v.data.dataset import DomainDataset, Excluded
+from vl2v.data.decoding import PictureError, decode
+from vl2v.data.layouts import open_dataset
+from vl2v.data.splits import Split, domainbed_split, leave_out, seed_hash
+
+__all__ = [
+    "Audit",
+    "DomainDataset",
+    "Excluded",
+    "Inspection",
+    "PictureError",
+    "Split",
+    "audit",
+    "decode",
+    "domainbed_augment",
+    "domainbed_split",
+    "evaluation_view",
+    "inspect",
+    "leave_out",
+    "open_dataset",
+    "seed_hash",
+    "set_aside",
+]

@@ -1,0 +1,75 @@
+"""What the student sees: DomainBed's augmentation, and the plain view for evaluation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance
+
+SCALE = (0.7, 1.0)
+RATIO = (3 / 4, 4 / 3)
+JITTER = 0.3
+GRAY = 0.1
+
+
+def evaluation_view(image: Image.Image, size: int) -> NDArray[np.uint8]:
+    """Return pixels [size, size, 3]: the whole picture squeezed into a square, as DomainBed evaluates."""
+    return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
+
+
+def domainbed_augment(image: Image.Image, size: int, seed: int) -> NDArray[np.uint8]:
+    """Return pixels [size, size, 3] of one augmentation: a function of the picture and the seed alone.
+
+    RandomResizedCrop(size, scale 0.7 to 1), flip, ColorJitter(0.3, 0.3, 0.3, 0.3), RandomGrayscale(0.1), with
+    torchvision's distributions.
+    """
+    rng = np.random.default_rng(seed)
+    view = image.resize((size, size), Image.Resampling.BILINEAR, box=_crop(image.width, image.height, rng))
+    if rng.random() < 0.5:
+        view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    view = _jitter(view, rng)
+    if rng.random() < GRAY:
+        view = view.convert("L").convert("RGB")
+    return np.array(view)
+
+
+def _crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+    """Return torchvision's RandomResizedCrop box: ten tries, else the largest central one of a fitting ratio."""
+    low, high = math.log(RATIO[0]), math.log(RATIO[1])
+    for _ in range(10):
+        area = width * height * rng.uniform(*SCALE)
+        ratio = math.exp(rng.uniform(low, high))
+        w, h = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < w <= width and 0 < h <= height:
+            left, top = int(rng.integers(width - w + 1)), int(rng.integers(height - h + 1))
+            return left, top, left + w, top + h
+    w = min(width, round(height * RATIO[1]))
+    h = min(height, round(width / RATIO[0]))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+    """Return torchvision's ColorJitter: brightness, contrast, saturation and hue in a random order."""
+    factors = rng.uniform(1 - JITTER, 1 + JITTER, 3)
+    hue = rng.uniform(-JITTER, JITTER)
+    for which in rng.permutation(4):
+        if which == 0:
+            image = ImageEnhance.Brightness(image).enhance(factors[0])
+        elif which == 1:
+            image = ImageEnhance.Contrast(image).enhance(factors[1])
+        elif which == 2:
+            image = ImageEnhance.Color(image).enhance(factors[2])
+        else:
+            image = _turn_hue(image, hue)
+    return image
+
+
+def _turn_hue(image: Image.Image, turn: float) -> Image.Image:
+    """Return the picture with its hue turned by a share of the full circle."""
+    hue, saturation, value = image.convert("HSV").split()
+    shift = int(turn * 255) % 256
+    hue = hue.point([(level + shift) % 256 for level in range(256)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")

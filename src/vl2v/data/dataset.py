@@ -1,0 +1,92 @@
+"""Pictures with a class and a domain; nothing here knows of pixels."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.errors import DataError
+
+UNLABELLED = "unlabelled"
+
+
+@dataclass(frozen=True)
+class Excluded:
+    """A file that was set aside, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DomainDataset:
+    """Pictures, each with a class and a domain.
+
+    Attributes:
+        root: the folder that `paths` are relative to.
+        classes: names, sorted.
+        domains: names, sorted; unlabelled pictures are a last domain of their own.
+        paths: [n], in ImageFolder's order: by domain, class and file name.
+        labels: [n] class indices, -1 without a label.
+        domain_ids: [n] domain indices.
+        splits: [n] "train", "val", "test" or None, where a manifest has them; else None.
+        excluded: what was set aside.
+    """
+
+    root: Path
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+    paths: tuple[str, ...]
+    labels: NDArray[np.int64]
+    domain_ids: NDArray[np.int64]
+    splits: tuple[str | None, ...] | None = None
+    excluded: tuple[Excluded, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def file(self, index: int) -> Path:
+        """Return where a picture is."""
+        return self.root / self.paths[index]
+
+    def read(self, index: int) -> bytes:
+        """Return a picture file's own bytes."""
+        return self.file(index).read_bytes()
+
+    def domain_index(self, name: str) -> int:
+        """Return a domain's index.
+
+        Raises:
+            DataError: there is no such domain.
+        """
+        if name in self.domains:
+            return self.domains.index(name)
+        close = difflib.get_close_matches(name, self.domains, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(self.domains)}"
+        raise DataError(f"{self.root}: no domain {name!r}; {hint}")
+
+    def indices(self, domain: str) -> NDArray[np.int64]:
+        """Return the pictures of a domain."""
+        return np.flatnonzero(self.domain_ids == self.domain_index(domain))
+
+    def subset(self, indices: Iterable[int] | NDArray[np.int64]) -> DomainDataset:
+        """Return the dataset of some of the pictures; classes and domains keep their indices."""
+        chosen = np.fromiter(indices, np.int64)
+        return replace(
+            self,
+            paths=tuple(self.paths[i] for i in chosen),
+            labels=self.labels[chosen],
+            domain_ids=self.domain_ids[chosen],
+            splits=None if self.splits is None else tuple(self.splits[i] for i in chosen),
+        )
+
+    def without(self, reasons: Mapping[int, str]) -> DomainDataset:
+        """Return the dataset with some pictures (index -> why) set aside."""
+        kept = self.subset([i for i in range(len(self)) if i not in reasons])
+        gone = tuple(Excluded(self.paths[i], why) for i, why in sorted(reasons.items()))
+        return replace(kept, excluded=self.excluded + gone)

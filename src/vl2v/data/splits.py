@@ -1,0 +1,91 @@
+"""Splits exactly as DomainBed makes them, and leaving domains out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.data.dataset import UNLABELLED, DomainDataset
+from vl2v.errors import DataError
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Split:
+    """Dataset indices, sorted: source domains' training and validation pictures, the unseen ones, the unlabelled."""
+
+    train: Indices
+    val: Indices
+    target: Indices
+    unlabelled: Indices
+
+
+def seed_hash(*parts: object) -> int:
+    """Return DomainBed's seed of anything: the MD5 of its tuple's text, modulo 2^31."""
+    return int(hashlib.md5(str(parts).encode(), usedforsecurity=False).hexdigest(), 16) % 2**31
+
+
+def domainbed_split(count: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    """Return (training, validation) places in a domain of `count` pictures: the first share of a shuffle validates."""
+    order = list(range(count))
+    np.random.RandomState(seed).shuffle(order)
+    held_out = int(count * fraction)
+    return np.array(order[held_out:], np.int64), np.array(order[:held_out], np.int64)
+
+
+def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float = 0.2, trial_seed: int = 0) -> Split:
+    """Split the source domains into training and validation; the target domains are kept apart whole.
+
+    A manifest's split column decides for the pictures that have one ("test" pictures of source domains are used for
+    nothing); the others of a domain are split as DomainBed does.
+
+    Raises:
+        DataError: an unknown target, no source domain left, one class only, a source domain too small to split.
+    """
+    unseen = {dataset.domain_index(name) for name in target}
+    if UNLABELLED in target:
+        raise DataError(f"target {UNLABELLED!r}: pictures without labels can't be a target")
+    if len(dataset.classes) < 2:
+        raise DataError(f"{dataset.root}: one class only ({', '.join(dataset.classes)}); a classifier needs two")
+    train, val = [], []
+    labelled = dataset.labels >= 0
+    present = set(np.unique(dataset.domain_ids[labelled]).tolist())
+    for name in target:
+        if dataset.domain_index(name) not in present:
+            raise DataError(f"{dataset.root}: target {name} has no pictures with labels")
+    for domain in sorted(present - unseen):
+        pictures = np.flatnonzero((dataset.domain_ids == domain) & labelled)
+        more, held_out = _split_domain(dataset, pictures, fraction, seed_hash(trial_seed, domain))
+        if not len(more) or not len(held_out):
+            raise DataError(
+                f"{dataset.root}: domain {dataset.domains[domain]} has {len(pictures)} usable pictures, "
+                "too few for training and validation"
+            )
+        train.append(more)
+        val.append(held_out)
+    if not train:
+        raise DataError(f"{dataset.root}: every domain is a target, none is left to learn from")
+    learnt = set(dataset.labels[np.concatenate(train)].tolist())
+    if len(learnt) < 2:
+        raise DataError(f"{dataset.root}: one class only in the source domains; a classifier needs two")
+    return Split(
+        np.sort(np.concatenate(train)),
+        np.sort(np.concatenate(val)),
+        np.flatnonzero(np.isin(dataset.domain_ids, list(unseen)) & labelled),
+        np.flatnonzero(~labelled),
+    )
+
+
+def _split_domain(dataset: DomainDataset, pictures: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    said = np.array([dataset.splits[i] if dataset.splits else None for i in pictures], dtype=object)
+    free = pictures[said == None]  # noqa: E711
+    train, val = domainbed_split(len(free), fraction if not (said == "val").any() else 0.0, seed)
+    return (
+        np.concatenate([free[train], pictures[said == "train"]]),
+        np.concatenate([free[val], pictures[said == "val"]]),
+    )
