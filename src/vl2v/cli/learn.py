@@ -10,7 +10,7 @@ import typer
 Data = Annotated[Path | None, typer.Option(help="Pictures: domain/class/image, class/image, or a manifest.")]
 TeacherSpec = Annotated[str | None, typer.Option(help="open_clip:MODEL/PRETRAINED, hf:REPO, recorded:FOLDER, tiny.")]
 Target = Annotated[list[str] | None, typer.Option(help="A domain to be kept unseen; may be repeated.")]
-Views = Annotated[int | None, typer.Option(help="Fixed augmented views a picture to ask about, beside the clean one.")]
+Views = Annotated[int | None, typer.Option(help="Fixed augmented views of each picture to ask about, too.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings in TOML.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top, e.g. stages.distill.lr=1e-3.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of the embedding store; by default one for all runs.")]
@@ -55,7 +55,7 @@ def distill(
     student: Annotated[str | None, typer.Option(help="A timm model.")] = None,
     target: Target = None,
     method: Annotated[str | None, typer.Option(help="adip, sd, erm, lp, lp-ft or kd.")] = None,
-    out: Annotated[Path, typer.Option(help="The run folder; a run that was interrupted there is gone on with.")] = Path(
+    out: Annotated[Path, typer.Option(help="The run folder; an interrupted run is gone on with.")] = Path(
         "runs/student"
     ),
     seed: Annotated[int | None, typer.Option(help="Decides every draw.")] = None,
@@ -64,7 +64,7 @@ def distill(
     online_teacher: Annotated[
         bool | None, typer.Option("--online-teacher", help="Ask anew about every augmented batch (white boxes).")
     ] = None,
-    preset: Annotated[str, typer.Option(help="default, or paper: as published, with the code's oddities.")] = "default",
+    preset: Annotated[str, typer.Option(help="default, or paper: as published, oddities included.")] = "default",
     config: ConfigFile = None,
     pairs: Set = None,
     store: Store = None,

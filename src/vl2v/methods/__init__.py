@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vl2v.config import LossConfig, PublishedConfig
 from vl2v.errors import ConfigError
@@ -16,7 +16,7 @@ class Entry(NamedTuple):
     """A method and the settings of its stages."""
 
     make: Callable[[LossConfig, PublishedConfig], Method]
-    stages: Mapping[str, Mapping[str, object]]
+    stages: Mapping[str, Any]
 
 
 METHODS = {

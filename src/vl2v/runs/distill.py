@@ -20,11 +20,11 @@ from vl2v.methods import Method, Stage, find_method
 from vl2v.runs import teaching
 from vl2v.runs.evaluate import classifier_logits, evaluate_run
 from vl2v.runs.folder import Run, locked, open_run
+from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 from vl2v.runs.sources import Sources, open_sources
-from vl2v.runs.report import Report, silent
 from vl2v.seeds import derive
-from vl2v.students import BackboneSpec, Classifier, Student, new_projector, pretrained_backbone
+from vl2v.students import Classifier, Student, new_projector, pretrained_backbone
 from vl2v.teachers import Teacher
 from vl2v.training import (
     Answers,
@@ -191,7 +191,7 @@ class _Work:
         """Pass the pictures (with K views: each view of each) through the frozen backbone once."""
         pictures = np.sort(np.concatenate(sampler.groups))
         contents = self.sources.audit.sha256
-        views = [(self.views, contents, k) for k in range(self.views.k)] or [None]
+        views: list[Rendering | None] = [(self.views, contents, 1 + k) for k in range(self.views.k)] or [None]
         table = torch.zeros(len(self.sources.dataset), len(views), 0)
         for number, view in enumerate(views):
             found = self._features(pictures, view)

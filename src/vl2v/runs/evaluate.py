@@ -14,7 +14,7 @@ from vl2v.config import PromptConfig
 from vl2v.data import Audit, DomainDataset, audit, domainbed_split, open_dataset, seed_hash, set_aside
 from vl2v.embeddings import EmbeddingStore, image_key, text_key
 from vl2v.errors import DataError
-from vl2v.evaluation import Evaluation, Row, measure
+from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
 from vl2v.runs.teaching import class_prompts, default_store
@@ -59,7 +59,7 @@ def evaluate_run(
         report("evaluating", number, len(dataset.domains), domain)
         if not len(pictures):
             continue
-        role = "seen" if domain in sources else "unseen"
+        role: Role = "seen" if domain in sources else "unseen"
         labels = _labels(dataset, pictures, classifier)
         logits = classifier_logits(classifier, dataset, pictures, config.workers) / classifier.temperature
         rows.append(Row(STUDENT, domain, role, measure(logits, labels, classifier.threshold)))
@@ -67,7 +67,7 @@ def evaluate_run(
         if teacher is not None:
             rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
     report("evaluating", len(dataset.domains), len(dataset.domains), "")
-    return Evaluation(tuple(rows), tuple([*_leakage(dataset, found, sources), *_left_out(dataset)]))
+    return Evaluation(tuple(rows), (*_leakage(dataset, found, sources), *_left_out(dataset)))
 
 
 def classifier_logits(

@@ -74,9 +74,7 @@ def open_run(folder: Path, config: RunConfig) -> Run:
         run = Run(folder)
         changed = sorted(_differences(run.config.model_dump(by_alias=True), config.model_dump(by_alias=True)))
         if changed:
-            raise RunError(
-                f"{folder}: holds a run with other settings ({', '.join(changed)}); choose another --out, or delete it"
-            )
+            raise RunError(f"{folder}: holds a run with other settings ({', '.join(changed)}); choose another --out")
         return run
     if folder.is_dir() and any(entry.name != "run.lock" for entry in folder.iterdir()):
         raise RunError(f"{folder}: not empty, and not a run folder; choose another --out")

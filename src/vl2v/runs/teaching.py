@@ -23,6 +23,7 @@ from vl2v.students.backbone import IMAGENET_MEAN, IMAGENET_STD
 from vl2v.teachers import Prompts, Teacher, WhiteBox, open_teacher, prompts_for, text_classifier
 from vl2v.training.batches import Answers, Ask
 
+
 def default_store() -> Path:
     """Return the folder of the store that all runs of a person share."""
     return Path(platformdirs.user_data_dir("vl2v", appauthor=False)) / "store"

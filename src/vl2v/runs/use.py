@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
 from vl2v.data import decode, evaluation_view
@@ -37,7 +38,7 @@ def predict_files(
         views = {file: _view(file, size) for file in chunk}
         good = [file for file in chunk if not isinstance(views[file], str)]
         pixels = [views[file] for file in good]
-        made = classifier.predict_pixels(torch.from_numpy(np.stack(pixels))) if good else []  # type: ignore[arg-type]
+        made = classifier.predict_pixels(torch.from_numpy(np.stack(pixels))) if good else []
         answers = dict(zip(good, made, strict=True))
         for file in chunk:
             view = views[file]
@@ -87,9 +88,8 @@ def _pictures(path: Path) -> list[Path]:
     return [path]
 
 
-def _view(file: Path, size: int) -> np.ndarray | str:  # type: ignore[type-arg]
+def _view(file: Path, size: int) -> NDArray[np.uint8] | str:
     try:
         return evaluation_view(decode(file.read_bytes()), size)
     except DataError as error:
         return str(error)
-

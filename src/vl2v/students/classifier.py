@@ -146,15 +146,11 @@ class Classifier:
             card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "student.safetensors")
         except FileNotFoundError as error:
-            raise StudentError(
-                f"{error.filename}: missing; is {folder} a finished run's student folder?"
-            ) from None
+            raise StudentError(f"{error.filename}: missing; is {folder} a finished run's student folder?") from None
         except (ValueError, OSError, SafetensorError) as error:
             raise StudentError(f"{folder}: the student is corrupt ({error}); train it again") from None
         if card.get("format") != FORMAT:
-            raise StudentError(
-                f"{folder}: format {card.get('format')}, this version reads {FORMAT}; update vl2v"
-            )
+            raise StudentError(f"{folder}: format {card.get('format')}, this version reads {FORMAT}; update vl2v")
         texts = tensors.pop("texts", None)
         spec = BackboneSpec.from_json(card["backbone"])
         projector = nn.Linear(card["features"], card["out"]) if card["out"] else nn.Identity()
@@ -162,9 +158,7 @@ class Classifier:
         try:
             student.load_state_dict(tensors)
         except RuntimeError:
-            raise StudentError(
-                f"{folder}: the weights don't fit the student that student.json describes"
-            ) from None
+            raise StudentError(f"{folder}: the weights don't fit the student that student.json describes") from None
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
             raise StudentError(f"{folder}: the weights hold NaN or infinity; train it again")
         keys = ("classes", "scale", "temperature", "threshold", "about")

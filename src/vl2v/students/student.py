@@ -23,9 +23,7 @@ class Student(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, backbone: nn.Module, projector: nn.Module, spec: BackboneSpec, head: str = "text"
-    ) -> None:
+    def __init__(self, backbone: nn.Module, projector: nn.Module, spec: BackboneSpec, head: str = "text") -> None:
         super().__init__()
         self.backbone = backbone
         self.projector = projector

@@ -24,7 +24,7 @@ Ask = Callable[[Tensor], Tensor]
 """Ask a teacher about uint8 pixels [n, s, s, 3]: I(x) [n, d]."""
 
 Rendering = tuple[Views, Sequence[bytes], int]
-"""(views, contents by dataset index, k): the k-th fixed view of each picture."""
+"""(views, contents by dataset index, v): view v (1 to K) of each picture."""
 
 
 class Batches(Protocol):
@@ -78,8 +78,8 @@ class Renderer:
         """Return pixels [s, s, 3] and the view (0: the clean picture's answer is the target)."""
         image = decode(self.dataset.read(picture))
         if self.views.k:
-            view = derive(self.seed, "which view", picture, turn) % self.views.k
-            return self.views.render(image, self.contents[picture], view), view + 1
+            view = 1 + derive(self.seed, "which view", picture, turn) % self.views.k
+            return self.views.pixels(image, self.contents[picture], view), view
         return domainbed_augment(image, self.size, derive(self.seed, "augment", picture, turn)), 0
 
 
@@ -177,7 +177,7 @@ class _Clean(Dataset[Tensor]):
         if self.view is None:
             return evaluation_view(image, self.size)
         views, contents, number = self.view
-        return views.render(image, contents[picture], number)
+        return views.pixels(image, contents[picture], number)
 
 
 def clean_pixels(

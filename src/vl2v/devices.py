@@ -1,0 +1,34 @@
+"""What the machine computes on, and in which precision it is quick."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def cpu_flags() -> frozenset[str]:
+    """Return the CPU's instruction sets, as Linux names them; empty where they can't be read."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return frozenset()
+    return next((frozenset(line.split()) for line in text.splitlines() if line.startswith("flags")), frozenset())
+
+
+def best_device() -> str:
+    """Return "cuda", "mps" or "cpu"."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def has_bfloat16(device: str) -> bool:
+    """Return whether a device computes in bfloat16 by itself, so that it is worth using."""
+    import torch
+
+    if device == "cuda":
+        return bool(torch.cuda.is_bf16_supported())
+    return device == "cpu" and bool(cpu_flags() & {"avx512_bf16", "amx_bf16"})

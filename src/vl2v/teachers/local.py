@@ -1,0 +1,147 @@
+"""What all teachers with weights at hand share: batches, decoding ahead of the model, precision, fingerprints."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from vl2v.data import PictureError, decode
+from vl2v.devices import best_device, has_bfloat16
+from vl2v.errors import TeacherError
+from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, TowerSpec, Vectors
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+Precision = Literal["auto", "fp32", "bf16"]
+BATCH = 64
+DECODERS = 2
+
+
+class LocalTeacher:
+    """A vision-language model in this process.
+
+    Args:
+        name: as it was asked for.
+        model: the whole model; hashed for the fingerprint.
+        preprocess: a decoded picture -> the model's input [3, s, s], as the model's own makers do it.
+        encode_images: input [n, 3, s, s] -> [n, d], not yet normalised.
+        encode_texts: texts -> [n, d], not yet normalised.
+        tower: makes a copy of the image encoder, and what rebuilds it.
+        logit_scale: s.
+        size: s, in pixels.
+        mean: the model's own, of pixels between 0 and 1.
+        std: likewise.
+        about: what else could change the answers: preprocessing, versions.
+        precision: "bf16" computes in bfloat16, "auto" where the device is quick in it.
+        device: for example "cuda"; by default the best there is.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        model: nn.Module,
+        *,
+        preprocess: Callable[[Image.Image], Tensor],
+        encode_images: Callable[[Tensor], Tensor],
+        encode_texts: Callable[[Sequence[str]], Tensor],
+        tower: Callable[[], tuple[nn.Module, TowerSpec]],
+        logit_scale: float,
+        size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        about: dict[str, Any],
+        precision: Precision = "auto",
+        device: str = "auto",
+    ) -> None:
+        self.name = name
+        self.device = best_device() if device == "auto" else device
+        self.bfloat16 = has_bfloat16(self.device) if precision == "auto" else precision == "bf16"
+        facts = {**about, "bfloat16": self.bfloat16, "version": ANSWER_VERSION, "weights": digest(model)}
+        self.fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+        self.model = model.eval().requires_grad_(False).to(self.device)
+        self.logit_scale: float | None = logit_scale
+        self._preprocess = preprocess
+        self._encode_images = encode_images
+        self._encode_texts = encode_texts
+        self._tower = tower
+        self._size, self._mean, self._std = size, tuple(mean), tuple(std)
+        self.dim = self.embed_texts(["a photo"]).shape[1]
+
+    def embed_images(self, images: Sequence[EncodedImage]) -> Vectors:
+        """Return I(x) [n, d], unit rows; threads decode ahead while the model works.
+
+        Raises:
+            TeacherError: a picture that can't be decoded, or an answer that isn't finite.
+        """
+        parts: list[Tensor] = []
+        with ThreadPoolExecutor(DECODERS) as pool:
+            inputs = pool.map(self._input, images)
+            while chunk := list(islice(inputs, BATCH)):
+                parts.append(self._answers(self._encode_images, torch.stack(chunk).to(self.device)))
+        return self._checked(parts)
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """Return the texts' embeddings [n, d], unit rows."""
+        chunks = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
+        return self._checked([self._answers(self._encode_texts, chunk) for chunk in chunks])
+
+    def embed_pixels(
+        self, pixels: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> Tensor:
+        """Return I(x) [n, d] of uint8 pixels [n, 3, h, w], squeezed to the model's size.
+
+        Args:
+            pixels: 0 to 255.
+            mean: in place of the model's own (the authors' code feeds ImageNet's).
+            std: likewise.
+        """
+        x = pixels.to(self.device).float() / 255
+        if x.shape[-2:] != (self._size, self._size):
+            x = functional.interpolate(x, (self._size, self._size), mode="bicubic", antialias=True).clamp(0, 1)
+        shift, scale = (
+            torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (mean or self._mean, std or self._std)
+        )
+        return self._answers(self._encode_images, (x - shift) / scale)
+
+    def image_tower(self) -> tuple[nn.Module, TowerSpec]:
+        """Return a copy of the image encoder, normalised pixels [n, 3, s, s] -> [n, d], and what rebuilds it."""
+        tower, spec = self._tower()
+        return tower.requires_grad_(True).train(), spec
+
+    def _input(self, image: EncodedImage) -> Tensor:
+        try:
+            return self._preprocess(decode(image.data))
+        except PictureError as error:
+            raise TeacherError(f"{image.name}: {error}") from None
+
+    def _answers(self, encode: Callable[[Any], Tensor], inputs: Any) -> Tensor:
+        with torch.inference_mode(), torch.autocast(self.device, torch.bfloat16, enabled=self.bfloat16):
+            answers = encode(inputs)
+        return functional.normalize(answers.float(), dim=-1).clone()  # a normal tensor, for training
+
+    def _checked(self, parts: list[Tensor]) -> Vectors:
+        if not parts:
+            return np.zeros((0, self.dim), np.float32)
+        vectors: Vectors = torch.cat(parts).cpu().numpy()
+        if not np.isfinite(vectors).all() or (np.abs(vectors).sum(1) == 0).any():
+            raise TeacherError(f"{self.name}: answers NaN or zeros; try precision fp32, or other weights")
+        return vectors
+
+
+def digest(model: nn.Module) -> str:
+    """Return a hash of all weights: names, types, shapes and values."""
+    sha = hashlib.sha256()
+    for key, value in sorted(model.state_dict().items()):
+        sha.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return sha.hexdigest()

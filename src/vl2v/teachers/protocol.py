@@ -1,0 +1,76 @@
+"""What a teacher is: pictures or texts in, unit vectors out. Nobody downstream can tell which one it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+# Part of every fingerprint: raised when our own handling of pictures, texts or answers changes what is answered.
+ANSWER_VERSION = 1
+
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """A picture file's own bytes (an augmented view: a PNG), and its path in the dataset."""
+
+    name: str
+    data: bytes
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A frozen vision-language model.
+
+    Attributes:
+        name: as it was asked for, for example "open_clip:ViT-B-32/laion2b_s34b_b79k".
+        fingerprint: changes when the answers could: weights, preprocessing, precision, version.
+        dim: d.
+        logit_scale: s; None where it isn't known.
+    """
+
+    name: str
+    fingerprint: str
+    dim: int
+    logit_scale: float | None
+
+    def embed_images(self, images: Sequence[EncodedImage]) -> Vectors:
+        """Return I(x) [n, d], unit rows, in order."""
+        ...
+
+    def embed_texts(self, texts: Sequence[str]) -> Vectors:
+        """Return the texts' embeddings [n, d], unit rows, in order."""
+        ...
+
+
+@dataclass(frozen=True)
+class TowerSpec:
+    """What rebuilds an image tower without its weights, and how pictures are put to it."""
+
+    build: dict[str, Any]
+    image_size: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+@runtime_checkable
+class WhiteBox(Teacher, Protocol):
+    """A teacher whose weights are at hand."""
+
+    def image_tower(self) -> tuple[nn.Module, TowerSpec]:
+        """Return a copy of the image encoder, normalised pixels [n, 3, s, s] -> [n, d], and what rebuilds it."""
+        ...
+
+    def embed_pixels(
+        self, pixels: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
+    ) -> Tensor:
+        """Return I(x) [n, d], unit rows, of uint8 pixels [n, 3, h, w]; with its own mean and std, or those given."""
+        ...

@@ -1,0 +1,56 @@
+"""Teachers by name: "kind:rest". Others join by an entry point of the group "vl2v.teachers"."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any
+
+from vl2v.errors import TeacherError
+from vl2v.teachers.protocol import Teacher
+
+GROUP = "vl2v.teachers"
+_BUILTIN = {
+    "open_clip": "vl2v.teachers.open_clip:open_open_clip",
+    "hf": "vl2v.teachers.hf:open_hf",
+    "recorded": "vl2v.teachers.recorded:open_recorded",
+    "tiny": "vl2v.teachers.open_clip:open_tiny",
+}
+
+
+def open_teacher(spec: str, **options: Any) -> Teacher:
+    """Return a teacher.
+
+    Args:
+        spec: "open_clip:MODEL/PRETRAINED", "open_clip:local-dir:PATH", "hf:REPO_OR_PATH", "recorded:FOLDER", "tiny",
+            or a kind that an installed package brings.
+        options: of that kind, for example `precision`.
+
+    Raises:
+        TeacherError: unknown kind, or a teacher that can't be opened.
+        MissingExtra: an optional dependency that isn't installed.
+    """
+    kind, _, rest = spec.partition(":")
+    return _factory(kind)(rest, **options)
+
+
+def teacher_kinds() -> list[str]:
+    """Return all kinds that can be opened."""
+    return [*_BUILTIN, *(point.name for point in entry_points(group=GROUP))]
+
+
+def _factory(kind: str) -> Callable[..., Teacher]:
+    factory: Callable[..., Teacher]
+    if kind in _BUILTIN:
+        module, _, name = _BUILTIN[kind].partition(":")
+        factory = getattr(importlib.import_module(module), name)
+        return factory
+    found: list[EntryPoint] = list(entry_points(group=GROUP, name=kind))
+    if not found:
+        close = difflib.get_close_matches(kind, teacher_kinds(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(teacher_kinds())}"
+        raise TeacherError(f"teacher {kind!r}: unknown kind; {hint}")
+    factory = found[0].load()
+    return factory
