@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 
@@ -24,6 +25,11 @@ class Targets:
     images: Tensor | None = None
     texts: Tensor | None = None
     scale: float = 1.0
+
+    def to(self, device: torch.device) -> Targets:
+        """Return the same on a device."""
+        images, texts = (None if tensor is None else tensor.to(device) for tensor in (self.images, self.texts))
+        return Targets(self.labels.to(device), images, texts, self.scale)
 
     def answers(self) -> tuple[Tensor, Tensor]:
         """Return I(x) and T of a batch that was asked about."""

@@ -2,6 +2,7 @@
 
 from vl2v.students.backbone import BackboneSpec, build_backbone, pretrained_backbone
 from vl2v.students.classifier import Classifier, Prediction
+from vl2v.students.depthwise import quick_depthwise
 from vl2v.students.student import Student, as_logits, evaluating, new_projector
 
 __all__ = [
@@ -14,4 +15,5 @@ __all__ = [
     "evaluating",
     "new_projector",
     "pretrained_backbone",
+    "quick_depthwise",
 ]

@@ -18,10 +18,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from vl2v.config import StageConfig, TrainConfig
+from vl2v.devices import best_device, has_bfloat16
 from vl2v.errors import RunError
 from vl2v.methods import Stage, Targets
 from vl2v.seeds import derive
-from vl2v.students import Student, as_logits, evaluating
+from vl2v.students import Student, as_logits, evaluating, quick_depthwise
 from vl2v.training.batches import Batches
 from vl2v.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vl2v.training.log import MetricsLog
@@ -136,6 +137,8 @@ class Trainer:
             _load(student, _under("model/", checkpoint.tensors))
             self.log.rewind(names[:first], names[first] if first < len(names) else "", checkpoint.state["step"])
         self.fabric.to_device(student)
+        student.to(memory_format=torch.channels_last)
+        quick_depthwise(student.backbone)
         for number in range(first, len(stages)):
             run = _StageRun(self, stages[number][1](), student, number)
             if checkpoint is not None and checkpoint.state["step"]:
@@ -213,8 +216,9 @@ class _StageRun:
         self.optimizer.zero_grad()
         total = 0.0
         for _ in range(settings.accumulate):
-            x, targets = fabric.to_device(next(batches))
-            loss = stage.loss(self.model(x), targets) / settings.accumulate
+            x, targets = next(batches)
+            out = self.model(x.to(fabric.device))
+            loss = stage.loss(out, targets.to(fabric.device)) / settings.accumulate
             fabric.backward(loss)
             total += loss.item()
         if not math.isfinite(total):
@@ -310,19 +314,9 @@ def learning_rate(settings: StageConfig, step: int) -> float:
 def fabric_precision(config: TrainConfig) -> Literal["32-true", "bf16-mixed"]:
     """Return Fabric's name of the precision; "auto" is bf16 where the device computes in it."""
     if config.precision == "auto":
-        if torch.cuda.is_available() and config.accelerator in ("auto", "cuda", "gpu"):
-            return "bf16-mixed" if torch.cuda.is_bf16_supported() else "32-true"
-        return "bf16-mixed" if "avx512_bf16" in cpu_flags() else "32-true"
+        device = "cpu" if config.accelerator == "cpu" else best_device()
+        return "bf16-mixed" if has_bfloat16(device) else "32-true"
     return "bf16-mixed" if config.precision == "bf16" else "32-true"
-
-
-def cpu_flags() -> frozenset[str]:
-    """Return the names of the CPU's instruction sets, as Linux names them; empty where they can't be read."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return frozenset()
-    return next((frozenset(line.split()) for line in text.splitlines() if line.startswith("flags")), frozenset())
 
 
 def _set_trainable(student: Student, trains: str) -> None:

@@ -1,0 +1,5 @@
+"""`vl2v demo`."""
+
+
+def demo() -> None:
+    """Placeholder."""

@@ -1,0 +1,119 @@
+"""Depthwise convolutions whose gradients are quick on a CPU.
+
+oneDNN is slow in two gradients of depthwise convolutions: of the weights of kernels larger than 3x3, and of the input of
+strided ones, the more so in bfloat16. Both are sums that quick passes can do: a 5x5 weight gradient is made of 3x3 ones,
+and the input gradient of a strided convolution is a plain convolution of the gradient, spread out on the input's grid.
+The gradients are those of PyTorch, up to the order of additions; `benchmarks/depthwise.py` shows what it brings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+def quick_depthwise(model: nn.Module) -> int:
+    """Give a model's square depthwise convolutions quick gradients, in place; return how many have them.
+
+    Names, parameters and results stay. Other devices than the CPU go the usual way.
+    """
+    from timm.layers import Conv2dSame
+
+    count = 0
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d) and _is_depthwise(module):
+            same = isinstance(module, Conv2dSame)
+            module.forward = _forward(module, same=same)  # type: ignore[method-assign]
+            count += 1
+    return count
+
+
+def _is_depthwise(conv: nn.Conv2d) -> bool:
+    square = all(len(set(pair)) == 1 for pair in (conv.kernel_size, conv.stride, conv.dilation))
+    plain = conv.bias is None and conv.padding_mode == "zeros" and conv.dilation[0] == 1
+    odd = conv.kernel_size[0] in (3, 5, 7)
+    return conv.groups > 1 and conv.groups == conv.in_channels == conv.out_channels and square and plain and odd
+
+
+def _forward(conv: nn.Conv2d, *, same: bool) -> Callable[[Tensor], Tensor]:
+    usual = type(conv).forward.__get__(conv)
+    stride = conv.stride[0]
+
+    def forward(x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_grad_enabled():
+            usually: Tensor = usual(x)
+            return usually
+        padding = 0
+        if same:
+            from timm.layers.padding import pad_same
+
+            x = pad_same(x, conv.kernel_size, conv.stride, conv.dilation)
+        else:
+            padding = int(conv.padding[0])
+        weight = conv.weight
+        if torch.is_autocast_enabled("cpu"):
+            kind = torch.get_autocast_dtype("cpu")
+            x, weight = x.to(kind), weight.to(kind)
+        out: Tensor = _Depthwise.apply(x, weight, stride, padding)
+        return out
+
+    return forward
+
+
+class _Depthwise(torch.autograd.Function):
+    """conv2d(x [n, c, h, w], weight [c, 1, k, k]) with c groups."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return functional.conv2d(x, weight, None, stride, padding, 1, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        gradient = gradients[0].contiguous(memory_format=torch.channels_last)
+        wants_x, wants_weight = ctx.needs_input_grad[:2]
+        of_x = _input_gradient(gradient, x, weight, ctx.stride, ctx.padding) if wants_x else None
+        of_weight = _weight_gradient(gradient, x, weight, ctx.stride, ctx.padding) if wants_weight else None
+        return of_x, of_weight, None, None
+
+
+def _input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    if stride == 1:
+        return _usual(gradient, x, weight, stride, padding, 0)
+    kernel = weight.shape[-1]
+    height, width = (side + 2 * padding - kernel + 1 for side in x.shape[-2:])
+    spread = gradient.new_zeros(*gradient.shape[:2], height, width).contiguous(memory_format=torch.channels_last)
+    spread[:, :, ::stride, ::stride] = gradient
+    return functional.conv2d(spread, weight.flip(2, 3), None, 1, kernel - 1 - padding, 1, len(weight))
+
+
+def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+    kernel = weight.shape[-1]
+    if kernel == 3:
+        return _usual(gradient, x, weight, stride, padding, 1)
+    if padding:
+        x = functional.pad(x, (padding,) * 4)
+    height, width = (stride * (side - 1) + 3 for side in gradient.shape[-2:])
+    out = torch.empty_like(weight)
+    block = weight[:, :, :3, :3].contiguous()
+    for top in range(0, kernel - 2, 2):
+        for left in range(0, kernel - 2, 2):
+            seen = x[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
+            out[:, :, top : top + 3, left : left + 3] = _usual(gradient, seen, block, stride, 0, 1)
+    return out
+
+
+def _usual(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, which: int) -> Tensor:
+    """Return PyTorch's own gradient of the input (0) or of the weight (1)."""
+    wanted = [which == 0, which == 1, False]
+    sides = [stride] * 2, [padding] * 2, [1, 1]
+    found: Tensor = torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, *sides, False, [0, 0], len(weight), wanted
+    )[which]
+    return found
