@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from vl2v.cli import data, demo, learn, use
+from vl2v.cli import data, learn, use
+from vl2v.cli.demo import demo
 
 app = typer.Typer(
     name="vl2v",
@@ -38,4 +39,4 @@ app.command("evaluate")(use.evaluate)
 app.command("predict")(use.predict)
 app.add_typer(use.classes, name="classes")
 app.command("config")(learn.config)
-app.command("demo")(demo.demo)
+app.command("demo")(demo)

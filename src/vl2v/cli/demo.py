@@ -1,5 +1,42 @@
-"""`vl2v demo`."""
+"""`vl2v demo`: what vl2v does, in minutes, with what comes with it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+_NEXT = """
+With your own pictures, in folders domain/class/picture:
+  vl2v data inspect PATH
+  vl2v distill --data PATH --teacher open_clip:ViT-B-16/openai --target DOMAIN --out runs/mine
+  vl2v predict runs/mine PICTURE"""
 
 
-def demo() -> None:
-    """Placeholder."""
+def demo(
+    out: Annotated[Path, typer.Option(help="Where to put the runs and pictures.")] = Path("runs/demo"),
+    target: Annotated[str, typer.Option(help="The drawing style that is left out of training.")] = "emoji",
+) -> None:
+    """Train three students on the embedded sample, one drawing style unseen, and compare them."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from vl2v.benchmark import run_demo
+    from vl2v.cli.show import progress
+    from vl2v.report import accuracy_bars, answer_grid
+
+    with progress() as report:
+        found = run_demo(out, target=target, report=report)
+    results = found.results()
+    table = Table(title=f"accuracy %: classify icons of a style never seen in training ({target})")
+    for name in ("", "styles seen (validation)", "unseen style"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, row in results.items():
+        table.add_row(name, *("-" if share is None else f"{100 * share:.1f}" for share in row.values()))
+    accuracy_bars(results, out / "accuracy.png")
+    answer_grid(found.runs, target, out / "answers.png")
+    console = Console()
+    console.print(table)
+    console.print(f"pictures: {out / 'accuracy.png'}, {out / 'answers.png'}; the students: {out}/adip and its like")
+    console.print(_NEXT, highlight=False, markup=False)

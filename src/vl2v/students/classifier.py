@@ -25,9 +25,17 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture's answer; `label` is "unknown" where the best class is less likely than the threshold."""
+    """One picture's answer.
+
+    Attributes:
+        label: the class, or "unknown" where even the best one is less likely than the threshold.
+        best: the most likely class.
+        probability: of the most likely class.
+        probabilities: of every class.
+    """
 
     label: str
+    best: str
     probability: float
     probabilities: dict[str, float]
 
@@ -84,8 +92,9 @@ class Classifier:
     def _prediction(self, row: Tensor) -> Prediction:
         best = int(row.argmax())
         probability = float(row[best])
-        label = self.classes[best] if probability >= self.threshold else UNKNOWN
-        return Prediction(label, probability, dict(zip(self.classes, row.tolist(), strict=True)))
+        name = self.classes[best]
+        label = name if probability >= self.threshold else UNKNOWN
+        return Prediction(label, name, probability, dict(zip(self.classes, row.tolist(), strict=True)))
 
     def add_class(self, name: str, text: NDArray[np.float32]) -> None:
         """Add a class by its text embedding [d]: no training.

@@ -1,9 +1,9 @@
 """Depthwise convolutions whose gradients are quick on a CPU.
 
-oneDNN is slow in two gradients of depthwise convolutions: of the weights of kernels larger than 3x3, and of the input of
-strided ones, the more so in bfloat16. Both are sums that quick passes can do: a 5x5 weight gradient is made of 3x3 ones,
-and the input gradient of a strided convolution is a plain convolution of the gradient, spread out on the input's grid.
-The gradients are those of PyTorch, up to the order of additions; `benchmarks/depthwise.py` shows what it brings.
+oneDNN is slow in two gradients of depthwise convolutions, the more so in bfloat16: of the weights of kernels larger
+than 3x3, and of the input of strided ones. Both are sums that quick passes can do: a 5x5 weight gradient is made of
+3x3 ones, and the input gradient of a strided convolution is a plain convolution of the gradient, spread out on the
+input's grid. The results are PyTorch's, up to the order of additions; `benchmarks/depthwise.py` shows what it brings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def quick_depthwise(model: nn.Module) -> int:
     for module in model.modules():
         if isinstance(module, nn.Conv2d) and _is_depthwise(module):
             same = isinstance(module, Conv2dSame)
-            module.forward = _forward(module, same=same)  # type: ignore[method-assign]
+            module.forward = _forward(module, same=same)  # type: ignore[method-assign, assignment]
             count += 1
     return count
 
