@@ -1,3 +1,45 @@
 """vl2v: small image classifiers, taught by a vision-language model, that work on domains they never saw."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vl2v.data import open_dataset
+    from vl2v.runs import Run, add_class, distill, embed, evaluate_run, load
+    from vl2v.students import Classifier
+    from vl2v.teachers import open_teacher
+
 __version__ = "0.1.0"
+
+_HOMES = {
+    "Classifier": "vl2v.students",
+    "Run": "vl2v.runs",
+    "add_class": "vl2v.runs",
+    "distill": "vl2v.runs",
+    "embed": "vl2v.runs",
+    "evaluate_run": "vl2v.runs",
+    "load": "vl2v.runs",
+    "open_dataset": "vl2v.data",
+    "open_teacher": "vl2v.teachers",
+}
+
+__all__ = [
+    "Classifier",
+    "Run",
+    "add_class",
+    "distill",
+    "embed",
+    "evaluate_run",
+    "load",
+    "open_dataset",
+    "open_teacher",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used: `import vl2v` alone is quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vl2v' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

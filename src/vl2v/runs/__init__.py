@@ -7,7 +7,7 @@ from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 from vl2v.runs.teaching import default_store
-from vl2v.runs.use import add_class, predict_files
+from vl2v.runs.use import add_class, load, predict_files
 
 __all__ = [
     "Report",
@@ -17,6 +17,7 @@ __all__ = [
     "distill",
     "embed",
     "evaluate_run",
+    "load",
     "predict_files",
     "resolve",
     "silent",

@@ -21,6 +21,16 @@ from vl2v.teachers import text_classifier
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
 
 
+def load(folder: Path | str) -> Classifier:
+    """Return a finished run's student, ready to predict.
+
+    Raises:
+        RunError: not a run folder, or not finished.
+        StudentError: its files are corrupt.
+    """
+    return Run(folder).classifier
+
+
 def predict_files(
     run: Run | Path, paths: Sequence[Path], *, batch: int = 64
 ) -> Iterator[tuple[Path, Prediction | str]]:
