@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-import copy
+from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from vl2v.errors import TeacherError, need_extra
-from vl2v.teachers.local import LocalTeacher
+from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import TowerSpec
 
-KINDS = ("clip", "siglip", "siglip2")
+KINDS = ("clip", "siglip")
+# What in a configuration says where and when it was saved, and not what the model answers.
+_ELSEWHERE = ("_name_or_path", "architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
 
 
 def open_hf(rest: str, **options: Any) -> LocalTeacher:
-    """Open a repository or folder of a CLIP, SigLIP or SigLIP 2 (fixed resolution) model.
+    """Open a repository or folder of a CLIP, SigLIP or SigLIP 2 model.
 
-    Only safetensors weights are read, and no code of the repository is run.
+    SigLIP 2's checkpoints of a fixed resolution call themselves "siglip" and are read as such; its NaFlex ones
+    ("siglip2") take lists of patches in place of pictures and are refused. SigLIP's bias of the logits is ignored:
+    it is the same for every class, so the cosines, times the scale, decide alike. Only safetensors weights are read,
+    and no code of the repository is run.
 
     Raises:
         MissingExtra: transformers isn't installed.
@@ -29,14 +33,16 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
 
     try:
         config = transformers.AutoConfig.from_pretrained(rest)
-        if config.model_type not in KINDS:
-            raise TeacherError(f"hf:{rest}: a {config.model_type} model; {', '.join(KINDS)} can teach")
+        _check_kind(rest, config.model_type)
         model = transformers.AutoModel.from_pretrained(rest, use_safetensors=True)
         processor = transformers.AutoImageProcessor.from_pretrained(rest)
         tokenizer = transformers.AutoTokenizer.from_pretrained(rest)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise TeacherError(f"hf:{rest}: can't be opened ({str(error).splitlines()[0]})") from None
-    siglip = config.model_type != "clip"
+    except TeacherError:
+        raise
+    except Exception as error:  # of the hub, of files, of configurations: transformers raises many kinds
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise TeacherError(f"hf:{rest}: can't be opened ({reason}); give a repository or a folder") from None
+    siglip = config.model_type == "siglip"
     length = config.text_config.max_position_embeddings
     size = config.vision_config.image_size
 
@@ -44,13 +50,16 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
         pixels: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
         return pixels
 
-    def encode_texts(texts: Any) -> Tensor:
-        padding = "max_length" if siglip else True  # SigLIP was trained on padded texts
-        tokens = tokenizer(list(texts), padding=padding, truncation=True, max_length=length, return_tensors="pt")
-        return _vectors(model.get_text_features(**tokens.to(model.device)))
+    def tokenize(texts: Sequence[str]) -> dict[str, Tensor]:
+        # All texts padded alike: a text's answer doesn't hang on its neighbours'.
+        lower = [text.lower() for text in texts] if siglip else list(texts)
+        tokens = tokenizer(lower, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        # SigLIP was trained on lower case, and without a mask: it attends to the padding.
+        names = ("input_ids",) if siglip else ("input_ids", "attention_mask")
+        return {name: tokens[name].to(model.device) for name in names}
 
     def tower() -> tuple[nn.Module, TowerSpec]:
-        build = {"kind": "hf", "model_type": config.model_type, "config": _vision(config)}
+        build = {"kind": "hf", "model_type": config.model_type, "config": vision_settings(config)}
         copied = build_hf_tower(build)
         copied.load_state_dict(_tower_state(copied, model))
         return copied, TowerSpec(build, size, tuple(processor.image_mean), tuple(processor.image_std))
@@ -60,13 +69,19 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
         model.float(),
         preprocess=preprocess,
         encode_images=lambda pixels: _vectors(model.get_image_features(pixel_values=pixels)),
-        encode_texts=encode_texts,
+        encode_texts=lambda texts: _vectors(model.get_text_features(**tokenize(texts))),
         tower=tower,
         logit_scale=model.logit_scale.detach().exp().item(),
         size=size,
         mean=processor.image_mean,
         std=processor.image_std,
-        about={"kind": "hf", "preprocess": processor.to_dict(), "library": transformers.__version__.split(".")[0]},
+        about={
+            "kind": "hf",
+            "model": _plain(config.to_dict()),
+            "preprocess": _plain(processor.to_dict()),
+            "tokens": tokenize(PROBE)["input_ids"].tolist(),
+            "library": transformers.__version__.split(".")[0],
+        },
         **options,
     )
 
@@ -81,9 +96,7 @@ class HFTower(nn.Module):
         if model_type == "clip":
             self.vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**config))
         else:
-            settings = transformers.AutoConfig.for_model(f"{model_type}_vision_model", **config)
-            kinds = {"siglip": transformers.SiglipVisionModel, "siglip2": transformers.Siglip2VisionModel}
-            self.vision = kinds[model_type](settings)
+            self.vision = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**config))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return [n, d], not normalised."""
@@ -98,11 +111,30 @@ def build_hf_tower(build: dict[str, Any]) -> nn.Module:
     return HFTower(build["model_type"], build["config"])
 
 
-def _vision(config: Any) -> dict[str, Any]:
-    settings: dict[str, Any] = copy.deepcopy(config.vision_config.to_dict())
+def vision_settings(config: Any) -> dict[str, Any]:
+    """Return what a tower is built from: the image half of a configuration, plain values only."""
+    settings = _plain(config.vision_config.to_dict())
     if config.model_type == "clip":
         settings["projection_dim"] = config.projection_dim
     return {key: value for key, value in settings.items() if isinstance(value, int | float | str | bool)}
+
+
+def _check_kind(rest: str, kind: str) -> None:
+    if kind == "siglip2":
+        raise TeacherError(
+            f"hf:{rest}: a NaFlex model of SigLIP 2, which takes patches in place of pictures; "
+            "use one of a fixed resolution, such as google/siglip2-base-patch16-224"
+        )
+    if kind not in KINDS:
+        raise TeacherError(f"hf:{rest}: a {kind} model; {' and '.join(KINDS)} models can teach")
+
+
+def _plain(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _plain(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if key not in _ELSEWHERE
+    }
 
 
 def _tower_state(tower: nn.Module, model: nn.Module) -> dict[str, Tensor]:
@@ -116,5 +148,5 @@ def _tower_state(tower: nn.Module, model: nn.Module) -> dict[str, Tensor]:
 
 
 def _vectors(out: Any) -> Tensor:
-    vectors: Tensor = out if isinstance(out, torch.Tensor) else out.pooler_output
+    vectors: Tensor = out if isinstance(out, Tensor) else out.pooler_output
     return vectors

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 Precision = Literal["auto", "fp32", "bf16"]
 BATCH = 64
 DECODERS = 2
+# Tokenised for the fingerprint: another vocabulary, case, length or padding is another teacher.
+PROBE = ("a photo of a dog", "An UMBRELLA, 12 zebras & the naïve café!", "x" * 400)
 
 
 class LocalTeacher:
@@ -63,6 +66,8 @@ class LocalTeacher:
         precision: Precision = "auto",
         device: str = "auto",
     ) -> None:
+        if precision not in get_args(Precision):
+            raise TeacherError(f"{name}: precision {precision!r}; there are {', '.join(get_args(Precision))}")
         self.name = name
         self.device = best_device() if device == "auto" else device
         self.bfloat16 = has_bfloat16(self.device) if precision == "auto" else precision == "bf16"
@@ -83,12 +88,7 @@ class LocalTeacher:
         Raises:
             TeacherError: a picture that can't be decoded, or an answer that isn't finite.
         """
-        parts: list[Tensor] = []
-        with ThreadPoolExecutor(DECODERS) as pool:
-            inputs = pool.map(self._input, images)
-            while chunk := list(islice(inputs, BATCH)):
-                parts.append(self._answers(self._encode_images, torch.stack(chunk).to(self.device)))
-        return self._checked(parts)
+        return self._checked([self._answers(self._encode_images, batch) for batch in self._batches(images)])
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Return the texts' embeddings [n, d], unit rows."""
@@ -117,6 +117,19 @@ class LocalTeacher:
         """Return a copy of the image encoder, normalised pixels [n, 3, s, s] -> [n, d], and what rebuilds it."""
         tower, spec = self._tower()
         return tower.requires_grad_(True).train(), spec
+
+    def _batches(self, images: Sequence[EncodedImage]) -> Iterator[Tensor]:
+        """Yield inputs [<= BATCH, 3, s, s]; two batches, never more, are on their way."""
+        rest = iter(images)
+        pool = ThreadPoolExecutor(DECODERS)
+        try:
+            coming = deque(pool.submit(self._input, image) for image in islice(rest, 2 * BATCH))
+            while coming:
+                batch = [coming.popleft().result() for _ in range(min(BATCH, len(coming)))]
+                coming.extend(pool.submit(self._input, image) for image in islice(rest, BATCH))
+                yield torch.stack(batch).to(self.device)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _input(self, image: EncodedImage) -> Tensor:
         try:

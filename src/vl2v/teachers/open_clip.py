@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from vl2v.errors import TeacherError
-from vl2v.teachers.local import LocalTeacher
+from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import TowerSpec
+
+LOCAL = "local-dir:"
 
 
 def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
@@ -22,7 +23,7 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
     """
     import open_clip
 
-    local = rest.startswith("local-dir:")
+    local = rest.startswith(LOCAL)
     model_name, pretrained = (rest, None) if local or "/" not in rest else rest.rsplit("/", 1)
     if not local and (model_name, pretrained) not in open_clip.list_pretrained():
         raise TeacherError(
@@ -30,20 +31,24 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
             "ViT-B-32/laion2b_s34b_b79k, or local-dir:PATH"
         )
     try:
-        model, _, preprocess = open_clip.create_model_and_transforms(model_name, pretrained=pretrained)
+        model, preprocess = open_clip.create_model_from_pretrained(
+            model_name, pretrained=pretrained, force_quick_gelu=_trained_quick(open_clip, model_name, pretrained)
+        )
         tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:
         raise TeacherError(f"open_clip:{rest}: can't be opened ({_first_line(error)})") from None
     config = open_clip.get_model_preprocess_cfg(model)
     size = config["size"] if isinstance(config["size"], int) else config["size"][0]
+    settings = {**_settings(open_clip, model_name), "quick_gelu": _is_quick(model)}
 
     def tower() -> tuple[nn.Module, TowerSpec]:
-        build = {"kind": "open_clip", **_vision(open_clip, model_name), "quick_gelu": _quick_gelu(model)}
-        return copy.deepcopy(model.visual).cpu(), TowerSpec(build, size, tuple(config["mean"]), tuple(config["std"]))
+        build = {"kind": "open_clip", **_image_half(settings)}
+        copied = build_open_clip_tower(build)
+        copied.load_state_dict(model.visual.state_dict())
+        return copied, TowerSpec(build, size, tuple(config["mean"]), tuple(config["std"]))
 
     def encode_texts(texts: Any) -> Tensor:
-        tokens = tokenizer(list(texts)).to(next(model.parameters()).device)
-        encoded: Tensor = model.encode_text(tokens)
+        encoded: Tensor = model.encode_text(tokenizer(list(texts)).to(model.logit_scale.device))
         return encoded
 
     return LocalTeacher(
@@ -57,7 +62,13 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
         size=size,
         mean=config["mean"],
         std=config["std"],
-        about={"kind": "open_clip", "preprocess": config, "library": open_clip.__version__.split(".")[0]},
+        about={
+            "kind": "open_clip",
+            "model": settings,  # the same weights answer otherwise with other heads or another activation
+            "preprocess": config,
+            "tokens": tokenizer(list(PROBE)).tolist(),
+            "library": open_clip.__version__.split(".")[0],
+        },
         **options,
     )
 
@@ -79,20 +90,32 @@ def build_open_clip_tower(build: dict[str, Any]) -> nn.Module:
     return tower
 
 
-def _vision(open_clip: Any, model_name: str) -> dict[str, Any]:
-    """Return the image half of a model's configuration; its weights come from elsewhere."""
-    if model_name.startswith("local-dir:"):
-        path = Path(model_name.removeprefix("local-dir:")) / "open_clip_config.json"
-        config = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
+def _settings(open_clip: Any, model_name: str) -> dict[str, Any]:
+    """Return a model's configuration, as open_clip keeps it."""
+    settings: dict[str, Any]
+    if model_name.startswith(LOCAL):
+        path = Path(model_name.removeprefix(LOCAL)) / "open_clip_config.json"
+        settings = json.loads(path.read_text(encoding="utf-8"))["model_cfg"]
     else:
-        config = open_clip.get_model_config(model_name)
-    vision = {**config["vision_cfg"]}
+        settings = open_clip.get_model_config(model_name)
+    return settings
+
+
+def _image_half(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return what the image tower is built from; its weights come from elsewhere."""
+    vision = {**settings["vision_cfg"], "output_tokens": False}
     if "timm_model_name" in vision:
         vision["timm_model_pretrained"] = False
-    return {"embed_dim": config["embed_dim"], "vision_cfg": vision}
+    return {"embed_dim": settings["embed_dim"], "vision_cfg": vision, "quick_gelu": settings["quick_gelu"]}
 
 
-def _quick_gelu(model: nn.Module) -> bool:
+def _trained_quick(open_clip: Any, model_name: str, pretrained: str | None) -> bool:
+    """Return whether the weights were trained with QuickGELU, which open_clip only warns of."""
+    known = open_clip.get_pretrained_cfg(model_name, pretrained) if pretrained else {}
+    return bool(known.get("quick_gelu", False))
+
+
+def _is_quick(model: nn.Module) -> bool:
     return any(type(module).__name__ == "QuickGELU" for module in model.modules())
 
 
