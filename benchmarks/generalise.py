@@ -4,9 +4,9 @@
     python benchmarks/generalise.py PACS --exclude vendor-half.csv --teacher recorded:pacs-vendor \\
         --targets sketch photo --size 128 --set prompts.articles=false
 
-For each target and method the learning rate of the last stage is chosen with seed 0 among as many values as for any other
-method, by accuracy on the source domains' validation pictures; the other seeds use it. Runs are kept in --out and not
-done again. Prints the table of unseen-domain accuracy (all pictures of the target), mean and standard error over seeds.
+For each target and method the learning rate of the last stage is chosen with seed 0, with as many tries for each method,
+by accuracy on the source domains' validation pictures; the other seeds use it. Runs are kept in --out and not
+done again. Prints unseen-domain accuracy (all pictures of the target): mean and standard error over the seeds.
 """
 
 from __future__ import annotations

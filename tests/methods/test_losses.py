@@ -1,0 +1,85 @@
+"""Each loss against its formula, written out with numpy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from vl2v.config import LossConfig, PublishedConfig
+from vl2v.errors import ConfigError
+from vl2v.methods import METHODS, Targets, find_method
+from vl2v.methods.adip import cosine_loss
+from vl2v.methods.kd import kd_loss
+
+
+def unit(rows: torch.Tensor) -> torch.Tensor:
+    return rows / rows.norm(dim=-1, keepdim=True)
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, Targets]:
+    generator = torch.Generator().manual_seed(0)
+    z, images, texts = (unit(torch.randn(n, 5, generator=generator)) for n in (4, 4, 3))
+    return z, Targets(torch.tensor([0, 2, 1, 2]), images, texts, scale=7.0)
+
+
+@pytest.mark.parametrize("lambda_", [0.0, 0.3, 1.0])
+def test_adip_is_the_papers_sum_of_two_cosines(batch: tuple[torch.Tensor, Targets], lambda_: float) -> None:
+    z, targets = batch
+    images, texts = targets.answers()
+    to_image = (z * images).sum(1).mean()
+    to_text = (z * texts[targets.labels]).sum(1).mean()
+    expected = -lambda_ * to_image - (1 - lambda_) * to_text
+    assert cosine_loss(lambda_)(z, targets) == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_pictures_without_labels_have_only_the_image_target(batch: tuple[torch.Tensor, Targets]) -> None:
+    z, full = batch
+    images, texts = full.answers()
+    targets = Targets(torch.tensor([0, -1, 1, -1]), images, texts)
+    to_text = (z[[0, 2]] * texts[[0, 1]]).sum(1).mean()
+    expected = -0.5 * (z * images).sum(1).mean() - 0.5 * to_text
+    assert cosine_loss(0.5)(z, targets) == pytest.approx(expected.item(), abs=1e-6)
+    nobody = Targets(torch.full((4,), -1), images, texts)
+    assert cosine_loss(0.5)(z, nobody) == pytest.approx(-(z * images).sum(1).mean().item(), abs=1e-6)
+
+
+def test_kd_is_hintons_divergence_with_the_squared_temperature(batch: tuple[torch.Tensor, Targets]) -> None:
+    _, targets = batch
+    images, texts = targets.answers()
+    logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))
+    tau, weight = 3.0, 0.7
+    teacher = np.exp((7.0 * images @ texts.T / tau).double().log_softmax(1).numpy())
+    student = (logits / tau).double().log_softmax(1).numpy()
+    divergence = (teacher * (np.log(teacher) - student)).sum(1).mean()
+    hard = -logits.double().log_softmax(1).numpy()[range(4), targets.labels].mean()
+    expected = weight * tau**2 * divergence + (1 - weight) * hard
+    assert kd_loss(tau, weight)(logits, targets).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_kd_is_zero_at_the_teachers_own_logits(batch: tuple[torch.Tensor, Targets]) -> None:
+    _, targets = batch
+    images, texts = targets.answers()
+    logits = 7.0 * images @ texts.T
+    assert kd_loss(2.0, 1.0)(logits, targets).item() == pytest.approx(0, abs=1e-5)
+    assert kd_loss(2.0, 1.0, probabilities=True)(logits, targets).item() != pytest.approx(0, abs=1e-2)
+
+
+def test_adip_aligns_the_projector_and_then_distils_into_the_backbone_alone() -> None:
+    method = find_method("adip").make(LossConfig(), PublishedConfig())
+    assert [(stage.name, stage.trains) for stage in method.stages] == [
+        ("align", "projector"),
+        ("distill", "backbone"),
+    ]
+    assert method.head == "text"
+
+
+def test_erm_and_its_like_ask_no_teacher() -> None:
+    taught = {name: entry.make(LossConfig(), PublishedConfig()).taught for name, entry in METHODS.items()}
+    assert taught == {"adip": True, "sd": True, "kd": True, "erm": False, "lp": False, "lp-ft": False}
+
+
+def test_an_unknown_method_is_named_with_a_suggestion() -> None:
+    with pytest.raises(ConfigError, match="'adib': unknown; did you mean adip"):
+        find_method("adib")
