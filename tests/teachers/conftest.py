@@ -21,11 +21,6 @@ SIZE = 32
 TEXT = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
 VIT = {"image_size": SIZE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 16}
 TIMM = {"timm_model_name": "test_efficientnet", "timm_pool": "avg", "timm_proj": "linear", "image_size": SIZE}
-    "timm_model_name": "test_efficientnet",
-    "timm_model_pretrained": False,
-    "timm_pool": "",
-    "timm_proj": "linear",
-}
 CONFIGS: dict[str, dict[str, Any]] = {
     "vit": {"embed_dim": DIM, "vision_cfg": VIT, "text_cfg": TEXT},
     "quick": {"embed_dim": DIM, "quick_gelu": True, "vision_cfg": VIT, "text_cfg": TEXT},

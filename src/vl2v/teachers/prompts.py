@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -39,15 +39,18 @@ class Prompts:
         """Read a TOML file with the attributes as keys; `[overrides]` is a table.
 
         Raises:
-            ConfigError: missing file, not TOML, or an unknown key.
+            ConfigError: missing file, not TOML, an unknown key, or a value of another type.
         """
         try:
             tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, tomllib.TOMLDecodeError) as error:
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{path}: not readable as TOML ({error})") from None
         unknown = tree.keys() - cls.__dataclass_fields__.keys()
         if unknown:
             raise ConfigError(f"{path}: unknown key {min(unknown)}; there are {', '.join(cls.__dataclass_fields__)}")
+        for key, value in tree.items():
+            if not _TYPES[key](value):
+                raise ConfigError(f"{path}: {key} = {value!r} isn't {_WANTED[key]}")
         return cls(**tree)
 
 
@@ -60,19 +63,24 @@ def prompts_for(classes: Sequence[str], prompts: Prompts, domains: Sequence[str]
         domains: the source domains; used by domain prompts only.
 
     Raises:
-        ConfigError: a template without `{class}`, or an override of a class that doesn't exist.
+        ConfigError: no template, one without `{class}` or with another placeholder, or an empty override.
     """
+    if not prompts.templates:
+        raise ConfigError("prompts.templates: empty; give at least one text with {class} in it")
     for template in prompts.templates:
         if "{class}" not in template:
             raise ConfigError(f"prompts.templates: {template!r} has no {{class}} in it")
+        if "{domain}" in template:
+            raise ConfigError(f"prompts.templates: {template!r}: for {{domain}} set prompts.domain_prompts=true")
     for name, value in prompts.overrides.items():
-        if not value:
+        if not value or not all(value):
             raise ConfigError(f"prompts.overrides.{name}: empty; give a name or a list of names")
     templates = list(prompts.templates)
     if prompts.domain_prompts:
-        templates += [DOMAIN_TEMPLATE.replace("{domain}", domain.replace("_", " ")) for domain in domains]
+        spoken = (domain.replace("_", " ") for domain in domains)
+        templates += [_fill(DOMAIN_TEMPLATE, "{domain}", domain, prompts.articles) for domain in spoken]
     return [
-        list(dict.fromkeys(_fill(template, name, prompts.articles) for template in templates for name in names))
+        list(dict.fromkeys(_fill(text, "{class}", name, prompts.articles) for text in templates for name in names))
         for names in (_names(name, prompts.overrides) for name in classes)
     ]
 
@@ -96,26 +104,51 @@ def _names(name: str, overrides: dict[str, str | list[str]]) -> list[str]:
     return [names] if isinstance(names, str) else names
 
 
-def _fill(template: str, name: str, articles: bool) -> str:
+def _fill(template: str, field: str, name: str, articles: bool) -> str:
     if articles:
-        template = re.sub(r"\b([Aa])n? (?=\{class\})", lambda match: _article(match.group(1), name), template)
-        template = re.sub(r"^a (?=[aeio])", "an ", template)  # "a art painting of ..."
-    return template.replace("{class}", name)
+        article = rf"\b([Aa])n? (?={re.escape(field)})"
+        template = re.sub(article, lambda found: _article(found.group(1), name), template)
+    return template.replace(field, name)
 
 
 def _article(letter: str, name: str) -> str:
-    """Return "a ", "an ", or nothing before a plural such as "scissors"."""
-    engine = _inflect()
-    last = name.split()[-1] if name.split() else name
-    if engine.singular_noun(last) and last.lower() not in _SINGULAR:
+    """Return "a ", "an ", or nothing before a plural ("scissors") or a name that has one ("The Eiffel Tower")."""
+    words = name.lower().split() or [""]
+    if words[0] == "the" or _is_plural(words[-1]):
         return ""
-    article: str = engine.a(name).split(" ")[0]
+    article: str = _inflect().a(name).split(" ")[0]
     return letter + article[1:] + " "
 
 
-# Words that inflect takes for plurals.
+def _is_plural(word: str) -> bool:
+    # By the ending: inflect takes "walrus", "tennis" and even "opera" for plurals.
+    if word in _ODD_PLURALS:
+        return True
+    return word.endswith("s") and not word.endswith(("ss", "us", "is", "'s")) and word not in _SINGULAR
+
+
+_ODD_PLURALS = frozenset(
+    ("children", "feet", "geese", "kiwis", "men", "mice", "people", "skis", "taxis", "teeth", "women")
+)
 _SINGULAR = frozenset(
-    ("bus", "cactus", "compass", "cross", "dress", "gas", "glass", "grass", "lens", "octopus", "walrus")
+    [
+        "asbestos",
+        "atlas",
+        "bias",
+        "biceps",
+        "canvas",
+        "chaos",
+        "christmas",
+        "cosmos",
+        "gas",
+        "lens",
+        "pancreas",
+        "rhinoceros",
+        "series",
+        "species",
+        "thermos",
+        "triceratops",
+    ]
 )
 
 
@@ -124,3 +157,21 @@ def _inflect() -> Any:
     import inflect
 
     return inflect.engine()
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+
+
+_TYPES: dict[str, Callable[[Any], bool]] = {
+    "templates": lambda value: isinstance(value, list) and _is_name(value),
+    "articles": lambda value: isinstance(value, bool),
+    "overrides": lambda value: isinstance(value, dict) and all(map(_is_name, value.values())),
+    "domain_prompts": lambda value: isinstance(value, bool),
+}
+_WANTED = {
+    "templates": "a list of texts",
+    "articles": "true or false",
+    "overrides": "a table of class = name, or a list of names",
+    "domain_prompts": "true or false",
+}

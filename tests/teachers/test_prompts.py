@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vl2v.errors import ConfigError
+from vl2v.teachers import Prompts, prompts_for, text_classifier
+
+
+def said(name: str, **settings) -> list[str]:
+    return prompts_for([name], Prompts(**settings))[0]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "an elephant",
+        "an umbrella",
+        "an hour",
+        "a unicorn",
+        "a dog",
+        "a European roller",
+        "an X-ray",
+        "a TV",
+        "a T-shirt",
+        "a one-way sign",
+        "a yo-yo",
+        "a bus",
+        "a lens",
+        "a cactus",
+        "a compass",
+        "a cross",
+        "a dress",
+        "a gas",
+        "a glass",
+        "a walrus",
+        "an octopus",
+        "an iris",
+        "a sheep",
+        "a fish",
+        "an opera",
+        "a canvas",
+        "a school bus",
+        "an animal series",
+        "a wine glass",
+        "a starfish",
+        "an Alarm Clock",
+        "scissors",
+        "glasses",
+        "pants",
+        "sunglasses",
+        "Flowers",
+        "Knives",
+        "Postit Notes",
+        "people",
+        "mice",
+        "skis",
+        "lenses",
+        "buses",
+        "The Eiffel Tower",
+    ],
+)
+def test_articles(name):
+    bare = name.removeprefix("a ").removeprefix("an ")
+    assert said(bare) == [f"a photo of {name}"]
+
+
+def test_underscores_are_spaces():
+    assert said("alarm_clock") == ["a photo of an alarm clock"]
+    assert said("polar_bears") == ["a photo of polar bears"]
+
+
+def test_articles_off_reproduces_the_authors_code():
+    assert said("elephant", articles=False) == ["a photo of a elephant"]
+    assert said("scissors", articles=False) == ["a photo of a scissors"]
+
+
+def test_only_the_article_before_the_class_changes():
+    templates = ["a one-colour icon of a {class}", "A {class}, a fruit", "the {class}", "{class}"]
+    texts = said(
+        "apple", templates=["a one-colour icon of a {class}", "A {class}, a fruit", "the {class}", "{class}"]
+    )
+    assert texts == ["a one-colour icon of an apple", "An apple, a fruit", "the apple", "apple"]
+
+
+def test_overrides():
+    overrides = {"tv": "television set", "bat": ["flying bat", "animal_bat"]}
+    texts = prompts_for(["tv", "bat", "dog"], Prompts(overrides=overrides))
+    assert texts[0] == ["a photo of a television set"]
+    assert texts[1] == ["a photo of a flying bat", "a photo of an animal_bat"]
+    assert texts[2] == ["a photo of a dog"]
+
+
+def test_domain_prompts():
+    prompts = Prompts(domain_prompts=True)
+    texts = prompts_for(["dog", "elephant"], prompts, ["art_painting", "cartoon", "sketches"])
+    assert texts[0] == [
+        "a photo of a dog",
+        "an art painting of a dog",
+        "a cartoon of a dog",
+        "sketches of a dog",
+    ]
+    assert "an art painting of an elephant" in texts[1]
+    bare = prompts_for(["elephant"], Prompts(domain_prompts=True, articles=False), ["art_painting"])
+    assert bare == [["a photo of a elephant", "a art painting of a elephant"]]
+
+
+def test_domains_are_not_used_unless_asked():
+    assert prompts_for(["dog"], Prompts(), ["cartoon"]) == [["a photo of a dog"]]
+
+
+def test_none_twice():
+    assert said("dog", templates=["a {class}", "a {class}"]) == ["a dog"]
+
+
+def test_a_name_with_braces_is_left_alone():
+    assert said("{x}", templates=["{class}"]) == ["{x}"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"templates": []}, "empty"),
+        ({"templates": ["a photo"]}, "'a photo' has no {class}"),
+        ({"templates": ["a {domain} of a {class}"]}, "domain_prompts=true"),
+        ({"overrides": {"dog": ""}}, "overrides.dog: empty"),
+        ({"overrides": {"dog": []}}, "overrides.dog: empty"),
+        ({"overrides": {"dog": ["hound", ""]}}, "overrides.dog: empty"),
+    ],
+)
+def test_settings_that_cannot_be(settings, message):
+    with pytest.raises(ConfigError, match=message.replace("{", r"\{")):
+        said("dog", **settings)
+
+
+def test_from_toml(tmp_path):
+    file = tmp_path / "prompts.toml"
+    file.write_text('templates = ["an icon of a {class}"]\narticles = false\n[overrides]\ntv = ["set", "telly"]\n')
+    prompts = Prompts.from_toml(file)
+    assert prompts == Prompts(["an icon of a {class}"], False, {"tv": ["set", "telly"]})
+    assert prompts_for(["tv"], prompts) == [["an icon of a set", "an icon of a telly"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("templates = [", "not readable as TOML"),
+        ("template = []", "unknown key template"),
+        ('templates = "a {class}"', "isn't a list of texts"),
+        ("templates = [1]", "isn't a list of texts"),
+        ('articles = "no"', "isn't true or false"),
+        ("overrides = 3", "isn't a table"),
+        ("[overrides]\ntv = 3", "isn't a table"),
+        ("domain_prompts = 1", "isn't true or false"),
+    ],
+)
+def test_from_toml_refuses(tmp_path, text, message):
+    file = tmp_path / "prompts.toml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        Prompts.from_toml(file)
+    assert str(file) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_from_toml_without_a_file(tmp_path):
+    with pytest.raises(ConfigError, match="not readable"):
+        Prompts.from_toml(tmp_path / "none.toml")
+
+
+def test_text_classifier_averages_directions():
+    rows = np.array([[10, 0, 0], [0, 0.1, 0]], np.float32)
+    classifier = text_classifier([rows, np.array([[0, 0, 3]], np.float32)])
+    assert classifier.dtype == np.float32
+    np.testing.assert_allclose(classifier, [[2**-0.5, 2**-0.5, 0], [0, 0, 1]], atol=1e-6)
