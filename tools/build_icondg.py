@@ -30,7 +30,7 @@ from icons import PERMISSIVE, STYLE_WORDS, Icon, collections, read_set, render
 
 SIZE = 96
 HASH = 16
-ALIKE = 0.80
+ALIKE = 0.78
 TABLE = Path(__file__).with_name("icondg.toml")
 OUTPUT = Path(__file__).parents[1] / "src/vl2v/assets/icondg.zip"
 
@@ -234,8 +234,8 @@ def licences(prefixes: list[str], sets: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# IconDG: licences",
         "",
-        "The pictures are icons of open sets, drawn at 96 x 96 pixels on white and otherwise unchanged. Each stays under",
-        "its set's licence; ATTRIBUTION.csv tells the set, the icon, the author and the licence of every file.",
+        "The pictures are icons of open sets, drawn at 96 x 96 pixels on white, otherwise unchanged. Each stays",
+        "under its set's licence; ATTRIBUTION.csv tells the set, the icon, the author and the licence of every file.",
         "The SVGs come from the npm package @iconify/json.",
         "",
         "| set | author | licence |",

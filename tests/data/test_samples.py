@@ -1,0 +1,161 @@
+"""IconDG is what it says: balanced enough, attributed, clean, and unpacked once whoever asks first."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+import stat
+import subprocess
+import sys
+import zipfile
+from collections import Counter, defaultdict
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vl2v.data import audit, inspect, open_dataset, samples
+from vl2v.errors import DataError
+
+ARCHIVE = Path(str(files("vl2v").joinpath("assets", "icondg.zip")))
+DOMAINS = ("emoji", "outline", "pixel", "silhouette", "solid")
+OPEN = {"MIT", "Apache-2.0", "CC0-1.0", "ISC", "CC-BY-4.0", "CC-BY-3.0"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return samples.icondg(tmp_path_factory.mktemp("samples") / "icondg")
+
+
+def test_every_cell_has_at_least_five_pictures(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    cells = Counter(zip(dataset.domain_ids.tolist(), dataset.labels.tolist(), strict=True))
+    assert dataset.domains == DOMAINS
+    assert len(dataset.classes) >= 40
+    assert len(cells) == len(DOMAINS) * len(dataset.classes)
+    assert min(cells.values()) >= 5
+    assert max(cells.values()) <= 35
+    assert 3_000 <= len(dataset) <= 5_000
+    assert ARCHIVE.stat().st_size < 12_000_000
+
+
+def test_it_opens_with_nothing_set_aside_and_no_duplicates(folder: Path) -> None:
+    dataset = open_dataset(folder)
+    assert dataset.excluded == ()
+    assert dataset.splits is None
+    looked = audit(dataset)
+    assert looked.problems == {}
+    assert len({bytes(digest) for digest in looked.sha256}) == len(dataset)
+    inspect(dataset, looked, ["pixel"])
+
+
+def test_every_picture_is_attributed_to_an_open_set(folder: Path) -> None:
+    with (folder / "ATTRIBUTION.csv").open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert sorted(row["file"] for row in rows) == sorted(open_dataset(folder).paths)
+    assert all(row[key] for row in rows for key in ("set", "icon", "author", "licence", "url"))
+    assert {row["licence"] for row in rows} <= OPEN
+    page = (folder / "LICENSES.md").read_text(encoding="utf-8")
+    assert all(f"[{name}](" in page for name in {row["set"] for row in rows})
+
+
+def test_pictures_are_square_and_differ_between_domains_and_classes(folder: Path) -> None:
+    seen: defaultdict[bytes, set[str]] = defaultdict(set)
+    for path in open_dataset(folder).paths:
+        image = Image.open(folder / path)
+        assert image.format == "PNG"
+        assert image.size == (96, 96)
+        pixels = np.asarray(image.convert("RGB"))
+        assert pixels.min() < 240, path  # something is drawn
+        small = np.asarray(image.convert("L").resize((24, 24))) // 32
+        seen[hashlib.sha256(small.tobytes()).digest()].add(path)
+    assert [paths for paths in seen.values() if len(paths) > 1] == []
+
+
+def test_members_are_stored_in_order_and_plain() -> None:
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        members = archive.infolist()
+    assert [member.filename for member in members] == sorted(member.filename for member in members)
+    assert {member.compress_type for member in members} == {zipfile.ZIP_STORED}
+    assert {member.date_time for member in members} == {(2026, 1, 1, 0, 0, 0)}
+
+
+def test_two_processes_unpack_at_once(tmp_path: Path) -> None:
+    call = "from vl2v.data.samples import icondg; print(icondg())"
+    env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
+    both = [
+        subprocess.Popen(
+            [sys.executable, "-c", call], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [0, 0], outputs
+    first, second = (Path(out.strip()) for out, _ in outputs)
+    assert first == second
+    assert first.name == f"icondg-{hashlib.sha256(ARCHIVE.read_bytes()).hexdigest()[:12]}"
+    assert [entry.name for entry in first.parent.iterdir()] == [first.name]
+    with zipfile.ZipFile(ARCHIVE) as archive:
+        assert sum(1 for path in first.rglob("*") if path.is_file()) == len(archive.namelist())
+
+
+def test_it_is_unpacked_once(folder: Path) -> None:
+    before = (folder / "ATTRIBUTION.csv").stat().st_mtime_ns
+    assert samples.icondg(folder) == folder
+    assert (folder / "ATTRIBUTION.csv").stat().st_mtime_ns == before
+
+
+def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    with pytest.raises(DataError, match="empty, writable folder"):
+        samples.icondg(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
+
+
+@pytest.mark.parametrize("name", ["../out.png", "/out.png", "a/../../out.png", "folder/"])
+def test_members_that_lead_elsewhere_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError, match="should not"):
+        samples._extract(_archive(zipfile.ZipInfo(name)), tmp_path / "in")
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_links_are_refused(tmp_path: Path) -> None:
+    link = zipfile.ZipInfo("a/link.png")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    with pytest.raises(DataError, match="should not"):
+        samples._extract(_archive(link), tmp_path)
+
+
+def test_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MAX_BYTES", 3)
+    with pytest.raises(DataError, match="more than it should"):
+        samples._extract(_archive(zipfile.ZipInfo("a/b.png")), tmp_path)
+
+
+def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
+    data = bytearray(_archive(zipfile.ZipInfo("a/b.png")))
+    data[data.index(b"content")] ^= 1
+    for bad in (bytes(data), b"no archive"):
+        with pytest.raises(DataError, match="damaged"):
+            samples._extract(bad, tmp_path / "in")
+
+
+def test_the_tiny_vlm_is_there_or_its_absence_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "files", lambda _: tmp_path)
+    with pytest.raises(DataError, match="tiny VLM is not in this installation"):
+        samples.tiny_vlm()
+    (tmp_path / "assets" / "tiny-vlm").mkdir(parents=True)
+    assert samples.tiny_vlm() == tmp_path / "assets" / "tiny-vlm"
+    with pytest.raises(DataError, match=r"assets/icondg\.zip is missing"):
+        samples.icondg(tmp_path / "icondg")
+
+
+def _archive(member: zipfile.ZipInfo) -> bytes:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        archive.writestr(member, "content")
+    return data.getvalue()
