@@ -77,9 +77,7 @@ def test_articles_off_reproduces_the_authors_code():
 
 def test_only_the_article_before_the_class_changes():
     templates = ["a one-colour icon of a {class}", "A {class}, a fruit", "the {class}", "{class}"]
-    texts = said(
-        "apple", templates=["a one-colour icon of a {class}", "A {class}, a fruit", "the {class}", "{class}"]
-    )
+    texts = said("apple", templates=templates)
     assert texts == ["a one-colour icon of an apple", "An apple, a fruit", "the apple", "apple"]
 
 

@@ -34,7 +34,7 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
     try:
         config = transformers.AutoConfig.from_pretrained(rest)
         _check_kind(rest, config.model_type)
-        model = transformers.AutoModel.from_pretrained(rest, use_safetensors=True)
+        model, loaded = transformers.AutoModel.from_pretrained(rest, use_safetensors=True, output_loading_info=True)
         processor = transformers.AutoImageProcessor.from_pretrained(rest)
         tokenizer = transformers.AutoTokenizer.from_pretrained(rest)
     except TeacherError:
@@ -42,6 +42,10 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
     except Exception as error:  # of the hub, of files, of configurations: transformers raises many kinds
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TeacherError(f"hf:{rest}: can't be opened ({reason}); give a repository or a folder") from None
+    if loaded["missing_keys"]:  # transformers fills them with random numbers
+        raise TeacherError(
+            f"hf:{rest}: lacks {min(loaded['missing_keys'])} among its weights; take a whole checkpoint"
+        )
     siglip = config.model_type == "siglip"
     length = config.text_config.max_position_embeddings
     size = config.vision_config.image_size

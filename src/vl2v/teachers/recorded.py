@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from vl2v.errors import TeacherError, need_extra
 from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
 
+BLOCK = 65_536  # rows checked at a time
+
 
 @dataclass(frozen=True)
 class _Table:
-    """Vectors, and the row of each thing by every name that it goes by."""
+    """Vectors, and the row of each thing by the one name that it goes by: a text, a SHA-256 or a path."""
 
     vectors: NDArray[Any]
     rows: Mapping[str, int]
@@ -33,8 +35,8 @@ class _Table:
 class RecordedTeacher:
     """A teacher that can only repeat what was recorded.
 
-    A picture is found by the SHA-256 of its file where the recording has it, else by its path, or by a path of the
-    recording that ends in it.
+    A picture is found by the SHA-256 of its file where the recording has it, else by its path, or by the only path of
+    the recording that ends in it. By a path alone only one content is answered for: never an augmented view of it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -54,12 +56,13 @@ class RecordedTeacher:
         self.name = f"recorded:{about.get('name', folder.name)}"
         self.dim = int(images.vectors.shape[1])
         scale = about.get("logit_scale")
-        self.logit_scale = float(scale) if scale else None
+        self.logit_scale = None if scale is None else float(scale)
         self.fingerprint = _digest(files)
         self._folder = folder
         self._images = images
         self._texts = texts
-        self._suffixes = _unique_suffixes(images.rows)
+        self._suffixes = _suffixes(images.rows)
+        self._contents: dict[int, str] = {}  # of the rows that were answered by path
 
     def embed_images(self, images: Sequence[EncodedImage]) -> Vectors:
         """Return I(x) [n, d], unit rows.
@@ -70,9 +73,12 @@ class RecordedTeacher:
         rows = [self._row(image) for image in images]
         missing = [image.name for image, row in zip(images, rows, strict=True) if row is None]
         if missing:
+            several = sum(self._suffixes.get(name, 0) is None for name in missing)
             raise TeacherError(
                 f"recorded:{self._folder}: no answer for {len(missing)} of {len(images)} pictures, first "
-                f"{', '.join(missing[:3])}; record them too, or leave them out with data.exclude"
+                f"{', '.join(missing[:3])}"
+                + (f" ({several} of them fit more than one recorded path)" if several else "")
+                + "; record them too, or leave them out with data.exclude"
             )
         return _unit(self._images.vectors[[row for row in rows if row is not None]])
 
@@ -94,10 +100,15 @@ class RecordedTeacher:
 
     def _row(self, image: EncodedImage) -> int | None:
         digest = hashlib.sha256(image.data).hexdigest()
-        for name in (digest, image.name):
-            if name in self._images.rows:
-                return self._images.rows[name]
-        return self._suffixes.get(image.name)
+        if digest in self._images.rows:
+            return self._images.rows[digest]
+        row = self._images.rows.get(image.name, self._suffixes.get(image.name))
+        if row is not None and self._contents.setdefault(row, digest) != digest:
+            raise TeacherError(
+                f"recorded:{self._folder}: asked about two contents of {image.name}, but it was recorded by its path "
+                "alone; use teacher.views=0, or record augmented views by their sha256"
+            )
+        return row
 
 
 def open_recorded(rest: str, **options: Any) -> RecordedTeacher:
@@ -121,18 +132,29 @@ def _ours(folder: Path) -> _Recording:
             raise TeacherError(
                 f"{folder / name}: missing; a recording has {', '.join(names)}, or clip-retrieval's img_emb/"
             )
-    info = folder / "vendor.json"
-    about = json.loads(info.read_text(encoding="utf-8")) if info.is_file() else {}
-    pictures = _read_csv(folder / "images.csv", "path")
-    hashed = all(row.get("sha256") for row in pictures)
-    images = {row["sha256" if hashed else "path"]: i for i, row in enumerate(pictures)}
-    texts = {row["text"]: i for i, row in enumerate(_read_csv(folder / "texts.csv", "text"))}
+    pictures, texts = _read_csv(folder / "images.csv", "path"), _read_csv(folder / "texts.csv", "text")
+    picture_names = [row.get("sha256", "").strip().lower() or row["path"] for row in pictures]
     return (
-        about,
-        _Table(_vectors([folder / names[0]], len(pictures)), images),
-        _Table(_vectors([folder / names[2]], len(texts)), texts),
+        _about(folder / "vendor.json"),
+        _table([folder / names[0]], picture_names, folder / names[1]),
+        _table([folder / names[2]], [row["text"] for row in texts], folder / names[3]),
         [folder / name for name in names],
     )
+
+
+def _about(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        about = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise TeacherError(f"{file}: not readable as JSON ({error})") from None
+    if not isinstance(about, dict):
+        raise TeacherError(f"{file}: not a table of name and logit_scale")
+    scale = about.get("logit_scale")
+    if scale is not None and not (isinstance(scale, int | float) and 0 < scale < float("inf")):
+        raise TeacherError(f"{file}: logit_scale {scale!r} isn't a positive number; leave it out if it isn't known")
+    return about
 
 
 def _clip_retrieval(folder: Path) -> _Recording:
@@ -144,12 +166,17 @@ def _clip_retrieval(folder: Path) -> _Recording:
         raise TeacherError(
             f"{folder}: clip-retrieval's layout has img_emb/*.npy, text_emb/*.npy and metadata/*.parquet"
         )
-    rows = [row for table in tables for row in parquet.read_table(table).to_pylist()]
-    if "image_path" not in rows[0] or "caption" not in rows[0]:
-        raise TeacherError(f"{tables[0]}: has no image_path and caption; it has {', '.join(rows[0])}")
-    images = _Table(_vectors(image_files, len(rows)), {row["image_path"]: i for i, row in enumerate(rows)})
-    captions = {row["caption"]: i for i, row in reversed(list(enumerate(rows)))}
-    return {}, images, _Table(_vectors(text_files, len(rows)), captions), [*tables, *image_files, *text_files]
+    paths: list[str | None] = []
+    captions: list[str | None] = []
+    for table in tables:
+        columns = parquet.read_schema(table).names
+        if "image_path" not in columns or "caption" not in columns:
+            raise TeacherError(f"{table}: has no image_path and caption; it has {', '.join(columns)}")
+        read = parquet.read_table(table, columns=["image_path", "caption"])
+        paths += read["image_path"].to_pylist()
+        captions += read["caption"].to_pylist()
+    images, texts = _table(image_files, paths, tables[0]), _table(text_files, captions, tables[0])
+    return {}, images, texts, [*tables, *image_files, *text_files]
 
 
 def _number(path: Path) -> tuple[int, str]:
@@ -158,36 +185,65 @@ def _number(path: Path) -> tuple[int, str]:
 
 
 def _read_csv(path: Path, column: str) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            rows = list(csv.DictReader(file, restval=""))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise TeacherError(f"{path}: not readable as CSV in UTF-8 ({error})") from None
     if not rows or column not in rows[0]:
-        raise TeacherError(f"{path}: no column {column!r}")
+        raise TeacherError(f"{path}: no rows, or no column {column!r}")
     return rows
 
 
+def _table(files: Sequence[Path], names: Sequence[str | None], listed: Path) -> _Table:
+    """Return the vectors of the files with their names; what has one name has one answer.
+
+    Raises:
+        TeacherError: the counts differ, a vector is NaN or zero, or two vectors have the same name.
+    """
+    vectors = _vectors(files, len(names))
+    rows: dict[str, int] = {}
+    for row, name in enumerate(names):
+        if name and rows.setdefault(name, row) != row and not np.array_equal(vectors[rows[name]], vectors[row]):
+            raise TeacherError(f"{listed}: {name!r} is there twice with different answers (rows {rows[name]}, {row})")
+    return _Table(vectors, rows)
+
+
 def _vectors(files: Sequence[Path], count: int) -> NDArray[Any]:
-    try:
-        vectors = np.concatenate([np.load(file, mmap_mode="r", allow_pickle=False) for file in files])
-    except (ValueError, OSError) as error:
-        raise TeacherError(f"{files[0]}: not readable as an array ({error})") from None
-    if vectors.ndim != 2 or len(vectors) != count:
-        raise TeacherError(f"{files[0]}: shape {vectors.shape}, but its table has {count} rows")
-    norms = np.linalg.norm(vectors.astype(np.float32), axis=1)
+    parts = [_load(file) for file in files]
+    widths = {part.shape[1] for part in parts}
+    if len(widths) > 1:
+        raise TeacherError(f"{files[0].parent}: files of different dimensions: {', '.join(map(str, sorted(widths)))}")
+    vectors = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    if len(vectors) != count:
+        raise TeacherError(f"{files[0]}: {len(vectors)} rows of embeddings, but its table has {count}")
+    blocks = (vectors[start : start + BLOCK].astype(np.float32) for start in range(0, count, BLOCK))
+    norms = np.concatenate([np.linalg.norm(block, axis=1) for block in blocks])
     bad = np.flatnonzero(~np.isfinite(norms) | (norms == 0))
     if len(bad):
         raise TeacherError(f"{files[0]}: {len(bad)} rows are NaN or zero, first row {bad[0]}; record them again")
     return vectors
 
 
-def _unique_suffixes(rows: Mapping[str, int]) -> dict[str, int]:
-    """Return the row of every tail of a path that only one recorded path has."""
+def _load(file: Path) -> NDArray[Any]:
+    try:
+        vectors: NDArray[Any] = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise TeacherError(f"{file}: not readable as an array ({error})") from None
+    if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+        raise TeacherError(f"{file}: not an array [n, d] of floating point numbers")
+    return vectors
+
+
+def _suffixes(rows: Mapping[str, int]) -> dict[str, int | None]:
+    """Return the row of every tail of a path; None where several recorded paths have it."""
     found: dict[str, int | None] = {}
     for name, row in rows.items():
-        parts = name.split("/")
+        parts = name.replace("\\", "/").split("/")
         for start in range(1, len(parts)):
             tail = "/".join(parts[start:])
             found[tail] = None if tail in found else row
-    return {tail: row for tail, row in found.items() if row is not None}
+    return found
 
 
 def _unit(rows: NDArray[Any]) -> Vectors:

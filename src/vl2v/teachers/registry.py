@@ -52,5 +52,8 @@ def _factory(kind: str) -> Callable[..., Teacher]:
         close = difflib.get_close_matches(kind, teacher_kinds(), n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(teacher_kinds())}"
         raise TeacherError(f"teacher {kind!r}: unknown kind; {hint}")
-    factory = found[0].load()
+    try:
+        factory = found[0].load()
+    except (ImportError, AttributeError) as error:
+        raise TeacherError(f"teacher {kind!r}: {found[0].value} can't be loaded ({error}); reinstall it") from error
     return factory
