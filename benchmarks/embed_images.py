@@ -1,0 +1,95 @@
+"""How much of a teacher's bare speed is left when it embeds picture files.
+
+    python benchmarks/embed_images.py PACS
+    python benchmarks/embed_images.py PACS open_clip:local-dir:PATH --pictures 512
+
+Two paths, in turns, in one process. `vl2v.embeddings.fetch` of picture files into a temporary store: read, hashed,
+decoded, preprocessed as its makers do it, answered, written durably. And the same model's forward on tensors
+that are in memory already: same precision, same batches. Prints the pictures per second of each repeat and the median
+of the ratios; the bar is 0.85. Without a teacher: a ViT-B-32 with random weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from safetensors.torch import save_file
+
+from vl2v.data.audit import audit, set_aside
+from vl2v.data.layouts import open_dataset
+from vl2v.embeddings import EmbeddingStore, Views, fetch, plan
+from vl2v.teachers import EncodedImage, open_teacher
+from vl2v.teachers.local import BATCH, LocalTeacher
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("teacher", nargs="?")
+    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
+    given = parser.parse_args()
+
+    with tempfile.TemporaryDirectory() as folder:
+        spec = given.teacher or f"open_clip:local-dir:{random_vit(Path(folder) / 'model')}"
+        started = time.perf_counter()
+        teacher = open_teacher(spec, precision=given.precision)
+        print(f"{spec}: opened in {time.perf_counter() - started:.1f} s, bfloat16 {teacher.bfloat16}")
+        compare(teacher, given.data, Path(folder), given.pictures, given.repeats)
+
+
+def random_vit(folder: Path) -> Path:
+    folder.mkdir()
+    config = {"model_cfg": open_clip.get_model_config("ViT-B-32"), "preprocess_cfg": {}}
+    (folder / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
+    torch.manual_seed(0)
+    save_file(open_clip.create_model("ViT-B-32").state_dict(), folder / "open_clip_model.safetensors")
+    return folder
+
+
+def compare(teacher: LocalTeacher, data: Path, folder: Path, pictures: int, repeats: int) -> None:
+    dataset = open_dataset(data)
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:pictures]
+    dataset = dataset.subset(np.sort(chosen))
+    dataset = set_aside(dataset, audit(dataset))
+    found = audit(dataset)
+    images = [EncodedImage(name, dataset.read(i)) for i, name in enumerate(dataset.paths)]
+    batches = list(teacher._batches(images))
+    print(f"{len(images)} pictures, {torch.get_num_threads()} threads of torch, {os.cpu_count()} CPUs")
+
+    def files(repeat: int) -> float:
+        with EmbeddingStore(folder / f"store{repeat}") as store:
+            store.register(teacher)
+            questions = plan(store, teacher, dataset, found, [], Views())
+            started = time.perf_counter()
+            fetch(questions, store, teacher)
+            return len(questions.to_ask) / (time.perf_counter() - started)
+
+    def bare() -> float:
+        started = time.perf_counter()
+        for batch in batches:
+            teacher._answers(teacher._encode_images, batch)
+        return len(images) / (time.perf_counter() - started)
+
+    teacher._answers(teacher._encode_images, batches[0][: BATCH // 2])
+    bare()
+    ratios = []
+    for repeat in range(repeats):
+        before, real, after = bare(), files(repeat), bare()
+        ratios.append(real / ((before + after) / 2))
+        print(f"files {real:7.1f}/s   bare {before:7.1f}/s, {after:7.1f}/s   ratio {ratios[-1]:.3f}")
+    print(f"median ratio {statistics.median(ratios):.3f} (bar 0.85), {min(ratios):.3f} to {max(ratios):.3f}")
+
+
+if __name__ == "__main__":
+    main()
