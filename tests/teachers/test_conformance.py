@@ -21,9 +21,11 @@ def teacher(request, open_clip_folder, hf_folder, pictures, tmp_path_factory) ->
         folder = tmp_path_factory.mktemp("recorded")
         record(folder, pictures)
         return open_teacher(f"recorded:{folder}")
-    if kind in ("clip", "siglip"):
-        return open_teacher(f"hf:{hf_folder(kind)}", precision="fp32")
-    return open_teacher(f"open_clip:local-dir:{open_clip_folder(kind)}", precision="fp32")
+    return open_teacher(spec_of(kind, open_clip_folder, hf_folder), precision="fp32")
+
+
+def spec_of(kind, open_clip_folder, hf_folder) -> str:
+    return f"hf:{hf_folder(kind)}" if kind in ("clip", "siglip") else f"open_clip:local-dir:{open_clip_folder(kind)}"
 
 
 def record(folder: Path, pictures: list[bytes]) -> None:
@@ -136,3 +138,23 @@ def test_pixels_with_other_statistics_and_sizes(teacher):
     assert (own - other).abs().max() > 1e-4
     torch.testing.assert_close(own.norm(dim=1), torch.ones(2))
     assert not own.is_inference()
+
+
+@pytest.mark.parametrize("kind", KINDS[:-1])
+def test_bfloat16_is_close_and_its_tower_exact(kind, open_clip_folder, hf_folder, images):
+    spec = spec_of(kind, open_clip_folder, hf_folder)
+    exact, quick = open_teacher(spec, precision="fp32"), open_teacher(spec, precision="bf16")
+    for a, b in (
+        (exact.embed_images(images), quick.embed_images(images)),
+        (exact.embed_texts(TEXTS), quick.embed_texts(TEXTS)),
+    ):
+        assert b.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(b, axis=1), 1, atol=1e-5)
+        assert (a * b).sum(1).min() > 0.995
+    before = quick.embed_images(images)
+    assert np.abs(before - exact.embed_images(images)).max() > 0
+    (tower, _), (same, _) = exact.image_tower(), quick.image_tower()
+    for a, b in zip(tower.state_dict().values(), same.state_dict().values(), strict=True):
+        assert a.dtype == b.dtype
+        assert a.equal(b)
+    np.testing.assert_array_equal(quick.embed_images(images), before)
