@@ -91,7 +91,7 @@ def train(run: Run, store: EmbeddingStore, report: Report) -> None:
     sources = open_sources(config, store.path / "audit.sqlite", report)
     teacher = teaching.the_teacher(config.teacher) if method.taught else None
     if teacher is None:
-        views = Views(k=0, seed=config.seed, size=0)
+        views = Views()
         student = new_student(config, method, len(sources.dataset.classes), None)
         answers = Answers(sources.dataset.labels)
     else:

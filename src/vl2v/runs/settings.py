@@ -18,10 +18,11 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
     Raises:
         ConfigError: an unknown method, preset, stage or key, or a value out of range.
     """
-    entry = find_method(settings.get("method", "adip"))
+    method = settings.get("method", "adip")
+    entry = find_method(method)
     unknown = settings.get("stages", {}).keys() - entry.stages.keys()
     if unknown:
-        raise ConfigError(f"stages.{min(unknown)}: {settings.get('method')} has only {', '.join(entry.stages)}")
+        raise ConfigError(f"stages.{min(unknown)}: {method} has only {', '.join(entry.stages)}")
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r}: there are {', '.join(PRESETS)}")
     recipe = paper_preset(entry.stages) if preset == "paper" else {}

@@ -1,0 +1,244 @@
+"""A whole run on small pictures: what it promises, and what goes wrong in words."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vl2v
+from little import quick_settings
+from vl2v.errors import ConfigError, DataError, RunError, StudentError, TeacherError, VL2VError
+from vl2v.runs import predict_files
+
+
+def weights(run: vl2v.Run) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "student" / "student.safetensors")
+
+
+def same(one: vl2v.Run, other: vl2v.Run) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_learns_and_says_how_well(quick: dict[str, Any], tmp_path: Path) -> None:
+    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    evaluation = run.evaluation
+    assert evaluation is not None
+    assert {(row.domain, row.role) for row in evaluation.of("student")} == {
+        ("chalk", "seen"),
+        ("ink", "seen"),
+        ("paint", "unseen"),
+    }
+    assert {row.metrics.pictures for row in evaluation.of("student", "seen")} == {7}  # int(0.2 x 36)
+    assert {row.metrics.pictures for row in evaluation.of("student", "unseen")} == {36}
+    assert {row.domain for row in evaluation.of("teacher, zero-shot")} == {"chalk", "ink"}
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [(row["stage"], row["step"]) for row in rows] == [
+        ("align", 10),
+        ("align", 20),
+        ("distill", 2),
+        ("distill", 4),
+        ("distill", 6),
+    ]
+
+
+def test_align_trains_the_projector_alone_and_distill_the_backbone_alone(
+    quick: dict[str, Any], tmp_path: Path
+) -> None:
+    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    aligned = load_file(tmp_path / "run" / "checkpoints" / "02-00000000.safetensors")
+    projector = {key.removeprefix("model/"): value for key, value in aligned.items() if "projector" in key}
+    assert all(torch.equal(weights(run)[key], value) for key, value in projector.items())
+    assert "texts" in weights(run) and weights(run)["texts"].shape == (3, 16)
+
+
+@pytest.mark.parametrize("method", ["adip", "kd", "erm", "lp", "lp-ft"])
+def test_every_method_gives_the_same_weights_twice(
+    method: str, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    settings = quick_settings(shapes, recording, method)
+    one = vl2v.distill(settings, tmp_path / "one", store=tmp_path / "store")
+    settings["data"]["workers"] = 2  # changes nothing but the time
+    assert same(one, vl2v.distill(settings, tmp_path / "two", store=tmp_path / "store"))
+
+
+def test_the_target_is_not_looked_at_before_the_end(
+    quick: dict[str, Any], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    untouched = vl2v.distill(quick, tmp_path / "untouched", store=tmp_path / "store")
+    other = tmp_path / "shapes"
+    shutil.copytree(shapes, other)
+    for file in (other / "paint").rglob("*.png"):
+        file.write_bytes(b"not a picture")  # would be set aside, or change what is learnt, if it were looked at
+    settings = {**quick, "data": {**quick["data"], "path": str(other)}}
+    opened: list[str] = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(str(path)) or read(path))
+    module = sys.modules["vl2v.runs.distill"]  # the name in the package is the function
+    monkeypatch.setattr(module, "evaluate_run", lambda *args, **kwargs: untouched.evaluation)
+    blind = vl2v.distill(settings, tmp_path / "blind", store=tmp_path / "store2")
+    assert same(untouched, blind)
+    assert any("/chalk/" in path for path in opened)
+    assert not any("/paint/" in path for path in opened)
+
+
+def test_the_teacher_is_asked_once_whatever_is_run(quick: dict[str, Any], tmp_path: Path) -> None:
+    from vl2v.embeddings import EmbeddingStore
+
+    for seed in (0, 1):
+        for target in ("paint", "ink"):
+            settings = {**quick, "seed": seed, "data": {**quick["data"], "target": [target]}}
+            vl2v.distill(settings, tmp_path / f"{target}{seed}", store=tmp_path / "store")
+    with EmbeddingStore(tmp_path / "store", read_only=True) as store:
+        asked = {kind: sum(q.count for q in store.questions() if q.kind == kind) for kind in ("image", "text")}
+    assert asked == {"image": 3 * 36, "text": 3}
+
+
+def test_fixed_views_are_what_both_are_shown(quick: dict[str, Any], tmp_path: Path, shapes: Path) -> None:
+    quick["teacher"] |= {"spec": "hash", "views": 2}
+    import vl2v.teachers.registry as registry
+
+    class Hashing:
+        """Answers with the mean colours of what it is shown: any picture gets an answer."""
+
+        name, fingerprint, dim, logit_scale = "hash", "f" * 32, 6, 5.0
+
+        def embed_images(self, images: Any) -> Any:
+            from vl2v.data import decode
+
+            rows = [np.asarray(decode(image.data)).reshape(-1, 3) / 255 for image in images]
+            return self._unit(np.stack([np.concatenate([row.mean(0), row.std(0)]) for row in rows]))
+
+        def embed_texts(self, texts: Any) -> Any:
+            return self._unit(np.stack([np.random.default_rng(len(text)).normal(size=6) for text in texts]))
+
+        def _unit(self, rows: Any) -> Any:
+            return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+    registry._BUILTIN["hash"] = "hash"
+    factory = registry._factory
+    try:
+        registry._factory = lambda kind: (lambda rest, **options: Hashing()) if kind == "hash" else factory(kind)
+        one = vl2v.distill(quick, tmp_path / "one", store=tmp_path / "store")
+        assert same(one, vl2v.distill(quick, tmp_path / "two", store=tmp_path / "store"))
+        plan = vl2v.embed(quick, store=tmp_path / "store", dry_run=True)
+        assert (plan.known, len(plan.to_ask)) == (2 * 36 * 3, 0)
+    finally:
+        registry._factory = factory
+        del registry._BUILTIN["hash"]
+
+
+def test_swad_ships_the_averaged_weights(quick: dict[str, Any], tmp_path: Path) -> None:
+    plain = vl2v.distill(quick, tmp_path / "plain", store=tmp_path / "store")
+    quick["train"]["swad"] = True
+    averaged = vl2v.distill(quick, tmp_path / "swad", store=tmp_path / "store")
+    assert not same(plain, averaged)
+
+
+def test_predict_evaluate_and_add_a_class(quick: dict[str, Any], shapes: Path, tmp_path: Path) -> None:
+    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    picture = shapes / "ink" / "ball" / "00.png"
+    (answer,) = vl2v.load(run.folder).predict([picture])
+    assert answer.best in ("ball", "box", "cone") and sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    found = dict(predict_files(run.folder, [picture, bad, shapes / "ink" / "box"]))
+    assert len(found) == 14 and isinstance(found[bad], str) and found[picture] == answer
+    classifier = vl2v.add_class(run, "star", store=tmp_path / "store")
+    assert classifier.classes == ["ball", "box", "cone", "star"]
+    assert set(vl2v.load(run.folder).predict([picture])[0].probabilities) == {"ball", "box", "cone", "star"}
+    assert vl2v.evaluate_run(vl2v.Run(run.folder), store=tmp_path / "store").rows
+    with pytest.raises(StudentError, match="'star' is there already"):
+        vl2v.add_class(vl2v.Run(run.folder), "star", store=tmp_path / "store")
+    with pytest.raises(TeacherError, match="no answer for the text 'a photo of a comet'"):
+        vl2v.add_class(vl2v.Run(run.folder), "comet", store=tmp_path / "store")
+
+
+def test_a_linear_head_takes_no_new_class(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    run = vl2v.distill(quick_settings(shapes, recording, "erm"), tmp_path / "run", store=tmp_path / "store")
+    with pytest.raises(StudentError, match="erm trains a fixed head"):
+        vl2v.add_class(run, "star", store=tmp_path / "store")
+
+
+def test_a_folder_belongs_to_one_configuration(quick: dict[str, Any], tmp_path: Path) -> None:
+    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    stamp = (run.folder / "student" / "student.safetensors").stat().st_mtime_ns
+    vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")  # finished: nothing is done again
+    assert (run.folder / "student" / "student.safetensors").stat().st_mtime_ns == stamp
+    with pytest.raises(RunError, match=r"other settings \(seed\)"):
+        vl2v.distill({**quick, "seed": 9}, tmp_path / "run", store=tmp_path / "store")
+    with pytest.raises(RunError, match="not empty, and not a run folder"):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "thesis.txt").write_text("words")
+        vl2v.distill(quick, tmp_path / "mine", store=tmp_path / "store")
+
+
+def change(settings: dict[str, Any], section: str, **values: Any) -> dict[str, Any]:
+    return {**settings, section: {**settings.get(section, {}), **values}}
+
+
+BAD: list[tuple[str, dict[str, Any], type[VL2VError], str]] = [
+    ("data", {"target": ["pain"]}, DataError, "no domain 'pain'; did you mean paint"),
+    ("data", {"target": ["paint", "ink", "chalk"]}, DataError, "every domain is a target"),
+    ("data", {"path": "/nowhere"}, DataError, "/nowhere: no such folder"),
+    ("student", {"name": "test_efficientnett"}, StudentError, "no such model; did you mean test_efficientnet"),
+    ("student", {"weights": "/nowhere.safetensors"}, StudentError, "/nowhere.safetensors: no such weights file"),
+    ("teacher", {"spec": "recordet:x"}, TeacherError, "'recordet': unknown kind; did you mean recorded"),
+    ("teacher", {"spec": "recorded:/nowhere"}, TeacherError, "no such folder"),
+    ("teacher", {"online": True}, ConfigError, "is a black box"),
+]
+
+
+@pytest.mark.parametrize(("section", "values", "kind", "message"), BAD)
+def test_a_mistake_is_said_in_one_line(
+    section: str, values: dict[str, Any], kind: type[VL2VError], message: str, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(kind, match=message) as error:
+        vl2v.distill(change(quick, section, **values), tmp_path / "run", store=tmp_path / "store")
+    assert "\n" not in str(error.value)
+
+
+def test_sd_needs_the_weights(quick: dict[str, Any], tmp_path: Path) -> None:
+    del quick["stages"]
+    with pytest.raises(ConfigError, match="sd needs the weights, adip doesn't"):
+        vl2v.distill({**quick, "method": "sd"}, tmp_path / "run", store=tmp_path / "store")
+
+
+def test_weights_of_another_model_are_refused(quick: dict[str, Any], tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    save_file({"conv_stem.weight": torch.zeros(3, 3)}, tmp_path / "w.safetensors")
+    with pytest.raises(StudentError, match="tensors don't fit the student"):
+        vl2v.distill(
+            change(quick, "student", weights=str(tmp_path / "w.safetensors")),
+            tmp_path / "r",
+            store=tmp_path / "store",
+        )
+
+
+def test_a_student_that_was_tampered_with_is_refused(quick: dict[str, Any], tmp_path: Path) -> None:
+    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    file = run.folder / "student" / "student.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(StudentError, match="the student is corrupt"):
+        vl2v.load(run.folder)
+
+
+def test_pretrained_weights_come_from_a_file(quick: dict[str, Any], tmp_path: Path) -> None:
+    import timm
+
+    torch.manual_seed(5)
+    model = timm.create_model("test_efficientnet", num_classes=10)
+    torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pth")
+    from vl2v.students import pretrained_backbone
+
+    backbone, _ = pretrained_backbone("test_efficientnet", str(tmp_path / "w.pth"))
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in backbone.state_dict().items())

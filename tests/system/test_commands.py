@@ -1,0 +1,88 @@
+"""The commands as a person types them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tomli_w
+
+from little import quick_settings
+
+
+def vl2v(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "vl2v", *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def config(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("config") / "config.toml"
+    path.write_text(tomli_w.dumps(quick_settings(shapes, recording)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    done = vl2v("distill", "--config", config, "--out", folder / "a", "--store", folder / "store")
+    assert done.returncode == 0, done.stderr
+    assert "paint *" in done.stdout and "worst domain" in done.stdout
+    return folder / "a"
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; sys.argv = ['vl2v', '--help']\ntry:\n from vl2v.cli import main; main()\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'timm', 'numpy', 'open_clip', 'pydantic', 'PIL') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_embed_tells_what_it_would_ask_and_asks_once(config: Path, tmp_path: Path) -> None:
+    words = ("embed", "--config", config, "--store", tmp_path / "store")
+    assert "72 questions, 0 known, 72 to ask" in vl2v(*words, "--dry-run").stdout
+    assert "72 to ask" in vl2v(*words).stdout
+    assert "72 known, 0 to ask" in vl2v(*words, "--dry-run").stdout
+
+
+def test_evaluate_prints_json(run: Path) -> None:
+    done = vl2v("evaluate", run, "--json", "--store", run.parent / "store")
+    rows = json.loads(done.stdout)["rows"]
+    assert {row["domain"]: row["role"] for row in rows}["paint"] == "unseen"
+
+
+def test_predict_names_pictures_and_folders(run: Path, shapes: Path, tmp_path: Path) -> None:
+    done = vl2v("predict", run, shapes / "ink" / "ball", "--json")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(rows) == 12 and all(0 <= row["probability"] <= 1 for row in rows)
+    (tmp_path / "x.png").write_bytes(b"")
+    done = vl2v("predict", run, tmp_path / "x.png")
+    assert done.returncode == 2 and "set aside: empty file" in done.stderr
+
+
+def test_a_class_is_added_by_its_name(run: Path) -> None:
+    assert vl2v("classes", "add", run, "star", "--store", run.parent / "store").returncode == 0
+    assert vl2v("classes", "list", run).stdout.split() == ["ball", "box", "cone", "star"]
+
+
+def test_inspect_counts(shapes: Path) -> None:
+    done = vl2v("data", "inspect", shapes, "--json")
+    assert json.loads(done.stdout)["rows"]["ink"] == {"ball": 12, "box": 12, "cone": 12}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("distill", "--data", "/nowhere"), "error: /nowhere: no such folder"),
+        (("predict", "/nowhere", "x.png"), "error: /nowhere: not a run folder"),
+        (("distill", "--data", "x", "--set", "nonsense"), "write it as key=value"),
+        (("distill", "--data", "x", "--method", "magic"), "method 'magic': unknown"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "r", "--store", tmp_path / "s") if words[0] == "distill" else ()
+    done = vl2v(*words, *out)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1

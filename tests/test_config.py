@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+
+from vl2v.config import assignments, merge, validate
+from vl2v.errors import ConfigError
+from vl2v.runs.settings import resolve
+
+DATA = {"data": {"path": "x"}}
+
+
+def test_toml_out_is_toml_in() -> None:
+    config = resolve({**DATA, "method": "kd", "seed": 3})
+    assert validate(tomllib.loads(config.to_toml())) == config
+
+
+def test_set_lays_values_on_top_with_their_types() -> None:
+    tree = assignments(
+        ["stages.distill.lr=1e-3", "data.target=['a', 'b']", "teacher.spec=hf:some/repo", "loss.lambda=1"]
+    )
+    assert tree["stages"]["distill"]["lr"] == 1e-3
+    assert tree["data"]["target"] == ["a", "b"]
+    assert tree["teacher"]["spec"] == "hf:some/repo"
+    assert resolve(merge(DATA, tree)).loss.lambda_ == 1.0
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"teacher": {"veiws": 3}}, "teacher.veiws: unknown setting, did you mean teacher.views"),
+        ({"loss": {"lambda": 2}}, "loss.lambda = 2: input should be less than or equal to 1"),
+        ({"stages": {"distil": {"lr": 1}}}, "stages.distil: adip has only align, distill"),
+        ({"method": "magic"}, "method 'magic': unknown"),
+        ({"stages": {"distill": {"steps": 0}}}, "stages.distill.steps = 0"),
+    ],
+)
+def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        resolve({**DATA, **settings})
+
+
+def test_data_path_is_the_one_setting_without_a_default() -> None:
+    with pytest.raises(ConfigError, match=r"data: missing"):
+        resolve({})
+
+
+def test_the_paper_preset_is_the_published_recipe() -> None:
+    config = resolve(DATA, "paper")
+    for stage in config.stages.values():
+        assert (stage.steps, stage.lr, stage.optimizer, stage.schedule) == (5001, 5e-5, "adam", "constant")
+        assert (stage.batch_per_domain, stage.eval_every) == (32, 200)
+    assert config.teacher.online and config.teacher.statistics == config.student.statistics == "imagenet"
+    assert config.train.swad and all(config.published.model_dump().values())
+    assert not any(resolve(DATA).published.model_dump().values())
+
+
+def test_settings_win_over_the_preset() -> None:
+    config = resolve(merge(DATA, {"stages": {"distill": {"steps": 7}}}), "paper")
+    assert config.stages["distill"].steps == 7 and config.stages["align"].steps == 5001
