@@ -50,9 +50,8 @@ def main() -> None:
             error = ((one - other).norm() / one.norm()).item()
             kind = "bf16" if bfloat16 else "fp32"
             ratio = rates["quick"] / rates["plain"]
-            print(
-                f"| {name}, {size} | {kind} | {rates['plain']:.0f} | {rates['quick']:.0f} | {ratio:.2f} | {error:.1e} |"
-            )
+            rows = f"{rates['plain']:.0f} | {rates['quick']:.0f} | {ratio:.2f} | {error:.1e}"
+            print(f"| {name}, {size} | {kind} | {rows} |")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python benchmarks/generalise.py PACS --exclude vendor-half.csv --teacher recorded:pacs-vendor \\
         --targets sketch photo --size 128 --set prompts.articles=false
 
-For each target and method the learning rate of the last stage is chosen with seed 0, with as many tries for each method,
+For each target and method the learning rate of the last stage is chosen with seed 0, the same number of tries for each,
 by accuracy on the source domains' validation pictures; the other seeds use it. Runs are kept in --out and not
 done again. Prints unseen-domain accuracy (all pictures of the target): mean and standard error over the seeds.
 """

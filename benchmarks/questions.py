@@ -72,9 +72,7 @@ def main() -> None:
     print(f"| {len(dataset.domains)} targets x {given.seeds} seeds x 2 stages = {runs} passes | pictures | prompts |")
     print("| --- | --- | --- |")
     print(f"| asked in the first pass | {first_images:,} | {first_texts:,} |")
-    print(
-        f"| asked again in all later passes | {teacher.images - first_images:,} | {teacher.texts - first_texts:,} |"
-    )
+    print(f"| asked again in all later passes | {teacher.images - first_images:,} | {teacher.texts - first_texts:,} |")
 
 
 if __name__ == "__main__":

@@ -114,9 +114,7 @@ def bars(rows: int, dim: int, parent: Path | None) -> None:
         size = bytes_in(folder)
         with EmbeddingStore(folder) as store:
             turns = [
-                (n, read_per_second(store, facts, rows, n, 40_000 // n))
-                for _ in range(5)
-                for n in (256, 1000, 10_000)
+                (n, read_per_second(store, facts, rows, n, 40_000 // n)) for _ in range(5) for n in (256, 1000, 10_000)
             ]
             memory.append(own_memory())
             few = written_per_second(store, facts, rows, rows + 20_000, 32)
@@ -299,9 +297,7 @@ def containers(rows: int, dim: int, parent: Path | None) -> None:
     choices: dict[str, Callable[[Path], Sqlite | Lmdb | Log]] = {
         "append-only log + CRC + memory map": Log,
         **{
-            f"SQLite, {layout}, pages of {page // 1024} KB": (
-                lambda folder, la=layout, pa=page: Sqlite(folder, la, pa)
-            )
+            f"SQLite, {layout}, pages of {page // 1024} KB": (lambda folder, la=layout, pa=page: Sqlite(folder, la, pa))
             for layout, page in [
                 ("rows as they come, index on half the key, new entries gathered", 16384),
                 ("rows as they come, index on half the key, new entries gathered", 4096),

@@ -265,9 +265,7 @@ def sheets(cells: dict[Cell, list[Picture]], table: dict[str, Any], folder: Path
     folder.mkdir(parents=True, exist_ok=True)
     across, tile = 15, SIZE + 14
     for name in table["classes"]:
-        rows = [
-            cells[d, name][i : i + across] for d in table["domains"] for i in range(0, len(cells[d, name]), across)
-        ]
+        rows = [cells[d, name][i : i + across] for d in table["domains"] for i in range(0, len(cells[d, name]), across)]
         sheet = Image.new("RGB", (across * tile, len(rows) * tile), "white")
         draw = ImageDraw.Draw(sheet)
         for y, row in enumerate(rows):

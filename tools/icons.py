@@ -17,10 +17,12 @@ PERMISSIVE = {"MIT", "Apache-2.0", "CC0-1.0", "ISC", "CC-BY-4.0", "CC-BY-3.0", "
 
 # Words of icon names that tell the drawing style or the user interface, not the thing.
 STYLE_WORDS = frozenset(
-    "outline outlined outlines filled fill solid bold light thin regular duotone twotone two tone linear broken line "
-    "lines linejoin rounded round sharp square circle circled sm md lg xs xl xxl small medium large mini micro big "
-    "alt variant flat color colored monochrome black white glyph icon icons logo baseline sanded stroke rtl ltr "
-    "bulk loop twirl transition remix poly dark skin default o f s l fa ios md android emoji emojione".split()
+    """
+    outline outlined outlines filled fill solid bold light thin regular duotone twotone two tone linear broken line
+    lines linejoin rounded round sharp square circle circled sm md lg xs xl xxl small medium large mini micro big
+    alt variant flat color colored monochrome black white glyph icon icons logo baseline sanded stroke rtl ltr bulk
+    loop twirl transition remix poly dark skin default o f s l fa ios md android emoji emojione
+    """.split()
 )
 
 

@@ -81,9 +81,7 @@ def test_another_teacher_never_answers_from_the_first_ones_answers(filled: Path)
         store.register(TWO)
         assert not store.known(TWO.fingerprint, some_keys(50)).any()
         store.put(TWO.fingerprint, some_keys(50), unit_rows(50, seed=9), kind="text")
-        np.testing.assert_array_equal(
-            store.get_half(ONE.fingerprint, some_keys(50)), unit_rows(50).astype(np.float16)
-        )
+        np.testing.assert_array_equal(store.get_half(ONE.fingerprint, some_keys(50)), unit_rows(50).astype(np.float16))
         assert [t.name for t in store.teachers()] == ["tiny:one", "tiny:two"]
 
 

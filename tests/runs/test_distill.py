@@ -50,9 +50,7 @@ def test_a_run_learns_and_says_how_well(quick: dict[str, Any], tmp_path: Path) -
     ]
 
 
-def test_align_trains_the_projector_alone_and_distill_the_backbone_alone(
-    quick: dict[str, Any], tmp_path: Path
-) -> None:
+def test_align_trains_the_projector_alone_and_distill_the_backbone_alone(quick: dict[str, Any], tmp_path: Path) -> None:
     run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
     aligned = load_file(tmp_path / "run" / "checkpoints" / "02-00000000.safetensors")
     projector = {key.removeprefix("model/"): value for key, value in aligned.items() if "projector" in key}
@@ -61,9 +59,7 @@ def test_align_trains_the_projector_alone_and_distill_the_backbone_alone(
 
 
 @pytest.mark.parametrize("method", ["adip", "kd", "erm", "lp", "lp-ft"])
-def test_every_method_gives_the_same_weights_twice(
-    method: str, shapes: Path, recording: Path, tmp_path: Path
-) -> None:
+def test_every_method_gives_the_same_weights_twice(method: str, shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, method)
     one = vl2v.distill(settings, tmp_path / "one", store=tmp_path / "store")
     settings["data"]["workers"] = 2  # changes nothing but the time

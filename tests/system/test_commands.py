@@ -34,7 +34,8 @@ def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys; sys.argv = ['vl2v', '--help']\ntry:\n from vl2v.cli import main; main()\nexcept SystemExit: pass\n"
+    code = "import sys; sys.argv = ['vl2v', '--help']\n"
+    code += "try:\n from vl2v.cli import main; main()\nexcept SystemExit: pass\n"
     code += "print([m for m in ('torch', 'timm', 'numpy', 'open_clip', 'pydantic', 'PIL') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.splitlines()[-1] == "[]"

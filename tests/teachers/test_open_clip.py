@@ -160,9 +160,7 @@ def remove_all(folder):
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize(
-    "spoil", [remove_weights, cut_weights, remove_config, break_config, change_width, remove_all]
-)
+@pytest.mark.parametrize("spoil", [remove_weights, cut_weights, remove_config, break_config, change_width, remove_all])
 def test_folders_that_are_no_model(vit, tmp_path, spoil, caplog):
     folder = shutil.copytree(vit, tmp_path / "spoilt")
     spoil(folder)

@@ -110,7 +110,8 @@ def _prepared(cache: Path | None) -> sqlite3.Connection:
     db = sqlite3.connect(cache or ":memory:", timeout=60)
     db.execute("PRAGMA journal_mode=WAL")
     db.execute(
-        "CREATE TABLE IF NOT EXISTS files (path TEXT PRIMARY KEY, size INTEGER, time INTEGER, sha256 BLOB, problem TEXT)"
+        "CREATE TABLE IF NOT EXISTS files "
+        "(path TEXT PRIMARY KEY, size INTEGER, time INTEGER, sha256 BLOB, problem TEXT)"
     )
     return db
 
@@ -204,7 +205,10 @@ def _copies(dataset: DomainDataset, found: Audit, target: Sequence[str]) -> Iter
     if leaks:
         yield f"leakage: {len(leaks)} pictures are in a target and a source domain. First: {_both(dataset, leaks[0])}"
     elif across:
-        yield f"{len(across)} pictures are in several domains, leakage if one is a target. First: {_both(dataset, across[0])}"
+        yield (
+            f"{len(across)} pictures are in several domains: leakage if one is a target. First: "
+            f"{_both(dataset, across[0])}"
+        )
 
 
 def _both(dataset: DomainDataset, group: Sequence[int]) -> str:
@@ -234,4 +238,4 @@ def _names(dataset: DomainDataset) -> Iterator[str]:
                 yield f"{kind} {' and '.join(group)} look like one; rename the folders to the same"
     both = {name.lower() for name in dataset.classes} & {name.lower() for name in dataset.domains}
     if both:
-        yield f"{', '.join(sorted(both))}: a class and a domain; is the layout class/domain/image? It should be domain/class/image"
+        yield f"{', '.join(sorted(both))}: a class and a domain; the layout should be domain/class/image"

@@ -129,9 +129,7 @@ def _manifest_rows(path: Path) -> list[Row]:
     for number, row in enumerate(table, start=2):
         missing = [key for key in ("path", "class", "domain") if row.get(key) is None]
         if missing:
-            raise DataError(
-                f"{path}: line {number} has no {missing[0]}; the columns are path, class, domain[, split]"
-            )
+            raise DataError(f"{path}: line {number} has no {missing[0]}; the columns are path, class, domain[, split]")
         split = row.get("split") or None
         if split not in (None, "train", "val", "test"):
             raise DataError(f"{path}: line {number}: split {split!r}; it is train, val, test or empty")
@@ -202,9 +200,7 @@ def _without_listed(dataset: DomainDataset, path: Path) -> DomainDataset:
     listed = {line.split(",")[0].strip().strip('"') for line in lines}
     prefix = dataset.root.name + "/"
     reasons = {
-        i: f"listed in {path.name}"
-        for i, name in enumerate(dataset.paths)
-        if name in listed or prefix + name in listed
+        i: f"listed in {path.name}" for i, name in enumerate(dataset.paths) if name in listed or prefix + name in listed
     }
     if not reasons:
         raise DataError(f"{path}: none of its {len(listed)} lines names a picture of {dataset.root}")

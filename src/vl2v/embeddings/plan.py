@@ -93,9 +93,7 @@ def plan(
         raise ValueError(f"an audit of {len(audit.sha256)} pictures for a dataset of {len(dataset)}")
     if audit.problems:
         index, reason = next(iter(sorted(audit.problems.items())))
-        raise DataError(
-            f"{dataset.paths[index]}: {reason} ({len(audit.problems)} such pictures): set them aside first"
-        )
+        raise DataError(f"{dataset.paths[index]}: {reason} ({len(audit.problems)} such pictures): set them aside first")
     hashes = _hashes(audit)
     first = {sha256: index for index, sha256 in reversed(list(enumerate(hashes)))}
     asked = [(index, view) for index in sorted(first.values()) for view in range(len(views))]

@@ -364,9 +364,7 @@ class EmbeddingStore:
     def _checked(self, teacher: TeacherRecord, count: int, vectors: NDArray[np.floating]) -> NDArray[np.float16]:
         wrong = flaw(vectors, (count, teacher.dim))
         if wrong:
-            raise StoreError(
-                f"{self.file}: {teacher.name}: {wrong}; nothing of this batch was kept: check the teacher"
-            )
+            raise StoreError(f"{self.file}: {teacher.name}: {wrong}; nothing of this batch was kept: check the teacher")
         return np.ascontiguousarray(vectors, dtype="<f2")
 
     def _teacher(self, fingerprint: str) -> tuple[int, TeacherRecord] | None:
@@ -384,9 +382,7 @@ class EmbeddingStore:
     def _require(self, fingerprint: str) -> tuple[int, TeacherRecord]:
         teacher = self._teacher(fingerprint)
         if teacher is None:
-            raise StoreError(
-                f"{self.file}: holds no answers of teacher {fingerprint}: run `vl2v embed` with it first"
-            )
+            raise StoreError(f"{self.file}: holds no answers of teacher {fingerprint}: run `vl2v embed` with it first")
         return teacher
 
     def _connect(self) -> sqlite3.Connection:

@@ -43,9 +43,7 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise TeacherError(f"hf:{rest}: can't be opened ({reason}); give a repository or a folder") from None
     if loaded["missing_keys"]:  # transformers fills them with random numbers
-        raise TeacherError(
-            f"hf:{rest}: lacks {min(loaded['missing_keys'])} among its weights; take a whole checkpoint"
-        )
+        raise TeacherError(f"hf:{rest}: lacks {min(loaded['missing_keys'])} among its weights; take a whole checkpoint")
     siglip = config.model_type == "siglip"
     length = config.text_config.max_position_embeddings
     size = config.vision_config.image_size
@@ -135,9 +133,7 @@ def _check_kind(rest: str, kind: str) -> None:
 
 def _plain(tree: dict[str, Any]) -> dict[str, Any]:
     return {
-        key: _plain(value) if isinstance(value, dict) else value
-        for key, value in tree.items()
-        if key not in _ELSEWHERE
+        key: _plain(value) if isinstance(value, dict) else value for key, value in tree.items() if key not in _ELSEWHERE
     }
 
 
