@@ -1,0 +1,60 @@
+"""The augmentation against torchvision's, with the same parameters and the same distributions."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+from torchvision.transforms import RandomResizedCrop
+from torchvision.transforms import functional as theirs
+
+from vl2v.data import augment, domainbed_augment, evaluation_view
+
+
+@pytest.fixture
+def image() -> Image.Image:
+    noise = np.random.default_rng(0).integers(0, 256, (12, 15, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((150, 120), Image.Resampling.BICUBIC)
+
+
+def test_it_is_a_function_of_the_picture_and_the_seed(image: Image.Image) -> None:
+    one, other = domainbed_augment(image, 64, 7), domainbed_augment(image, 64, 7)
+    assert one.shape == (64, 64, 3) and one.dtype == np.uint8 and (one == other).all()
+    assert (domainbed_augment(image, 64, 8) != one).any()
+
+
+@pytest.mark.parametrize("turn", [-0.3, -0.05, 0.0, 0.2, 0.3])
+def test_the_hue_turns_as_torchvisions(image: Image.Image, turn: float) -> None:
+    ours, reference = augment._turn_hue(image, turn), theirs.adjust_hue(image, turn)
+    assert np.abs(np.asarray(ours, int) - np.asarray(reference, int)).max() <= 0
+
+
+def test_crops_have_torchvisions_distribution() -> None:
+    rng = np.random.default_rng(0)
+    ours = np.array([augment._crop(227, 227, rng) for _ in range(4000)])
+    picture = Image.new("RGB", (227, 227))
+    params = [RandomResizedCrop.get_params(picture, augment.SCALE, augment.RATIO) for _ in range(4000)]  # type: ignore[arg-type]
+    reference = np.array([(left, top, left + w, top + h) for top, left, h, w in params])
+    for box in ours:
+        assert 0 <= box[0] < box[2] <= 227 and 0 <= box[1] < box[3] <= 227
+    area = lambda boxes: (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]) / 227**2  # noqa: E731
+    ratio = lambda boxes: np.log((boxes[:, 2] - boxes[:, 0]) / (boxes[:, 3] - boxes[:, 1]))  # noqa: E731
+    for measure in (area, ratio, lambda boxes: boxes[:, 0], lambda boxes: boxes[:, 1]):
+        a, b = measure(ours), measure(reference)
+        assert a.mean() == pytest.approx(b.mean(), abs=4 * math.hypot(a.std(), b.std()) / math.sqrt(4000))
+        assert a.std() == pytest.approx(b.std(), rel=0.1)
+
+
+def test_one_in_ten_is_grey_and_half_are_flipped() -> None:
+    half = np.zeros((64, 64, 3), np.uint8)
+    half[:, :32] = (200, 40, 40)
+    views = [domainbed_augment(Image.fromarray(half), 16, seed) for seed in range(600)]
+    grey = np.mean([(view[..., 0] == view[..., 1]).all() and (view[..., 1] == view[..., 2]).all() for view in views])
+    flipped = np.mean([view[:, :4].astype(int).sum() < view[:, -4:].astype(int).sum() for view in views])
+    assert grey == pytest.approx(0.1, abs=0.04) and flipped == pytest.approx(0.5, abs=0.07)
+
+
+def test_evaluation_squeezes_the_whole_picture(image: Image.Image) -> None:
+    assert (evaluation_view(image, 32) == np.asarray(theirs.resize(image, [32, 32]))).all()
