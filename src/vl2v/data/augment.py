@@ -6,12 +6,14 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageChops
 
 SCALE = (0.7, 1.0)
 RATIO = (3 / 4, 4 / 3)
 JITTER = 0.3
 GRAY = 0.1
+
+_LEVELS = np.arange(256)
 
 
 def evaluation_view(image: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -53,23 +55,31 @@ def _crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, 
 
 def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Return torchvision's ColorJitter: brightness, contrast, saturation and hue in a random order."""
-    factors = rng.uniform(1 - JITTER, 1 + JITTER, 3)
+    brightness, contrast, saturation = rng.uniform(1 - JITTER, 1 + JITTER, 3)
     hue = rng.uniform(-JITTER, JITTER)
     for which in rng.permutation(4):
         if which == 0:
-            image = ImageEnhance.Brightness(image).enhance(factors[0])
+            image = _blend(image, 0, brightness)
         elif which == 1:
-            image = ImageEnhance.Contrast(image).enhance(factors[1])
+            image = _blend(image, _mean_gray(image), contrast)
         elif which == 2:
-            image = ImageEnhance.Color(image).enhance(factors[2])
+            image = Image.blend(image.convert("L").convert("RGB"), image, saturation)
         else:
             image = _turn_hue(image, hue)
     return image
 
 
+def _blend(image: Image.Image, gray: int, factor: float) -> Image.Image:
+    """Return what PIL.ImageEnhance does: a plain gray at factor 0, the picture at 1, more of it beyond."""
+    return Image.blend(Image.new("RGB", image.size, (gray, gray, gray)), image, factor)
+
+
+def _mean_gray(image: Image.Image) -> int:
+    counts = image.convert("L").histogram()
+    return int(np.dot(counts, _LEVELS) / (image.width * image.height) + 0.5)
+
+
 def _turn_hue(image: Image.Image, turn: float) -> Image.Image:
     """Return the picture with its hue turned by a share of the full circle."""
-    hue, saturation, value = image.convert("HSV").split()
-    shift = int(turn * 255) % 256
-    hue = hue.point([(level + shift) % 256 for level in range(256)])
-    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
+    shift = Image.new("HSV", image.size, (int(turn * 255) % 256, 0, 0))
+    return ImageChops.add_modulo(image.convert("HSV"), shift).convert("RGB")

@@ -66,6 +66,12 @@ class DomainDataset:
         """
         if name in self.domains:
             return self.domains.index(name)
+        lost = [gone for gone in self.excluded if gone.path == name or gone.path.startswith(f"{name}/")]
+        if lost:
+            raise DataError(
+                f"{self.root}: domain {name!r} has no usable pictures ({lost[0].path}: {lost[0].reason}); "
+                "put some there, or delete the folder"
+            )
         close = difflib.get_close_matches(name, self.domains, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(self.domains)}"
         raise DataError(f"{self.root}: no domain {name!r}; {hint}")
