@@ -58,3 +58,39 @@ def test_one_in_ten_is_grey_and_half_are_flipped() -> None:
 
 def test_evaluation_squeezes_the_whole_picture(image: Image.Image) -> None:
     assert (evaluation_view(image, 32) == np.asarray(theirs.resize(image, [32, 32]))).all()
+
+
+def test_colours_are_torchvisions_with_the_same_draws(image: Image.Image) -> None:
+    for seed in range(20):
+        ours, rng = augment._jitter(image, np.random.default_rng(seed)), np.random.default_rng(seed)
+        factors, hue, reference = rng.uniform(0.7, 1.3, 3), rng.uniform(-0.3, 0.3), image
+        steps = [
+            lambda p, f=factors[0]: theirs.adjust_brightness(p, f),
+            lambda p, f=factors[1]: theirs.adjust_contrast(p, f),
+            lambda p, f=factors[2]: theirs.adjust_saturation(p, f),
+            lambda p, f=hue: theirs.adjust_hue(p, f),
+        ]
+        for which in rng.permutation(4):
+            reference = steps[which](reference)
+        assert (np.asarray(ours) == np.asarray(reference)).all()
+
+
+def test_a_crop_is_torchvisions_but_for_the_pixels_at_its_edge(image: Image.Image) -> None:
+    """Cropping and resizing in one call lets the filter see one pixel beyond the crop; inside nothing differs."""
+    left, top, right, bottom = 11, 7, 131, 113
+    ours = np.asarray(image.resize((64, 64), Image.Resampling.BILINEAR, box=(left, top, right, bottom)), int)
+    reference = np.asarray(theirs.resized_crop(image, top, left, bottom - top, right - left, [64, 64]), int)
+    assert (ours[1:-1, 1:-1] == reference[1:-1, 1:-1]).all()
+    assert np.abs(ours - reference).mean() < 1
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 300), (900, 3), (2, 2)])
+def test_odd_shapes_have_views_too(size: tuple[int, int]) -> None:
+    picture = Image.new("RGB", size, "red")
+    assert all(domainbed_augment(picture, 16, seed).shape == (16, 16, 3) for seed in range(20))
+    assert evaluation_view(picture, 16).shape == (16, 16, 3)
+
+
+def test_a_picture_too_long_is_cropped_in_its_middle() -> None:
+    assert augment._crop(300, 30, np.random.default_rng(0)) == (130, 0, 170, 30)
+    assert augment._crop(30, 300, np.random.default_rng(0)) == (0, 130, 30, 170)

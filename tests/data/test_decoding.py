@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from vl2v.data import PictureError, decode
 
@@ -61,9 +62,9 @@ def test_of_an_animation_the_first_frame_is_taken(kind: str) -> None:
     assert red > 200 and blue < 60
 
 
-def bomb() -> bytes:
-    """Return a PNG that says it is 30000 x 30000."""
-    head = struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+def bomb(width: int = 30000, height: int = 30000) -> bytes:
+    """Return a small PNG that says it is huge."""
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
     chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(b"\0" * 100)), (b"IEND", b"")]
     pack = lambda kind, data: struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # noqa: E731
     return b"\x89PNG\r\n\x1a\n" + b"".join(pack(*chunk) for chunk in chunks)
@@ -91,3 +92,85 @@ def test_formats_outside_the_list_are_refused() -> None:
 
 def test_the_same_bytes_give_the_same_pixels(tmp_path: Path) -> None:
     assert (np.asarray(decode(PHOTO)) == np.asarray(Image.open(io.BytesIO(PHOTO)))).all()
+
+
+def marked() -> Image.Image:
+    """Return a picture without symmetry."""
+    return Image.fromarray(np.arange(7 * 5 * 3, dtype=np.uint8).reshape(7, 5, 3) * 2)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows_and_is_applied_once(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    data = encoded(marked(), "PNG", exif=exif)
+    found = decode(data)
+    theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert (np.asarray(found) == np.asarray(theirs)).all()
+    assert ImageOps.exif_transpose(found).size == found.size and not found.info
+
+
+def test_broken_metadata_dont_cost_the_picture() -> None:
+    data = encoded(marked(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert decode(data).size == (5, 7)
+
+
+def test_a_phones_double_picture_is_its_first() -> None:
+    data = encoded(Image.new("RGB", (16, 16), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))])
+    assert decode(data).getpixel((8, 8))[0] > 200  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind"), [("1", "PNG"), ("L", "JPEG"), ("L", "BMP"), ("RGB", "BMP"), ("RGBA", "WEBP"), ("P", "GIF")]
+)
+def test_every_mode_ends_as_rgb(mode: str, kind: str) -> None:
+    found = decode(encoded(Image.new("RGB", (9, 9), "white").convert(mode), kind))
+    assert found.mode == "RGB" and found.getpixel((4, 4)) == (255, 255, 255)
+
+
+def test_half_transparent_is_half_white() -> None:
+    assert decode(encoded(Image.new("RGBA", (2, 2), (0, 0, 0, 128)), "PNG")).getpixel((0, 0)) == (127, 127, 127)
+    assert decode(encoded(Image.new("RGB", (2, 2), "red"), "PNG", transparency=(255, 0, 0))).getpixel((0, 0)) == (
+        255,
+        255,
+        255,
+    )
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+def test_broken_bytes_give_a_picture_or_a_reason(kind: str) -> None:
+    rng = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[274] = 3
+    options = {"exif": exif.tobytes()} if kind in ("JPEG", "PNG", "WEBP") else {}
+    whole = np.frombuffer(encoded(Image.effect_noise((24, 24), 90).convert("RGB"), kind, **options), np.uint8)
+    for _ in range(150):
+        broken = whole[: rng.integers(1, len(whole) + 1)].copy()
+        places = rng.integers(0, min(len(broken), 400), 4)
+        broken[places] = rng.integers(0, 256, 4)
+        try:
+            assert decode(broken.tobytes()).mode == "RGB"
+        except PictureError as reason:
+            assert "\n" not in str(reason)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
+def test_half_a_file_is_never_a_picture(kind: str) -> None:
+    whole = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), kind)
+    with pytest.raises(PictureError):
+        decode(whole[: len(whole) // 2])
+
+
+@pytest.mark.parametrize("size", [(8001, 8001), (12000, 8000), (13300, 13300)])
+def test_large_claims_are_refused_before_decoding(size: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises(PictureError, match="too large"):
+            decode(bomb(*size))
+
+
+def test_the_process_keeps_its_warnings() -> None:
+    before = list(warnings.filters)
+    decode(PHOTO)
+    assert list(warnings.filters) == before

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vl2v.data import DomainDataset, domainbed_split, leave_out, seed_hash
+from vl2v.data import DomainDataset, domainbed_split, leave_out, open_dataset, seed_hash
 from vl2v.errors import DataError
 
 
@@ -65,3 +65,47 @@ def test_a_manifests_splits_win() -> None:
 def test_what_cannot_be_split_says_why(counts: dict[str, int], classes: int, target: list[str], message: str) -> None:
     with pytest.raises(DataError, match=message):
         leave_out(dataset(counts, classes), target)
+
+
+def test_pictures_without_labels_are_in_no_split_and_a_targets_nowhere() -> None:
+    data = dataset({"p": 20, "q": 20, "unlabelled": 5})
+    data.labels[40:] = -1
+    data.labels[[3, 23]] = -1
+    split = leave_out(data, ["q"])
+    assert split.unlabelled.tolist() == [3, *range(40, 45)]
+    assert not {3, 23, *range(40, 45)} & {*split.train, *split.val, *split.target}
+    assert len(split.val) == int(19 * 0.2)
+    with pytest.raises(DataError, match="without labels can't be a target"):
+        leave_out(data, ["unlabelled"])
+
+
+def test_a_near_miss_of_a_domain_is_guessed() -> None:
+    with pytest.raises(DataError, match="did you mean sketch"):
+        leave_out(dataset({"sketch": 9, "photo": 9}), ["sketches"])
+
+
+def test_a_source_that_a_manifest_leaves_without_validation_is_named() -> None:
+    with pytest.raises(DataError, match="domain p has 10 usable pictures and none of them for validation"):
+        leave_out(dataset({"p": 10, "q": 10}, splits=("train",) * 10 + (None,) * 10), ["q"])
+
+
+def test_pacs_splits_are_domainbeds_over_imagefolder() -> None:
+    """Against DomainBed's own steps, on the published benchmark where it is at hand."""
+    from torchvision.datasets import ImageFolder
+
+    root = Path(__file__).parents[3] / "shared" / "data" / "PACS"
+    if not root.exists():
+        pytest.skip("PACS is not here")
+    data = open_dataset(root)
+    split = leave_out(data, ["photo"], trial_seed=1)
+    held_out = {data.paths[i] for i in split.val}
+    expected = set()
+    for index, entry in enumerate(sorted(entry.name for entry in root.iterdir())):
+        if entry == "photo":
+            continue
+        files = [Path(name).relative_to(root).as_posix() for name, _ in ImageFolder(str(root / entry)).samples]
+        keys = list(range(len(files)))
+        seed = int(hashlib.md5(str((1, index)).encode()).hexdigest(), 16) % 2**31
+        np.random.RandomState(seed).shuffle(keys)
+        expected |= {files[key] for key in keys[: int(len(files) * 0.2)]}
+    assert held_out == expected

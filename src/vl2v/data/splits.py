@@ -17,7 +17,14 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Split:
-    """Dataset indices, sorted: source domains' training and validation pictures, the unseen ones, the unlabelled."""
+    """Dataset indices, sorted.
+
+    Attributes:
+        train: the source domains' pictures to learn from.
+        val: the source domains' pictures to choose by.
+        target: the unseen domains' pictures with labels.
+        unlabelled: pictures without labels, the unseen domains' not among them.
+    """
 
     train: Indices
     val: Indices
@@ -57,27 +64,29 @@ def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float 
     present = set(np.unique(dataset.domain_ids[labelled]).tolist())
     for name in target:
         if dataset.domain_index(name) not in present:
-            raise DataError(f"{dataset.root}: target {name} has no pictures with labels")
+            raise DataError(f"{dataset.root}: target {name} has no pictures with labels; choose another")
     for domain in sorted(present - unseen):
         pictures = np.flatnonzero((dataset.domain_ids == domain) & labelled)
         more, held_out = _split_domain(dataset, pictures, fraction, seed_hash(trial_seed, domain))
         if not len(more) or not len(held_out):
+            wanting = "training" if len(held_out) else "validation"
             raise DataError(
-                f"{dataset.root}: domain {dataset.domains[domain]} has {len(pictures)} usable pictures, "
-                "too few for training and validation"
+                f"{dataset.root}: domain {dataset.domains[domain]} has {len(pictures)} usable pictures and none of "
+                f"them for {wanting}; add pictures, or mend the manifest's split column"
             )
         train.append(more)
         val.append(held_out)
     if not train:
-        raise DataError(f"{dataset.root}: every domain is a target, none is left to learn from")
+        raise DataError(f"{dataset.root}: every domain is a target, none is left to learn from; leave one out")
     learnt = set(dataset.labels[np.concatenate(train)].tolist())
     if len(learnt) < 2:
         raise DataError(f"{dataset.root}: one class only in the source domains; a classifier needs two")
+    kept_apart = np.isin(dataset.domain_ids, list(unseen))
     return Split(
         np.sort(np.concatenate(train)),
         np.sort(np.concatenate(val)),
-        np.flatnonzero(np.isin(dataset.domain_ids, list(unseen)) & labelled),
-        np.flatnonzero(~labelled),
+        np.flatnonzero(kept_apart & labelled),
+        np.flatnonzero(~kept_apart & ~labelled),  # a target's pictures teach nothing, without labels either
     )
 
 
