@@ -1,12 +1,18 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
+import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
 
+import pytest
+from PIL import Image
+
 from vl2v.data import audit, inspect, open_dataset, set_aside
+from vl2v.errors import DataError
 
 
 def spoil(shapes: Path, root: Path) -> Path:
@@ -59,12 +65,12 @@ def _audit(shapes: Path, cache: Path) -> None:
 
 def test_two_processes_share_a_cache(shapes: Path, tmp_path: Path) -> None:
     context = get_context("spawn")
-    processes = [context.Process(target=_audit, args=(shapes, tmp_path / "c.sqlite")) for _ in range(2)]
+    processes = [context.Process(target=_audit, args=(shapes, tmp_path / "c.sqlite")) for _ in range(4)]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert [process.exitcode for process in processes] == [0, 0, 0, 0]
 
 
 def test_inspection_finds_what_would_spoil_a_training(shapes: Path, tmp_path: Path) -> None:
@@ -82,3 +88,97 @@ def test_inspection_finds_what_would_spoil_a_training(shapes: Path, tmp_path: Pa
 def test_a_clean_dataset_has_nothing_to_mend(shapes: Path) -> None:
     dataset = open_dataset(shapes)
     assert inspect(dataset, audit(dataset)).findings == ()
+
+
+def test_a_cache_broken_inside_is_begun_anew(shapes: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "c.sqlite"
+    whole = audit(open_dataset(shapes), cache=cache)
+    data = bytearray(cache.read_bytes())
+    data[4096:] = b"\xff" * (len(data) - 4096)
+    cache.write_bytes(data)
+    assert audit(open_dataset(shapes), cache=cache) == whole
+    assert (tmp_path / "c.sqlite.broken").exists()
+
+
+def test_a_cache_that_cannot_be_written_is_named(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for cache in (tmp_path / "file/c.sqlite", tmp_path):
+        with pytest.raises(DataError, match=r"can't be kept .*; make room"):
+            audit(open_dataset(shapes), cache=cache)
+
+
+def test_stopped_it_goes_on_where_it_was(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["vl2v.data.audit"]
+    monkeypatch.setattr(module, "_CHUNK", 10)
+
+    def stop(done: int, total: int) -> None:
+        if done == 40:
+            raise KeyboardInterrupt
+
+    dataset, cache = open_dataset(shapes), tmp_path / "c.sqlite"
+    with pytest.raises(KeyboardInterrupt):
+        audit(dataset, cache=cache, progress=stop)
+    looked: list[str] = []
+    look = module._look
+    monkeypatch.setattr(module, "_look", lambda key: looked.append(key[0]) or look(key))
+    again = audit(dataset, cache=cache)
+    assert len(looked) == len(dataset) - 40 and again == audit(dataset)
+
+
+def test_what_cannot_be_read_is_asked_again_the_next_time(shapes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    shutil.copytree(shapes, root)
+    dataset = open_dataset(root)
+    (root / "ink/box/00.png").rename(tmp_path / "away.png")
+    found = audit(dataset, cache=tmp_path / "c.sqlite")
+    assert [reason[:13] for reason in found.problems.values()] == ["can't be read"]
+    (tmp_path / "away.png").rename(root / "ink/box/00.png")
+    assert not audit(dataset, cache=tmp_path / "c.sqlite").problems
+
+
+def test_a_domain_of_broken_files_is_an_error(shapes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    shutil.copytree(shapes, root)
+    for file in (root / "ink").rglob("*.png"):
+        file.write_bytes(b"")
+    dataset = open_dataset(root)
+    found = audit(dataset)
+    with pytest.raises(DataError, match=r"none of the 36 pictures of domain ink can be used .*empty file"):
+        set_aside(dataset, found)
+    findings = "\n".join(inspect(dataset, found).findings)
+    assert "36 files set aside: empty file, first ink/ball/00.png; replace or delete them" in findings
+    assert "domain ink has no usable pictures" in findings
+
+
+def test_inspection_tells_of_classes_only_the_target_has_and_is_plain_json(shapes: Path, tmp_path: Path) -> None:
+    root = tmp_path / "d"
+    shutil.copytree(shapes, root)
+    shutil.copytree(root / "paint/ball", root / "paint/star")
+    dataset = open_dataset(root)
+    inspection = inspect(dataset, audit(dataset), ["paint"])
+    findings = "\n".join(inspection.findings)
+    assert "no source domain has star" in findings and "12 pictures with two different classes" in findings
+    assert json.loads(json.dumps(inspection.to_json()))["rows"]["paint"]["star"] == 12
+
+
+def test_unlabelled_pictures_are_no_gap(shapes: Path) -> None:
+    dataset = open_dataset(shapes, unlabelled=shapes / "paint")
+    findings = inspect(dataset, audit(dataset)).findings
+    assert not [line for line in findings if "unlabelled has" in line]
+
+
+@pytest.mark.parametrize(
+    ("names", "finding"),
+    [
+        (("a/cat/1.png", "b/cat/2.png"), "one class only"),
+        (("cat/1.png", "dog/2.png"), "one domain only"),
+        (("a/traffic light/1.png", "b/Traffic_Light/2.png"), "look like one; rename"),
+        (("cat/photo/1.png", "photo/cat/2.png"), "is the layout class/domain/image"),
+    ],
+)
+def test_inspection_tells_of_odd_layouts(tmp_path: Path, names: tuple[str, ...], finding: str) -> None:
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4), (number, 0, 0)).save(tmp_path / name)
+    dataset = open_dataset(tmp_path)
+    assert finding in "\n".join(inspect(dataset, audit(dataset)).findings)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,140 @@ def test_a_manifest_without_a_column_says_so(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path,label\nx.png,cat\n")
     with pytest.raises(DataError, match="line 2 has no class; the columns are"):
         open_dataset(tmp_path / "m.csv")
+
+
+@pytest.mark.parametrize("name", ["PACS", "vlcs", "office_home", "OfficeHome", "DomainNet", "Terra-Incognita"])
+def test_domainbeds_five_are_known_however_they_are_written(tmp_path: Path, name: str) -> None:
+    put(tmp_path, f"{name}/a/cat/1.png", f"{name}/b/dog/2.png")
+    assert open_dataset(tmp_path).paths == open_dataset(tmp_path / name).paths == ("a/cat/1.png", "b/dog/2.png")
+
+
+def test_of_several_benchmarks_one_has_to_be_chosen(tmp_path: Path) -> None:
+    put(tmp_path, "PACS/a/cat/1.png", "VLCS/b/dog/2.png")
+    with pytest.raises(DataError, match=r"deeper than domain/class/image.*open .*PACS"):
+        open_dataset(tmp_path)
+
+
+def test_what_most_pictures_are_at_is_the_layout(tmp_path: Path) -> None:
+    few_deep = open_dataset(put(tmp_path / "one", "cat/1.png", "dog/2.png", "dog/thumbs/3.png"))
+    assert few_deep.domains == ("all",) and [e.path for e in few_deep.excluded] == ["dog/thumbs/3.png"]
+    few_flat = open_dataset(put(tmp_path / "two", "a/cat/1.png", "b/dog/2.png", "b/3.png", "4.png", "a/cat/more/5.png"))
+    assert few_flat.domains == ("a", "b")
+    assert sorted(e.path for e in few_flat.excluded) == ["4.png", "a/cat/more/5.png", "b/3.png"]
+
+
+def test_a_layout_that_is_said_takes_deeper_folders_as_imagefolder_does(tmp_path: Path) -> None:
+    from torchvision.datasets import ImageFolder
+
+    put(tmp_path, "a/cat/x/1.png", "a/cat/b.png", "a/cat/x.png", "a/cat/a/9.png", "a/dog/z.png")
+    dataset = open_dataset(tmp_path, layout="domains")
+    theirs = [os.path.relpath(path, tmp_path) for path, _ in ImageFolder(str(tmp_path / "a")).samples]
+    assert list(dataset.paths) == theirs and dataset.classes == ("cat", "dog")
+
+
+@pytest.mark.parametrize(("layout", "message"), [("odd", "there are auto"), ("manifest", "wants a .csv")])
+def test_an_unfit_layout_is_an_error(tmp_path: Path, layout: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        open_dataset(put(tmp_path, "a/cat/1.png"), layout=layout)
+
+
+def test_no_link_pipe_or_name_is_followed_too_far(tmp_path: Path) -> None:
+    root = put(tmp_path / "data", "a/cat/1.png", "b/dog/2.png")
+    (root / "a/there").symlink_to(root / "b")
+    (root / "b/back").symlink_to(root / "a")
+    (root / "a/cat/broken.png").symlink_to(root / "a/cat/nowhere.png")
+    (root / "a/cat/same.png").symlink_to("1.png")
+    os.mkfifo(root / "a/cat/pipe.png")
+    shutil.copy(os.fsencode(root / "a/cat/1.png"), os.fsencode(root) + b"/a/cat/\xff.png")
+    dataset = open_dataset(root)
+    assert dataset.paths == ("a/cat/1.png", "a/cat/same.png", "b/dog/2.png")
+    reasons = {e.path: e.reason for e in dataset.excluded}
+    assert reasons["a/there/back"] == reasons["b/back/there"] == "a link to a folder that it is in"
+    assert reasons["a/cat/broken.png"] == reasons["a/cat/pipe.png"] == "not a file"
+    assert reasons["a/cat/\\udcff.png"] == "its name is not UTF-8"
+
+
+def test_an_empty_domain_is_listed_and_explained(tmp_path: Path) -> None:
+    put(tmp_path, "a/cat/1.png", "b/dog/2.png")
+    (tmp_path / "c/cat").mkdir(parents=True)
+    dataset = open_dataset(tmp_path)
+    assert [(e.path, e.reason) for e in dataset.excluded] == [("c/cat", "an empty folder")]
+    with pytest.raises(DataError, match=r"domain 'c' has no usable pictures \(c/cat: an empty folder\)"):
+        dataset.domain_index("c")
+
+
+def manifest(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(("path,class,domain", *lines)), encoding="utf-8-sig")
+    return path
+
+
+def test_a_manifest_leads_nowhere_else(tmp_path: Path) -> None:
+    root = put(tmp_path / "data", "x/1.png", "x/2.png")
+    put(tmp_path, "secret.png")
+    (root / "x/link.png").symlink_to(tmp_path / "secret.png")
+    lines = (f"{tmp_path}/secret.png,cat,a", "../secret.png,cat,a", "x/link.png,cat,a", "./x/1.png,cat,a", "x/2.png,,a")
+    dataset = open_dataset(manifest(tmp_path / "m.csv", *lines), root=root)
+    assert dataset.paths == ("x/2.png", "x/1.png") and dataset.labels.tolist() == [-1, 0]
+    assert {e.reason for e in dataset.excluded} == {"a path out of the dataset's folder"} and len(dataset.excluded) == 3
+
+
+def test_one_picture_has_one_label(tmp_path: Path) -> None:
+    put(tmp_path, "1.png", "2.png")
+    same = manifest(tmp_path / "m.csv", "1.png,cat,a", "2.png,dog,a", "./1.png,cat,a")
+    assert [e.reason for e in open_dataset(same).excluded] == ["listed twice"]
+    torn = manifest(tmp_path / "m.csv", "1.png,cat,a", "2.png,dog,a", "1.png,dog,a")
+    with pytest.raises(DataError, match=r"1\.png is listed as a/cat and as a/dog; keep one"):
+        open_dataset(torn)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "an empty manifest"),
+        ("path,class,domain\n", "an empty manifest"),
+        ("path,class,domain\n1.png\n", "line 2 has no class"),
+        ("path,class,domain\n1.png,cat,\n", "line 2 has no domain"),
+        ("path,class,domain,split\n1.png,cat,a,dev\n", "split 'dev'; it is train, val, test or empty"),
+        ("path,class,domain\nno.png,cat,a\n", r"none of its 1 pictures can be used \(no.png: no such file\)"),
+        ("path,class,domain\n\0.png,cat,a\n", "no such file"),
+        ("\udcff", "not a CSV file"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_says_why(tmp_path: Path, text: str, message: str) -> None:
+    put(tmp_path, "1.png")
+    (tmp_path / "m.csv").write_text(text, encoding="utf-8", errors="surrogateescape")
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path / "m.csv")
+
+
+def test_a_parquet_file_that_is_none_says_so(tmp_path: Path) -> None:
+    (tmp_path / "m.parquet").write_bytes(b"PAR1 it says, and lies")
+    with pytest.raises(DataError, match="not a Parquet file"):
+        open_dataset(tmp_path / "m.parquet")
+
+
+def test_a_list_whose_files_are_gone_already_is_well(tmp_path: Path) -> None:
+    put(tmp_path / "dn", "clipart/cat/1.png", "real/dog,old/2.png")
+    (tmp_path / "l.txt").write_text("clipart/cat/99.png\nreal/dog,old/2.png\n")
+    dataset = open_dataset(tmp_path / "dn", exclude=tmp_path / "l.txt")
+    assert dataset.paths == ("clipart/cat/1.png",)
+    (tmp_path / "l.txt").write_text("clipart/cat/99.png\n")
+    assert len(open_dataset(tmp_path / "dn", exclude=tmp_path / "l.txt")) == 2
+    (tmp_path / "l.txt").write_text("clipart/cat/1.png\nreal/dog,old/2.png\n")
+    with pytest.raises(DataError, match="lists every picture"):
+        open_dataset(tmp_path / "dn", exclude=tmp_path / "l.txt")
+
+
+def test_unlabelled_pictures_may_lie_inside_or_beyond_a_link(tmp_path: Path) -> None:
+    put(tmp_path / "disk/data", "a/cat/1.png", "b/dog/2.png", "unlabelled/more/x.png", "unlabelled/y.png")
+    (tmp_path / "disk/data/unlabelled/out.png").symlink_to(put(tmp_path, "secret.png") / "secret.png")
+    (tmp_path / "link").symlink_to(tmp_path / "disk/data")
+    inside = open_dataset(tmp_path / "link", unlabelled=tmp_path / "link/unlabelled")
+    assert inside.domains == ("a", "b", "unlabelled")
+    assert inside.paths[2:] == ("unlabelled/more/x.png", "unlabelled/y.png")
+    assert [(e.path, e.reason[:10]) for e in inside.excluded] == [("unlabelled/out.png", "a link out")]
+    with pytest.raises(DataError, match="has a domain 'unlabelled' already; rename it"):
+        open_dataset(tmp_path / "link", unlabelled=put(tmp_path / "more", "z.png"))
+    (tmp_path / "disk/data/unlabelled").rename(tmp_path / "gone")
+    beyond = open_dataset(tmp_path / "link", unlabelled=tmp_path / "more")
+    assert beyond.read(len(beyond) - 1) == (tmp_path / "more/z.png").read_bytes()
