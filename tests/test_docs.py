@@ -1,0 +1,131 @@
+"""What the documentation says is so: its example runs, its references are current, its links lead somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from vl2v.cli.app import app
+from vl2v.config import setting_names
+from vl2v.data.samples import icondg
+from vl2v.methods import METHODS
+from vl2v.runs import resolve
+
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+TINY_VLM = ROOT / "src" / "vl2v" / "assets" / "tiny-vlm" / "open_clip_model.safetensors"
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Return the environment of a new user, in whose cache IconDG has three pictures a class and style only."""
+    folder = tmp_path_factory.mktemp("home")
+    places = {"HOME": folder, "XDG_CACHE_HOME": folder / "cache", "XDG_DATA_HOME": folder / "data"}
+    environment = {**os.environ, **{key: str(value) for key, value in places.items()}, "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, "-m", "vl2v", "data", "sample"], env=environment, capture_output=True, text=True, check=True
+    )
+    for drawer in Path(found.stdout.strip()).glob("*/*/"):
+        for picture in sorted(drawer.glob("*.png"))[3:]:
+            picture.unlink()
+    return environment
+
+
+@pytest.mark.skipif(not TINY_VLM.is_file(), reason="the tiny VLM isn't built")
+def test_the_quickstarts_example_runs(home: dict[str, str], tmp_path: Path) -> None:
+    (example,) = re.findall(
+        r"<!-- runnable -->\n```python\n(.*?)^```$", (DOCS / "quickstart.md").read_text(), re.M | re.S
+    )
+    done = subprocess.run([sys.executable, "-c", example], env=home, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("pictures: 648") and lines[1].startswith("texts: 54 questions")  # 4 styles, 54 classes
+    assert any(line.startswith("student outline unseen ") for line in lines)
+    assert lines[-1] == "55"  # with the guitar
+
+
+@pytest.mark.parametrize("target", ["cli.md", "settings.md"])
+def test_references_are_current(target: str) -> None:
+    pages = runpy.run_path(str(ROOT / "tools" / "cli_reference.py"))["pages"]()
+    said = "run python tools/cli_reference.py"
+    assert {path.name: text for path, text in pages.items()}[target] == (DOCS / target).read_text("utf-8"), said
+
+
+def test_the_readmes_settings_are_settings() -> None:
+    (example,) = blocks(ROOT / "README.md", "python")
+    names: dict[str, object] = {}
+    exec(re.search(r"^settings = .*$", example, re.M).group(), names)  # type: ignore[union-attr]
+    assert resolve(names["settings"]).method == "adip"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_can_be_read(page: Path) -> None:
+    for text in blocks(page, "python"):
+        compile(text, page.name, "exec")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_in_the_text_exist(page: Path) -> None:
+    known = set(setting_names())
+    sections = {name.split(".")[0] for name in known if "." in name}
+    for section, key in re.findall(r"[`\s]([a-z]+)\.([a-z_]+)(?=[`=])", page.read_text(encoding="utf-8")):
+        if section in sections and key not in ("json", "safetensors"):  # files
+            assert f"{section}.{key}" in known
+    for text in blocks(page, "toml"):
+        for section, table in tomllib.loads(text).items():
+            assert section == "project" or {f"{section}.{key}" for key in table} <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_in_the_text_exist(page: Path) -> None:
+    root = typer.main.get_command(app)
+    for line in "".join(blocks(page, "")).splitlines():
+        if not line.startswith("vl2v "):
+            continue
+        words, command = shlex.split(line, comments=True)[1:], root
+        while hasattr(command, "commands"):
+            command = command.commands[words.pop(0)]
+        options = {name for parameter in command.params for name in parameter.opts}
+        assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, line
+        if "--method" in words:
+            assert words[words.index("--method") + 1] in METHODS
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if link.startswith(("https://", "http://")):
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name) if name else page
+        assert target.exists(), f"{page.name}: {link}"
+        if anchor and target.suffix == ".md" and "." not in anchor:
+            assert anchor in headings(target), f"{page.name}: {link}"
+
+
+def test_the_count_of_icondg_is_right() -> None:
+    classes = {folder.name for folder in icondg().glob("*/*/")}
+    styles = {folder.name for folder in icondg().glob("*/")}
+    text = (DOCS / "data.md").read_text(encoding="utf-8")
+    assert f"{len(classes)} everyday things in five drawing styles ({', '.join(sorted(styles))})" in " ".join(
+        text.split()
+    )
+
+
+def headings(page: Path) -> set[str]:
+    found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\s-]", "", name).strip().lower().replace(" ", "-") for name in found}
