@@ -16,7 +16,7 @@ With your own pictures, in folders domain/class/picture:
 
 def demo(
     out: Annotated[Path, typer.Option(help="Where to put the runs and pictures.")] = Path("runs/demo"),
-    target: Annotated[str, typer.Option(help="The drawing style that is left out of training.")] = "emoji",
+    target: Annotated[str, typer.Option(help="The drawing style that is left out of training.")] = "outline",
 ) -> None:
     """Train three students on the embedded sample, one drawing style unseen, and compare them."""
     from rich.console import Console

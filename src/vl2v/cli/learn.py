@@ -46,7 +46,11 @@ def embed(
     options = {"data.path": data, "teacher.spec": teacher, "teacher.views": views, "data.target": target}
     with progress() as report:
         plan = ask(_settings(config, pairs, options), store=store, dry_run=dry_run, report=report)
-    typer.echo(plan.summary())
+    typer.echo(
+        plan.summary()
+        if dry_run
+        else f"asked {plan.questions:,} questions, {plan.known + plan.texts_known:,} were known"
+    )
 
 
 def distill(

@@ -47,7 +47,7 @@ def distill(
     out: Path | str,
     *,
     preset: str = "default",
-    store: Path | None = None,
+    store: Path | str | None = None,
     report: Report = silent,
 ) -> Run:
     """Train a student as the settings say, or finish a run that was interrupted.
@@ -69,7 +69,7 @@ def distill(
     out = Path(out)
     with locked(out):
         run = open_run(out, config)
-        store = store or teaching.default_store()
+        store = Path(store) if store else teaching.default_store()
         if not run.finished:
             with EmbeddingStore(store) as answers:
                 train(run, answers, report)

@@ -16,7 +16,7 @@ from vl2v.students.backbone import image_size_of
 
 
 def embed(
-    settings: Mapping[str, Any], *, store: Path | None = None, dry_run: bool = False, report: Report = silent
+    settings: Mapping[str, Any], *, store: Path | str | None = None, dry_run: bool = False, report: Report = silent
 ) -> Plan:
     """Ask about every picture of a dataset (`data.target` left out) and every class, once.
 
@@ -30,7 +30,7 @@ def embed(
         What was to be asked, and what had been known.
     """
     config: RunConfig = resolve(settings)
-    store = store or default_store()
+    store = Path(store) if store else default_store()
     data = config.data
     dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
     unseen = {dataset.domain_index(name) for name in data.target}
@@ -40,7 +40,8 @@ def embed(
         dataset = set_aside(dataset, found)
         found = audit(dataset, cache=store / "audit.sqlite")
     teacher = the_teacher(config.teacher)
-    sources = [name for name in dataset.domains if name not in data.target]
+    learnt = sorted(set(dataset.domain_ids[dataset.labels >= 0].tolist()))
+    sources = [dataset.domains[i] for i in learnt]
     prompts = class_prompts(dataset.classes, config.prompts, sources)
     size = image_size_of(config.student.name, config.student.image_size)
     views = Views(k=config.teacher.views, seed=config.seed, size=size)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vl2v.config import PromptConfig
-from vl2v.data import Audit, DomainDataset, audit, domainbed_split, open_dataset, seed_hash, set_aside
+from vl2v.data import Audit, DomainDataset, audit, domainbed_split, leave_out, open_dataset, seed_hash, set_aside
 from vl2v.embeddings import EmbeddingStore, image_key, text_key
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
@@ -26,7 +26,7 @@ STUDENT, TEACHER = "student", "teacher, zero-shot"
 
 
 def evaluate_run(
-    run: Run, data: Path | None = None, *, store: Path | None = None, report: Report = silent
+    run: Run, data: Path | str | None = None, *, store: Path | str | None = None, report: Report = silent
 ) -> Evaluation:
     """Return how well the run's student does on every domain.
 
@@ -41,11 +41,14 @@ def evaluate_run(
     Raises:
         DataError: the data has classes that the student doesn't know.
     """
-    store = store or default_store()
+    store = Path(store) if store else default_store()
+    data = Path(data) if data else None
     classifier = run.classifier
     config = run.config.data
     own = data is None or data.resolve() == config.path.resolve()
-    dataset = open_dataset(data or config.path, layout=config.layout if own else "auto", exclude=config.exclude)
+    dataset = open_dataset(
+        data or config.path, layout=config.layout if own else "auto", exclude=config.exclude if own else None
+    )
     _check_classes(dataset, classifier)
     progress = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
     found = audit(dataset, cache=store / "audit.sqlite", progress=progress)
@@ -53,9 +56,10 @@ def evaluate_run(
         dataset = set_aside(dataset, found)
         found = audit(dataset, cache=store / "audit.sqlite")
     sources = classifier.about["sources"] if own else []
+    val = _validation(run, dataset, sources)
     rows: list[Row] = []
     for number, domain in enumerate(dataset.domains):
-        pictures = _measured(run, dataset, domain, seen=domain in sources)
+        pictures = _measured(run, dataset, domain, val)
         report("evaluating", number, len(dataset.domains), domain)
         if not len(pictures):
             continue
@@ -78,21 +82,24 @@ def classifier_logits(
     return torch.cat([classifier.logits(x) for x in clean_pixels(dataset, pictures, size, workers=workers)])
 
 
-def _measured(run: Run, dataset: DomainDataset, domain: str, *, seen: bool) -> NDArray[np.int64]:
-    """Return the pictures of a domain that count."""
+def _measured(run: Run, dataset: DomainDataset, domain: str, val: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the pictures of a domain that count: of a source domain those in `val`."""
     pictures = dataset.indices(domain)
     pictures = pictures[dataset.labels[pictures] >= 0]
-    in_split = run.config.published.target_in_split
-    if not seen and not in_split:
-        return pictures
-    if dataset.splits is not None:
-        val = [i for i in pictures if dataset.splits[i] == "val"]
-        if val:
-            return np.array(val if seen else [i for i in pictures if dataset.splits[i] != "val"])
+    seen = np.intersect1d(pictures, val)
+    if len(seen) or not run.config.published.target_in_split:
+        return seen if len(seen) else pictures
     config = run.config.data
     seed = seed_hash(config.split_seed, dataset.domain_index(domain))
-    train, held_out = domainbed_split(len(pictures), config.holdout, seed)
-    return np.sort(pictures[held_out if seen else train])
+    return np.sort(pictures[domainbed_split(len(pictures), config.holdout, seed)[0]])
+
+
+def _validation(run: Run, dataset: DomainDataset, sources: Sequence[str]) -> NDArray[np.int64]:
+    """Return the source domains' validation pictures, the very ones of the run; none for other data."""
+    if not sources:
+        return np.zeros(0, np.int64)
+    config = run.config.data
+    return leave_out(dataset, config.target, fraction=config.holdout, trial_seed=config.split_seed).val
 
 
 def _labels(dataset: DomainDataset, pictures: NDArray[np.int64], classifier: Classifier) -> Tensor:

@@ -18,9 +18,14 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
     Raises:
         ConfigError: an unknown method, preset, stage or key, or a value out of range.
     """
-    method = settings.get("method", "adip")
+    method = str(settings.get("method", "adip"))
     entry = find_method(method)
-    unknown = settings.get("stages", {}).keys() - entry.stages.keys()
+    stages = settings.get("stages", {})
+    if not isinstance(stages, Mapping):
+        raise ConfigError(
+            f"stages = {stages!r}: a table of stages, for example stages.{next(iter(entry.stages))}.lr=1e-3"
+        )
+    unknown = stages.keys() - entry.stages.keys()
     if unknown:
         raise ConfigError(f"stages.{min(unknown)}: {method} has only {', '.join(entry.stages)}")
     if preset not in PRESETS:

@@ -55,7 +55,7 @@ def predict_files(
             yield file, view if isinstance(view, str) else answers[file]
 
 
-def add_class(run: Run | Path, name: str, *, store: Path | None = None) -> Classifier:
+def add_class(run: Run | Path, name: str, *, store: Path | str | None = None) -> Classifier:
     """Add a class to a run's student by its name alone, with the run's prompts, and save it.
 
     The teacher is asked only for texts that the store doesn't know.
@@ -73,7 +73,7 @@ def add_class(run: Run | Path, name: str, *, store: Path | None = None) -> Class
     (texts,) = class_prompts([name], prompts, about["sources"])
     keys = [text_key(text) for text in texts]
     fingerprint = about["teacher"]["fingerprint"]
-    with EmbeddingStore(store or default_store()) as answers:
+    with EmbeddingStore(Path(store) if store else default_store()) as answers:
         if not answers.known(fingerprint, keys).all():
             teacher = the_teacher(run.config.teacher)
             if teacher.fingerprint != fingerprint:

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from vl2v.errors import StudentError
+from vl2v.errors import DataError, StudentError
 from vl2v.students.backbone import BackboneSpec, build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
 
@@ -76,11 +76,12 @@ class Classifier:
 
         Raises:
             PictureError: a picture that can't be decoded.
+            DataError: a file that can't be read.
         """
         from vl2v.data import decode, evaluation_view
 
         size = self.student.spec.image_size
-        files = (picture if isinstance(picture, bytes) else Path(picture).read_bytes() for picture in pictures)
+        files = (picture if isinstance(picture, bytes) else _bytes(Path(picture)) for picture in pictures)
         views = [evaluation_view(decode(data), size) for data in files]
         chunks = [torch.from_numpy(np.stack(views[i : i + 64])) for i in range(0, len(views), 64)]
         return [prediction for chunk in chunks for prediction in self.predict_pixels(chunk)]
@@ -170,3 +171,10 @@ class Classifier:
             raise StudentError(f"{folder}: the weights hold NaN or infinity; train it again")
         keys = ("classes", "scale", "temperature", "threshold", "about")
         return cls(student.eval(), texts=texts, **{key: card[key] for key in keys})
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from None
