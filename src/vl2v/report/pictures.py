@@ -59,7 +59,8 @@ def answer_grid(runs: Mapping[str, Run], domain: str, path: Path, *, rows: int =
     chosen = pictures[np.sort(first)][: rows * columns]
     files = [dataset.read(i) for i in chosen]
     answers = {name: [p.best for p in run.classifier.predict(files)] for name, run in runs.items()}
-    figure = Figure(figsize=(1.5 * columns, 2.05 * rows), layout="constrained")
+    figure = Figure(figsize=(1.5 * columns, 2.3 * rows + 0.4))
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.89, bottom=0.09, hspace=0.62, wspace=0.1)
     cells = figure.subplots(rows, columns, squeeze=False).ravel()
     for cell in cells:
         cell.axis("off")
