@@ -11,8 +11,8 @@ import pytest
 from vl2v.errors import TeacherError
 from vl2v.teachers import EncodedImage, WhiteBox, open_teacher
 
-VENDOR = Path("/work/shared/data/pacs-vendor")
-PACS = Path("/work/shared/data/PACS")
+VENDOR = Path(__file__).parents[3] / "shared/data/pacs-vendor"
+PACS = Path(__file__).parents[3] / "shared/data/PACS"
 FILES = {"photo/dog/a.jpg": b"one", "photo/cat/a.jpg": b"two", "sketch/dog/b.png": b"three"}
 VECTORS = np.eye(3, 4, dtype=np.float16) * 2
 TEXTS = ["a dog", "a cat"]

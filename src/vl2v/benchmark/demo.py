@@ -16,7 +16,7 @@ TARGET = "outline"
 
 # The same steps and batches for all. The learning rates are those of a trial with one seed, rounded; they are to be
 # chosen properly with `python benchmarks/generalise.py` (docs/findings.md).
-_STEPS = 320
+_STEPS = 450
 _LR = {"erm": 3e-4, "kd": 3e-4, "adip": 1e-3}
 _LAST_STAGE = {"erm": "finetune", "kd": "distill", "adip": "distill"}
 
