@@ -12,9 +12,18 @@ import pytest
 from PIL import Image
 
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings import Account, EmbeddingStore, Ledger, Views, fetch, plan
+from vl2v.embeddings import Account, EmbeddingStore, Ledger, Views, fetch, fetch_texts, plan
 from vl2v.errors import TeacherError
-from vl2v.teachers.rented import CANARY_IMAGE, CANARY_TEXT, Answered, BudgetReached, Forecast, Query, Refused
+from vl2v.teachers.rented import (
+    CANARY_IMAGE,
+    CANARY_SIZE,
+    CANARY_TEXT,
+    Answered,
+    BudgetReached,
+    Forecast,
+    Query,
+    Refused,
+)
 
 PRICE = 10
 
@@ -23,6 +32,7 @@ class Vendor:
     """A rented teacher that answers two at a time, the later one first, and refuses one picture."""
 
     name, fingerprint, dim, logit_scale, currency = "vendor:m", "v" * 32, 8, None, "USD"
+    doubt = ""
 
     def __init__(self) -> None:
         self.purse: Account | None = None
@@ -132,5 +142,34 @@ def test_another_model_under_the_same_name_is_found_out(store, ledger, pictures)
         ask(vendor, store, ledger, pictures)
 
 
+def test_texts_alone_are_bought_as_carefully(store, ledger) -> None:
+    vendor = Vendor()
+    vendor.purse = Account(ledger, vendor.name, "USD", 1000, "test")
+    fetch_texts(store, vendor, ["a cat", "a dog", "a cow"])
+    assert ledger.committed(vendor.name) == PRICE * (3 + 2), "and the canaries"
+    fetch_texts(store, vendor, ["a cat"])
+    assert len(vendor.asked) == 5
+    vendor.model = 1
+    with pytest.raises(TeacherError, match="answers a known text differently"):
+        fetch_texts(store, vendor, ["a hen"])
+
+
+def test_a_wrong_first_answer_leaves_nothing_behind(store, ledger, pictures) -> None:
+    vendor = Vendor()
+    vendor.dim = 7  # of the text canary; what comes after has 8
+    answers = vendor.answers
+
+    def once_wrong(kind, items):
+        yield from answers(kind, items)
+        vendor.dim = 8
+
+    vendor.answers = once_wrong
+    with pytest.raises(TeacherError, match=r"1 answers of 8 numbers were due, the shape is \(1, 7\)"):
+        ask(vendor, store, ledger, pictures)
+    assert {entry.status for entry in ledger.entries()} == {"answered"}, "they are paid for"
+    assert store.questions() == []
+    assert ask(vendor, store, ledger, pictures)[1][-1] == (14, 14)
+
+
 def test_the_canary_is_a_picture() -> None:
-    assert Image.open(io.BytesIO(CANARY_IMAGE)).size == (64, 64)
+    assert Image.open(io.BytesIO(CANARY_IMAGE)).size == CANARY_SIZE

@@ -188,6 +188,7 @@ class Vendor:
     """A rented teacher: a cent a question, refuses one picture."""
 
     name, fingerprint, dim, logit_scale, currency = "vendor:m", "v" * 32, DIM, None, "USD"
+    doubt = ""
 
     def __init__(self, refuses: str = "") -> None:
         self.purse: Any = None

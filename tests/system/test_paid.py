@@ -51,7 +51,7 @@ def bill(command: Any) -> list[dict[str, Any]]:
 def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> None:
     dry = command("embed", "--dry-run")
     assert "72 questions, 0 known, 72 to ask" in dry.stdout, dry.stderr
-    assert "requests: 4, tokens: at most" in dry.stdout and "price: at most 0.0015 USD" in dry.stdout
+    assert "requests: 6, tokens: at most" in dry.stdout and "price: at most 0.00154 USD" in dry.stdout
     assert vendor.meter.sold("client") == 0
 
     poor = command("embed")
@@ -74,9 +74,10 @@ def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> Non
     more = command("classes", "add", tmp_path / "run", "zebra", "--budget", "0.002")
     assert more.returncode == 0, more.stderr
     rows = list(csv.DictReader(io.StringIO(command("bill", tmp_path / "run", "--csv").stdout)))
-    assert [(row["kind"], row["count"], row["micro"]) for row in rows] == [("text", "1", str(PRICE))]
+    asked = [(row["kind"], row["count"], row["micro"]) for row in rows]
+    assert asked == [(kind, "1", str(PRICE)) for kind in ("text", "image", "text")], "the canaries and the zebra"
     table = command("bill").stdout
-    assert "answered" in table and "in all: 0.0016 USD" in table
+    assert "answered" in table and "in all: 0.00164 USD" in table
 
 
 def test_an_interrupted_embedding_is_gone_on_with_by_a_run(command, vendor, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from vl2v.errors import DataError, TeacherError
 if TYPE_CHECKING:
     from vl2v.embeddings.plan import Plan
     from vl2v.teachers import EncodedImage, Teacher
-    from vl2v.teachers.rented import Kind, Rented
+    from vl2v.teachers.rented import Kind, Refused, Rented
 
 T = TypeVar("T")
 Question = tuple[int, int]  # dataset index, view
@@ -97,9 +97,15 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str]) -
     Raises:
         BudgetReached, TeacherError, StoreError: as `fetch` does.
     """
+    from vl2v.teachers.rented import as_rented
+
     keys = [text_key(text) for text in texts]
     missing = [text for text, known in zip(texts, store.known(teacher.fingerprint, keys), strict=True) if not known]
-    if missing:
+    rented = as_rented(teacher)
+    if missing and rented is not None:
+        _same_model(store, rented)
+        _buy_texts(store, rented, missing, lambda count: None)
+    elif missing:
         vectors = _checked(teacher, teacher.embed_texts(missing), len(missing))
         store.register(teacher)
         store.put(teacher.fingerprint, [text_key(text) for text in missing], vectors, kind="text")
@@ -107,26 +113,15 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str]) -
 
 def _buy(plan: Plan, store: EmbeddingStore, teacher: Rented, report: Callable[[int, int], None]) -> list[Refusal]:
     """Ask a rented teacher, several requests in flight; every answer is kept first and paid for then."""
-    from vl2v.teachers.rented import Refused
-
     _same_model(store, teacher)
-    done, refusals = 0, []
+    done = 0
 
-    def keep(kind: Kind, keys: list[bytes], items: Iterator[EncodedImage] | Sequence[str]) -> Iterator[Refused]:
+    def tell(count: int) -> None:
         nonlocal done
-        for answer in teacher.answers(kind, items):
-            if isinstance(answer, Refused):
-                yield answer
-                continue
-            vectors = _checked(teacher, answer.vectors, len(answer.positions))
-            store.put(teacher.fingerprint, [keys[i] for i in answer.positions], vectors, kind=kind)
-            answer.settle()
-            done += len(answer.positions)
-            report(done, plan.questions)
+        done += count
+        report(done, plan.questions)
 
-    texts = plan.texts_to_ask
-    for refused in keep("text", [text_key(text) for text in texts], texts):
-        raise TeacherError(f"{teacher.name}: won't take the text {texts[refused.position]!r}: {refused.reason}")
+    _buy_texts(store, teacher, plan.texts_to_ask, tell)
     names, keys, paths = plan.views.names, [], []
 
     def images() -> Iterator[EncodedImage]:
@@ -135,15 +130,43 @@ def _buy(plan: Plan, store: EmbeddingStore, teacher: Rented, report: Callable[[i
             paths.append(image.name)
             yield image
 
-    for refused in keep("image", keys, images()):
+    refusals = []
+    for refused in _kept(store, teacher, "image", keys, images(), tell):
         refusals.append(Refusal(paths[refused.position], refused.reason))
-        done += 1
-        report(done, plan.questions)
+        tell(1)
     return refusals
+
+
+def _buy_texts(store: EmbeddingStore, teacher: Rented, texts: Sequence[str], tell: Callable[[int], None]) -> None:
+    for refused in _kept(store, teacher, "text", [text_key(text) for text in texts], texts, tell):
+        raise TeacherError(f"{teacher.name}: won't take the text {texts[refused.position]!r}: {refused.reason}")
+
+
+def _kept(
+    store: EmbeddingStore,
+    teacher: Rented,
+    kind: Kind,
+    keys: Sequence[bytes],
+    items: Iterator[EncodedImage] | Sequence[str],
+    tell: Callable[[int], None],
+) -> Iterator[Refused]:
+    """Ask about all items and keep the answers; yield what is refused."""
+    from vl2v.teachers.rented import Refused
+
+    for answer in teacher.answers(kind, items):
+        if isinstance(answer, Refused):
+            yield answer
+            continue
+        vectors = _checked(teacher, answer.vectors, len(answer.positions))
+        store.put(teacher.fingerprint, [keys[i] for i in answer.positions], vectors, kind=kind)
+        answer.settle()
+        tell(len(answer.positions))
 
 
 def _same_model(store: EmbeddingStore, teacher: Rented) -> None:
     """Ask one known text and picture again; a vendor can change a model under its name.
+
+    Nothing is kept of a new teacher before both are answered in one dimension: a single wrong answer decides nothing.
 
     Raises:
         TeacherError: the answers are another model's.
@@ -155,23 +178,32 @@ def _same_model(store: EmbeddingStore, teacher: Rented) -> None:
         ("text", text_key(CANARY_TEXT), [CANARY_TEXT]),
         ("image", image_key(hashlib.sha256(CANARY_IMAGE).digest()), [EncodedImage("canary", CANARY_IMAGE)]),
     )
-    for kind, key, items in canaries:
-        for answer in teacher.answers(kind, items):
-            if not isinstance(answer, Answered):
-                raise TeacherError(f"{teacher.name}: won't take even a small picture: {answer.reason}")
-            store.register(teacher)
-            if store.known(teacher.fingerprint, [key])[0]:
-                before = store.get(teacher.fingerprint, [key])[0]
-                cosine = float(before @ answer.vectors[0])
-                answer.settle()
-                if cosine < SAME:
-                    raise TeacherError(
-                        f"{teacher.name}: answers a known {kind} differently than before (cosine {cosine:.3f}): its "
-                        "model was changed under its name; give it a new --store, or ask the vendor for the old version"
-                    )
-            else:
-                store.put(teacher.fingerprint, [key], answer.vectors, kind=kind)
-                answer.settle()
+    given: list[tuple[Kind, bytes, Answered]] = []
+    try:
+        for kind, key, items in canaries:
+            for answer in teacher.answers(kind, items):
+                if not isinstance(answer, Answered):
+                    raise TeacherError(f"{teacher.name}: won't take even a small picture: {answer.reason}")
+                given.append((kind, key, answer))
+        store.register(teacher)
+        for kind, key, answer in given:
+            _compare(store, teacher, kind, key, _checked(teacher, answer.vectors, 1))
+    finally:
+        for _, _, answer in given:
+            answer.settle()
+
+
+def _compare(store: EmbeddingStore, teacher: Rented, kind: Kind, key: bytes, vectors: NDArray[np.float32]) -> None:
+    """Keep the first answer to a canary; compare later ones with it."""
+    if not store.known(teacher.fingerprint, [key])[0]:
+        store.put(teacher.fingerprint, [key], vectors, kind=kind)
+        return
+    cosine = float(store.get(teacher.fingerprint, [key])[0] @ vectors[0])
+    if cosine < SAME:
+        raise TeacherError(
+            f"{teacher.name}: answers a known {kind} differently than before (cosine {cosine:.3f}): its "
+            "model was changed under its name; give it a new --store, or ask the vendor for the old version"
+        )
 
 
 def _chunks(plan: Plan) -> Iterator[tuple[list[Question], list[EncodedImage]]]:

@@ -36,7 +36,7 @@ from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources
 from vl2v.runs.teaching import anchor_prompts, class_prompts, online
 from vl2v.teachers import Teacher, text_classifier
-from vl2v.teachers.rented import MICRO, Forecast, as_rented
+from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, MICRO, Forecast, as_rented
 
 if TYPE_CHECKING:
     from vl2v.training.batches import Answers
@@ -233,10 +233,12 @@ class Cost:
     forecast: Forecast
     currency: str
     bill: str
+    doubt: str
 
     def price(self) -> str:
         """Return the price in a few words."""
-        return f"at most {money(self.forecast.micro, self.currency)}"
+        amount = f"at most {money(self.forecast.micro, self.currency)}"
+        return f"{amount}, unverified ({self.doubt})" if self.doubt else amount
 
     def summary(self) -> str:
         """Return two lines for people."""
@@ -249,7 +251,7 @@ class Cost:
 
 
 def cost(plan: Plan, teacher: Teacher, account: Account | None) -> Cost | None:
-    """Return what the plan's questions would cost; None for a teacher that costs nothing.
+    """Return what the plan's questions and the two of every session would cost; None for a teacher that costs nothing.
 
     Sizes are read of at most `LOOKED_AT` pictures, evenly drawn.
 
@@ -263,9 +265,12 @@ def cost(plan: Plan, teacher: Teacher, account: Account | None) -> Cost | None:
     drawn = [plan.to_ask[i][0] for i in np.linspace(0, count - 1, min(count, LOOKED_AT)).astype(int)]
     looked = [_size(plan.dataset, index) for index in drawn]
     sizes = (looked[i % len(looked)] for i in range(count))
-    letters = ((len(text), 1) for text in plan.texts_to_ask)
+    letters = ((len(text.encode()), 1) for text in plan.texts_to_ask)
+    forecast = rented.forecast("image", sizes) + rented.forecast("text", letters)
+    if plan.questions:
+        forecast += rented.forecast("image", [CANARY_SIZE]) + rented.forecast("text", [(len(CANARY_TEXT), 1)])
     bill = money(account.committed, account.currency)
-    return Cost(rented.forecast("image", sizes) + rented.forecast("text", letters), rented.currency, bill)
+    return Cost(forecast, rented.currency, bill, rented.doubt)
 
 
 def _size(dataset: DomainDataset, index: int) -> tuple[int, int]:

@@ -19,6 +19,7 @@ MICRO = 1_000_000  # money is integer micro-units of the vendor's currency
 
 # Asked at the start of each session with a rented teacher: another answer than last time is another model.
 CANARY_TEXT = "a photo of a canary"
+CANARY_SIZE = (64, 64)
 CANARY_IMAGE = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAEAAAABACAIAAAAlC+aJAAABjklEQVR42u2arXLDMAyAFZ9QcFHBHiFgKI+xhxgeGigaKBoYGt5D7AmGgwaChg"
     "uKCoaMB3KX+eYkZ0VOLd0klv7d91mKJV9THT6+QXM4UB4mYAImYAIm8L8FsDjB8aYNL59OHenrVcFR4g/6Oo0yAgvoVA0nlj7xk7YL5Vv+fXvZ"
@@ -127,13 +128,17 @@ class Rented(Teacher, Protocol):
     Attributes:
         purse: who pays; None: nothing may be asked.
         currency: "USD" and the like.
+        doubt: why its prices may be wrong; empty where there is no reason to think so.
     """
 
     purse: Purse | None
     currency: str
 
+    @property
+    def doubt(self) -> str: ...  # noqa: D102
+
     def forecast(self, kind: Kind, sizes: Iterable[tuple[int, int]]) -> Forecast:
-        """Return what asking about pictures of these (width, height) would take; for texts: (characters, 1).
+        """Return what asking about pictures of these (width, height) would take; for texts: (bytes, 1).
 
         Raises:
             TeacherError: no price is known; the message says where to put one.

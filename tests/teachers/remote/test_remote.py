@@ -350,6 +350,40 @@ def test_specs_that_say_too_little(spec, words):
         open_teacher(spec)
 
 
+@pytest.mark.parametrize(
+    ("spec", "sizes"),
+    [
+        ("voyage:voyage-multimodal-3", {(100, 100): 90, (1000, 1000): 1786, (4000, 4000): 3572}),
+        ("cohere:embed-v4.0", {(227, 227): 1639, (512, 512): 1639, (1000, 1000): 6250, (4000, 4000): 15367}),
+        ("jina:jina-clip-v2", {(227, 227): 4000, (512, 513): 8000, (2000, 1000): 32_000}),
+    ],
+)
+def test_the_tokens_of_a_picture_are_as_the_vendor_counts_them(spec, sizes, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    teacher = open_teacher(spec)
+    assert {size: teacher.forecast("image", [size]).tokens for size in sizes} == sizes
+    assert teacher.forecast("text", [(len("zoë".encode()), 1)]).tokens == 12
+
+
+def test_a_price_that_nobody_published_is_called_unverified_until_it_is_ones_own(monkeypatch, tmp_path):
+    table = tmp_path / "vendors.toml"
+    monkeypatch.setenv("VL2V_VENDORS", str(table))
+    table.write_text("[jina]\nin_flight = 50\n")
+    assert open_teacher("jina:jina-clip-v2").doubt.startswith("price and tokens of a picture not found in public")
+    assert open_teacher("voyage:voyage-multimodal-3").doubt == ""
+    table.write_text('[jina.models."jina-clip-v2"]\nprice = { image_tokens = 0.02 }\n')
+    teacher = open_teacher("jina:jina-clip-v2")
+    assert teacher.doubt == "" and teacher.dim == 1024
+    assert teacher.forecast("image", [(500, 500)] * 1000).micro == 80_000
+
+
+def test_another_treatment_of_pictures_is_another_teacher(rent):
+    plain, faster = rent(), rent(more="in_flight = 3\nrequests_a_minute = 7")
+    assert plain.fingerprint == faster.fingerprint
+    for more in ("image_pixels = 4000", "image_bytes = 4000", 'formats = ["PNG"]'):
+        assert rent(more=more).fingerprint != plain.fingerprint
+
+
 def test_a_wrong_entry_in_the_table(rent):
     with pytest.raises(TeacherError, match=r"vendors\.toml: jina\.in_flight: input should be greater than"):
         rent("jina", more="in_flight = 0")

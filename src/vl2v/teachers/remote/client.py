@@ -100,10 +100,15 @@ class RemoteTeacher:
         self._key = ""
         self._answered: set[Kind] = set()
         self._told = False  # whether the vendor was asked for its prices
-        self.fingerprint = _fingerprint(name, self._url, model, dimensions)
+        self.fingerprint = _fingerprint(name, self._url, model, dimensions, terms)
 
     def __repr__(self) -> str:
         return f"RemoteTeacher({self.name!r})"
+
+    @property
+    def doubt(self) -> str:
+        """See `vl2v.teachers.rented.Rented`."""
+        return self.terms.unverified
 
     @property
     def dim(self) -> int:
@@ -195,7 +200,7 @@ class RemoteTeacher:
 
     def _item(self, position: int, thing: EncodedImage | str) -> _Item:
         if isinstance(thing, str):
-            return _Item(position, thing, self.terms.tokens("text", (len(thing), 1)))
+            return _Item(position, thing, self.terms.tokens("text", (len(thing.encode()), 1)))
         try:
             picture = prepare(thing.data, self.terms.formats, self.terms.image_bytes, self.terms.image_pixels)
         except DataError as error:
@@ -362,7 +367,7 @@ class RemoteTeacher:
             dim = int(about["dim"])
         except (httpx2.HTTPError, ValueError, KeyError, TypeError, StopIteration):
             return
-        self.terms = self.terms.model_copy(update={"price": Price(**price)})
+        self.terms = self.terms.model_copy(update={"price": Price(**price), "unverified": ""})
         self._dim = self._dim or dim
 
     def _price(self) -> Price:
@@ -370,7 +375,7 @@ class RemoteTeacher:
             kind, model = self.name.partition(":")[0], self._model
             raise TeacherError(
                 f'{self.name}: no price known; put [{kind}.models."{model}"] price = {{...}} into vendors.toml in your '
-                "configuration folder (docs/remote.md), so that a budget can be kept"
+                "configuration folder (docs/paying.md), so that a budget can be kept"
             )
         return self.terms.price
 
@@ -479,7 +484,8 @@ def _read_key(variable: str) -> str:
         raise TeacherError(f"{variable}_FILE: {file} can't be read ({error.strerror})") from None
 
 
-def _fingerprint(name: str, url: str, model: str, dimensions: int | None) -> str:
+def _fingerprint(name: str, url: str, model: str, dimensions: int | None, terms: Terms) -> str:
     kind = name.partition(":")[0]
-    decides = [kind, url, model, dimensions, pictures.VERSION, ANSWER_VERSION]
+    sent = [pictures.VERSION, terms.formats, terms.image_bytes, terms.image_pixels]
+    decides = [kind, url, model, dimensions, *sent, ANSWER_VERSION]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]

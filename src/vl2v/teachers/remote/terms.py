@@ -56,17 +56,23 @@ class Terms(_Table):
     in_flight: int = Field(ge=1)
     dim: int | None = Field(default=None, ge=1)
     tokens_an_image: int = Field(default=0, ge=0)
+    tile: int | None = Field(default=None, ge=1)
     pixels_a_token: int | None = Field(default=None, ge=1)
+    charged_pixels: tuple[int, int] | None = None
     price: Price | None = None
+    unverified: str = ""
 
     def tokens(self, kind: Kind, size: tuple[int, int]) -> int:
-        """Return the tokens of a picture of (width, height), or of a text of (characters, 1), at most."""
+        """Return the tokens of a picture of (width, height), or of a text of (bytes, 1), at most."""
         if kind == "text":
             return size[0] + 8
-        if self.pixels_a_token is not None:
-            pixels = size[0] * size[1] or self.image_pixels
-            return math.ceil(min(pixels, self.image_pixels) / self.pixels_a_token)
-        return self.tokens_an_image
+        width, height = size if all(size) else (math.isqrt(self.image_pixels),) * 2
+        if self.tile is not None:
+            return self.tokens_an_image * -(-width // self.tile) * -(-height // self.tile)
+        if self.pixels_a_token is None:
+            return self.tokens_an_image
+        least, most = self.charged_pixels or (0, self.image_pixels)
+        return math.ceil(min(max(width * height, least), most) / self.pixels_a_token)
 
     def items(self, kind: Kind) -> int:
         """Return how many items a request may have."""
@@ -89,10 +95,17 @@ def find_terms(kind: str, model: str, url: str | None) -> Terms:
     shipped = tomllib.loads((resources.files(__package__) / "vendors.toml").read_text(encoding="utf-8"))
     own = read_toml(file) if named or file.is_file() else {}
     vendor: dict[str, Any] = merge(shipped, own)[kind]
-    models = vendor.pop("models", {})
+    about = _of_model(vendor.pop("models", {}), model, url)
+    if "price" in _of_model(own.get(kind, {}).get("models", {}), model, url):
+        about = {**about, "unverified": ""}
     try:
-        return Terms.model_validate({**vendor, **models.get(f"{url}#{model}", models.get(model, {}))})
+        return Terms.model_validate({**vendor, **about})
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise TeacherError(f"{file}: {kind}.{key}: {first['msg'].lower()}") from None
+
+
+def _of_model(models: dict[str, Any], model: str, url: str | None) -> dict[str, Any]:
+    about: dict[str, Any] = models.get(f"{url}#{model}", models.get(model, {}))
+    return about

@@ -1,6 +1,6 @@
 """How each vendor speaks: what a request's body is, and how its answers, its usage and its errors are read.
 
-Where the formats come from is in docs/remote.md. One client (`vl2v.teachers.remote.client`) speaks them all.
+One client (`vl2v.teachers.remote.client`) speaks them all.
 """
 
 from __future__ import annotations
