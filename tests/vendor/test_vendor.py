@@ -119,8 +119,8 @@ def _question(method: str) -> Any:
     [
         ([uri(picture(0)), uri(b"not a picture")], "image", 400, r"input\[1\] can't be decoded: not a picture"),
         ([uri(picture(0)[:200])], "image", 400, r"input\[0\] can't be decoded: truncated"),
-        (["http://169.254.169.254/latest"], "image", 400, "addresses are not fetched"),
-        (["file:///etc/passwd"], "image", 400, "addresses are not fetched"),
+        (["http://169.254.169.254/latest"], "image", 400, "not on the list of those that are fetched"),
+        (["file:///etc/passwd"], "image", 400, "not on the list of those that are fetched"),
         (["data:image/png;base64,###"], "image", 400, "not base64"),
         ([uri(picture(0))] * 33, "image", 400, "33 pictures; at most 32"),
         (["x" * 10_001], "text", 400, "over 10000 characters"),

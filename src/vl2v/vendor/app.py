@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 from fastapi import FastAPI, Request, Response
@@ -26,6 +26,7 @@ from starlette.exceptions import HTTPException
 
 from vl2v.teachers import EncodedImage, Teacher
 from vl2v.vendor import desk
+from vl2v.vendor.addresses import Address, Addresses, Unfetched
 from vl2v.vendor.desk import BadPicture, Busy, Desk, Waited
 from vl2v.vendor.keys import Key, Keys
 from vl2v.vendor.meter import Meter, Sale
@@ -36,13 +37,12 @@ BODY = 64 * 2**20
 AT_ONCE = 8192  # numbers that are written as JSON in less time than a thread takes to start
 REMEMBERED = 600.0  # seconds that a reply is kept for the same Idempotency-Key
 REPLIES = 256 * 2**20  # bytes of such replies
-DATA_URI = r"^data:image/[a-zA-Z0-9.+-]+;base64,"
 
 Text = Annotated[str, Field(min_length=1)]
 
 
 class Question(BaseModel):
-    """What is asked: texts, or pictures as data URIs."""
+    """What is asked: texts, or pictures as data URIs (or addresses, of hosts that the server fetches from)."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -127,7 +127,7 @@ _ASKED = {
     ],
 }
 STATUSES = {
-    400: "a picture can't be decoded, or is given by URL, or the body isn't JSON",
+    400: "a picture can't be decoded or is not fetched, or the body isn't JSON",
     401: "no key, or a wrong one",
     403: "the quota is used up",
     404: "no such model",
@@ -146,7 +146,14 @@ _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "insuf
 
 
 def create_app(
-    teacher: Teacher, keys: Keys, meter: Meter, *, name: str | None = None, batch: int = 64, waiting: int = 512
+    teacher: Teacher,
+    keys: Keys,
+    meter: Meter,
+    *,
+    name: str | None = None,
+    batch: int = 64,
+    waiting: int = 512,
+    addresses: Addresses | None = None,
 ) -> FastAPI:
     """Return the application.
 
@@ -157,17 +164,20 @@ def create_app(
         name: what clients call the model; default: the teacher's name.
         batch: things that the teacher is asked about at once.
         waiting: things that may wait for their turn; more are answered with 429.
+        addresses: where pictures are fetched from, closed with the application; by default from nowhere.
     """
     name = name or teacher.name
     metrics = _Metrics()
     counter = Desk(teacher, meter, most=batch, waiting=waiting, observe=metrics.batches.observe)
     metrics.queued.set_function(lambda: counter.queued)
     replies = _Replies()
+    addresses = addresses or Addresses([], BODY)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
         counter.close()
+        await addresses.close()
 
     app = FastAPI(title="vl2v vendor", version="1", docs_url=None, redoc_url=None, lifespan=lifespan)
 
@@ -192,7 +202,7 @@ def create_app(
             raise Refusal(404, message, "model_not_found", "model")
 
         async def fresh() -> _Reply:
-            return await _sell(question, key, counter, meter, name)
+            return await _sell(question, key, counter, meter, name, addresses)
 
         if idempotency_key is None:
             reply = await fresh()
@@ -297,13 +307,13 @@ def _good(task: asyncio.Task[_Reply]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
 
 
-async def _sell(question: Question, key: Key, counter: Desk, meter: Meter, model: str) -> _Reply:
+async def _sell(question: Question, key: Key, counter: Desk, meter: Meter, model: str, addresses: Addresses) -> _Reply:
     """Return the answer to a question, billed by then.
 
     Raises:
         Refusal: it can't be answered; nothing is billed.
     """
-    things = _things(question)
+    things = _things(question, addresses)
     delay = meter.wait(key)
     if delay:
         raise Refusal(429, "too many requests a minute", "rate_limit_exceeded", headers=_after(delay))
@@ -312,7 +322,7 @@ async def _sell(question: Question, key: Key, counter: Desk, meter: Meter, model
     number = f"{_STARTED}-{next(_NUMBERS)}"
     sale = Sale(key.name, question.modality, len(things), key.price * len(things), number)
     try:
-        rows = await counter.ask(desk.Request(things, sale))
+        rows = await counter.ask(desk.Request(await _fetched(things, addresses), sale))
     except Exception as error:
         meter.release(key, len(things))
         raise _why(error) from None
@@ -327,6 +337,8 @@ def _why(error: Exception) -> Refusal:
         return Refusal(503, f"{error}, try again", "overloaded", headers=_after(1))
     if isinstance(error, Busy):
         return Refusal(429, f"{error}, try again", "overloaded", headers=_after(1))
+    if isinstance(error, Unfetched):
+        return Refusal(400, f"input: {error}", "invalid_image", "input")
     if isinstance(error, BadPicture):
         where = f"input[{error.index}]"
         return Refusal(400, f"{where} can't be decoded: {error}", "invalid_image", where)
@@ -349,11 +361,11 @@ def _encode(question: Question, rows: NDArray[np.float32], sale: Sale, model: st
     return json.dumps(answer, separators=(",", ":")).encode()
 
 
-def _things(question: Question) -> list[str] | list[EncodedImage]:
-    """Return texts or pictures.
+def _things(question: Question, addresses: Addresses) -> list[str] | list[EncodedImage | Address]:
+    """Return texts; or pictures, and where those are that have to be fetched.
 
     Raises:
-        Refusal: too many, or a picture that isn't a data URI: this server fetches nothing.
+        Refusal: too many, or a picture that is neither a data URI nor at an address that is fetched.
     """
     given = [question.input] if isinstance(question.input, str) else question.input
     if question.modality == "text":
@@ -363,19 +375,37 @@ def _things(question: Question) -> list[str] | list[EncodedImage]:
         return given
     if len(given) > IMAGES:
         raise Refusal(400, f"input: {len(given)} pictures; at most {IMAGES} a request", "too_many_images", "input")
-    return [EncodedImage(f"input[{i}]", _picture(i, text)) for i, text in enumerate(given)]
+    return [_picture(f"input[{i}]", text, addresses) for i, text in enumerate(given)]
 
 
-def _picture(index: int, text: str) -> bytes:
+def _picture(where: str, text: str, addresses: Addresses) -> EncodedImage | Address:
     head, comma, rest = text.partition(",")
-    where = f"input[{index}]"
-    if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
-        message = f"{where}: give pictures as data:image/...;base64,...; addresses are not fetched"
-        raise Refusal(400, message, "invalid_image", where)
     try:
-        return base64.b64decode(rest, validate=True)
+        if not text.startswith("data:"):
+            return addresses.parse(text)
+        if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+            raise Refusal(400, f"{where}: give pictures as data:image/...;base64,...", "invalid_image", where)
+        return EncodedImage(where, base64.b64decode(rest, validate=True))
+    except Unfetched as error:
+        raise Refusal(400, f"{where}: {error}; give it as data:image/...;base64,...", "invalid_image", where) from None
     except (binascii.Error, ValueError):
         raise Refusal(400, f"{where}: not base64", "invalid_image", where) from None
+
+
+async def _fetched(
+    things: list[str] | list[EncodedImage | Address], addresses: Addresses
+) -> list[str] | list[EncodedImage]:
+    """Return the things, those pictures fetched that are at an address.
+
+    Raises:
+        Unfetched: see there.
+    """
+    there = {i: thing for i, thing in enumerate(things) if isinstance(thing, Address)}
+    if not there:
+        return cast("list[str] | list[EncodedImage]", things)
+    data = dict(zip(there, await addresses.fetch(list(there.values())), strict=True))
+    pictures = cast("list[EncodedImage]", things)
+    return [EncodedImage(f"input[{i}]", data[i]) if i in data else thing for i, thing in enumerate(pictures)]
 
 
 def _count(question: Question) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 from pathlib import Path
 
 from vl2v.errors import ConfigError, need_extra
@@ -12,7 +13,14 @@ from vl2v.vendor.meter import Meter
 
 
 def serve(
-    spec: str, keys: Path, ledger: Path, *, name: str | None = None, host: str = "127.0.0.1", port: int = 8000
+    spec: str,
+    keys: Path,
+    ledger: Path,
+    *,
+    name: str | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    allow_url_hosts: Sequence[str] = (),
 ) -> None:
     """Serve until the process is told to stop (SIGTERM, SIGINT); what was accepted is answered and billed first.
 
@@ -23,9 +31,10 @@ def serve(
         name: what clients call the model; by default as `spec` does, of a folder its last part.
         host: to listen on.
         port: to listen on; 0 takes a free one.
+        allow_url_hosts: where pictures are fetched from that are given by address; see `vl2v.vendor.addresses`.
 
     Raises:
-        ConfigError: no key, or a port that can't be listened on from this host.
+        ConfigError: no key, a host that can't be listened on, or one of `allow_url_hosts` that is no host.
         TeacherError: the teacher can't be opened.
         StoreError: the ledger can't be written.
         MissingExtra: fastapi, uvicorn or prometheus_client isn't installed.
@@ -33,14 +42,16 @@ def serve(
     uvicorn = need_extra("uvicorn", "vendor")
     need_extra("fastapi", "vendor")
     need_extra("prometheus_client", "vendor")
-    from vl2v.vendor.app import create_app
+    from vl2v.vendor.addresses import Addresses
+    from vl2v.vendor.app import BODY, create_app
 
     found = read_keys(keys)
     if not found.keys:
         raise ConfigError(f"{keys}: no [[key]] in it; `vl2v vendor key NAME --keys {keys}` adds one")
     _check_host(host)
+    addresses = Addresses(allow_url_hosts, BODY)
     meter = Meter(ledger)
-    app = create_app(open_teacher(spec), found, meter, name=name or _name(spec))
+    app = create_app(open_teacher(spec), found, meter, name=name or _name(spec), addresses=addresses)
     try:
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
     finally:
