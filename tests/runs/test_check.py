@@ -18,7 +18,7 @@ from vl2v.cli import main
 from vl2v.config import validate
 from vl2v.embeddings import EmbeddingStore
 from vl2v.errors import ConfigError, DataError, TeacherError
-from vl2v.runs.check import Check, check_teacher
+from vl2v.runs.check import Check, check_cost, check_teacher
 from vl2v.teachers.rented import Answered, BudgetReached, Forecast, Query, Refused
 
 PHOTO = "a photo of a {}"
@@ -218,6 +218,7 @@ def test_a_rented_teacher_is_asked_when_its_price_is_known_and_within_the_budget
     with pytest.raises(BudgetReached):
         check_teacher(quick, pictures=30, store=store, tell=told.append)
     assert "price: at most" in told[0] and "spent so far" in told[0]
+    assert check_cost(quick, pictures=30, store=store).summary() == told[0]
     assert not asked(store)
     found = check_teacher(quick, pictures=30, store=store, budget=5, tell=told.append)
     assert found.everything.accuracy == 1
@@ -242,6 +243,9 @@ def test_the_command_prints_a_verdict_or_json(
         said = capsys.readouterr()
         return int(ended.value.code or 0), said.out, said.err
 
+    code, out, err = run("--dry-run")
+    assert code == 0 and out.startswith("pictures: 20: 20 questions, 0 known, 20 to ask")
+    assert not asked(tmp_path / "store")
     code, out, err = run()
     assert code == 0 and "Worth distilling" in " ".join(out.split())
     assert "pictures: 20: 20 questions, 0 known, 20 to ask" in err

@@ -5,19 +5,36 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+import stamina
 import tomli_w
 
 from little import quick_settings
 from vendor.rented import running
+from vl2v.cli import main
 
 PRICE = 20
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture(autouse=True)
+def quick_retries():
+    stamina.set_testing(True, attempts=8, cap=True)
+    yield
+    stamina.set_testing(False)
 
 
 @pytest.fixture
@@ -27,18 +44,22 @@ def vendor(tmp_path: Path):
 
 
 @pytest.fixture
-def command(vendor, shapes: Path, recording: Path, tmp_path: Path):
+def command(vendor, shapes: Path, recording: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     settings = quick_settings(shapes, recording)
     settings["teacher"] = {"spec": f"openai-compatible:{vendor.url}/v1#stub:m", "logit_scale": 10.0}
     file = tmp_path / "config.toml"
     file.write_text(tomli_w.dumps(settings))
 
-    def vl2v(*words: str | Path, key: str | None = None) -> subprocess.CompletedProcess[str]:
-        environment = {**os.environ, "VL2V_API_KEY": key or vendor.key, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    def vl2v(*words: str | Path, key: str | None = None) -> Said:
         settled = ["--store", tmp_path / "store"] if words[0] != "predict" else []
         given = ["--config", file] if words[0] in ("embed", "distill") else []
-        arguments = [sys.executable, "-m", "vl2v", *map(str, [*words, *given, *settled])]
-        return subprocess.run(arguments, env=environment, capture_output=True, text=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("VL2V_API_KEY", key or vendor.key)
+            patch.setenv("COLUMNS", "200")
+            patch.setattr(sys, "argv", ["vl2v", *map(str, [*words, *given, *settled])])
+            with pytest.raises(SystemExit) as ended:
+                main()
+        return Said(int(ended.value.code or 0), *capfd.readouterr())
 
     return vl2v
 

@@ -17,16 +17,19 @@ def bill(
     json: Annotated[bool, typer.Option("--json", help="Print every query as JSON.")] = False,
     store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
 ) -> None:
-    """Show what paid teachers were asked and what it cost."""
-    from vl2v.runs import default_store, read_bill
+    """Show who asked what, when, for how much; of teachers that cost nothing, what they were asked."""
+    from vl2v.embeddings import Entry
+    from vl2v.runs import default_store, free_queries, read_bill
 
-    entries = read_bill(store or default_store(), run)
+    store = store or default_store()
+    entries = read_bill(store, run)
+    if run is None:
+        entries = sorted([*free_queries(store), *entries], key=lambda entry: entry.at)
     if csv:
         import csv as as_csv
         import sys
 
-        rows = as_csv.writer(sys.stdout)
-        rows.writerows([entries[0].columns() if entries else [], *(entry.row() for entry in entries)])
+        as_csv.writer(sys.stdout).writerows([Entry.columns(), *(entry.row() for entry in entries)])
     elif json:
         import json as as_json
 
@@ -46,13 +49,13 @@ def _show(entries: list[Entry]) -> None:
     if not entries:
         typer.echo("nothing was paid for")
         return
-    table = Table(title="queries to paid teachers")
+    table = Table(title="queries to teachers")
     for name in ("teacher", "asked by", "day", "what", "how it ended", "queries", "questions", "tokens", "price"):
         table.add_column(name, justify="right" if name in ("queries", "questions", "tokens", "price") else "left")
     lines = totals(entries)
     for line in lines:
         counts = (f"{number:,}" for number in (line.queries, line.count, line.tokens))
-        table.add_row(*line.group, *counts, money(line.micro, line.currency))
+        table.add_row(*line.group, *counts, money(line.micro, line.currency) if line.currency else "free")
     Console().print(table)
-    for currency in sorted({line.currency for line in lines}):
+    for currency in sorted({line.currency for line in lines if line.currency}):
         typer.echo(f"in all: {money(sum(line.micro for line in lines if line.currency == currency), currency)}")

@@ -31,6 +31,7 @@ def check(
     pictures: Annotated[int, typer.Option(help="How many labelled pictures to ask about, at most.")] = 200,
     target: Target = None,
     budget: Budget = 0,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be asked, and its price.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     config: ConfigFile = None,
     pairs: Set = None,
@@ -40,9 +41,14 @@ def check(
     import json as as_json
 
     from vl2v.cli.show import progress
-    from vl2v.runs.check import check_teacher
+    from vl2v.runs.check import check_cost, check_teacher
 
     settings = _settings(config, pairs, {"data.path": data, "teacher.spec": teacher, "data.target": target})
+    if dry_run:
+        with progress() as report:
+            asked = check_cost(settings, pictures=pictures, store=store, report=report)
+        typer.echo(asked.summary())
+        return
     with progress() as report:
         tell = lambda words: typer.echo(words, err=True)  # noqa: E731
         found = check_teacher(settings, pictures=pictures, store=store, budget=budget, tell=tell, report=report)

@@ -10,7 +10,7 @@ from vl2v.runs.report import Report, silent
 
 if TYPE_CHECKING:
     from vl2v.runs.advice import Advice, advise
-    from vl2v.runs.bill import Total, read_bill, totals
+    from vl2v.runs.bill import Total, free_queries, read_bill, totals
     from vl2v.runs.check import check_teacher
     from vl2v.runs.evaluate import evaluate_run
     from vl2v.runs.folder import Run
@@ -29,6 +29,7 @@ _HOMES = {
     "default_store": "vl2v.runs.teaching",
     "distill": "vl2v.runs.train",
     "evaluate_run": "vl2v.runs.evaluate",
+    "free_queries": "vl2v.runs.bill",
     "load": "vl2v.runs.use",
     "predict_files": "vl2v.runs.use",
     "read_bill": "vl2v.runs.bill",
@@ -49,6 +50,7 @@ __all__ = [
     "distill",
     "embed",
     "evaluate_run",
+    "free_queries",
     "load",
     "predict_files",
     "read_bill",

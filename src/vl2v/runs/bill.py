@@ -1,4 +1,4 @@
-"""The bill: what paid teachers were asked, by whom, when and for how much."""
+"""The bill: what teachers were asked, by whom, when and for how much."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vl2v.embeddings import Entry, Ledger
-from vl2v.embeddings.ledger import FILE_NAME
+from vl2v.embeddings import EmbeddingStore, Entry, Ledger
+from vl2v.embeddings.ledger import FILE_NAME as LEDGER
+from vl2v.embeddings.store import FILE_NAME as ANSWERS
+from vl2v.errors import RunError
 
 
 @dataclass(frozen=True)
 class Total:
-    """Queries that go together on a bill: (teacher, asker, day, kind, how they ended)."""
+    """Queries that go together on a bill: (teacher, asker, day, kind, how they ended); free ones have no currency."""
 
     group: tuple[str, str, str, str, str]
     queries: int
@@ -25,11 +27,32 @@ class Total:
 
 
 def read_bill(store: Path, run: Path | None = None) -> list[Entry]:
-    """Return every query to paid teachers, oldest first; only those of a run folder if one is given."""
-    if not (store / FILE_NAME).is_file():
+    """Return every query to paid teachers, oldest first; only those of a run folder if one is given.
+
+    Raises:
+        RunError: there is no such folder, and none that asked anything.
+    """
+    if (store / LEDGER).is_file():
+        with Ledger(store) as ledger:
+            found = ledger.entries(None if run is None else asker(run))
+    else:
+        found = []
+    if run is not None and not found and not run.is_dir():
+        raise RunError(f"{run}: no such run folder, and none of this name asked a paid teacher")
+    return found
+
+
+def free_queries(store: Path) -> list[Entry]:
+    """Return what teachers were asked that cost nothing, oldest first; who asked them isn't on record."""
+    if not (store / ANSWERS).is_file():
         return []
-    with Ledger(store) as ledger:
-        return ledger.entries(None if run is None else asker(run))
+    paid = {entry.teacher for entry in read_bill(store)}
+    with EmbeddingStore(store, read_only=True) as answers:
+        return [
+            Entry(asked.asked_at, asked.teacher, "", asked.kind, "answered", asked.count, 0, 0, "", "", "")
+            for asked in answers.questions()
+            if asked.teacher not in paid
+        ]
 
 
 def asker(run: Path) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
@@ -14,12 +15,13 @@ from torch import nn
 
 from vl2v.config import PromptConfig, RunConfig
 from vl2v.data import Audit, DomainDataset, audit, open_dataset
-from vl2v.embeddings import Account, EmbeddingStore, Refusal, Views, fetch, fetch_texts, image_key, plan, text_key
+from vl2v.embeddings import Account, EmbeddingStore, Plan, Refusal, Views, fetch, fetch_texts, image_key, plan, text_key
 from vl2v.embeddings.select import random_order
 from vl2v.errors import ConfigError, DataError, StudentError, TeacherError
 from vl2v.evaluation.alignment import Alignment, align, confusions, probe, shares
 from vl2v.evaluation.intervals import Difference, Right, Share, paired_difference
 from vl2v.runs.asking import cost, with_purse
+from vl2v.runs.embed import Asked
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
@@ -248,25 +250,34 @@ def check_teacher(
         DataError: no labelled pictures, or of one class only.
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
     """
-    if pictures < 1:
-        raise ConfigError(f"pictures = {pictures}: a sample has 1 or more")
-    config = resolve(settings)
-    store = Path(store) if store else default_store()
-    drawn = _draw(config, max(pictures, FREE), store / "audit.sqlite", report)
-    sample = drawn.of(np.arange(min(pictures, len(drawn.dataset))))
-    teacher = the_teacher(config.teacher)
-    wordings = _wordings(config.prompts, sample)
-    with EmbeddingStore(store) as answers, with_purse(teacher, store, budget, "vl2v teacher check") as account:
-        refused, skipped = _ask(answers, teacher, account, sample, wordings, tell, report)
-        judged = _answerable(wordings, skipped, config.prompts, sample)
+    with _opened(settings, pictures, store, budget, report) as opened:
+        tell(opened.everything().summary())
+        refused, skipped = _ask(opened, report)
+        answers, teacher, sample = opened.store, opened.teacher, opened.sample
+        judged = _answerable(opened.wordings, skipped, opened.config.prompts, sample)
         tables = {setting: _texts(answers, teacher, groups) for setting, groups in judged.items()}
         keys = [image_key(sha256) for sha256 in sample.audit.sha256]
         answered = np.flatnonzero(answers.known(teacher.fingerprint, keys))
         if not len(answered):
             raise TeacherError(f"{teacher.name}: refused all {len(keys)} pictures, first: {refused[0].reason}")
         images = answers.get(teacher.fingerprint, [keys[i] for i in answered])
-    free = _student_answers(config, drawn, report)
-    return _judged(config, teacher, sample.of(answered), images, tables, free, refused, skipped)
+    free = _student_answers(opened.config, opened.drawn, report)
+    return _judged(opened.config, teacher, sample.of(answered), images, tables, free, refused, skipped)
+
+
+def check_cost(
+    settings: Mapping[str, Any],
+    *,
+    pictures: int = 200,
+    store: Path | str | None = None,
+    report: Report = silent,
+) -> Asked:
+    """Return what `check_teacher` would ask, and at what price; ask nothing.
+
+    Args, Raises: as for `check_teacher`.
+    """
+    with _opened(settings, pictures, store, 0, report) as opened:
+        return opened.everything()
 
 
 @dataclass(frozen=True)
@@ -288,6 +299,56 @@ class _Sample:
 
     def of(self, places: Indices) -> _Sample:
         return _Sample(self.dataset.subset(places), self.audit.subset(places))
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Everything that it takes to ask.
+
+    Attributes:
+        config: of the run.
+        drawn: labelled pictures for the untaught student.
+        sample: the first of them: what the teacher is asked about.
+        wordings: all classes' texts, by what sets them.
+        store: where answers are kept.
+        teacher: has its purse by then, if it is a rented one.
+        account: its bill.
+    """
+
+    config: RunConfig
+    drawn: _Sample
+    sample: _Sample
+    wordings: Mapping[str, list[list[str]]]
+    store: EmbeddingStore
+    teacher: Teacher
+    account: Account | None
+
+    def plan(self, groups: Iterable[list[str]]) -> Plan:
+        texts = list(chain.from_iterable(groups))
+        return plan(self.store, self.teacher, self.sample.dataset, self.sample.audit, texts, Views())
+
+    def everything(self) -> Asked:
+        """Return all that is to be asked, and its price."""
+        questions = self.plan(chain.from_iterable(self.wordings.values()))
+        bill = self.account.bill() if self.account else ""
+        return Asked(questions, cost(questions, self.teacher, self.account), (), bill)
+
+
+@contextmanager
+def _opened(
+    settings: Mapping[str, Any], pictures: int, store: Path | str | None, budget: float, report: Report
+) -> Iterator[_Opened]:
+    """Draw a sample and open everything; see `check_teacher`."""
+    if pictures < 1:
+        raise ConfigError(f"pictures = {pictures}: a sample has 1 or more")
+    config = resolve(settings)
+    store = Path(store) if store else default_store()
+    drawn = _draw(config, max(pictures, FREE), store / "audit.sqlite", report)
+    sample = drawn.of(np.arange(min(pictures, len(drawn.dataset))))
+    teacher = the_teacher(config.teacher)
+    wordings = _wordings(config.prompts, sample)
+    with EmbeddingStore(store) as answers, with_purse(teacher, store, budget, "vl2v teacher check") as account:
+        yield _Opened(config, drawn, sample, wordings, answers, teacher, account)
 
 
 def _draw(config: RunConfig, count: int, cache: Path, report: Report) -> _Sample:
@@ -368,36 +429,23 @@ def _templates(*templates: str) -> str:
     return f"prompts.templates=[{listed}]"
 
 
-def _ask(
-    store: EmbeddingStore,
-    teacher: Teacher,
-    account: Account | None,
-    sample: _Sample,
-    wordings: Mapping[str, list[list[str]]],
-    tell: Tell,
-    report: Report,
-) -> tuple[list[Refusal], list[Skipped]]:
-    """Tell the price, ask what isn't known; return the refused pictures, and the wordings that it can't answer.
+def _ask(opened: _Opened, report: Report) -> tuple[list[Refusal], list[Skipped]]:
+    """Ask what isn't known; return the refused pictures, and the wordings that the teacher can't answer.
 
     Raises:
         BudgetReached: all answers are kept.
         TeacherError: it can't be asked, or it can't answer the configuration's own prompts.
     """
-
-    def planned(groups: Sequence[list[str]]) -> Any:
-        return plan(store, teacher, sample.dataset, sample.audit, list(chain.from_iterable(groups)), Views())
+    store, teacher, account = opened.store, opened.teacher, opened.account
 
     def progress(done: int, total: int) -> None:
         report(f"asking {teacher.name}", done, total, account.bill() if account else "")
 
-    everything = planned([group for groups in wordings.values() for group in groups])
-    price = cost(everything, teacher, account)
-    tell(everything.summary() + ("" if price is None else f"\n{price.summary()}"))
     if as_rented(teacher) is not None:
-        return fetch(everything, store, teacher, progress), []
-    refused = fetch(planned(wordings[""]), store, teacher, progress)
+        return fetch(opened.everything().plan, store, teacher, progress), []
+    refused = fetch(opened.plan(opened.wordings[""]), store, teacher, progress)
     skipped = []
-    for setting, groups in wordings.items():
+    for setting, groups in opened.wordings.items():
         try:
             fetch_texts(store, teacher, list(chain.from_iterable(groups)))
         except TeacherError as error:  # a recording has the texts that it has
