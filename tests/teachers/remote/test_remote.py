@@ -232,6 +232,10 @@ TERMINAL = {
         status(429, {"error": {"code": "insufficient_quota"}}),
         "money or quota is used up: insufficient_quota",
     ),
+    "429 for a month": (
+        status(429, Retry_After="2592000"),
+        "429, the vendor wants to be left alone for 43200 minutes; all answers are kept",
+    ),
     "404": (status(404, {"detail": "INPUT_MODEL_NOT_FOUND"}), "404, no such model or address: INPUT_MODEL_NOT_FOUND"),
     "302": (status(302, Location="http://example.invalid/"), "302"),
 }

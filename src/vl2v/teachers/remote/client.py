@@ -339,11 +339,14 @@ class RemoteTeacher:
         if status in (402, 403, 429) and broke:
             return TeacherError(f"{self.name}: the vendor says that the money or quota is used up: {words}"), "rejected"
         if status in (429, 503):
+            if after is not None and after > PATIENCE:
+                wait = f"the vendor wants to be left alone for {after / 60:.0f} minutes"
+                return TeacherError(f"{self.name}: {status}, {wait}; all answers are kept: {words}"), "rejected"
             self._pace.hold(after or 0.0)
             return _TryAgain(f"{status}, too fast or too busy", after), "rejected"
         if status in (400, 413, 422):
             return _Rejected(f"{status} {words} {self._wire.hint}".strip()), "rejected"
-        if status >= 500 or status in (408, 425):
+        if status >= 500 or status in (408, 425, 499):
             return _TryAgain(f"{status} {words[:80]}", after), "lost"
         if status in (401, 403):
             return TeacherError(
