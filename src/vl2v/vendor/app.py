@@ -6,7 +6,6 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import json
 import time
 import uuid
 from collections import OrderedDict
@@ -22,6 +21,7 @@ from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
 from vl2v.teachers import EncodedImage, Teacher
@@ -358,7 +358,7 @@ def _encode(question: Question, rows: NDArray[np.float32], sale: Sale, model: st
         "data": [{"object": "embedding", "index": index, "embedding": row} for index, row in enumerate(sent)],
         "usage": {"prompt_tokens": sale.count, "total_tokens": sale.count, "micro": sale.micro},
     }
-    return json.dumps(answer, separators=(",", ":")).encode()
+    return to_json(answer)
 
 
 def _things(question: Question, addresses: Addresses) -> list[str] | list[EncodedImage | Address]:
