@@ -194,7 +194,11 @@ def _same_model(store: EmbeddingStore, teacher: Rented) -> None:
 
 
 def _compare(store: EmbeddingStore, teacher: Rented, kind: Kind, key: bytes, vectors: NDArray[np.float32]) -> None:
-    """Keep the first answer to a canary; compare later ones with it."""
+    """Keep the first answer to a canary; compare later ones with it.
+
+    Raises:
+        TeacherError: they are another model's.
+    """
     if not store.known(teacher.fingerprint, [key])[0]:
         store.put(teacher.fingerprint, [key], vectors, kind=kind)
         return

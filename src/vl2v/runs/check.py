@@ -251,8 +251,9 @@ def check_teacher(
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
     """
     with _opened(settings, pictures, store, budget, report) as opened:
-        tell(opened.everything().summary())
-        refused, skipped = _ask(opened, report)
+        asked = opened.everything()
+        tell(asked.summary())
+        refused, skipped = _ask(opened, asked.plan, report)
         answers, teacher, sample = opened.store, opened.teacher, opened.sample
         judged = _answerable(opened.wordings, skipped, opened.config.prompts, sample)
         tables = {setting: _texts(answers, teacher, groups) for setting, groups in judged.items()}
@@ -429,7 +430,7 @@ def _templates(*templates: str) -> str:
     return f"prompts.templates=[{listed}]"
 
 
-def _ask(opened: _Opened, report: Report) -> tuple[list[Refusal], list[Skipped]]:
+def _ask(opened: _Opened, everything: Plan, report: Report) -> tuple[list[Refusal], list[Skipped]]:
     """Ask what isn't known; return the refused pictures, and the wordings that the teacher can't answer.
 
     Raises:
@@ -442,7 +443,7 @@ def _ask(opened: _Opened, report: Report) -> tuple[list[Refusal], list[Skipped]]
         report(f"asking {teacher.name}", done, total, account.bill() if account else "")
 
     if as_rented(teacher) is not None:
-        return fetch(opened.everything().plan, store, teacher, progress), []
+        return fetch(everything, store, teacher, progress), []
     refused = fetch(opened.plan(opened.wordings[""]), store, teacher, progress)
     skipped = []
     for setting, groups in opened.wordings.items():
