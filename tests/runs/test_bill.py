@@ -5,36 +5,27 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import vl2v
-from vl2v.cli import main
+from typed import Said, typed
 from vl2v.embeddings import Account, Entry, Ledger
 from vl2v.runs.bill import asker
 from vl2v.teachers.rented import Query
 
 
 @pytest.fixture
-def bill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
-    def run(*words: str | Path) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["vl2v", "bill", *map(str, words), "--store", str(tmp_path / "store")])
-        monkeypatch.setenv("COLUMNS", "200")
-        with pytest.raises(SystemExit) as ended:
-            main()
-        said = capsys.readouterr()
-        return int(ended.value.code or 0), said.out, said.err
-
-    return run
+def bill(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+    return lambda *words: typed(capfd, "bill", *words, "--store", tmp_path / "store")
 
 
 def test_nothing_yet(bill) -> None:
-    assert bill() == (0, "nothing was paid for\n", "")
-    assert bill("--json")[1] == "[]\n"
-    assert bill("--csv")[1].splitlines() == [",".join(Entry.columns())]
+    assert bill() == Said(0, "nothing was paid for\n", "")
+    assert bill("--json").stdout == "[]\n"
+    assert bill("--csv").stdout.splitlines() == [",".join(Entry.columns())]
 
 
 def test_teachers_that_cost_nothing_are_on_it_and_runs_are_told_apart(
@@ -46,17 +37,18 @@ def test_teachers_that_cost_nothing_are_on_it_and_runs_are_told_apart(
         account = Account(ledger, "vendor:m", "EUR", 10_000, asker(run))
         account.settle(account.reserve(Query("image", 4, 40, 400)), "answered", tokens=36, micro=360, model="m")
         account.reserve(Query("text", 2, 20, 20))
-    rows = json.loads(bill("--json")[1])
+    rows = json.loads(bill("--json").stdout)
     free = [row for row in rows if not row["currency"]]
     assert {row["kind"]: row["count"] for row in free} == {"image": len(asked.to_ask), "text": 3}
     assert {(row["asker"], row["micro"]) for row in free} == {("", 0)}
     assert rows == sorted(rows, key=lambda row: row["at"])
-    paid = list(csv.DictReader(io.StringIO(bill(run, "--csv")[1])))
+    paid = list(csv.DictReader(io.StringIO(bill(run, "--csv").stdout)))
     assert [(row["kind"], row["count"], row["micro"], row["status"]) for row in paid] == [
         ("image", "4", "360", "answered"),
         ("text", "2", "20", "reserved"),
     ]
-    table = bill()[1]
+    table = bill().stdout
     assert "free" in table and "recorded:shapes-teacher" in table and "in all: 0.00038 EUR" in table
-    code, _, said = bill(tmp_path / "gome")
-    assert code == 2 and "no such run folder, and none of this name asked a paid teacher" in said
+    unknown = bill(tmp_path / "gome")
+    assert unknown.returncode == 2
+    assert "no such run folder, and none of this name asked a paid teacher" in unknown.stderr

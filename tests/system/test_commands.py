@@ -5,16 +5,25 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import tomli_w
 
 from little import quick_settings
+from typed import Said, typed
 
 
-def vl2v(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def alone(*words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in a process of its own."""
     return subprocess.run([sys.executable, "-m", "vl2v", *map(str, words)], capture_output=True, text=True)
+
+
+@pytest.fixture
+def vl2v(capfd: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    return partial(typed, capfd)
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +36,7 @@ def config(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    done = vl2v("distill", "--config", config, "--out", folder / "a", "--store", folder / "store")
+    done = alone("distill", "--config", config, "--out", folder / "a", "--store", folder / "store")
     assert done.returncode == 0, done.stderr
     assert "paint *" in done.stdout and "worst domain" in done.stdout
     return folder / "a"
@@ -41,20 +50,20 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_embed_tells_what_it_would_ask_and_asks_once(config: Path, tmp_path: Path) -> None:
+def test_embed_tells_what_it_would_ask_and_asks_once(vl2v, config: Path, tmp_path: Path) -> None:
     words = ("embed", "--config", config, "--store", tmp_path / "store")
     assert "72 questions, 0 known, 72 to ask" in vl2v(*words, "--dry-run").stdout
     assert "asked 75 questions, 0 were known" in vl2v(*words).stdout
     assert "72 known, 0 to ask" in vl2v(*words, "--dry-run").stdout
 
 
-def test_evaluate_prints_json(run: Path) -> None:
+def test_evaluate_prints_json(vl2v, run: Path) -> None:
     done = vl2v("evaluate", run, "--json", "--store", run.parent / "store")
     rows = json.loads(done.stdout)["rows"]
     assert {row["domain"]: row["role"] for row in rows}["paint"] == "unseen"
 
 
-def test_predict_names_pictures_and_folders(run: Path, shapes: Path, tmp_path: Path) -> None:
+def test_predict_names_pictures_and_folders(vl2v, run: Path, shapes: Path, tmp_path: Path) -> None:
     done = vl2v("predict", run, shapes / "ink" / "ball", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 12 and all(0 <= row["probability"] <= 1 for row in rows)
@@ -63,12 +72,12 @@ def test_predict_names_pictures_and_folders(run: Path, shapes: Path, tmp_path: P
     assert done.returncode == 2 and "set aside: empty file" in done.stderr
 
 
-def test_a_class_is_added_by_its_name(run: Path) -> None:
+def test_a_class_is_added_by_its_name(vl2v, run: Path) -> None:
     assert vl2v("classes", "add", run, "star", "--store", run.parent / "store").returncode == 0
     assert vl2v("classes", "list", run).stdout.split() == ["ball", "box", "cone", "star"]
 
 
-def test_inspect_counts(shapes: Path) -> None:
+def test_inspect_counts(vl2v, shapes: Path) -> None:
     done = vl2v("data", "inspect", shapes, "--json")
     assert json.loads(done.stdout)["rows"]["ink"] == {"ball": 12, "box": 12, "cone": 12}
 
@@ -82,8 +91,16 @@ def test_inspect_counts(shapes: Path) -> None:
         (("distill", "--data", "x", "--method", "magic"), "method 'magic': unknown"),
     ],
 )
-def test_a_mistake_is_one_line_and_exit_code_2(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_and_exit_code_2(vl2v, words: tuple[str, ...], message: str, tmp_path: Path) -> None:
     out = ("--out", tmp_path / "r", "--store", tmp_path / "s") if words[0] == "distill" else ()
-    done = vl2v(*words, *out)
-    assert done.returncode == 2
-    assert message in done.stderr and "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert_one_line(vl2v(*words, *out), message)
+
+
+def test_no_library_adds_lines_to_a_mistake(tmp_path: Path) -> None:
+    words = ("distill", "--data", "/nowhere", "--out", tmp_path / "r", "--store", tmp_path / "s")
+    assert_one_line(alone(*words), "error: /nowhere: no such folder")
+
+
+def assert_one_line(said: Said | subprocess.CompletedProcess[str], message: str) -> None:
+    assert said.returncode == 2
+    assert message in said.stderr and "Traceback" not in said.stderr and len(said.stderr.strip().splitlines()) == 1

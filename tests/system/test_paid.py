@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +13,10 @@ import stamina
 import tomli_w
 
 from little import quick_settings
+from typed import Said, typed
 from vendor.rented import running
-from vl2v.cli import main
 
 PRICE = 20
-
-
-@dataclass(frozen=True)
-class Said:
-    """How a command ended, and what it said."""
-
-    returncode: int
-    stdout: str
-    stderr: str
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +33,7 @@ def vendor(tmp_path: Path):
 
 
 @pytest.fixture
-def command(vendor, shapes: Path, recording: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def command(vendor, shapes: Path, recording: Path, tmp_path: Path, capfd, monkeypatch: pytest.MonkeyPatch):
     settings = quick_settings(shapes, recording)
     settings["teacher"] = {"spec": f"openai-compatible:{vendor.url}/v1#stub:m", "logit_scale": 10.0}
     file = tmp_path / "config.toml"
@@ -53,13 +42,8 @@ def command(vendor, shapes: Path, recording: Path, tmp_path: Path, capfd: pytest
     def vl2v(*words: str | Path, key: str | None = None) -> Said:
         settled = ["--store", tmp_path / "store"] if words[0] != "predict" else []
         given = ["--config", file] if words[0] in ("embed", "distill") else []
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("VL2V_API_KEY", key or vendor.key)
-            patch.setenv("COLUMNS", "200")
-            patch.setattr(sys, "argv", ["vl2v", *map(str, [*words, *given, *settled])])
-            with pytest.raises(SystemExit) as ended:
-                main()
-        return Said(int(ended.value.code or 0), *capfd.readouterr())
+        monkeypatch.setenv("VL2V_API_KEY", key or vendor.key)
+        return typed(capfd, *words, *given, *settled)
 
     return vl2v
 
