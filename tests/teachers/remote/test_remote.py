@@ -16,6 +16,7 @@ import pytest
 import stamina
 from PIL import Image
 
+from vl2v.embeddings import EmbeddingStore, fetch_texts, text_key
 from vl2v.errors import TeacherError
 from vl2v.teachers import EncodedImage, open_teacher
 from vl2v.teachers.remote.pictures import prepare
@@ -208,6 +209,22 @@ def test_what_goes_wrong_is_asked_again_and_stays_on_the_bill(name, rent, vendor
     assert teacher.purse.committed == 3000 * (1 if outcome == "rejected" else 2)
     keys = [headers["Idempotency-Key"] for headers, _ in vendor.requests]
     assert len(keys) == 2 and keys[0] == keys[1]
+
+
+def test_an_unknown_models_dimension_is_not_what_its_first_answer_says(rent, vendor, tmp_path):
+    def short(answer):
+        put(answer, 0, [1.0] * (DIM - 1))
+
+    teacher = rent()
+    vendor.faults = [changed(short)]
+    with EmbeddingStore(tmp_path / "store") as store:
+        with pytest.raises(TeacherError, match=r"can't be used \(vectors of shape \(12,\), not \(11,\)\)"):
+            fetch_texts(store, teacher, ["a cat"])
+        assert store.teachers() == [] and teacher.purse.statuses() == ["answered", *["wrong"] * 8], "all is on the bill"
+        again = rent()
+        fetch_texts(store, again, ["a cat"])
+        assert [known.dim for known in store.teachers()] == [DIM]
+        np.testing.assert_allclose(store.get(again.fingerprint, [text_key("a cat")]), right([b"a cat"]), atol=1e-3)
 
 
 def test_no_connection_costs_nothing_and_gives_up_in_words(rent, vendor):
