@@ -15,7 +15,7 @@ import pytest
 from typer.testing import CliRunner
 
 import vl2v
-from little import DOMAINS
+from little import DOMAINS, processes
 from vl2v.benchmark.engine import Local, Ray, engine_named
 from vl2v.benchmark.jobs import Grid, WorkList, drawn, methods_for
 from vl2v.benchmark.results import read_domainbed, results
@@ -60,30 +60,6 @@ def copied(work: WorkList, folder: Path) -> WorkList:
     """Return a copy of a benchmark, to be changed."""
     shutil.copytree(work.folder, folder / "bench")
     return WorkList(folder / "bench")
-
-
-def processes(words: str) -> list[int]:
-    """Return the processes whose command line has the words in it."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue  # it has just ended
-            if words in command and _ours(entry):
-                found.append(int(entry.name))
-    return found
-
-
-def _ours(entry: Path) -> bool:
-    """Whether a process comes from this one, or from Ray, which keeps its workers in a family of its own."""
-    try:
-        status = (entry / "status").read_text()
-    except OSError:
-        return False
-    parent = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid"))
-    return int(parent) == os.getpid() or b"ray::" in (entry / "cmdline").read_bytes()
 
 
 def accuracies(work: WorkList) -> dict[tuple[Any, ...], float]:

@@ -13,6 +13,7 @@ from vl2v.benchmark.jobs import Grid, Job, WorkList
 from vl2v.config import LossConfig, PublishedConfig, merge
 from vl2v.errors import RunError
 from vl2v.methods import find_method
+from vl2v.runs.cluster import Cluster
 from vl2v.runs.embed import embed
 from vl2v.runs.folder import write_text
 from vl2v.runs.report import Report, silent
@@ -68,11 +69,12 @@ def run(
     missing = benchmark.missing
     if not missing:
         return
-    _ask(benchmark.work, missing, budget, report)
-    (engine or Local(usual_processes())).run(benchmark.work, missing, budget, tell)
+    engine = engine or Local(usual_processes())
+    _ask(benchmark.work, missing, budget, engine if isinstance(engine, Cluster) else None, report)
+    engine.run(benchmark.work, missing, budget, tell)
 
 
-def _ask(work: WorkList, jobs: Sequence[Job], budget: float, report: Report) -> None:
+def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | None, report: Report) -> None:
     """Ask about each dataset once, before the work is shared out; a domain that no job may ask about is left out."""
     seen: dict[str, tuple[dict[str, Any], set[str]]] = {}
     for job in jobs:
@@ -91,7 +93,7 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, report: Report) -> 
     for tree, unseen in seen.values():
         settings = merge(tree, {"method": "adip", "data": {"target": sorted(unseen)}})
         settings.pop("stages", None)
-        embed(settings, store=work.folder / "store", budget=budget, report=report)
+        embed(settings, store=work.folder / "store", budget=budget, cluster=cluster, report=report)
 
 
 def _same_data(grid: Grid, out: Path) -> None:
