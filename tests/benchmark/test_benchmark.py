@@ -23,6 +23,7 @@ from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
 from vl2v.cli.app import app
 from vl2v.errors import ConfigError, DataError, RunError
+from vl2v.methods import METHODS
 from vl2v.runs.predictions import Predictions
 
 
@@ -262,11 +263,25 @@ def test_a_table_never_mixes_settings(calm: WorkList, grid: Grid, tmp_path: Path
     assert set(accuracies(work)) == {key for key in before if key[-1] == 0}
     assert {result.folder for result in results(work)} == {work.place(job) for job in other.jobs}
     told = CliRunner().invoke(app, ["benchmark", "table", str(work.folder)])
-    assert "jobs in" in told.stderr and "other settings and aren't shown" in told.stderr
+    assert "jobs in" in told.stderr and "other settings" in told.stderr
     plan(grid, work.folder)  # asked for again, the first ones stand there again
     assert accuracies(work) == before
     wrong = CliRunner().invoke(app, ["benchmark", "table", str(work.folder), "--reference", "kd"])
     assert "--reference kd: not in this table" in str(wrong.exception)
+
+
+def test_results_of_older_code_are_done_again_and_not_shown(
+    calm: WorkList, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = copied(calm, tmp_path)
+    monkeypatch.setitem(METHODS, "erm", METHODS["erm"]._replace(version=2))
+    bench = plan(grid, work.folder)
+    assert [job.method for job in bench.missing] == ["erm", "erm"]
+    assert {result.method for result in results(work)} == {"zero-shot", "adip"}
+    monkeypatch.setattr("vl2v.methods.LOOP", 2)
+    assert len(plan(grid, work.folder).missing) == 6 and not results(work)
+    monkeypatch.undo()
+    assert not plan(grid, work.folder).missing and accuracies(work) == accuracies(calm)
 
 
 @pytest.mark.parametrize(("rule", "best"), [("training", 0), ("leave-one-out", 1), ("oracle", 2)])

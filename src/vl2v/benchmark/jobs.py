@@ -16,12 +16,13 @@ import numpy as np
 
 from vl2v.config import LossConfig, PublishedConfig, Tree, merge
 from vl2v.errors import ConfigError, RunError
-from vl2v.methods import METHODS, find_method
+from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs.folder import write_text
 from vl2v.runs.settings import resolve
 from vl2v.seeds import derive
 
 Selection = Literal["training", "leave-one-out", "oracle"]
+FIRST = "1.1"
 WHITE_BOXES = ("open_clip", "hf", "tiny")
 STUDENTS = {
     "lite0": "tf_efficientnet_lite0",
@@ -45,6 +46,7 @@ class Job:
         draw: which draw of hyperparameters; 0 is the defaults.
         held: another domain left out, to select by (leave-one-domain-out validation); "" for the job that counts.
         settings: of the run.
+        version: of the code that trains it (`version_of`).
     """
 
     dataset: str
@@ -55,12 +57,15 @@ class Job:
     draw: int
     held: str
     settings: Tree = field(hash=False)
+    version: str = FIRST
 
     @cached_property
     def name(self) -> str:
         """Its folder: words for people, and a digest of everything that decides the result."""
         config = resolve(self.settings).model_dump(mode="json", by_alias=True)
         config["data"] |= {"path": self.dataset, "workers": 0}
+        if self.version != FIRST:  # names are older than versions
+            config["version"] = self.version
         words = [self.dataset, self.target, self.held and f"without-{self.held}", self.student, self.method]
         return "-".join([*(_word(word) for word in words if word), f"seed{self.seed}", _digest(config)])
 
@@ -123,7 +128,7 @@ class Grid:
         for draw in range(draws):
             for held in ("", *held_out):
                 settings = self._of(dataset, target, held, student, method, seed, draw)
-                yield Job(dataset, target, method, student, seed, draw, held, settings)
+                yield Job(dataset, target, method, student, seed, draw, held, settings, version_of(method))
 
     def _of(self, dataset: str, target: str, held: str, student: str, method: str, seed: int, draw: int) -> Tree:
         own: Tree = {
@@ -257,10 +262,11 @@ class WorkList:
             write_text(self.folder / "shown.json", json.dumps(now))
 
     def shown(self) -> list[Job]:
-        """Return the jobs that tables show: those of the settings that were asked for last."""
+        """Return the jobs that tables show: those of the settings that were asked for last, and of today's code."""
         told = self._shown()
         names = set(told["jobs"].get(told["variant"], []))
-        return [job for job in self.jobs() if job.name in names or not told["jobs"]]
+        asked = [job for job in self.jobs() if job.name in names or not told["jobs"]]
+        return [job for job in asked if job.version == version_of(job.method)]
 
     def _shown(self) -> dict[str, Any]:
         file = self.folder / "shown.json"

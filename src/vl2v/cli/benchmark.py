@@ -166,7 +166,7 @@ def _print_table(
     found = results(work, rule)
     others = len(work.jobs()) - len(work.shown())
     if others:
-        typer.echo(f"{others} jobs in {folder} have other settings and aren't shown", err=True)
+        typer.echo(f"{others} jobs in {folder} have other settings, or are of another version of the code, and aren't shown", err=True)
     for path in domainbed or []:
         found += read_domainbed(path)
     if reference is not None and reference not in {result.method for result in found}:

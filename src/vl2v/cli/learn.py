@@ -53,7 +53,6 @@ def embed(
 ) -> None:
     """Ask the teacher about every picture once, and keep its answers."""
     from vl2v.cli.show import print_advice, progress
-    from vl2v.runs import advise as advice
     from vl2v.runs import embed as ask
     from vl2v.runs.cluster import cluster_named
 
@@ -69,6 +68,8 @@ def embed(
     }
     settings = _settings(config, pairs, options)
     if advise:
+        from vl2v.runs import advise as advice  # brings torch
+
         with progress() as report:
             found = advice(settings, store=store, report=report)
         print_advice(found)
