@@ -17,13 +17,16 @@ from typer.testing import CliRunner
 import vl2v
 from little import DOMAINS, processes
 from vl2v.benchmark.engine import Local, Ray, engine_named
-from vl2v.benchmark.jobs import Grid, WorkList, drawn, methods_for
+from vl2v.benchmark.jobs import Corruptions, Grid, WorkList, drawn, methods_for
 from vl2v.benchmark.results import read_domainbed, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
 from vl2v.cli.app import app
+from vl2v.data import open_dataset
+from vl2v.data.corrupted import corrupt_dataset
 from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.methods import METHODS
+from vl2v.runs.evaluate import evaluate_run
 from vl2v.runs.predictions import Predictions
 
 
@@ -309,6 +312,37 @@ def test_each_rule_selects_by_its_own_pictures(rule: str, best: int, grid: Grid,
     (found,) = results(bench.work, rule)
     assert found.folder == bench.work.place(next(job for job in bench.jobs if job.draw == best and not job.held))
     assert found.in_split == pytest.approx(right[best][2])
+
+
+def test_students_are_measured_on_corrupted_pictures_without_training_anew(
+    calm: WorkList, grid: Grid, tmp_path: Path
+) -> None:
+    work = copied(calm, tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in work.folder.rglob("student.safetensors")}
+    one = replace(grid, seeds=1)
+    bench = plan(one, work.folder, Corruptions(("fog", "pixelate"), 3))
+    assert {job.method for job in bench.missing} == {"erm", "adip"}  # the teacher isn't asked about them
+    assert all(np.isnan(result.corrupted) for result in results(bench.work))
+    run(bench, engine=Local(1))
+    assert not bench.missing and {file: file.stat().st_mtime_ns for file in before} == before
+    found = {result.method: result for result in results(bench.work) if result.seed == 0}
+    corrupt_dataset(
+        open_dataset(grid.data["shapes"]),
+        tmp_path / "apart",
+        kinds=["fog", "pixelate"],
+        severities=[3],
+        domains=["paint"],
+    )
+    for method in ("erm", "adip"):
+        apart = evaluate_run(vl2v.Run(found[method].folder), tmp_path / "apart", store=work.folder / "store")
+        rows = {row.domain: row.metrics.accuracy for row in apart.of()}
+        assert found[method].corrupted == pytest.approx((rows["fog-3"] + rows["pixelate-3"]) / 2)
+        assert found[method].accuracy == accuracies(calm)["shapes", "paint", method, "test_efficientnet", 0]
+    told = CliRunner().invoke(app, ["benchmark", "table", str(work.folder), "--metric", "corrupted"])
+    assert "under corruptions" in told.stdout and f"| {100 * found['erm'].corrupted:.1f} |" in told.stdout
+    more = plan(one, work.folder, Corruptions(("fog", "pixelate", "contrast"), 3))
+    assert [more.work.unmeasured(job) for job in more.missing] == [["contrast"], ["contrast"]]
+    assert not plan(one, work.folder).missing
 
 
 def test_published_figures_stand_beside_their_own_kind_only() -> None:

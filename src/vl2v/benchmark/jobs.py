@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 
 from vl2v.config import LossConfig, PublishedConfig, Tree, merge
+from vl2v.data.corruptions import CORRUPTIONS
 from vl2v.errors import ConfigError, RunError
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs.folder import write_text
@@ -208,6 +209,38 @@ def methods_for(names: Sequence[str], teacher: str) -> list[str]:
     return list(dict.fromkeys(found))
 
 
+@dataclass(frozen=True)
+class Corruptions:
+    """What finished students are also measured on: the unseen domain's pictures, corrupted.
+
+    Attributes:
+        kinds: of `vl2v.data.corruptions`.
+        severity: 1 to 5.
+    """
+
+    kinds: tuple[str, ...]
+    severity: int
+
+    def measured(self, place: Path) -> dict[str, float]:
+        """Return the accuracy (0 to 1) of a job's student under each corruption that it was measured on."""
+        file = self._file(place)
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return {kind: known[kind] for kind in self.kinds if kind in known}
+
+    def unmeasured(self, place: Path) -> list[str]:
+        """Return the corruptions that a job's student has still to be measured on."""
+        known = self.measured(place)
+        return [kind for kind in self.kinds if kind not in known]
+
+    def keep(self, place: Path, accuracies: dict[str, float]) -> None:
+        """Keep accuracies in a job's folder, beside those under other corruptions."""
+        known = Corruptions(CORRUPTIONS, self.severity).measured(place)
+        write_text(self._file(place), json.dumps({**known, **accuracies}))
+
+    def _file(self, place: Path) -> Path:
+        return place / f"corrupted-{self.severity}.json"
+
+
 class WorkList:
     """The jobs of a benchmark folder, as they were asked for, and how each stands.
 
@@ -277,9 +310,41 @@ class WorkList:
         """Return the job's run folder."""
         return self.folder / "jobs" / job.name
 
-    def done(self, job: Job) -> bool:
-        """Whether there is a result."""
+    @cached_property
+    def corruptions(self) -> Corruptions | None:
+        """What students are measured on besides, as it was asked for last."""
+        file = self.folder / "corruptions.json"
+        if not file.is_file():
+            return None
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return Corruptions(tuple(told["kinds"]), told["severity"])
+
+    def ask_for(self, corruptions: Corruptions | None) -> None:
+        """Have students measured on these corruptions, or on none."""
+        file = self.folder / "corruptions.json"
+        if corruptions is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_text(file, json.dumps(asdict(corruptions)))
+        self.__dict__["corruptions"] = corruptions
+
+    def trained(self, job: Job) -> bool:
+        """Whether there is a result on uncorrupted pictures."""
         return (self.place(job) / "seconds.json").is_file()
+
+    def unmeasured(self, job: Job) -> list[str]:
+        """Return the corruptions that a job's student has still to be measured on."""
+        if self.corruptions is None or job.held or not METHODS[job.method].stages:
+            return []
+        return self.corruptions.unmeasured(self.place(job))
+
+    def corrupted(self, job: Job) -> Path:
+        """Return the folder of the unseen domain's corrupted pictures."""
+        return self.folder / "corrupted" / f"{_word(job.dataset)}-{_word(job.target)}"
+
+    def done(self, job: Job) -> bool:
+        """Whether there is all of a result."""
+        return self.trained(job) and not self.unmeasured(job)
 
     def failure(self, job: Job) -> str | None:
         """Return why the job failed when it was last tried; None if it didn't."""

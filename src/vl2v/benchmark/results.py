@@ -41,6 +41,7 @@ class Result:
         seconds: that the training took.
         folder: the run folder, or the file that the figures were read from.
         right: whether each picture of the target was answered correctly; None where that isn't known.
+        corrupted: on the target's pictures corrupted, the mean over the corruptions asked for; NaN where not measured.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class Result:
     seconds: float
     folder: Path
     right: NDArray[np.bool_] | None = None
+    corrupted: float = math.nan
 
 
 def results(work: WorkList, selection: Selection = "training") -> list[Result]:
@@ -69,7 +71,7 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     """
     cells: dict[tuple[object, ...], dict[int, dict[str, Job]]] = defaultdict(lambda: defaultdict(dict))
     for job in work.shown():
-        if work.done(job):
+        if work.trained(job):
             cells[job.dataset, job.target, job.method, job.student, job.seed][job.draw][job.held] = job
     found = []
     for draws in cells.values():
@@ -103,7 +105,15 @@ def _result(work: WorkList, job: Job) -> Result:
     inside, outside = target & kept["in_split"], ~target
     whole, part, seen = (float(right[rows].mean()) if rows.any() else math.nan for rows in (target, inside, outside))
     identity = (job.dataset, job.target, job.method, job.student, job.seed)
-    return Result(*identity, whole, part, seen, work.seconds(job), place, right[target])
+    return Result(*identity, whole, part, seen, work.seconds(job), place, right[target], _corrupted(work, job))
+
+
+def _corrupted(work: WorkList, job: Job) -> float:
+    wanted = work.corruptions
+    if wanted is None or work.unmeasured(job):
+        return math.nan
+    accuracies = wanted.measured(work.place(job)).values()
+    return float(np.mean(list(accuracies))) if accuracies else math.nan
 
 
 def read_domainbed(path: Path) -> list[Result]:
@@ -164,11 +174,13 @@ def _domainbed_line(line: dict[str, object], file: Path) -> tuple[float, Result]
 def mean_and_error(found: Iterable[Result], metric: str = "accuracy") -> tuple[float, float, int]:
     """Return mean, standard error over seeds and the number of seeds, of accuracies averaged over cells first.
 
-    Only seeds that have every cell (dataset and target) count.
+    Only seeds that have every cell (dataset and target) count; where a metric wasn't measured, it is NaN.
     """
     by_seed: dict[int, dict[tuple[str, str], float]] = defaultdict(dict)
     for result in found:
-        by_seed[result.seed][result.dataset, result.target] = getattr(result, metric)
+        value = getattr(result, metric)
+        if not math.isnan(value):
+            by_seed[result.seed][result.dataset, result.target] = value
     cells = {cell for scores in by_seed.values() for cell in scores}
     means = [float(np.mean(list(scores.values()))) for scores in by_seed.values() if scores.keys() == cells]
     if not means:

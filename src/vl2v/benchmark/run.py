@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vl2v.benchmark.engine import Engine, Local, usual_processes
-from vl2v.benchmark.jobs import Grid, Job, WorkList
+from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList
 from vl2v.config import LossConfig, PublishedConfig, merge
 from vl2v.errors import RunError
 from vl2v.methods import find_method
@@ -35,8 +35,13 @@ class Benchmark:
         return [job for job in self.jobs if not self.work.done(job)]
 
 
-def plan(grid: Grid, out: Path) -> Benchmark:
+def plan(grid: Grid, out: Path, corruptions: Corruptions | None = None) -> Benchmark:
     """Put a grid's jobs on the list of a folder, new or not.
+
+    Args:
+        grid: of jobs.
+        out: the folder.
+        corruptions: what finished students are also measured on; nothing is trained again for it.
 
     Raises:
         VL2VError: of the part that can't be had: a dataset, a target, a method, a setting.
@@ -46,6 +51,7 @@ def plan(grid: Grid, out: Path) -> Benchmark:
     work = WorkList(out)
     added = work.add(jobs)
     work.show(grid.variant, added)
+    work.ask_for(corruptions)
     return Benchmark(work, added)
 
 
