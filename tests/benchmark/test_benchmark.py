@@ -16,18 +16,21 @@ from typer.testing import CliRunner
 
 import vl2v
 from little import DOMAINS, processes
+from vl2v.benchmark.draws import Range, drawn, ranges, suggested
 from vl2v.benchmark.engine import Local, Ray, engine_named
-from vl2v.benchmark.jobs import Corruptions, Grid, WorkList, drawn, methods_for
+from vl2v.benchmark.jobs import Corruptions, Grid, WorkList, methods_for
 from vl2v.benchmark.results import read_domainbed, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
 from vl2v.cli.app import app
+from vl2v.config import merge
 from vl2v.data import open_dataset
 from vl2v.data.corrupted import corrupt_dataset
 from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.methods import METHODS
 from vl2v.runs.evaluate import evaluate_run
 from vl2v.runs.predictions import Predictions
+from vl2v.runs.settings import resolve
 
 
 @pytest.fixture(scope="module")
@@ -171,6 +174,48 @@ def test_draws_are_selected_by_each_rule(grid: Grid, tmp_path: Path) -> None:
     stage = drawn("erm", 0, 1)["stages"]["finetune"]
     assert 1e-5 <= stage["lr"] <= 10**-3.5 and 1e-6 <= stage["weight_decay"] <= 1e-2
     assert 8 <= stage["batch_per_domain"] <= 45
+
+
+def test_optuna_goes_by_the_results_in_the_folder(grid: Grid, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    wanted = replace(grid, methods=["zero-shot", "kd"], seeds=1, draws=3, search="optuna", batch=None)
+    first, second, _ = wanted.rounds
+    for part in (first, second):
+        run(plan(part, tmp_path), engine=Local(1))
+    third = plan(wanted, tmp_path)
+    assert [(job.method, job.draw) for job in third.missing] == [("kd", 2)]
+    (suggestion,) = third.missing
+    again = plan(wanted, tmp_path)  # it is on the list: another process, or a resumed one, takes the very same
+    assert [job.name for job in again.jobs] == [job.name for job in third.jobs]
+    (tmp_path / "jobs.jsonl").write_text("".join((tmp_path / "jobs.jsonl").read_text().splitlines(True)[:-1]))
+    assert plan(wanted, tmp_path).missing[0].name == suggestion.name  # and from the results alone
+    stage = suggestion.settings["stages"]["distill"]
+    assert 1e-5 <= stage["lr"] <= 10**-3.5 and 1 <= suggestion.settings["loss"]["temperature"] <= 5
+    random = plan(replace(wanted, search="random"), tmp_path)
+    assert not {job.name for job in random.jobs if job.draw} & {job.name for job in third.jobs}
+
+
+def test_optuna_looks_where_results_are_good(grid: Grid) -> None:
+    pytest.importorskip("optuna")
+
+    def worth(tree: dict[str, Any]) -> float:  # best at a learning rate of 1e-4
+        return -abs(np.log10(tree["stages"]["finetune"]["lr"]) + 4)
+
+    results: list[Any] = []
+    for draw in range(1, 26):
+        tree = suggested("erm", 0, draw, results)
+        results.append((resolve(merge({"data": {"path": "x"}, "method": "erm"}, tree)), worth(tree)))
+    at_random = np.mean([worth(drawn("erm", 0, draw)) for draw in range(1, 26)])
+    assert np.mean([found for _, found in results[-10:]]) > at_random + 0.1
+    assert suggested("erm", 0, 3, results[:2]) == suggested("erm", 0, 3, results[:2])
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.stages])
+def test_a_value_has_one_place_in_its_range(method: str) -> None:
+    for found in ranges(method).values():
+        middle = (found.low + found.high) / 2
+        assert found.value(found.place(found.value(middle))) == pytest.approx(found.value(middle))
+    assert Range(3, 5.5, 2, whole=True).value(5.0) == 32 and Range(3, 5.5, 2, whole=True).place(32) == pytest.approx(5)
 
 
 def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_path: Path) -> None:

@@ -6,23 +6,22 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
+from vl2v.benchmark.draws import drawn
 from vl2v.config import LossConfig, PublishedConfig, Tree, merge
 from vl2v.data.corruptions import CORRUPTIONS
 from vl2v.errors import ConfigError, RunError
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs.folder import write_text
 from vl2v.runs.settings import resolve
-from vl2v.seeds import derive
 
 Selection = Literal["training", "leave-one-out", "oracle"]
+Search = Literal["random", "optuna"]
 FIRST = "1.1"
 WHITE_BOXES = ("open_clip", "hf", "tiny")
 STUDENTS = {
@@ -32,6 +31,20 @@ STUDENTS = {
     "deit_small": "deit_small_patch16_224",
     "vit_base": "vit_base_patch16_224",
 }
+
+
+class Cell(NamedTuple):
+    """What is repeated with other hyperparameters; see `Job`."""
+
+    dataset: str
+    target: str
+    method: str
+    student: str
+    seed: int
+
+
+Draw = Callable[[Cell, int], Tree]
+"""Makes the hyperparameters of a cell and the number of a draw."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +73,11 @@ class Job:
     settings: Tree = field(hash=False)
     version: str = FIRST
 
+    @property
+    def cell(self) -> Cell:
+        """What it is one draw of."""
+        return Cell(self.dataset, self.target, self.method, self.student, self.seed)
+
     @cached_property
     def name(self) -> str:
         """Its folder: words for people, and a digest of everything that decides the result."""
@@ -81,7 +99,8 @@ class Grid:
         methods: names.
         students: timm models, or short names of some (`STUDENTS`).
         seeds: how many.
-        draws: hyperparameter draws of each, the first being the defaults; the others are random.
+        draws: hyperparameter draws of each, the first being the defaults.
+        search: how the others are drawn; "optuna" goes by the results of those before.
         selection: how a draw is selected; "leave-one-out" trains more students.
         settings: of every run.
         steps: of each method's last stage; None: as the method has it.
@@ -94,6 +113,7 @@ class Grid:
     students: Sequence[str]
     seeds: int
     draws: int = 1
+    search: Search = "random"
     selection: Selection = "training"
     settings: Tree = field(default_factory=dict)
     steps: int | None = None
@@ -103,10 +123,21 @@ class Grid:
     def variant(self) -> str:
         """A digest of the settings that all its jobs have in common."""
         settings = {**self.settings, "data": {**self.settings.get("data", {}), "workers": 0}}
-        return _digest([settings, self.steps, self.batch])
+        how = [] if self.search == "random" else [self.search]
+        return _digest([settings, self.steps, self.batch, *how])
 
-    def jobs(self) -> Iterator[Job]:
+    @property
+    def rounds(self) -> list[Grid]:
+        """The grids to be planned and done one after another: where draws go by results, a draw each."""
+        if self.search == "random":
+            return [self]
+        return [replace(self, draws=draws) for draws in range(1, self.draws + 1)]
+
+    def jobs(self, draw: Draw | None = None) -> Iterator[Job]:
         """Yield the jobs; those that share most come one after another.
+
+        Args:
+            draw: makes hyperparameters of a cell and the number of a draw; by default random ones.
 
         Raises:
             ConfigError: a method, or a setting, that isn't known.
@@ -118,34 +149,36 @@ class Grid:
                 for target in self.targets or domains:
                     for student in self.students:
                         for method in self.methods:
-                            yield from self._cell(dataset, target, domains, student, method, seed)
+                            cell = Cell(dataset, target, method, student, seed)
+                            yield from self._cell(cell, domains, draw or _random)
 
-    def _cell(
-        self, dataset: str, target: str, domains: Sequence[str], student: str, method: str, seed: int
-    ) -> Iterator[Job]:
-        draws = self.draws if METHODS[method].stages else 1
-        others = [domain for domain in domains if domain != target]
-        held_out = others if self.selection == "leave-one-out" and draws > 1 and len(others) > 1 else []
+    def _cell(self, cell: Cell, domains: Sequence[str], draw_of: Draw) -> Iterator[Job]:
+        draws = self.draws if METHODS[cell.method].stages else 1
+        others = [domain for domain in domains if domain != cell.target]
+        chosen = draws > 1 or (self.search != "random" and METHODS[cell.method].stages)
+        held_out = others if self.selection == "leave-one-out" and chosen and len(others) > 1 else []
         for draw in range(draws):
+            hyperparameters = draw_of(cell, draw) if draw else {}
             for held in ("", *held_out):
-                settings = self._of(dataset, target, held, student, method, seed, draw)
-                yield Job(dataset, target, method, student, seed, draw, held, settings, version_of(method))
+                settings = merge(self._of(cell, held), hyperparameters)
+                yield Job(*cell, draw, held, settings, version_of(cell.method))
 
-    def _of(self, dataset: str, target: str, held: str, student: str, method: str, seed: int, draw: int) -> Tree:
+    def _of(self, cell: Cell, held: str) -> Tree:
+        """Return the settings of a job, without its draw."""
+        path, target = self.data[cell.dataset], [cell.target, *([held] if held else [])]
         own: Tree = {
-            "method": method,
-            "seed": seed,
-            "data": {"path": self.data[dataset], "target": [target, *([held] if held else [])], "split_seed": seed},
-            "student": {"name": STUDENTS.get(student, student)},
+            "method": cell.method,
+            "seed": cell.seed,
+            "data": {"path": path, "target": target, "split_seed": cell.seed},
+            "student": {"name": STUDENTS.get(cell.student, cell.student)},
         }
-        stages = METHODS[method].stages
+        stages = METHODS[cell.method].stages
         if not stages:
             return merge(_without_stages(self.settings), own)
         *_, last = stages
         sizes = {"steps": self.steps, "batch_per_domain": self.batch}
         given = merge(_only_stages(self.settings, stages), own)
-        given = merge(given, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
-        return merge(given, drawn(method, seed, draw)) if draw else given
+        return merge(given, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
 
     def _domains(self, path: str) -> Sequence[str]:
         from vl2v.data import open_dataset
@@ -158,35 +191,6 @@ class Grid:
         for target in self.targets:
             dataset.domain_index(target)
         return dataset.domains
-
-
-def drawn(method: str, seed: int, draw: int) -> Tree:
-    """Return random hyperparameters from DomainBed's ranges (Gulrajani and Lopez-Paz, ICLR 2021, appendix D.2).
-
-    Of the last stage: learning rate 10^U(-5, -3.5), weight decay 10^U(-6, -2), pictures a domain 2^U(3, 5.5). Of a
-    method of its own: CORAL's weight and Mixup's alpha 10^U(-1, 1). Not in DomainBed: lambda U(0.1, 0.9), MIRO's weight
-    10^U(-2, 0), distillation's temperature U(1, 5), WiSE-FT's interpolation U(0.2, 0.8). The losses of adip, vl2v, fd
-    and simkd want larger steps: ten times the range.
-    """
-    rng = np.random.default_rng(derive(seed, "draw", method, draw))
-    *_, last = METHODS[method].stages
-    by_cosine = method in ("adip", "vl2v", "fd", "simkd")
-    stage = {
-        "lr": float(10 ** (rng.uniform(-5, -3.5) + by_cosine)),
-        "weight_decay": float(10 ** rng.uniform(-6, -2)),
-        "batch_per_domain": int(2 ** rng.uniform(3, 5.5)),
-    }
-    own: dict[str, Tree] = {
-        "coral": {"coral_weight": float(10 ** rng.uniform(-1, 1))},
-        "mixup": {"mixup_alpha": float(10 ** rng.uniform(-1, 1))},
-        "miro": {"miro_weight": float(10 ** rng.uniform(-2, 0))},
-        "adip": {"lambda": float(rng.uniform(0.1, 0.9))},
-        "sd": {"lambda": float(rng.uniform(0.1, 0.9))},
-        "kd": {"temperature": float(rng.uniform(1, 5))},
-        "rise": {"temperature": float(rng.uniform(1, 5))},
-        "wise-ft": {"interpolate": float(rng.uniform(0.2, 0.8))},
-    }
-    return {"stages": {last: stage}, "loss": own.get(method, {})}
 
 
 def methods_for(names: Sequence[str], teacher: str) -> list[str]:
@@ -294,10 +298,14 @@ class WorkList:
         if now != before:
             write_text(self.folder / "shown.json", json.dumps(now))
 
-    def shown(self) -> list[Job]:
-        """Return the jobs that tables show: those of the settings that were asked for last, and of today's code."""
+    def shown(self, variant: str | None = None) -> list[Job]:
+        """Return the jobs that tables show: those of the settings that were asked for last, and of today's code.
+
+        Args:
+            variant: other settings than the last.
+        """
         told = self._shown()
-        names = set(told["jobs"].get(told["variant"], []))
+        names = set(told["jobs"].get(told["variant"] if variant is None else variant, []))
         asked = [job for job in self.jobs() if job.name in names or not told["jobs"]]
         return [job for job in asked if job.version == version_of(job.method)]
 
@@ -357,6 +365,10 @@ class WorkList:
         """Return how long a finished job took."""
         file = self.place(job) / "seconds.json"
         return float(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else math.nan
+
+
+def _random(cell: Cell, draw: int) -> Tree:
+    return drawn(cell.method, cell.seed, draw)
 
 
 def _digest(tree: object) -> str:

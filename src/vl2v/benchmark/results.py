@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import Job, Selection, WorkList
+from vl2v.benchmark.jobs import Cell, Job, Selection, WorkList
 from vl2v.errors import DataError
 from vl2v.runs.predictions import Predictions
 
@@ -69,21 +69,25 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
         work: the list; unfinished jobs, and those of other settings than the last, are left out.
         selection: the rule.
     """
-    cells: dict[tuple[object, ...], dict[int, dict[str, Job]]] = defaultdict(lambda: defaultdict(dict))
-    for job in work.shown():
-        if work.trained(job):
-            cells[job.dataset, job.target, job.method, job.student, job.seed][job.draw][job.held] = job
     found = []
-    for draws in cells.values():
+    for draws in by_cell(job for job in work.shown() if work.trained(job)).values():
         whole = {draw: jobs for draw, jobs in draws.items() if "" in jobs}
         if whole:
-            best = max(whole, key=lambda draw: _merit(work, whole[draw], selection)) if len(whole) > 1 else min(whole)
+            best = max(whole, key=lambda draw: merit(work, whole[draw], selection)) if len(whole) > 1 else min(whole)
             found.append(_result(work, whole[best][""]))
     return found
 
 
-def _merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
-    """Return what a draw is selected by."""
+def by_cell(jobs: Iterable[Job]) -> dict[Cell, dict[int, dict[str, Job]]]:
+    """Return jobs as cell -> draw -> domain that is left out besides -> job."""
+    cells: dict[Cell, dict[int, dict[str, Job]]] = defaultdict(lambda: defaultdict(dict))
+    for job in jobs:
+        cells[job.cell][job.draw][job.held] = job
+    return cells
+
+
+def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
+    """Return what a draw is selected by; its jobs are finished."""
     kept = Predictions.load(work.place(jobs[""]))
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(jobs[""].target)
     if selection == "training":
@@ -104,8 +108,7 @@ def _result(work: WorkList, job: Job) -> Result:
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(job.target)
     inside, outside = target & kept["in_split"], ~target
     whole, part, seen = (float(right[rows].mean()) if rows.any() else math.nan for rows in (target, inside, outside))
-    identity = (job.dataset, job.target, job.method, job.student, job.seed)
-    return Result(*identity, whole, part, seen, work.seconds(job), place, right[target], _corrupted(work, job))
+    return Result(*job.cell, whole, part, seen, work.seconds(job), place, right[target], _corrupted(work, job))
 
 
 def _corrupted(work: WorkList, job: Job) -> float:

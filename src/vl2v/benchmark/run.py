@@ -10,6 +10,7 @@ from typing import Any
 
 from vl2v.benchmark.engine import Engine, Local, usual_processes
 from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList
+from vl2v.benchmark.search import searching
 from vl2v.config import LossConfig, PublishedConfig, merge
 from vl2v.errors import RunError
 from vl2v.methods import find_method
@@ -38,6 +39,8 @@ class Benchmark:
 def plan(grid: Grid, out: Path, corruptions: Corruptions | None = None) -> Benchmark:
     """Put a grid's jobs on the list of a folder, new or not.
 
+    A grid whose draws go by results is planned and run in rounds (`Grid.rounds`).
+
     Args:
         grid: of jobs.
         out: the folder.
@@ -46,9 +49,9 @@ def plan(grid: Grid, out: Path, corruptions: Corruptions | None = None) -> Bench
     Raises:
         VL2VError: of the part that can't be had: a dataset, a target, a method, a setting.
     """
-    jobs = list(grid.jobs())
-    _same_data(grid, out)
     work = WorkList(out)
+    jobs = list(grid.jobs(searching(work, grid) if grid.search == "optuna" else None))
+    _same_data(grid, out)
     added = work.add(jobs)
     work.show(grid.variant, added)
     work.ask_for(corruptions)

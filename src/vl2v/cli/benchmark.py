@@ -28,7 +28,8 @@ def benchmark(
     methods: Annotated[str, typer.Option(help="Names, with commas between; all: every one.")] = "all",
     targets: Annotated[str, typer.Option(help="Unseen domains, with commas between; all: each in turn.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="How many; each has its own split.")] = 3,
-    draws: Annotated[int, typer.Option(min=1, help="Hyperparameter draws: the defaults, and random ones.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, help="Hyperparameter draws: the defaults, and others.")] = 1,
+    search: Annotated[str, typer.Option(help="How others are drawn: random, or optuna (by results).")] = "random",
     selection: Selection = "training",
     steps: Annotated[int | None, typer.Option(help="Of each method's last stage; by default its own.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures of each source domain in a batch of it.")] = None,
@@ -60,20 +61,25 @@ def benchmark(
         students=students.split(","),
         seeds=seeds,
         draws=draws,
+        search=_one_of(search, ("random", "optuna"), "--search"),
         selection=_one_of(selection, ("training", "leave-one-out", "oracle"), "--selection"),
         settings=_settings(teacher, config, pairs),
         steps=steps,
         batch=batch,
     )
-    bench = plan(grid, out, _corruptions(corruptions, severity))
-    before = len(bench.jobs) - len(bench.missing)
-    if bench.missing:
-        from vl2v.cli.live import watching
+    shift, done = _corruptions(corruptions, severity), 0
+    for part in grid.rounds:
+        bench = plan(part, out, shift)
+        missing = len(bench.missing)
+        if missing:
+            from vl2v.cli.live import watching
 
-        with progress() as report, watching(bench, report) as tell:
-            run(bench, engine=place, budget=budget, report=report, tell=tell)
+            with progress() as report, watching(bench, report) as tell:
+                run(bench, engine=place, budget=budget, report=report, tell=tell)
+        left = len(bench.missing)
+        done += missing - left
     failed = [job for job in bench.jobs if bench.work.failure(job)]
-    typer.echo(f"{len(bench.jobs)} jobs: {before} had been done, {len(bench.missing)} are missing", err=True)
+    typer.echo(f"{len(bench.jobs)} jobs: {len(bench.jobs) - done - left} had been done, {left} are missing", err=True)
     for job in failed:
         typer.echo(f"{job.name}: {bench.work.failure(job)}; see {bench.work.place(job) / 'log.txt'}", err=True)
     _print_table(out, "md", "accuracy", selection, None)
