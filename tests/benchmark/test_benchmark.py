@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +20,11 @@ import vl2v
 from little import DOMAINS, processes
 from vl2v.benchmark.draws import Range, drawn, ranges, suggested
 from vl2v.benchmark.engine import Local, Ray, engine_named
-from vl2v.benchmark.jobs import Corruptions, Grid, WorkList, methods_for
+from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList, methods_for
 from vl2v.benchmark.results import read_domainbed, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
+from vl2v.benchmark.work import Tell, work_through
 from vl2v.cli.app import app
 from vl2v.config import merge
 from vl2v.data import open_dataset
@@ -63,6 +66,13 @@ def calm(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> WorkList:
     return bench.work
 
 
+class Here:
+    """An engine that does the jobs in this process: for tests of what is done, not of where."""
+
+    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
+        work_through(work, {job.name for job in jobs}, since=time.time(), budget=budget, tell=tell)
+
+
 def copied(work: WorkList, folder: Path) -> WorkList:
     """Return a copy of a benchmark, to be changed."""
     shutil.copytree(work.folder, folder / "bench")
@@ -101,7 +111,7 @@ def test_what_is_done_is_not_done_again(calm: WorkList, grid: Grid, tmp_path: Pa
 def test_a_failed_job_keeps_its_log_and_stops_nothing(grid: Grid, tmp_path: Path) -> None:
     bench = plan(replace(grid, students=["no_such_model", "test_efficientnet"], methods=["erm"], seeds=1), tmp_path)
     events: list[dict[str, Any]] = []
-    run(bench, engine=Local(1), tell=events.append)
+    run(bench, engine=Here(), tell=events.append)
     assert [(e["event"]) for e in events if e["event"] != "progress"] == ["started", "failed", "started", "done"]
     (failed,) = bench.missing
     assert "timm has no such model" in (bench.work.failure(failed) or "")
@@ -165,7 +175,7 @@ def test_the_same_on_ray_with_a_worker_killed(calm: WorkList, grid: Grid, tmp_pa
 def test_draws_are_selected_by_each_rule(grid: Grid, tmp_path: Path) -> None:
     bench = plan(replace(grid, methods=["erm"], seeds=1, draws=2, selection="leave-one-out"), tmp_path)
     assert [(job.draw, job.held) for job in bench.jobs] == [(d, h) for d in (0, 1) for h in ("", "chalk", "ink")]
-    run(bench, engine=Local(2))
+    run(bench, engine=Here())
     assert not bench.missing
     for rule in ("training", "leave-one-out", "oracle"):
         (found,) = results(bench.work, rule)
@@ -181,7 +191,7 @@ def test_optuna_goes_by_the_results_in_the_folder(grid: Grid, tmp_path: Path) ->
     wanted = replace(grid, methods=["zero-shot", "kd"], seeds=1, draws=3, search="optuna", batch=None)
     first, second, _ = wanted.rounds
     for part in (first, second):
-        run(plan(part, tmp_path), engine=Local(1))
+        run(plan(part, tmp_path), engine=Here())
     third = plan(wanted, tmp_path)
     assert [(job.method, job.draw) for job in third.missing] == [("kd", 2)]
     (suggestion,) = third.missing
@@ -307,7 +317,7 @@ def test_a_table_never_mixes_settings(calm: WorkList, grid: Grid, tmp_path: Path
     work = copied(calm, tmp_path)
     before = accuracies(work)
     other = plan(replace(grid, steps=4, seeds=1), work.folder)
-    run(other, engine=Local(1))
+    run(other, engine=Here())
     assert set(accuracies(work)) == {key for key in before if key[-1] == 0}
     assert {result.folder for result in results(work)} == {work.place(job) for job in other.jobs}
     told = CliRunner().invoke(app, ["benchmark", "table", str(work.folder)])
@@ -368,7 +378,7 @@ def test_students_are_measured_on_corrupted_pictures_without_training_anew(
     bench = plan(one, work.folder, Corruptions(("fog", "pixelate"), 3))
     assert {job.method for job in bench.missing} == {"erm", "adip"}  # the teacher isn't asked about them
     assert all(np.isnan(result.corrupted) for result in results(bench.work))
-    run(bench, engine=Local(1))
+    run(bench, engine=Here())
     assert not bench.missing and {file: file.stat().st_mtime_ns for file in before} == before
     found = {result.method: result for result in results(bench.work) if result.seed == 0}
     corrupt_dataset(
@@ -402,12 +412,14 @@ def test_recommend_answers_plainly(shapes: Path, recording: Path, tmp_path: Path
     from vl2v.benchmark.recommend import recommend
 
     settings: dict[str, Any] = {"student": {"weights": "none", "image_size": 32}, "data": {"workers": 0}}
+    settings["stages"] = {"align": {"steps": 10, "batch_per_domain": 8}}
     teacher = f"recorded:{recording}"
     methods = ("erm", "adip")
     small = "test_efficientnet"
-    advice = recommend(shapes, teacher, tmp_path, minutes=0.02, methods=methods, student=small, settings=settings)
+    how: dict[str, Any] = {"minutes": 0.02, "methods": methods, "student": small, "settings": settings}
+    advice = recommend(shapes, teacher, tmp_path, **how, engine=Here())
     assert {advice.method, advice.runner_up} == set(methods) and advice.steps == 20
     assert f"--method {advice.method}" in advice.command and advice.command in advice.verdict()
     assert {r.target for r in advice.table} == set(DOMAINS)
-    again = recommend(shapes, teacher, tmp_path, minutes=0.02, methods=methods, student=small, settings=settings)
+    again = recommend(shapes, teacher, tmp_path, **how, engine=Here())
     assert (again.command, again.accuracy) == (advice.command, advice.accuracy)  # all was there already

@@ -15,7 +15,7 @@ from vl2v.runs.settings import resolve
 def searching(work: WorkList, grid: Grid) -> Draw:
     """Return what makes a grid's draws: one that is on the list already stays as it is, a new one is suggested.
 
-    A draw is worth what the grid's selection rule goes by: unless that is the oracle, the unseen domain decides nothing.
+    A draw is worth what the selection rule goes by: unless that is the oracle, the unseen domain decides nothing.
 
     Args:
         work: the folder's list.
