@@ -22,7 +22,7 @@ from vl2v.runs.settings import resolve
 
 Selection = Literal["training", "leave-one-out", "oracle"]
 Search = Literal["random", "optuna"]
-FIRST = "1.1"
+FIRST = "1.1"  # a version that names of jobs leave out
 WHITE_BOXES = ("open_clip", "hf", "tiny")
 STUDENTS = {
     "lite0": "tf_efficientnet_lite0",
@@ -83,7 +83,7 @@ class Job:
         """Its folder: words for people, and a digest of everything that decides the result."""
         config = resolve(self.settings).model_dump(mode="json", by_alias=True)
         config["data"] |= {"path": self.dataset, "workers": 0}
-        if self.version != FIRST:  # names are older than versions
+        if self.version != FIRST:  # folders are older than versions
             config["version"] = self.version
         words = [self.dataset, self.target, self.held and f"without-{self.held}", self.student, self.method]
         return "-".join([*(_word(word) for word in words if word), f"seed{self.seed}", _digest(config)])
@@ -153,10 +153,11 @@ class Grid:
                             yield from self._cell(cell, domains, draw or _random)
 
     def _cell(self, cell: Cell, domains: Sequence[str], draw_of: Draw) -> Iterator[Job]:
-        draws = self.draws if METHODS[cell.method].stages else 1
+        trains = bool(METHODS[cell.method].stages)
+        draws = self.draws if trains else 1
+        several = trains and (self.draws > 1 or self.search == "optuna")  # whose rounds have one draw at first
         others = [domain for domain in domains if domain != cell.target]
-        chosen = draws > 1 or (self.search != "random" and METHODS[cell.method].stages)
-        held_out = others if self.selection == "leave-one-out" and chosen and len(others) > 1 else []
+        held_out = others if self.selection == "leave-one-out" and several and len(others) > 1 else []
         for draw in range(draws):
             hyperparameters = draw_of(cell, draw) if draw else {}
             for held in ("", *held_out):
@@ -307,7 +308,7 @@ class WorkList:
         told = self._shown()
         names = set(told["jobs"].get(told["variant"] if variant is None else variant, []))
         asked = [job for job in self.jobs() if job.name in names or not told["jobs"]]
-        return [job for job in asked if job.version == version_of(job.method)]
+        return [job for job in asked if job.method in METHODS and job.version == version_of(job.method)]
 
     def _shown(self) -> dict[str, Any]:
         file = self.folder / "shown.json"
@@ -342,7 +343,7 @@ class WorkList:
 
     def unmeasured(self, job: Job) -> list[str]:
         """Return the corruptions that a job's student has still to be measured on."""
-        if self.corruptions is None or job.held or not METHODS[job.method].stages:
+        if self.corruptions is None or job.held or job.method == "zero-shot":
             return []
         return self.corruptions.unmeasured(self.place(job))
 
