@@ -408,9 +408,12 @@ def test_published_figures_stand_beside_their_own_kind_only() -> None:
     assert _published({"shapes"}) == {} == _published({"PACS", "VLCS"})
 
 
-def test_recommend_answers_plainly(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_recommend_answers_plainly(
+    shapes: Path, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vl2v.benchmark.recommend import recommend
 
+    monkeypatch.setattr("vl2v.benchmark.recommend.BATCH", 4)
     settings: dict[str, Any] = {"student": {"weights": "none", "image_size": 32}, "data": {"workers": 0}}
     settings["stages"] = {"align": {"steps": 10, "batch_per_domain": 8}}
     teacher = f"recorded:{recording}"
