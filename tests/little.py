@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -76,3 +77,27 @@ def quick_settings(shapes: Path, recording: Path, method: str = "adip") -> dict[
         "stages": stages,
         "train": {"precision": "fp32", "accelerator": "cpu"},
     }
+
+
+def processes(words: str) -> list[int]:
+    """Return the processes whose command line has the words in it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal() and int(entry.name) != os.getpid():
+            try:
+                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            except OSError:
+                continue  # it has just ended
+            if words in command and _ours(entry):
+                found.append(int(entry.name))
+    return found
+
+
+def _ours(entry: Path) -> bool:
+    """Whether a process comes from this one, or from Ray, which keeps its workers in a family of its own."""
+    try:
+        status = (entry / "status").read_text()
+    except OSError:
+        return False
+    parent = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid"))
+    return int(parent) == os.getpid() or b"ray::" in (entry / "cmdline").read_bytes()

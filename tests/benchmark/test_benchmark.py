@@ -6,6 +6,8 @@ import json
 import os
 import shutil
 import signal
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +17,23 @@ import pytest
 from typer.testing import CliRunner
 
 import vl2v
-from little import DOMAINS
+from little import DOMAINS, processes
+from vl2v.benchmark.draws import Range, drawn, ranges, suggested
 from vl2v.benchmark.engine import Local, Ray, engine_named
-from vl2v.benchmark.jobs import Grid, WorkList, drawn, methods_for
+from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList, methods_for
 from vl2v.benchmark.results import read_domainbed, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
+from vl2v.benchmark.work import Tell, work_through
 from vl2v.cli.app import app
+from vl2v.config import merge
+from vl2v.data import open_dataset
+from vl2v.data.corrupted import corrupt_dataset
 from vl2v.errors import ConfigError, DataError, RunError
+from vl2v.methods import METHODS
+from vl2v.runs.evaluate import evaluate_run
 from vl2v.runs.predictions import Predictions
+from vl2v.runs.settings import resolve
 
 
 @pytest.fixture(scope="module")
@@ -56,34 +66,17 @@ def calm(grid: Grid, tmp_path_factory: pytest.TempPathFactory) -> WorkList:
     return bench.work
 
 
+class Here:
+    """An engine that does the jobs in this process: for tests of what is done, not of where."""
+
+    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
+        work_through(work, {job.name for job in jobs}, since=time.time(), budget=budget, tell=tell)
+
+
 def copied(work: WorkList, folder: Path) -> WorkList:
     """Return a copy of a benchmark, to be changed."""
     shutil.copytree(work.folder, folder / "bench")
     return WorkList(folder / "bench")
-
-
-def processes(words: str) -> list[int]:
-    """Return the processes whose command line has the words in it."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and int(entry.name) != os.getpid():
-            try:
-                command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            except OSError:
-                continue  # it has just ended
-            if words in command and _ours(entry):
-                found.append(int(entry.name))
-    return found
-
-
-def _ours(entry: Path) -> bool:
-    """Whether a process comes from this one, or from Ray, which keeps its workers in a family of its own."""
-    try:
-        status = (entry / "status").read_text()
-    except OSError:
-        return False
-    parent = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid"))
-    return int(parent) == os.getpid() or b"ray::" in (entry / "cmdline").read_bytes()
 
 
 def accuracies(work: WorkList) -> dict[tuple[Any, ...], float]:
@@ -118,7 +111,7 @@ def test_what_is_done_is_not_done_again(calm: WorkList, grid: Grid, tmp_path: Pa
 def test_a_failed_job_keeps_its_log_and_stops_nothing(grid: Grid, tmp_path: Path) -> None:
     bench = plan(replace(grid, students=["no_such_model", "test_efficientnet"], methods=["erm"], seeds=1), tmp_path)
     events: list[dict[str, Any]] = []
-    run(bench, engine=Local(1), tell=events.append)
+    run(bench, engine=Here(), tell=events.append)
     assert [(e["event"]) for e in events if e["event"] != "progress"] == ["started", "failed", "started", "done"]
     (failed,) = bench.missing
     assert "timm has no such model" in (bench.work.failure(failed) or "")
@@ -182,7 +175,7 @@ def test_the_same_on_ray_with_a_worker_killed(calm: WorkList, grid: Grid, tmp_pa
 def test_draws_are_selected_by_each_rule(grid: Grid, tmp_path: Path) -> None:
     bench = plan(replace(grid, methods=["erm"], seeds=1, draws=2, selection="leave-one-out"), tmp_path)
     assert [(job.draw, job.held) for job in bench.jobs] == [(d, h) for d in (0, 1) for h in ("", "chalk", "ink")]
-    run(bench, engine=Local(2))
+    run(bench, engine=Here())
     assert not bench.missing
     for rule in ("training", "leave-one-out", "oracle"):
         (found,) = results(bench.work, rule)
@@ -191,6 +184,48 @@ def test_draws_are_selected_by_each_rule(grid: Grid, tmp_path: Path) -> None:
     stage = drawn("erm", 0, 1)["stages"]["finetune"]
     assert 1e-5 <= stage["lr"] <= 10**-3.5 and 1e-6 <= stage["weight_decay"] <= 1e-2
     assert 8 <= stage["batch_per_domain"] <= 45
+
+
+def test_optuna_goes_by_the_results_in_the_folder(grid: Grid, tmp_path: Path) -> None:
+    pytest.importorskip("optuna")
+    wanted = replace(grid, methods=["zero-shot", "kd"], seeds=1, draws=3, search="optuna", batch=None)
+    first, second, _ = wanted.rounds
+    for part in (first, second):
+        run(plan(part, tmp_path), engine=Here())
+    third = plan(wanted, tmp_path)
+    assert [(job.method, job.draw) for job in third.missing] == [("kd", 2)]
+    (suggestion,) = third.missing
+    again = plan(wanted, tmp_path)  # it is on the list: another process, or a resumed one, takes the very same
+    assert [job.name for job in again.jobs] == [job.name for job in third.jobs]
+    (tmp_path / "jobs.jsonl").write_text("".join((tmp_path / "jobs.jsonl").read_text().splitlines(True)[:-1]))
+    assert plan(wanted, tmp_path).missing[0].name == suggestion.name  # and from the results alone
+    stage = suggestion.settings["stages"]["distill"]
+    assert 1e-5 <= stage["lr"] <= 10**-3.5 and 1 <= suggestion.settings["loss"]["temperature"] <= 5
+    random = plan(replace(wanted, search="random"), tmp_path)
+    assert not {job.name for job in random.jobs if job.draw} & {job.name for job in third.jobs}
+
+
+def test_optuna_looks_where_results_are_good(grid: Grid) -> None:
+    pytest.importorskip("optuna")
+
+    def worth(tree: dict[str, Any]) -> float:  # best at a learning rate of 1e-4
+        return -abs(np.log10(tree["stages"]["finetune"]["lr"]) + 4)
+
+    results: list[Any] = []
+    for draw in range(1, 26):
+        tree = suggested("erm", 0, draw, results)
+        results.append((resolve(merge({"data": {"path": "x"}, "method": "erm"}, tree)), worth(tree)))
+    at_random = np.mean([worth(drawn("erm", 0, draw)) for draw in range(1, 26)])
+    assert np.mean([found for _, found in results[-10:]]) > at_random + 0.1
+    assert suggested("erm", 0, 3, results[:2]) == suggested("erm", 0, 3, results[:2])
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.stages])
+def test_a_value_has_one_place_in_its_range(method: str) -> None:
+    for found in ranges(method).values():
+        middle = (found.low + found.high) / 2
+        assert found.value(found.place(found.value(middle))) == pytest.approx(found.value(middle))
+    assert Range(3, 5.5, 2, whole=True).value(5.0) == 32 and Range(3, 5.5, 2, whole=True).place(32) == pytest.approx(5)
 
 
 def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_path: Path) -> None:
@@ -282,15 +317,29 @@ def test_a_table_never_mixes_settings(calm: WorkList, grid: Grid, tmp_path: Path
     work = copied(calm, tmp_path)
     before = accuracies(work)
     other = plan(replace(grid, steps=4, seeds=1), work.folder)
-    run(other, engine=Local(1))
+    run(other, engine=Here())
     assert set(accuracies(work)) == {key for key in before if key[-1] == 0}
     assert {result.folder for result in results(work)} == {work.place(job) for job in other.jobs}
     told = CliRunner().invoke(app, ["benchmark", "table", str(work.folder)])
-    assert "jobs in" in told.stderr and "other settings and aren't shown" in told.stderr
+    assert "jobs in" in told.stderr and "other settings" in told.stderr
     plan(grid, work.folder)  # asked for again, the first ones stand there again
     assert accuracies(work) == before
     wrong = CliRunner().invoke(app, ["benchmark", "table", str(work.folder), "--reference", "kd"])
     assert "--reference kd: not in this table" in str(wrong.exception)
+
+
+def test_results_of_older_code_are_done_again_and_not_shown(
+    calm: WorkList, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = copied(calm, tmp_path)
+    monkeypatch.setitem(METHODS, "erm", METHODS["erm"]._replace(version=2))
+    bench = plan(grid, work.folder)
+    assert [job.method for job in bench.missing] == ["erm", "erm"]
+    assert {result.method for result in results(work)} == {"zero-shot", "adip"}
+    monkeypatch.setattr("vl2v.methods.LOOP", 2)
+    assert len(plan(grid, work.folder).missing) == 6 and not results(work)
+    monkeypatch.undo()
+    assert not plan(grid, work.folder).missing and accuracies(work) == accuracies(calm)
 
 
 @pytest.mark.parametrize(("rule", "best"), [("training", 0), ("leave-one-out", 1), ("oracle", 2)])
@@ -320,6 +369,37 @@ def test_each_rule_selects_by_its_own_pictures(rule: str, best: int, grid: Grid,
     assert found.in_split == pytest.approx(right[best][2])
 
 
+def test_students_are_measured_on_corrupted_pictures_without_training_anew(
+    calm: WorkList, grid: Grid, tmp_path: Path
+) -> None:
+    work = copied(calm, tmp_path)
+    before = {file: file.stat().st_mtime_ns for file in work.folder.rglob("student.safetensors")}
+    one = replace(grid, seeds=1)
+    bench = plan(one, work.folder, Corruptions(("fog", "pixelate"), 3))
+    assert {job.method for job in bench.missing} == {"erm", "adip"}  # the teacher isn't asked about them
+    assert all(np.isnan(result.corrupted) for result in results(bench.work))
+    run(bench, engine=Here())
+    assert not bench.missing and {file: file.stat().st_mtime_ns for file in before} == before
+    found = {result.method: result for result in results(bench.work) if result.seed == 0}
+    corrupt_dataset(
+        open_dataset(grid.data["shapes"]),
+        tmp_path / "apart",
+        kinds=["fog", "pixelate"],
+        severities=[3],
+        domains=["paint"],
+    )
+    for method in ("erm", "adip"):
+        apart = evaluate_run(vl2v.Run(found[method].folder), tmp_path / "apart", store=work.folder / "store")
+        rows = {row.domain: row.metrics.accuracy for row in apart.of()}
+        assert found[method].corrupted == pytest.approx((rows["fog-3"] + rows["pixelate-3"]) / 2)
+        assert found[method].accuracy == accuracies(calm)["shapes", "paint", method, "test_efficientnet", 0]
+    told = CliRunner().invoke(app, ["benchmark", "table", str(work.folder), "--metric", "corrupted"])
+    assert "under corruptions" in told.stdout and f"| {100 * found['erm'].corrupted:.1f} |" in told.stdout
+    more = plan(one, work.folder, Corruptions(("fog", "pixelate", "contrast"), 3))
+    assert [more.work.unmeasured(job) for job in more.missing] == [["contrast"], ["contrast"]]
+    assert not plan(one, work.folder).missing
+
+
 def test_published_figures_stand_beside_their_own_kind_only() -> None:
     from vl2v.benchmark.table import _published
 
@@ -328,16 +408,21 @@ def test_published_figures_stand_beside_their_own_kind_only() -> None:
     assert _published({"shapes"}) == {} == _published({"PACS", "VLCS"})
 
 
-def test_recommend_answers_plainly(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_recommend_answers_plainly(
+    shapes: Path, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from vl2v.benchmark.recommend import recommend
 
+    monkeypatch.setattr("vl2v.benchmark.recommend.BATCH", 4)
     settings: dict[str, Any] = {"student": {"weights": "none", "image_size": 32}, "data": {"workers": 0}}
+    settings["stages"] = {"align": {"steps": 10, "batch_per_domain": 8}}
     teacher = f"recorded:{recording}"
     methods = ("erm", "adip")
     small = "test_efficientnet"
-    advice = recommend(shapes, teacher, tmp_path, minutes=0.02, methods=methods, student=small, settings=settings)
+    how: dict[str, Any] = {"minutes": 0.02, "methods": methods, "student": small, "settings": settings}
+    advice = recommend(shapes, teacher, tmp_path, **how, engine=Here())
     assert {advice.method, advice.runner_up} == set(methods) and advice.steps == 20
     assert f"--method {advice.method}" in advice.command and advice.command in advice.verdict()
     assert {r.target for r in advice.table} == set(DOMAINS)
-    again = recommend(shapes, teacher, tmp_path, minutes=0.02, methods=methods, student=small, settings=settings)
+    again = recommend(shapes, teacher, tmp_path, **how, engine=Here())
     assert (again.command, again.accuracy) == (advice.command, advice.accuracy)  # all was there already

@@ -159,3 +159,12 @@ def _archive(member: zipfile.ZipInfo) -> bytes:
     with zipfile.ZipFile(data, "w") as archive:
         archive.writestr(member, "content")
     return data.getvalue()
+
+
+def test_icondg_is_opened_by_name_unless_a_folder_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset("icondg").domains == DOMAINS
+    (tmp_path / "icondg" / "drawn" / "dog").mkdir(parents=True)
+    Image.new("RGB", (8, 8)).save(tmp_path / "icondg" / "drawn" / "dog" / "1.png")
+    assert open_dataset("icondg").domains == ("drawn",)

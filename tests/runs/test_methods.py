@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ import vl2v
 from little import quick_settings
 from vl2v.config import LossConfig, PublishedConfig
 from vl2v.embeddings import EmbeddingStore
-from vl2v.methods import METHODS, find_method
+from vl2v.methods import METHODS, find_method, version_of
+
+FIGURES = Path(__file__).with_name("trained.json")
+TRAINED: dict[str, list[float]] = json.loads(FIGURES.read_text())  # method and version -> losses
 
 WHITE = [name for name, entry in METHODS.items() if entry.make(LossConfig(), PublishedConfig()).tower]
 BLACK = [name for name in METHODS if name not in (*WHITE, "zero-shot")]
@@ -45,11 +49,23 @@ def stopping(stage: str, step: int) -> Callable[[str, int, int, str], None]:
     return report
 
 
+def check_version(run: vl2v.Run) -> None:
+    """See that a method still trains as its version did when its figures were written down."""
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    found = [round(row["loss"], 5) for row in rows]
+    key = f"{run.config.method} {version_of(run.config.method)}"
+    assert TRAINED.get(key) == pytest.approx(found, rel=2e-4), (
+        f"{key} trains differently. If that is meant, raise its version in METHODS (or LOOP, if it is every method's) "
+        f'and put "{key} (new version)": {found} into {FIGURES.name}'
+    )
+
+
 @pytest.mark.parametrize("method", BLACK)
 def test_a_student_of_every_method_predicts(method: str, shapes: Path, recording: Path, tmp_path: Path) -> None:
     run = vl2v.distill(quick_settings(shapes, recording, method), tmp_path / "run", store=tmp_path / "store")
     assert run.evaluation is not None and run.evaluation.mean(role="unseen") is not None
     picture = next((shapes / "paint").rglob("*.png"))
+    check_version(run)
     (answer,) = vl2v.load(run.folder).predict([picture])
     assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-4)
     if method == "rise":
@@ -105,6 +121,7 @@ def test_a_white_box_is_fine_tuned(method: str, shapes: Path, recording: Path, t
     settings = white(quick_settings(shapes, recording, method))
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
     assert "texts" in weights(run) and run.evaluation is not None
+    check_version(run)
 
 
 def test_wise_ft_ends_halfway_to_the_zero_shot_weights(shapes: Path, recording: Path, tmp_path: Path) -> None:

@@ -10,14 +10,15 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from vl2v.benchmark.jobs import Job, WorkList
 from vl2v.benchmark.work import Tell, do, fail
 from vl2v.devices import processors
-from vl2v.errors import ConfigError, need_extra
+from vl2v.errors import ConfigError
+from vl2v.runs.cluster import Cluster, settle_in
 
 CRASHES = 2  # a job at which the process died so often is given up
 
@@ -162,28 +163,16 @@ def _environment(number: int, count: int) -> dict[str, str]:
     return {**own, **os.environ, **pinned}
 
 
-@dataclass
-class Ray:
-    """Tasks on a Ray cluster: the one that RAY_ADDRESS names, or one of this machine.
+class Ray(Cluster):
+    """Tasks on a Ray cluster, which go on from the last checkpoint when they are done again.
 
-    The benchmark's folder has to be on a disk that all nodes share. A task whose process or node dies is done again
-    elsewhere, from its last checkpoint.
-
-    Attributes:
-        processors: of each job.
+    The benchmark's folder has to be on a disk that all nodes share.
     """
-
-    processors: int = 1
-    options: dict[str, Any] = field(default_factory=dict)
 
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
         """Do the jobs; see `Engine`."""
-        ray = need_extra("ray", "ray")
-        if not ray.is_initialized():
-            own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
-            ray.init(log_to_driver=False, logging_level="ERROR", **own, **self.options)
+        ray, task = self.start(), self.task(_ray_task)
         folder, threads = str(work.folder.absolute()), str(self.processors)
-        task = ray.remote(num_cpus=self.processors, max_retries=CRASHES)(_ray_task)
         by_ref: dict[Any, Job] = {}
         for job in jobs:
             by_ref[task.remote(folder, job, budget, threads, os.getcwd())] = job
@@ -200,6 +189,5 @@ class Ray:
 
 
 def _ray_task(folder: str, job: Job, budget: float, threads: str, where: str) -> bool:
-    os.chdir(where)
-    os.environ |= {"OMP_NUM_THREADS": threads, "OMP_WAIT_POLICY": "PASSIVE"}
+    settle_in(threads, where)
     return do(WorkList(Path(folder)), job, budget=budget)

@@ -6,22 +6,23 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
+from vl2v.benchmark.draws import drawn
 from vl2v.config import LossConfig, PublishedConfig, Tree, merge
+from vl2v.data.corruptions import CORRUPTIONS
 from vl2v.errors import ConfigError, RunError
-from vl2v.methods import METHODS, find_method
+from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs.folder import write_text
 from vl2v.runs.settings import resolve
-from vl2v.seeds import derive
 
 Selection = Literal["training", "leave-one-out", "oracle"]
+Search = Literal["random", "optuna"]
+FIRST = "1.1"  # a version that names of jobs leave out
 WHITE_BOXES = ("open_clip", "hf", "tiny")
 STUDENTS = {
     "lite0": "tf_efficientnet_lite0",
@@ -30,6 +31,20 @@ STUDENTS = {
     "deit_small": "deit_small_patch16_224",
     "vit_base": "vit_base_patch16_224",
 }
+
+
+class Cell(NamedTuple):
+    """What is repeated with other hyperparameters; see `Job`."""
+
+    dataset: str
+    target: str
+    method: str
+    student: str
+    seed: int
+
+
+Draw = Callable[[Cell, int], Tree]
+"""Makes the hyperparameters of a cell and the number of a draw."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,7 @@ class Job:
         draw: which draw of hyperparameters; 0 is the defaults.
         held: another domain left out, to select by (leave-one-domain-out validation); "" for the job that counts.
         settings: of the run.
+        version: of the code that trains it (`version_of`).
     """
 
     dataset: str
@@ -55,12 +71,20 @@ class Job:
     draw: int
     held: str
     settings: Tree = field(hash=False)
+    version: str = FIRST
+
+    @property
+    def cell(self) -> Cell:
+        """What it is one draw of."""
+        return Cell(self.dataset, self.target, self.method, self.student, self.seed)
 
     @cached_property
     def name(self) -> str:
         """Its folder: words for people, and a digest of everything that decides the result."""
         config = resolve(self.settings).model_dump(mode="json", by_alias=True)
         config["data"] |= {"path": self.dataset, "workers": 0}
+        if self.version != FIRST:  # folders are older than versions
+            config["version"] = self.version
         words = [self.dataset, self.target, self.held and f"without-{self.held}", self.student, self.method]
         return "-".join([*(_word(word) for word in words if word), f"seed{self.seed}", _digest(config)])
 
@@ -75,7 +99,8 @@ class Grid:
         methods: names.
         students: timm models, or short names of some (`STUDENTS`).
         seeds: how many.
-        draws: hyperparameter draws of each, the first being the defaults; the others are random.
+        draws: hyperparameter draws of each, the first being the defaults.
+        search: how the others are drawn; "optuna" goes by the results of those before.
         selection: how a draw is selected; "leave-one-out" trains more students.
         settings: of every run.
         steps: of each method's last stage; None: as the method has it.
@@ -88,6 +113,7 @@ class Grid:
     students: Sequence[str]
     seeds: int
     draws: int = 1
+    search: Search = "random"
     selection: Selection = "training"
     settings: Tree = field(default_factory=dict)
     steps: int | None = None
@@ -97,10 +123,21 @@ class Grid:
     def variant(self) -> str:
         """A digest of the settings that all its jobs have in common."""
         settings = {**self.settings, "data": {**self.settings.get("data", {}), "workers": 0}}
-        return _digest([settings, self.steps, self.batch])
+        how = [] if self.search == "random" else [self.search]
+        return _digest([settings, self.steps, self.batch, *how])
 
-    def jobs(self) -> Iterator[Job]:
+    @property
+    def rounds(self) -> list[Grid]:
+        """The grids to be planned and done one after another: where draws go by results, a draw each."""
+        if self.search == "random":
+            return [self]
+        return [replace(self, draws=draws) for draws in range(1, self.draws + 1)]
+
+    def jobs(self, draw: Draw | None = None) -> Iterator[Job]:
         """Yield the jobs; those that share most come one after another.
+
+        Args:
+            draw: makes hyperparameters of a cell and the number of a draw; by default random ones.
 
         Raises:
             ConfigError: a method, or a setting, that isn't known.
@@ -112,34 +149,37 @@ class Grid:
                 for target in self.targets or domains:
                     for student in self.students:
                         for method in self.methods:
-                            yield from self._cell(dataset, target, domains, student, method, seed)
+                            cell = Cell(dataset, target, method, student, seed)
+                            yield from self._cell(cell, domains, draw or _random)
 
-    def _cell(
-        self, dataset: str, target: str, domains: Sequence[str], student: str, method: str, seed: int
-    ) -> Iterator[Job]:
-        draws = self.draws if METHODS[method].stages else 1
-        others = [domain for domain in domains if domain != target]
-        held_out = others if self.selection == "leave-one-out" and draws > 1 and len(others) > 1 else []
+    def _cell(self, cell: Cell, domains: Sequence[str], draw_of: Draw) -> Iterator[Job]:
+        trains = bool(METHODS[cell.method].stages)
+        draws = self.draws if trains else 1
+        several = trains and (self.draws > 1 or self.search == "optuna")  # whose rounds have one draw at first
+        others = [domain for domain in domains if domain != cell.target]
+        held_out = others if self.selection == "leave-one-out" and several and len(others) > 1 else []
         for draw in range(draws):
+            hyperparameters = draw_of(cell, draw) if draw else {}
             for held in ("", *held_out):
-                settings = self._of(dataset, target, held, student, method, seed, draw)
-                yield Job(dataset, target, method, student, seed, draw, held, settings)
+                settings = merge(self._of(cell, held), hyperparameters)
+                yield Job(*cell, draw, held, settings, version_of(cell.method))
 
-    def _of(self, dataset: str, target: str, held: str, student: str, method: str, seed: int, draw: int) -> Tree:
+    def _of(self, cell: Cell, held: str) -> Tree:
+        """Return the settings of a job, without its draw."""
+        path, target = self.data[cell.dataset], [cell.target, *([held] if held else [])]
         own: Tree = {
-            "method": method,
-            "seed": seed,
-            "data": {"path": self.data[dataset], "target": [target, *([held] if held else [])], "split_seed": seed},
-            "student": {"name": STUDENTS.get(student, student)},
+            "method": cell.method,
+            "seed": cell.seed,
+            "data": {"path": path, "target": target, "split_seed": cell.seed},
+            "student": {"name": STUDENTS.get(cell.student, cell.student)},
         }
-        stages = METHODS[method].stages
+        stages = METHODS[cell.method].stages
         if not stages:
             return merge(_without_stages(self.settings), own)
         *_, last = stages
         sizes = {"steps": self.steps, "batch_per_domain": self.batch}
         given = merge(_only_stages(self.settings, stages), own)
-        given = merge(given, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
-        return merge(given, drawn(method, seed, draw)) if draw else given
+        return merge(given, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
 
     def _domains(self, path: str) -> Sequence[str]:
         from vl2v.data import open_dataset
@@ -152,35 +192,6 @@ class Grid:
         for target in self.targets:
             dataset.domain_index(target)
         return dataset.domains
-
-
-def drawn(method: str, seed: int, draw: int) -> Tree:
-    """Return random hyperparameters from DomainBed's ranges (Gulrajani and Lopez-Paz, ICLR 2021, appendix D.2).
-
-    Of the last stage: learning rate 10^U(-5, -3.5), weight decay 10^U(-6, -2), pictures a domain 2^U(3, 5.5). Of a
-    method of its own: CORAL's weight and Mixup's alpha 10^U(-1, 1). Not in DomainBed: lambda U(0.1, 0.9), MIRO's weight
-    10^U(-2, 0), distillation's temperature U(1, 5), WiSE-FT's interpolation U(0.2, 0.8). The losses of adip, vl2v, fd
-    and simkd want larger steps: ten times the range.
-    """
-    rng = np.random.default_rng(derive(seed, "draw", method, draw))
-    *_, last = METHODS[method].stages
-    by_cosine = method in ("adip", "vl2v", "fd", "simkd")
-    stage = {
-        "lr": float(10 ** (rng.uniform(-5, -3.5) + by_cosine)),
-        "weight_decay": float(10 ** rng.uniform(-6, -2)),
-        "batch_per_domain": int(2 ** rng.uniform(3, 5.5)),
-    }
-    own: dict[str, Tree] = {
-        "coral": {"coral_weight": float(10 ** rng.uniform(-1, 1))},
-        "mixup": {"mixup_alpha": float(10 ** rng.uniform(-1, 1))},
-        "miro": {"miro_weight": float(10 ** rng.uniform(-2, 0))},
-        "adip": {"lambda": float(rng.uniform(0.1, 0.9))},
-        "sd": {"lambda": float(rng.uniform(0.1, 0.9))},
-        "kd": {"temperature": float(rng.uniform(1, 5))},
-        "rise": {"temperature": float(rng.uniform(1, 5))},
-        "wise-ft": {"interpolate": float(rng.uniform(0.2, 0.8))},
-    }
-    return {"stages": {last: stage}, "loss": own.get(method, {})}
 
 
 def methods_for(names: Sequence[str], teacher: str) -> list[str]:
@@ -201,6 +212,38 @@ def methods_for(names: Sequence[str], teacher: str) -> list[str]:
             raise ConfigError(f"method {name}: needs the teacher's weights, and {teacher} is a black box; leave it out")
         found.append(name)
     return list(dict.fromkeys(found))
+
+
+@dataclass(frozen=True)
+class Corruptions:
+    """What finished students are also measured on: the unseen domain's pictures, corrupted.
+
+    Attributes:
+        kinds: of `vl2v.data.corruptions`.
+        severity: 1 to 5.
+    """
+
+    kinds: tuple[str, ...]
+    severity: int
+
+    def measured(self, place: Path) -> dict[str, float]:
+        """Return the accuracy (0 to 1) of a job's student under each corruption that it was measured on."""
+        file = self._file(place)
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return {kind: known[kind] for kind in self.kinds if kind in known}
+
+    def unmeasured(self, place: Path) -> list[str]:
+        """Return the corruptions that a job's student has still to be measured on."""
+        known = self.measured(place)
+        return [kind for kind in self.kinds if kind not in known]
+
+    def keep(self, place: Path, accuracies: dict[str, float]) -> None:
+        """Keep accuracies in a job's folder, beside those under other corruptions."""
+        known = Corruptions(CORRUPTIONS, self.severity).measured(place)
+        write_text(self._file(place), json.dumps({**known, **accuracies}))
+
+    def _file(self, place: Path) -> Path:
+        return place / f"corrupted-{self.severity}.json"
 
 
 class WorkList:
@@ -256,11 +299,16 @@ class WorkList:
         if now != before:
             write_text(self.folder / "shown.json", json.dumps(now))
 
-    def shown(self) -> list[Job]:
-        """Return the jobs that tables show: those of the settings that were asked for last."""
+    def shown(self, variant: str | None = None) -> list[Job]:
+        """Return the jobs that tables show: those of the settings that were asked for last, and of today's code.
+
+        Args:
+            variant: other settings than the last.
+        """
         told = self._shown()
-        names = set(told["jobs"].get(told["variant"], []))
-        return [job for job in self.jobs() if job.name in names or not told["jobs"]]
+        names = set(told["jobs"].get(told["variant"] if variant is None else variant, []))
+        asked = [job for job in self.jobs() if job.name in names or not told["jobs"]]
+        return [job for job in asked if job.method in METHODS and job.version == version_of(job.method)]
 
     def _shown(self) -> dict[str, Any]:
         file = self.folder / "shown.json"
@@ -271,9 +319,41 @@ class WorkList:
         """Return the job's run folder."""
         return self.folder / "jobs" / job.name
 
-    def done(self, job: Job) -> bool:
-        """Whether there is a result."""
+    @cached_property
+    def corruptions(self) -> Corruptions | None:
+        """What students are measured on besides, as it was asked for last."""
+        file = self.folder / "corruptions.json"
+        if not file.is_file():
+            return None
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return Corruptions(tuple(told["kinds"]), told["severity"])
+
+    def ask_for(self, corruptions: Corruptions | None) -> None:
+        """Have students measured on these corruptions, or on none."""
+        file = self.folder / "corruptions.json"
+        if corruptions is None:
+            file.unlink(missing_ok=True)
+        else:
+            write_text(file, json.dumps(asdict(corruptions)))
+        self.__dict__["corruptions"] = corruptions
+
+    def trained(self, job: Job) -> bool:
+        """Whether there is a result on uncorrupted pictures."""
         return (self.place(job) / "seconds.json").is_file()
+
+    def unmeasured(self, job: Job) -> list[str]:
+        """Return the corruptions that a job's student has still to be measured on."""
+        if self.corruptions is None or job.held or job.method == "zero-shot":
+            return []
+        return self.corruptions.unmeasured(self.place(job))
+
+    def corrupted(self, job: Job) -> Path:
+        """Return the folder of the unseen domain's corrupted pictures."""
+        return self.folder / "corrupted" / f"{_word(job.dataset)}-{_word(job.target)}"
+
+    def done(self, job: Job) -> bool:
+        """Whether there is all of a result."""
+        return self.trained(job) and not self.unmeasured(job)
 
     def failure(self, job: Job) -> str | None:
         """Return why the job failed when it was last tried; None if it didn't."""
@@ -286,6 +366,10 @@ class WorkList:
         """Return how long a finished job took."""
         file = self.place(job) / "seconds.json"
         return float(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else math.nan
+
+
+def _random(cell: Cell, draw: int) -> Tree:
+    return drawn(cell.method, cell.seed, draw)
 
 
 def _digest(tree: object) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import Job, Selection, WorkList
+from vl2v.benchmark.jobs import Cell, Job, Selection, WorkList
 from vl2v.errors import DataError
 from vl2v.runs.predictions import Predictions
 
@@ -41,6 +41,7 @@ class Result:
         seconds: that the training took.
         folder: the run folder, or the file that the figures were read from.
         right: whether each picture of the target was answered correctly; None where that isn't known.
+        corrupted: on the target's pictures corrupted, the mean over the corruptions asked for; NaN where not measured.
     """
 
     dataset: str
@@ -54,6 +55,7 @@ class Result:
     seconds: float
     folder: Path
     right: NDArray[np.bool_] | None = None
+    corrupted: float = math.nan
 
 
 def results(work: WorkList, selection: Selection = "training") -> list[Result]:
@@ -67,21 +69,25 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
         work: the list; unfinished jobs, and those of other settings than the last, are left out.
         selection: the rule.
     """
-    cells: dict[tuple[object, ...], dict[int, dict[str, Job]]] = defaultdict(lambda: defaultdict(dict))
-    for job in work.shown():
-        if work.done(job):
-            cells[job.dataset, job.target, job.method, job.student, job.seed][job.draw][job.held] = job
     found = []
-    for draws in cells.values():
+    for draws in by_cell(job for job in work.shown() if work.trained(job)).values():
         whole = {draw: jobs for draw, jobs in draws.items() if "" in jobs}
         if whole:
-            best = max(whole, key=lambda draw: _merit(work, whole[draw], selection)) if len(whole) > 1 else min(whole)
+            best = max(whole, key=lambda draw: merit(work, whole[draw], selection)) if len(whole) > 1 else min(whole)
             found.append(_result(work, whole[best][""]))
     return found
 
 
-def _merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
-    """Return what a draw is selected by."""
+def by_cell(jobs: Iterable[Job]) -> dict[Cell, dict[int, dict[str, Job]]]:
+    """Return jobs as cell -> draw -> domain that is left out besides -> job."""
+    cells: dict[Cell, dict[int, dict[str, Job]]] = defaultdict(lambda: defaultdict(dict))
+    for job in jobs:
+        cells[job.cell][job.draw][job.held] = job
+    return cells
+
+
+def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
+    """Return what a draw is selected by; its jobs are finished."""
     kept = Predictions.load(work.place(jobs[""]))
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(jobs[""].target)
     if selection == "training":
@@ -102,8 +108,15 @@ def _result(work: WorkList, job: Job) -> Result:
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(job.target)
     inside, outside = target & kept["in_split"], ~target
     whole, part, seen = (float(right[rows].mean()) if rows.any() else math.nan for rows in (target, inside, outside))
-    identity = (job.dataset, job.target, job.method, job.student, job.seed)
-    return Result(*identity, whole, part, seen, work.seconds(job), place, right[target])
+    return Result(*job.cell, whole, part, seen, work.seconds(job), place, right[target], _corrupted(work, job))
+
+
+def _corrupted(work: WorkList, job: Job) -> float:
+    wanted = work.corruptions
+    if wanted is None or work.unmeasured(job):
+        return math.nan
+    accuracies = wanted.measured(work.place(job)).values()
+    return float(np.mean(list(accuracies))) if accuracies else math.nan
 
 
 def read_domainbed(path: Path) -> list[Result]:
@@ -164,11 +177,13 @@ def _domainbed_line(line: dict[str, object], file: Path) -> tuple[float, Result]
 def mean_and_error(found: Iterable[Result], metric: str = "accuracy") -> tuple[float, float, int]:
     """Return mean, standard error over seeds and the number of seeds, of accuracies averaged over cells first.
 
-    Only seeds that have every cell (dataset and target) count.
+    Only seeds that have every cell (dataset and target) count; where a metric wasn't measured, it is NaN.
     """
     by_seed: dict[int, dict[tuple[str, str], float]] = defaultdict(dict)
     for result in found:
-        by_seed[result.seed][result.dataset, result.target] = getattr(result, metric)
+        value = getattr(result, metric)
+        if not math.isnan(value):
+            by_seed[result.seed][result.dataset, result.target] = value
     cells = {cell for scores in by_seed.values() for cell in scores}
     means = [float(np.mean(list(scores.values()))) for scores in by_seed.values() if scores.keys() == cells]
     if not means:

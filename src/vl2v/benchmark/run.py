@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from vl2v.benchmark.engine import Engine, Local, usual_processes
-from vl2v.benchmark.jobs import Grid, Job, WorkList
+from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList
+from vl2v.benchmark.search import searching
 from vl2v.config import LossConfig, PublishedConfig, merge
 from vl2v.errors import RunError
 from vl2v.methods import find_method
+from vl2v.runs.cluster import Cluster
 from vl2v.runs.embed import embed
 from vl2v.runs.folder import write_text
 from vl2v.runs.report import Report, silent
@@ -34,17 +36,25 @@ class Benchmark:
         return [job for job in self.jobs if not self.work.done(job)]
 
 
-def plan(grid: Grid, out: Path) -> Benchmark:
+def plan(grid: Grid, out: Path, corruptions: Corruptions | None = None) -> Benchmark:
     """Put a grid's jobs on the list of a folder, new or not.
+
+    A grid whose draws go by results is planned and run in rounds (`Grid.rounds`).
+
+    Args:
+        grid: of jobs.
+        out: the folder.
+        corruptions: what finished students are also measured on; nothing is trained again for it.
 
     Raises:
         VL2VError: of the part that can't be had: a dataset, a target, a method, a setting.
     """
-    jobs = list(grid.jobs())
-    _same_data(grid, out)
     work = WorkList(out)
+    jobs = list(grid.jobs(searching(work, grid) if grid.search == "optuna" else None))
+    _same_data(grid, out)
     added = work.add(jobs)
     work.show(grid.variant, added)
+    work.ask_for(corruptions)
     return Benchmark(work, added)
 
 
@@ -68,11 +78,12 @@ def run(
     missing = benchmark.missing
     if not missing:
         return
-    _ask(benchmark.work, missing, budget, report)
-    (engine or Local(usual_processes())).run(benchmark.work, missing, budget, tell)
+    engine = engine or Local(usual_processes())
+    _ask(benchmark.work, missing, budget, engine if isinstance(engine, Cluster) else None, report)
+    engine.run(benchmark.work, missing, budget, tell)
 
 
-def _ask(work: WorkList, jobs: Sequence[Job], budget: float, report: Report) -> None:
+def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | None, report: Report) -> None:
     """Ask about each dataset once, before the work is shared out; a domain that no job may ask about is left out."""
     seen: dict[str, tuple[dict[str, Any], set[str]]] = {}
     for job in jobs:
@@ -91,7 +102,7 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, report: Report) -> 
     for tree, unseen in seen.values():
         settings = merge(tree, {"method": "adip", "data": {"target": sorted(unseen)}})
         settings.pop("stages", None)
-        embed(settings, store=work.folder / "store", budget=budget, report=report)
+        embed(settings, store=work.folder / "store", budget=budget, cluster=cluster, report=report)
 
 
 def _same_data(grid: Grid, out: Path) -> None:

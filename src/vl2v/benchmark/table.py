@@ -16,7 +16,7 @@ from vl2v.benchmark.results import Result, mean_and_error, of
 from vl2v.evaluation.compare import Lead, Right, best_is_sure, leads
 
 Format = Literal["md", "latex", "html", "csv"]
-Metric = Literal["accuracy", "in_split"]
+Metric = Literal["accuracy", "in_split", "corrupted"]
 
 
 @dataclass(frozen=True)
@@ -79,15 +79,17 @@ def as_table(
     Args:
         found: results.
         reference: the method that leads are counted from; by default "erm", if it is there.
-        metric: on all pictures of the target, or on DomainBed's 80% of them.
+        metric: on all pictures of the target, on DomainBed's 80% of them, or on all of them corrupted (leads are of
+            uncorrupted pictures, and left out then).
         selection: the rule that chose the draws, for the notes.
         published: add a column with the figures of the method's authors.
     """
     cells = sorted({(result.dataset, result.target) for result in found})
     several = len({dataset for dataset, _ in cells}) > 1
-    known = _published({dataset for dataset, _ in cells}) if published else {}
+    compared = metric != "corrupted"
+    known = _published({dataset for dataset, _ in cells}) if published and compared else {}
     heads = ["student", "method", *(f"{dataset} {target}" if several else target for dataset, target in cells)]
-    heads += ["mean", f"against {reference or 'erm'}, 95%", "wins/losses", "seen", "s a run"]
+    heads += ["mean", *([f"against {reference or 'erm'}, 95%", "wins/losses"] if compared else []), "seen", "s a run"]
     heads += ["published"] if known else []
     rows: list[list[str]] = []
     bold: list[int] = []
@@ -97,16 +99,17 @@ def as_table(
         methods = list(dict.fromkeys(result.method for result in mine))
         runs = {method: runs_of(of(mine, method=method)) for method in methods}
         base = reference or "erm"
-        ahead = leads(runs, base) if base in runs else {}
+        ahead = leads(runs, base) if compared and base in runs else {}
         whole = [method for method in methods if _targets(of(mine, method=method)) == len(cells)]
-        sure = best_is_sure(runs, [method for method in whole if method != "zero-shot"])
+        sure = best_is_sure(runs, [method for method in whole if compared and method != "zero-shot"])
         for method in methods:
             own = of(mine, method=method)
             row = [student if method != "zero-shot" else "", method]
             row += [_cell(of(own, dataset=dataset, target=target), metric) for dataset, target in cells]
             complete = method in whole
             partial |= not complete
-            row += [_cell(own, metric) if complete else "", *(_lead(ahead.get(method)) if complete else ("", ""))]
+            row += [_cell(own, metric) if complete else ""]
+            row += _lead(ahead.get(method) if complete else None) if compared else ()
             row += [f"{100 * mean_and_error(own, 'seen')[0]:.1f}" if method != "zero-shot" else ""]
             times = [result.seconds for result in own if math.isfinite(result.seconds)]
             row += [f"{sorted(times)[len(times) // 2]:.0f}" if times and method != "zero-shot" else ""]
@@ -126,7 +129,11 @@ def as_table(
 
 
 def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
-    where = "all pictures of" if metric == "accuracy" else "DomainBed's 80% of"
+    where = {
+        "accuracy": "all pictures of the unseen domain",
+        "in_split": "DomainBed's 80% of the unseen domain",
+        "corrupted": "all pictures of the unseen domain under corruptions, the mean over these",
+    }
     rules = {
         "training": "source validation",
         "leave-one-out": "leave-one-domain-out validation",
@@ -134,11 +141,9 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
     }
     seeds = len({result.seed for result in found})
     spread = f"mean ± standard error over {seeds} seeds" if seeds > 1 else "one seed"
-    return (
-        f"Accuracy % on {where} the unseen domain, {spread}; "
-        f"selected by {rules[selection]}. Leads: points, the mean over targets, "
-        "paired bootstrap over seeds and pictures."
-    )
+    told = f"Accuracy % on {where[metric]}, {spread}; selected by {rules[selection]}."
+    leads_are = " Leads: points, the mean over targets, paired bootstrap over seeds and pictures."
+    return told + (leads_are if metric != "corrupted" else "")
 
 
 def runs_of(found: Sequence[Result]) -> dict[Hashable, dict[int, Right]]:

@@ -6,7 +6,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,20 +35,46 @@ def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) 
 
     place, start = work.place(job), time.perf_counter()
     before = _spent(place)
+    store, shelf = work.folder / "store", work.folder / "shelf"
     try:
         if job.method == "zero-shot":
-            measure_teacher(job.settings, place, store=work.folder / "store", report=report)
-        else:
-            shelf = work.folder / "shelf"
-            distill(job.settings, place, store=work.folder / "store", budget=budget, shelf=shelf, report=report)
+            measure_teacher(job.settings, place, store=store, report=report)
+        elif not work.trained(job):
+            distill(job.settings, place, store=store, budget=budget, shelf=shelf, report=report)
+        if not work.trained(job):
+            write_text(place / "seconds.json", json.dumps(before + time.perf_counter() - start))
+        if kinds := work.unmeasured(job):
+            _measure_corrupted(work, job, kinds, report)
     except Exception as error:
         reason = str(error) if isinstance(error, VL2VError) else f"{type(error).__name__}: {error}"
         fail(work, job, reason, traceback.format_exc())
         write_text(place / "spent.json", json.dumps(before + time.perf_counter() - start))
         return False
     (place / "failed.json").unlink(missing_ok=True)
-    write_text(place / "seconds.json", json.dumps(before + time.perf_counter() - start))
     return True
+
+
+def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], report: Report) -> None:
+    """Measure a trained student on the unseen domain corrupted; the pictures are written once for all jobs."""
+    from filelock import FileLock
+
+    from vl2v.data import open_dataset
+    from vl2v.data.corrupted import corrupt_dataset
+    from vl2v.runs.evaluate import STUDENT, evaluate_run
+    from vl2v.runs.folder import Run
+
+    assert work.corruptions is not None
+    run, severity = Run(work.place(job)), work.corruptions.severity
+    data, pictures = run.config.data, work.corrupted(job)
+    pictures.parent.mkdir(parents=True, exist_ok=True)
+    tell = lambda done, total: report("corrupting", done, total, "")  # noqa: E731
+    with FileLock(pictures.with_name(f"{pictures.name}.lock")):
+        clean = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+        levels = [severity]
+        corrupt_dataset(clean, pictures, kinds=kinds, severities=levels, domains=[job.target], progress=tell)
+    rows = evaluate_run(run, pictures, store=work.folder / "store", report=report).of(STUDENT)
+    accuracies = {row.domain: row.metrics.accuracy for row in rows}
+    work.corruptions.keep(work.place(job), {kind: accuracies[f"{kind}-{severity}"] for kind in kinds})
 
 
 def fail(work: WorkList, job: Job, reason: str, log: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vl2v.cli import benchmark, data, learn, teacher, use, vendor
+from vl2v.cli import benchmark, data, learn, store, teacher, use, vendor
 from vl2v.cli.bill import bill
 from vl2v.cli.demo import demo
 from vl2v.cli.export import export
@@ -38,6 +38,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(teacher.app, name="teacher")
 app.command("embed")(learn.embed)
 app.command("bill")(bill)
+app.add_typer(store.app, name="store")
 app.command("distill")(learn.distill)
 app.command("evaluate")(use.evaluate)
 app.command("export")(export)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vl2v.cli.learn import Budget, ConfigFile, Set
+
+if TYPE_CHECKING:
+    from vl2v.benchmark.jobs import Corruptions
 
 app = typer.Typer(help="Compare methods: one protocol, any number of machines.", invoke_without_command=True)
 
@@ -25,10 +28,15 @@ def benchmark(
     methods: Annotated[str, typer.Option(help="Names, with commas between; all: every one.")] = "all",
     targets: Annotated[str, typer.Option(help="Unseen domains, with commas between; all: each in turn.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="How many; each has its own split.")] = 3,
-    draws: Annotated[int, typer.Option(min=1, help="Hyperparameter draws: the defaults, and random ones.")] = 1,
+    draws: Annotated[int, typer.Option(min=1, help="Hyperparameter draws: the defaults, and others.")] = 1,
+    search: Annotated[str, typer.Option(help="How others are drawn: random, or optuna (by results).")] = "random",
     selection: Selection = "training",
     steps: Annotated[int | None, typer.Option(help="Of each method's last stage; by default its own.")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures of each source domain in a batch of it.")] = None,
+    corruptions: Annotated[
+        str | None, typer.Option(help="Measure students on the unseen domain corrupted, too: all, benchmark, or names.")
+    ] = None,
+    severity: Annotated[int, typer.Option(help="Of the corruptions, 1 to 5.")] = 3,
     engine: Engine = "local",
     out: Annotated[Path, typer.Option(help="The benchmark's folder; only what is missing in it is done.")] = Path(
         "bench"
@@ -53,20 +61,25 @@ def benchmark(
         students=students.split(","),
         seeds=seeds,
         draws=draws,
+        search=_one_of(search, ("random", "optuna"), "--search"),
         selection=_one_of(selection, ("training", "leave-one-out", "oracle"), "--selection"),
         settings=_settings(teacher, config, pairs),
         steps=steps,
         batch=batch,
     )
-    bench = plan(grid, out)
-    before = len(bench.jobs) - len(bench.missing)
-    if bench.missing:
-        from vl2v.cli.live import watching
+    shift, done = _corruptions(corruptions, severity), 0
+    for part in grid.rounds:
+        bench = plan(part, out, shift)
+        missing = len(bench.missing)
+        if missing:
+            from vl2v.cli.live import watching
 
-        with progress() as report, watching(bench, report) as tell:
-            run(bench, engine=place, budget=budget, report=report, tell=tell)
+            with progress() as report, watching(bench, report) as tell:
+                run(bench, engine=place, budget=budget, report=report, tell=tell)
+        left = len(bench.missing)
+        done += missing - left
     failed = [job for job in bench.jobs if bench.work.failure(job)]
-    typer.echo(f"{len(bench.jobs)} jobs: {before} had been done, {len(bench.missing)} are missing", err=True)
+    typer.echo(f"{len(bench.jobs)} jobs: {len(bench.jobs) - done - left} had been done, {left} are missing", err=True)
     for job in failed:
         typer.echo(f"{job.name}: {bench.work.failure(job)}; see {bench.work.place(job) / 'log.txt'}", err=True)
     _print_table(out, "md", "accuracy", selection, None)
@@ -100,7 +113,9 @@ def status(folder: Folder) -> None:
 def table(
     folder: Folder,
     form: Annotated[str, typer.Option("--format", help="md, latex, html or csv.")] = "md",
-    metric: Annotated[str, typer.Option(help="accuracy: all of the target; in_split: DomainBed's 80%.")] = "accuracy",
+    metric: Annotated[
+        str, typer.Option(help="accuracy: all of the target; in_split: DomainBed's 80%; corrupted: see --corruptions.")
+    ] = "accuracy",
     selection: Selection = "training",
     reference: Annotated[str | None, typer.Option(help="The method that leads are counted from.")] = None,
     domainbed: Annotated[list[Path] | None, typer.Option(help="A results.jsonl of DomainBed's, or a folder.")] = None,
@@ -161,12 +176,15 @@ def _print_table(
 
     rule = _one_of(selection, ("training", "leave-one-out", "oracle"), "--selection")
     kind = _one_of(form, ("md", "latex", "html", "csv"), "--format")
-    measure = _one_of(metric, ("accuracy", "in_split"), "--metric")
+    measure = _one_of(metric, ("accuracy", "in_split", "corrupted"), "--metric")
     work = WorkList(folder)
     found = results(work, rule)
     others = len(work.jobs()) - len(work.shown())
     if others:
-        typer.echo(f"{others} jobs in {folder} have other settings and aren't shown", err=True)
+        typer.echo(
+            f"{others} jobs in {folder} have other settings, or are of another version of the code, and aren't shown",
+            err=True,
+        )
     for path in domainbed or []:
         found += read_domainbed(path)
     if reference is not None and reference not in {result.method for result in found}:
@@ -192,6 +210,17 @@ def _settings(teacher: str, file: Path | None, pairs: list[str] | None) -> dict[
     from vl2v.config import assignments, merge, read_toml
 
     return merge(read_toml(file) if file else {}, {"teacher": {"spec": teacher}}, assignments(pairs or []))
+
+
+def _corruptions(kinds: str | None, severity: int) -> Corruptions | None:
+    from vl2v.benchmark.jobs import Corruptions
+    from vl2v.data.corruptions import check, kinds_named
+
+    if kinds is None:
+        return None
+    found = kinds_named(kinds)
+    check(found[0], severity)
+    return Corruptions(found, severity)
 
 
 def _one_of(value: str, allowed: tuple[str, ...], option: str) -> Any:

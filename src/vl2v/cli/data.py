@@ -132,10 +132,9 @@ def corrupt(
     from vl2v.cli.show import progress
     from vl2v.data import open_dataset
     from vl2v.data.corrupted import corrupt_dataset
-    from vl2v.data.corruptions import BENCHMARK, CORRUPTIONS
+    from vl2v.data.corruptions import kinds_named
     from vl2v.errors import ConfigError
 
-    kinds = {"all": CORRUPTIONS, "benchmark": BENCHMARK}.get(types) or [name.strip() for name in types.split(",")]
     try:
         levels = [int(level) for level in severities.split(",")]
     except ValueError:
@@ -144,7 +143,7 @@ def corrupt(
         written = corrupt_dataset(
             open_dataset(path),
             out,
-            kinds=kinds,
+            kinds=kinds_named(types),
             severities=levels,
             domains=domain or (),
             pictures=pictures,

@@ -46,14 +46,17 @@ def embed(
     strategy: Strategy = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be asked, and its price.")] = False,
     advise: Annotated[bool, typer.Option("--advise", help="Tell what the answers so far brought.")] = False,
+    engine: Annotated[str, typer.Option(help="local, ray, or ray:N processors a task; paid teachers: here.")] = "local",
     config: ConfigFile = None,
     pairs: Set = None,
     store: Store = None,
 ) -> None:
     """Ask the teacher about every picture once, and keep its answers."""
     from vl2v.cli.show import print_advice, progress
-    from vl2v.runs import advise as advice
     from vl2v.runs import embed as ask
+    from vl2v.runs.cluster import cluster_named
+
+    cluster = cluster_named(engine)
 
     options = {
         "data.path": data,
@@ -65,12 +68,14 @@ def embed(
     }
     settings = _settings(config, pairs, options)
     if advise:
+        from vl2v.runs import advise as advice  # brings torch
+
         with progress() as report:
             found = advice(settings, store=store, report=report)
         print_advice(found)
         return
     with progress() as report:
-        asked = ask(settings, store=store, budget=budget, dry_run=dry_run, report=report)
+        asked = ask(settings, store=store, budget=budget, dry_run=dry_run, cluster=cluster, report=report)
     plan = asked.plan
     if dry_run:
         typer.echo(asked.summary())

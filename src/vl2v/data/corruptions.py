@@ -85,6 +85,18 @@ def check(kind: str, severity: int) -> None:
         raise ConfigError(f"severity {severity}; there are 1 to 5")
 
 
+def kinds_named(names: str) -> tuple[str, ...]:
+    """Return the corruptions of "all", "benchmark" (ImageNet-C without the extra ones) or names with commas between.
+
+    Raises:
+        ConfigError: one that there isn't.
+    """
+    kinds = {"all": CORRUPTIONS, "benchmark": BENCHMARK}.get(names) or tuple(name.strip() for name in names.split(","))
+    for kind in kinds:
+        check(kind, SEVERITIES[0])
+    return kinds
+
+
 # kind -> (at 224 px, at 64 px) -> severity 1 to 5
 _PARAMETERS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
     "gaussian_noise": ((0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.08, 0.12, 0.15, 0.18)),  # standard deviation

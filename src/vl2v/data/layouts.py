@@ -18,8 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
+from vl2v.data.samples import icondg
 from vl2v.errors import DataError, need_extra
 
+SAMPLE = Path("icondg")
 LAYOUTS = ("auto", "domains", "classes", "manifest")
 DOMAINBED = ("pacs", "vlcs", "officehome", "terraincognita", "domainnet")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
@@ -52,7 +54,8 @@ def open_dataset(
     """Return the pictures of a folder or a manifest, in ImageFolder's order.
 
     Args:
-        path: a folder, or a CSV or Parquet file with the columns path, class, domain (or what COLUMNS has for them)
+        path: a folder, "icondg" (the sample that comes in the package, unless there is a folder of that name), or a
+            CSV or Parquet file with the columns path, class, domain (or what COLUMNS has for them)
             and maybe split and sha256 (of the file's bytes, in hexadecimal; the file isn't looked at before it is
             read then).
         layout: "domains" (domain/class/image), "classes" (class/image), "manifest", or "auto": what most pictures
@@ -67,6 +70,8 @@ def open_dataset(
     path = Path(path)
     if layout not in LAYOUTS:
         raise DataError(f"layout {layout!r}: there are {', '.join(LAYOUTS)}")
+    if path == SAMPLE and not path.exists():
+        path = icondg()
     if not path.exists():
         raise DataError(f"{path}: no such folder or manifest")
     if path.is_file() != (layout == "manifest") and layout != "auto":

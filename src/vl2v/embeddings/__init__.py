@@ -2,6 +2,7 @@
 
 from vl2v.embeddings.fetch import Refusal, fetch, fetch_texts
 from vl2v.embeddings.ledger import Account, Entry, Ledger, money
+from vl2v.embeddings.merge import Merged, merge
 from vl2v.embeddings.plan import Plan, plan, targets
 from vl2v.embeddings.store import EmbeddingStore, Question, TeacherRecord, image_key, text_key
 from vl2v.embeddings.views import Views
@@ -11,6 +12,7 @@ __all__ = [
     "EmbeddingStore",
     "Entry",
     "Ledger",
+    "Merged",
     "Plan",
     "Question",
     "Refusal",
@@ -19,6 +21,7 @@ __all__ = [
     "fetch",
     "fetch_texts",
     "image_key",
+    "merge",
     "money",
     "plan",
     "targets",

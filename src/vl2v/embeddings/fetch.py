@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.embeddings.store import EmbeddingStore, flaw, image_key, text_key
+from vl2v.embeddings.store import SAME, EmbeddingStore, flaw, image_key, text_key
 from vl2v.errors import DataError, TeacherError
 
 if TYPE_CHECKING:
@@ -29,9 +29,6 @@ Question = tuple[int, int]  # dataset index, view
 
 CHUNK = 256  # questions between two commits: at most this many answers are lost to a crash
 CHUNK_BYTES = 64 * 2**20  # of large photographs fewer, so that memory stays flat
-
-
-SAME = 0.98  # cosine between two answers of one model to one question; half precision and batching stay far above it
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,12 @@ _COLUMNS = "at, query, teacher, asker, kind, status, count, tokens, micro, curre
 _INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 13)})"
 _BALANCE = "SELECT balance FROM entries WHERE teacher = ? ORDER BY id DESC LIMIT 1"
 
+_RESERVATIONS = (
+    "SELECT id, at, teacher, asker, kind, count, tokens, micro, currency FROM entries WHERE status = 'reserved' "
+    "ORDER BY id"
+)
+_ENDS = "SELECT query, at, status, tokens, micro, model, note FROM entries WHERE status != 'reserved'"
+
 # One row a query: how it ended, or that it is still open, with what counts of its price.
 _QUERIES = """
 SELECT first.at, first.teacher, first.asker, first.kind, coalesce(last.status, first.status), first.count,
@@ -136,8 +142,7 @@ class Ledger:
     def committed(self, teacher: str) -> int:
         """Return what is spent and reserved of a teacher, in millionths of its currency."""
         with self._explained():
-            row = self._db.execute(_BALANCE, (teacher,)).fetchone()
-        return int(row[0]) if row else 0
+            return self._balance(teacher)
 
     def entries(self, asker: str | None = None) -> list[Entry]:
         """Return every query, oldest first; only one asker's if wanted."""
@@ -151,35 +156,70 @@ class Ledger:
             BudgetReached: it would pass the budget; nothing is written.
         """
         with self._explained(), self._transaction():
-            row = self._db.execute(_BALANCE, (teacher,)).fetchone()
-            before = row[0] if row else 0
+            before = self._balance(teacher)
             if budget is not None and before + query.micro > budget:
                 raise BudgetReached(
                     f"{teacher}: {money(before, currency)} of {money(budget, currency)} are spent or reserved, the "
                     f"next query may cost {money(query.micro, currency)}; all answers are kept: raise --budget to go on"
                 )
-            (number,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM entries").fetchone()
-            asked = (query.kind, RESERVED, query.count, query.tokens, query.micro)
-            self._db.execute(
-                _INSERT, (time.time(), number, teacher, asker, *asked, currency, before + query.micro, "", "")
-            )
-            return int(number)
+            asked = (query.kind, query.count, query.tokens, query.micro)
+            return self._reserve(time.time(), teacher, asker, *asked, currency)
 
     def settle(
         self, number: int, status: Status, tokens: int | None, micro: int | None, model: str = "", note: str = ""
     ) -> None:
         """Write how a query ended; what is None stays as it was reserved, what was rejected costs nothing."""
         with self._explained(), self._transaction():
-            reserved = self._db.execute(
-                "SELECT teacher, asker, kind, count, tokens, micro, currency FROM entries WHERE id = ?", (number,)
-            ).fetchone()
-            teacher, asker, kind, count, most_tokens, most, currency = reserved
-            if status == "rejected":
-                tokens, micro = 0, 0
-            tokens, micro = (most_tokens if tokens is None else tokens), (most if micro is None else micro)
-            (before,) = self._db.execute(_BALANCE, (teacher,)).fetchone()
-            row = (time.time(), number, teacher, asker, kind, status, count, tokens, micro, currency)
-            self._db.execute(_INSERT, (*row, before - most + micro, model, note))
+            self._settle(number, time.time(), status, tokens, micro, model, note)
+
+    def absorb(self, other: Ledger) -> int:
+        """Take over another ledger's queries that aren't here yet, and how open ones ended; return how many are new.
+
+        A query is known by when it left, who asked whom about what, and what was reserved: taking a ledger over
+        again counts nothing twice.
+        """
+        with other._explained():
+            reservations = other._db.execute(_RESERVATIONS).fetchall()
+            ends = {query: end for query, *end in other._db.execute(_ENDS)}
+        new = 0
+        with self._explained(), self._transaction():
+            here = {tuple(facts): number for number, *facts in self._db.execute(_RESERVATIONS)}
+            ended = {query for query, *_ in self._db.execute(_ENDS)}
+            for theirs, *facts in reservations:
+                number = here.get(tuple(facts))
+                if number is None:
+                    number = self._reserve(*facts)
+                    new += 1
+                if theirs in ends and number not in ended:
+                    self._settle(number, *ends[theirs])
+        return new
+
+    # Inside a transaction
+
+    def _balance(self, teacher: str) -> int:
+        row = self._db.execute(_BALANCE, (teacher,)).fetchone()
+        return int(row[0]) if row else 0
+
+    def _reserve(
+        self, at: float, teacher: str, asker: str, kind: Kind, count: int, tokens: int, micro: int, currency: str
+    ) -> int:
+        (number,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM entries").fetchone()
+        row = (at, number, teacher, asker, kind, RESERVED, count, tokens, micro, currency)
+        self._db.execute(_INSERT, (*row, self._balance(teacher) + micro, "", ""))
+        return int(number)
+
+    def _settle(
+        self, number: int, at: float, status: Status, tokens: int | None, micro: int | None, model: str, note: str
+    ) -> None:
+        reserved = self._db.execute(
+            "SELECT teacher, asker, kind, count, tokens, micro, currency FROM entries WHERE id = ?", (number,)
+        ).fetchone()
+        teacher, asker, kind, count, most_tokens, most, currency = reserved
+        if status == "rejected":
+            tokens, micro = 0, 0
+        tokens, micro = (most_tokens if tokens is None else tokens), (most if micro is None else micro)
+        row = (at, number, teacher, asker, kind, status, count, tokens, micro, currency)
+        self._db.execute(_INSERT, (*row, self._balance(teacher) - most + micro, model, note))
 
     def _prepare(self) -> None:
         self._db.execute("PRAGMA journal_mode = WAL")

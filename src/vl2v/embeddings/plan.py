@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -54,6 +54,12 @@ class Plan:
     def questions(self) -> int:
         """How many questions are still to be asked: pictures' views and texts."""
         return len(self.to_ask) + len(self.texts_to_ask)
+
+    def left(self, store: EmbeddingStore, teacher: TeacherFacts) -> Plan:
+        """Return the plan without the questions about pictures that a store has answers to by now."""
+        names = self.views.names
+        keys = [image_key(self.sha256[index], names[view]) for index, view in self.to_ask]
+        return replace(self, to_ask=tuple(self.to_ask[i] for i in _missing(store, teacher, keys)))
 
     def summary(self) -> str:
         """Return two lines for people: the pictures, and the texts."""

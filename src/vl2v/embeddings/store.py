@@ -34,6 +34,7 @@ KEY_BYTES = 16
 PAGE_BYTES = 16384
 GATHERED = 8192  # entries of `new_places` that join `places` at a time
 CHUNK = 1000  # rows a statement: enough to amortise the statement, little enough to keep memory flat
+SAME = 0.98  # cosine between two answers of one model to one question; half precision and batching stay far above it
 
 _SCHEMA = """
 CREATE TABLE teachers (
@@ -287,6 +288,24 @@ class EmbeddingStore:
                     answers.append((question, key, _crc(key, vector), vector))
             self._append(number, answers)
 
+    @contextmanager
+    def absorbing(self, other: EmbeddingStore) -> Iterator[int]:
+        """Take over another store's questions and answers, durably when the block ends; nothing if the block fails.
+
+        What is here already stays as it is, so a store can be taken over again, whole or grown. A question is known by
+        its time, teacher, kind and count.
+
+        Yields:
+            How many answers are new here.
+
+        Raises:
+            StoreError: an answer of either fails its checksum, or the two give different answers to one question.
+        """
+        for teacher in other.teachers():
+            self.register(teacher)
+        with self._explained(), self._transaction():
+            yield sum(self._absorb(other, teacher) for teacher in other.teachers())
+
     def repair(self) -> int:
         """Drop the answers that fail their checksum, so that `vl2v embed` asks for them again; return how many."""
         with self._explained(), self._transaction():
@@ -356,6 +375,61 @@ class EmbeddingStore:
         )
         if last // GATHERED != (last + len(answers)) // GATHERED:
             self._gather()
+
+    def _absorb(self, other: EmbeddingStore, teacher: TeacherRecord) -> int:
+        """Take over one teacher's questions and answers; return how many answers are new."""
+        number, _ = self._require(teacher.fingerprint)
+        asked, own_question = self._asked(teacher.fingerprint), {}
+        for question, theirs in other._asked(teacher.fingerprint).items():
+            if question not in asked:
+                row = self._db.execute(
+                    "INSERT INTO questions (teacher, asked_at, kind, count) VALUES (?, ?, ?, ?)", (number, *question)
+                )
+                asked[question] = row.lastrowid or 0
+            own_question[theirs] = asked[question]
+        new = 0
+        for rows in other._answered(teacher.fingerprint):
+            keys = [key for key, _ in rows]
+            vectors, there = other.get_half(teacher.fingerprint, keys), self.known(teacher.fingerprint, keys)
+            self._agree(other, teacher, [keys[i] for i in np.flatnonzero(there)], vectors[there])
+            answers = []
+            for i in np.flatnonzero(~there):
+                (key, question_of), vector = rows[i], vectors[i].tobytes()
+                answers.append((own_question[question_of], key, _crc(key, vector), vector))
+            self._append(number, answers)
+            new += len(answers)
+        return new
+
+    def _agree(
+        self, other: EmbeddingStore, teacher: TeacherRecord, keys: list[bytes], theirs: NDArray[np.float16]
+    ) -> None:
+        """See that another store has the same answers to these keys, up to rounding."""
+        cosines = np.einsum("nd,nd->n", self.get(teacher.fingerprint, keys), theirs.astype(np.float32))
+        different = np.flatnonzero(cosines < SAME)
+        if len(different):
+            raise StoreError(
+                f"{other.file}: {len(different)} answers of {teacher.name} differ from those in {self.file} (first: "
+                f"key {keys[different[0]].hex()}, cosine {cosines[different[0]]:.3f}); nothing was taken over: one of "
+                "the two stores is of another model"
+            )
+
+    def _asked(self, fingerprint: str) -> dict[tuple[float, str, int], int]:
+        """Return a teacher's questions, (when, kind, count) -> id."""
+        with self._explained():
+            rows = self._db.execute(
+                "SELECT asked_at, kind, count, id FROM questions WHERE teacher = ?", (self._require(fingerprint)[0],)
+            )
+            return {(at, kind, count): number for at, kind, count, number in rows}
+
+    def _answered(self, fingerprint: str) -> Iterator[list[tuple[bytes, int]]]:
+        """Yield a teacher's answers as (key, question), in the order of arrival, some at a time."""
+        with self._explained():
+            rows = self._db.execute(
+                "SELECT key, question FROM answers CROSS JOIN questions ON questions.id = question WHERE teacher = ?",
+                (self._require(fingerprint)[0],),
+            )
+            while chunk := rows.fetchmany(CHUNK):
+                yield chunk
 
     def _gather(self) -> None:
         self._db.execute("INSERT INTO places SELECT * FROM new_places ORDER BY teacher, half_key, answer")

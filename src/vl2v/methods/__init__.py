@@ -17,13 +17,25 @@ def zero_shot(loss: LossConfig, published: PublishedConfig) -> Method:
     return Method("zero-shot", "text", ())
 
 
+LOOP = 1  # raised when what all methods share trains or measures differently: batches, augmentation, averaging
+
+
 class Entry(NamedTuple):
-    """What a method is in a few words, how it is made, the settings of its stages, and others that are its own."""
+    """A method as it is listed.
+
+    Attributes:
+        title: a few words.
+        make: makes it.
+        stages: their settings.
+        defaults: other settings that are its own.
+        version: raised when the same settings lead to other weights than before.
+    """
 
     title: str
     make: Callable[[LossConfig, PublishedConfig], Method]
     stages: Mapping[str, Any]
     defaults: Mapping[str, Any] = {}
+    version: int = 1
 
 
 METHODS = {
@@ -63,4 +75,9 @@ def find_method(name: str) -> Entry:
     raise ConfigError(f"method {name!r}: unknown; {hint}")
 
 
-__all__ = ["METHODS", "Ascent", "Entry", "Loss", "Method", "Output", "Stage", "Targets", "find_method"]
+def version_of(name: str) -> str:
+    """Return the version of a method and of the loop; results of different ones don't stand beside each other."""
+    return f"{LOOP}.{find_method(name).version}"
+
+
+__all__ = ["METHODS", "Ascent", "Entry", "Loss", "Method", "Output", "Stage", "Targets", "find_method", "version_of"]

@@ -39,6 +39,7 @@ from vl2v.teachers import Teacher, text_classifier
 from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, MICRO, Forecast, as_rented
 
 if TYPE_CHECKING:
+    from vl2v.runs.cluster import Cluster
     from vl2v.training.batches import Answers
 
 LOOKED_AT = 256  # pictures whose size is read for a forecast
@@ -90,6 +91,7 @@ class Asking:
         views: the fixed views, if any.
         report: told how far it is.
         near: [n] the picture whose answer each takes; None: only exact copies share one.
+        cluster: that asks; None: this process.
     """
 
     config: RunConfig
@@ -102,6 +104,7 @@ class Asking:
     views: Views
     report: Report
     near: Indices | None = None
+    cluster: Cluster | None = None
 
     @cached_property
     def anchors(self) -> list[list[list[str]]]:
@@ -132,7 +135,8 @@ class Asking:
         def tell(done: int, total: int) -> None:
             self.report(f"asking {self.teacher.name}", done, total, self.account.bill() if self.account else "")
 
-        return fetch(self.plan(pictures), self.store, self.teacher, tell)
+        asked = self.plan(pictures), self.store, self.teacher, tell
+        return self.cluster.fetch(*asked, self.config.teacher) if self.cluster else fetch(*asked)
 
     def known(self, pictures: Indices) -> NDArray[np.bool_]:
         """Return whether all views of each picture are answered: bool [n]."""

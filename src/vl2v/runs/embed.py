@@ -19,6 +19,7 @@ from vl2v.runs.sources import Sources, open_everything, open_sources
 from vl2v.runs.teaching import default_store, the_teacher
 
 if TYPE_CHECKING:
+    from vl2v.runs.cluster import Cluster
     from vl2v.runs.features import Features
 
 
@@ -49,6 +50,7 @@ def embed(
     store: Path | str | None = None,
     budget: float = 0,
     dry_run: bool = False,
+    cluster: Cluster | None = None,
     report: Report = silent,
 ) -> Asked:
     """Ask about every picture of a dataset (`data.target` left out) and every class, once.
@@ -60,6 +62,7 @@ def embed(
         store: the folder of the embedding store; by default the one that all runs share.
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
         dry_run: ask nothing, only plan. (Which pictures "uncertainty" selects isn't known before some are asked.)
+        cluster: where the pictures are embedded; by default in this process.
         report: told how far it is.
 
     Raises:
@@ -72,7 +75,7 @@ def embed(
     teacher = the_teacher(config.teacher)
     views = _views(config)
     with EmbeddingStore(store) as answers, with_purse(teacher, store, budget, "vl2v embed") as account:
-        asking = asking_about(config, answers, teacher, account, sources, views, report)
+        asking = replace(asking_about(config, answers, teacher, account, sources, views, report), cluster=cluster)
         chosen = _chosen(asking, sources, dry_run=dry_run)
         questions = asking.plan(chosen)
         forecast = cost(questions, teacher, account)

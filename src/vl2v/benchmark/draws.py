@@ -1,0 +1,145 @@
+"""Draws of hyperparameters: from DomainBed's ranges, at random or where Optuna expects more."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import reduce
+from operator import getitem
+from typing import Any
+
+import numpy as np
+
+from vl2v.config import RunConfig, Tree
+from vl2v.errors import need_extra
+from vl2v.methods import METHODS
+from vl2v.seeds import derive
+
+STARTUP = 4  # results, before which Optuna's suggestions are random as well
+BY_COSINE = ("adip", "vl2v", "fd", "simkd")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where a hyperparameter is drawn from: u uniformly from `low` to `high`, the value base^(u + shift), or u.
+
+    Attributes:
+        low: of u.
+        high: of u.
+        base: None: the value is u itself.
+        shift: see above.
+        whole: the value is rounded down to a whole number.
+    """
+
+    low: float
+    high: float
+    base: int | None = None
+    shift: int = 0
+    whole: bool = False
+
+    def value(self, u: float) -> float:
+        """Return the value at u."""
+        value = u if self.base is None else self.base ** (u + self.shift)
+        return int(value) if self.whole else float(value)
+
+    def place(self, value: float) -> float:
+        """Return u of a value; it may be out of the range."""
+        if self.base is None:
+            return value
+        inside = value + 1e-6 if self.whole else value  # what rounding down leaves where it is
+        return math.log(inside, self.base) - self.shift if inside > 0 else -math.inf
+
+
+_OWN = {
+    "coral": ("coral_weight", Range(-1, 1, 10)),
+    "mixup": ("mixup_alpha", Range(-1, 1, 10)),
+    "miro": ("miro_weight", Range(-2, 0, 10)),
+    "adip": ("lambda", Range(0.1, 0.9)),
+    "sd": ("lambda", Range(0.1, 0.9)),
+    "kd": ("temperature", Range(1, 5)),
+    "rise": ("temperature", Range(1, 5)),
+    "wise-ft": ("interpolate", Range(0.2, 0.8)),
+}
+
+
+def ranges(method: str) -> dict[str, Range]:
+    """Return a method's hyperparameters, as dotted settings."""
+    *_, last = METHODS[method].stages
+    found = {
+        f"stages.{last}.lr": Range(-5, -3.5, 10, shift=int(method in BY_COSINE)),
+        f"stages.{last}.weight_decay": Range(-6, -2, 10),
+        f"stages.{last}.batch_per_domain": Range(3, 5.5, 2, whole=True),
+    }
+    if method in _OWN:
+        name, own = _OWN[method]
+        found[f"loss.{name}"] = own
+    return found
+
+
+def drawn(method: str, seed: int, draw: int) -> Tree:
+    """Return random hyperparameters from DomainBed's ranges (Gulrajani and Lopez-Paz, ICLR 2021, appendix D.2).
+
+    Of the last stage: learning rate 10^U(-5, -3.5), weight decay 10^U(-6, -2), pictures a domain 2^U(3, 5.5). Of a
+    method of its own: CORAL's weight and Mixup's alpha 10^U(-1, 1). Not in DomainBed: lambda U(0.1, 0.9), MIRO's weight
+    10^U(-2, 0), distillation's temperature U(1, 5), WiSE-FT's interpolation U(0.2, 0.8). The losses of adip, vl2v, fd
+    and simkd want larger steps: ten times the range.
+    """
+    rng = np.random.default_rng(derive(seed, "draw", method, draw))
+    values = {
+        name: found.value(rng.uniform(found.low, found.high))
+        for name, found in ranges(method).items()
+        if name.startswith("stages.")
+    }
+    for other, (name, found) in _OWN.items():  # every one in turn: the stream of draws is older than this table
+        value = found.value(rng.uniform(found.low, found.high))
+        if other == method:
+            values[f"loss.{name}"] = value
+    return _tree(values)
+
+
+def suggested(method: str, seed: int, draw: int, results: Sequence[tuple[RunConfig, float]]) -> Tree:
+    """Return hyperparameters from the same ranges where Optuna's sampler (TPE) expects the best, given what is known.
+
+    Args:
+        method: whose.
+        seed: of the run; the sampler's follows from it and the draw.
+        draw: its number.
+        results: runs, and what each is worth (more is better), in order.
+
+    Raises:
+        MissingExtra: Optuna isn't installed.
+    """
+    optuna = need_extra("optuna", "optuna")
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    sampler = optuna.samplers.TPESampler(seed=derive(seed, "suggest", method, draw) % 2**32, n_startup_trials=STARTUP)
+    study = optuna.create_study(direction="maximize", sampler=sampler)
+    known = ranges(method)
+    distributions = {name: optuna.distributions.FloatDistribution(r.low, r.high) for name, r in known.items()}
+    for config, worth in results:
+        values = _values(method, config)
+        places = {name: known[name].place(value) for name, value in values.items()}
+        if all(known[name].low <= place <= known[name].high for name, place in places.items()):
+            study.add_trial(optuna.trial.create_trial(params=places, distributions=distributions, value=worth))
+    return _tree({name: known[name].value(place) for name, place in study.ask(distributions).params.items()})
+
+
+def repeated(method: str, config: RunConfig) -> Tree:
+    """Return the hyperparameters of a run, as `drawn` and `suggested` do."""
+    return _tree(_values(method, config))
+
+
+def _values(method: str, config: RunConfig) -> dict[str, float]:
+    tree: Any = config.model_dump(by_alias=True)
+    return {name: reduce(getitem, name.split("."), tree) for name in ranges(method)}
+
+
+def _tree(values: Mapping[str, float]) -> Tree:
+    tree: Tree = {}
+    for name, value in values.items():
+        *sections, key = name.split(".")
+        branch = tree
+        for section in sections:
+            branch = branch.setdefault(section, {})
+        branch[key] = value
+    return tree
