@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vl2v.errors import ConfigError
 
 Tree = dict[str, Any]
+TOWER = "teacher"  # the name of a student that is the teacher's own image tower
 
 
 class Section(BaseModel):
@@ -52,6 +53,7 @@ class TeacherConfig(Section):
         default="auto", description="of local teachers; auto: bf16 where the machine is quick at it"
     )
     views: int = Field(default=0, ge=0, description="K fixed augmented views a picture; 0: clean")
+    view_seed: int = Field(default=0, description="draws other views; runs of all seeds share them")
     select: Annotated[int, Field(ge=1)] | Literal["known"] | None = Field(
         default=None, description="how many training pictures to ask about, or 'known': no more; default: all"
     )
@@ -66,7 +68,11 @@ class TeacherConfig(Section):
     near_duplicates: int | None = Field(
         default=None, ge=0, le=7, description="pictures whose perceptual hashes differ by so many bits share an answer"
     )
-    online: bool = Field(default=False, description="ask anew about every augmented batch (white boxes)")
+    online: bool = Field(
+        default=False,
+        description="ask anew about every augmented batch (white boxes); cached features are of clean pictures, and "
+        "learn from the clean answers",
+    )
     statistics: Literal["own", "imagenet"] = Field(
         default="own", description="online only: pixel statistics the teacher is fed with"
     )

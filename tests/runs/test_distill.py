@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -96,40 +95,6 @@ def test_the_teacher_is_asked_once_whatever_is_run(quick: dict[str, Any], tmp_pa
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:
         asked = {kind: sum(q.count for q in store.questions() if q.kind == kind) for kind in ("image", "text")}
     assert asked == {"image": 3 * 36, "text": 3}
-
-
-def test_fixed_views_are_what_both_are_shown(quick: dict[str, Any], tmp_path: Path, shapes: Path) -> None:
-    quick["teacher"] |= {"spec": "hash", "views": 2}
-    import vl2v.teachers.registry as registry
-
-    class Hashing:
-        """Answers with the mean colours of what it is shown: any picture gets an answer."""
-
-        name, fingerprint, dim, logit_scale = "hash", "f" * 32, 6, 5.0
-
-        def embed_images(self, images: Any) -> Any:
-            from vl2v.data import decode
-
-            rows = [np.asarray(decode(image.data)).reshape(-1, 3) / 255 for image in images]
-            return self._unit(np.stack([np.concatenate([row.mean(0), row.std(0)]) for row in rows]))
-
-        def embed_texts(self, texts: Any) -> Any:
-            return self._unit(np.stack([np.random.default_rng(len(text)).normal(size=6) for text in texts]))
-
-        def _unit(self, rows: Any) -> Any:
-            return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-    registry._BUILTIN["hash"] = "hash"
-    factory = registry._factory
-    try:
-        registry._factory = lambda kind: (lambda rest, **options: Hashing()) if kind == "hash" else factory(kind)
-        one = vl2v.distill(quick, tmp_path / "one", store=tmp_path / "store")
-        assert same(one, vl2v.distill(quick, tmp_path / "two", store=tmp_path / "store"))
-        plan = vl2v.embed(quick, store=tmp_path / "store", dry_run=True).plan
-        assert (plan.known, len(plan.to_ask)) == (2 * 36 * 3, 0)
-    finally:
-        registry._factory = factory
-        del registry._BUILTIN["hash"]
 
 
 def test_swad_ships_the_averaged_weights(quick: dict[str, Any], tmp_path: Path) -> None:

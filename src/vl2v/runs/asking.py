@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -41,6 +41,7 @@ from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, MICRO, Forecast, as_r
 if TYPE_CHECKING:
     from vl2v.training.batches import Answers
 
+SIZES = range(16, 1025)  # that students' pictures may have, in pixels
 LOOKED_AT = 256  # pictures whose size is read for a forecast
 
 Indices = NDArray[np.int64]
@@ -121,18 +122,47 @@ class Asking:
         part = self.dataset.subset(chosen), self.audit.subset(chosen)
         return plan(self.store, self.teacher, *part, texts, self.views)
 
-    def ask(self, pictures: Indices | None = None) -> list[Refusal]:
+    def ask(self, pictures: Indices | None = None, *, new_sizes: bool = True) -> list[Refusal]:
         """Ask what isn't known yet about these pictures (None: all) and the texts; return what was refused.
+
+        Args:
+            pictures: dataset indices.
+            new_sizes: buy views of one size though those of another are known; without it, that is refused.
 
         Raises:
             BudgetReached: all answers are kept.
+            ConfigError: see `new_sizes`.
             TeacherError: it can't be asked, or its answers can't be used.
         """
+        questions = self.plan(pictures)
+        what, others = f"asking {self.teacher.name}", self.other_sizes(questions)
+        if others:
+            known = f"views of {self.views.size} px, those known are of {', '.join(map(str, others))} px"
+            if self.account and not new_sizes:
+                raise ConfigError(
+                    f"teacher.views = {self.views.k}: {known}; give student.image_size={others[0]}, "
+                    "or buy these first: `vl2v embed` with the settings of this run"
+                )
+            what += f" about {known}"
 
         def tell(done: int, total: int) -> None:
-            self.report(f"asking {self.teacher.name}", done, total, self.account.bill() if self.account else "")
+            self.report(what, done, total, self.account.bill() if self.account else "")
 
-        return fetch(self.plan(pictures), self.store, self.teacher, tell)
+        return fetch(questions, self.store, self.teacher, tell)
+
+    def other_sizes(self, questions: Plan) -> list[int]:
+        """Return the sizes, in pixels, of which the views are known that these questions want of another size.
+
+        The store has the views' keys only; so every size is tried, with the first and the last picture.
+        """
+        wanted = sorted({index for index, view in questions.to_ask if view})
+        sizes = [size for size in SIZES if size != self.views.size]
+        names = [replace(self.views, k=1, size=size).names[1] for size in sizes]
+        known = np.zeros(len(sizes), np.bool_)
+        for index in {wanted[0], wanted[-1]} if wanted else ():
+            keys = [image_key(questions.sha256[index], name) for name in names]
+            known |= self.store.known(self.teacher.fingerprint, keys)
+        return [size for size, there in zip(sizes, known, strict=True) if there]
 
     def known(self, pictures: Indices) -> NDArray[np.bool_]:
         """Return whether all views of each picture are answered: bool [n]."""
@@ -213,6 +243,8 @@ def asking_about(
         ConfigError: settings that don't go together.
     """
     wanted = config.teacher
+    if wanted.online and wanted.views:
+        raise ConfigError("teacher.online and teacher.views exclude one another; set teacher.online=false, or no views")
     if wanted.unasked == "predict" and (config.method != "adip" or wanted.views):
         raise ConfigError(
             "teacher.unasked = 'predict': only for method adip (an aligned projector predicts) without "

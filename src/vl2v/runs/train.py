@@ -34,7 +34,6 @@ from vl2v.runs.shelf import Shelf, stage_name
 from vl2v.runs.sources import Sources, open_sources
 from vl2v.seeds import derive
 from vl2v.students import Classifier, Student, new_projector
-from vl2v.students.backbone import TOWER
 from vl2v.teachers import Teacher
 from vl2v.training import (
     Answers,
@@ -138,7 +137,7 @@ def train(
         raise ConfigError(f"method {config.method}: trains no student; it is a row of `vl2v benchmark`")
     _check_parts(config, method, fabric.world_size)
     sources = from_first(fabric, lambda: open_sources(config, store.path / "audit.sqlite", report))
-    own_tower = method.tower or config.student.name == TOWER
+    own_tower = teaching.has_tower(config, method)
     wanted = method.asks != "nothing" or own_tower
     needed = fabric.is_global_zero or own_tower or config.teacher.online
     teacher = teaching.the_teacher(config.teacher) if wanted and needed else None
@@ -153,14 +152,14 @@ def train(
         )
         views, answers = Views(), Answers(sources.dataset.labels, domains=sources.dataset.domain_ids)
         if method.asks != "nothing":
-            views = Views(k=config.teacher.views, seed=config.seed, size=student.spec.image_size)
+            views = teaching.fixed_views(config.teacher, student.spec.image_size)
 
             def asked() -> Answers:
                 assert teacher is not None
                 asking = asking_about(config, store, teacher, account, sources, views, report)
                 nothing = np.zeros(0, np.int64)
                 chosen = nothing if method.asks == "texts" else choose(asking, sources, features, run.folder)
-                run.save_refused(asking.ask(chosen))
+                run.save_refused(asking.ask(chosen, new_sizes=False))
                 return replace(asking.answers(chosen), ask=None)
 
             answers = from_first(fabric, asked)
@@ -253,7 +252,7 @@ def new_student(config: RunConfig, method: Method, classes: int, teacher: Teache
         StudentError: unknown model, weights that can't be had or don't fit.
         ConfigError: a white box is needed and the teacher isn't one.
     """
-    own_tower = method.tower or config.student.name == TOWER
+    own_tower = teaching.has_tower(config, method)
     if own_tower:
         assert teacher is not None
         backbone, spec = teaching.tower(teacher)
