@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from vl2v.errors import need_extra
+from vl2v.errors import RunError, need_extra, writing
 
 Row = dict[str, Any]
 
@@ -37,12 +37,17 @@ class MetricsLog:
             row for row in self.rows() if row["stage"] in done or (row["stage"], row["step"] <= step) == (stage, True)
         ]
         temporary = self.path.with_suffix(".new")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        with writing(self.path, RunError):
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            temporary.replace(self.path)
 
     def write(self, row: Row) -> None:
-        """Append a row."""
-        with self.path.open("a", encoding="utf-8") as file:
+        """Append a row.
+
+        Raises:
+            RunError: the disk is full, or the folder can't be written to.
+        """
+        with writing(self.path, RunError), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.writer is not None:
             for key, value in row.items():
