@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -265,11 +266,11 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+        raise ConfigError("; ".join(dict.fromkeys(_explain(item) for item in error.errors()))) from None
 
 
 def _explain(item: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(str(part) for part in item["loc"] if not re.search(r"^constrained-|\[", str(part)))  # no types
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown setting{_suggestion(key)}"
     if item["type"] == "missing":

@@ -117,6 +117,8 @@ def test_predict_evaluate_and_add_a_class(quick: dict[str, Any], shapes: Path, t
     assert classifier.classes == ["ball", "box", "cone", "star"]
     assert set(vl2v.load(run.folder).predict([picture])[0].probabilities) == {"ball", "box", "cone", "star"}
     assert vl2v.evaluate_run(vl2v.Run(run.folder), store=tmp_path / "store").rows
+    with pytest.raises(StudentError, match="the new class has no name"):
+        vl2v.add_class(vl2v.Run(run.folder), " ", store=tmp_path / "store")
     with pytest.raises(StudentError, match="'star' is there already"):
         vl2v.add_class(vl2v.Run(run.folder), "star", store=tmp_path / "store")
     with pytest.raises(TeacherError, match="no answer for 1 of 1 texts: 'a photo of a comet'"):
@@ -155,6 +157,9 @@ BAD: list[tuple[str, dict[str, Any], type[VL2VError], str]] = [
     ("teacher", {"spec": "recordet:x"}, TeacherError, "'recordet': unknown kind; did you mean recorded"),
     ("teacher", {"spec": "recorded:/nowhere"}, TeacherError, "no such folder"),
     ("teacher", {"online": True}, ConfigError, "is a black box"),
+    ("teacher", {"select": "som"}, ConfigError, r"^teacher\.select = 'som': .*valid integer.*should be 'known'"),
+    ("prompts", {"overrides": {"bal": "orb"}}, ConfigError, "the data have no such class; did you mean ball"),
+    ("train", {"accelerator": "cuda:9"}, ConfigError, "this machine has no such device; use auto, or cpu"),
 ]
 
 
@@ -165,6 +170,21 @@ def test_a_mistake_is_said_in_one_line(
     with pytest.raises(kind, match=message) as error:
         vl2v.distill(change(quick, section, **values), tmp_path / "run", store=tmp_path / "store")
     assert "\n" not in str(error.value)
+
+
+def test_a_mistake_can_be_mended_in_the_same_folder(quick: dict[str, Any], tmp_path: Path) -> None:
+    for section, values, kind, _ in BAD:
+        with pytest.raises(kind):
+            vl2v.distill(change(quick, section, **values), tmp_path / "run", store=tmp_path / "store")
+    assert vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store").config.data.target == ["paint"]
+
+
+def test_metrics_are_written_for_tensorboard_on_request(quick: dict[str, Any], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    vl2v.distill(change(quick, "train", tensorboard=True), tmp_path / "run", store=tmp_path / "store")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("distill/loss")] == [2, 4, 6]
 
 
 def test_sd_needs_the_weights(quick: dict[str, Any], tmp_path: Path) -> None:

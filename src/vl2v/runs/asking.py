@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -251,11 +251,26 @@ def asking_about(
             "teacher.views; use 'text'"
         )
     dataset, audit = sources.dataset, sources.audit
+    _check_names(config.prompts.overrides, dataset.classes)
     near = None
     if wanted.near_duplicates is not None:
         tell = lambda done, total: report("looking for near-duplicates", done, total, "")  # noqa: E731
         near = near_duplicates(dataset, audit, wanted.near_duplicates, cache=store.path / "audit.sqlite", progress=tell)
     return Asking(config, store, teacher, account, dataset, audit, sources.names, views, report, near)
+
+
+def _check_names(overrides: Iterable[str], classes: Sequence[str]) -> None:
+    """Refuse overrides of classes that are misspelt; others may be for classes that come later.
+
+    Raises:
+        ConfigError: one is.
+    """
+    import difflib
+
+    for name in set(overrides) - set(classes):
+        close = difflib.get_close_matches(name, set(classes) - set(overrides), n=1)
+        if close:
+            raise ConfigError(f"prompts.overrides.{name}: the data have no such class; did you mean {close[0]}?")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 # These can differ between the parts of an interrupted run: they change no weight.
 _FREE = ("data.workers", "train.tensorboard")
 
+# What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
+_BEFORE_TRAINING = ("config.toml", "config.toml.new", "asked.json", "asked.json.new", "refused.csv", "refused.csv.new")
+
 
 class Run:
     """A finished or interrupted run.
@@ -91,18 +94,24 @@ class Run:
 def open_run(folder: Path, config: RunConfig) -> Run:
     """Return the run of a folder, new or to be gone on with.
 
+    A run that failed before it trained anything makes way for one with other settings: a mistake is being mended.
+
     Raises:
         RunError: the folder holds a run of another configuration, holds something else, or can't be written to.
     """
     path = folder / "config.toml"
+    ours = {"run.lock", *_BEFORE_TRAINING}
+    others = [entry for entry in folder.iterdir() if entry.name not in ours] if folder.is_dir() else []
     if path.is_file():
         run = Run(folder)
         changed = sorted(_differences(run.config.model_dump(by_alias=True), config.model_dump(by_alias=True)))
-        if changed:
+        if not changed:
+            return run
+        if others:
             raise RunError(f"{folder}: holds a run with other settings ({', '.join(changed)}); choose another --out")
-        return run
-    begun = {"run.lock", "config.toml.new"}  # by a run that ended before it had a configuration
-    if folder.is_dir() and any(entry.name not in begun for entry in folder.iterdir()):
+        for name in _BEFORE_TRAINING:
+            (folder / name).unlink(missing_ok=True)
+    elif others:
         raise RunError(f"{folder}: not empty, and not a run folder; choose another --out")
     write_text(path, config.to_toml())
     return Run(folder)
