@@ -18,6 +18,7 @@ from little import quick_settings
 from vendor.rented import Stub
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import DataError, RunError, StoreError, StudentError, TeacherError, VL2VError
+from vl2v.runs.folder import locked
 
 
 @pytest.fixture
@@ -200,6 +201,11 @@ def test_a_folder_that_cannot_be_written_to(
     (tmp_path / "file").write_text("a file, and no folder")
     with refused(kind, message):
         vl2v.distill(given, tmp_path / out, store=tmp_path / store)
+
+
+def test_a_folder_in_which_another_run_is_under_way(given: dict[str, Any], tmp_path: Path) -> None:
+    with locked(tmp_path / "run"), refused(RunError, "run: another process is training in it"):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
 
 
 @pytest.fixture

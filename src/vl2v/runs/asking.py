@@ -91,6 +91,7 @@ class Asking:
         views: the fixed views, if any.
         report: told how far it is.
         near: [n] the picture whose answer each takes; None: only exact copies share one.
+        buys_new_sizes: whether a rented teacher may be asked about views of one size though those of another are known.
     """
 
     config: RunConfig
@@ -103,6 +104,7 @@ class Asking:
     views: Views
     report: Report
     near: Indices | None = None
+    buys_new_sizes: bool = True
 
     @cached_property
     def anchors(self) -> list[list[list[str]]]:
@@ -122,23 +124,19 @@ class Asking:
         part = self.dataset.subset(chosen), self.audit.subset(chosen)
         return plan(self.store, self.teacher, *part, texts, self.views)
 
-    def ask(self, pictures: Indices | None = None, *, new_sizes: bool = True) -> list[Refusal]:
+    def ask(self, pictures: Indices | None = None) -> list[Refusal]:
         """Ask what isn't known yet about these pictures (None: all) and the texts; return what was refused.
-
-        Args:
-            pictures: dataset indices.
-            new_sizes: buy views of one size though those of another are known; without it, that is refused.
 
         Raises:
             BudgetReached: all answers are kept.
-            ConfigError: see `new_sizes`.
+            ConfigError: see `buys_new_sizes`.
             TeacherError: it can't be asked, or its answers can't be used.
         """
         questions = self.plan(pictures)
         what, others = f"asking {self.teacher.name}", self.other_sizes(questions)
         if others:
             known = f"views of {self.views.size} px, those known are of {', '.join(map(str, others))} px"
-            if self.account and not new_sizes:
+            if self.account and not self.buys_new_sizes:
                 raise ConfigError(
                     f"teacher.views = {self.views.k}: {known}; give student.image_size={others[0]}, "
                     "or buy these first: `vl2v embed` with the settings of this run"

@@ -127,12 +127,12 @@ def locked(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = FileLock(folder / "run.lock", timeout=0)
-    try:
-        with writing(folder, RunError):
-            folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder, RunError):
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
             lock.acquire()
-    except Timeout:
-        raise RunError(f"{folder}: another process is training in it") from None
+        except Timeout:
+            raise RunError(f"{folder}: another process is training in it") from None
     try:
         yield
     finally:

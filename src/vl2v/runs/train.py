@@ -159,9 +159,10 @@ def train(
             def asked() -> Answers:
                 assert teacher is not None
                 asking = asking_about(config, store, teacher, account, sources, views, report)
+                asking = replace(asking, buys_new_sizes=False)
                 nothing = np.zeros(0, np.int64)
                 chosen = nothing if method.asks == "texts" else choose(asking, sources, features, run.folder)
-                run.save_refused(asking.ask(chosen, new_sizes=False))
+                run.save_refused(asking.ask(chosen))
                 return replace(asking.answers(chosen), ask=None)
 
             answers = from_first(fabric, asked)
