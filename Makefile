@@ -1,8 +1,9 @@
 # make demo: the main job on the embedded sample; make test: all tests. Both set up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check docs clean
+.PHONY: demo test check docs lock clean
 
 demo: .setup
 	$(BIN)/vl2v demo --out runs/demo
@@ -19,12 +20,16 @@ check: .setup
 docs: .setup
 	$(BIN)/mkdocs build --strict
 
-# torch and torchvision go together: other pairs fail to import.
-.setup: pyproject.toml
+.setup: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.14.1 torchvision==0.29.1
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(PIP) --require-hashes --requirement requirements.lock
+	$(PIP) --no-build-isolation --editable '.[dev]'
 	touch .setup
+
+# The newest of everything that pyproject.toml allows, for all platforms, each file by its hash.
+lock: .setup
+	$(BIN)/uv pip compile pyproject.toml --extra dev --universal --generate-hashes --no-header --upgrade --quiet \
+		--output-file requirements.lock
 
 clean:
 	rm -rf .venv .setup site

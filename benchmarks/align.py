@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 
 from vl2v.config import assignments, merge
 from vl2v.embeddings import EmbeddingStore, Views
-from vl2v.methods import find_method
+from vl2v.methods import Targets, find_method
 from vl2v.methods.adip import cosine_loss
 from vl2v.runs import resolve, silent, teaching
 from vl2v.runs.asking import asking_about
@@ -26,6 +26,7 @@ from vl2v.runs.sources import open_sources
 from vl2v.runs.train import new_student
 from vl2v.students import evaluating
 from vl2v.training import DomainBalancedSampler, FeatureBatches, clean_pixels, compute_features
+from vl2v.training.learner import Learner
 from vl2v.training.processes import fabric_precision
 
 
@@ -64,6 +65,12 @@ def main() -> None:
         student.projector.load_state_dict(start)
         return torch.optim.Adam(student.projector.parameters(), lr=settings.lr)
 
+    learner = Learner(student)
+
+    def loss_at(features: torch.Tensor, targets: Targets) -> torch.Tensor:
+        output, _ = learner(features)
+        return loss_of(output, targets)
+
     # Through the backbone: decode, forward, project, step.
     optimizer, spent, losses = optimiser(), 0.0, []
     for number in range(given.check):
@@ -72,7 +79,7 @@ def main() -> None:
         pixels = next(clean_pixels(sources.dataset, pictures, given.size, workers=0, chunk=len(pictures)))
         with evaluating(student), fabric.autocast():
             features = student.features(pixels)
-        loss = loss_of(student.project(features), answers.of(pictures, turns * 0))
+        loss = loss_at(features, answers.of(pictures, turns * 0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -94,7 +101,7 @@ def main() -> None:
     optimizer, cached = optimiser(), []
     begun = time.perf_counter()
     for features, targets in batches.between(0, given.steps):
-        loss = loss_of(student.project(features), targets)
+        loss = loss_at(features, targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -24,6 +24,7 @@ from vl2v.methods import Targets
 from vl2v.methods.adip import cosine_loss
 from vl2v.students import Student, new_projector, pretrained_backbone, quick_depthwise
 from vl2v.training import Answers, DomainBalancedSampler, PixelBatches, Renderer
+from vl2v.training.learner import Learner
 from vl2v.training.processes import fabric_precision
 
 
@@ -56,11 +57,12 @@ def main() -> None:
     quick_depthwise(student)
     fabric = Fabric(accelerator="cpu", devices=1, precision=fabric_precision(TrainConfig()))
     optimizer = torch.optim.AdamW(student.backbone.parameters(), lr=1e-6)
-    model, wrapped = fabric.setup(student, optimizer)
+    model, wrapped = fabric.setup(Learner(student), optimizer)
     loss_of = cosine_loss(0.5)
 
     def step(pixels: torch.Tensor, targets: Targets) -> None:
-        loss = loss_of(model(pixels), targets)
+        output, _ = model(pixels)
+        loss = loss_of(output, targets)
         wrapped.zero_grad()
         fabric.backward(loss)
         wrapped.step()

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import tomllib
+from typing import Any, get_args
 
 import pytest
 
-from vl2v.config import assignments, merge, validate
+from vl2v.config import Section, assignments, merge, validate
 from vl2v.errors import ConfigError
 from vl2v.runs.settings import resolve
 
@@ -39,6 +40,17 @@ def test_set_lays_values_on_top_with_their_types() -> None:
 def test_a_wrong_setting_is_named(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         resolve({**DATA, **settings})
+
+
+@pytest.mark.parametrize("section", Section.__subclasses__())
+def test_every_setting_is_described(section: type[Section]) -> None:
+    values = {name: field for name, field in section.model_fields.items() if not is_table(field.annotation)}
+    assert all(field.description for field in values.values())
+
+
+def is_table(annotation: Any) -> bool:
+    """Tell whether a setting is a section, or a table of sections."""
+    return any(isinstance(one, type) and issubclass(one, Section) for one in (annotation, *get_args(annotation)))
 
 
 def test_data_path_is_the_one_setting_without_a_default() -> None:

@@ -1,13 +1,17 @@
 """Build the tiny VLM of `src/vl2v/assets/tiny-vlm` from icons, an ImageNet backbone and a sentence encoder.
 
-    python tools/build_tiny_vlm.py render --package PACKAGE --work WORK    every permitted icon as 96 x 96 pixels
-    python tools/build_tiny_vlm.py texts  --work WORK                      the sentence encoder's answers, once
-    python tools/build_tiny_vlm.py image  --work WORK                      image tower against these answers
-    python tools/build_tiny_vlm.py text   --work WORK                      text tower that answers like the encoder
-    python tools/build_tiny_vlm.py pack   --work WORK --out FOLDER         both, as an open_clip model
+    python tools/build_tiny_vlm.py PACKAGE FOLDER --work WORK
 
-PACKAGE is the unpacked npm package @iconify/json. `--limit N` shrinks everything, to see the steps work.
-Rewriting is safe: every step replaces its own outputs and reads only those of the steps before it.
+PACKAGE is the unpacked npm package @iconify/json; FOLDER will be an open_clip model. Five steps, in this order:
+
+    render    every permitted icon as 96 x 96 pixels
+    texts     the sentence encoder's answers, once
+    image     image tower against these answers
+    text      text tower that answers like the encoder
+    pack      both, as an open_clip model
+
+`--from STEP` begins with a later one: each replaces its own outputs and reads only those of the steps before it.
+`--limit N` shrinks everything, to see the steps work.
 """
 
 from __future__ import annotations
@@ -123,6 +127,7 @@ class TextRecipe:
 
 
 IMAGE, TEXT = ImageRecipe(), TextRecipe()
+STEPS = ("render", "texts", "image", "text", "pack")
 
 
 # ------------------------------------------------------------------------------------------------------------ render
@@ -668,6 +673,8 @@ def report_cosine(tower: TextTower, group: str, lesson: Lesson) -> None:
     rng = np.random.default_rng(1)
     for label, among in (("seen", ~lesson.held), ("never seen", lesson.held)):
         chosen = rng.permutation(np.flatnonzero(among))[:2000]
+        if not len(chosen):
+            continue
         z = functional.normalize(tower(torch.from_numpy(lesson.tokens[chosen]).long()), dim=1)
         cosine = (z * torch.from_numpy(lesson.answers[chosen]).float()).sum(1).mean().item()
         print(f"{group}, {label}: cosine {cosine:.3f}")
@@ -764,29 +771,27 @@ def write_json(path: Path, tree: Any, indent: int | None = None) -> None:
 
 
 def main() -> None:
-    """Run one step."""
+    """Run the steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=("render", "texts", "image", "text", "pack"))
+    parser.add_argument("package", type=Path, help="the unpacked npm package @iconify/json")
+    parser.add_argument("out", type=Path, help="the model's folder")
     parser.add_argument("--work", type=Path, required=True, help="folder for what the steps hand on, about 6 GB")
-    parser.add_argument("--package", type=Path, help="render: the unpacked npm package @iconify/json")
-    parser.add_argument("--out", type=Path, help="pack: the model's folder")
+    parser.add_argument("--from", dest="first", choices=STEPS, default="render", help="step to begin with")
     parser.add_argument("--limit", type=int, help="smoke test: this many icons a set, names and steps")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)
-    if given.step == "render":
-        if given.package is None:
-            parser.error("render needs --package")
-        render_step(given.work, given.package, given.limit)
-    elif given.step == "texts":
-        texts_step(given.work, given.limit)
-    elif given.step == "image":
-        image_step(given.work, given.limit)
-    elif given.step == "text":
-        text_step(given.work, given.limit)
-    elif given.out is None:
-        parser.error("pack needs --out")
-    else:
-        pack_step(given.work, given.out)
+    for step in STEPS[STEPS.index(given.first) :]:
+        print(f"--- {step}", flush=True)
+        if step == "render":
+            render_step(given.work, given.package, given.limit)
+        elif step == "texts":
+            texts_step(given.work, given.limit)
+        elif step == "image":
+            image_step(given.work, given.limit)
+        elif step == "text":
+            text_step(given.work, given.limit)
+        else:
+            pack_step(given.work, given.out)
 
 
 if __name__ == "__main__":

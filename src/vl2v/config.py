@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from vl2v.errors import ConfigError
 
 Tree = dict[str, Any]
+TOWER = "teacher"  # the name of a student that is the teacher's own image tower
 
 
 class Section(BaseModel):
@@ -52,6 +54,7 @@ class TeacherConfig(Section):
         default="auto", description="of local teachers; auto: bf16 where the machine is quick at it"
     )
     views: int = Field(default=0, ge=0, description="K fixed augmented views a picture; 0: clean")
+    view_seed: int = Field(default=0, description="draws other views; runs of all seeds share them")
     select: Annotated[int, Field(ge=1)] | Literal["known"] | None = Field(
         default=None, description="how many training pictures to ask about, or 'known': no more; default: all"
     )
@@ -66,7 +69,11 @@ class TeacherConfig(Section):
     near_duplicates: int | None = Field(
         default=None, ge=0, le=7, description="pictures whose perceptual hashes differ by so many bits share an answer"
     )
-    online: bool = Field(default=False, description="ask anew about every augmented batch (white boxes)")
+    online: bool = Field(
+        default=False,
+        description="ask anew about every augmented batch (white boxes); cached features are of clean pictures, and "
+        "learn from the clean answers",
+    )
     statistics: Literal["own", "imagenet"] = Field(
         default="own", description="online only: pixel statistics the teacher is fed with"
     )
@@ -259,11 +266,11 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("; ".join(_explain(item) for item in error.errors())) from None
+        raise ConfigError("; ".join(dict.fromkeys(_explain(item) for item in error.errors()))) from None
 
 
 def _explain(item: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in item["loc"])
+    key = ".".join(str(part) for part in item["loc"] if not re.search(r"^constrained-|\[", str(part)))  # no types
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown setting{_suggestion(key)}"
     if item["type"] == "missing":

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 
 
@@ -36,6 +40,17 @@ class RunError(VL2VError):
 
 class MissingExtra(VL2VError):
     """An optional dependency that is not installed."""
+
+
+@contextmanager
+def writing(path: Path, kind: type[VL2VError]) -> Iterator[None]:
+    """Raise `kind` if the block can't write the file: a full disk, a folder that isn't one or may not be written to."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        remedy = "free some space, then give the same command again" if full else "choose another folder"
+        raise kind(f"{path}: can't be written ({error.strerror or error}); {remedy}") from None
 
 
 def need_extra(module: str, extra: str) -> ModuleType:

@@ -124,7 +124,7 @@ def test_more_views_ask_only_for_what_is_new(pictures: DomainDataset, store: Emb
     fetch(plan(store, teacher, pictures, found, TEXTS, Views()), store, teacher)
     more = plan(store, teacher, pictures, found, TEXTS, Views(k=2, size=16))
     assert (more.known, len(more.to_ask), more.texts_to_ask) == (11, 22, ())
-    assert "in 3 views: 33 questions, 11 known, 22 to ask" in more.summary()
+    assert "in 3 views (clean, and 2 of 16 px): 33 questions, 11 known, 22 to ask" in more.summary()
     fetch(more, store, teacher)
     other_seed = plan(store, teacher, pictures, found, TEXTS, Views(k=2, seed=1, size=16))
     assert (other_seed.known, len(other_seed.to_ask)) == (11, 22)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -98,40 +97,6 @@ def test_the_teacher_is_asked_once_whatever_is_run(quick: dict[str, Any], tmp_pa
     assert asked == {"image": 3 * 36, "text": 3}
 
 
-def test_fixed_views_are_what_both_are_shown(quick: dict[str, Any], tmp_path: Path, shapes: Path) -> None:
-    quick["teacher"] |= {"spec": "hash", "views": 2}
-    import vl2v.teachers.registry as registry
-
-    class Hashing:
-        """Answers with the mean colours of what it is shown: any picture gets an answer."""
-
-        name, fingerprint, dim, logit_scale = "hash", "f" * 32, 6, 5.0
-
-        def embed_images(self, images: Any) -> Any:
-            from vl2v.data import decode
-
-            rows = [np.asarray(decode(image.data)).reshape(-1, 3) / 255 for image in images]
-            return self._unit(np.stack([np.concatenate([row.mean(0), row.std(0)]) for row in rows]))
-
-        def embed_texts(self, texts: Any) -> Any:
-            return self._unit(np.stack([np.random.default_rng(len(text)).normal(size=6) for text in texts]))
-
-        def _unit(self, rows: Any) -> Any:
-            return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
-
-    registry._BUILTIN["hash"] = "hash"
-    factory = registry._factory
-    try:
-        registry._factory = lambda kind: (lambda rest, **options: Hashing()) if kind == "hash" else factory(kind)
-        one = vl2v.distill(quick, tmp_path / "one", store=tmp_path / "store")
-        assert same(one, vl2v.distill(quick, tmp_path / "two", store=tmp_path / "store"))
-        plan = vl2v.embed(quick, store=tmp_path / "store", dry_run=True).plan
-        assert (plan.known, len(plan.to_ask)) == (2 * 36 * 3, 0)
-    finally:
-        registry._factory = factory
-        del registry._BUILTIN["hash"]
-
-
 def test_swad_ships_the_averaged_weights(quick: dict[str, Any], tmp_path: Path) -> None:
     plain = vl2v.distill(quick, tmp_path / "plain", store=tmp_path / "store")
     quick["train"]["swad"] = True
@@ -152,6 +117,8 @@ def test_predict_evaluate_and_add_a_class(quick: dict[str, Any], shapes: Path, t
     assert classifier.classes == ["ball", "box", "cone", "star"]
     assert set(vl2v.load(run.folder).predict([picture])[0].probabilities) == {"ball", "box", "cone", "star"}
     assert vl2v.evaluate_run(vl2v.Run(run.folder), store=tmp_path / "store").rows
+    with pytest.raises(StudentError, match="the new class has no name"):
+        vl2v.add_class(vl2v.Run(run.folder), " ", store=tmp_path / "store")
     with pytest.raises(StudentError, match="'star' is there already"):
         vl2v.add_class(vl2v.Run(run.folder), "star", store=tmp_path / "store")
     with pytest.raises(TeacherError, match="no answer for 1 of 1 texts: 'a photo of a comet'"):
@@ -190,6 +157,9 @@ BAD: list[tuple[str, dict[str, Any], type[VL2VError], str]] = [
     ("teacher", {"spec": "recordet:x"}, TeacherError, "'recordet': unknown kind; did you mean recorded"),
     ("teacher", {"spec": "recorded:/nowhere"}, TeacherError, "no such folder"),
     ("teacher", {"online": True}, ConfigError, "is a black box"),
+    ("teacher", {"select": "som"}, ConfigError, r"^teacher\.select = 'som': .*valid integer.*should be 'known'"),
+    ("prompts", {"overrides": {"bal": "orb"}}, ConfigError, "the data have no such class; did you mean ball"),
+    ("train", {"accelerator": "cuda:9"}, ConfigError, "this machine has no such device; use auto, or cpu"),
 ]
 
 
@@ -200,6 +170,21 @@ def test_a_mistake_is_said_in_one_line(
     with pytest.raises(kind, match=message) as error:
         vl2v.distill(change(quick, section, **values), tmp_path / "run", store=tmp_path / "store")
     assert "\n" not in str(error.value)
+
+
+def test_a_mistake_can_be_mended_in_the_same_folder(quick: dict[str, Any], tmp_path: Path) -> None:
+    for section, values, kind, _ in BAD:
+        with pytest.raises(kind):
+            vl2v.distill(change(quick, section, **values), tmp_path / "run", store=tmp_path / "store")
+    assert vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store").config.data.target == ["paint"]
+
+
+def test_metrics_are_written_for_tensorboard_on_request(quick: dict[str, Any], tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    vl2v.distill(change(quick, "train", tensorboard=True), tmp_path / "run", store=tmp_path / "store")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("distill/loss")] == [2, 4, 6]
 
 
 def test_sd_needs_the_weights(quick: dict[str, Any], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from vl2v.benchmark.engine import Engine, Local, usual_processes
 from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList
 from vl2v.benchmark.search import searching
-from vl2v.config import LossConfig, PublishedConfig, merge
+from vl2v.config import TOWER, LossConfig, PublishedConfig, merge
 from vl2v.errors import RunError
 from vl2v.methods import find_method
 from vl2v.runs.cluster import Cluster
@@ -19,6 +19,7 @@ from vl2v.runs.embed import embed
 from vl2v.runs.folder import write_text
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
+from vl2v.runs.teaching import has_tower
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -92,15 +93,14 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
         if method.asks != "pictures" or config.teacher.select is not None or config.teacher.online:
             continue
         unseen = set() if job.method == "zero-shot" else set(config.data.target)
-        key = json.dumps(
-            [str(config.data.path), config.teacher.model_dump(mode="json"), config.student.name, config.seed]
-        )
-        if not config.teacher.views:
-            key = json.dumps([str(config.data.path), config.teacher.spec])
-        tree, before = seen.get(key, (job.settings, unseen))
+        student = TOWER if has_tower(config, method) else config.student.name
+        of_size = student if config.teacher.views else ""  # views are of the student's input size
+        key = json.dumps([str(config.data.path), config.teacher.spec, of_size])
+        tree = merge(job.settings, {"method": "adip", "student": {"name": student}})
+        tree, before = seen.get(key, (tree, unseen))
         seen[key] = tree, before & unseen
     for tree, unseen in seen.values():
-        settings = merge(tree, {"method": "adip", "data": {"target": sorted(unseen)}})
+        settings = merge(tree, {"data": {"target": sorted(unseen)}})
         settings.pop("stages", None)
         embed(settings, store=work.folder / "store", budget=budget, cluster=cluster, report=report)
 

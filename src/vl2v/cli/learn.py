@@ -20,6 +20,11 @@ Budget = Annotated[
 ]
 Select = Annotated[str | None, typer.Option(help="How many training pictures to ask about, or 'known': no more.")]
 Strategy = Annotated[str | None, typer.Option(help="random, balanced, kcenter or uncertainty.")]
+Method = Annotated[str | None, typer.Option(help="How it learns: adip by default; see `vl2v methods`.")]
+Student = Annotated[str | None, typer.Option(help="A timm model.")]
+Seed = Annotated[int | None, typer.Option(help="Decides every draw.")]
+ImageSize = Annotated[int | None, typer.Option(help="The student's pixels a side.")]
+Preset = Annotated[str, typer.Option(help="default, or paper: as published, oddities included.")]
 Store = Annotated[Path | None, typer.Option(help="Folder of the embedding store; by default one for all runs.")]
 
 
@@ -39,19 +44,27 @@ def _settings(file: Path | None, pairs: list[str] | None, options: dict[str, Any
 def embed(
     data: Data = None,
     teacher: TeacherSpec = None,
-    views: Views = None,
+    student: Student = None,
     target: Target = None,
+    method: Method = None,
+    seed: Seed = None,
+    image_size: ImageSize = None,
+    views: Views = None,
     budget: Budget = 0,
     select: Select = None,
     strategy: Strategy = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be asked, and its price.")] = False,
     advise: Annotated[bool, typer.Option("--advise", help="Tell what the answers so far brought.")] = False,
     engine: Annotated[str, typer.Option(help="local, ray, or ray:N processors a task; paid teachers: here.")] = "local",
+    preset: Preset = "default",
     config: ConfigFile = None,
     pairs: Set = None,
     store: Store = None,
 ) -> None:
-    """Ask the teacher about every picture once, and keep its answers."""
+    """Ask the teacher about every picture once, and keep its answers.
+
+    Give it the options of the `vl2v distill` that will follow: what is asked depends on some of them.
+    """
     from vl2v.cli.show import print_advice, progress
     from vl2v.runs import embed as ask
     from vl2v.runs.cluster import cluster_named
@@ -60,28 +73,35 @@ def embed(
 
     options = {
         "data.path": data,
+        "data.target": target,
         "teacher.spec": teacher,
         "teacher.views": views,
-        "data.target": target,
         "teacher.select": _number(select),
         "teacher.strategy": strategy,
+        "student.name": student,
+        "student.image_size": image_size,
+        "method": method,
+        "seed": seed,
     }
     settings = _settings(config, pairs, options)
     if advise:
         from vl2v.runs import advise as advice  # brings torch
 
         with progress() as report:
-            found = advice(settings, store=store, report=report)
+            found = advice(settings, preset=preset, store=store, report=report)
         print_advice(found)
         return
     with progress() as report:
-        asked = ask(settings, store=store, budget=budget, dry_run=dry_run, cluster=cluster, report=report)
+        asked = ask(
+            settings, preset=preset, store=store, budget=budget, dry_run=dry_run, cluster=cluster, report=report
+        )
     plan = asked.plan
     if dry_run:
         typer.echo(asked.summary())
         return
     bill = f"; the bill so far: {asked.bill}" if asked.bill else ""
-    typer.echo(f"asked {plan.questions:,} questions, {plan.known + plan.texts_known:,} were known{bill}")
+    views_of = f" (views of a picture: {plan.views})" if plan.views.k else ""
+    typer.echo(f"asked {plan.questions:,} questions{views_of}, {plan.known + plan.texts_known:,} were known{bill}")
     for refusal in asked.refused:
         typer.echo(f"{refusal.path}: refused by the teacher: {refusal.reason}", err=True)
     if asked.refused:
@@ -95,14 +115,14 @@ def _number(text: str | None) -> int | str | None:
 def distill(
     data: Data = None,
     teacher: TeacherSpec = None,
-    student: Annotated[str | None, typer.Option(help="A timm model.")] = None,
+    student: Student = None,
     target: Target = None,
-    method: Annotated[str | None, typer.Option(help="How it learns: adip by default; see `vl2v methods`.")] = None,
+    method: Method = None,
     out: Annotated[Path, typer.Option(help="The run folder; an interrupted run is gone on with.")] = Path(
         "runs/student"
     ),
-    seed: Annotated[int | None, typer.Option(help="Decides every draw.")] = None,
-    image_size: Annotated[int | None, typer.Option(help="The student's pixels a side.")] = None,
+    seed: Seed = None,
+    image_size: ImageSize = None,
     views: Views = None,
     budget: Budget = 0,
     select: Select = None,
@@ -110,7 +130,7 @@ def distill(
     online_teacher: Annotated[
         bool | None, typer.Option("--online-teacher", help="Ask anew about every augmented batch (white boxes).")
     ] = None,
-    preset: Annotated[str, typer.Option(help="default, or paper: as published, oddities included.")] = "default",
+    preset: Preset = "default",
     config: ConfigFile = None,
     pairs: Set = None,
     store: Store = None,

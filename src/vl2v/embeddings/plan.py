@@ -67,7 +67,7 @@ class Plan:
         return (
             f"pictures: {self.pictures:,}"
             + (f" ({copies:,} of them copies)" if copies else "")
-            + (f" in {len(self.views)} views" if self.views.k else "")
+            + (f" in {len(self.views)} views ({self.views})" if self.views.k else "")
             + f": {self.distinct * len(self.views):,} questions, {self.known:,} known, {len(self.to_ask):,} to ask\n"
             f"texts: {self.texts:,} questions, {self.texts_known:,} known, {len(self.texts_to_ask):,} to ask"
         )

@@ -45,6 +45,9 @@ class Views:
     def __len__(self) -> int:
         return 1 + self.k
 
+    def __str__(self) -> str:
+        return f"clean, and {self.k} of {self.size} px" if self.k else "clean"
+
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the 1 + k views, as they enter the store's keys."""

@@ -78,7 +78,13 @@ class Advice:
         return f"hard to tell: {expected}; ask about a few hundred more and look again"
 
 
-def advise(settings: Mapping[str, Any], *, store: Path | str | None = None, report: Report = silent) -> Advice:
+def advise(
+    settings: Mapping[str, Any],
+    *,
+    preset: str = "default",
+    store: Path | str | None = None,
+    report: Report = silent,
+) -> Advice:
     """Return how a first student's validation accuracy grows with the pictures asked about; ask nothing.
 
     The first student is the projector, aligned on the free student's features (`vl2v.runs.features.aligned`); of the
@@ -86,13 +92,14 @@ def advise(settings: Mapping[str, Any], *, store: Path | str | None = None, repo
 
     Args:
         settings: as for `embed`.
+        preset: as for `embed`.
         store: the folder of the embedding store.
         report: told how far it is.
 
     Raises:
         ConfigError: fewer than 64 training pictures were asked about, or not the classes' texts.
     """
-    config = resolve(settings)
+    config = resolve(settings, preset)
     store = Path(store) if store else default_store()
     sources = open_sources(config, store / "audit.sqlite", report)
     teacher = the_teacher(config.teacher)

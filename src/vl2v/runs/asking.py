@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from vl2v.runs.cluster import Cluster
     from vl2v.training.batches import Answers
 
+SIZES = range(16, 1025)  # that students' pictures may have, in pixels
 LOOKED_AT = 256  # pictures whose size is read for a forecast
 
 Indices = NDArray[np.int64]
@@ -92,6 +93,7 @@ class Asking:
         report: told how far it is.
         near: [n] the picture whose answer each takes; None: only exact copies share one.
         cluster: that asks; None: this process.
+        buys_new_sizes: whether a rented teacher may be asked about views of one size though those of another are known.
     """
 
     config: RunConfig
@@ -105,6 +107,7 @@ class Asking:
     report: Report
     near: Indices | None = None
     cluster: Cluster | None = None
+    buys_new_sizes: bool = True
 
     @cached_property
     def anchors(self) -> list[list[list[str]]]:
@@ -129,14 +132,39 @@ class Asking:
 
         Raises:
             BudgetReached: all answers are kept.
+            ConfigError: see `buys_new_sizes`.
             TeacherError: it can't be asked, or its answers can't be used.
         """
+        questions = self.plan(pictures)
+        what, others = f"asking {self.teacher.name}", self.other_sizes(questions)
+        if others:
+            known = f"views of {self.views.size} px, those known are of {', '.join(map(str, others))} px"
+            if self.account and not self.buys_new_sizes:
+                raise ConfigError(
+                    f"teacher.views = {self.views.k}: {known}; give student.image_size={others[0]}, "
+                    "or buy these first: `vl2v embed` with the settings of this run"
+                )
+            what += f" about {known}"
 
         def tell(done: int, total: int) -> None:
-            self.report(f"asking {self.teacher.name}", done, total, self.account.bill() if self.account else "")
+            self.report(what, done, total, self.account.bill() if self.account else "")
 
-        asked = self.plan(pictures), self.store, self.teacher, tell
+        asked = questions, self.store, self.teacher, tell
         return self.cluster.fetch(*asked, self.config.teacher) if self.cluster else fetch(*asked)
+
+    def other_sizes(self, questions: Plan) -> list[int]:
+        """Return the sizes, in pixels, of which the views are known that these questions want of another size.
+
+        The store has the views' keys only; so every size is tried, with the first and the last picture.
+        """
+        wanted = sorted({index for index, view in questions.to_ask if view})
+        sizes = [size for size in SIZES if size != self.views.size]
+        names = [replace(self.views, k=1, size=size).names[1] for size in sizes]
+        known = np.zeros(len(sizes), np.bool_)
+        for index in {wanted[0], wanted[-1]} if wanted else ():
+            keys = [image_key(questions.sha256[index], name) for name in names]
+            known |= self.store.known(self.teacher.fingerprint, keys)
+        return [size for size, there in zip(sizes, known, strict=True) if there]
 
     def known(self, pictures: Indices) -> NDArray[np.bool_]:
         """Return whether all views of each picture are answered: bool [n]."""
@@ -217,17 +245,34 @@ def asking_about(
         ConfigError: settings that don't go together.
     """
     wanted = config.teacher
+    if wanted.online and wanted.views:
+        raise ConfigError("teacher.online and teacher.views exclude one another; set teacher.online=false, or no views")
     if wanted.unasked == "predict" and (config.method != "adip" or wanted.views):
         raise ConfigError(
             "teacher.unasked = 'predict': only for method adip (an aligned projector predicts) without "
             "teacher.views; use 'text'"
         )
     dataset, audit = sources.dataset, sources.audit
+    _check_names(config.prompts.overrides, dataset.classes)
     near = None
     if wanted.near_duplicates is not None:
         tell = lambda done, total: report("looking for near-duplicates", done, total, "")  # noqa: E731
         near = near_duplicates(dataset, audit, wanted.near_duplicates, cache=store.path / "audit.sqlite", progress=tell)
     return Asking(config, store, teacher, account, dataset, audit, sources.names, views, report, near)
+
+
+def _check_names(overrides: Iterable[str], classes: Sequence[str]) -> None:
+    """Refuse overrides of classes that are misspelt; others may be for classes that come later.
+
+    Raises:
+        ConfigError: one is.
+    """
+    import difflib
+
+    for name in set(overrides) - set(classes):
+        close = difflib.get_close_matches(name, set(classes) - set(overrides), n=1)
+        if close:
+            raise ConfigError(f"prompts.overrides.{name}: the data have no such class; did you mean {close[0]}?")
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
 from vl2v.embeddings import EmbeddingStore, Plan, Refusal, Views
+from vl2v.methods import find_method
 from vl2v.runs.asking import Asking, Cost, asking_about, cost, with_purse
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 from vl2v.runs.sources import Sources, open_everything, open_sources
-from vl2v.runs.teaching import default_store, the_teacher
+from vl2v.runs.teaching import default_store, fixed_views, has_tower, the_teacher, tower
+from vl2v.teachers import Teacher
 
 if TYPE_CHECKING:
     from vl2v.runs.cluster import Cluster
@@ -47,6 +49,7 @@ class Asked:
 def embed(
     settings: Mapping[str, Any],
     *,
+    preset: str = "default",
     store: Path | str | None = None,
     budget: float = 0,
     dry_run: bool = False,
@@ -58,7 +61,8 @@ def embed(
     With `teacher.select`, about the selected training pictures only.
 
     Args:
-        settings: as for `distill`.
+        settings: as for `distill`, all of them: views, for example, are of the student's input size.
+        preset: as for `distill`.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
         dry_run: ask nothing, only plan. (Which pictures "uncertainty" selects isn't known before some are asked.)
@@ -68,12 +72,12 @@ def embed(
     Raises:
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
     """
-    config = resolve(settings)
+    config = resolve(settings, preset)
     store = Path(store) if store else default_store()
     opened = open_everything if config.teacher.select is None else open_sources
     sources = opened(config, store / "audit.sqlite", report)
     teacher = the_teacher(config.teacher)
-    views = _views(config)
+    views = _views(config, teacher)
     with EmbeddingStore(store) as answers, with_purse(teacher, store, budget, "vl2v embed") as account:
         asking = replace(asking_about(config, answers, teacher, account, sources, views, report), cluster=cluster)
         chosen = _chosen(asking, sources, dry_run=dry_run)
@@ -83,13 +87,16 @@ def embed(
         return Asked(questions, forecast, tuple(refused), account.bill() if account else "")
 
 
-def _views(config: RunConfig) -> Views:
+def _views(config: RunConfig, teacher: Teacher) -> Views:
     if not config.teacher.views:
         return Views()
     from vl2v.students.backbone import image_size_of
 
-    size = image_size_of(config.student.name, config.student.image_size)
-    return Views(k=config.teacher.views, seed=config.seed, size=size)
+    if has_tower(config, find_method(config.method).make(config.loss, config.published)):
+        size = tower(teacher)[1].image_size
+    else:
+        size = image_size_of(config.student.name, config.student.image_size)
+    return fixed_views(config.teacher, size)
 
 
 def _chosen(asking: Asking, sources: Sources, *, dry_run: bool) -> NDArray[np.int64] | None:

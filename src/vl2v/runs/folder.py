@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from vl2v.config import RunConfig, read_toml, validate
 from vl2v.embeddings import Refusal
-from vl2v.errors import RunError
+from vl2v.errors import RunError, writing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 # These can differ between the parts of an interrupted run: they change no weight.
 _FREE = ("data.workers", "train.tensorboard")
+
+# What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
+_BEFORE_TRAINING = ("config.toml", "config.toml.new", "asked.json", "asked.json.new", "refused.csv", "refused.csv.new")
 
 
 class Run:
@@ -70,11 +73,18 @@ class Run:
 
     @property
     def evaluation(self) -> Evaluation | None:
-        """The evaluation that ended the run; None before."""
+        """The evaluation that ended the run; None before.
+
+        Raises:
+            RunError: the file is corrupt.
+        """
         from vl2v.evaluation import Evaluation
 
         path = self.folder / "evaluation.json"
-        return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        try:
+            return Evaluation.from_json(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else None
+        except (ValueError, KeyError, TypeError) as error:
+            raise RunError(f"{path}: corrupt ({error}); delete it, `vl2v distill` then writes it again") from None
 
     def save_evaluation(self, evaluation: Evaluation) -> None:
         """Write `evaluation.json`."""
@@ -84,17 +94,24 @@ class Run:
 def open_run(folder: Path, config: RunConfig) -> Run:
     """Return the run of a folder, new or to be gone on with.
 
+    A run that failed before it trained anything makes way for one with other settings: a mistake is being mended.
+
     Raises:
         RunError: the folder holds a run of another configuration, holds something else, or can't be written to.
     """
     path = folder / "config.toml"
+    ours = {"run.lock", *_BEFORE_TRAINING}
+    others = [entry for entry in folder.iterdir() if entry.name not in ours] if folder.is_dir() else []
     if path.is_file():
         run = Run(folder)
         changed = sorted(_differences(run.config.model_dump(by_alias=True), config.model_dump(by_alias=True)))
-        if changed:
+        if not changed:
+            return run
+        if others:
             raise RunError(f"{folder}: holds a run with other settings ({', '.join(changed)}); choose another --out")
-        return run
-    if folder.is_dir() and any(entry.name != "run.lock" for entry in folder.iterdir()):
+        for name in _BEFORE_TRAINING:
+            (folder / name).unlink(missing_ok=True)
+    elif others:
         raise RunError(f"{folder}: not empty, and not a run folder; choose another --out")
     write_text(path, config.to_toml())
     return Run(folder)
@@ -109,14 +126,17 @@ def locked(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    try:
+    lock = FileLock(folder / "run.lock", timeout=0)
+    with writing(folder, RunError):
         folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder / "run.lock", timeout=0):
-            yield
-    except Timeout:
-        raise RunError(f"{folder}: another process is training in it") from None
-    except PermissionError as error:
-        raise RunError(f"{error.filename}: can't be written to; choose another --out") from None
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunError(f"{folder}: another process is training in it") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -146,12 +166,10 @@ def write_bytes(path: Path, data: bytes) -> None:
         RunError: it can't be written.
     """
     temporary = path.with_name(path.name + ".new")
-    try:
+    with writing(path, RunError):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         temporary.replace(path)
-    except OSError as error:
-        raise RunError(f"{path}: can't be written ({error.strerror}); choose another --out") from None
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING
 
 import platformdirs
 
-from vl2v.config import PromptConfig, TeacherConfig
+from vl2v.config import TOWER, PromptConfig, RunConfig, TeacherConfig
+from vl2v.embeddings import Views
 from vl2v.errors import ConfigError
+from vl2v.methods import Method
 from vl2v.teachers import Prompts, Teacher, WhiteBox, domain_template, open_teacher, prompts_for
 
 if TYPE_CHECKING:
@@ -61,6 +63,16 @@ def online(config: TeacherConfig, teacher: Teacher) -> Ask:
         return teacher.embed_pixels(pixels.permute(0, 3, 1, 2), mean=mean, std=std)
 
     return ask
+
+
+def fixed_views(config: TeacherConfig, image_size: int) -> Views:
+    """Return the views that the teacher is asked about, for a student of this input size in pixels."""
+    return Views(config.views, config.view_seed, image_size) if config.views else Views()
+
+
+def has_tower(config: RunConfig, method: Method) -> bool:
+    """Return whether the student is the teacher's own image tower."""
+    return method.tower or config.student.name == TOWER
 
 
 def tower(teacher: Teacher) -> tuple[nn.Module, BackboneSpec]:

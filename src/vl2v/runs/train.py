@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from vl2v.config import RunConfig
 from vl2v.devices import rank
 from vl2v.embeddings import EmbeddingStore, Views
-from vl2v.errors import ConfigError
+from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.methods import Method, Stage, find_method
 from vl2v.runs import teaching
@@ -34,7 +34,6 @@ from vl2v.runs.shelf import Shelf, stage_name
 from vl2v.runs.sources import Sources, open_sources
 from vl2v.seeds import derive
 from vl2v.students import Classifier, Student, new_projector
-from vl2v.students.backbone import TOWER
 from vl2v.teachers import Teacher
 from vl2v.training import (
     Answers,
@@ -131,6 +130,7 @@ def train(
 
     Raises:
         ConfigError: the method trains nothing, or can't be trained on several devices.
+        DataError: a class that the method can't learn.
     """
     config, fabric = run.config, trainer.fabric
     method = find_method(config.method).make(config.loss, config.published)
@@ -138,7 +138,8 @@ def train(
         raise ConfigError(f"method {config.method}: trains no student; it is a row of `vl2v benchmark`")
     _check_parts(config, method, fabric.world_size)
     sources = from_first(fabric, lambda: open_sources(config, store.path / "audit.sqlite", report))
-    own_tower = method.tower or config.student.name == TOWER
+    _check_classes(method, sources)
+    own_tower = teaching.has_tower(config, method)
     wanted = method.asks != "nothing" or own_tower
     needed = fabric.is_global_zero or own_tower or config.teacher.online
     teacher = teaching.the_teacher(config.teacher) if wanted and needed else None
@@ -153,11 +154,12 @@ def train(
         )
         views, answers = Views(), Answers(sources.dataset.labels, domains=sources.dataset.domain_ids)
         if method.asks != "nothing":
-            views = Views(k=config.teacher.views, seed=config.seed, size=student.spec.image_size)
+            views = teaching.fixed_views(config.teacher, student.spec.image_size)
 
             def asked() -> Answers:
                 assert teacher is not None
                 asking = asking_about(config, store, teacher, account, sources, views, report)
+                asking = replace(asking, buys_new_sizes=False)
                 nothing = np.zeros(0, np.int64)
                 chosen = nothing if method.asks == "texts" else choose(asking, sources, features, run.folder)
                 run.save_refused(asking.ask(chosen))
@@ -194,6 +196,21 @@ def train(
     classifier.temperature = fit_temperature(logits, labels)
     classifier.threshold = unknown_threshold(logits / classifier.temperature, labels)
     classifier.save(run.folder / "student")
+
+
+def _check_classes(method: Method, sources: Sources) -> None:
+    """Refuse classes without pictures to learn from, unless the student knows them by their texts.
+
+    Raises:
+        DataError: a head of the student's own could never answer with such a class.
+    """
+    known = set(np.unique(sources.dataset.labels))
+    missing = [name for number, name in enumerate(sources.dataset.classes) if number not in known]
+    if missing and method.head != "text":
+        raise DataError(
+            f"{sources.dataset.root}: no source domain has pictures of {', '.join(missing[:5])}, so that {method.name} "
+            "can't learn it; take adip, which knows a class by its text, or move its pictures out of the data"
+        )
 
 
 def _check_parts(config: RunConfig, method: Method, devices: int) -> None:
@@ -253,7 +270,7 @@ def new_student(config: RunConfig, method: Method, classes: int, teacher: Teache
         StudentError: unknown model, weights that can't be had or don't fit.
         ConfigError: a white box is needed and the teacher isn't one.
     """
-    own_tower = method.tower or config.student.name == TOWER
+    own_tower = teaching.has_tower(config, method)
     if own_tower:
         assert teacher is not None
         backbone, spec = teaching.tower(teacher)

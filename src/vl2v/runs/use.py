@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vl2v.config import PromptConfig
 from vl2v.data import decode, evaluation_view
 from vl2v.embeddings import EmbeddingStore, fetch_texts, text_key
-from vl2v.errors import DataError, TeacherError
+from vl2v.errors import DataError, StudentError, TeacherError
 from vl2v.runs.asking import with_purse
 from vl2v.runs.bill import asker
 from vl2v.runs.folder import Run
@@ -69,11 +69,13 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
 
     Raises:
-        StudentError: the student has a linear head, or the class already.
+        StudentError: the student has a linear head, or the class already, or the name is empty.
         TeacherError: the teacher can't be opened, or isn't the one that the student learned from.
     """
     run = run if isinstance(run, Run) else Run(run)
     classifier = run.classifier
+    if not name.strip():
+        raise StudentError("the new class has no name; give it one, as it would stand in a sentence")
     if classifier.texts is None or name in classifier.classes:
         classifier.add_class(name, np.zeros(0, np.float32))  # raises, with the reason
     about = classifier.about

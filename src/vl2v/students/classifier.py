@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from vl2v.errors import DataError, StudentError
+from vl2v.errors import DataError, StudentError, writing
 from vl2v.prediction import Prediction, prediction
 from vl2v.students.backbone import BackboneSpec, build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
@@ -94,8 +94,11 @@ class Classifier:
         self.classes.append(name)
 
     def save(self, folder: Path) -> None:
-        """Write `student.safetensors` and `student.json`, each in one step."""
-        folder.mkdir(parents=True, exist_ok=True)
+        """Write `student.safetensors` and `student.json`, each in one step.
+
+        Raises:
+            StudentError: the disk is full, or the folder can't be written to.
+        """
         tensors = {key: value.contiguous() for key, value in self.student.state_dict().items()}
         if self.texts is not None:
             tensors["texts"] = self.texts.contiguous()
@@ -116,10 +119,16 @@ class Classifier:
             "threshold": self.threshold,
             "about": self.about,
         }
-        save_file(tensors, folder / "student.safetensors.new", metadata={"format": "pt"})
-        (folder / "student.json.new").write_text(json.dumps(card, indent=2), encoding="utf-8")
-        for name in ("student.safetensors", "student.json"):
-            (folder / f"{name}.new").replace(folder / name)
+        files = {
+            "student.safetensors": save(tensors, metadata={"format": "pt"}),
+            "student.json": json.dumps(card, indent=2).encode(),
+        }
+        with writing(folder, StudentError):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, data in files.items():
+                (folder / f"{name}.new").write_bytes(data)
+            for name in files:
+                (folder / f"{name}.new").replace(folder / name)
 
     @classmethod
     def load(cls, folder: Path) -> Classifier:
@@ -131,12 +140,16 @@ class Classifier:
         try:
             card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "student.safetensors")
+            if card["format"] != FORMAT:
+                raise StudentError(f"{folder}: format {card['format']}, this version reads {FORMAT}; update vl2v")
+            return cls._rebuilt(folder, card, tensors)
         except FileNotFoundError as error:
             raise StudentError(f"{error.filename}: missing; is {folder} a finished run's student folder?") from None
-        except (ValueError, OSError, SafetensorError) as error:
+        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
             raise StudentError(f"{folder}: the student is corrupt ({error}); train it again") from None
-        if card.get("format") != FORMAT:
-            raise StudentError(f"{folder}: format {card.get('format')}, this version reads {FORMAT}; update vl2v")
+
+    @classmethod
+    def _rebuilt(cls, folder: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -> Classifier:
         texts = tensors.pop("texts", None)
         spec = BackboneSpec.from_json(card["backbone"])
         projector = nn.Linear(card["features"], card["out"]) if card["out"] else nn.Identity()

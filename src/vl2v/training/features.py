@@ -10,11 +10,15 @@ from torch import Tensor
 
 from vl2v.students import Student, evaluating
 
+BATCH = 64  # always as many at a time: with another number the last digits are others
+
 
 def compute_features(
     student: Student, pixels: Iterable[Tensor], fabric: Fabric, progress: Callable[[int], None] | None = None
 ) -> Tensor:
-    """Return F(x) [N, p] in float32 on the CPU, of batches of uint8 pixels [n, s, s, 3].
+    """Return F(x) [N, p] in float32 on the CPU, of batches of uint8 pixels [n, s, s, 3], n at most `BATCH`.
+
+    A picture's features are the same bit for bit, whichever others are asked for with it.
 
     Args:
         student: its backbone is F; batch norms and dropout are in eval mode.
@@ -26,7 +30,8 @@ def compute_features(
     done = 0
     with evaluating(student), fabric.autocast():
         for batch in pixels:
-            parts.append(student.features(fabric.to_device(batch)).cpu())
+            padded = torch.cat([batch, batch.new_zeros(BATCH - len(batch), *batch.shape[1:])])
+            parts.append(student.features(fabric.to_device(padded))[: len(batch)].cpu())
             done += len(batch)
             if progress is not None:
                 progress(done)

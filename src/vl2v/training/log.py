@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vl2v.errors import need_extra
+from vl2v.errors import RunError, need_extra, writing
 
 Row = dict[str, Any]
 
@@ -24,12 +25,16 @@ class MetricsLog:
 
     def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
-        self.writer: Any = None
+        self.tensorboard = tensorboard
         if tensorboard:
             need_extra("tensorboard", "tensorboard")
-            from torch.utils.tensorboard import SummaryWriter
 
-            self.writer = SummaryWriter(str(folder / "tensorboard"))
+    @cached_property
+    def _writer(self) -> Any:
+        """Made with the first row: a folder that holds anything before is no new run's."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(str(self.path.parent / "tensorboard"))
 
     def rewind(self, done: list[str], stage: str, step: int) -> None:
         """Drop the rows that came after the checkpoint at `step` of `stage`; `done` stages are before it."""
@@ -37,18 +42,23 @@ class MetricsLog:
             row for row in self.rows() if row["stage"] in done or (row["stage"], row["step"] <= step) == (stage, True)
         ]
         temporary = self.path.with_suffix(".new")
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-        temporary.replace(self.path)
+        with writing(self.path, RunError):
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
+            temporary.replace(self.path)
 
     def write(self, row: Row) -> None:
-        """Append a row."""
-        with self.path.open("a", encoding="utf-8") as file:
+        """Append a row.
+
+        Raises:
+            RunError: the disk is full, or the folder can't be written to.
+        """
+        with writing(self.path, RunError), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self.writer is not None:
+        if self.tensorboard:
             for key, value in row.items():
                 if isinstance(value, float):
-                    self.writer.add_scalar(f"{row['stage']}/{key}", value, row["step"])
-            self.writer.flush()
+                    self._writer.add_scalar(f"{row['stage']}/{key}", value, row["step"])
+            self._writer.flush()
 
     def rows(self) -> list[Row]:
         """Return all rows; a last line that was cut off by a crash is left out."""

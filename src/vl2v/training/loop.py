@@ -122,7 +122,6 @@ class Trainer:
         self.stage_ended = stage_ended
         self.fabric = new_fabric(config) if alone else launched_fabric(config)
         self.log = MetricsLog(folder, tensorboard=config.tensorboard and self.fabric.is_global_zero)
-        self.notes: list[str] = []
 
     @property
     def part(self) -> tuple[int, int]:
@@ -154,7 +153,9 @@ class Trainer:
         regularizers = [stage.regularizer(student) if stage.regularizer else None for stage, _ in stages]
         first = 0
         if checkpoint is not None:
-            self.notes += checkpoint.passed_over
+            for corrupt in checkpoint.passed_over:
+                if self.progress is not None:
+                    self.progress(corrupt, 1, 1, "")
             first = checkpoint.state["stage"]
             _load(student, _under("model/", checkpoint.tensors))
             if self.fabric.is_global_zero:

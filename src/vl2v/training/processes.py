@@ -31,8 +31,17 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes on 
 
 
 def new_fabric(config: TrainConfig) -> Fabric:
-    """Return Fabric on one device, in the configuration's precision."""
-    return Fabric(accelerator=config.accelerator, devices=1, precision=fabric_precision(config))
+    """Return Fabric on one device, in the configuration's precision.
+
+    Raises:
+        ConfigError: no such accelerator, or none in this machine.
+    """
+    try:
+        return Fabric(accelerator=config.accelerator, devices=1, precision=fabric_precision(config))
+    except (ValueError, RuntimeError):
+        raise ConfigError(
+            f"train.accelerator = {config.accelerator!r}: this machine has no such device; use auto, or cpu"
+        ) from None
 
 
 def launched_fabric(config: TrainConfig) -> Fabric:

@@ -1,0 +1,267 @@
+"""Whatever is wrong with what a run is given: one line that names it and says what to do, and nothing lost."""
+
+from __future__ import annotations
+
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file
+
+import vl2v
+from little import quick_settings
+from vendor.rented import Stub
+from vl2v.embeddings.store import FILE_NAME
+from vl2v.errors import DataError, RunError, StoreError, StudentError, TeacherError, VL2VError
+from vl2v.runs.folder import locked
+
+
+@pytest.fixture
+def pictures(shapes: Path, tmp_path: Path) -> Path:
+    """Return a copy of the shapes, to be spoilt."""
+    return Path(shutil.copytree(shapes, tmp_path / "shapes"))
+
+
+@pytest.fixture
+def given(quick: dict[str, Any], pictures: Path) -> dict[str, Any]:
+    """Return the settings of a run on the copy."""
+    return {**quick, "data": {**quick["data"], "path": str(pictures)}}
+
+
+@pytest.fixture(scope="module")
+def calm(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
+    """Return a run in which all went well, not to be changed."""
+    folder = tmp_path_factory.mktemp("calm")
+    return vl2v.distill(quick_settings(shapes, recording), folder / "run", store=folder / "store")
+
+
+@contextmanager
+def refused(kind: type[VL2VError], message: str) -> Iterator[None]:
+    with pytest.raises(kind, match=message) as error:
+        yield
+    assert "\n" not in str(error.value)
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """Let the disk be full for every file that would grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def one_class_only(pictures: Path) -> None:
+    for name in ("box", "cone"):
+        for domain in pictures.iterdir():
+            shutil.rmtree(domain / name)
+
+
+def one_class_in_the_sources(pictures: Path) -> None:
+    for name in ("box", "cone"):
+        for domain in ("chalk", "ink"):
+            shutil.rmtree(pictures / domain / name)
+
+
+def an_empty_target(pictures: Path) -> None:
+    shutil.rmtree(pictures / "paint")
+    (pictures / "paint").mkdir()
+
+
+def an_empty_source(pictures: Path) -> None:
+    for file in (pictures / "ink").rglob("*.png"):
+        file.write_bytes(b"")
+
+
+def one_picture_in_a_source(pictures: Path) -> None:
+    for file in list((pictures / "ink").rglob("*.png"))[1:]:
+        file.unlink()
+
+
+def nothing(pictures: Path) -> None:
+    shutil.rmtree(pictures)
+    pictures.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (one_class_only, r"one class only \(ball\); a classifier needs two"),
+        (one_class_in_the_sources, "one class only in the source domains; a classifier needs two"),
+        (an_empty_target, r"domain 'paint' has no usable pictures \(paint: an empty folder\); put some there"),
+        (an_empty_source, r"none of the 36 pictures of domain ink can be used \(.*empty file"),
+        (one_picture_in_a_source, "domain ink has 1 usable pictures and none of them for validation; add pictures"),
+        (nothing, "no pictures"),
+    ],
+)
+def test_pictures_that_no_student_can_learn_from(
+    spoil: Callable[[Path], None], message: str, given: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    spoil(pictures)
+    with refused(DataError, message):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+
+
+def test_a_class_missing_in_a_source_is_learnt_from_the_others(
+    given: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    shutil.rmtree(pictures / "ink" / "cone")
+    run = vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+    assert run.classifier.classes == ["ball", "box", "cone"]
+
+
+def test_a_class_that_only_the_target_has_is_known_by_its_text_or_not_at_all(
+    given: dict[str, Any], pictures: Path, recording: Path, tmp_path: Path
+) -> None:
+    for domain in ("chalk", "ink"):
+        shutil.rmtree(pictures / domain / "cone")
+    with refused(DataError, "no source domain has pictures of cone, so that erm can't learn it; take adip"):
+        erm = {**quick_settings(pictures, recording, "erm"), "data": given["data"]}
+        vl2v.distill(erm, tmp_path / "erm", store=tmp_path / "store")
+    run = vl2v.distill(given, tmp_path / "adip", store=tmp_path / "store")
+    assert run.classifier.classes == ["ball", "box", "cone"]
+
+
+def test_a_student_is_not_measured_on_classes_that_it_does_not_know(
+    calm: vl2v.Run, pictures: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(pictures / "ink" / "ball", pictures / "ink" / "star")
+    with refused(DataError, "the student doesn't know the class 'star'; it knows ball, box, cone; add it with"):
+        vl2v.evaluate_run(calm, pictures, store=tmp_path / "store")
+
+
+class Odd(Stub):
+    """A teacher whose answers about pictures are made odd."""
+
+    def __init__(self, spoil: Callable[[np.ndarray], np.ndarray], dim: int = 16) -> None:
+        super().__init__()
+        self.spoil, self.dim = spoil, dim
+
+    def rows(self, contents: list[bytes]) -> np.ndarray:
+        return self.spoil(super().rows(contents))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.nan, "stub:m: 1 of [0-9]+ answers are not finite .* nothing of this batch was kept: check the teacher"),
+        (0.0, "stub:m: 1 of [0-9]+ answers are zero .* nothing of this batch was kept: check the teacher"),
+    ],
+)
+def test_answers_that_are_no_embeddings(
+    value: float, message: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoil(rows: np.ndarray) -> np.ndarray:
+        rows[0] = value
+        return rows
+
+    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: Odd(spoil))
+    with refused(TeacherError, message):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+
+
+def test_a_teacher_of_another_dimension_than_its_answers_in_the_store(
+    given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: Stub())
+    vl2v.embed(given, store=tmp_path / "store")
+    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: Odd(lambda rows: rows[:, :8], 8))
+    given["data"]["target"] = []  # more to ask
+    with refused(StoreError, "answers with 8 numbers, its answers here have 16: give it a store of its own"):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+
+
+@pytest.mark.parametrize("size", [100, 10_000, 60_000, 1_000_000, 1_600_000])
+def test_a_full_disk_loses_nothing(size: int, calm: vl2v.Run, given: dict[str, Any], tmp_path: Path) -> None:
+    with no_file_larger_than(size), refused(VL2VError, f"^{tmp_path}/.*free some space"):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+    vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+    one, other = (load_file(run / "student" / "student.safetensors") for run in (calm.folder, tmp_path / "run"))
+    assert all((one[key] == other[key]).all() for key in one)
+
+
+@pytest.mark.parametrize(
+    ("out", "store", "kind", "message"),
+    [
+        ("file/run", "store", RunError, "file/run: can't be written .*; choose another folder"),
+        ("file", "store", RunError, "file: can't be written .*; choose another folder"),
+        ("run", "file/store", StoreError, "file/store: cannot make the store's folder .*: choose another place"),
+    ],
+)
+def test_a_folder_that_cannot_be_written_to(
+    out: str, store: str, kind: type[VL2VError], message: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("a file, and no folder")
+    with refused(kind, message):
+        vl2v.distill(given, tmp_path / out, store=tmp_path / store)
+
+
+def test_a_folder_in_which_another_run_is_under_way(given: dict[str, Any], tmp_path: Path) -> None:
+    with locked(tmp_path / "run"), refused(RunError, "run: another process is training in it"):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+
+
+@pytest.fixture
+def begun(given: dict[str, Any], tmp_path: Path) -> Path:
+    """Return a run that is interrupted before its end."""
+
+    class Stop(Exception):
+        pass
+
+    def stop(what: str, done: int, total: int, words: str) -> None:
+        if (what, done) == ("distill", 5):
+            raise Stop
+
+    with pytest.raises(Stop):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store", report=stop)
+    return tmp_path / "run"
+
+
+def test_a_corrupt_checkpoint_is_passed_over_and_told(begun: Path, given: dict[str, Any], tmp_path: Path) -> None:
+    newest = max((begun / "checkpoints").iterdir())
+    newest.write_bytes(newest.read_bytes()[:1000])
+    told: list[str] = []
+    vl2v.distill(given, begun, store=tmp_path / "store", report=lambda what, *_: told.append(what))
+    assert any(f"{newest}: corrupt" in what and what.endswith("passed over") for what in told)
+
+
+def test_checkpoints_that_are_all_corrupt(begun: Path, given: dict[str, Any], tmp_path: Path) -> None:
+    for file in (begun / "checkpoints").iterdir():
+        file.write_bytes(b"x")
+    with refused(RunError, "checkpoints: every checkpoint is corrupt; delete the folder to start this run again"):
+        vl2v.distill(given, begun, store=tmp_path / "store")
+    shutil.rmtree(begun / "checkpoints")
+    assert vl2v.distill(given, begun, store=tmp_path / "store").finished
+
+
+def test_a_corrupt_store(given: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    (tmp_path / "store" / FILE_NAME).write_bytes(b"pictures of cats" * 4096)
+    with refused(StoreError, r"answers.sqlite: the file is corrupt .*`vl2v embed` asks again"):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "kind", "message"),
+    [
+        ("evaluation.json", b"{", RunError, "evaluation.json: corrupt .* delete it"),
+        ("student/student.json", b"[]", StudentError, "the student is corrupt .* train it again"),
+        ("student/student.json", b"{}", StudentError, "the student is corrupt .* train it again"),
+        ("student/student.safetensors", b"x", StudentError, "the student is corrupt .* train it again"),
+    ],
+)
+def test_a_run_folder_with_a_corrupt_file(
+    file: str, content: bytes, kind: type[VL2VError], message: str, calm: vl2v.Run, tmp_path: Path
+) -> None:
+    shutil.copytree(calm.folder, tmp_path / "run")
+    (tmp_path / "run" / file).write_bytes(content)
+    with refused(kind, message):
+        run = vl2v.Run(tmp_path / "run")
+        assert run.classifier and run.evaluation

@@ -1,0 +1,147 @@
+"""What the teacher is asked about: fixed views are shared and never bought twice; an online one is asked anew."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import vl2v
+from vendor.rented import Stub, running
+from vl2v.embeddings import EmbeddingStore
+from vl2v.errors import ConfigError, StudentError
+
+
+@pytest.fixture
+def teacher(monkeypatch: pytest.MonkeyPatch) -> Stub:
+    """Return the teacher that every spec opens: it has an answer about any picture."""
+    stub = Stub()
+    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: stub)
+    return stub
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    return tmp_path / "store"
+
+
+def with_(settings: dict[str, Any], section: str, **values: Any) -> dict[str, Any]:
+    return {**settings, section: {**settings.get(section, {}), **values}}
+
+
+def weights(run: vl2v.Run) -> dict[str, torch.Tensor]:
+    return load_file(run.folder / "student" / "student.safetensors")
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+
+
+def asked_about(store: Path) -> int:
+    with EmbeddingStore(store, read_only=True) as opened:
+        return sum(question.count for question in opened.questions() if question.kind == "image")
+
+
+def test_what_was_embedded_is_all_that_runs_of_any_seed_and_target_want(
+    quick: dict[str, Any], teacher: Stub, store: Path, tmp_path: Path
+) -> None:
+    settings = with_(with_(quick, "teacher", views=2), "data", target=[])
+    plan = vl2v.embed(settings, store=store).plan
+    assert "in 3 views (clean, and 2 of 32 px): 324 questions, 0 known, 324 to ask" in plan.summary()
+    for seed, target in ((0, "paint"), (1, "paint"), (0, "ink")):
+        run = with_({**settings, "seed": seed}, "data", target=[target])
+        vl2v.distill(run, tmp_path / f"{target}{seed}", store=store)
+    assert asked_about(store) == 324 == 3 * 36 * 3
+    again = vl2v.distill(with_(settings, "data", target=["paint"]), tmp_path / "again", store=store)
+    assert same(weights(again), weights(vl2v.Run(tmp_path / "paint0")))
+    other = vl2v.embed(with_(settings, "teacher", view_seed=1), store=store, dry_run=True).plan
+    assert (other.known, len(other.to_ask)) == (108, 216), "the clean ones are known"
+
+
+def test_views_are_of_the_size_that_the_student_has(quick: dict[str, Any], teacher: Stub, store: Path) -> None:
+    settings = with_(quick, "teacher", views=1, online=False)
+    assert vl2v.embed(settings, store=store, dry_run=True).plan.views.size == 32
+    settings["student"] = {"name": "test_efficientnet"}
+    assert vl2v.embed(settings, store=store, dry_run=True).plan.views.size == 160  # its own
+    assert vl2v.embed(settings, preset="paper", store=store, dry_run=True).plan.views.size == 224
+    with pytest.raises(StudentError, match="no such model; did you mean test_efficientnet"):
+        vl2v.embed(with_(settings, "student", name="test_efficientnett"), store=store, dry_run=True)
+
+
+def test_views_of_another_size_are_told_of(quick: dict[str, Any], teacher: Stub, store: Path, tmp_path: Path) -> None:
+    settings = with_(quick, "teacher", views=1)
+    vl2v.embed(with_(settings, "student", image_size=48), store=store)
+    told: list[str] = []
+    vl2v.distill(settings, tmp_path / "run", store=store, report=lambda what, *_: told.append(what))
+    assert "asking stub:m about views of 32 px, those known are of 48 px" in told
+
+
+def test_views_of_another_size_are_not_bought_by_mistake(
+    quick: dict[str, Any], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path / "vendor", price=20) as vendor:
+        monkeypatch.setenv("VL2V_API_KEY", vendor.key)
+        spec = f"openai-compatible:{vendor.url}/v1#stub:m"
+        settings = with_(quick, "teacher", spec=spec, views=1, logit_scale=10.0)
+        vl2v.embed(with_(settings, "student", image_size=48), store=store, budget=1)
+        sold = vendor.meter.sold("client")
+        with pytest.raises(ConfigError, match=r"of 32 px, those known are of 48 px; give student\.image_size=48, or"):
+            vl2v.distill(settings, tmp_path / "run", store=store, budget=1)
+        assert vendor.meter.sold("client") == sold
+        vl2v.embed(settings, store=store, budget=1)  # as the message says
+        assert vl2v.distill(settings, tmp_path / "run", store=store, budget=1).finished
+
+
+class WhiteBox(Stub):
+    """Counts the batches that it is asked about online."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.online: Counter[tuple[int, ...]] = Counter()
+
+    def embed_pixels(self, pixels: torch.Tensor, **statistics: Any) -> torch.Tensor:
+        self.online[tuple(pixels.shape)] += 1
+        rows = self.rows([picture.numpy().tobytes() for picture in pixels])
+        return torch.from_numpy(rows)
+
+    def image_tower(self) -> Any:
+        raise AssertionError("nobody asked for it")
+
+
+@pytest.fixture
+def white(monkeypatch: pytest.MonkeyPatch) -> WhiteBox:
+    box = WhiteBox()
+    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: box)
+    return box
+
+
+def projector(folder: Path) -> dict[str, torch.Tensor]:
+    return {key: value for key, value in weights(vl2v.Run(folder)).items() if "projector" in key}
+
+
+def test_an_online_teacher_is_asked_by_distill_while_align_learns_from_the_clean_answers(
+    quick: dict[str, Any], white: WhiteBox, store: Path, tmp_path: Path
+) -> None:
+    offline = vl2v.distill(quick, tmp_path / "offline", store=store)
+    assert not white.online
+    online = vl2v.distill(with_(quick, "teacher", online=True), tmp_path / "online", store=store)
+    assert white.online == {(8, 3, 32, 32): 6}, "6 steps of Distill, 4 pictures of each of two domains"
+    assert same(projector(offline.folder), projector(online.folder)), "Align was the same"
+    assert not same(weights(offline), weights(online))
+
+
+def test_as_published_align_asks_about_its_batches_too(
+    quick: dict[str, Any], white: WhiteBox, store: Path, tmp_path: Path
+) -> None:
+    settings = with_(with_(quick, "teacher", online=True), "published", align_through_backbone=True)
+    vl2v.distill(settings, tmp_path / "run", store=store)
+    assert white.online == {(16, 3, 32, 32): 20, (8, 3, 32, 32): 6}
+
+
+def test_views_cannot_be_both_fixed_and_asked_anew(quick: dict[str, Any], white: WhiteBox, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"set teacher\.online=false, or no views"):
+        vl2v.distill(with_(quick, "teacher", online=True, views=2), tmp_path / "run", store=tmp_path / "store")
