@@ -370,7 +370,7 @@ class RemoteTeacher:
             kind, model = self.name.partition(":")[0], self._model
             raise TeacherError(
                 f'{self.name}: no price known; put [{kind}.models."{model}"] price = {{...}} into vendors.toml in your '
-                "configuration folder (docs/remote.md), so that a budget can be kept"
+                "configuration folder (docs/paying.md), so that a budget can be kept"
             )
         return self.terms.price
 
