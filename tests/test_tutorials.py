@@ -11,8 +11,13 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
-# What a reader has on the path.
-SHELL = 'set -euo pipefail; vl2v() { "$PYTHON" -m vl2v "$@"; }; python() { "$PYTHON" "$@"; }; set -x\n'
+# What a reader has on the path; a block that fails is named, and nothing is left running.
+SHELL = """set -euo pipefail
+vl2v() { "$PYTHON" -m vl2v "$@"; }
+python() { "$PYTHON" "$@"; }
+trap 'echo "failed: $BASH_COMMAND"' ERR
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+"""
 
 
 def script(page: Path) -> str:

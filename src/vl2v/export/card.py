@@ -102,7 +102,7 @@ def _base(student: StudentConfig, teacher: str | None) -> tuple[str | None, str]
     """Return the hub's name, if any, of the weights that the student started from, and their licence."""
     import timm
 
-    from vl2v.students.backbone import TOWER
+    from vl2v.students.backbone import PACKAGED, TOWER
 
     if student.name == TOWER:
         return None, f"the student is the teacher's own image tower: check the licence of {teacher}"
@@ -111,7 +111,10 @@ def _base(student: StudentConfig, teacher: str | None) -> tuple[str | None, str]
     known = timm.get_pretrained_cfg(student.name)
     if student.weights not in ("auto", "hub", "package") or known is None or not known.hf_hub_id:
         return None, "check the licence of the weights that it started from"
-    return known.hf_hub_id, known.license or f"check the licence of {known.hf_hub_id}"
+    licence = known.license or f"check the licence of {known.hf_hub_id}"
+    if student.weights != "hub" and student.name in PACKAGED:
+        licence += " as timm has them; the package that may have brought them states none"
+    return known.hf_hub_id, licence
 
 
 def _metadata(
