@@ -64,13 +64,15 @@ def test_own_folder_to_phone(tmp_path: Path) -> None:
 
 def test_a_rented_api_on_five_dollars(tmp_path: Path) -> None:
     printed = follow(ROOT / "docs" / "tutorials" / "rented.md", tmp_path)
-    (spent,) = re.findall(r"the bill so far: ([\d.]+) USD of 5 USD", printed)
+    (spent,) = re.findall(r"in all: ([\d.]+) USD", printed)
     assert 0 < float(spent) <= 5
+    _, bill = printed.split("queries to paid teachers")
+    assert "vl2v embed" in bill and "runs/rented" not in bill
     assert "price: at most" in printed and (tmp_path / "runs" / "rented" / "evaluation.json").is_file()
 
 
 def test_benchmark_to_a_papers_table(tmp_path: Path) -> None:
     printed = follow(ROOT / "docs" / "tutorials" / "paper.md", tmp_path)
-    assert "8 jobs: 8 done, 0 running, 0 failed, 0 waiting" in printed
+    assert "4 jobs: 4 done, 0 running, 0 failed, 0 waiting" in printed
     table = (tmp_path / "table.tex").read_text()
     assert table.startswith(r"\begin{tabular}") and "adip" in table and r"\bottomrule" in table

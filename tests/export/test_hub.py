@@ -71,7 +71,8 @@ def test_nothing_of_its_maker_is_sent(run: vl2v.Run, shapes: Path, monkeypatch: 
     monkeypatch.setenv("VL2V_API_KEY", KEY)
     config = (run.folder / "config.toml").read_text()
     assert str(shapes) in config  # the run knows
-    names = [str(shapes), str(run.folder), str(Path.home()), getpass.getuser(), TOKEN, KEY, "site-packages", "src/vl2v"]
+    machine = [str(Path.home()), f"/{getpass.getuser()}/", "site-packages", "src/vl2v"]
+    names = [str(shapes), str(run.folder), TOKEN, KEY, *machine]
     names += sorted(picture.name for picture in shapes.rglob("*.png"))[:3]
     files = parcel(run, REPO)
     for name, data in files.items():
@@ -205,6 +206,12 @@ BAD = {
             }
         ),
         "not a model of timm",
+    ),
+    "a tower of foreign code": (
+        lambda card, tensors: card["backbone"].update(
+            build={"kind": "hf", "model_type": "clip", "config": {"attn_implementation": "somebody/kernel"}}
+        ),
+        "the weights don't fit",
     ),
     "another kind": (lambda card, tensors: card["backbone"].update(build={"kind": "exec"}), "describes no student"),
 }
