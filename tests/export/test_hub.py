@@ -229,6 +229,13 @@ def test_a_student_from_elsewhere_is_looked_at_before_it_is_used(hub: Hub, run: 
     assert "\n" not in str(error.value)
 
 
+def test_a_bottomless_description_is_not_followed(hub: Hub, run: vl2v.Run) -> None:
+    weights = (run.folder / "student" / "student.safetensors").read_bytes()
+    hub.commit(REPO, {"student.json": b"[" * 100_000, "student.safetensors": weights})
+    with pytest.raises(StudentError, match="the student is corrupt"):
+        vl2v.load(f"hf:{REPO}")
+
+
 def test_a_pickle_is_not_opened(hub: Hub, run: vl2v.Run, tmp_path: Path) -> None:
     class Trap:
         def __reduce__(self) -> tuple[Any, ...]:

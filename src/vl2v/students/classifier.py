@@ -144,7 +144,7 @@ class Classifier:
         }
         save_file(tensors, folder / "student.safetensors.new", metadata={"format": "pt"})
         (folder / "student.json.new").write_text(json.dumps(card, indent=2), encoding="utf-8")
-        for name in reversed(FILES):
+        for name in ("student.safetensors", "student.json"):
             (folder / f"{name}.new").replace(folder / name)
 
     @classmethod
@@ -159,16 +159,31 @@ class Classifier:
             tensors = load_file(folder / "student.safetensors")
         except FileNotFoundError as error:
             raise StudentError(f"{error.filename}: missing; is {folder} a finished run's student folder?") from None
-        except (ValueError, OSError, SafetensorError) as error:
+        except (ValueError, OSError, RecursionError, SafetensorError) as error:
             raise StudentError(f"{folder}: the student is corrupt ({error}); train it again") from None
-        if not isinstance(card, dict) or card.get("format") != FORMAT:
-            found = card.get("format") if isinstance(card, dict) else None
-            raise StudentError(f"{folder}: format {found}, this version reads {FORMAT}; update vl2v")
+        card = _checked(folder, card)
         student = _described(folder, card, tensors)
         texts = tensors.pop("texts", None)
         student.load_state_dict(tensors)
         keys = ("classes", "scale", "temperature", "threshold", "about")
-        return cls(student.eval(), texts=texts, **{key: card[key] for key in keys})
+        return cls(student.eval(), texts=None if texts is None else texts.float(), **{key: card[key] for key in keys})
+
+
+def _checked(folder: Path, card: Any) -> dict[str, Any]:
+    """Return `student.json` with every value of its type.
+
+    Raises:
+        StudentError: it is of another version, or a value is missing or out of range.
+    """
+    found = card.get("format") if isinstance(card, dict) else None
+    if found != FORMAT:
+        raise StudentError(f"{folder}: format {found}, this version reads {FORMAT}; update vl2v")
+    try:
+        return _Card.model_validate(card).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StudentError(f"{folder}: student.json: {where}: {first['msg'].lower()}") from None
 
 
 def _described(folder: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
@@ -180,17 +195,11 @@ def _described(folder: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -
         StudentError: the description or the weights can't be used.
     """
     try:
-        _Card.model_validate(card)
         with torch.device("meta"):
             wanted = {key: value.shape for key, value in _built(card).state_dict().items()}
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise StudentError(f"{folder}: student.json: {where}: {first['msg'].lower()}") from None
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise StudentError(
-            f"{folder}: student.json describes no student that is known ({type(error).__name__})"
-        ) from None
+        reason = type(error).__name__
+        raise StudentError(f"{folder}: student.json describes no student that is known ({reason})") from None
     found = {key: value.shape for key, value in tensors.items()}
     texts = found.pop("texts", None)
     classes, width = len(card["classes"]), card["out"]
