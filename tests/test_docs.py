@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import functools
 import os
 import re
 import runpy
@@ -10,10 +12,14 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import typer.main
 
+import vl2v.export
+import vl2v.runs
+import vl2v.runtime
 from vl2v.cli.app import app
 from vl2v.config import setting_names
 from vl2v.data.samples import icondg
@@ -24,7 +30,7 @@ from vl2v.teachers.remote.wires import WIRES
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-PAGES = [*sorted(DOCS.glob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
+PAGES = [*sorted(DOCS.rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md"))]
 TINY_VLM = ROOT / "src" / "vl2v" / "assets" / "tiny-vlm" / "open_clip_model.safetensors"
 
 
@@ -86,7 +92,7 @@ def test_settings_in_the_text_exist(page: Path) -> None:
     known = set(setting_names())
     sections = {name.split(".")[0] for name in known if "." in name}
     for section, key in re.findall(r"[`\s]([a-z]+)\.([a-z_]+)(?=[`=])", page.read_text(encoding="utf-8")):
-        if section in sections and key not in ("json", "safetensors"):  # files
+        if section in sections and key not in ("json", "safetensors", "onnx"):  # files
             assert f"{section}.{key}" in known
     for text in blocks(page, "toml"):
         for section, table in tomllib.loads(text).items():
@@ -133,6 +139,43 @@ def test_the_count_of_icondg_is_right() -> None:
     assert f"{len(classes)} everyday things in five drawing styles ({', '.join(sorted(styles))})" in " ".join(
         text.split()
     )
+
+
+def messages() -> list[str]:
+    """Return the messages of the page on troubleshooting."""
+    return re.findall(r"^\| ``(.+?)`` \|", (DOCS / "troubleshooting.md").read_text(encoding="utf-8"), re.M)
+
+
+@functools.cache
+def said() -> list[tuple[re.Pattern[str], int]]:
+    """Return every text of the program as a pattern, with the number of letters that are fixed in it."""
+    found = []
+    for file in (ROOT / "src" / "vl2v").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.JoinedStr | ast.Constant):
+                parts = node.values if isinstance(node, ast.JoinedStr) else [node]
+                fixed = [str(part.value) if isinstance(part, ast.Constant) else None for part in parts]
+                pattern = "".join(".*" if part is None else re.escape(part) for part in fixed)
+                found.append((re.compile(pattern), sum(len(part) for part in fixed if part)))
+    return found
+
+
+@pytest.mark.parametrize("package", [vl2v, vl2v.runs, vl2v.export, vl2v.runtime], ids=lambda package: package.__name__)
+def test_public_names_are_in_the_reference(package: ModuleType) -> None:
+    listed = set(re.findall(r"^::: (\S+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.M))
+    public = [getattr(package, name) for name in getattr(package, "__all__", ["load", "Exported"])]
+    named = {f"{one.__module__}.{one.__name__}" for one in public if callable(one)}
+    assert {name for name in named if name.startswith("vl2v.")} <= listed
+
+
+def test_there_are_messages() -> None:
+    assert len(messages()) > 30
+
+
+@pytest.mark.parametrize("message", messages())
+def test_messages_are_printed_by_the_program(message: str) -> None:
+    """At least a quarter of a message is one text of the program; what is filled in makes up the rest."""
+    assert any(fixed * 4 >= len(message) and pattern.fullmatch(message) for pattern, fixed in said()), message
 
 
 def headings(page: Path) -> set[str]:

@@ -38,6 +38,10 @@ class RunError(VL2VError):
     """A run folder that cannot be started, resumed or read."""
 
 
+class HubError(VL2VError):
+    """A repository of the Hugging Face hub that can't be found, reached, read or written."""
+
+
 class MissingExtra(VL2VError):
     """An optional dependency that is not installed."""
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import uvicorn
 
+from loopback import Loopback
 from vl2v.data import decode
 from vl2v.teachers import EncodedImage
 from vl2v.vendor.app import create_app
@@ -62,24 +62,11 @@ class Running:
         self.key = add_key(keys, "client", **options)
         self.meter = Meter(self.ledger)
         app = create_app(teacher, read_keys(keys), self.meter, **limits)
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-        self.thread = threading.Thread(target=self.server.run, daemon=True)
-        self.started = threading.Event()
-        startup = self.server.startup
-
-        async def started(sockets: Any = None) -> None:
-            await startup(sockets)
-            self.started.set()
-
-        self.server.startup = started  # type: ignore[method-assign]
-        self.thread.start()
-        assert self.started.wait(20)
-        port = self.server.servers[0].sockets[0].getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
+        self.loopback = Loopback(app)
+        self.url = self.loopback.url
 
     def stop(self) -> None:
-        self.server.should_exit = True
-        self.thread.join(20)
+        self.loopback.stop()
         self.meter.close()
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
+Student = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or hf:USER/REPO[@REVISION].")]
 classes = typer.Typer(help="The classes of a student.", no_args_is_help=True)
 
 
@@ -32,7 +33,7 @@ def evaluate(
 
 
 def predict(
-    run: RunFolder,
+    run: Student,
     pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
@@ -57,11 +58,11 @@ def predict(
 
 
 @classes.command("list")
-def list_classes(run: RunFolder) -> None:
+def list_classes(run: Student) -> None:
     """Print the classes of a student."""
-    from vl2v.runs import Run
+    from vl2v.runs import load
 
-    for name in Run(run).classifier.classes:
+    for name in load(run).classes:
         typer.echo(name)
 
 

@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from vl2v.data import decode, evaluation_view
 from vl2v.errors import StudentError, need_extra
+from vl2v.export.card import public_about
 from vl2v.runs.folder import Run, write_bytes
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources, open_sources
@@ -171,7 +172,6 @@ def _forget_sources(graph: Any) -> None:
 
 
 def _card(classifier: Classifier, form: str, precision: str) -> dict[str, Any]:
-    known = ("method", "seed", "sources", "target", "validation_accuracy")
     card = {
         "format": FORMAT,
         "form": form,
@@ -181,7 +181,7 @@ def _card(classifier: Classifier, form: str, precision: str) -> dict[str, Any]:
         "temperature": classifier.temperature,
         "threshold": classifier.threshold,
         "precision": precision,
-        "about": {name: classifier.about[name] for name in known if name in classifier.about},
+        "about": public_about(classifier.about),
     }
     if form == "open" and classifier.texts is not None:
         card["texts"] = base64.b64encode(classifier.texts.float().numpy().tobytes()).decode()

@@ -38,7 +38,13 @@ class Sources:
     @property
     def names(self) -> list[str]:
         """The source domains, in order."""
-        return [self.dataset.domains[i] for i in np.unique(self.dataset.domain_ids[self.split.train])]
+        return list(self.counts)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many labelled training pictures each source domain has, in the order of `names`."""
+        domains, counts = np.unique(self.dataset.domain_ids[self.split.train], return_counts=True)
+        return {self.dataset.domains[i]: int(count) for i, count in zip(domains, counts, strict=True)}
 
 
 def open_sources(config: RunConfig, cache: Path, report: Report = silent) -> Sources:

@@ -186,6 +186,7 @@ def train(
             "seed": config.seed,
             "sources": sources.names,
             "target": config.data.target,
+            "pictures": sources.counts,
             "validation_accuracy": scores.accuracy,
             "teacher": {"spec": teacher.name, "fingerprint": teacher.fingerprint} if teacher else None,
             "prompts": config.prompts.model_dump(),

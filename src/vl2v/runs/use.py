@@ -17,32 +17,46 @@ from vl2v.runs.asking import with_purse
 from vl2v.runs.bill import asker
 from vl2v.runs.folder import Run
 from vl2v.runs.teaching import class_prompts, default_store, the_teacher
-from vl2v.students import Classifier, Prediction
+from vl2v.students import Classifier, Prediction, fetch, is_on_hub
 from vl2v.teachers import text_classifier
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
 
 
-def load(folder: Path | str) -> Classifier:
-    """Return a finished run's student, ready to predict.
+def load(student: Run | Path | str) -> Classifier:
+    """Return a student, ready to predict.
+
+    Args:
+        student: a finished run, its folder, or hf:USER/REPO for one on the Hugging Face hub: the newest, or that of a
+            commit, tag or branch with hf:USER/REPO@REVISION.
 
     Raises:
         RunError: not a run folder, or not finished.
         StudentError: its files are corrupt.
+        HubError: no such repository or revision, no connection, or no student of vl2v in it.
     """
-    return Run(folder).classifier
+    if isinstance(student, Run):
+        return student.classifier
+    if is_on_hub(student):
+        return Classifier.load(fetch(str(student)))
+    return Run(student).classifier
 
 
 def predict_files(
-    run: Run | Path, paths: Sequence[Path], *, batch: int = 64
+    student: Run | Path | str, paths: Sequence[Path], *, batch: int = 64
 ) -> Iterator[tuple[Path, Prediction | str]]:
     """Yield each picture with its prediction, or with why it was set aside; folders are searched for pictures.
 
+    Args:
+        student: as for `load`.
+        paths: pictures and folders.
+        batch: how many are predicted at once.
+
     Raises:
         DataError: a path that doesn't exist, or a folder without pictures.
-        RunError: the run isn't finished.
+        VL2VError: as `load` does.
     """
-    classifier = (run if isinstance(run, Run) else Run(run)).classifier
+    classifier = load(student)
     files = [file for path in paths for file in _pictures(path)]
     size = classifier.student.spec.image_size
     for start in range(0, len(files), batch):

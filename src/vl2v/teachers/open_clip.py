@@ -85,10 +85,13 @@ def open_tiny(rest: str, **options: Any) -> LocalTeacher:
 
 
 def build_open_clip_tower(build: dict[str, Any]) -> nn.Module:
-    """Return an image tower without its weights."""
+    """Return an image tower without its weights; nothing is fetched, whatever a file from elsewhere asks for."""
     from open_clip.model import _build_vision_tower
 
-    tower: nn.Module = _build_vision_tower(build["embed_dim"], dict(build["vision_cfg"]), build["quick_gelu"])
+    half = _image_half(build)
+    if ":" in str(half["vision_cfg"].get("timm_model_name")):  # not one of timm's own
+        raise TeacherError(f"{half['vision_cfg']['timm_model_name']}: not a model of timm")
+    tower: nn.Module = _build_vision_tower(half["embed_dim"], half["vision_cfg"], half["quick_gelu"])
     return tower
 
 

@@ -1,0 +1,30 @@
+"""`vl2v push`: a student for others, on the Hugging Face hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def push(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    repo: Annotated[str, typer.Argument(help="USER/REPO; made if it isn't there.")],
+    private: Annotated[bool, typer.Option("--private", help="If it is made: for you alone.")] = False,
+    license_: Annotated[str, typer.Option("--license", help="The hub's identifier, for example mit.")] = "other",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent, and the card.")] = False,
+) -> None:
+    """Share a student: weights, description, exports and a model card; no picture, no path, no key."""
+    from vl2v.export import parcel
+    from vl2v.export import push as send
+    from vl2v.runs import Run
+
+    if dry_run:
+        files = parcel(Run(run), repo, licence=license_)
+        for name, data in files.items():
+            typer.echo(f"{name}: {len(data):,} bytes", err=True)
+        typer.echo(files["README.md"].decode())
+        return
+    reference = send(Run(run), repo, private=private, licence=license_)
+    typer.echo(f"{reference}; try: vl2v predict hf:{repo} PICTURE")

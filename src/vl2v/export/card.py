@@ -1,0 +1,162 @@
+"""A model card: what a student was taught, by whom, how well it does, and what it may be used for."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vl2v.config import TOWER
+from vl2v.evaluation.intervals import wilson
+from vl2v.runs import Run
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelCardData
+
+    from vl2v.config import StudentConfig
+    from vl2v.evaluation import Evaluation, Row
+
+PUBLIC = ("method", "seed", "sources", "target", "pictures", "validation_accuracy")
+PAPER = ("adip", "vl2v", "sd")  # the methods of arXiv 2310.08255, and ours that builds on it
+
+
+def public_about(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what others may know of where a student comes from: no folder and no address of its maker's."""
+    return {name: about[name] for name in PUBLIC if name in about}
+
+
+def public_teacher(spec: str) -> str:
+    """Return a teacher's name without the address or folder that it has here."""
+    kind, colon, rest = spec.partition(":")
+    model = rest.rpartition("#")[2].removeprefix("local-dir:")
+    local = rest.startswith("local-dir:") or model.startswith(("/", "~", ".")) or Path(model).exists()
+    return kind + colon + (Path(model).name if local else model)
+
+
+def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[str, ...] = ()) -> str:
+    """Return the card of a finished run's student, in Markdown with the hub's metadata.
+
+    Args:
+        run: a finished run.
+        repo: USER/REPO.
+        licence: the hub's identifier of the one it is shared under.
+        exports: names of .onnx files beside it.
+
+    Raises:
+        RunError: the run isn't finished.
+    """
+    from huggingface_hub import ModelCard
+
+    from vl2v.methods import METHODS
+
+    classifier, config, evaluation = run.classifier, run.config, run.evaluation
+    about = classifier.about
+    teacher = public_teacher(about["teacher"]["spec"]) if about["teacher"] else None
+    base, base_licence = _base(config.student, teacher)
+    rows = list(evaluation.rows) if evaluation else []
+    return str(
+        ModelCard.from_template(
+            _metadata(repo, licence, about["method"], base, evaluation, exports),
+            template_str=files("vl2v.export").joinpath("card.md").read_text(encoding="utf-8"),
+            repo=repo,
+            licence=licence,
+            classifier=classifier,
+            classes=[_cell(name) for name in classifier.classes],
+            domains=[(_cell(name), about.get("pictures", {}).get(name)) for name in about["sources"]],
+            targets=[_cell(name) for name in about["target"]],
+            size=classifier.student.spec.image_size,
+            parameters=sum(weights.numel() for weights in classifier.student.parameters()),
+            method=about["method"],
+            title=METHODS[about["method"]].title,
+            teacher=teacher,
+            teacher_licence=teacher_licence(teacher) if teacher else None,
+            asks=config.teacher.select,
+            student=config.student.name,
+            base=base,
+            base_licence=base_licence,
+            rows=[_figures(row) for row in rows],
+            unseen=any(row.role == "unseen" for row in rows),
+            exports=exports,
+            paper=about["method"] in PAPER,
+        )
+    )
+
+
+def teacher_licence(name: str) -> str:
+    """Return what is known of the licence of a teacher (its public name), or what to check."""
+    from vl2v.teachers.remote.wires import WIRES
+
+    kind = name.partition(":")[0]
+    if kind in WIRES:
+        known = " (the published weights of jina-clip-v2 are under CC BY-NC 4.0)" if name == "jina:jina-clip-v2" else ""
+        return f"check its vendor's terms: some don't allow a model to be trained on their answers{known}"
+    if name == "tiny":
+        return "MIT"
+    if name.startswith("hf:openai/clip-") or (kind == "open_clip" and name.endswith("/openai")):
+        return "MIT, as OpenAI published CLIP"
+    if name.startswith("hf:google/siglip"):
+        return "Apache-2.0"
+    return f"check the licence of {name}"
+
+
+def _base(student: StudentConfig, teacher: str | None) -> tuple[str | None, str]:
+    """Return the hub's name, if any, of the weights that the student started from, and their licence."""
+    import timm
+
+    from vl2v.students.backbone import PACKAGED
+
+    if student.name == TOWER:
+        return None, f"the student is the teacher's own image tower: check the licence of {teacher}"
+    if student.weights == "none":
+        return None, "the student started from random weights"
+    known = timm.get_pretrained_cfg(student.name)
+    if student.weights not in ("auto", "hub", "package") or known is None or not known.hf_hub_id:
+        return None, "check the licence of the weights that it started from"
+    licence = known.license or f"check the licence of {known.hf_hub_id}"
+    if student.weights != "hub" and student.name in PACKAGED:
+        licence += " as timm has them; the package that may have brought them states none"
+    return known.hf_hub_id, licence
+
+
+def _metadata(
+    repo: str, licence: str, method: str, base: str | None, evaluation: Evaluation | None, exports: tuple[str, ...]
+) -> ModelCardData:
+    from huggingface_hub import EvalResult, ModelCardData
+
+    results = [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type="imagefolder",
+            dataset_name=f"{row.domain} ({row.role} in training)",
+            dataset_config=row.domain,
+            dataset_split=row.role,
+            metric_type="accuracy",
+            metric_value=round(row.metrics.accuracy, 4),
+        )
+        for row in (evaluation.of() if evaluation else [])
+    ]
+    tags = ["vl2v", "domain-generalization", "knowledge-distillation", method, *(["onnx"] if exports else [])]
+    return ModelCardData(
+        license=licence,
+        library_name="vl2v",
+        pipeline_tag="image-classification",
+        base_model=base,
+        tags=tags,
+        metrics=["accuracy"],
+        model_name=repo.rpartition("/")[2],
+        eval_results=results or None,
+    )
+
+
+def _figures(row: Row) -> str:
+    """Return a line of the table: accuracy with its 95% interval, calibration, and what isn't called unknown."""
+    m = row.metrics
+    low, high = wilson(round(m.accuracy * m.pictures), m.pictures)
+    interval = f"{100 * m.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    shares = f"{100 * m.balanced_accuracy:.1f} | {100 * m.ece:.1f} | {100 * m.known:.1f}"
+    return f"| {row.who} | {_cell(row.domain)} | {row.role} | {m.pictures} | {interval} | {shares} |"
+
+
+def _cell(name: str) -> str:
+    """Return a folder's name as plain text of a Markdown table."""
+    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|" else sign for sign in " ".join(name.split()))

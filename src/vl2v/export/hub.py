@@ -1,0 +1,82 @@
+"""A student on the Hugging Face hub: weights, description, exports and a model card; nothing of its maker's."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import vl2v.runtime
+from vl2v.errors import StudentError
+from vl2v.export.card import model_card, public_about, public_teacher
+from vl2v.runs import Run
+from vl2v.students import Classifier
+from vl2v.students.hub import PREFIX, check_repo, one_line
+
+
+def parcel(run: Run, repo: str, *, licence: str = "other") -> dict[str, bytes]:
+    """Return what a push sends: name in the repository -> content.
+
+    Args:
+        run: a finished run; its exports (`student*.onnx`) are sent along.
+        repo: USER/REPO.
+        licence: the hub's identifier of the one it is shared under.
+
+    Raises:
+        RunError: the run isn't finished.
+        StudentError: an export that isn't of this student any more.
+        HubError: not a repository's name.
+    """
+    check_repo(repo)
+    exports = sorted(path for path in run.folder.iterdir() if _is_export(path.name))
+    for export in exports:
+        _check_current(export, run.classifier)
+    card = model_card(run, repo, licence=licence, exports=tuple(export.name for export in exports))
+    with tempfile.TemporaryDirectory() as folder:
+        _public(run.classifier).save(Path(folder))
+        sent = [*sorted(Path(folder).iterdir()), *exports]
+        return {"README.md": card.encode(), **{file.name: file.read_bytes() for file in sent}}
+
+
+def push(run: Run, repo: str, *, private: bool = False, licence: str = "other") -> str:
+    """Send a run's student to the hub, in one commit, and return the reference of just that: hf:USER/REPO@COMMIT.
+
+    The token is HF_TOKEN or that of `hf auth login`. Exports of an earlier push that are not sent again are deleted.
+
+    Args:
+        run: a finished run.
+        repo: USER/REPO, made if it isn't there.
+        private: of a repository that is made.
+        licence: the hub's identifier of the one it is shared under.
+
+    Raises:
+        HubError: the hub refuses it or can't be reached.
+        VL2VError: as `parcel` does.
+    """
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+
+    files = parcel(run, repo, licence=licence)
+    hub = HfApi(library_name="vl2v")
+    with one_line(PREFIX + repo):
+        hub.create_repo(repo, private=private or None, exist_ok=True)
+        stale = [name for name in hub.list_repo_files(repo) if _is_export(name) and name not in files]
+        changes: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in stale]
+        changes += [CommitOperationAdd(name, data) for name, data in files.items()]
+        commit = hub.create_commit(repo, changes, commit_message="A student of vl2v")
+    return f"{PREFIX}{repo}@{commit.oid}"
+
+
+def _public(classifier: Classifier) -> Classifier:
+    about = public_about(classifier.about)
+    teacher = classifier.about["teacher"]
+    about["teacher"] = {**teacher, "spec": public_teacher(teacher["spec"])} if teacher else None
+    return replace(classifier, about={**about, "prompts": classifier.about["prompts"]})
+
+
+def _is_export(name: str) -> bool:
+    return Path(name).match("student*.onnx")
+
+
+def _check_current(export: Path, classifier: Classifier) -> None:
+    if vl2v.runtime.load(export, threads=1).classes != classifier.classes:
+        raise StudentError(f"{export}: of other classes than the student has by now; export it again, or delete it")

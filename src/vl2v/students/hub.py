@@ -1,0 +1,89 @@
+"""Students on the Hugging Face hub: what one is called, how it is fetched, and what went wrong in a line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vl2v.errors import HubError
+from vl2v.students.classifier import FILES
+
+PREFIX = "hf:"
+
+
+def is_on_hub(name: object) -> bool:
+    """Return whether a name is a hub's reference, hf:USER/REPO, rather than a folder's."""
+    return str(name).startswith(PREFIX)
+
+
+def fetch(reference: str) -> Path:
+    """Return a folder with the two files of a student, fetched unless the hub's cache has them.
+
+    Nothing else of the repository is looked at. Both files are of one commit.
+
+    Args:
+        reference: hf:USER/REPO, or hf:USER/REPO@REVISION, a commit, tag or branch; else what is newest.
+
+    Raises:
+        HubError: no such repository or revision, no student of vl2v in it, or no connection.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    repo, _, revision = reference.removeprefix(PREFIX).partition("@")
+    check_repo(repo)
+    folder = None
+    with one_line(reference):
+        for name in FILES:
+            try:
+                path = Path(hf_hub_download(repo, name, revision=revision or None, library_name="vl2v"))
+            except EntryNotFoundError as error:
+                if isinstance(error, FileNotFoundError):  # no connection, and not in the cache
+                    raise
+                raise HubError(f"{reference}: not a student of vl2v (no {name})") from None
+            folder = path.parent  # .../snapshots/COMMIT
+            revision = folder.name
+    assert folder is not None
+    return folder
+
+
+def check_repo(repo: str) -> None:
+    """Refuse what isn't a repository's name.
+
+    Raises:
+        HubError: it isn't.
+    """
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo):
+        raise HubError(f"{repo!r}: not a repository of the hub; write it as USER/REPO")
+
+
+@contextmanager
+def one_line(reference: str) -> Iterator[None]:
+    """Turn what the hub's client raises into one line, without addresses.
+
+    Raises:
+        HubError: in place of it.
+    """
+    import httpx2
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise HubError(f"{reference}: wants its owner's leave; ask for it on the repository's page") from None
+    except errors.RepositoryNotFoundError:
+        raise HubError(f"{reference}: no such repository, or a private one that HF_TOKEN doesn't open") from None
+    except errors.RevisionNotFoundError:
+        raise HubError(f"{reference}: no such revision") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx2.TransportError) as error:
+        reason = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+        raise HubError(f"{reference}: the hub can't be reached ({type(reason).__name__})") from None
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        hint = "; put a token that may write there into HF_TOKEN" if status in (401, 403) else ""
+        said = f" ({error.server_message.splitlines()[0]})" if error.server_message else ""
+        raise HubError(f"{reference}: the hub answers {status}{said}{hint}") from None
+    except errors.HFValidationError as error:
+        raise HubError(f"{reference}: {str(error).splitlines()[0]}") from None

@@ -1,0 +1,278 @@
+"""A student that is shared: all that is needed, nothing of its maker's; and one from elsewhere, looked at first."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pytest
+import torch
+import yaml
+from huggingface_hub.utils import close_session
+from safetensors.torch import load_file, save
+
+import vl2v
+import vl2v.runtime
+from export.hub import Hub
+from little import quick_settings
+from vl2v.errors import HubError, StudentError
+from vl2v.export import export_onnx, parcel, push
+from vl2v.export.card import public_teacher, teacher_licence
+
+TOKEN, KEY = "hf_planted0123456789", "sk-planted0123456789"
+REPO = "maker/shapes"
+
+
+@pytest.fixture(scope="module")
+def run(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
+    folder = tmp_path_factory.mktemp("runs")
+    run = vl2v.distill(quick_settings(shapes, recording), folder / "adip", store=folder / "store")
+    export_onnx(run, run.folder / "student.onnx", store=folder / "store")
+    return run
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """Return a hub that this process's client talks to, as HF_ENDPOINT, HF_HUB_CACHE and so on would have it."""
+    opened = Hub("maker", TOKEN)
+    files = opened.url + "/{repo_id}/resolve/{revision}/{filename}"
+    places = {"ENDPOINT": opened.url, "HUGGINGFACE_CO_URL_TEMPLATE": files}
+    others = {"HF_HUB_CACHE": str(tmp_path / "cache"), "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True}
+    for name, value in {**places, **others}.items():
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    close_session()
+    yield opened
+    opened.stop()
+    close_session()
+
+
+def test_what_was_pushed_predicts_what_the_run_does(hub: Hub, run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
+    reference = push(run, REPO)
+    commit, files = hub.head(REPO)
+    assert reference == f"hf:{REPO}@{commit}"
+    assert set(files) == {".gitattributes", "README.md", "student.json", "student.safetensors", "student.onnx"}
+    pictures = sorted((shapes / "paint").rglob("*.png"))
+    wanted = run.classifier.predict(pictures)
+    assert vl2v.load(reference).predict(pictures) == vl2v.load(f"hf:{REPO}").predict(pictures) == wanted
+    (tmp_path / "student.onnx").write_bytes(files["student.onnx"])
+    assert vl2v.runtime.load(tmp_path / "student.onnx").predict(pictures)[0].label == wanted[0].label
+
+
+def test_nothing_of_its_maker_is_sent(run: vl2v.Run, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    monkeypatch.setenv("VL2V_API_KEY", KEY)
+    config = (run.folder / "config.toml").read_text()
+    assert str(shapes) in config  # the run knows
+    machine = [str(Path.home()), f"/{getpass.getuser()}/", "site-packages", "src/vl2v"]
+    names = [str(shapes), str(run.folder), TOKEN, KEY, *machine]
+    names += sorted(picture.name for picture in shapes.rglob("*.png"))[:3]
+    files = parcel(run, REPO)
+    for name, data in files.items():
+        assert not [word for word in names if word.encode() in data], name
+
+
+def test_teachers_are_named_without_addresses_and_folders(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    assert public_teacher(f"open_clip:local-dir:{tmp_path}/mine") == "open_clip:mine"
+    assert public_teacher(f"hf:{tmp_path}/mine") == "hf:mine"
+    assert public_teacher("openai-compatible:http://10.0.0.7:8000/v1#m") == "openai-compatible:m"
+    assert public_teacher("open_clip:ViT-B-16/openai") == "open_clip:ViT-B-16/openai"
+    assert public_teacher("jina:jina-clip-v2") == "jina:jina-clip-v2"
+    assert "terms" in teacher_licence("voyage:voyage-multimodal-3")
+    assert teacher_licence("open_clip:ViT-B-32/laion2b") == "check the licence of open_clip:ViT-B-32/laion2b"
+
+
+def test_the_card_says_what_the_run_knows(run: vl2v.Run) -> None:
+    card = parcel(run, REPO, licence="mit")["README.md"].decode()
+    _, front, text = card.split("---\n", 2)
+    data = yaml.safe_load(front)
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("mit", "vl2v", "image-classification")
+    assert {"vl2v", "adip", "onnx"} <= set(data["tags"]) and "base_model" not in data  # it started from random weights
+    (model,) = data["model-index"]
+    found = {one["dataset"]["config"]: one["metrics"][0]["value"] for one in model["results"]}
+    assert run.evaluation is not None
+    rows = {row.domain: row.metrics for row in run.evaluation.of()}
+    assert found == {domain: pytest.approx(m.accuracy, abs=1e-4) for domain, m in rows.items()}
+    assert "| chalk (29), ink (29) |" in text and "ball, box, cone" in text
+    assert f"| student | paint | unseen | 36 | {100 * rows['paint'].accuracy:.1f} (" in text
+    assert "recorded:shapes-teacher" in text and "check the licence of recorded:shapes-teacher" in text
+    assert 'vl2v.load("hf:maker/shapes")' in text and "arxiv" not in front and "@inproceedings" in text
+    for block in text.split("```python\n")[1:]:
+        compile(block.split("```")[0], "card", "exec")
+
+
+def test_a_second_push_replaces_the_first_and_the_first_stays_pinned(
+    hub: Hub, run: vl2v.Run, tmp_path: Path, shapes: Path
+) -> None:
+    first = push(run, REPO)
+    before = hub.head(REPO)[1]["student.json"]
+    export = run.folder / "student.onnx"
+    kept = export.rename(tmp_path / "kept.onnx")
+    run.classifier.threshold += 0.25
+    try:
+        second = push(run, REPO)
+    finally:
+        kept.rename(export)
+        run.classifier.threshold -= 0.25
+    assert "student.onnx" not in hub.head(REPO)[1]  # it would be of other weights
+    assert vl2v.load(second).threshold == pytest.approx(json.loads(before)["threshold"] + 0.25)
+    assert vl2v.load(first).threshold == json.loads(before)["threshold"]
+
+
+def test_an_export_of_other_classes_is_not_sent(run: vl2v.Run) -> None:
+    run.classifier.classes.append("star")
+    try:
+        with pytest.raises(StudentError, match=r"student\.onnx: of other classes .* export it again"):
+            parcel(run, REPO)
+    finally:
+        run.classifier.classes.pop()
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("hf:maker", "'maker': not a repository of the hub; write it as USER/REPO"),
+        ("hf:maker/nothing", "hf:maker/nothing: no such repository, or a private one that HF_TOKEN doesn't open"),
+        (f"hf:{REPO}@{'0' * 40}", f"hf:{REPO}@{'0' * 40}: no such revision"),
+        ("hf:maker/other", "hf:maker/other: not a student of vl2v (no student.json)"),
+    ],
+)
+def test_what_can_not_be_had_is_said_in_a_line(hub: Hub, reference: str, message: str) -> None:
+    hub.commit(REPO, {})
+    hub.commit("maker/other", {"model.bin": b"pickle"})
+    with pytest.raises(HubError) as error:
+        vl2v.load(reference)
+    assert str(error.value) == message
+
+
+def test_without_a_connection_the_cache_answers_or_a_line_does(
+    hub: Hub, run: vl2v.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = push(run, REPO)
+    vl2v.load(f"hf:{REPO}")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    assert vl2v.load(reference).classes == vl2v.load(f"hf:{REPO}").classes == ["ball", "box", "cone"]
+    with pytest.raises(HubError, match=r"^hf:maker/other: the hub can't be reached \(OfflineModeIsEnabled\)$"):
+        vl2v.load("hf:maker/other")
+    with pytest.raises(HubError, match=f"^hf:{REPO}: the hub can't be reached"):
+        push(run, REPO)
+
+
+def test_only_those_who_may_write_push(hub: Hub, run: vl2v.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HubError, match=r"hf:somebody/else: the hub answers 403 \(.*put a token that may write there"):
+        push(run, "somebody/else")
+    monkeypatch.setenv("HF_TOKEN", "hf_wrong0123456789")
+    with pytest.raises(HubError, match="the hub answers 401") as error:
+        push(run, REPO)
+    assert "hf_wrong" not in str(error.value)
+    assert not hub.commits
+
+
+def test_a_private_student_is_its_owners(hub: Hub, run: vl2v.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    push(run, REPO, private=True)
+    assert hub.private == {REPO}
+    monkeypatch.setenv("HF_TOKEN", "hf_other0123456789")
+    with pytest.raises(HubError, match="no such repository, or a private one"):
+        vl2v.load(f"hf:{REPO}")
+
+
+BAD = {
+    "not finite": (lambda card, tensors: tensors["texts"].fill_(float("nan")), "NaN or infinity"),
+    "another shape": (lambda card, tensors: card.update(out=17), "the weights don't fit"),
+    "more classes": (lambda card, tensors: card["classes"].append("x"), "the weights don't fit"),
+    "no classes": (lambda card, tensors: card.update(classes=[]), "classes: list should have at least 1 item"),
+    "a huge layer": (lambda card, tensors: card.update(features=10**12), "the weights don't fit"),
+    "huge pictures": (lambda card, tensors: card["backbone"].update(image_size=10**6), r"backbone\.image_size: .*4096"),
+    "no number": (lambda card, tensors: card.update(temperature="warm"), "temperature: input should be a valid number"),
+    "a model of the hub": (
+        lambda card, tensors: card["backbone"]["build"].update(name="hf-hub:somebody/else"),
+        "timm has no such model",
+    ),
+    "a tower that would be fetched": (
+        lambda card, tensors: card["backbone"].update(
+            build={
+                "kind": "open_clip",
+                "embed_dim": 16,
+                "quick_gelu": False,
+                "vision_cfg": {"timm_model_name": "hf-hub:somebody/else", "timm_model_pretrained": True},
+            }
+        ),
+        "not a model of timm",
+    ),
+    "a tower of foreign code": (
+        lambda card, tensors: card["backbone"].update(
+            build={"kind": "hf", "model_type": "clip", "config": {"attn_implementation": "somebody/kernel"}}
+        ),
+        "the weights don't fit",
+    ),
+    "another kind": (lambda card, tensors: card["backbone"].update(build={"kind": "exec"}), "describes no student"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_student_from_elsewhere_is_looked_at_before_it_is_used(hub: Hub, run: vl2v.Run, what: str) -> None:
+    change, message = BAD[what]
+    card = json.loads((run.folder / "student" / "student.json").read_text())
+    tensors = load_file(run.folder / "student" / "student.safetensors")
+    change(card, tensors)  # type: ignore[no-untyped-call]
+    hub.commit(REPO, {"student.json": json.dumps(card).encode(), "student.safetensors": save(tensors)})
+    with pytest.raises(vl2v.errors.VL2VError, match=message) as error:
+        vl2v.load(f"hf:{REPO}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_bottomless_description_is_not_followed(hub: Hub, run: vl2v.Run) -> None:
+    weights = (run.folder / "student" / "student.safetensors").read_bytes()
+    hub.commit(REPO, {"student.json": b"[" * 100_000, "student.safetensors": weights})
+    with pytest.raises(StudentError, match="the student is corrupt"):
+        vl2v.load(f"hf:{REPO}")
+
+
+def test_a_pickle_is_not_opened(hub: Hub, run: vl2v.Run, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.mkdir, (str(tmp_path / "sprung"),)
+
+    torch.save(Trap(), tmp_path / "pickle")
+    card = (run.folder / "student" / "student.json").read_bytes()
+    hub.commit(REPO, {"student.json": card, "student.safetensors": (tmp_path / "pickle").read_bytes()})
+    with pytest.raises(StudentError, match="the student is corrupt"):
+        vl2v.load(f"hf:{REPO}")
+    assert not (tmp_path / "sprung").exists()
+
+
+def test_the_commands(hub: Hub, run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(tmp_path / "home"),
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_TOKEN": TOKEN,
+    }
+
+    def command(*words: str | Path) -> subprocess.CompletedProcess[str]:
+        arguments = [sys.executable, "-m", "vl2v", *map(str, words)]
+        return subprocess.run(arguments, env=environment, capture_output=True, text=True)
+
+    dry = command("push", run.folder, REPO, "--dry-run")
+    assert dry.returncode == 0 and "license: other\n" in dry.stdout, dry.stderr
+    assert "student.safetensors: " in dry.stderr and not hub.commits
+    done = command("push", run.folder, REPO, "--license", "mit")
+    assert done.returncode == 0 and done.stdout.startswith(f"hf:{REPO}@{hub.head(REPO)[0]}"), done.stderr
+    found = command("predict", f"hf:{REPO}", shapes / "ink" / "ball" / "00.png")
+    assert found.returncode == 0 and found.stdout.split("\t")[1] in ("ball", "box", "cone", "unknown"), found.stderr
+    assert TOKEN not in dry.stdout + dry.stderr + done.stdout + done.stderr + found.stderr
+    hub.stop()
+    environment["HF_HOME"] = str(tmp_path / "empty")
+    lost = command("classes", "list", f"hf:{REPO}")
+    assert lost.returncode == 2
+    assert lost.stderr.splitlines()[-1].startswith(f"error: hf:{REPO}: the hub can't be reached")

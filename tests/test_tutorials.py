@@ -1,0 +1,78 @@
+"""Every block of a tutorial runs, one after the other, as a reader would type them."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+# What a reader has on the path; a block that fails is named, and nothing is left running.
+SHELL = """set -euo pipefail
+vl2v() { "$PYTHON" -m vl2v "$@"; }
+python() { "$PYTHON" "$@"; }
+trap 'echo "failed: $BASH_COMMAND"' ERR
+trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
+"""
+
+
+def script(page: Path) -> str:
+    """Return a page's blocks as one program of the shell; what is already installed isn't installed again."""
+    parts = []
+    for kind, text in re.findall(r"^```(\w*)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.M | re.S):
+        if kind == "python":
+            parts.append(f"python - <<'END_OF_BLOCK'\n{text}END_OF_BLOCK\n")
+        elif not text.startswith("pip install "):
+            assert not kind, f"{page.name}: a block of {kind} isn't run"
+            parts.append(text)
+    return SHELL + "".join(parts)
+
+
+def follow(page: Path, folder: Path) -> str:
+    """Return what is printed by following a page in a new user's empty folder, a free port in place of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    home = {"HOME": folder, "XDG_CACHE_HOME": folder / "cache", "XDG_DATA_HOME": folder / "data"}
+    environment = {**os.environ, **{key: str(value) for key, value in home.items()}}
+    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    program = script(page).replace("8000", port)
+    with (folder / "said.txt").open("w") as said:  # not a pipe: one that the page left running would keep it open
+        done = subprocess.run(
+            ["bash", "-c", program], cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT, timeout=600
+        )
+    printed = (folder / "said.txt").read_text()
+    assert done.returncode == 0, printed
+    return printed
+
+
+def test_there_are_tutorials() -> None:
+    assert {page.stem for page in TUTORIALS} == {"paper", "phone", "rented"}
+
+
+def test_own_folder_to_phone(tmp_path: Path) -> None:
+    printed = follow(ROOT / "docs" / "tutorials" / "phone.md", tmp_path)
+    assert "outline *" in printed and "% same answers" in printed
+    assert (tmp_path / "student.onnx").stat().st_size < 6e6
+    names = re.findall(r"^\S+\.png (\w+) [01]\.\d\d$", printed, re.M)
+    assert len(names) == 3 and set(names) <= {"car", "cup", "key", "umbrella", "unknown"}
+
+
+def test_a_rented_api_on_five_dollars(tmp_path: Path) -> None:
+    printed = follow(ROOT / "docs" / "tutorials" / "rented.md", tmp_path)
+    (spent,) = re.findall(r"in all: ([\d.]+) USD", printed)
+    assert 0 < float(spent) <= 5
+    _, bill = printed.split("queries to paid teachers")
+    assert "vl2v embed" in bill and "runs/rented" not in bill
+    assert "price: at most" in printed and (tmp_path / "runs" / "rented" / "evaluation.json").is_file()
+
+
+def test_benchmark_to_a_papers_table(tmp_path: Path) -> None:
+    printed = follow(ROOT / "docs" / "tutorials" / "paper.md", tmp_path)
+    assert "4 jobs: 4 done, 0 running, 0 failed, 0 waiting" in printed
+    table = (tmp_path / "table.tex").read_text()
+    assert table.startswith(r"\begin{tabular}") and "adip" in table and r"\bottomrule" in table
