@@ -386,19 +386,19 @@ def _disagreements(bench: _Bench, report: Report) -> Iterator[dict[str, Any]]:
         teacher = np.array([said.get(index, -1) for index in rows["index"].tolist()])
         student, other = rows["answer"] == rows["label"], teacher == rows["label"]
         asked = teacher >= 0
-        groups = [
-            ("only the student is right", student & ~other & asked),
-            ("only the teacher is right", other & ~student),
-        ]
+        groups = {
+            "only the student is right": student & ~other & asked,
+            "only the teacher is right": other & ~student,
+        }
         images = _reader(bench, bench.jobs[result.folder])
         yield {
             "name": bench.place(cell),
             "counts": [int((student & other).sum()), *(int(group.sum()) for group in groups.values())],
             "wrong": int((asked & ~student & ~other).sum()),
             "run": result.folder.name,
-            "pictures": []
-            if images is None
-            else [(words, list(images(group, rows, teacher))) for words, group in groups],
+            "pictures": {words: list(images(group, rows, teacher)) for words, group in groups.items()}
+            if images
+            else {},
         }
 
 
@@ -420,8 +420,8 @@ def _reader(bench: _Bench, job: Job) -> Any:
                 "image": thumbnail(decode(dataset.read(int(rows["index"][place])))),
                 "alt": f"{truth}: the student says {student}, the teacher {other}",
                 "lines": [
-                    (f"student: {student}", _tone(student == truth)),
-                    (f"teacher: {other}", _tone(other == truth)),
+                    (f"{who}: {said}", "right" if said == truth else "wrong")
+                    for who, said in (("student", student), ("teacher", other))
                 ],
             }
 
