@@ -20,6 +20,7 @@ _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--force-prefers-reduced-motion",  # a page that still scrolls can't be clicked
     "--window-size=1280,900",
 )
 

@@ -25,7 +25,7 @@ from vl2v.evaluation.compare import Lead, leads
 from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration, heat, log_axis
 from vl2v.report.page import duration, lead, page, percent
 from vl2v.report.thumbnails import thumbnail
-from vl2v.runs import Report
+from vl2v.runs import Report, silent
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.settings import resolve, without_places
 from vl2v.runs.sources import usable
@@ -33,6 +33,7 @@ from vl2v.training.log import MetricsLog
 
 TEACHER = "zero-shot"
 SHOWN = 5  # pictures of each kind of disagreement
+ACROSS = 45  # classes beside one another
 FEW = 20  # answers below which a bin of a reliability curve says nothing
 OWN = {"method", "seed", "data.path", "data.target", "data.split_seed", "student.name"}  # what the table itself tells
 
@@ -158,8 +159,8 @@ def _lead_words(bench: _Bench) -> str:
     teacher = without_places(resolve(shown[0].settings).teacher.spec)
     students = ", ".join(dict.fromkeys(student for student, _ in bench.models))
     seeds = len({result.seed for result in bench.found})
-    missing = "" if done == len(shown) else f"; {len(shown) - done} of {len(shown)} jobs aren't done"
-    return f"Students {students}, taught by {teacher}; {seeds} seed{'s' * (seeds > 1)}{missing}."
+    so_far = "" if done == len(shown) else f"; so far {done} of {len(shown)} jobs are done"
+    return f"Students: {students}, taught by {teacher}; {seeds} seed{'s' * (seeds > 1)}{so_far}."
 
 
 def _tiles(bench: _Bench) -> Iterator[dict[str, str]]:
@@ -176,7 +177,7 @@ def _tiles(bench: _Bench) -> Iterator[dict[str, str]]:
     ahead = leads(_runs(bench, best[0]), bench.reference).get(best[1])
     if ahead is not None:
         value, interval = lead(ahead.mean, ahead.low, ahead.high)
-        sure = "beyond chance" if ahead.sure else "may be chance"
+        sure = "beyond chance" if ahead.sure else "may be chance" if ahead.seeds > 1 else "one seed only"
         yield {"label": f"its lead over {bench.reference}", "who": "", "value": value, "note": f"{interval}; {sure}"}
     if bench.teachers:
         mean = mean_and_error(bench.teachers)[0]
@@ -268,24 +269,27 @@ def _parameters(folder: Path) -> int:
 def _queries(bench: _Bench) -> Iterator[Chart]:
     """Yield accuracy against questions, of jobs that differ from those shown only in how many were asked."""
     shown = {_family(bench.jobs[result.folder]) for result in bench.found if result.method != TEACHER}
-    found: dict[Model, dict[int, list[Result]]] = defaultdict(lambda: defaultdict(list))
+    found: dict[Model, dict[str, list[Job]]] = defaultdict(lambda: defaultdict(list))
     for job in bench.work.jobs():
         if bench.work.done(job) and not job.draw and not job.held and _family(job) in shown:
-            found[job.student, job.method][_asked(job, bench.work.place(job))].append(result_of(bench.work, job))
+            found[job.student, job.method][str(resolve(job.settings).teacher.select)].append(job)
     series: list[Series] = []
     ends: list[float] = []
-    for number, (model, by_count) in enumerate(found.items()):
-        if len(by_count) < 2:
+    for number, (model, groups) in enumerate(found.items()):
+        if len(groups) < 2:
             continue
-        points, ranges = [], []
-        for count, group in sorted(by_count.items()):
-            mean, error, seeds = mean_and_error(group)
-            spread = error if seeds > 1 else 0.0
-            words = f"{bench.named(model)}: {count:,} pictures asked about, {mean:.1%}"
-            points.append((float(count), 100 * mean, words))
-            ranges.append((100 * (mean - spread), 100 * (mean + spread)))
-            ends += ranges[-1]
-        series.append(Series(bench.named(model), number, points, ranges))
+        rows = []
+        for jobs in groups.values():
+            mean, error, seeds = mean_and_error(result_of(bench.work, job) for job in jobs)
+            count = float(np.mean([_asked(job, bench.work.place(job)) for job in jobs]))
+            if math.isfinite(count):
+                rows.append((count, 100 * mean, 100 * error if seeds > 1 else 0.0))
+        rows.sort()
+        name = bench.named(model)
+        points = [(count, mean, f"{name}: {count:,.0f} pictures asked about, {mean:.1f}%") for count, mean, _ in rows]
+        ranges = [(mean - error, mean + error) for _, mean, error in rows]
+        ends += [end for pair in ranges for end in pair]
+        series.append(Series(name, number, points, ranges))
     if series:
         counts = [point[0] for line in series for point in line.points]
         x = axis("pictures that the teacher was asked about", [0.0, *counts], low=0)
@@ -299,13 +303,19 @@ def _family(job: Job) -> str:
     return json.dumps(tree, sort_keys=True)
 
 
-def _asked(job: Job, place: Path) -> int:
-    """Return about how many pictures the teacher was asked for a job: those it chose, or all it trained on."""
+def _asked(job: Job, place: Path) -> float:
+    """Return about how many pictures the teacher was asked for a job: those it chose, or all it trained on.
+
+    NaN where that can't be told, since the pictures aren't at hand.
+    """
     chosen = place / "asked.json"
     if chosen.is_file():
         return len(json.loads(chosen.read_text(encoding="utf-8")))
     data = resolve(job.settings).data
-    dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+    try:
+        dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+    except DataError:
+        return math.nan
     return len(leave_out(dataset, data.target, fraction=data.holdout, trial_seed=data.split_seed).train)
 
 
@@ -321,16 +331,21 @@ def _by_domain(bench: _Bench) -> Heat:
 
 
 def _by_class(bench: _Bench) -> Iterator[tuple[str, Heat]]:
-    """Yield for each dataset how often each class of the unseen domains is recognised, the mean over runs."""
+    """Yield for each dataset how often each class of the unseen domains is recognised, the mean over runs.
+
+    The hardest classes come first, `ACROSS` in a table.
+    """
     for dataset in dict.fromkeys(result.dataset for result in bench.found):
-        columns = [("teacher", of(bench.teachers, dataset=dataset))] if bench.teachers else []
-        columns += [(bench.named(model), of(bench.results(model), dataset=dataset)) for model in bench.models]
-        columns = [(name, found) for name, found in columns if found]
-        classes = bench.kept[columns[0][1][0].folder].classes
-        shares = np.stack([_recalls(bench, found, len(classes)) for _, found in columns], 1)
-        order = np.argsort(np.nanmean(shares, 1))
-        names = [classes[place] for place in order]
-        yield dataset, heat("", names, [name for name, _ in columns], shares[order])
+        rows = [("teacher, zero-shot", of(bench.teachers, dataset=dataset))]
+        rows += [(bench.named(model), of(bench.results(model), dataset=dataset)) for model in bench.models]
+        rows = [(name, found) for name, found in rows if found]
+        classes = bench.kept[rows[0][1][0].folder].classes
+        shares = np.stack([_recalls(bench, found, len(classes)) for _, found in rows])
+        order = np.argsort(shares.mean(0))  # classes without a picture, NaN, come last
+        for start in range(0, len(order), ACROSS):
+            part = order[start : start + ACROSS]
+            names = [classes[place] for place in part]
+            yield dataset, heat("", [name for name, _ in rows], names, shares[:, part], low=0, high=1)
 
 
 def _recalls(bench: _Bench, found: Sequence[Result], classes: int) -> NDArray[np.float64]:
@@ -407,8 +422,8 @@ def _reader(bench: _Bench, job: Job) -> Any:
     data = resolve(job.settings).data
     try:
         dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
-        dataset, _ = usable(dataset, bench.work.folder / "store" / "audit.sqlite", lambda *words: None)
-    except (DataError, OSError):
+        dataset, _ = usable(dataset, bench.work.folder / "store" / "audit.sqlite", silent)
+    except DataError:
         return None
     classes = bench.kept[bench.work.place(job)].classes
 

@@ -130,9 +130,19 @@ class Heat:
     cells: list[list[tuple[str, float, str] | None]]
 
 
-def heat(corner: str, rows: Sequence[str], columns: Sequence[str], shares: NDArray[np.floating]) -> Heat:
-    """Return accuracies [rows, columns] in percent, shaded from the lowest to the highest; NaN is left empty."""
-    low, high = (np.nanmin(shares), np.nanmax(shares)) if np.isfinite(shares).any() else (0.0, 1.0)
+def heat(
+    corner: str,
+    rows: Sequence[str],
+    columns: Sequence[str],
+    shares: NDArray[np.floating],
+    *,
+    low: float | None = None,
+    high: float | None = None,
+) -> Heat:
+    """Return accuracies [rows, columns] in percent, shaded from low to high, by default their own; NaN is empty."""
+    finite = shares[np.isfinite(shares)]
+    low = finite.min(initial=1.0) if low is None else low
+    high = finite.max(initial=0.0) if high is None else high
     cells = [
         [
             None
