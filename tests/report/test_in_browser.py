@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,9 +12,18 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.select import Select
 
+from browser import chromium
+
 from .pages import Written
 
-LABEL = By.CSS_SELECTOR
+CSS = By.CSS_SELECTOR
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """One browser for all of them: each loads its page anew."""
+    with chromium(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
 
 
 @pytest.fixture
@@ -29,7 +39,7 @@ def bench(browser: Chrome, of_benchmark: Written) -> Chrome:
 
 
 def column(browser: Chrome, table: str, number: int) -> list[str]:
-    return [cell.text for cell in browser.find_elements(LABEL, f"{table} tbody tr > :nth-child({number})")]
+    return [cell.text for cell in browser.find_elements(CSS, f"{table} tbody tr > :nth-child({number})")]
 
 
 def colour(point: WebElement) -> str:
@@ -61,48 +71,59 @@ def test_nothing_is_fetched_and_nothing_goes_wrong(browser: Chrome, which: str, 
     assert browser.execute_script(unnamed) == 0
 
 
+def test_a_page_runs_no_script_but_its_own(browser: Chrome, of_run: Written, tmp_path: Path) -> None:
+    for place, added in enumerate(
+        ("<script>document.title = 'taken'</script>", "<img src=x onerror=document.title='taken'>")
+    ):
+        page = tmp_path / f"{place}.html"
+        page.write_text(of_run.html.replace("<main", f"{added}<main"), encoding="utf-8")
+        browser.get(page.as_uri())
+        assert browser.title == "adip: paint unseen"
+    browser.get_log("browser")  # its complaints
+
+
 def test_markup_in_names_makes_no_elements(browser: Chrome, of_nasty: Written) -> None:
     browser.get(of_nasty.page.as_uri())
-    assert browser.find_elements(LABEL, "main u, main em, body > b") == []
+    assert browser.find_elements(CSS, "main u, main em, body > b") == []
     assert '<script>alert("x")' in browser.find_element(By.ID, "classes").text
 
 
 def test_a_table_is_sorted_by_the_column_that_is_clicked(shown: Chrome) -> None:
-    button = shown.find_element(LABEL, "#classes thead th:nth-child(3) button")
+    button = shown.find_element(CSS, "#classes thead th:nth-child(3) button")
     button.click()
     values = [float(text) for text in column(shown, "#classes", 3)]
     assert values == sorted(values) and len(values) == 3
     button.send_keys(Keys.ENTER)  # the keyboard does, too
     assert [float(text) for text in column(shown, "#classes", 3)] == values[::-1]
-    head = shown.find_element(LABEL, "#classes thead th:nth-child(3)")
+    head = shown.find_element(CSS, "#classes thead th:nth-child(3)")
     assert head.get_attribute("aria-sort") == "descending"
-    shown.find_element(LABEL, "#classes thead th:nth-child(1) button").click()
+    shown.find_element(CSS, "#classes thead th:nth-child(1) button").click()
     assert column(shown, "#classes", 1) == ["ball", "box", "cone"]
 
 
 def test_the_map_is_coloured_by_class_or_by_domain(shown: Chrome) -> None:
-    points = shown.find_elements(LABEL, ".map figure:first-child circle:not(.u)")
+    points = shown.find_elements(CSS, ".map figure:first-child circle:not(.u)")
     ball = [point for point in points if point.get_attribute("data-class") == "0"]
     domains = [point.get_attribute("data-tip").split(", ")[1].split("\n")[0] for point in ball]
     assert set(domains) == {"chalk", "ink"} and len({colour(point) for point in ball}) == 1
-    shown.find_element(LABEL, "label[for=by-domain]").click()
+    shown.find_element(CSS, "label[for=by-domain]").click()
     by_domain = {(name, colour(point)) for name, point in zip(domains, ball, strict=True)}
     assert len(by_domain) == 2 and len({one for _, one in by_domain}) == 2
-    legend = shown.find_element(LABEL, ".map ul.by-domain")
+    legend = shown.find_element(CSS, ".map ul.by-domain")
     assert legend.is_displayed() and "paint" in legend.text
-    assert not shown.find_element(LABEL, ".map .by-class").is_displayed()
+    assert not shown.find_element(CSS, ".map .by-class").is_displayed()
 
 
 def test_a_class_can_be_seen_alone(shown: Chrome) -> None:
-    Select(shown.find_element(LABEL, "select[data-picks]")).select_by_visible_text("box")
-    clear = shown.find_elements(LABEL, ".map circle:not(.dim)")
+    Select(shown.find_element(CSS, "select[data-picks]")).select_by_visible_text("box")
+    clear = shown.find_elements(CSS, ".map circle:not(.dim)")
     assert clear and {point.get_attribute("data-class") for point in clear} == {"1"}
-    Select(shown.find_element(LABEL, "select[data-picks]")).select_by_index(0)
-    assert shown.find_elements(LABEL, ".map .dim") == []
+    Select(shown.find_element(CSS, "select[data-picks]")).select_by_index(0)
+    assert shown.find_elements(CSS, ".map .dim") == []
 
 
 def test_pointing_at_a_picture_on_the_map_shows_it(shown: Chrome) -> None:
-    (*_, point) = shown.find_elements(LABEL, ".map circle")
+    (*_, point) = shown.find_elements(CSS, ".map circle")
     tip = pointed_at(shown, point)
     assert tip.is_displayed() and tip.text.split(",")[0] in ("ball", "box", "cone")
     picture = tip.find_element(By.TAG_NAME, "span")
@@ -113,20 +134,20 @@ def test_pointing_at_a_picture_on_the_map_shows_it(shown: Chrome) -> None:
 
 
 def test_pointing_at_a_chart_tells_the_figure(shown: Chrome) -> None:
-    bar = shown.find_element(LABEL, "#confidence rect[data-tip]")
+    bar = shown.find_element(CSS, "#confidence rect[data-tip]")
     assert "answers around" in pointed_at(shown, bar).text
 
 
 def test_runs_are_filtered_by_words_and_by_a_methods_link(bench: Chrome) -> None:
-    rows = lambda: [row for row in bench.find_elements(LABEL, "#list tbody tr") if row.is_displayed()]  # noqa: E731
+    rows = lambda: [row for row in bench.find_elements(CSS, "#list tbody tr") if row.is_displayed()]  # noqa: E731
     assert len(rows()) == 12
     field = bench.find_element(By.ID, "words")
     field.send_keys("erm resnet")
     assert len(rows()) == 2 and bench.find_element(By.ID, "shown").text == "2 of 12 runs"
-    (link, *_) = bench.find_elements(LABEL, "#results a[data-filter='test_efficientnet adip']")
+    (link, *_) = bench.find_elements(CSS, "#results a[data-filter='test_efficientnet adip']")
     centred(bench, link).click()
     assert field.get_attribute("value") == "test_efficientnet adip"
-    assert {row.find_element(LABEL, ".folder").text.rsplit("-", 2)[0] for row in rows()} == {
+    assert {row.find_element(CSS, ".folder").text.rsplit("-", 2)[0] for row in rows()} == {
         "shapes-paint-test_efficientnet-adip"
     }
 

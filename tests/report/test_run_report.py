@@ -11,6 +11,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
+from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.errors import RunError
 from vl2v.evaluation import measure
@@ -68,6 +69,7 @@ def test_it_tells_what_was_trained_and_what_it_cost(of_run: Written) -> None:
         "nothing: the teacher costs nothing",
         "vl2v predict adip PICTURE",
         'vl2v.load("adip")',
+        "vl2v classes add adip NAME  # one more class",
         'method = "adip"',
     ):
         assert told in words
@@ -152,6 +154,15 @@ def test_what_has_no_report_is_told(of_run: Written, tmp_path: Path) -> None:
     (tmp_path / "config.toml").write_text((of_run.folder / "config.toml").read_text())
     with pytest.raises(RunError, match="no student yet"):
         write_report(tmp_path, store=of_run.store)
+
+
+def test_a_student_with_a_linear_head_has_a_map_of_its_own(
+    shapes: Path, recording: Path, of_run: Written, tmp_path: Path
+) -> None:
+    run = distill(quick_settings(shapes, recording, "kd"), tmp_path / "kd", store=of_run.store)
+    words = Page(write_report(run.folder, store=of_run.store).read_text()).words
+    assert "of what each model makes of a picture" in words and "mean cosine" not in words
+    assert "vl2v classes add" not in words and "vl2v export kd --int8" in words
 
 
 def test_a_run_without_an_unseen_domain_has_a_report(quick: dict[str, object], tmp_path: Path) -> None:

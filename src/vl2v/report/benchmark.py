@@ -83,6 +83,11 @@ class _Bench:
     def teachers(self) -> list[Result]:
         return of(self.found, method=TEACHER)
 
+    def mean(self, found: Sequence[Result]) -> tuple[float, float, int]:
+        """Return mean, standard error and seeds as `mean_and_error` does; NaN where an unseen domain is missing."""
+        whole = {(result.dataset, result.target) for result in found} == set(self.cells)
+        return mean_and_error(found if whole else [])
+
     def named(self, model: Model) -> str:
         """Return a model's name, with its student where there are several."""
         return model[1] if len({student for student, _ in self.models}) == 1 else f"{model[1]}, {model[0]}"
@@ -165,30 +170,35 @@ def _lead_words(bench: _Bench) -> str:
 
 def _tiles(bench: _Bench) -> Iterator[dict[str, str]]:
     """Yield the figures that matter most."""
-    means = {model: mean_and_error(bench.results(model)) for model in bench.models}
     best = _best(bench)
-    if math.isfinite(means[best][0]):
+    mean = bench.mean(bench.results(best))
+    if math.isfinite(mean[0]):
         yield {
             "label": f"most accurate: {bench.named(best)}",
             "who": "student",
-            "value": f"{percent(means[best][0])}%",
-            "note": f"mean of {len(bench.cells)} unseen domains{_error(means[best])}",
+            "value": f"{percent(mean[0])}%",
+            "note": f"mean of {len(bench.cells)} unseen domains{_error(mean)}",
         }
     ahead = leads(_runs(bench, best[0]), bench.reference).get(best[1])
     if ahead is not None:
         value, interval = lead(ahead.mean, ahead.low, ahead.high)
         sure = "beyond chance" if ahead.sure else "may be chance" if ahead.seeds > 1 else "one seed only"
         yield {"label": f"its lead over {bench.reference}", "who": "", "value": value, "note": f"{interval}; {sure}"}
-    if bench.teachers:
-        mean = mean_and_error(bench.teachers)[0]
-        yield {"label": "teacher, zero-shot", "who": "teacher", "value": f"{percent(mean)}%", "note": "same pictures"}
+    teacher, _, _ = bench.mean(bench.teachers)
+    if math.isfinite(teacher):
+        yield {
+            "label": "teacher, zero-shot",
+            "who": "teacher",
+            "value": f"{percent(teacher)}%",
+            "note": "same pictures",
+        }
     seconds = [result.seconds for result in bench.found if math.isfinite(result.seconds)]
     yield {"label": "runs", "who": "", "value": f"{len(bench.found)}", "note": f"{duration(sum(seconds))} in all"}
 
 
 def _best(bench: _Bench) -> Model:
-    """Return the model with the highest mean on the unseen domains; of those without one, the first."""
-    means = {model: mean_and_error(bench.results(model))[0] for model in bench.models}
+    """Return the model with the highest mean over all unseen domains; where none has them all, the first."""
+    means = {model: bench.mean(bench.results(model))[0] for model in bench.models}
     return max(means, key=lambda model: means[model] if math.isfinite(means[model]) else -1.0)
 
 
@@ -223,7 +233,7 @@ def _leads(bench: _Bench) -> Iterator[dict[str, Any]]:
 
 def _costs(bench: _Bench) -> Iterator[Chart]:
     """Yield accuracy against minutes, against the student's size, and against questions, where runs differ in them."""
-    means = {model: mean_and_error(bench.results(model)) for model in bench.models}
+    means = {model: bench.mean(bench.results(model)) for model in bench.models}
     minutes = {model: float(np.median([r.seconds for r in bench.results(model)])) / 60 for model in bench.models}
     yield _scatter(bench, "Accuracy against minutes", "minutes a run (median)", minutes, means)
     sizes = {model: _parameters(bench.results(model)[0].folder) / 1e6 for model in bench.models}

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 WIDTH, HEIGHT = 420, 260  # of a chart, in the units of its view box
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 10, 40  # of the frame
+LEFT, RIGHT, TOP, BOTTOM = 64, 14, 10, 40  # of the frame
 
 
 @dataclass(frozen=True)

@@ -101,13 +101,17 @@ def look(run: Run, store: Path, report: Report) -> Looked:
         run.save_evaluation(evaluation)
         kept = Predictions.load(run.folder)
     teacher, rows = kept["teacher"].copy(), list(evaluation.rows)
+    measured = {row.domain for row in evaluation.of(TEACHER)}
     for row in evaluation.of():
         mine = kept["domain"] == kept.domains.index(row.domain)
-        logits = zero_shot_logits(classifier, audit, kept["index"][mine], store)
-        if logits is None or row.domain in {other.domain for other in evaluation.of(TEACHER)}:
+        if (teacher[mine] >= 0).all():
             continue
-        teacher[mine] = logits.argmax(-1).numpy()  # it was asked after the run had been measured
-        rows.append(Row(TEACHER, row.domain, row.role, measure(logits, torch.from_numpy(kept["label"][mine]))))
+        logits = zero_shot_logits(classifier, audit, kept["index"][mine], store)
+        if logits is not None:  # it was asked after the run had been measured
+            teacher[mine] = logits.argmax(-1).numpy()
+            if row.domain not in measured:
+                labels = torch.from_numpy(kept["label"][mine])
+                rows.append(Row(TEACHER, row.domain, row.role, measure(logits, labels)))
     return Looked(run, store, dataset, audit, replace(evaluation, rows=tuple(rows)), kept, teacher)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -50,7 +51,7 @@ def run_page(run: Run, store: Path, report: Report) -> str:
         report: told how far it is.
     """
     looked = look(run, store, report)
-    config, about = run.config, looked.classifier.about
+    config = run.config
     target = ", ".join(config.data.target) or "no domain"
     content = {
         "eyebrow": "Report of a run",
@@ -67,9 +68,7 @@ def run_page(run: Run, store: Path, report: Report) -> str:
         "map": embedding_map(looked, report),
         "saliency": list(_saliency(looked, report)),
         "curves": list(_curves(MetricsLog(run.folder).rows())),
-        "folder": run.folder.name,
-        "quoted": json.dumps(run.folder.name),
-        "opened": looked.classifier.texts is not None and about["teacher"] is not None,
+        **_use(run.folder.name, opened=looked.classifier.texts is not None),
         "settings": tomli_w.dumps(without_places(config.model_dump(by_alias=True, exclude_none=True))),
     }
     return page("run.html", content)
@@ -206,9 +205,10 @@ def _notes(looked: Looked) -> Iterator[str]:
     known = {row.domain for row in looked.evaluation.of(TEACHER)}
     missing = [row.domain for row in looked.evaluation.of() if row.domain not in known]
     if missing and looked.classifier.about["teacher"]:
+        folder = shlex.quote(looked.run.folder.name)
         yield (
-            f"The teacher wasn't asked about all pictures of {', '.join(missing)}: "
-            "`vl2v embed` with the run's settings and data.target=[] asks it, and the next report shows it."
+            f"The teacher wasn't asked about all pictures of {', '.join(missing)}. With this, the next report has it: "
+            f"vl2v embed --config {folder}/config.toml --set 'data.target=[]'"
         )
 
 
@@ -238,9 +238,10 @@ def _accuracy(looked: Looked) -> dict[str, Any]:
             made["teacher"] = interval(other.metrics.accuracy, low, high)
             found.append(Span(other.metrics.accuracy, low, high, "teacher"))
             mine = kept["domain"] == kept.domains.index(row.domain)
-            gap = paired_difference(looked.right[mine], looked.teacher[mine] == kept["label"][mine])
-            made["difference"] = lead(gap.mean, gap.low, gap.high)
-            differs = True
+            if (looked.teacher[mine] >= 0).all():
+                gap = paired_difference(looked.right[mine], looked.teacher[mine] == kept["label"][mine])
+                made["difference"] = lead(gap.mean, gap.low, gap.high)
+                differs = True
         rows.append(made)
     return {"domains": rows, "differs": differs, "span_axis": "0 to 100%"}
 
@@ -347,8 +348,24 @@ def _saliency(looked: Looked, report: Report) -> Iterator[dict[str, str]]:
             "alt": f"A picture of {truth}",
             "first": truth if right else f"{truth}, taken for {said}",
             "tone": "right" if right else "wrong",
-            "second": f"{sure:.0%} sure; {least[number]:.0%} with the worst part covered",
+            "second": f"{sure:.0%} sure; {least[number]:.0%} with the part covered that it needs most",
         }
+
+
+def _use(folder: str, *, opened: bool) -> dict[str, Any]:
+    """Return what to type to use a run: commands with what they do."""
+    quoted = shlex.quote(folder)
+    commands = {
+        f"vl2v predict {quoted} PICTURE": 'class and probability, or "unknown"',
+        f"vl2v export {quoted} --int8": "one ONNX file that needs nothing of vl2v",
+        f"vl2v serve {quoted}": "an HTTP API, and a page to drop pictures on",
+    }
+    if opened:
+        commands[f"vl2v classes add {quoted} NAME"] = "one more class, by its name alone"
+    width = max(map(len, commands))
+    lines = [f"{command:{width}}  # {words}" for command, words in commands.items()]
+    python = f"import vl2v\n\nstudent = vl2v.load({json.dumps(folder)})\nprint(student.predict(['picture.jpg'])[0])"
+    return {"folder": folder, "quoted": quoted, "commands": "\n".join(lines), "python": python, "opened": opened}
 
 
 def _curves(rows: Sequence[dict[str, Any]]) -> Iterator[Chart]:
