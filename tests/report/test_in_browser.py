@@ -48,7 +48,12 @@ def colour(point: WebElement) -> str:
 
 def centred(browser: Chrome, point: WebElement) -> WebElement:
     """Return the element, scrolled to where nothing else is over it."""
-    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", point)
+    browser.execute_async_script(
+        """const [point, done] = arguments;
+        point.scrollIntoView({block: "center"});
+        requestAnimationFrame(() => requestAnimationFrame(done));  // what listens to scrolling is told by then""",
+        point,
+    )
     return point
 
 

@@ -26,14 +26,15 @@ from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration, hea
 from vl2v.report.page import duration, lead, page, percent
 from vl2v.report.thumbnails import thumbnail
 from vl2v.runs import Report, silent
+from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.settings import resolve, without_places
 from vl2v.runs.sources import usable
 from vl2v.training.log import MetricsLog
 
-TEACHER = "zero-shot"
+ZERO_SHOT = "zero-shot"
 SHOWN = 5  # pictures of each kind of disagreement
-ACROSS = 45  # classes beside one another
+ACROSS = 30  # classes beside one another
 FEW = 20  # answers below which a bin of a reliability curve says nothing
 OWN = {"method", "seed", "data.path", "data.target", "data.split_seed", "student.name"}  # what the table itself tells
 
@@ -61,7 +62,7 @@ class _Bench:
     @cached_property
     def models(self) -> list[Model]:
         """What is compared, students first, without the teacher."""
-        trained = (result for result in self.found if result.method != TEACHER)
+        trained = (result for result in self.found if result.method != ZERO_SHOT)
         return sorted(dict.fromkeys((result.student, result.method) for result in trained), key=lambda model: model[0])
 
     @property
@@ -81,7 +82,7 @@ class _Bench:
 
     @property
     def teachers(self) -> list[Result]:
-        return of(self.found, method=TEACHER)
+        return of(self.found, method=ZERO_SHOT)
 
     def mean(self, found: Sequence[Result]) -> tuple[float, float, int]:
         """Return mean, standard error and seeds as `mean_and_error` does; NaN where an unseen domain is missing."""
@@ -187,7 +188,7 @@ def _tiles(bench: _Bench) -> Iterator[dict[str, str]]:
     teacher, _, _ = bench.mean(bench.teachers)
     if math.isfinite(teacher):
         yield {
-            "label": "teacher, zero-shot",
+            "label": TEACHER,
             "who": "teacher",
             "value": f"{percent(teacher)}%",
             "note": "same pictures",
@@ -278,7 +279,7 @@ def _parameters(folder: Path) -> int:
 
 def _queries(bench: _Bench) -> Iterator[Chart]:
     """Yield accuracy against questions, of jobs that differ from those shown only in how many were asked."""
-    shown = {_family(bench.jobs[result.folder]) for result in bench.found if result.method != TEACHER}
+    shown = {_family(bench.jobs[result.folder]) for result in bench.found if result.method != ZERO_SHOT}
     found: dict[Model, dict[str, list[Job]]] = defaultdict(lambda: defaultdict(list))
     for job in bench.work.jobs():
         if bench.work.done(job) and not job.draw and not job.held and _family(job) in shown:
@@ -331,7 +332,7 @@ def _asked(job: Job, place: Path) -> float:
 
 def _by_domain(bench: _Bench) -> Heat:
     """Return the mean accuracy of each model on each unseen domain."""
-    rows = [("teacher, zero-shot", bench.teachers)] if bench.teachers else []
+    rows = [(TEACHER, bench.teachers)] if bench.teachers else []
     rows += [(bench.named(model), bench.results(model)) for model in bench.models]
     shares = [
         [mean_and_error(of(found, dataset=dataset, target=target))[0] for dataset, target in bench.cells]
@@ -343,19 +344,20 @@ def _by_domain(bench: _Bench) -> Heat:
 def _by_class(bench: _Bench) -> Iterator[tuple[str, Heat]]:
     """Yield for each dataset how often each class of the unseen domains is recognised, the mean over runs.
 
-    The hardest classes come first, `ACROSS` in a table.
+    The hardest classes come first, at most `ACROSS` in a table.
     """
     for dataset in dict.fromkeys(result.dataset for result in bench.found):
-        rows = [("teacher, zero-shot", of(bench.teachers, dataset=dataset))]
+        rows = [(TEACHER, of(bench.teachers, dataset=dataset))]
         rows += [(bench.named(model), of(bench.results(model), dataset=dataset)) for model in bench.models]
         rows = [(name, found) for name, found in rows if found]
         classes = bench.kept[rows[0][1][0].folder].classes
         shares = np.stack([_recalls(bench, found, len(classes)) for _, found in rows])
         order = np.argsort(shares.mean(0))  # classes without a picture, NaN, come last
-        for start in range(0, len(order), ACROSS):
-            part = order[start : start + ACROSS]
+        parts = np.array_split(order, math.ceil(len(order) / ACROSS))
+        for number, part in enumerate(parts, 1):
+            words = dataset if len(parts) == 1 else f"{dataset}, part {number} of {len(parts)}"
             names = [classes[place] for place in part]
-            yield dataset, heat("", [name for name, _ in rows], names, shares[:, part], low=0, high=1)
+            yield words, heat("", [name for name, _ in rows], names, shares[:, part], low=0, high=1)
 
 
 def _recalls(bench: _Bench, found: Sequence[Result], classes: int) -> NDArray[np.float64]:
@@ -487,7 +489,7 @@ def _settings(bench: _Bench) -> list[tuple[str, str]]:
     """Return the settings that all runs have in common, and those of each method."""
     by_method: dict[str, list[Tree]] = defaultdict(list)
     for result in bench.found:
-        if result.method != TEACHER:
+        if result.method != ZERO_SHOT:
             tree = without_places(
                 resolve(bench.jobs[result.folder].settings).model_dump(by_alias=True, exclude_none=True)
             )

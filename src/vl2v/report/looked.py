@@ -62,6 +62,16 @@ class Looked:
         return ~np.isin(np.array(self.kept.domains)[self.kept["domain"]], self.sources)
 
     @cached_property
+    def focus(self) -> NDArray[np.bool_]:
+        """Which pictures to look at closely: those of unseen domains, or all if there are none."""
+        return self.unseen if self.unseen.any() else ~self.unseen
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.run.folder.resolve().name
+
+    @cached_property
     def right(self) -> NDArray[np.bool_]:
         """Whether the student's answer about each is right."""
         return np.asarray(self.kept["label"] == self.kept["answer"])

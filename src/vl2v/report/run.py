@@ -6,19 +6,20 @@ import json
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tomli_w
 from numpy.typing import NDArray
+from PIL import Image
 
-from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings import money
 from vl2v.evaluation import Row
 from vl2v.evaluation.alignment import confusions, shares
 from vl2v.evaluation.intervals import Share, paired_difference, wilson
-from vl2v.methods import find_method
+from vl2v.methods import Method, find_method
 from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration
 from vl2v.report.confidence import confidence
 from vl2v.report.insight import lit, occlusion
@@ -30,7 +31,7 @@ from vl2v.runs import Report, Run, read_bill
 from vl2v.runs.evaluate import STUDENT, TEACHER
 from vl2v.runs.settings import without_places
 from vl2v.runs.sources import open_sources
-from vl2v.runs.teaching import class_prompts
+from vl2v.runs.teaching import anchor_prompts, class_prompts
 from vl2v.seeds import derive
 from vl2v.training import clean_pixels
 from vl2v.training.log import MetricsLog
@@ -68,7 +69,7 @@ def run_page(run: Run, store: Path, report: Report) -> str:
         "map": embedding_map(looked, report),
         "saliency": list(_saliency(looked, report)),
         "curves": list(_curves(MetricsLog(run.folder).rows())),
-        **_use(run.folder.name, opened=looked.classifier.texts is not None),
+        **_use(looked.name, opened=looked.classifier.texts is not None),
         "settings": tomli_w.dumps(without_places(config.model_dump(by_alias=True, exclude_none=True))),
     }
     return page("run.html", content)
@@ -108,11 +109,10 @@ def _tiles(looked: Looked) -> Iterator[dict[str, str]]:
             rows = evaluation.of(who, role)  # type: ignore[arg-type]
             if rows and not (who == TEACHER and role == "seen"):
                 yield {"label": f"{name} on {words}", "who": name, "value": f"{_mean(rows)}%", "note": _spread(rows)}
-    unseen = looked.unseen
-    focus = unseen if unseen.any() else ~unseen
+    focus = looked.focus
     found = calibration(looked.kept["probability"][focus], looked.right[focus])
     before = calibration(looked.kept["uncalibrated"][focus], looked.right[focus])
-    where = "unseen" if unseen.any() else "seen"
+    where = "unseen" if looked.unseen.any() else "seen"
     yield {
         "label": f"calibration error, {where}",
         "who": "",
@@ -152,7 +152,10 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     run, config, about = looked.run, looked.run.config, looked.classifier.about
     sources = open_sources(config, looked.store / "audit.sqlite")
     method = find_method(config.method).make(config.loss, config.published)
-    yield "Data", f"{config.data.path.name}: {len(looked.dataset):,} pictures of {len(looked.dataset.classes)} classes"
+    yield (
+        "Data",
+        f"{config.data.path.resolve().name}: {len(looked.dataset):,} pictures of {len(looked.dataset.classes)} classes",
+    )
     training = f"{len(sources.split.train):,} pictures of {', '.join(sources.names)}"
     more = f", and {len(sources.split.unlabelled):,} without labels" if len(sources.split.unlabelled) else ""
     yield "Learnt from", f"{training}{more}; {len(sources.split.val):,} more to validate on"
@@ -165,7 +168,7 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     yield "Student", f"{config.student.name}, weights at the start: {without_places(config.student.weights)}"
     if about["teacher"]:
         yield "Teacher", _teacher_name(looked)
-        yield "Questions", _questions(looked, method.asks, sources.dataset, len(sources.training))
+        yield "Questions", _questions(looked, method, sources.dataset.classes, len(sources.training))
         yield "Bill", _bill(looked)
     else:
         yield "Teacher", "none: nothing was asked"
@@ -178,12 +181,14 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     )
 
 
-def _questions(looked: Looked, asks: str, dataset: DomainDataset, training: int) -> str:
-    """Return about what the teacher was asked."""
+def _questions(looked: Looked, method: Method, classes: Sequence[str], training: int) -> str:
+    """Return about what the teacher was asked, for this run or an earlier one."""
     config, folder = looked.run.config, looked.run.folder
-    groups = class_prompts(dataset.classes, config.prompts, looked.sources)
+    groups = class_prompts(classes, config.prompts, looked.sources)
+    if method.anchors:
+        groups += chain.from_iterable(anchor_prompts(classes, config.prompts, looked.sources))
     texts = len({text for group in groups for text in group})
-    if asks == "texts":
+    if method.asks == "texts":
         return f"{texts:,} texts"
     chosen = folder / "asked.json"
     pictures = len(json.loads(chosen.read_text(encoding="utf-8"))) if chosen.is_file() else training
@@ -205,7 +210,7 @@ def _notes(looked: Looked) -> Iterator[str]:
     known = {row.domain for row in looked.evaluation.of(TEACHER)}
     missing = [row.domain for row in looked.evaluation.of() if row.domain not in known]
     if missing and looked.classifier.about["teacher"]:
-        folder = shlex.quote(looked.run.folder.name)
+        folder = shlex.quote(looked.name)
         yield (
             f"The teacher wasn't asked about all pictures of {', '.join(missing)}. With this, the next report has it: "
             f"vl2v embed --config {folder}/config.toml --set 'data.target=[]'"
@@ -248,8 +253,7 @@ def _accuracy(looked: Looked) -> dict[str, Any]:
 
 def _mistakes(looked: Looked) -> dict[str, Any]:
     """Return the confusion matrix, the worst classes and all of them: on unseen domains, if there are any."""
-    kept, unseen = looked.kept, looked.unseen
-    places = np.flatnonzero(unseen if unseen.any() else ~unseen)
+    kept, places = looked.kept, np.flatnonzero(looked.focus)
     labels, answers, right = kept["label"][places], kept["answer"][places], looked.right[places]
     teacher = looked.teacher[places]
     by_class = shares(tuple(kept.classes), labels, right)
@@ -272,7 +276,7 @@ def _mistakes(looked: Looked) -> dict[str, Any]:
         for share in weakest
     ]
     worst = [_worst(looked, share, places) for share in weakest[:WORST] if share.correct < share.pictures]
-    where = "unseen domains' pictures" if unseen.any() else "seen domains' validation pictures"
+    where = "unseen domains' pictures" if looked.unseen.any() else "seen domains' validation pictures"
     domains = ", ".join(dict.fromkeys(np.array(kept.domains)[kept["domain"][places]].tolist()))
     shown = weakest if len(weakest) <= CONFUSED else [s for s in weakest if s.correct < s.pictures][:CONFUSED]
     words = "" if len(shown) == len(weakest) else f"The matrix has the {len(shown)} weakest of {len(weakest)} classes."
@@ -327,16 +331,13 @@ def _matrix(classes: list[str], shown: list[str], labels: Places, answers: Place
 
 def _saliency(looked: Looked, report: Report) -> Iterator[dict[str, str]]:
     """Yield pictures with the part that the answer hangs on: some right, some wrong, drawn by lot."""
-    kept, unseen = looked.kept, looked.unseen
-    focus = unseen if unseen.any() else ~unseen
+    kept, focus = looked.kept, looked.focus
     rng = np.random.default_rng(derive(0, "saliency"))
     chosen = [rng.permutation(np.flatnonzero(focus & right))[:LOOKS] for right in (looked.right, ~looked.right)]
     places = np.concatenate(chosen)
     size = looked.classifier.student.spec.image_size
     (pixels,) = clean_pixels(looked.dataset, kept["index"][places], size, workers=0)
     drops, least = occlusion(looked.classifier, pixels, lambda done: report("looking", done, len(places), ""))
-    from PIL import Image
-
     for number, place in enumerate(places):
         truth, said = kept.classes[kept["label"][place]], kept.classes[kept["answer"][place]]
         right = truth == said
@@ -376,5 +377,5 @@ def _curves(rows: Sequence[dict[str, Any]]) -> Iterator[Chart]:
         steps = axis("steps", [0, *(row["step"] for row in mine)], low=0)
         for key, name, unit in (("loss", "training loss", 1), ("val_accuracy", "validation accuracy, %", 100)):
             line = [(row["step"], unit * row[key], f"step {row['step']}: {unit * row[key]:.4g}") for row in mine]
-            y = axis(name, [value for _, value, _ in line], high=None)
+            y = axis(name, [value for _, value, _ in line])
             yield Chart(f"{stage.capitalize()}: {name.split(',')[0]}", steps, y, [Series(name, "student", line)])
