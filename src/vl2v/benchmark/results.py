@@ -74,7 +74,7 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
         whole = {draw: jobs for draw, jobs in draws.items() if "" in jobs}
         if whole:
             best = max(whole, key=lambda draw: merit(work, whole[draw], selection)) if len(whole) > 1 else min(whole)
-            found.append(_result(work, whole[best][""]))
+            found.append(result_of(work, whole[best][""]))
     return found
 
 
@@ -102,7 +102,8 @@ def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
     return float(np.mean(scores)) if scores else -np.inf
 
 
-def _result(work: WorkList, job: Job) -> Result:
+def result_of(work: WorkList, job: Job) -> Result:
+    """Return the figures of a finished job."""
     place = work.place(job)
     kept = Predictions.load(place)
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(job.target)

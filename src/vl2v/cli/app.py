@@ -9,6 +9,7 @@ from vl2v.cli.bill import bill
 from vl2v.cli.demo import demo
 from vl2v.cli.export import export
 from vl2v.cli.push import push
+from vl2v.cli.report import report
 
 app = typer.Typer(
     name="vl2v",
@@ -45,6 +46,7 @@ app.command("evaluate")(use.evaluate)
 app.command("export")(export)
 app.command("push")(push)
 app.command("predict")(use.predict)
+app.command("report")(report)
 app.add_typer(use.classes, name="classes")
 app.add_typer(benchmark.app, name="benchmark")
 app.command("recommend")(benchmark.recommend)

@@ -1,5 +1,21 @@
 """Report: results to look at."""
 
-from vl2v.report.pictures import accuracy_bars, answer_grid
+from __future__ import annotations
 
-__all__ = ["accuracy_bars", "answer_grid"]
+from typing import TYPE_CHECKING
+
+from vl2v.lazy import lazily
+
+if TYPE_CHECKING:
+    from vl2v.report.pictures import accuracy_bars, answer_grid
+    from vl2v.report.write import write_report
+
+_HOMES = {
+    "accuracy_bars": "vl2v.report.pictures",
+    "answer_grid": "vl2v.report.pictures",
+    "write_report": "vl2v.report.write",
+}
+
+__all__ = ["accuracy_bars", "answer_grid", "write_report"]
+
+__getattr__ = lazily(__name__, _HOMES)

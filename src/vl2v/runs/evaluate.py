@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vl2v.config import PromptConfig
-from vl2v.data import Audit, DomainDataset, audit, domainbed_split, leave_out, open_dataset, seed_hash, set_aside
+from vl2v.data import Audit, DomainDataset, domainbed_split, leave_out, open_dataset, seed_hash
 from vl2v.embeddings import EmbeddingStore, image_key, text_key
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.runs.folder import Run
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.report import Report, silent
+from vl2v.runs.sources import usable
 from vl2v.runs.teaching import class_prompts, default_store
 from vl2v.students import Classifier
 from vl2v.teachers import text_classifier
@@ -57,11 +58,7 @@ def evaluate_run(
         data or config.path, layout=config.layout if own else "auto", exclude=config.exclude if own else None
     )
     _check_classes(dataset, classifier)
-    progress = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
-    found = audit(dataset, cache=store / "audit.sqlite", progress=progress)
-    if found.problems:
-        dataset = set_aside(dataset, found)
-        found = audit(dataset, cache=store / "audit.sqlite")
+    dataset, found = usable(dataset, store / "audit.sqlite", report)
     sources = classifier.about["sources"] if own else []
     val = _validation(run, dataset, sources)
     rows: list[Row] = []
@@ -73,12 +70,12 @@ def evaluate_run(
             continue
         role: Role = "seen" if domain in sources else "unseen"
         labels = _labels(dataset, pictures, classifier)
-        logits = classifier_logits(classifier, dataset, pictures, config.workers) / classifier.temperature
-        rows.append(Row(STUDENT, domain, role, measure(logits, labels, classifier.threshold)))
-        teacher = _zero_shot(classifier, dataset, found, pictures, store)
+        logits = classifier_logits(classifier, dataset, pictures, config.workers)
+        rows.append(Row(STUDENT, domain, role, measure(logits / classifier.temperature, labels, classifier.threshold)))
+        teacher = zero_shot_logits(classifier, found, pictures, store)
         if teacher is not None:
             rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
-        kept.add(dataset, pictures, labels, logits, teacher, config)
+        kept.add(dataset, pictures, labels, logits, classifier.temperature, teacher, config)
     report("evaluating", len(dataset.domains), len(dataset.domains), "")
     if keep and own:
         kept.save(run.folder)
@@ -118,10 +115,8 @@ def _labels(dataset: DomainDataset, pictures: NDArray[np.int64], classifier: Cla
     return torch.tensor([place[dataset.classes[label]] for label in dataset.labels[pictures]])
 
 
-def _zero_shot(
-    classifier: Classifier, dataset: DomainDataset, found: Audit, pictures: NDArray[np.int64], store: Path
-) -> Tensor | None:
-    """Return the teacher's logits [n, C], if the store knows all of its answers; else None."""
+def zero_shot_logits(classifier: Classifier, found: Audit, pictures: NDArray[np.int64], store: Path) -> Tensor | None:
+    """Return the teacher's logits [n, C] of pictures (dataset indices), if the store knows all answers; else None."""
     about = classifier.about
     if about["teacher"] is None or not (store / "answers.sqlite").exists():
         return None

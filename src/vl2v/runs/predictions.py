@@ -32,6 +32,7 @@ class Predictions:
         label: of each.
         answer: of the student, its most likely class.
         probability: of that.
+        uncalibrated: the same before the temperature (files of earlier versions don't have it).
         teacher: the zero-shot teacher's answer, -1 where it isn't known.
         in_split: whether the picture is in the 80% of its domain that DomainBed measures a target on.
 
@@ -56,15 +57,16 @@ class Predictions:
         pictures: NDArray[np.int64],
         labels: Tensor,
         logits: Tensor,
+        temperature: float,
         teacher: Tensor | None,
         config: DataConfig,
     ) -> None:
-        """Add pictures of one domain (dataset indices [m]), labels [m], the student's calibrated logits [m, C]."""
+        """Add pictures of one domain (dataset indices [m]), labels [m], the student's logits [m, C] as they come."""
         domain = int(dataset.domain_ids[pictures[0]])
         everything = dataset.indices(dataset.domains[domain])
         everything = everything[dataset.labels[everything] >= 0]
         train, _ = domainbed_split(len(everything), config.holdout, seed_hash(config.split_seed, domain))
-        probability, answer = logits.softmax(-1).max(-1)
+        probability, answer = (logits / temperature).softmax(-1).max(-1)
         unknown = np.full(len(pictures), -1)
         rows = {
             "index": pictures,
@@ -72,6 +74,7 @@ class Predictions:
             "label": labels.numpy(),
             "answer": answer.numpy(),
             "probability": probability.numpy().astype(np.float32),
+            "uncalibrated": logits.softmax(-1).amax(-1).numpy().astype(np.float32),
             "teacher": unknown if teacher is None else teacher.argmax(-1).numpy(),
             "in_split": np.isin(pictures, everything[train]),
         }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 from vl2v.config import RunConfig, merge, paper_preset, validate
@@ -32,3 +33,21 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
         raise ConfigError(f"preset {preset!r}: there are {', '.join(PRESETS)}")
     recipe = paper_preset(entry.stages) if preset == "paper" else {}
     return validate(merge({"stages": entry.stages}, entry.defaults, recipe, settings))
+
+
+def without_places(tree: Any) -> Any:
+    """Return settings, or one of them, to be shown to others: of every path the last part only."""
+    if isinstance(tree, Mapping):
+        return {key: without_places(value) for key, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [without_places(value) for value in tree]
+    if isinstance(tree, Path):
+        return tree.name
+    return _last_part(tree) if isinstance(tree, str) else tree
+
+
+def _last_part(text: str) -> str:
+    """Return a text, or KIND:PATH, without the folders that the path goes through."""
+    kind, colon, what = text.rpartition(":")
+    place = what.startswith(("/", "\\", "~", "./", "../")) or "//" in what or kind == "recorded"
+    return f"{kind}{colon}{PureWindowsPath(what).name}" if place else text

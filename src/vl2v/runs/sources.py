@@ -59,7 +59,7 @@ def open_sources(config: RunConfig, cache: Path, report: Report = silent) -> Sou
     everything = open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
     split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
     pictures = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
-    dataset, found = _usable(everything.subset(pictures), cache, report)
+    dataset, found = usable(everything.subset(pictures), cache, report)
     return Sources(dataset, found, leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed))
 
 
@@ -74,14 +74,21 @@ def open_everything(config: RunConfig, cache: Path, report: Report = silent) -> 
     unseen = [dataset.domain_index(name) for name in data.target]
     if unseen:
         dataset = dataset.subset(np.flatnonzero(~np.isin(dataset.domain_ids, unseen)))
-    dataset, found = _usable(dataset, cache, report, trust=True)
+    dataset, found = usable(dataset, cache, report, trust=True)
     labelled = dataset.labels >= 0
     nothing = np.zeros(0, np.int64)
     return Sources(dataset, found, Split(np.flatnonzero(labelled), nothing, nothing, np.flatnonzero(~labelled)))
 
 
-def _usable(dataset: DomainDataset, cache: Path, report: Report, *, trust: bool = False) -> tuple[DomainDataset, Audit]:
-    """Return the dataset and its audit, without what can't be decoded; a manifest's hashes can be trusted to plan."""
+def usable(dataset: DomainDataset, cache: Path, report: Report, *, trust: bool = False) -> tuple[DomainDataset, Audit]:
+    """Return the dataset and its audit, without what can't be decoded.
+
+    Args:
+        dataset: the pictures.
+        cache: of audits.
+        report: told how far it is.
+        trust: take a manifest's hashes as they are, to plan.
+    """
     tell = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
     found = audit(dataset, cache=cache, progress=tell, trust=trust)
     if not found.problems:

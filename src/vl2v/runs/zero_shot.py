@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from vl2v.data import audit, open_dataset, set_aside
+from vl2v.data import open_dataset
 from vl2v.embeddings import EmbeddingStore, Views, image_key
 from vl2v.errors import TeacherError
 from vl2v.evaluation import Evaluation, Role, Row, measure
@@ -20,6 +20,7 @@ from vl2v.runs.folder import write_text
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
+from vl2v.runs.sources import usable
 from vl2v.runs.teaching import the_teacher
 
 CLIP_SCALE = 100.0  # of a teacher that doesn't tell: calibration depends on it, accuracy doesn't
@@ -40,10 +41,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
     config = resolve(settings)
     data = config.data
     dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
-    found = audit(dataset, cache=store / "audit.sqlite")
-    if found.problems:
-        dataset = set_aside(dataset, found)
-        found = audit(dataset, cache=store / "audit.sqlite")
+    dataset, found = usable(dataset, store / "audit.sqlite", report)
     teacher = the_teacher(config.teacher)
     sources = [name for name in dataset.domains if name not in data.target]
     rows: list[Row] = []
@@ -68,7 +66,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
             labels = torch.from_numpy(dataset.labels[pictures])
             role: Role = "unseen" if domain in data.target else "seen"
             rows.append(Row(TEACHER, domain, role, measure(logits, labels)))
-            kept.add(dataset, pictures, labels, logits, logits, data)
+            kept.add(dataset, pictures, labels, logits, 1.0, logits, data)
     evaluation = Evaluation(tuple(rows))
     kept.save(out)
     write_text(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))

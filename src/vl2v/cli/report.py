@@ -1,0 +1,22 @@
+"""`vl2v report`: one HTML file about a run or a benchmark."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="A run folder, or a benchmark's.")],
+    out: Annotated[Path | None, typer.Option(help="The file; by default report.html in the folder.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+) -> None:
+    """Write one HTML file to read, send and keep: results, mistakes, confidence, curves, settings."""
+    from vl2v.cli.show import progress
+    from vl2v.report import write_report
+
+    with progress() as tell:
+        path = write_report(folder, out, store=store, report=tell)
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -1,0 +1,138 @@
+"""A finished run with its pictures at hand: what was answered about each of them, by the student and by its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vl2v.data import Audit, DomainDataset, decode, open_dataset
+from vl2v.embeddings import EmbeddingStore, image_key
+from vl2v.errors import RunError
+from vl2v.evaluation import Evaluation, Row, measure
+from vl2v.report.thumbnails import thumbnail
+from vl2v.runs import Report, Run, evaluate_run
+from vl2v.runs.evaluate import TEACHER, zero_shot_logits
+from vl2v.runs.predictions import Predictions
+from vl2v.runs.sources import usable
+from vl2v.students import Classifier
+
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A run and what it answered; arrays are [n], over the pictures that were measured.
+
+    Attributes:
+        run: the run.
+        store: the folder of the teacher's answers.
+        dataset: all pictures of the run's data.
+        audit: of them.
+        evaluation: by domain, the teacher's rows where all of its answers are known.
+        kept: the answers.
+        teacher: the teacher's answer, -1 where it isn't known.
+    """
+
+    run: Run
+    store: Path
+    dataset: DomainDataset
+    audit: Audit
+    evaluation: Evaluation
+    kept: Predictions
+    teacher: Indices
+
+    @property
+    def classifier(self) -> Classifier:
+        """The student."""
+        return self.run.classifier
+
+    @property
+    def sources(self) -> list[str]:
+        """The domains that were seen in training."""
+        return list(self.classifier.about["sources"])
+
+    @cached_property
+    def unseen(self) -> NDArray[np.bool_]:
+        """Whether each picture is of an unseen domain."""
+        return ~np.isin(np.array(self.kept.domains)[self.kept["domain"]], self.sources)
+
+    @cached_property
+    def focus(self) -> NDArray[np.bool_]:
+        """Which pictures to look at closely: those of unseen domains, or all if there are none."""
+        return self.unseen if self.unseen.any() else ~self.unseen
+
+    @property
+    def name(self) -> str:
+        """The run folder's name."""
+        return self.run.folder.resolve().name
+
+    @cached_property
+    def right(self) -> NDArray[np.bool_]:
+        """Whether the student's answer about each is right."""
+        return np.asarray(self.kept["label"] == self.kept["answer"])
+
+    def thumbnail(self, place: int) -> str:
+        """Return a measured picture, small, as a data URI."""
+        return thumbnail(decode(self.dataset.read(int(self.kept["index"][place]))))
+
+    def teacher_vectors(self, places: Indices) -> tuple[Indices, NDArray[np.float32]]:
+        """Return which of some measured pictures the teacher's embedding is known of, and those [m, d]."""
+        about = self.classifier.about["teacher"]
+        if about is None or not (self.store / "answers.sqlite").is_file():
+            return places[:0], np.zeros((0, 0), np.float32)
+        keys = [image_key(self.audit.sha256[i]) for i in self.kept["index"][places]]
+        with EmbeddingStore(self.store, read_only=True) as answers:
+            known = answers.known(about["fingerprint"], keys)
+            there = [key for key, one in zip(keys, known, strict=True) if one]
+            if not there:
+                return places[:0], np.zeros((0, 0), np.float32)
+            return places[known], answers.get(about["fingerprint"], there)
+
+
+def look(run: Run, store: Path, report: Report) -> Looked:
+    """Return a run with its pictures; where its answers weren't kept, it is evaluated again.
+
+    Raises:
+        RunError: the run isn't finished.
+        DataError: the pictures aren't where they were.
+    """
+    classifier = run.classifier
+    data = run.config.data
+    dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+    dataset, audit = usable(dataset, store / "audit.sqlite", report)
+    kept, evaluation = _kept(run, dataset), run.evaluation
+    if kept is None or evaluation is None:
+        evaluation = evaluate_run(run, store=store, keep=True, report=report)
+        run.save_evaluation(evaluation)
+        kept = Predictions.load(run.folder)
+    teacher, rows = kept["teacher"].copy(), list(evaluation.rows)
+    measured = {row.domain for row in evaluation.of(TEACHER)}
+    for row in evaluation.of():
+        mine = kept["domain"] == kept.domains.index(row.domain)
+        if (teacher[mine] >= 0).all():
+            continue
+        logits = zero_shot_logits(classifier, audit, kept["index"][mine], store)
+        if logits is not None:  # it was asked after the run had been measured
+            teacher[mine] = logits.argmax(-1).numpy()
+            if row.domain not in measured:
+                labels = torch.from_numpy(kept["label"][mine])
+                rows.append(Row(TEACHER, row.domain, row.role, measure(logits, labels)))
+    return Looked(run, store, dataset, audit, replace(evaluation, rows=tuple(rows)), kept, teacher)
+
+
+def _kept(run: Run, dataset: DomainDataset) -> Predictions | None:
+    """Return the answers that the run kept, if they are complete and of these pictures."""
+    try:
+        kept = Predictions.load(run.folder)
+    except RunError:
+        return None
+    if "uncalibrated" not in kept.columns or kept["index"].max(initial=0) >= len(dataset):
+        return None
+    names = np.array([kept.classes[label] for label in kept["label"]])
+    same = names == np.array(dataset.classes)[dataset.labels[kept["index"]]]
+    return kept if same.all() else None

@@ -1,0 +1,141 @@
+"""A map of pictures: what student and teacher make of them, on the plane in which that differs most."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.report.insight import Plane, embeddings
+from vl2v.report.looked import Looked
+from vl2v.report.thumbnails import sprite
+from vl2v.runs import Report
+from vl2v.seeds import derive
+from vl2v.training import clean_pixels
+
+PICTURES = 360
+SIDE, MARGIN = 400, 16  # of a panel, in the units of its view box
+THUMB, COLUMNS = 56, 20  # pixels a side, and pictures in a row of the sheet
+NAMED = 12  # more classes than that get no words beside their texts
+
+Places = NDArray[np.int64]
+Points = NDArray[np.floating]
+
+
+def embedding_map(looked: Looked, report: Report) -> dict[str, Any]:
+    """Return a panel of the student's embeddings and, where they are known, one of the teacher's.
+
+    A student that classifies by texts lives in its teacher's space: both panels, and the texts, are on one plane then.
+    """
+    kept, classifier = looked.kept, looked.classifier
+    places = _drawn(looked)
+    size, workers = classifier.student.spec.image_size, looked.run.config.data.workers
+    pixels: list[NDArray[np.uint8]] = []
+    made = []
+    for chunk in clean_pixels(looked.dataset, kept["index"][places], size, workers=workers):
+        made.append(embeddings(classifier, chunk).numpy())
+        pixels += list(chunk.numpy())
+        report("mapping", len(pixels), len(places), "")
+    student = np.concatenate(made)
+    known, teacher = looked.teacher_vectors(places)
+    asked = np.flatnonzero(np.isin(places, known))
+    texts = np.zeros((0, student.shape[1])) if classifier.texts is None else classifier.texts.numpy()
+    together = len(texts) > 0 and len(known) > 0
+    plane = Plane(np.concatenate([student, teacher]) if together else student)
+    models = [_Model("Student", np.arange(len(places)), kept["answer"], plane, student, texts)]
+    if len(known):
+        other = plane if together else Plane(teacher)
+        models.append(_Model("Teacher", asked, looked.teacher, other, teacher, texts if together else texts[:0]))
+    everything = np.concatenate([model.everything for model in models]) if together else None
+    words = "Principal components (PCA) of what each model makes of a picture."
+    if together:
+        cosine = (student[asked] * teacher).sum(1).mean()
+        words = (
+            "Principal components (PCA) of both models' embeddings: the two panels have the same axes. "
+            f"The mean cosine between a picture's two embeddings is {cosine:.2f}."
+        )
+    return {
+        "count": len(places),
+        "words": words,
+        "texts": len(texts) > 0,
+        "panels": [_panel(looked, places, m, m.everything if everything is None else everything) for m in models],
+        "classes": kept.classes,
+        "domains": kept.domains,
+        "side": SIDE,
+        "columns": COLUMNS,
+        "sheet": sprite(pixels, THUMB, COLUMNS),
+    }
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What one model makes of m of the map's pictures.
+
+    Attributes:
+        title: of the panel.
+        numbers: [m] which of the map's pictures.
+        answers: of the model, about all pictures that were measured.
+        plane: where they are shown.
+        vectors: [m, d].
+        texts: [C, d], or none.
+    """
+
+    title: str
+    numbers: Places
+    answers: Places
+    plane: Plane
+    vectors: Points
+    texts: Points
+
+    @cached_property
+    def points(self) -> Points:
+        return self.plane.of(self.vectors)
+
+    @cached_property
+    def marks(self) -> Points:
+        return self.plane.of(self.texts) if len(self.texts) else np.zeros((0, 2))
+
+    @property
+    def everything(self) -> Points:
+        return np.concatenate([self.points, self.marks])
+
+
+def _drawn(looked: Looked) -> Places:
+    """Return measured pictures, of every domain as many, drawn by lot."""
+    of = looked.kept["domain"]
+    rng = np.random.default_rng(derive(0, "map"))
+    domains = np.unique(of)
+    each = [rng.permutation(np.flatnonzero(of == domain))[: PICTURES // len(domains)] for domain in domains]
+    return np.sort(np.concatenate(each))
+
+
+def _panel(looked: Looked, places: Places, model: _Model, frame: Points) -> dict[str, Any]:
+    """Return the points and texts of a model, laid out so that `frame` [n, 2] fills the panel."""
+    kept, low = looked.kept, frame.min(0)
+    unit = (SIDE - 2 * MARGIN) / np.maximum(frame.max(0) - low, 1e-9)
+    points = []
+    for number, (x, y) in zip(model.numbers, (MARGIN + (model.points - low) * unit).round(1).tolist(), strict=True):
+        place = places[number]
+        label, domain, said = int(kept["label"][place]), int(kept["domain"][place]), int(model.answers[place])
+        told = "" if said < 0 else "\nanswered correctly" if said == label else f"\ntaken for {kept.classes[said]}"
+        points.append(
+            {
+                "x": x,
+                "y": y,
+                "label": label,
+                "domain": domain,
+                "unseen": bool(looked.unseen[place]),
+                "n": int(number),
+                "tip": f"{kept.classes[label]}, {kept.domains[domain]}{told}",
+            }
+        )
+    at = (MARGIN + (model.marks - low) * unit).round(1).tolist()
+    texts = [
+        {"x": x, "y": y, "label": label, "name": name if len(at) <= NAMED else "", "tip": f"the text of {name}"}
+        for label, (name, (x, y)) in enumerate(zip(kept.classes, at, strict=False))
+    ]
+    words = f"The two axes hold {model.plane.explained:.0%} of the variance."
+    return {"title": model.title, "points": points, "texts": texts, "words": words}

@@ -1,0 +1,381 @@
+"""The report of a run: what it was, how good it is, where it errs, whether it can be trusted, and how to use it."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tomli_w
+from numpy.typing import NDArray
+from PIL import Image
+
+from vl2v.embeddings import money
+from vl2v.evaluation import Row
+from vl2v.evaluation.alignment import confusions, shares
+from vl2v.evaluation.intervals import Share, paired_difference, wilson
+from vl2v.methods import Method, find_method
+from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration
+from vl2v.report.confidence import confidence
+from vl2v.report.insight import lit, occlusion
+from vl2v.report.looked import Looked, look
+from vl2v.report.map import embedding_map
+from vl2v.report.page import duration, interval, lead, page, percent
+from vl2v.report.thumbnails import data_uri
+from vl2v.runs import Report, Run, read_bill
+from vl2v.runs.evaluate import STUDENT, TEACHER
+from vl2v.runs.settings import without_places
+from vl2v.runs.sources import open_sources
+from vl2v.runs.teaching import anchor_prompts, class_prompts
+from vl2v.seeds import derive
+from vl2v.training import clean_pixels
+from vl2v.training.log import MetricsLog
+
+CONFUSED = 40  # classes in the confusion matrix
+WORST, MISTAKES = 6, 5  # classes with thumbnails, and thumbnails of each
+LOOKS = 3  # right answers, and wrong ones, that are looked into
+
+Places = NDArray[np.int64]
+
+
+def run_page(run: Run, store: Path, report: Report) -> str:
+    """Return the HTML of a finished run's report.
+
+    Args:
+        run: the run; its pictures have to be where they were.
+        store: the folder of the teacher's answers.
+        report: told how far it is.
+    """
+    looked = look(run, store, report)
+    config = run.config
+    target = ", ".join(config.data.target) or "no domain"
+    content = {
+        "eyebrow": "Report of a run",
+        "title": f"{config.method}: {target} unseen",
+        "lead": _lead(looked),
+        "tiles": list(_tiles(looked)),
+        "sections": SECTIONS,
+        "facts": list(_facts(looked)),
+        "teacher": bool(looked.evaluation.of(TEACHER)),
+        "notes": list(_notes(looked)),
+        **_accuracy(looked),
+        **_mistakes(looked),
+        **confidence(looked),
+        "map": embedding_map(looked, report),
+        "saliency": list(_saliency(looked, report)),
+        "curves": list(_curves(MetricsLog(run.folder).rows())),
+        **_use(looked.name, opened=looked.classifier.texts is not None),
+        "settings": tomli_w.dumps(without_places(config.model_dump(by_alias=True, exclude_none=True))),
+    }
+    return page("run.html", content)
+
+
+SECTIONS = [
+    ("trained", "Trained"),
+    ("accuracy", "Accuracy"),
+    ("mistakes", "Mistakes"),
+    ("confidence", "Confidence"),
+    ("map", "Map"),
+    ("looks", "What it looks at"),
+    ("curves", "Curves"),
+    ("use", "Use"),
+    ("settings", "Settings"),
+]
+
+
+def _lead(looked: Looked) -> str:
+    about, config = looked.classifier.about, looked.run.config
+    teacher = f"taught by {_teacher_name(looked)}" if about["teacher"] else "trained without a teacher"
+    words = f"{config.student.name}, {teacher} on {', '.join(looked.sources)}"
+    if not looked.unseen.any():
+        return f"{words}. No domain was left out of training, so nothing here tells how it does on a new one."
+    return f"{words}, and measured on {', '.join(config.data.target)}, which it never saw."
+
+
+def _teacher_name(looked: Looked) -> str:
+    return str(without_places(looked.classifier.about["teacher"]["spec"]))
+
+
+def _tiles(looked: Looked) -> Iterator[dict[str, str]]:
+    """Yield the figures that matter most."""
+    evaluation, classifier = looked.evaluation, looked.classifier
+    for role, words in (("unseen", "unseen domains"), ("seen", "seen domains, validation")):
+        for who, name in ((STUDENT, "student"), (TEACHER, "teacher")):
+            rows = evaluation.of(who, role)  # type: ignore[arg-type]
+            if rows and not (who == TEACHER and role == "seen"):
+                yield {"label": f"{name} on {words}", "who": name, "value": f"{_mean(rows)}%", "note": _spread(rows)}
+    focus = looked.focus
+    found = calibration(looked.kept["probability"][focus], looked.right[focus])
+    before = calibration(looked.kept["uncalibrated"][focus], looked.right[focus])
+    where = "unseen" if looked.unseen.any() else "seen"
+    yield {
+        "label": f"calibration error, {where}",
+        "who": "",
+        "value": f"{percent(found.ece)}%",
+        "note": f"{percent(before.ece)}% before the temperature",
+    }
+    weights = sum(value.numel() for value in classifier.student.parameters())
+    size = (looked.run.folder / "student" / "student.safetensors").stat().st_size
+    pixels = classifier.student.spec.image_size
+    yield {
+        "label": "student's size",
+        "who": "",
+        "value": f"{size / 1e6:.1f} MB",
+        "note": f"{weights / 1e6:.1f} M parameters, {pixels} px",
+    }
+
+
+def _mean(rows: Sequence[Row]) -> str:
+    return percent(sum(row.metrics.accuracy for row in rows) / len(rows))
+
+
+def _spread(rows: Sequence[Row]) -> str:
+    """Return the interval of a single domain, or between which domains' accuracies a mean is."""
+    if len(rows) == 1:
+        low, high = _wilson(rows[0])
+        return f"{percent(low)} to {percent(high)}, {rows[0].metrics.pictures:,} pictures"
+    shares = [row.metrics.accuracy for row in rows]
+    return f"mean of {len(rows)} domains, {percent(min(shares))} to {percent(max(shares))}"
+
+
+def _wilson(row: Row) -> tuple[float, float]:
+    return wilson(round(row.metrics.accuracy * row.metrics.pictures), row.metrics.pictures)
+
+
+def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
+    """Yield what was trained on what, and what it cost."""
+    run, config, about = looked.run, looked.run.config, looked.classifier.about
+    sources = open_sources(config, looked.store / "audit.sqlite")
+    method = find_method(config.method).make(config.loss, config.published)
+    yield (
+        "Data",
+        f"{config.data.path.resolve().name}: {len(looked.dataset):,} pictures of {len(looked.dataset.classes)} classes",
+    )
+    training = f"{len(sources.split.train):,} pictures of {', '.join(sources.names)}"
+    more = f", and {len(sources.split.unlabelled):,} without labels" if len(sources.split.unlabelled) else ""
+    yield "Learnt from", f"{training}{more}; {len(sources.split.val):,} more to validate on"
+    yield "Unseen", ", ".join(config.data.target) or "none"
+    stages = [(stage.name, config.stages[stage.key]) for stage in method.stages]
+    steps = "; ".join(
+        f"{name}: {s.steps:,} steps, learning rate {s.lr:g}, {s.batch_per_domain} a domain" for name, s in stages
+    )
+    yield "Method", f"{config.method} ({steps})"
+    yield "Student", f"{config.student.name}, weights at the start: {without_places(config.student.weights)}"
+    if about["teacher"]:
+        yield "Teacher", _teacher_name(looked)
+        yield "Questions", _questions(looked, method, sources.dataset.classes, len(sources.training))
+        yield "Bill", _bill(looked)
+    else:
+        yield "Teacher", "none: nothing was asked"
+    seconds = sum(row["seconds"] for row in MetricsLog(run.folder).rows())
+    yield "Time", f"{duration(seconds)} in the optimiser's steps and their validation"
+    yield "Seed", f"{config.seed}, split {config.data.split_seed}"
+    yield (
+        "Selected by",
+        f"validation pictures of the seen domains ({percent(about['validation_accuracy'])}%)",
+    )
+
+
+def _questions(looked: Looked, method: Method, classes: Sequence[str], training: int) -> str:
+    """Return about what the teacher was asked, for this run or an earlier one."""
+    config, folder = looked.run.config, looked.run.folder
+    groups = class_prompts(classes, config.prompts, looked.sources)
+    if method.anchors:
+        groups += chain.from_iterable(anchor_prompts(classes, config.prompts, looked.sources))
+    texts = len({text for group in groups for text in group})
+    if method.asks == "texts":
+        return f"{texts:,} texts"
+    chosen = folder / "asked.json"
+    pictures = len(json.loads(chosen.read_text(encoding="utf-8"))) if chosen.is_file() else training
+    views = f", {1 + config.teacher.views} views of each" if config.teacher.views else ""
+    return f"{pictures:,} training pictures{views}, and {texts:,} texts"
+
+
+def _bill(looked: Looked) -> str:
+    """Return what the run paid."""
+    paid: dict[str, int] = defaultdict(int)
+    for entry in read_bill(looked.store, looked.run.folder):
+        paid[entry.currency] += entry.micro
+    bill = ", ".join(money(micro, currency) for currency, micro in paid.items())
+    return bill or "nothing: the teacher costs nothing, or its answers had been bought before"
+
+
+def _notes(looked: Looked) -> Iterator[str]:
+    yield from looked.evaluation.notes
+    known = {row.domain for row in looked.evaluation.of(TEACHER)}
+    missing = [row.domain for row in looked.evaluation.of() if row.domain not in known]
+    if missing and looked.classifier.about["teacher"]:
+        folder = shlex.quote(looked.name)
+        yield (
+            f"The teacher wasn't asked about all pictures of {', '.join(missing)}. With this, the next report has it: "
+            f"vl2v embed --config {folder}/config.toml --set 'data.target=[]'"
+        )
+
+
+def _accuracy(looked: Looked) -> dict[str, Any]:
+    """Return the table of domains, unseen ones first."""
+    evaluation, kept = looked.evaluation, looked.kept
+    teachers = {row.domain: row for row in evaluation.of(TEACHER)}
+    rows, differs = [], False
+    for row in sorted(evaluation.of(), key=lambda row: row.role == "seen"):
+        metrics, (low, high) = row.metrics, _wilson(row)
+        found = [Span(metrics.accuracy, low, high, "student")]
+        made = {
+            "name": row.domain,
+            "unseen": row.role == "unseen",
+            "pictures": f"{metrics.pictures:,}",
+            "student": interval(metrics.accuracy, low, high),
+            "teacher": ("not asked", ""),
+            "difference": ("", ""),
+            "balanced": percent(metrics.balanced_accuracy),
+            "ece": percent(metrics.ece),
+            "known": percent(metrics.known),
+            "spans": found,
+        }
+        if row.domain in teachers:
+            other = teachers[row.domain]
+            low, high = _wilson(other)
+            made["teacher"] = interval(other.metrics.accuracy, low, high)
+            found.append(Span(other.metrics.accuracy, low, high, "teacher"))
+            mine = kept["domain"] == kept.domains.index(row.domain)
+            if (looked.teacher[mine] >= 0).all():
+                gap = paired_difference(looked.right[mine], looked.teacher[mine] == kept["label"][mine])
+                made["difference"] = lead(gap.mean, gap.low, gap.high)
+                differs = True
+        rows.append(made)
+    return {"domains": rows, "differs": differs, "span_axis": "0 to 100%"}
+
+
+def _mistakes(looked: Looked) -> dict[str, Any]:
+    """Return the confusion matrix, the worst classes and all of them: on unseen domains, if there are any."""
+    kept, places = looked.kept, np.flatnonzero(looked.focus)
+    labels, answers, right = kept["label"][places], kept["answer"][places], looked.right[places]
+    teacher = looked.teacher[places]
+    by_class = shares(tuple(kept.classes), labels, right)
+    of_teacher = {
+        s.name: s for s in shares(tuple(kept.classes), labels[teacher >= 0], (teacher == labels)[teacher >= 0])
+    }
+    taken: dict[str, list[str]] = defaultdict(list)
+    for pair in confusions(labels, answers):
+        taken[kept.classes[pair.label]].append(f"{kept.classes[pair.answer]} ({pair.count})")
+    weakest = sorted(by_class, key=lambda share: share.accuracy)
+    classes = [
+        {
+            "name": share.name,
+            "pictures": f"{share.pictures:,}",
+            "student": percent(share.accuracy),
+            "teacher": percent(of_teacher[share.name].accuracy) if share.name in of_teacher else "",
+            "spans": [Span(share.accuracy, *share.interval, "student")],
+            "taken": ", ".join(taken[share.name][:3]),
+        }
+        for share in weakest
+    ]
+    worst = [_worst(looked, share, places) for share in weakest[:WORST] if share.correct < share.pictures]
+    where = "unseen domains' pictures" if looked.unseen.any() else "seen domains' validation pictures"
+    domains = ", ".join(dict.fromkeys(np.array(kept.domains)[kept["domain"][places]].tolist()))
+    shown = weakest if len(weakest) <= CONFUSED else [s for s in weakest if s.correct < s.pictures][:CONFUSED]
+    words = "" if len(shown) == len(weakest) else f"The matrix has the {len(shown)} weakest of {len(weakest)} classes."
+    return {
+        "focus": f"{where} ({domains})",
+        "matrix_words": words,
+        "matrix": _matrix(kept.classes, sorted(share.name for share in shown), labels, answers),
+        "classes": classes,
+        "worst": worst,
+    }
+
+
+def _worst(looked: Looked, share: Share, places: Places) -> dict[str, Any]:
+    """Return a class with the mistakes that the student was surest of."""
+    kept = looked.kept
+    mine = places[(kept["label"][places] == kept.classes.index(share.name)) & ~looked.right[places]]
+    surest = mine[np.argsort(-kept["probability"][mine], kind="stable")][:MISTAKES]
+    pictures = []
+    for place in surest:
+        said, sure = kept.classes[kept["answer"][place]], f"{kept['probability'][place]:.0%}"
+        pictures.append(
+            {
+                "image": looked.thumbnail(place),
+                "alt": f"{share.name}, taken for {said} with {sure}",
+                "lines": [(f"{said} {sure}", "wrong")],
+            }
+        )
+    return {
+        "name": share.name,
+        "words": f"{percent(share.accuracy)}%, {share.correct} of {share.pictures} right",
+        "pictures": pictures,
+    }
+
+
+def _matrix(classes: list[str], shown: list[str], labels: Places, answers: Places) -> Heat:
+    """Return how many pictures of each of the shown classes were taken for which."""
+    ids = [classes.index(name) for name in shown]
+    cells: list[list[tuple[str, float, str] | None]] = []
+    for row, name in zip(ids, shown, strict=True):
+        counts = Counter(answers[labels == row].tolist())
+        total = max(counts.total(), 1)
+        cells.append(
+            [
+                (str(counts[column]), counts[column] / total, f"{name}, taken for {said}: {counts[column]} of {total}")
+                if counts[column]
+                else None
+                for column, said in zip(ids, shown, strict=True)
+            ]
+        )
+    return Heat("", shown, shown, cells)
+
+
+def _saliency(looked: Looked, report: Report) -> Iterator[dict[str, str]]:
+    """Yield pictures with the part that the answer hangs on: some right, some wrong, drawn by lot."""
+    kept, focus = looked.kept, looked.focus
+    rng = np.random.default_rng(derive(0, "saliency"))
+    chosen = [rng.permutation(np.flatnonzero(focus & right))[:LOOKS] for right in (looked.right, ~looked.right)]
+    places = np.concatenate(chosen)
+    size = looked.classifier.student.spec.image_size
+    (pixels,) = clean_pixels(looked.dataset, kept["index"][places], size, workers=0)
+    drops, least = occlusion(looked.classifier, pixels, lambda done: report("looking", done, len(places), ""))
+    for number, place in enumerate(places):
+        truth, said = kept.classes[kept["label"][place]], kept.classes[kept["answer"][place]]
+        right = truth == said
+        picture = pixels[number].numpy()
+        sure = float(kept["probability"][place])
+        yield {
+            "image": data_uri(Image.fromarray(picture)),
+            "lit": data_uri(Image.fromarray(lit(picture, drops[number]))),
+            "alt": f"A picture of {truth}",
+            "first": truth if right else f"{truth}, taken for {said}",
+            "tone": "right" if right else "wrong",
+            "second": f"{sure:.0%} sure; {least[number]:.0%} with the part covered that it needs most",
+        }
+
+
+def _use(folder: str, *, opened: bool) -> dict[str, Any]:
+    """Return what to type to use a run: commands with what they do."""
+    quoted = shlex.quote(folder)
+    commands = {
+        f"vl2v predict {quoted} PICTURE": 'class and probability, or "unknown"',
+        f"vl2v export {quoted} --int8": "one ONNX file that needs nothing of vl2v",
+        f"vl2v serve {quoted}": "an HTTP API, and a page to drop pictures on",
+    }
+    if opened:
+        commands[f"vl2v classes add {quoted} NAME"] = "one more class, by its name alone"
+    width = max(map(len, commands))
+    lines = [f"{command:{width}}  # {words}" for command, words in commands.items()]
+    python = f"import vl2v\n\nstudent = vl2v.load({json.dumps(folder)})\nprint(student.predict(['picture.jpg'])[0])"
+    return {"folder": folder, "quoted": quoted, "commands": "\n".join(lines), "python": python, "opened": opened}
+
+
+def _curves(rows: Sequence[dict[str, Any]]) -> Iterator[Chart]:
+    """Yield the loss and the validation accuracy of each stage."""
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    for stage in stages:
+        mine = [row for row in rows if row["stage"] == stage]
+        steps = axis("steps", [0, *(row["step"] for row in mine)], low=0)
+        for key, name, unit in (("loss", "training loss", 1), ("val_accuracy", "validation accuracy, %", 100)):
+            line = [(row["step"], unit * row[key], f"step {row['step']}: {unit * row[key]:.4g}") for row in mine]
+            y = axis(name, [value for _, value, _ in line])
+            yield Chart(f"{stage.capitalize()}: {name.split(',')[0]}", steps, y, [Series(name, "student", line)])

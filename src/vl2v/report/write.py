@@ -1,0 +1,40 @@
+"""Writing a report: one HTML file of a run folder or of a benchmark folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vl2v.errors import RunError
+from vl2v.runs import Report, Run, default_store, silent
+from vl2v.runs.folder import write_text
+
+
+def write_report(
+    folder: Path | str, out: Path | str | None = None, *, store: Path | str | None = None, report: Report = silent
+) -> Path:
+    """Write the report of a finished run, or of a benchmark, and return where it is.
+
+    Args:
+        folder: of the run or the benchmark.
+        out: the file; by default `report.html` in the folder.
+        store: the folder of the teacher's answers; by default the one that all runs share, or the benchmark's own.
+        report: told how far it is.
+
+    Raises:
+        RunError: neither a run folder nor a benchmark's, or nothing in it is finished.
+        DataError: the run's pictures aren't where they were.
+    """
+    folder = Path(folder)
+    if (folder / "jobs.jsonl").is_file():
+        from vl2v.report.benchmark import benchmark_page
+
+        text = benchmark_page(folder, report)
+    elif (folder / "config.toml").is_file():
+        from vl2v.report.run import run_page
+
+        text = run_page(Run(folder), Path(store) if store else default_store(), report)
+    else:
+        raise RunError(f"{folder}: neither a run folder (no config.toml) nor a benchmark's (no jobs.jsonl)")
+    path = Path(out) if out else folder / "report.html"
+    write_text(path, text)
+    return path

@@ -1,0 +1,77 @@
+"""A finished run and a finished benchmark, and their reports: made once."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from little import quick_settings
+from vl2v.benchmark.jobs import Grid, Job, WorkList
+from vl2v.benchmark.run import plan, run
+from vl2v.benchmark.work import Tell, work_through
+from vl2v.config import merge
+from vl2v.report import write_report
+from vl2v.runs import distill, embed
+
+from .pages import NASTY, Written
+
+
+@pytest.fixture(scope="session")
+def of_run(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """A run of ADiP whose teacher was asked about the unseen domain only after it was over."""
+    place = tmp_path_factory.mktemp("report")
+    settings, store = quick_settings(shapes, recording), place / "store"
+    finished = distill(settings, place / "adip", store=store)
+    assert finished.evaluation is not None
+    assert not finished.evaluation.of("teacher, zero-shot", "unseen")
+    embed(merge(settings, {"data": {"target": []}}), store=store)
+    return Written(finished.folder, write_report(finished.folder, store=store), store)
+
+
+@pytest.fixture(scope="session")
+def of_nasty(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """A run without a teacher on classes, domains and folders with names that are markup."""
+    place = tmp_path_factory.mktemp("nasty")
+    data = place / "<i>data"
+    shutil.copytree(shapes, data)
+    for domain in data.iterdir():
+        for old, new in NASTY.items():
+            (domain / old).rename(domain / new)
+    (data / "paint").rename(data / "<u>paint")
+    settings = merge(quick_settings(shapes, recording, "erm"), {"data": {"path": str(data), "target": ["<u>paint"]}})
+    finished = distill(settings, place / "<em>run", store=place / "store")
+    return Written(finished.folder, write_report(finished.folder, store=place / "store"), place / "store")
+
+
+class _Here:
+    """An engine that does all jobs in this process."""
+
+    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
+        work_through(work, {job.name for job in jobs}, since=0, budget=budget, tell=tell)
+
+
+@pytest.fixture(scope="session")
+def of_benchmark(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
+    """A benchmark of two methods, two students and two seeds, with some runs that asked less, and a failed job."""
+    folder = tmp_path_factory.mktemp("bench")
+    settings = {
+        "teacher": {"spec": f"recorded:{recording}"},
+        "student": {"weights": "none", "image_size": 32},
+        "data": {"workers": 0},
+        "train": {"precision": "fp32", "accelerator": "cpu"},
+        "stages": {"align": {"steps": 10, "lr": 1e-2}, "probe": {"steps": 10}},
+    }
+    everything = ["test_efficientnet", "test_resnet"]
+    data = {"shapes": str(shapes)}
+    fewer = merge(settings, {"teacher": {"select": 12, "strategy": "random"}})
+    for grid in (
+        Grid(data, ["paint"], ["adip"], everything[:1], 2, settings=fewer, steps=3, batch=4),
+        Grid(data, ["paint"], ["zero-shot", "erm", "adip"], everything, 2, settings=settings, steps=3, batch=4),
+    ):
+        bench = plan(grid, folder)
+        run(bench, engine=_Here())
+        assert not bench.missing
+    return Written(folder, write_report(folder), folder / "store")

@@ -1,0 +1,173 @@
+"""The report of a run: its figures are the run's, it is complete in itself, and names are names."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from little import quick_settings
+from vl2v.cli.app import app
+from vl2v.errors import RunError
+from vl2v.evaluation import measure
+from vl2v.evaluation.intervals import wilson
+from vl2v.report import write_report
+from vl2v.report.charts import calibration, coverage
+from vl2v.runs import Run, distill, evaluate_run
+from vl2v.runs.predictions import Predictions
+from vl2v.runs.settings import without_places
+
+from .pages import NASTY, Page, Written
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f}"
+
+
+def test_its_figures_are_the_evaluations(of_run: Written) -> None:
+    evaluation = evaluate_run(of_run.run, store=of_run.store)
+    rows = {row["domain"]: row for row in Page(of_run.html).rows("Accuracy by domain")}
+    assert rows.keys() == {"paint", "chalk", "ink"}
+    for who, head in (("student", "student %"), ("teacher, zero-shot", "teacher %")):
+        assert len(evaluation.of(who)) == 3  # the teacher was asked about paint, too, after the run
+        for row in evaluation.of(who):
+            shown, m = rows[row.domain], row.metrics
+            low, high = wilson(round(m.accuracy * m.pictures), m.pictures)
+            assert shown[head] == f"{percent(m.accuracy)} {percent(low)} to {percent(high)}"
+            assert shown["pictures"] == str(m.pictures)
+            if who == "student":
+                assert (shown["balanced %"], shown["ECE %"]) == (percent(m.balanced_accuracy), percent(m.ece))
+                assert shown["answered %"] == percent(m.known)
+
+
+def test_classes_and_confusions_are_those_of_the_answers(of_run: Written) -> None:
+    page, kept = Page(of_run.html), Predictions.load(of_run.folder)
+    unseen = kept["domain"] == kept.domains.index("paint")
+    labels, answers = kept["label"][unseen], kept["answer"][unseen]
+    (matrix,) = (label for label in page.tables if label.startswith("Rows: what a picture shows"))
+    cells = {row[""]: row for row in page.rows(matrix)}
+    for number, name in enumerate(kept.classes):
+        for other, said in enumerate(kept.classes):
+            count = int(((labels == number) & (answers == other)).sum())
+            assert cells[name][said] == (str(count) if count else "")
+    for row in page.rows("Accuracy by class"):
+        mine = labels == kept.classes.index(row["class"])
+        assert row["student %"] == percent((answers == labels)[mine].mean())
+
+
+def test_it_tells_what_was_trained_and_what_it_cost(of_run: Written) -> None:
+    words = Page(of_run.html).words
+    for told in (
+        "adip (align: 20 steps, learning rate 0.01, 8 a domain; distill: 6 steps, learning rate 0.001, 4 a domain)",
+        "recorded:shapes-teacher",
+        "58 training pictures, and 3 texts",  # of 2 domains of 36, 7 of each validate
+        "nothing: the teacher costs nothing",
+        "vl2v predict adip PICTURE",
+        'vl2v.load("adip")',
+        "vl2v classes add adip NAME  # one more class",
+        'method = "adip"',
+    ):
+        assert told in words
+    assert Page(of_run.html).words.count("Selected by") == 1
+
+
+def test_calibration_is_measured_as_the_evaluation_does() -> None:
+    rng = np.random.default_rng(0)
+    logits = torch.from_numpy(rng.normal(size=(400, 5)) * rng.choice([1, 4, 200], (400, 1)))
+    labels = torch.from_numpy(rng.integers(0, 5, 400))
+    probability, answer = logits.softmax(-1).max(-1)
+    assert (probability == 1).any()  # a bin of its own
+    found = calibration(probability.numpy(), (answer == labels).numpy())
+    assert found.ece == pytest.approx(measure(logits, labels).ece, abs=1e-6)
+    assert found.counts.sum() == 400
+
+
+def test_coverage_is_of_the_surest_answers() -> None:
+    found = coverage(np.array([0.2, 0.9, 0.6, 0.4]), np.array([False, True, True, False]))
+    assert found == [(0.9, 0.25, 1.0), (0.6, 0.5, 1.0), (0.4, 0.75, pytest.approx(2 / 3)), (0.2, 1.0, 0.5)]
+
+
+@pytest.mark.parametrize("which", ["of_run", "of_nasty", "of_benchmark"])
+def test_a_report_is_one_file_that_refers_to_nothing_and_tells_no_places(
+    which: str, request: pytest.FixtureRequest, shapes: Path, recording: Path
+) -> None:
+    written: Written = request.getfixturevalue(which)
+    html = written.html
+    for tag, name, value in Page(html).links:
+        assert value.startswith(("data:", "#")), f"{tag} {name}={value[:80]}"
+    assert not re.search(r"url\((?!data:|\$\{image)|@import|<(iframe|object|embed|base)\b", html)
+    for place in (shapes.parent, recording.parent, written.folder.parent, written.store, Path.home(), Path.cwd()):
+        assert str(place) not in html
+    assert written.page.stat().st_size < 1_000_000
+
+
+def test_names_that_are_markup_are_shown_as_text(of_nasty: Written) -> None:
+    html, words = of_nasty.html, Page(of_nasty.html).words
+    for name in (*NASTY.values(), "<u>paint", "<em>run"):
+        assert name in words
+    for tag in ("<b>box", "<u>", "<i>data", "<em>run", "<script>alert"):
+        assert tag not in html
+    assert "none: nothing was asked" in words and "teacher %" not in words
+
+
+def test_a_run_that_kept_no_answers_is_evaluated_again(of_run: Written, tmp_path: Path) -> None:
+    old = shutil.copytree(of_run.folder, tmp_path / "old")
+    (old / "predictions.npz").unlink()
+    page = Page(write_report(old, tmp_path / "page.html", store=of_run.store).read_text())
+    assert page.tables["Accuracy by domain"] == Page(of_run.html).tables["Accuracy by domain"]
+    assert "uncalibrated" in Predictions.load(old).columns
+
+
+def test_paths_are_cut_to_their_last_part_and_nothing_else_is() -> None:
+    tree = {
+        "data": {"path": Path("/home/me/secret/PACS"), "target": ["art/painting"]},
+        "teacher": {"spec": "recorded:/home/me/secret/answers"},
+        "others": ["open_clip:ViT-B-16/openai", "hf:user/repo", "open_clip:ViT-B-16//home/me/w.pt", "~/secret/w.pth"],
+        "windows": r"recorded:C:\Users\me\answers",
+        "lr": 1e-3,
+    }
+    assert without_places(tree) == {
+        "data": {"path": "PACS", "target": ["art/painting"]},
+        "teacher": {"spec": "recorded:answers"},
+        "others": ["open_clip:ViT-B-16/openai", "hf:user/repo", "open_clip:w.pt", "w.pth"],
+        "windows": "recorded:C:answers",
+        "lr": 1e-3,
+    }
+
+
+def test_the_command_prints_where_it_is_and_how_large(of_run: Written, tmp_path: Path) -> None:
+    out = tmp_path / "run.html"
+    done = CliRunner().invoke(app, ["report", str(of_run.folder), "--out", str(out), "--store", str(of_run.store)])
+    assert done.exit_code == 0, done.output
+    assert done.stdout == f"{out}: {out.stat().st_size / 1e6:.2f} MB\n"
+    assert Page(out.read_text()).words == Page(of_run.html).words
+
+
+def test_what_has_no_report_is_told(of_run: Written, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="neither a run folder"):
+        write_report(tmp_path)
+    (tmp_path / "config.toml").write_text((of_run.folder / "config.toml").read_text())
+    with pytest.raises(RunError, match="no student yet"):
+        write_report(tmp_path, store=of_run.store)
+
+
+def test_a_student_with_a_linear_head_has_a_map_of_its_own(
+    shapes: Path, recording: Path, of_run: Written, tmp_path: Path
+) -> None:
+    run = distill(quick_settings(shapes, recording, "kd"), tmp_path / "kd", store=of_run.store)
+    words = Page(write_report(run.folder, store=of_run.store).read_text()).words
+    assert "of what each model makes of a picture" in words and "mean cosine" not in words
+    assert "vl2v classes add" not in words and "vl2v export kd --int8" in words
+
+
+def test_a_run_without_an_unseen_domain_has_a_report(quick: dict[str, object], tmp_path: Path) -> None:
+    quick["data"] = {**quick["data"], "target": []}  # type: ignore[dict-item]
+    run = distill(quick, tmp_path / "run", store=tmp_path / "store")
+    assert isinstance(run, Run)
+    words = Page(write_report(run.folder, store=tmp_path / "store").read_text()).words
+    assert "No domain was left out of training" in words and "seen domains' validation pictures" in words
