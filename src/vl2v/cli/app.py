@@ -7,7 +7,7 @@ import typer
 from vl2v.cli import benchmark, data, learn, teacher, use, vendor
 from vl2v.cli.bill import bill
 from vl2v.cli.demo import demo
-from vl2v.cli.export import export
+from vl2v.cli.export import bench_device, export
 
 app = typer.Typer(
     name="vl2v",
@@ -41,6 +41,7 @@ app.command("bill")(bill)
 app.command("distill")(learn.distill)
 app.command("evaluate")(use.evaluate)
 app.command("export")(export)
+app.command("bench-device")(bench_device)
 app.command("predict")(use.predict)
 app.add_typer(use.classes, name="classes")
 app.add_typer(benchmark.app, name="benchmark")

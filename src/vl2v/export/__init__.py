@@ -1,5 +1,41 @@
-"""Export: a student as one file that needs nothing of vl2v's training side."""
+"""Export: a student as a file that needs nothing of vl2v's training side, and how quick it is."""
 
-from vl2v.export.onnx import Parity, export_onnx
+from __future__ import annotations
 
-__all__ = ["Parity", "export_onnx"]
+from typing import TYPE_CHECKING
+
+from vl2v.lazy import lazily
+
+if TYPE_CHECKING:
+    from vl2v.export.choose import Candidate, Choice, Target, choose_export
+    from vl2v.export.device import Device, bench_device
+    from vl2v.export.parity import Parity
+    from vl2v.export.student import FORMATS, default_name, export_student
+
+_HOMES = {
+    "Candidate": "vl2v.export.choose",
+    "Choice": "vl2v.export.choose",
+    "Device": "vl2v.export.device",
+    "FORMATS": "vl2v.export.student",
+    "Parity": "vl2v.export.parity",
+    "Target": "vl2v.export.choose",
+    "bench_device": "vl2v.export.device",
+    "choose_export": "vl2v.export.choose",
+    "default_name": "vl2v.export.student",
+    "export_student": "vl2v.export.student",
+}
+
+__all__ = [
+    "FORMATS",
+    "Candidate",
+    "Choice",
+    "Device",
+    "Parity",
+    "Target",
+    "bench_device",
+    "choose_export",
+    "default_name",
+    "export_student",
+]
+
+__getattr__ = lazily(__name__, _HOMES)
