@@ -188,9 +188,15 @@ def _executorch(path: Path, threads: int | None) -> tuple[Network, str]:
     runtime = need_extra("executorch.runtime", "executorch").Runtime.get()
     import torch
 
-    program = runtime.load_program(path.read_bytes())
+    data = path.read_bytes()
+    program = runtime.load_program(data)
     forward, card = program.load_method("forward"), program.load_method(METADATA)
-    return lambda pixels: forward.execute([torch.from_numpy(pixels)])[0].numpy(), card.execute([])[0]
+
+    def network(pixels: NDArray[np.uint8], _alive: object = (data, program)) -> NDArray[np.float32]:
+        rows = [forward.execute([torch.from_numpy(one[None])])[0].numpy().copy() for one in pixels]  # of one picture
+        return np.concatenate(rows)
+
+    return network, card.execute([])[0]
 
 
 _READERS = {".onnx": _onnx, ".xml": _openvino, ".pt": _torchscript, ".pte": _executorch}

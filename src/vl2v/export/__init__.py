@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
-    from vl2v.export.choose import Candidate, Choice, Target, choose_export
+    from vl2v.export.choose import Candidate, Choice, Target, best_of, choose_export
     from vl2v.export.device import Device, bench_device
     from vl2v.export.parity import Parity
     from vl2v.export.student import FORMATS, default_name, export_student
@@ -19,6 +19,7 @@ _HOMES = {
     "FORMATS": "vl2v.export.student",
     "Parity": "vl2v.export.parity",
     "Target": "vl2v.export.choose",
+    "best_of": "vl2v.export.choose",
     "bench_device": "vl2v.export.device",
     "choose_export": "vl2v.export.choose",
     "default_name": "vl2v.export.student",
@@ -33,6 +34,7 @@ __all__ = [
     "Parity",
     "Target",
     "bench_device",
+    "best_of",
     "choose_export",
     "default_name",
     "export_student",

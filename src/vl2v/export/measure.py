@@ -48,8 +48,7 @@ class Way:
         """How large its files are, or the weights of the folder."""
         if self.path.is_dir():
             return (self.path / "student.safetensors").stat().st_size
-        beside = self.path.with_suffix(".bin")
-        return self.path.stat().st_size + (beside.stat().st_size if self.path.suffix == ".xml" else 0)
+        return sum(file.stat().st_size for file in files_of(self.path))
 
     def open(self, threads: int) -> Call:
         """Return what takes pixels [n, s, s, 3]."""
@@ -75,6 +74,11 @@ class Way:
                 return out
 
         return call
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files of an export: OpenVINO keeps its weights in one of their own."""
+    return [path.with_suffix(".bin"), path] if path.suffix == ".xml" else [path]
 
 
 @dataclass(frozen=True)

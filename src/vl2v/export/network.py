@@ -12,8 +12,6 @@ from torch.nn import functional
 from vl2v.runtime import FORMAT
 from vl2v.students import Classifier
 
-LARGEST = 4096  # batch
-
 
 class Network(nn.Module):
     """Pixels [n, s, s, 3] (uint8) to logits [n, C] (closed) or unit embeddings [n, d] (open)."""
@@ -45,11 +43,6 @@ class Network(nn.Module):
     def example(self) -> Tensor:
         """Pixels to trace it with."""
         return torch.zeros(2, self.size, self.size, 3, dtype=torch.uint8)
-
-
-def any_number(largest: int = LARGEST) -> dict[str, Any]:
-    """Return, for torch.export, that pixels come in batches of 1 to `largest`."""
-    return {"pixels": {0: torch.export.Dim("n", min=1, max=largest)}}
 
 
 def card_of(classifier: Classifier, form: str, precision: str) -> dict[str, Any]:

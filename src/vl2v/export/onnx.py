@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from vl2v.export.network import Network, any_number
+from vl2v.export.network import Network
 from vl2v.export.parity import Pixels, parts
 from vl2v.runtime import METADATA
 
@@ -26,7 +26,7 @@ def write_onnx(network: Network, card: dict[str, Any], path: Path) -> None:
         (network.example,),
         input_names=["pixels"],
         output_names=["embedding" if card["form"] == "open" else "logits"],
-        dynamic_shapes=any_number(),
+        dynamic_shapes={"pixels": {0: torch.export.Dim("n", min=1, max=4096)}},
         dynamo=True,
         external_data=False,
         verbose=False,

@@ -14,7 +14,7 @@ import torch
 from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.evaluation import fit_temperature, unknown_threshold
-from vl2v.export.measure import side_by_side, timed
+from vl2v.export.measure import files_of, side_by_side, timed
 from vl2v.export.network import Network, card_of
 from vl2v.export.onnx import int8_trials, write_onnx
 from vl2v.export.others import write_executorch, write_openvino, write_torchscript
@@ -38,21 +38,22 @@ _NEEDED = {
 
 @dataclass(frozen=True)
 class Export:
-    """A file that does what the student does; OpenVINO keeps its weights in a second one beside it."""
+    """A file that does what the student does; OpenVINO keeps its weights in a second one beside it.
+
+    Attributes:
+        path: where it is.
+        parity: with the student.
+        bytes: how large it is, both files together.
+    """
 
     path: Path
     parity: Parity
+    bytes: int
 
-    @property
-    def files(self) -> list[Path]:
-        """All files."""
-        beside = self.path.with_suffix(".bin")
-        return [beside, self.path] if self.path.suffix == ".xml" else [self.path]
-
-    @property
-    def bytes(self) -> int:
-        """How large it is."""
-        return sum(file.stat().st_size for file in self.files)
+    @classmethod
+    def of(cls, path: Path, parity: Parity) -> Export:
+        """Return the export that is in a file."""
+        return cls(path, parity, sum(file.stat().st_size for file in files_of(path)))
 
     def copy(self, path: Path) -> None:
         """Write it somewhere else.
@@ -60,8 +61,8 @@ class Export:
         Raises:
             RunError: that can't be written.
         """
-        for file in self.files:
-            write_bytes(path.with_suffix(file.suffix), file.read_bytes())
+        for source, file in zip(files_of(self.path), files_of(path), strict=True):
+            write_bytes(file, source.read_bytes())
 
 
 class Exporter:
@@ -141,7 +142,7 @@ class Exporter:
                 f"{self.run.folder}: the export differs from the student, by {parity.difference:.1e} of the largest "
                 f"logit; {parity.summary()}; nothing was written"
             )
-        return Export(path, parity)
+        return Export.of(path, parity)
 
     def _made_int8(self, kind: str) -> Export:
         """Return an int8 export that keeps the accuracy, leaving out as few layers as that takes."""
@@ -149,7 +150,7 @@ class Exporter:
         for path, kept in self._int8_files(kind):
             parity = compare(load(path), self.domains, kept)
             if parity.lost <= POINTS:
-                return Export(path, parity)
+                return Export.of(path, parity)
             tried.append(parity)
         best = min(tried, key=lambda parity: parity.lost)
         raise StudentError(f"int8 loses {100 * best.lost:.1f} points ({best.summary()}); nothing was written: use fp32")
@@ -242,7 +243,12 @@ def _gain(plain: Path, int8: Path, classifier: Classifier) -> float:
 
 
 def default_name(kind: str, *, int8: bool = False) -> str:
-    """Return how an export in a run folder is called."""
+    """Return how an export in a run folder is called.
+
+    Raises:
+        ConfigError, MissingExtra: as `check_format` does.
+    """
+    check_format(kind, int8=int8)
     return f"student{'-int8' if int8 else ''}{FORMATS[kind]}"
 
 
