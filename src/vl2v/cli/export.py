@@ -68,6 +68,7 @@ def bench_device(
     against: Annotated[
         str | None, typer.Option(help="teacher: the run's own; or another, as for `vl2v distill`.")
     ] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default the student's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="By default one a processor.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -80,7 +81,7 @@ def bench_device(
     from vl2v.runs import Run
 
     with progress() as report:
-        found = measure(Run(run), against=against, threads=threads, store=store, report=report)
+        found = measure(Run(run), against=against, image_size=image_size, threads=threads, store=store, report=report)
     found.save(run)
     if json:
         typer.echo(as_json.dumps(found.to_json(), indent=2))

@@ -84,6 +84,7 @@ def bench_device(
     run: Run,
     *,
     against: str | None = None,
+    image_size: int | None = None,
     store: Path | None = None,
     threads: int | None = None,
     turns: int = TURNS,
@@ -95,6 +96,7 @@ def bench_device(
     Args:
         run: a finished run, its pictures at hand.
         against: a teacher whose image tower is measured, too; "teacher": the run's own.
+        image_size: pixels a side; by default the student's.
         store: for what is known of the pictures.
         threads: of each; by default as many as there are processors.
         turns: how often each has its turn.
@@ -107,16 +109,19 @@ def bench_device(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        run.classifier.save(folder / "eager")
-        size, notes = run.classifier.student.spec.image_size, []
+        exporter = Exporter(run, folder, open_pictures(run, store, report), image_size=image_size)
+        classifier, notes = exporter.classifier, []
+        size = classifier.student.spec.image_size
+        classifier.save(folder / "eager")
         ways = [] if against is None else [_teacher(run, against, folder / "teacher")]
         ways += [Way(REFERENCE, folder / "eager", size), Way("eager bf16", folder / "eager", size, "bf16")]
-        exporter = Exporter(run, folder, open_pictures(run, store, report))
         for kind in ("onnx", *(["openvino"] if find_spec("openvino") else [])):
             for int8 in (False, True):
                 label = f"{_LABELS[kind]} {'int8' if int8 else 'fp32'}"
                 try:
-                    ways.append(Way(label, exporter.make(kind, int8=int8).path, size))
+                    made = exporter.make(kind, int8=int8)
+                    ways.append(Way(label, made.path, size))
+                    notes.append(f"{label}: {made.parity.summary()}.")
                 except StudentError as error:
                     notes.append(f"{label}: {error}")
         lines = list(_lines(ways, threads or processors(), turns, seconds, report))

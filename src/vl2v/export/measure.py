@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from multiprocessing import get_context
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.errors import StudentError
+from vl2v.errors import StudentError, VL2VError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -146,19 +148,49 @@ def timed(call: Call, size: int, batch: int, seconds: float) -> list[float]:
 
 
 class Worker:
-    """A process that computes one way and nothing else, so that its memory is known."""
+    """A process that computes one way and nothing else, so that its memory is known.
 
-    def __init__(self, way: Way, pool: ProcessPoolExecutor) -> None:
-        self.way, self._pool = way, pool
+    Raises:
+        StudentError: the way can't be opened.
+    """
+
+    def __init__(self, way: Way, threads: int) -> None:
+        self._name = way.name
+        given = json.dumps({**asdict(way), "path": str(way.path), "threads": threads})
+        command = [sys.executable, "-m", "vl2v.export.measure", given]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._answer()
 
     def __call__(self, batch: int, seconds: float) -> list[float]:
         """Return the seconds of each call."""
-        return self._pool.submit(_timed_here, batch, seconds).result()
+        times: list[float] = self._ask({"batch": batch, "seconds": seconds})
+        return times
 
     @property
     def peak(self) -> int | None:
         """The most bytes of memory that the process has had, libraries included; None where that can't be told."""
-        return self._pool.submit(_peak_here).result()
+        peak: int | None = self._ask({})
+        return peak
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.communicate()  # it ends with its input
+
+    def _ask(self, question: dict[str, float]) -> Any:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.flush()
+        return self._answer()
+
+    def _answer(self) -> Any:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise StudentError(f"{self._name}: its process ended with code {self._process.wait()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise StudentError(f"{self._name}: {answer['error']}")
+        return answer["value"]
 
 
 @contextmanager
@@ -169,36 +201,38 @@ def workers(ways: Sequence[Way], threads: int) -> Iterator[dict[str, Worker]]:
         StudentError: one of them can't be opened.
     """
     with ExitStack() as stack:
-        found = {}
-        for way in ways:
-            pool = stack.enter_context(ProcessPoolExecutor(1, get_context("spawn")))
-            found[way.name] = Worker(way, pool)
-            if error := pool.submit(_open_here, way, threads).result():
-                raise StudentError(f"{way.name}: {error}")
-        yield found
+        yield {way.name: stack.enter_context(closing(Worker(way, threads))) for way in ways}
 
 
-_here: dict[str, tuple[Way, Call]] = {}  # of a worker's own process
+def _work(given: dict[str, Any]) -> None:
+    """Answer a worker's questions until there are no more."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
 
+    def answer(**found: Any) -> None:
+        answers.write(json.dumps(found) + "\n")
+        answers.flush()
 
-def _open_here(way: Way, threads: int) -> str:
-    from vl2v.errors import VL2VError
-
+    threads = given.pop("threads")
+    way = Way(**{**given, "path": Path(given["path"])})
     try:
-        _here["way"] = (way, way.open(threads))
+        call = way.open(threads)
     except VL2VError as error:
-        return str(error)
-    return ""
+        answer(error=str(error))
+        return
+    answer(value=None)
+    for line in sys.stdin:
+        question = json.loads(line)
+        answer(value=timed(call, way.image_size, **question) if question else _peak())
 
 
-def _timed_here(batch: int, seconds: float) -> list[float]:
-    way, call = _here["way"]
-    return timed(call, way.image_size, batch, seconds)
-
-
-def _peak_here() -> int | None:
+def _peak() -> int | None:
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii")
     except OSError:
         return None
     return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), None)
+
+
+if __name__ == "__main__":
+    _work(json.loads(sys.argv[1]))
