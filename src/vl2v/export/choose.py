@@ -16,6 +16,7 @@ from vl2v.export.measure import side_by_side, timed
 from vl2v.export.student import INT8, Export, Exporter, check_format, default_name, open_pictures
 from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
+from vl2v.runs.sources import Sources
 from vl2v.runtime import load
 
 TURNS, SECONDS = 5, 0.2
@@ -123,15 +124,12 @@ def choose_export(
     _check_comparable(runs)
     precisions = [False, True] if int8 is None and kind in INT8 else [bool(int8)]
     with tempfile.TemporaryDirectory() as folder:
-        places = [
-            (run, size, Path(folder) / f"{number}-{size}")
-            for number, run in enumerate(runs)
-            for size in image_sizes or default_sizes(run)
-        ]
+        opened = [(run, open_pictures(run, store, report)) for run in runs]
+        places = [(run, sources, size) for run, sources in opened for size in image_sizes or default_sizes(run)]
         found: list[Candidate] = []
-        for done, (run, size, place) in enumerate(places):
+        for done, (run, sources, size) in enumerate(places):
             report("exporting", done, len(places), f"{run.folder} at {size} px")
-            found += _made(run, size, place, kind, form, precisions, store)
+            found += _made(run, sources, size, Path(folder) / str(done), kind, form, precisions)
         report("exporting", len(places), len(places), "")
         candidates = _timed(found)
         best = best_of(candidates, target)
@@ -158,11 +156,12 @@ def _check_comparable(runs: Sequence[Run]) -> None:
 
 
 def _made(
-    run: Run, size: int, folder: Path, kind: str, form: str, precisions: list[bool], store: Path | None
+    run: Run, sources: Sources, size: int, folder: Path, kind: str, form: str, precisions: list[bool]
 ) -> Iterator[Candidate]:
+    """Yield the candidates of one student at one size."""
     folder.mkdir()
     try:
-        exporter = Exporter(run, folder, open_pictures(run, store), form=form, image_size=size)
+        exporter = Exporter(run, folder, sources, form=form, image_size=size)
     except StudentError as error:
         yield from (Candidate(run, size, int8, note=str(error)) for int8 in precisions)
         return

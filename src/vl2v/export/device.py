@@ -59,9 +59,9 @@ class Device:
         rows = []
         for line in self.lines:
             first, *others = line.speeds
-            row = [line.name, f"{1000 * first.p50:.2f}", f"{1000 * first.p95:.2f}", f"{first.gain:.2f}"]
+            row = [line.name, f"{1000 * first.p50:.2f}", f"{1000 * first.p95:.2f}", f"{first.gain:.3g}"]
             for speed in others:
-                row += [f"{speed.rate:.0f}", f"{speed.gain:.2f}"]
+                row += [f"{speed.rate:.0f}", f"{speed.gain:.3g}"]
             rows.append([*row, f"{line.bytes / 1e6:.1f}", "" if line.peak is None else f"{line.peak / 1e6:.0f}"])
         return Table([*heads, "file MB", "peak memory MB"], rows, (), self.notes)
 
@@ -125,11 +125,18 @@ def bench_device(
                 except StudentError as error:
                     notes.append(f"{label}: {error}")
         lines = list(_lines(ways, threads or processors(), turns, seconds, report))
+    if against is not None:
+        notes += [_beside(line, lines[0]) for line in lines if line.name.endswith("int8")]
     notes.append(
         f"{size} px, {threads or processors()} threads, medians of {turns} turns taken in rotation, each ratio within "
         "its turn; peak memory of a process of its own at batch 1, libraries included."
     )
     return Device(lines, notes)
+
+
+def _beside(line: Line, teacher: Line) -> str:
+    quicker, smaller = line.speeds[0].gain / teacher.speeds[0].gain, teacher.bytes / line.bytes
+    return f"{line.name} against {teacher.name}: {quicker:.0f} times as quick at batch 1, {smaller:.0f} times as small."
 
 
 def _lines(ways: list[Way], threads: int, turns: int, seconds: float, report: Report) -> Iterator[Line]:

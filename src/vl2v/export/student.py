@@ -18,7 +18,7 @@ from vl2v.export.measure import files_of, side_by_side, timed
 from vl2v.export.network import Network, card_of
 from vl2v.export.onnx import int8_trials, write_onnx
 from vl2v.export.others import write_executorch, write_openvino, write_torchscript
-from vl2v.export.parity import POINTS, Domain, Parity, calibration_pixels, compare, source_domains
+from vl2v.export.parity import POINTS, Domain, Parity, Pixels, calibration_pixels, compare, source_domains
 from vl2v.runs.folder import Run, write_bytes
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources, open_sources
@@ -166,7 +166,7 @@ class Exporter:
                 yield path, kept
 
     @cached_property
-    def _calibration(self) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+    def _calibration(self) -> Pixels:
         return calibration_pixels(self._sources, self.classifier.student.spec.image_size)
 
 
@@ -259,4 +259,4 @@ def check_name(out: Path, kind: str) -> None:
         ConfigError: it doesn't.
     """
     if out.suffix != FORMATS[kind]:
-        raise ConfigError(f"--out {out}: the name of an {kind} file ends in {FORMATS[kind]}")
+        raise ConfigError(f"--out {out}: the name of what is exported as {kind} ends in {FORMATS[kind]}")
