@@ -1,87 +1,71 @@
-"""What an export gains: pictures a second and size against the same student in eager fp32 PyTorch; the cold start.
+"""What an export gains: speed, size and memory beside the same student in eager PyTorch, and the cold start.
 
-    python benchmarks/export.py RUN          # a finished run, its pictures at hand
+    python benchmarks/export.py RUN                      # a finished run, its pictures at hand
+    python benchmarks/export.py RUN --against vit-b-16   # and beside a ViT-B/16 of random weights
 
-Exports the run in fp32 and in int8, then takes turns: eager, ONNX fp32, ONNX int8, at batch 1 and 32; medians of the
-turns, and ratios to eager of the same turn. The cold start is a new process that imports vl2v.runtime, loads the int8
-file and predicts one picture.
+Prints the table of `vl2v bench-device`. The cold start is a new process that imports vl2v.runtime, loads the int8 file
+(or fp32, where int8 is refused) and predicts one picture.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-import torch
-
-import vl2v.runtime
 from vl2v.errors import StudentError
-from vl2v.export import export_onnx
+from vl2v.export import bench_device, export_student
 from vl2v.runs import Run
-
-TURNS = 7
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
+    parser.add_argument("--against", help="as for `vl2v bench-device`, or vit-b-16")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--turns", type=int, default=7)
     parser.add_argument("--store", type=Path)
     given = parser.parse_args()
-    run = Run(given.run)
-    with tempfile.TemporaryDirectory() as folder:
-        files = {name: Path(folder) / f"{name}.onnx" for name in ("fp32", "int8")}
-        for name, file in list(files.items()):
-            try:
-                print(f"{name}: {export_onnx(run, file, int8=name == 'int8', store=given.store).summary()}")
-            except StudentError as error:
-                print(f"{name}: {error}")
-                del files[name]
-        eager = run.classifier.student.eval()
-        weights = sum(value.numel() * value.element_size() for value in eager.state_dict().values())
-        print("| | batch | pictures/s | against eager | MB |\n| --- | --- | --- | --- | --- |")
-        for batch in (1, 32):
-            size = eager.spec.image_size
-            pixels = np.random.default_rng(0).integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
-            ways: dict[str, Callable[[], object]] = {"eager fp32": partial(infer, eager, torch.from_numpy(pixels))}
-            loaded = {f"ONNX {name}": vl2v.runtime.load(file) for name, file in files.items()}
-            ways |= {name: partial(student.run, pixels) for name, student in loaded.items()}
-            rates = {name: [] for name in ways}
-            for _ in range(TURNS):
-                for name, way in ways.items():
-                    rates[name].append(batch * speed(way))
-            sizes = {"eager fp32": weights, **{f"ONNX {name}": file.stat().st_size for name, file in files.items()}}
-            for name, found in rates.items():
-                ratio = statistics.median(one / base for one, base in zip(found, rates["eager fp32"], strict=True))
-                rate = statistics.median(found)
-                print(f"| {name} | {batch} | {rate:.0f} | {ratio:.2f} | {sizes[name] / 1e6:.1f} |")
-        if files:
-            print(f"cold start: {cold_start(files.get('int8', files.get('fp32')), Path(folder)):.2f} s")
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        against = f"open_clip:local-dir:{vit_b_16(folder)}" if given.against == "vit-b-16" else given.against
+        found = bench_device(
+            Run(given.run), against=against, image_size=given.image_size, turns=given.turns, store=given.store
+        )
+        print(found.table().render("md"))
+        print(f"cold start: {cold_start(exported(given.run, folder, given.store), folder):.2f} s")
 
 
-def infer(student: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    with torch.inference_mode():
-        return student(pixels)
+def vit_b_16(folder: Path) -> Path:
+    """Return the folder of an open_clip model of random weights."""
+    import open_clip
+    from safetensors.torch import save_file
+
+    place = folder / "vit-b-16"
+    place.mkdir()
+    model = open_clip.create_model("ViT-B-16")
+    save_file(model.state_dict(), place / "open_clip_model.safetensors")
+    config = {"model_cfg": open_clip.get_model_config("ViT-B-16"), "preprocess_cfg": {}}
+    (place / "open_clip_config.json").write_text(json.dumps(config))
+    return place
 
 
-def speed(way: Callable[[], object]) -> float:
-    """Return calls a second, over at least half a second."""
-    way()
-    start, calls = time.perf_counter(), 0
-    while time.perf_counter() - start < 0.5:
-        way()
-        calls += 1
-    return calls / (time.perf_counter() - start)
+def exported(run: Path, folder: Path, store: Path | None) -> Path:
+    """Return an export in int8, or in fp32 where accuracy would fall."""
+    file = folder / "student.onnx"
+    try:
+        export_student(Run(run), file, int8=True, store=store)
+    except StudentError:
+        export_student(Run(run), file, store=store)
+    return file
 
 
-def cold_start(file: Path | None, folder: Path) -> float:
+def cold_start(file: Path, folder: Path) -> float:
     """Return the median seconds of five new processes."""
     from PIL import Image
 

@@ -1,4 +1,4 @@
-"""An exported student, ready to predict: onnxruntime, Pillow and numpy are all it needs.
+"""An exported student, ready to predict: onnxruntime, Pillow and numpy are all that an ONNX file needs.
 
 import vl2v.runtime
 student = vl2v.runtime.load("student.onnx")
@@ -8,8 +8,9 @@ student.predict(["picture.jpg"])[0].label
 from __future__ import annotations
 
 import base64
+import io
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,14 @@ from numpy.typing import NDArray
 
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
-from vl2v.errors import DataError, StudentError, need_extra
+from vl2v.errors import DataError, StudentError, VL2VError, need_extra
 from vl2v.prediction import Prediction, prediction
 
 FORMAT = 1
 METADATA = "vl2v"
 BATCH = 64
+
+Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
 class Exported:
@@ -35,19 +38,30 @@ class Exported:
         classes: names.
     """
 
-    def __init__(self, session: Any, card: dict[str, Any]) -> None:
+    def __init__(self, network: Network, card: dict[str, Any]) -> None:
         self.card = card
         self.classes: list[str] = list(card["classes"])
-        self._session = session
+        self._network = network
         self._texts: NDArray[np.float32] | None = None
         if card["form"] == "open":
             flat = np.frombuffer(base64.b64decode(card["texts"]), np.float32)
             self._texts = flat.reshape(len(self.classes), -1).copy()
 
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return what the network gives for pixels [n, s, s, 3]: logits [n, C] (closed) or embeddings [n, d] (open)."""
-        (out,) = self._session.run(None, {"pixels": pixels})
-        return np.asarray(out)
+        """Return what the network gives for pixels [n, s, s, 3]: logits [n, C] (closed) or embeddings [n, d] (open).
+
+        Raises:
+            StudentError: it isn't finite, or isn't of that shape: the file is broken.
+        """
+        out = self._network(pixels)
+        width = len(self.classes) if self._texts is None else self._texts.shape[1]
+        if out.shape != (len(pixels), width):
+            raise StudentError(
+                f"the export gives {out.shape[1:]} numbers a picture, its card says {width}; export again"
+            )
+        if not np.isfinite(out).all():
+            raise StudentError("the export gives NaN or infinity: its file is broken; export it again")
+        return out
 
     def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return embeddings [n, d], unit rows, of pixels [n, s, s, 3].
@@ -101,32 +115,91 @@ class Exported:
 def load(path: Path | str, *, threads: int | None = None) -> Exported:
     """Return an exported student.
 
+    A file of TorchScript is a program, so load only what comes from where you trust; ONNX and OpenVINO files are data.
+
     Args:
-        path: an .onnx file that `vl2v export` wrote.
-        threads: of onnxruntime; by default as many as it likes.
+        path: what `vl2v export` wrote: .onnx, .xml (OpenVINO), .pt (TorchScript) or .pte (ExecuTorch).
+        threads: that it computes with; by default as many as the library likes. TorchScript and ExecuTorch have one
+            number for the whole process.
 
     Raises:
         StudentError: no such file, not an export of ours, or one that keeps its weights elsewhere.
-        MissingExtra: onnxruntime is not installed.
+        MissingExtra: what runs the file is not installed.
     """
+    path = Path(path)
+    try:
+        network, text = _READERS.get(path.suffix, _onnx)(path, threads)
+        card = json.loads(text)
+        if card.get("format") != FORMAT:
+            raise StudentError(f"{path}: format {card.get('format')}, this version reads {FORMAT}; update vl2v")
+        return Exported(network, card)
+    except VL2VError:
+        raise
+    except OSError as error:
+        raise StudentError(f"{path}: can't be read ({error.strerror})") from None
+    except Exception as error:  # each library has errors of its own for broken files
+        reason = "no card in it" if isinstance(error, KeyError) else type(error).__name__
+        raise StudentError(f"{path}: not an export of vl2v ({reason}); `vl2v export RUN` makes one") from None
+
+
+def _onnx(path: Path, threads: int | None) -> tuple[Network, str]:
     ort = need_extra("onnxruntime", "export")
     options = ort.SessionOptions()
     options.log_severity_level = 3
+    options.intra_op_num_threads = threads or 0
+    data = path.read_bytes()  # given as bytes, a model can't refer to files beside it
+    session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    card = session.get_modelmeta().custom_metadata_map[METADATA]
+    return lambda pixels: np.asarray(session.run(None, {"pixels": pixels})[0]), card
+
+
+def _openvino(path: Path, threads: int | None) -> tuple[Network, str]:
+    openvino = need_extra("openvino", "openvino")
+    weights = np.fromfile(path.with_suffix(".bin"), np.uint8)
+    core = openvino.Core()
+    model = core.read_model(path.read_bytes(), openvino.Tensor(weights))
+    if not model.has_rt_info(METADATA):
+        raise KeyError(METADATA)
+    settings: dict[str, Any] = {"INFERENCE_PRECISION_HINT": "f32"}  # else bfloat16, where the processor has it
     if threads is not None:
-        options.intra_op_num_threads = threads
-    try:
-        data = Path(path).read_bytes()  # given as bytes, a model can't refer to files beside it
-    except OSError as error:
-        raise StudentError(f"{path}: can't be read ({error.strerror})") from None
-    try:
-        session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-        card = json.loads(session.get_modelmeta().custom_metadata_map[METADATA])
-    except Exception as error:
-        reason = "no card in it" if isinstance(error, KeyError) else type(error).__name__
-        raise StudentError(f"{path}: not an export of vl2v ({reason}); `vl2v export RUN` makes one") from None
-    if card.get("format") != FORMAT:
-        raise StudentError(f"{path}: format {card.get('format')}, this version reads {FORMAT}; update vl2v")
-    return Exported(session, card)
+        settings["INFERENCE_NUM_THREADS"] = threads
+    compiled = core.compile_model(model, "CPU", settings)
+    return lambda pixels: np.asarray(compiled(pixels)[0]).copy(), model.get_rt_info(METADATA).astype(str)
+
+
+def _torchscript(path: Path, threads: int | None) -> tuple[Network, str]:
+    import torch
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    extra = {METADATA: ""}
+    module = torch.jit.load(io.BytesIO(path.read_bytes()), map_location="cpu", _extra_files=extra)
+    if not extra[METADATA]:
+        raise KeyError(METADATA)
+
+    def network(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return np.asarray(module(torch.from_numpy(pixels)))
+
+    return network, extra[METADATA]
+
+
+def _executorch(path: Path, threads: int | None) -> tuple[Network, str]:
+    runtime = need_extra("executorch.runtime", "executorch").Runtime.get()
+    import torch
+
+    data = path.read_bytes()
+    program = runtime.load_program(data)
+    forward, card = program.load_method("forward"), program.load_method(METADATA)
+
+    def network(pixels: NDArray[np.uint8], _alive: object = (data, program)) -> NDArray[np.float32]:
+        rows = [forward.execute([torch.from_numpy(one[None])])[0].numpy().copy() for one in pixels]  # of one picture
+        return np.concatenate(rows)
+
+    return network, card.execute([])[0]
+
+
+_READERS = {".onnx": _onnx, ".xml": _openvino, ".pt": _torchscript, ".pte": _executorch}
 
 
 def _bytes(picture: bytes | Path | str) -> bytes:

@@ -23,8 +23,8 @@ import vl2v.runtime
 from export.hub import Hub
 from little import quick_settings
 from vl2v.errors import HubError, StudentError
-from vl2v.export import export_onnx, parcel, push
-from vl2v.export.card import public_teacher, teacher_licence
+from vl2v.export import export_student, parcel, push
+from vl2v.export.model_card import public_teacher, teacher_licence
 
 TOKEN, KEY = "hf_planted0123456789", "sk-planted0123456789"
 REPO = "maker/shapes"
@@ -34,7 +34,7 @@ REPO = "maker/shapes"
 def run(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
     folder = tmp_path_factory.mktemp("runs")
     run = vl2v.distill(quick_settings(shapes, recording), folder / "adip", store=folder / "store")
-    export_onnx(run, run.folder / "student.onnx", store=folder / "store")
+    export_student(run, run.folder / "student.onnx", store=folder / "store")
     return run
 
 

@@ -18,34 +18,9 @@ import vl2v.runtime
 from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.errors import DataError, StudentError
-from vl2v.export import export_onnx
-from vl2v.export import onnx as exporting
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
-
-
-@pytest.fixture(scope="module")
-def run(shapes: Path, recording: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
-    folder = tmp_path_factory.mktemp("runs") / "adip"
-    return vl2v.distill(quick_settings(shapes, recording), folder, store=store)
-
-
-@pytest.fixture(scope="module")
-def closed(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("closed") / "student.onnx"
-    parity = export_onnx(run, file, store=store)
-    assert parity.same == 1 and parity.difference <= 1e-4 and set(parity.accuracy) == {"chalk", "ink"}
-    return file
-
-
-@pytest.fixture(scope="module")
-def opened(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("open") / "student.onnx"
-    export_onnx(run, file, form="open", store=store)
-    return file
+from vl2v.export import export_student
+from vl2v.export import parity as checking
+from vl2v.export import student as making
 
 
 @pytest.mark.parametrize("form", ["closed", "opened"])
@@ -102,7 +77,7 @@ def test_classes_are_added_to_the_open_form_alone(opened: Path, closed: Path, sh
 
 def test_int8_is_smaller_and_as_good(run: vl2v.Run, store: Path, closed: Path, tmp_path: Path) -> None:
     file = tmp_path / "int8.onnx"
-    parity = export_onnx(run, file, int8=True, store=store)
+    parity = export_student(run, file, int8=True, store=store)
     assert parity.lost <= 0.005 and file.stat().st_size < 0.6 * closed.stat().st_size
     assert vl2v.runtime.load(file).card["precision"] == "int8"
 
@@ -110,9 +85,9 @@ def test_int8_is_smaller_and_as_good(run: vl2v.Run, store: Path, closed: Path, t
 def test_int8_that_loses_accuracy_is_refused_with_the_figures(
     run: vl2v.Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "POINTS", -1.0)
+    monkeypatch.setattr(making, "POINTS", -1.0)
     with pytest.raises(StudentError, match=r"int8 loses .* points \(.*chalk .* -> .*ink .*nothing was written"):
-        export_onnx(run, tmp_path / "int8.onnx", int8=True, store=store)
+        export_student(run, tmp_path / "int8.onnx", int8=True, store=store)
     assert not (tmp_path / "int8.onnx").exists()
 
 
@@ -128,9 +103,9 @@ def test_weights_elsewhere_are_refused(closed: Path, tmp_path: Path, monkeypatch
 def test_an_export_that_differs_is_not_written(
     run: vl2v.Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exporting, "TOLERANCE", -1.0)
+    monkeypatch.setattr(checking, "TOLERANCE", -1.0)
     with pytest.raises(StudentError, match=r"the export differs from the student.*nothing was written"):
-        export_onnx(run, tmp_path / "x.onnx", store=store)
+        export_student(run, tmp_path / "x.onnx", store=store)
     assert not (tmp_path / "x.onnx").exists()
 
 
@@ -152,7 +127,7 @@ def test_what_is_no_export_is_named(tmp_path: Path, closed: Path) -> None:
 def test_a_fixed_head_has_no_open_form(shapes: Path, recording: Path, store: Path, tmp_path: Path) -> None:
     erm = vl2v.distill(quick_settings(shapes, recording, "erm"), tmp_path / "erm", store=store)
     with pytest.raises(StudentError, match="its head is fixed"):
-        export_onnx(erm, tmp_path / "x.onnx", form="open", store=store)
+        export_student(erm, tmp_path / "x.onnx", form="open", store=store)
     told = CliRunner().invoke(app, ["export", str(erm.folder), "--store", str(store)])
     assert told.exit_code == 0 and "100.0% same answers" in told.stdout
     assert vl2v.runtime.load(erm.folder / "student.onnx").classes == ["ball", "box", "cone"]

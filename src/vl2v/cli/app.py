@@ -7,7 +7,7 @@ import typer
 from vl2v.cli import benchmark, data, learn, store, teacher, use, vendor
 from vl2v.cli.bill import bill
 from vl2v.cli.demo import demo
-from vl2v.cli.export import export
+from vl2v.cli.export import bench_device, export
 from vl2v.cli.push import push
 from vl2v.cli.report import report
 
@@ -45,6 +45,7 @@ app.command("distill")(learn.distill)
 app.command("evaluate")(use.evaluate)
 app.command("export")(export)
 app.command("push")(push)
+app.command("bench-device")(bench_device)
 app.command("predict")(use.predict)
 app.command("report")(report)
 app.add_typer(use.classes, name="classes")

@@ -1,7 +1,8 @@
-"""`vl2v export`: a student as one file for other places."""
+"""`vl2v export`, `vl2v bench-device`: a student for other places, and how quick it is there."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -9,23 +10,93 @@ import typer
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    form: Annotated[str, typer.Option("--format", help="onnx.")] = "onnx",
-    int8: Annotated[bool, typer.Option("--int8", help="Smaller and quicker; refused if accuracy falls.")] = False,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder; with a target, several.")],
+    kind: Annotated[str, typer.Option("--format", help="onnx, openvino, torchscript or executorch.")] = "onnx",
+    int8: Annotated[
+        bool | None,
+        typer.Option("--int8/--no-int8", help="Smaller and quicker; refused if accuracy falls. A target tries both."),
+    ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Classes can be added to the file's student later.")] = False,
+    image_size: Annotated[
+        list[int] | None, typer.Option(min=1, help="Pixels a side, by default the student's; with a target, several.")
+    ] = None,
+    target_latency: Annotated[
+        str | None, typer.Option(help="What one picture may take on this machine, such as 10ms.")
+    ] = None,
+    target_size: Annotated[str | None, typer.Option(help="How large the file may be, such as 5MB.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file; by default student.onnx in the run folder.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
 ) -> None:
-    """Write a student as an ONNX file that needs nothing of vl2v, checked on real pictures first."""
-    from vl2v.cli.show import progress
+    """Write a student as a file that needs nothing of vl2v, checked on real pictures first."""
+    from vl2v.cli.show import print_table, progress
     from vl2v.errors import ConfigError
-    from vl2v.export import export_onnx
+    from vl2v.export import Target, choose_export, default_name, export_student
     from vl2v.runs import Run
 
-    if form != "onnx":
-        raise ConfigError(f"--format {form}: there is onnx")
-    path = out or run / ("student-int8.onnx" if int8 else "student.onnx")
+    target = Target(
+        _amount("--target-latency", target_latency, {"ms": 1e-3, "s": 1}),
+        _amount("--target-size", target_size, {"KB": 1e3, "MB": 1e6}),
+    )
+    form, sizes = "open" if open_ else "closed", image_size or []
+    if any(limit is not None for limit in target):
+        with progress() as report:
+            choice = choose_export(
+                [Run(run) for run in runs],
+                target,
+                kind,
+                out=out,
+                form=form,
+                int8=int8,
+                image_sizes=sizes,
+                store=store,
+                report=report,
+            )
+        print_table(choice.table())
+        typer.echo(f"{choice.path}: {choice.best.name}")
+        return
+    if len(runs) > 1 or len(sizes) > 1:
+        raise ConfigError("several runs or sizes: say what to choose by, with --target-latency or --target-size")
+    run, size = Run(runs[0]), sizes[0] if sizes else None
     with progress() as report:
-        kind = "open" if open_ else "closed"
-        parity = export_onnx(Run(run), path, form=kind, int8=int8, store=store, report=report)
-    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {parity.summary()}")
+        path = out or run.folder / default_name(kind, int8=bool(int8))
+        made = export_student(run, path, kind, form=form, int8=bool(int8), image_size=size, store=store, report=report)
+    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {made.summary()}")
+
+
+def bench_device(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    against: Annotated[
+        str | None, typer.Option(help="teacher: the run's own; or another, as for `vl2v distill`.")
+    ] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default the student's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="By default one a processor.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure speed, size and memory of a student in every form; keep table and plot in the run folder."""
+    import json as as_json
+
+    from vl2v.cli.show import print_table, progress
+    from vl2v.export import bench_device as measure
+    from vl2v.runs import Run
+
+    with progress() as report:
+        found = measure(Run(run), against=against, image_size=image_size, threads=threads, store=store, report=report)
+    found.save(run)
+    if json:
+        typer.echo(as_json.dumps(found.to_json(), indent=2))
+    else:
+        print_table(found.table())
+        typer.echo(f"also in {run / 'device.md'}, {run / 'device.json'} and {run / 'device.png'}")
+
+
+def _amount(option: str, text: str | None, units: dict[str, float]) -> float | None:
+    """Return an amount with a unit as a number."""
+    from vl2v.errors import ConfigError
+
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+\.?\d*)\s*([a-zA-Z]+)", text)
+    if found is None or found[2] not in units or not float(found[1]):
+        raise ConfigError(f"{option} {text}: write a number and its unit, {' or '.join(units)}")
+    return float(found[1]) * units[found[2]]

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vl2v.benchmark.table import Table
     from vl2v.evaluation import Evaluation
     from vl2v.runs import Advice
     from vl2v.runs.report import Report
@@ -61,6 +62,22 @@ def print_advice(advice: Advice) -> None:
     console = Console()
     console.print(table)
     console.print(advice.verdict(), highlight=False)
+
+
+def print_table(table: Table) -> None:
+    """Print a table, its first column to the left, and its notes."""
+    from rich.console import Console
+    from rich.table import Table as Rich
+
+    drawn = Rich()
+    for place, head in enumerate(table.heads):
+        drawn.add_column(head, justify="right" if place else "left")
+    for number, row in enumerate(table.rows):
+        drawn.add_row(*row, style="bold" if number in table.bold else None)
+    console = Console()
+    console.print(drawn)
+    for note in table.notes:
+        console.print(note, highlight=False)
 
 
 def print_evaluation(evaluation: Evaluation) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import vl2v.runtime
 from vl2v.errors import StudentError
-from vl2v.export.card import model_card, public_about, public_teacher
+from vl2v.export.model_card import model_card, public_about, public_teacher
 from vl2v.runs import Run
 from vl2v.students import Classifier
 from vl2v.students.hub import PREFIX, check_repo, one_line

@@ -2,7 +2,7 @@
 
 from vl2v.prediction import Prediction
 from vl2v.students.backbone import BackboneSpec, build_backbone, pretrained_backbone
-from vl2v.students.classifier import Classifier
+from vl2v.students.classifier import Classifier, at_size
 from vl2v.students.depthwise import quick_depthwise
 from vl2v.students.hub import fetch, is_on_hub
 from vl2v.students.student import Student, as_logits, evaluating, new_projector
@@ -13,6 +13,7 @@ __all__ = [
     "Prediction",
     "Student",
     "as_logits",
+    "at_size",
     "build_backbone",
     "evaluating",
     "fetch",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -227,6 +228,30 @@ def _built(card: dict[str, Any]) -> Student:
     spec = BackboneSpec.from_json(card["backbone"])
     projector = nn.Linear(card["features"], card["out"]) if card["out"] else nn.Identity()
     return Student(build_backbone(spec), projector, spec, card["head"])
+
+
+def at_size(classifier: Classifier, size: int) -> Classifier:
+    """Return a classifier with the same weights for pictures of another size; itself where the size is its own.
+
+    The position embeddings of timm's transformers are resampled. Temperature and threshold stay as they were fitted.
+
+    Raises:
+        StudentError: the backbone can't take that size.
+    """
+    old = classifier.student
+    if size == old.spec.image_size:
+        return classifier
+    backbone = copy.deepcopy(old.backbone)
+    student = Student(backbone, old.projector, replace(old.spec, image_size=size), old.head).eval()
+    try:
+        if callable(resize := getattr(backbone, "set_input_size", None)):
+            resize(img_size=(size, size))
+        with torch.no_grad():
+            student(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+    except Exception as error:  # each backbone has errors of its own for sizes
+        name = old.spec.build.get("name", "the student")
+        raise StudentError(f"{name} can't take pictures of {size} pixels ({type(error).__name__})") from None
+    return replace(classifier, student=student)
 
 
 def _bytes(path: Path) -> bytes:

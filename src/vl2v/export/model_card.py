@@ -57,7 +57,7 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
     return str(
         ModelCard.from_template(
             _metadata(repo, licence, about["method"], base, evaluation, exports),
-            template_str=files("vl2v.export").joinpath("card.md").read_text(encoding="utf-8"),
+            template_str=files("vl2v.export").joinpath("model_card.md").read_text(encoding="utf-8"),
             repo=repo,
             licence=licence,
             classifier=classifier,

@@ -1,0 +1,126 @@
+"""Whether an export does what its student does: both are asked about real pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vl2v.data import decode, evaluation_view
+from vl2v.runs.sources import Sources
+from vl2v.runtime import BATCH, Exported
+from vl2v.seeds import derive
+from vl2v.students import Classifier
+
+TOLERANCE = 1e-4  # of the largest logit, in fp32
+POINTS = 0.005  # that int8 may lose on any domain
+CALIBRATION = 200  # pictures that int8's ranges are taken from
+CHECKED = 500  # validation pictures of each domain that are looked at, at most
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How an export compares with the student that it was made from, on the source domains' validation pictures.
+
+    Attributes:
+        difference: the largest, of logits, as a share of the largest logit.
+        same: share of pictures with the same answer.
+        accuracy: domain -> (student's, export's), 0 to 1.
+        kept: layers that int8 was not used for, because accuracy fell.
+        gain: of int8: how many times as quick as fp32 it is on this machine, one picture at a time.
+    """
+
+    difference: float
+    same: float
+    accuracy: dict[str, tuple[float, float]]
+    kept: tuple[str, ...] = ()
+    gain: float | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether it is the same but for rounding, as it has to be in fp32."""
+        return self.difference <= TOLERANCE and self.same == 1
+
+    @property
+    def lost(self) -> float:
+        """How much accuracy falls on the domain where it falls most; negative where it rises everywhere."""
+        return max(before - after for before, after in self.accuracy.values())
+
+    @property
+    def mean(self) -> float:
+        """The export's accuracy, the mean over the domains."""
+        return sum(after for _, after in self.accuracy.values()) / len(self.accuracy)
+
+    def summary(self) -> str:
+        """Return a few words for people."""
+        domains = ", ".join(f"{name} {100 * a:.1f} -> {100 * b:.1f}" for name, (a, b) in self.accuracy.items())
+        kept = f"; not in int8: {', '.join(self.kept)}" if self.kept else ""
+        gain = "" if self.gain is None else f"; {self.gain:.1f} times as quick as fp32 here"
+        if self.gain is not None and self.gain < 1:
+            gain += ": this machine is better off with fp32"
+        return f"{100 * self.same:.1f}% same answers, accuracy % {domains}{kept}{gain}"
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Validation pictures of a source domain: pixels [n, s, s, 3], labels [n], the student's logits [n, C]."""
+
+    name: str
+    pixels: Pixels
+    labels: NDArray[np.int64]
+    logits: NDArray[np.float32]
+
+
+def source_domains(classifier: Classifier, sources: Sources) -> Iterator[Domain]:
+    """Yield the validation pictures of each source domain, with what the student says about them."""
+    dataset, val, size = sources.dataset, sources.split.val, classifier.student.spec.image_size
+    for name in sources.names:
+        pictures = val[dataset.domain_ids[val] == dataset.domain_index(name)][:CHECKED]
+        pixels = _pixels(sources, pictures, size)
+        logits = np.concatenate([classifier.logits(torch.from_numpy(part)).numpy() for part in parts(pixels)])
+        yield Domain(name, pixels, dataset.labels[pictures], logits)
+
+
+def calibration_pixels(sources: Sources, size: int) -> Pixels:
+    """Return training pictures of all source domains, drawn evenly."""
+    rng = np.random.default_rng(derive(0, "calibration"))
+    train, domains = sources.split.train, sources.dataset.domain_ids[sources.split.train]
+    each = -(-CALIBRATION // len(np.unique(domains)))
+    drawn = [rng.permutation(train[domains == domain])[:each] for domain in np.unique(domains)]
+    return _pixels(sources, np.concatenate(drawn), size)
+
+
+def compare(exported: Exported, domains: Sequence[Domain], kept: tuple[str, ...] = ()) -> Parity:
+    """Return how an export compares with its student.
+
+    Raises:
+        StudentError: the export gives NaN or infinity.
+    """
+    found = [np.concatenate([exported.logits(part) for part in parts(domain.pixels)]) for domain in domains]
+    wanted = np.concatenate([domain.logits for domain in domains])
+    said = np.concatenate(found)
+    accuracy = {
+        domain.name: (_accuracy(domain.logits, domain.labels), _accuracy(logits, domain.labels))
+        for domain, logits in zip(domains, found, strict=True)
+    }
+    difference = float(np.abs(wanted - said).max() / np.abs(wanted).max())
+    return Parity(difference, float((wanted.argmax(1) == said.argmax(1)).mean()), accuracy, kept)
+
+
+def parts(pixels: Pixels) -> Iterator[Pixels]:
+    """Yield batches."""
+    for start in range(0, len(pixels), BATCH):
+        yield pixels[start : start + BATCH]
+
+
+def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    return float((logits.argmax(1) == labels).mean())
+
+
+def _pixels(sources: Sources, pictures: NDArray[np.int64], size: int) -> Pixels:
+    return np.stack([evaluation_view(decode(sources.dataset.read(int(i))), size) for i in pictures])

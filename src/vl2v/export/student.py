@@ -1,0 +1,262 @@
+"""A run's student as files for other places, each checked on real pictures before it is given out."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vl2v.devices import processors
+from vl2v.errors import ConfigError, StudentError, need_extra
+from vl2v.evaluation import fit_temperature, unknown_threshold
+from vl2v.export.measure import files_of, side_by_side, timed
+from vl2v.export.network import Network, card_of
+from vl2v.export.onnx import int8_trials, write_onnx
+from vl2v.export.others import write_executorch, write_openvino, write_torchscript
+from vl2v.export.parity import POINTS, Domain, Parity, Pixels, calibration_pixels, compare, source_domains
+from vl2v.runs.folder import Run, write_bytes
+from vl2v.runs.report import Report, silent
+from vl2v.runs.sources import Sources, open_sources
+from vl2v.runs.teaching import default_store
+from vl2v.runtime import load
+from vl2v.students import Classifier, at_size
+
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt", "executorch": ".pte"}
+INT8 = ("onnx", "openvino")  # formats that have it
+_NEEDED = {
+    "onnx": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
+    "openvino": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export", "openvino": "openvino"},
+    "torchscript": {},
+    "executorch": {"executorch": "executorch"},
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that does what the student does; OpenVINO keeps its weights in a second one beside it.
+
+    Attributes:
+        path: where it is.
+        parity: with the student.
+        bytes: how large it is, both files together.
+    """
+
+    path: Path
+    parity: Parity
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path, parity: Parity) -> Export:
+        """Return the export that is in a file."""
+        return cls(path, parity, sum(file.stat().st_size for file in files_of(path)))
+
+    def copy(self, path: Path) -> None:
+        """Write it somewhere else.
+
+        Raises:
+            RunError: that can't be written.
+        """
+        for source, file in zip(files_of(self.path), files_of(path), strict=True):
+            write_bytes(file, source.read_bytes())
+
+
+class Exporter:
+    """Makes exports of a run's student in a folder.
+
+    Args:
+        run: a finished run, its pictures at hand.
+        folder: for the files.
+        form: "closed", or "open" for students that classify by texts: classes can be added later.
+        sources: the run's pictures.
+        image_size: pixels a side; by default the student's. Temperature and threshold are fitted anew to another one.
+
+    Raises:
+        StudentError: an open form of a fixed head, or a size that the student can't take.
+    """
+
+    def __init__(
+        self, run: Run, folder: Path, sources: Sources, *, form: str = "closed", image_size: int | None = None
+    ) -> None:
+        if form == "open" and run.classifier.texts is None:
+            raise StudentError(
+                f"{run.folder}: its head is fixed; only students that classify by texts have an open form"
+            )
+        self.run, self.folder, self.form, self._sources = run, folder, form, sources
+        size = image_size or run.classifier.student.spec.image_size
+        self.classifier: Classifier = at_size(run.classifier, size)
+        if self.classifier is not run.classifier:
+            logits = torch.from_numpy(np.concatenate([domain.logits for domain in self.domains]))
+            labels = torch.from_numpy(np.concatenate([domain.labels for domain in self.domains]))
+            temperature = fit_temperature(logits, labels)
+            threshold = unknown_threshold(logits / temperature, labels)
+            self.classifier = replace(self.classifier, temperature=temperature, threshold=threshold)
+
+    @cached_property
+    def domains(self) -> list[Domain]:
+        """What exports are checked on."""
+        return list(source_domains(self.classifier, self._sources))
+
+    def make(self, kind: str, *, int8: bool = False) -> Export:
+        """Return an export.
+
+        Raises:
+            StudentError: it differs from the student, in fp32 by more than 1e-4 of the largest logit or in any answer,
+                in int8 by more than half a point of accuracy on a domain.
+            ConfigError: the format has no int8.
+            MissingExtra: what writes the format is not installed.
+        """
+        check_format(kind, int8=int8)
+        if int8:
+            return self._made_int8(kind)
+        return self._plain if kind == "onnx" else self._checked(self._write(kind))
+
+    @cached_property
+    def _plain(self) -> Export:
+        path = self.folder / "student.onnx"
+        write_onnx(self._network, card_of(self.classifier, self.form, "fp32"), path)
+        return self._checked(path)
+
+    @property
+    def _network(self) -> Network:
+        return Network(self.classifier, form=self.form).eval()
+
+    def _write(self, kind: str) -> Path:
+        path, card = self.folder / f"student{FORMATS[kind]}", card_of(self.classifier, self.form, "fp32")
+        if kind == "openvino":
+            write_openvino(self._plain.path, card, path)
+        elif kind == "torchscript":
+            write_torchscript(self._network, card, path)
+        else:
+            write_executorch(self._network, card, path)
+        return path
+
+    def _checked(self, path: Path) -> Export:
+        parity = compare(load(path), self.domains)
+        if not parity.exact:
+            raise StudentError(
+                f"{self.run.folder}: the export differs from the student, by {parity.difference:.1e} of the largest "
+                f"logit; {parity.summary()}; nothing was written"
+            )
+        return Export.of(path, parity)
+
+    def _made_int8(self, kind: str) -> Export:
+        """Return an int8 export that keeps the accuracy, leaving out as few layers as that takes."""
+        tried: list[Parity] = []
+        for path, kept in self._int8_files(kind):
+            parity = compare(load(path), self.domains, kept)
+            if parity.lost <= POINTS:
+                return Export.of(path, parity)
+            tried.append(parity)
+        best = min(tried, key=lambda parity: parity.lost)
+        raise StudentError(f"int8 loses {100 * best.lost:.1f} points ({best.summary()}); nothing was written: use fp32")
+
+    def _int8_files(self, kind: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
+        card = card_of(self.classifier, self.form, "int8")
+        for made, kept in int8_trials(self._plain.path, card, self._calibration):
+            if kind == "onnx":
+                yield made, kept
+            else:
+                path = made.with_suffix(FORMATS[kind])
+                write_openvino(made, card, path)
+                yield path, kept
+
+    @cached_property
+    def _calibration(self) -> Pixels:
+        return calibration_pixels(self._sources, self.classifier.student.spec.image_size)
+
+
+def check_format(kind: str, *, int8: bool = False) -> None:
+    """Check that a format can be written here.
+
+    Raises:
+        ConfigError: there is no such format, or none of it in int8.
+        MissingExtra: what writes the format is not installed.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(f"--format {kind}: there are {', '.join(FORMATS)}")
+    if int8 and kind not in INT8:
+        raise ConfigError(f"--int8: there is none of {kind}, only of {' and '.join(INT8)}")
+    for module, extra in _NEEDED[kind].items():
+        need_extra(module, extra)
+
+
+def open_pictures(run: Run, store: Path | None, report: Report = silent) -> Sources:
+    """Open the pictures that a run learnt from."""
+    return open_sources(run.config, (store or default_store()) / "audit.sqlite", report)
+
+
+def export_student(
+    run: Run,
+    out: Path,
+    kind: str = "onnx",
+    *,
+    form: str = "closed",
+    int8: bool = False,
+    image_size: int | None = None,
+    store: Path | None = None,
+    report: Report = silent,
+) -> Parity:
+    """Write a run's student as a file, if that does the same as the student.
+
+    Args:
+        run: a finished run, its pictures at hand.
+        out: the file.
+        kind: "onnx", "openvino", "torchscript" or "executorch".
+        form: "closed", or "open" for students that classify by texts: classes can be added later.
+        int8: static quantisation, per channel; layers at which accuracy falls stay as they are.
+        image_size: pixels a side; by default the student's.
+        store: for what is known of the pictures.
+        report: told how far it is.
+
+    Raises:
+        StudentError: the export differs from the student, in fp32 by more than 1e-4 of the largest logit or in any
+            answer, in int8 by more than half a point of accuracy on a domain; or an open form of a fixed head.
+        ConfigError: an unknown format, or a file name that doesn't fit it.
+        MissingExtra: what writes the format is not installed.
+    """
+    check_format(kind, int8=int8)
+    check_name(out, kind)
+    sources = open_pictures(run, store, report)
+    report("exporting", 0, 2, "")
+    with tempfile.TemporaryDirectory() as folder:
+        exporter = Exporter(run, Path(folder), sources, form=form, image_size=image_size)
+        made = exporter.make(kind, int8=int8)
+        report("exporting", 1, 2, "")
+        made.copy(out)
+        parity = made.parity
+        if int8:
+            parity = replace(parity, gain=_gain(exporter.make(kind).path, made.path, exporter.classifier))
+    report("exporting", 2, 2, "")
+    return parity
+
+
+def _gain(plain: Path, int8: Path, classifier: Classifier) -> float:
+    """Return how many times as quick as the fp32 file the int8 one is, one picture at a time."""
+    size = classifier.student.spec.image_size
+    callers = {path.name: partial(timed, load(path, threads=processors()).run, size) for path in (plain, int8)}
+    return side_by_side(callers, plain.name, 1, turns=3, seconds=0.1)[int8.name].gain
+
+
+def default_name(kind: str, *, int8: bool = False) -> str:
+    """Return how an export in a run folder is called.
+
+    Raises:
+        ConfigError, MissingExtra: as `check_format` does.
+    """
+    check_format(kind, int8=int8)
+    return f"student{'-int8' if int8 else ''}{FORMATS[kind]}"
+
+
+def check_name(out: Path, kind: str) -> None:
+    """Check that a file's name says what is in it.
+
+    Raises:
+        ConfigError: it doesn't.
+    """
+    if out.suffix != FORMATS[kind]:
+        raise ConfigError(f"--out {out}: the name of what is exported as {kind} ends in {FORMATS[kind]}")

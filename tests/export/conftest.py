@@ -1,0 +1,37 @@
+"""One little student, trained once, and its ONNX exports."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import vl2v
+from little import quick_settings
+from vl2v.export import export_student
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("store")
+
+
+@pytest.fixture(scope="session")
+def run(shapes: Path, recording: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
+    folder = tmp_path_factory.mktemp("runs") / "adip"
+    return vl2v.distill(quick_settings(shapes, recording), folder, store=store)
+
+
+@pytest.fixture(scope="session")
+def closed(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("closed") / "student.onnx"
+    parity = export_student(run, file, store=store)
+    assert parity.same == 1 and parity.difference <= 1e-4 and set(parity.accuracy) == {"chalk", "ink"}
+    return file
+
+
+@pytest.fixture(scope="session")
+def opened(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("open") / "student.onnx"
+    export_student(run, file, form="open", store=store)
+    return file

@@ -1,0 +1,85 @@
+"""An export by what it may take: the most accurate of those that do, or the nearest is named."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import vl2v
+import vl2v.runtime
+from little import quick_settings
+from vl2v.cli.app import app
+from vl2v.errors import ConfigError, StudentError
+from vl2v.export import Choice, Target, best_of, choose_export
+
+
+@pytest.fixture(scope="module")
+def choice(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Choice:
+    """Return what is chosen of both precisions and two sizes by a target that everything meets."""
+    return choose_export([run], Target(10, 1e9), out=tmp_path_factory.mktemp("choice") / "s.onnx", store=store)
+
+
+def test_the_most_accurate_that_meets_the_target_is_written(choice: Choice) -> None:
+    sizes = {(one.image_size, one.int8) for one in choice.candidates}
+    assert sizes == {(32, False), (32, True), (16, False), (16, True)}
+    made = [one for one in choice.candidates if one.made is not None]
+    assert len(made) > 1 and all(one.seconds > 0 for one in made)
+    assert choice.best.made is not None
+    assert choice.best.made.parity.mean == max(one.made.parity.mean for one in made if one.made is not None)
+    assert choice.path.stat().st_size == choice.best.made.bytes
+    card = vl2v.runtime.load(choice.path).card
+    assert card["image_size"] == choice.best.image_size
+    assert card["precision"] == ("int8" if choice.best.int8 else "fp32")
+    assert choice.table().render("md").count("**chosen**") == 1
+
+
+def test_a_tighter_target_leaves_the_smaller_ones(choice: Choice) -> None:
+    sizes = {one.int8: one.made.bytes for one in choice.candidates if one.made is not None and one.image_size == 32}
+    assert best_of(choice.candidates, Target(bytes=(sizes[False] + sizes[True]) / 2)).int8
+    times = sorted(one.seconds for one in choice.candidates if one.made is not None)
+    assert best_of(choice.candidates, Target(seconds=times[0])).seconds == times[0]
+
+
+def test_a_target_that_nothing_meets_names_the_nearest(choice: Choice) -> None:
+    smallest = min((one for one in choice.candidates if one.made), key=lambda one: one.made.bytes)  # type: ignore[union-attr]
+    with pytest.raises(StudentError, match=f"nearest, {re.escape(smallest.name)}, takes"):
+        best_of(choice.candidates, Target(bytes=1000))
+
+
+def test_another_size_is_calibrated_for_itself(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
+    asked = ["export", str(run.folder), "--target-size", "9MB", "--image-size", "16", "--no-int8"]
+    told = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "s.onnx"), "--store", str(store)])
+    assert told.exit_code == 0 and "at 16 px in fp32" in told.stdout
+    exported = vl2v.runtime.load(tmp_path / "s.onnx")
+    assert exported.card["image_size"] == 16 and exported.card["threshold"] != run.classifier.threshold
+    assert exported.probabilities(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 3)
+
+
+def test_runs_on_other_pictures_are_not_compared(
+    run: vl2v.Run, shapes: Path, recording: Path, store: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run.folder, tmp_path / "other")
+    config = tmp_path / "other" / "config.toml"
+    config.write_text(config.read_text().replace('target = [\n    "paint",\n]', 'target = ["ink"]'))
+    assert vl2v.Run(tmp_path / "other").config.data.target == ["ink"] != quick_settings(shapes, recording)["data"]
+    with pytest.raises(ConfigError, match="other pictures, split or classes"):
+        choose_export([run, vl2v.Run(tmp_path / "other")], Target(1), store=store)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--target-latency", "10"], "write a number and its unit, ms or s"),
+        (["--target-size", "0MB"], "write a number and its unit"),
+        (["--image-size", "16", "--image-size", "32"], "say what to choose by"),
+        (["--target-size", "5MB", "--int8", "--format", "torchscript"], "none of torchscript"),
+    ],
+)
+def test_what_makes_no_sense_is_said(run: vl2v.Run, options: list[str], said: str) -> None:
+    told = CliRunner().invoke(app, ["export", str(run.folder), *options])
+    assert isinstance(told.exception, ConfigError) and said in str(told.exception)

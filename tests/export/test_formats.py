@@ -1,0 +1,125 @@
+"""Formats beside ONNX: read back as a user would, they answer as the student does; or nothing is written."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import vl2v
+import vl2v.runtime
+from vl2v.cli.app import app
+from vl2v.errors import ConfigError, StudentError
+from vl2v.export import FORMATS, export_student
+from vl2v.export import student as making
+
+OTHERS = ["openvino", "torchscript", pytest.param("executorch", marks=pytest.mark.filterwarnings("ignore"))]
+
+
+@pytest.fixture(scope="session", params=OTHERS)
+def other(request: pytest.FixtureRequest, run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return an export in another format."""
+    if request.param == "executorch":
+        pytest.importorskip("executorch")
+    file = tmp_path_factory.mktemp(request.param) / f"student{FORMATS[request.param]}"
+    assert export_student(run, file, request.param, store=store).exact
+    return file
+
+
+def test_it_predicts_what_the_student_does(other: Path, run: vl2v.Run, shapes: Path) -> None:
+    pictures = sorted((shapes / "paint").rglob("*.png"))
+    exported = vl2v.runtime.load(other)
+    assert exported.card["precision"] == "fp32" and exported.classes == run.classifier.classes
+    for batch in (pictures, pictures[:1]):
+        for ours, theirs in zip(exported.predict(batch), run.classifier.predict(batch), strict=True):
+            assert (ours.best, ours.label) == (theirs.best, theirs.label)
+            assert ours.probability == pytest.approx(theirs.probability, abs=1e-4)
+
+
+def test_it_tells_nothing_of_this_machine(other: Path, shapes: Path) -> None:
+    for file in other.parent.iterdir():
+        data = file.read_bytes()
+        for path in (str(shapes), str(Path.home()), "site-packages", "/src/vl2v", str(Path(vl2v.__file__).parents[2])):
+            assert path.encode() not in data
+
+
+def test_what_is_broken_or_foreign_is_named(other: Path, tmp_path: Path) -> None:
+    broken = tmp_path / other.name
+    if other.suffix == ".xml":
+        broken.with_suffix(".bin").write_bytes(other.with_suffix(".bin").read_bytes())
+    for data in (b"junk", b"", other.read_bytes()[: other.stat().st_size // 2]):
+        broken.write_bytes(data)
+        with pytest.raises(StudentError, match="not an export of vl2v"):
+            vl2v.runtime.load(broken)
+
+
+def test_openvino_has_int8(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
+    file = tmp_path / "int8.xml"
+    parity = export_student(run, file, "openvino", int8=True, store=store)
+    assert parity.lost <= 0.005 and parity.gain is not None
+    assert vl2v.runtime.load(file).card["precision"] == "int8"
+    assert "int8" in file.read_text() or "FakeQuantize" in file.read_text()
+
+
+def test_openvino_files_without_a_card_or_weights_are_refused(
+    run: vl2v.Run, store: Path, closed: Path, tmp_path: Path
+) -> None:
+    import openvino
+
+    openvino.save_model(openvino.Core().read_model(str(closed)), tmp_path / "bare.xml")
+    with pytest.raises(StudentError, match="no card in it"):
+        vl2v.runtime.load(tmp_path / "bare.xml")
+    (tmp_path / "bare.bin").unlink()
+    with pytest.raises(StudentError, match="can't be read"):
+        vl2v.runtime.load(tmp_path / "bare.xml")
+
+
+def test_a_foreign_torchscript_file_is_refused(tmp_path: Path) -> None:
+    torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "other.pt"))
+    with pytest.raises(StudentError, match="no card in it"):
+        vl2v.runtime.load(tmp_path / "other.pt")
+
+
+def test_a_format_that_differs_is_not_written(
+    run: vl2v.Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = making.write_torchscript
+
+    def off(network: torch.nn.Module, *rest: Any) -> None:
+        network = copy.deepcopy(network)
+        with torch.no_grad():
+            next(network.parameters()).mul_(1.01)
+        write(network, *rest)
+
+    monkeypatch.setattr(making, "write_torchscript", off)
+    with pytest.raises(StudentError, match="the export differs from the student"):
+        export_student(run, tmp_path / "x.pt", "torchscript", store=store)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_answers_that_are_not_finite_are_refused(closed: Path, tmp_path: Path, value: float) -> None:
+    model = onnx.load(str(closed))
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 4:
+            array = onnx.numpy_helper.to_array(tensor).copy()
+            array.flat[0] = value
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+    onnx.save(model, str(tmp_path / "nan.onnx"))
+    with pytest.raises(StudentError, match="NaN or infinity"):
+        vl2v.runtime.load(tmp_path / "nan.onnx").run(np.full((1, 32, 32, 3), 255, np.uint8))
+
+
+def test_what_a_format_lacks_is_said_before_work_begins(run: vl2v.Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="none of torchscript, only of onnx and openvino"):
+        export_student(run, tmp_path / "x.pt", "torchscript", int8=True)
+    with pytest.raises(ConfigError, match=r"ends in \.xml"):
+        export_student(run, tmp_path / "x.onnx", "openvino")
+    told = CliRunner().invoke(app, ["export", str(run.folder), "--format", "coreml"])
+    assert isinstance(told.exception, ConfigError) and "onnx, openvino, torchscript, executorch" in str(told.exception)
