@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 
 from little import CLASSES, DOMAINS, draw, quick_settings, record
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +45,12 @@ def recording(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quick(shapes: Path, recording: Path) -> dict[str, Any]:
     """Return settings of a run that takes a second or two."""
     return quick_settings(shapes, recording)
+
+
+@pytest.fixture
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    """Yield a browser of a new profile."""
+    from browser import chromium
+
+    with chromium(tmp_path_factory.mktemp("profile")) as opened:
+        yield opened
