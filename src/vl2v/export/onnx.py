@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vl2v.data import decode, evaluation_view
+from vl2v.drift import reference
 from vl2v.errors import StudentError, need_extra
+from vl2v.prediction import UNKNOWN
 from vl2v.runs.folder import Run, write_bytes
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources, open_sources
@@ -133,6 +135,7 @@ def export_onnx(
         made = plain
         if int8:
             made, parity = _quantised(classifier, plain, sources, checked)
+        _add_reference(made, checked)
         write_bytes(out, made.read_bytes())
     report("exporting", 3, 3, "")
     return parity
@@ -183,6 +186,9 @@ def _card(classifier: Classifier, form: str, precision: str) -> dict[str, Any]:
         "precision": precision,
         "about": {name: classifier.about[name] for name in known if name in classifier.about},
     }
+    if classifier.about.get("teacher"):  # what another class's text is asked of, and how
+        card["teacher"] = classifier.about["teacher"]["fingerprint"]
+        card["prompts"] = classifier.about["prompts"]
     if form == "open" and classifier.texts is not None:
         card["texts"] = base64.b64encode(classifier.texts.float().numpy().tobytes()).decode()
     return card
@@ -192,6 +198,18 @@ def _put_card(model: Any, card: dict[str, Any]) -> None:
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(card)
+
+
+def _add_reference(path: Path, domains: list[_Domain]) -> None:
+    """Put into the card what live traffic can be compared with: each domain's mean output, and how much is unknown."""
+    import onnx
+
+    exported = load(path)
+    outputs = {each.name: np.concatenate([exported.run(part) for part in _parts(each.pixels)]) for each in domains}
+    answers = [answer.label == UNKNOWN for rows in outputs.values() for answer in exported.predictions(rows)]
+    model = onnx.load(str(path))
+    _put_card(model, {**exported.card, "reference": reference(outputs, sum(answers) / len(answers))})
+    onnx.save(model, str(path))
 
 
 @dataclass(frozen=True)
