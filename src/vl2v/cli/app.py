@@ -8,6 +8,7 @@ from vl2v.cli import benchmark, data, learn, teacher, use, vendor
 from vl2v.cli.bill import bill
 from vl2v.cli.demo import demo
 from vl2v.cli.export import export
+from vl2v.cli.serve import monitor, serve
 
 app = typer.Typer(
     name="vl2v",
@@ -41,6 +42,8 @@ app.command("bill")(bill)
 app.command("distill")(learn.distill)
 app.command("evaluate")(use.evaluate)
 app.command("export")(export)
+app.command("serve")(serve)
+app.command("monitor")(monitor)
 app.command("predict")(use.predict)
 app.add_typer(use.classes, name="classes")
 app.add_typer(benchmark.app, name="benchmark")
