@@ -45,7 +45,7 @@ class Network:
         student: Exported,
         *,
         most: int = 32,
-        waiting: int = 256,
+        waiting: int = 128,
         seconds: float = 10.0,
         observe: Callable[[int], None] = lambda size: None,
     ) -> None:

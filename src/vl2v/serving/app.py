@@ -148,7 +148,7 @@ def create_app(
     name: str = "student",
     key: str = "",
     origins: Sequence[str] = (),
-    waiting: int = 256,
+    waiting: int = 128,
 ) -> FastAPI:
     """Return the application.
 
@@ -266,13 +266,17 @@ def create_app(
 
     @app.get("/ready", responses=_failures(503))
     @app.get("/v2/health/ready", responses=_failures(503))
-    @app.get("/v2/models/{model}/ready", responses=_failures(404, 503))
-    async def ready(model: str = name) -> dict[str, bool]:
+    async def ready() -> dict[str, bool]:
         """Tell whether the next picture would be taken."""
-        _same(model, name)
         if network.batches.full():
             raise HTTPException(503, "too many pictures are waiting", {"Retry-After": "1"})
         return {"ready": True}
+
+    @app.get("/v2/models/{model}/ready", responses=_failures(404, 503))
+    async def model_ready(model: str) -> dict[str, bool]:
+        """Tell whether the next picture would be taken, in the terms of the KServe protocol."""
+        _same(model, name)
+        return await ready()
 
     @app.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def metrics_page() -> Response:

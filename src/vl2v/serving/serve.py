@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -59,6 +60,7 @@ def serve(
     key = read_secret(KEY)
     if not check_host(host) and not key:
         raise ConfigError(f"--host {host}: others can reach it; give clients a key, in {KEY} or {KEY}_FILE")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is broken
     app = application(file, teacher, budget, store, log, origins, name, key)
     uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
 
