@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +16,10 @@ WINDOW = 1000  # the latest pictures that are looked at
 NEAR, FAR = 0.5, 1.0  # distances at which the verdict changes
 POINTS = 0.05  # that the share of "unknown" may rise by before anything is said
 
+STEPS = 500  # of the search for the nearest mixture
+
 Rows = NDArray[np.float32]
+Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -26,9 +28,10 @@ class Drift:
 
     Attributes:
         pictures: how many were looked at.
-        distance: of their mean from the nearest training domain's, where 1 is how far a training domain typically is
-            from the one nearest to it; None where the student learned from one domain, or there are too few pictures.
-        nearest: that training domain.
+        distance: of their mean from the training domains' (from the nearest mixture of these), where 1 is how far a
+            training domain typically is from the others; None where the student learned from one domain, or there are
+            too few pictures.
+        nearest: the training domain that has most of that mixture.
         unknown: share of them with the answer "unknown".
         expected: that share on the training domains' validation pictures.
     """
@@ -52,11 +55,11 @@ class Drift:
         if self.distance is None:
             where = "where pictures come from can't be told: the student learned from one domain"
         elif self.distance < NEAR:
-            where = f"pictures look like those of {self.nearest}"
+            where = f"pictures look like training domains, most like {self.nearest}"
         elif self.distance < FAR:
-            where = f"pictures differ from every training domain, least from {self.nearest}"
+            where = f"pictures differ somewhat from the training domains, least from {self.nearest}"
         else:
-            where = "pictures are as far from every training domain as these are from one another, or farther"
+            where = "pictures are at least as far from the training domains as these are from one another"
         drifted = self.more_unknown or (self.distance or 0) >= FAR
         advice = "drift: look at some of them, and measure the accuracy on a labelled sample" if drifted else "no alarm"
         more = "more" if self.more_unknown else "not more"
@@ -91,16 +94,16 @@ def drift(rows: Rows, unknown: float, kept: Mapping[str, Any]) -> Drift:
     domains, expected = kept["domains"], kept["unknown"]
     if len(rows) < FEWEST or len(domains) < 2:
         return Drift(len(rows), None, None, unknown, expected)
-    means = {name: np.frombuffer(base64.b64decode(each["mean"]), "<f4") for name, each in domains.items()}
-    errors = {name: each["error"] for name, each in domains.items()}
-    apart = dict.fromkeys(means, np.inf)
-    for one, other in itertools.permutations(means, 2):
-        apart[one] = min(apart[one], _distance(means[one] - means[other], errors[one] + errors[other]))
-    here, error = rows.mean(0), _error(rows)
-    away = {name: _distance(here - mean, error + errors[name]) for name, mean in means.items()}
-    nearest = min(away, key=away.__getitem__)
-    typical = max(float(np.median(list(apart.values()))), 1e-6)
-    return Drift(len(rows), away[nearest] / typical, nearest, unknown, expected)
+    names = list(domains)
+    means = np.stack([np.frombuffer(base64.b64decode(domains[name]["mean"]), "<f4") for name in names]).astype(float)
+    errors = np.array([domains[name]["error"] for name in names])
+    others = [np.arange(len(names)) != place for place in range(len(names))]
+    apart = [
+        _distance(mean, error, means[rest], errors[rest])[0]
+        for mean, error, rest in zip(means, errors, others, strict=True)
+    ]
+    away, weights = _distance(rows.mean(0).astype(float), _error(rows), means, errors)
+    return Drift(len(rows), away / max(float(np.median(apart)), 1e-6), names[int(weights.argmax())], unknown, expected)
 
 
 def _error(rows: Rows) -> float:
@@ -108,5 +111,27 @@ def _error(rows: Rows) -> float:
     return float(rows.var(0, ddof=1).sum() / len(rows)) if len(rows) > 1 else 0.0
 
 
-def _distance(difference: Rows, error: float) -> float:
-    return float(np.sqrt(max(float(difference @ difference) - error, 0.0)))
+def _distance(mean: Floats, error: float, means: Floats, errors: Floats) -> tuple[float, Floats]:
+    """Return how far a mean [d] is from the nearest mixture of others [K, d], and the mixture's weights [K].
+
+    Args:
+        mean: of some pictures.
+        error: its expected squared distance from the true one.
+        means: of others.
+        errors: theirs.
+    """
+    centred, point = means - means.mean(0), mean - means.mean(0)
+    gram, cross = centred @ centred.T, centred @ point
+    step = 1 / max(float(np.linalg.norm(gram, 2)), 1e-12)
+    weights = np.full(len(means), 1 / len(means))
+    for _ in range(STEPS):  # projected gradient
+        weights = _simplex(weights - step * (gram @ weights - cross))
+    difference = point - weights @ centred
+    return float(np.sqrt(max(difference @ difference - error - weights**2 @ errors, 0.0))), weights
+
+
+def _simplex(values: Floats) -> Floats:
+    """Return the nearest weights: none negative, all of them 1."""
+    falling = np.sort(values)[::-1]
+    excess = (np.cumsum(falling) - 1) / np.arange(1, len(values) + 1)
+    return np.asarray(np.maximum(values - excess[np.flatnonzero(falling > excess)[-1]], 0))

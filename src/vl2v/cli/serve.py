@@ -54,6 +54,7 @@ def monitor(
 ) -> None:
     """Tell how far live traffic is from the training domains, and whether more of it is unknown than expected."""
     import json as as_json
+    from collections import Counter
     from dataclasses import asdict
 
     from vl2v.runtime import export_in, load
@@ -66,10 +67,12 @@ def monitor(
         typer.echo(as_json.dumps({**asdict(drift), "verdict": drift.verdict()}))
         return
     if drift.distance is not None:
-        typer.echo(f"distance {drift.distance:.2f} from {drift.nearest} (1: as training domains from one another)")
+        typer.echo(f"distance {drift.distance:.2f} from the training domains (1: as these from one another)")
     typer.echo(
         f"unknown {100 * drift.unknown:.1f}%, expected {100 * drift.expected:.1f}%, of {drift.pictures} pictures"
     )
+    answers = Counter(traffic.labels).most_common(5)
+    typer.echo("answers: " + ", ".join(f"{label} {100 * count / drift.pictures:.0f}%" for label, count in answers))
     typer.echo(drift.verdict())
 
 

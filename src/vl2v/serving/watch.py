@@ -81,12 +81,12 @@ class Traffic:
 
     Attributes:
         rows: the network's outputs [n, d].
-        unknown: share of them with the answer "unknown".
+        labels: the answers.
         broken: lines that can't be read: the server was killed while it wrote them.
     """
 
     rows: Rows
-    unknown: float
+    labels: list[str]
     broken: int
 
 
@@ -104,8 +104,7 @@ def read_log(path: Path, student: Exported, *, last: int = WINDOW) -> Traffic:
         raise DataError(f"{path}: can't be read ({error.strerror})") from None
     entries = [entry for entry in map(_entry, lines) if entry is not None]
     rows = np.stack([row for row, _ in entries]) if entries else np.zeros((0, 1), np.float32)
-    unknown = sum(unknown for _, unknown in entries) / max(len(entries), 1)
-    return Traffic(rows, unknown, len(lines) - len(entries))
+    return Traffic(rows, [label for _, label in entries], len(lines) - len(entries))
 
 
 def monitor(log: Path, student: Exported, *, last: int = WINDOW) -> tuple[Traffic, Drift]:
@@ -118,14 +117,15 @@ def monitor(log: Path, student: Exported, *, last: int = WINDOW) -> tuple[Traffi
     if "reference" not in student.card:
         raise StudentError("this export has nothing that live traffic can be compared with; export again")
     traffic = read_log(log, student, last=last)
-    return traffic, drift(traffic.rows, traffic.unknown, student.card["reference"])
+    unknown = traffic.labels.count(UNKNOWN) / max(len(traffic.labels), 1)
+    return traffic, drift(traffic.rows, unknown, student.card["reference"])
 
 
-def _entry(line: bytes) -> tuple[Rows, bool] | None:
+def _entry(line: bytes) -> tuple[Rows, str] | None:
     try:
         entry = json.loads(line)
         row = np.frombuffer(base64.b64decode(entry["out"], validate=True), "<f2").astype(np.float32)
-        return row, entry["label"] == UNKNOWN
+        return row, str(entry["label"])
     except (ValueError, KeyError, TypeError):
         return None
 
