@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ import vl2v.runtime
 from vl2v.cli.app import app
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
+from vl2v.embeddings import EmbeddingStore, text_key
 from vl2v.errors import ConfigError, StudentError
 from vl2v.serving import serve as serving
 from vl2v.serving.answers import Network
@@ -299,18 +301,34 @@ def start(*words: str | Path, program: str = "from vl2v.cli import main; main()"
     raise AssertionError(process.stderr.read() if process.stderr else "")
 
 
-def test_a_file_is_served_without_torch(opened: Path, picture: bytes) -> None:
-    blocked = """
-import sys
-for name in ("torch", "torchvision", "timm", "open_clip", "lightning_fabric", "onnx", "matplotlib", "transformers"):
-    sys.modules[name] = None  # importing it fails
+# Lets only those packages be imported that the image has.
+IMAGE = """
+import re, sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+lines = Path({requirements!r}).read_text().splitlines()
+there = {{plain(line.partition("==")[0]) for line in lines if not line.startswith("#")}} | {{"vl2v"}}
+missing = {{name for name, owners in packages_distributions().items() if not there & set(map(plain, owners))}}
+assert {{"torch", "timm", "open_clip", "matplotlib", "onnx"}} <= missing
+sys.modules.update(dict.fromkeys(missing))  # importing them fails
 from vl2v.cli import main
 main()
 """
-    process, url = start(opened, program=blocked)
+
+
+def test_a_file_is_served_with_what_the_image_has(opened: Path, run: vl2v.Run, picture: bytes, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(run.folder.with_name("store"), store)
+    with EmbeddingStore(store) as answers:  # the text of a star is known
+        key = text_key("a photo of a star")
+        answers.put(run.classifier.about["teacher"]["fingerprint"], [key], np.eye(1, 16, dtype=np.float32), kind="text")
+    requirements = str(Path(__file__).parents[2] / "docker" / "requirements.txt")
+    process, url = start(opened, "--store", store, program=IMAGE.format(requirements=requirements))
     try:
         assert httpx2.post(f"{url}/predict", files={"picture": picture}).status_code == 200
-        assert httpx2.get(f"{url}/classes").status_code == 200
+        assert httpx2.post(f"{url}/classes", json={"name": "star"}).status_code == 201
+        assert httpx2.get(url).status_code == httpx2.get(f"{url}/metrics").status_code == 200
     finally:
         process.kill()
 
