@@ -180,7 +180,7 @@ class Process:
 def saturate(file: Path, batch: int, seconds: float) -> tuple[float, float]:
     """Return the server's pictures a second, and its processor seconds a picture."""
     with Process(serve, file) as server:
-        connections = max(2, CONNECTIONS // batch)
+        connections = max(4, CONNECTIONS // batch)
         asyncio.run(load(server.first, batch, connections, 1))
         used, start = server.ask(), time.perf_counter()
         statuses, _ = asyncio.run(load(server.first, batch, connections, seconds))
