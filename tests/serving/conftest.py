@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 
 import vl2v
@@ -46,6 +47,9 @@ def closed(run: vl2v.Run) -> Path:
 def picture(shapes: Path) -> bytes:
     """Return a picture file's bytes."""
     return (shapes / "paint" / "ball" / "00.png").read_bytes()
+
+
+http = httpx2.Client(timeout=120, limits=httpx2.Limits(max_keepalive_connections=0))  # patient, and without a memory
 
 
 class Servers:

@@ -36,7 +36,7 @@ from vl2v.serving.guard import OPEN
 from vl2v.serving.requests import BODY
 from vl2v.web.batches import Busy
 
-from .conftest import Servers
+from .conftest import Servers, http
 
 
 def b64(data: bytes) -> str:
@@ -49,23 +49,23 @@ def test_pictures_come_as_files_or_base64_one_or_many(served: Servers, opened: P
     expected = vl2v.runtime.load(opened).predict(pictures)
     files = [("picture", (f"{i}.png", data, "image/png")) for i, data in enumerate(pictures)]
     for answer in (
-        httpx2.post(f"{url}/predict", files=files),
-        httpx2.post(f"{url}/predict", json={"pictures": [b64(data) for data in pictures]}),
-        httpx2.post(f"{url}/predict", json={"pictures": [f"data:image/png;base64,{b64(data)}" for data in pictures]}),
+        http.post(f"{url}/predict", files=files),
+        http.post(f"{url}/predict", json={"pictures": [b64(data) for data in pictures]}),
+        http.post(f"{url}/predict", json={"pictures": [f"data:image/png;base64,{b64(data)}" for data in pictures]}),
     ):
         assert answer.status_code == 200, answer.text
         for said, wanted in zip(answer.json()["predictions"], expected, strict=True):
             assert (said["label"], said["best"]) == (wanted.label, wanted.best)
             assert said["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-5)
-    one = httpx2.post(f"{url}/predict", json={"pictures": b64(pictures[0])}).json()
+    one = http.post(f"{url}/predict", json={"pictures": b64(pictures[0])}).json()
     assert one["model"] == "student" and len(one["predictions"]) == 1
 
 
 def test_the_kserve_protocol_takes_pixels_and_files(served: Servers, opened: Path, picture: bytes) -> None:
     url = served(name="shapes")
     for path in ("health/live", "health/ready", "models/shapes/ready"):
-        assert httpx2.get(f"{url}/v2/{path}").status_code == 200
-    about = httpx2.get(f"{url}/v2/models/shapes").json()
+        assert http.get(f"{url}/v2/{path}").status_code == 200
+    about = http.get(f"{url}/v2/models/shapes").json()
     assert about["platform"] == "onnxruntime_onnx" and about["inputs"][1]["shape"] == [-1, 32, 32, 3]
     (wanted,) = vl2v.runtime.load(opened).predict([picture])
     pixels = evaluation_view(decode(picture), 32)
@@ -73,15 +73,15 @@ def test_the_kserve_protocol_takes_pixels_and_files(served: Servers, opened: Pat
     flat = {"name": "pixels", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": pixels.ravel().tolist()}
     nested = {**flat, "data": pixels[None].tolist()}
     for given in (file, flat, nested):
-        answer = httpx2.post(f"{url}/v2/models/shapes/infer", json={"id": "7", "inputs": [given]}).json()
+        answer = http.post(f"{url}/v2/models/shapes/infer", json={"id": "7", "inputs": [given]}).json()
         outputs = {output["name"]: output["data"] for output in answer["outputs"]}
         assert answer["id"] == "7" and outputs["label"] == [wanted.label] and outputs["best"] == [wanted.best]
         assert outputs["probabilities"] == pytest.approx(list(wanted.probabilities.values()), abs=1e-5)
     asked = {"inputs": [file], "outputs": [{"name": "label"}]}
-    assert len(httpx2.post(f"{url}/v2/models/shapes/infer", json=asked).json()["outputs"]) == 1
-    assert httpx2.post(f"{url}/v2/models/other/infer", json=asked).status_code == 404
+    assert len(http.post(f"{url}/v2/models/shapes/infer", json=asked).json()["outputs"]) == 1
+    assert http.post(f"{url}/v2/models/other/infer", json=asked).status_code == 404
     wrong = {**flat, "shape": [1, 16, 16, 3]}
-    assert "[n, 32, 32, 3]" in httpx2.post(f"{url}/v2/models/shapes/infer", json={"inputs": [wrong]}).json()["error"]
+    assert "[n, 32, 32, 3]" in http.post(f"{url}/v2/models/shapes/infer", json={"inputs": [wrong]}).json()["error"]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_the_kserve_protocol_takes_pixels_and_files(served: Servers, opened: Pat
     ],
 )
 def test_what_is_not_answered_is_explained(served: Servers, body: Any, status: int, words: str) -> None:
-    answer = httpx2.post(f"{served()}/predict", json=body)
+    answer = http.post(f"{served()}/predict", json=body)
     assert answer.status_code == status and words in answer.json()["error"]
 
 
@@ -104,7 +104,7 @@ def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, picture: by
     url = served()
     bomb = io.BytesIO()
     Image.new("1", (9000, 9000)).save(bomb, "PNG")
-    answer = httpx2.post(f"{url}/predict", files={"picture": bomb.getvalue()})
+    answer = http.post(f"{url}/predict", files={"picture": bomb.getvalue()})
     assert answer.status_code == 400 and "too large (9000x9000 pixels)" in answer.text
     told = HTTPConnection(url.removeprefix("http://"))
     told.putrequest("POST", "/predict")
@@ -119,12 +119,12 @@ def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, picture: by
             yield b" " * 2**20
 
     try:
-        streamed = httpx2.post(f"{url}/predict", content=endless(), headers={"Content-Type": "application/json"})
+        streamed = http.post(f"{url}/predict", content=endless(), headers={"Content-Type": "application/json"})
         assert streamed.status_code == 413
     except (httpx2.WriteError, httpx2.ReadError):
         pass  # it hung up on us
     assert len(sent) < 3 * BODY // 2**20
-    assert httpx2.post(f"{url}/predict", files={"picture": picture}).status_code == 200
+    assert http.post(f"{url}/predict", files={"picture": picture}).status_code == 200
 
 
 def test_another_clients_broken_picture_fails_nobody_else(opened: Path, picture: bytes) -> None:
@@ -137,22 +137,22 @@ def test_another_clients_broken_picture_fails_nobody_else(opened: Path, picture:
 
 def test_classes_are_added_by_text_and_taken_away(served: Servers, recording: Path, picture: bytes) -> None:
     url = served(teacher=f"recorded:{recording}")
-    assert httpx2.get(f"{url}/classes").json() == {"classes": ["ball", "box", "cone"], "obstacle": None}
-    added = httpx2.post(f"{url}/classes", json={"name": " star "})
+    assert http.get(f"{url}/classes").json() == {"classes": ["ball", "box", "cone"], "obstacle": None}
+    added = http.post(f"{url}/classes", json={"name": " star "})
     assert added.status_code == 201 and added.json()["classes"] == ["ball", "box", "cone", "star"]
-    said = httpx2.post(f"{url}/predict", files={"picture": picture}).json()["predictions"][0]
+    said = http.post(f"{url}/predict", files={"picture": picture}).json()["predictions"][0]
     assert set(said["probabilities"]) == {"ball", "box", "cone", "star"}
-    assert httpx2.post(f"{url}/classes", json={"name": "star"}).status_code == 409
-    unknown = httpx2.post(f"{url}/classes", json={"name": "comet"})  # nothing of the teacher's words, or paths
+    assert http.post(f"{url}/classes", json={"name": "star"}).status_code == 409
+    unknown = http.post(f"{url}/classes", json={"name": "comet"})  # nothing of the teacher's words, or paths
     assert (unknown.status_code, unknown.json()["error"]) == (
         502,
         "the teacher can't be asked; the server's log tells why",
     )
-    assert httpx2.delete(f"{url}/classes/star").json()["classes"] == ["ball", "box", "cone"]
-    assert httpx2.delete(f"{url}/classes/star").status_code == 404
+    assert http.delete(f"{url}/classes/star").json()["classes"] == ["ball", "box", "cone"]
+    assert http.delete(f"{url}/classes/star").status_code == 404
     for name in ("ball", "box"):
-        httpx2.delete(f"{url}/classes/{name}")
-    last = httpx2.delete(f"{url}/classes/cone")
+        http.delete(f"{url}/classes/{name}")
+    last = http.delete(f"{url}/classes/cone")
     assert last.status_code == 409 and "the last one" in last.json()["error"]
 
 
@@ -160,36 +160,36 @@ def test_without_a_teacher_a_class_needs_its_embedding_or_a_stored_one(
     served: Servers, closed: Path, recording: Path
 ) -> None:
     url = served()
-    refused = httpx2.post(f"{url}/classes", json={"name": "star"})
+    refused = http.post(f"{url}/classes", json={"name": "star"})
     assert refused.status_code == 409 and "start with --teacher" in refused.json()["error"]
-    given = httpx2.post(f"{url}/classes", json={"name": "star", "embedding": [1.0] * 16})
+    given = http.post(f"{url}/classes", json={"name": "star", "embedding": [1.0] * 16})
     assert given.status_code == 201
-    assert httpx2.post(f"{url}/classes", json={"name": "moon", "embedding": [1.0] * 3}).status_code == 409
-    assert httpx2.post(f"{url}/classes", json={"name": "moon", "embedding": [0.0] * 16}).status_code == 422
+    assert http.post(f"{url}/classes", json={"name": "moon", "embedding": [1.0] * 3}).status_code == 409
+    assert http.post(f"{url}/classes", json={"name": "moon", "embedding": [0.0] * 16}).status_code == 422
     taught = served(teacher=f"recorded:{recording}")
-    assert httpx2.post(f"{taught}/classes", json={"name": "star"}).status_code == 201
+    assert http.post(f"{taught}/classes", json={"name": "star"}).status_code == 201
     other = served()  # the store knows the star from now on
-    assert httpx2.post(f"{other}/classes", json={"name": "star"}).status_code == 201
-    missing = httpx2.post(f"{other}/classes", json={"name": "comet"})
+    assert http.post(f"{other}/classes", json={"name": "star"}).status_code == 201
+    missing = http.post(f"{other}/classes", json={"name": "comet"})
     assert missing.status_code == 409 and "no text of 'comet' is stored" in missing.json()["error"]
     fixed = served(closed)
-    assert "export with --open" in httpx2.get(f"{fixed}/classes").json()["obstacle"]
-    assert httpx2.post(f"{fixed}/classes", json={"name": "star"}).status_code == 409
-    assert httpx2.delete(f"{fixed}/classes/ball").status_code == 409
+    assert "export with --open" in http.get(f"{fixed}/classes").json()["obstacle"]
+    assert http.post(f"{fixed}/classes", json={"name": "star"}).status_code == 409
+    assert http.delete(f"{fixed}/classes/ball").status_code == 409
 
 
 def test_the_teacher_is_asked_when_somebody_asks(served: Servers, recording: Path, picture: bytes) -> None:
     alone = served()
-    assert httpx2.get(f"{alone}/about").json()["teacher"] is None
-    assert httpx2.post(f"{alone}/teacher", json={"picture": b64(picture)}).status_code == 409
+    assert http.get(f"{alone}/about").json()["teacher"] is None
+    assert http.post(f"{alone}/teacher", json={"picture": b64(picture)}).status_code == 409
     url = served(teacher=f"recorded:{recording}")
-    said = httpx2.post(f"{url}/teacher", json={"picture": b64(picture)}).json()
+    said = http.post(f"{url}/teacher", json={"picture": b64(picture)}).json()
     assert said["answer"]["best"] == "ball" and said["teacher"] == {
         "name": "recorded:shapes-teacher",
         "paid": False,
         "bill": None,
     }
-    assert httpx2.post(f"{url}/teacher", json={"picture": b64(b"no")}).status_code == 400
+    assert http.post(f"{url}/teacher", json={"picture": b64(b"no")}).status_code == 400
 
 
 def test_another_teacher_is_refused(served: Servers) -> None:
@@ -200,27 +200,27 @@ def test_another_teacher_is_refused(served: Servers) -> None:
 def test_every_address_without_the_key(served: Servers, picture: bytes) -> None:
     url = served(key="secret")
     mine = {"Authorization": "Bearer secret"}
-    routes = httpx2.get(f"{url}/openapi.json", headers=mine).json()["paths"]
+    routes = http.get(f"{url}/openapi.json", headers=mine).json()["paths"]
     assert {"/predict", "/classes", "/teacher", "/metrics", "/v2/models/{model}/infer"} < set(routes)
     for path, methods in [*routes.items(), ("/openapi.json", ["get"]), ("/docs", ["get"]), ("/any/other", ["post"])]:
         for method in methods:
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic c2VjcmV0"}):
-                answer = httpx2.request(method, url + path.replace("{model}", "student"), headers=headers)
+                answer = http.request(method, url + path.replace("{model}", "student"), headers=headers)
                 assert answer.status_code == (200 if path in OPEN else 401), (path, method)
-    assert httpx2.post(f"{url}/predict", files={"picture": picture}, headers=mine).status_code == 200
+    assert http.post(f"{url}/predict", files={"picture": picture}, headers=mine).status_code == 200
 
 
 def test_pages_elsewhere_can_do_nothing(served: Servers, picture: bytes) -> None:
     url = served()
-    rebound = httpx2.get(f"{url}/about", headers={"Host": "evil.example"})  # a name that was pointed to 127.0.0.1
+    rebound = http.get(f"{url}/about", headers={"Host": "evil.example"})  # a name that was pointed to 127.0.0.1
     assert rebound.status_code == 400
-    simple = httpx2.post(f"{url}/classes", content='{"name": "x"}', headers={"Content-Type": "text/plain"})
+    simple = http.post(f"{url}/classes", content='{"name": "x"}', headers={"Content-Type": "text/plain"})
     assert simple.status_code == 415  # what a browser sends without asking first
     there = {"Origin": "https://there.example", "Access-Control-Request-Method": "POST"}
-    assert "access-control-allow-origin" not in httpx2.options(f"{url}/classes", headers=there).headers
+    assert "access-control-allow-origin" not in http.options(f"{url}/classes", headers=there).headers
     other = served(origins=["https://there.example"])
-    assert httpx2.options(f"{other}/classes", headers=there).headers["access-control-allow-origin"] == there["Origin"]
-    policy = httpx2.get(url).headers["content-security-policy"]
+    assert http.options(f"{other}/classes", headers=there).headers["access-control-allow-origin"] == there["Origin"]
+    policy = http.get(url).headers["content-security-policy"]
     assert policy.startswith("default-src 'none'") and "unsafe" not in policy
 
 
@@ -236,10 +236,10 @@ def test_overload_is_turned_away(
 
     monkeypatch.setattr(vl2v.runtime.Exported, "run", held)
     with ThreadPoolExecutor(16) as pool:
-        futures = [pool.submit(httpx2.post, f"{url}/predict", files={"p": picture}, timeout=30) for _ in range(16)]
+        futures = [pool.submit(http.post, f"{url}/predict", files={"p": picture}) for _ in range(16)]
         while not any(future.done() for future in futures):
             time.sleep(0.01)
-        assert httpx2.get(f"{url}/ready").status_code == 503 and httpx2.get(f"{url}/health").status_code == 200
+        assert http.get(f"{url}/ready").status_code == 503 and http.get(f"{url}/health").status_code == 200
         gate.set()
         answers = [future.result() for future in futures]
     assert {answer.status_code for answer in answers} == {200, 429}
@@ -255,14 +255,14 @@ def test_a_failure_tells_nothing_of_the_machine(
         raise RuntimeError(f"secret path {Path.home()}")
 
     monkeypatch.setattr(vl2v.runtime.Exported, "run", broken)
-    answer = httpx2.post(f"{url}/predict", files={"picture": picture})
+    answer = http.post(f"{url}/predict", files={"picture": picture})
     assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log tells why"})
 
 
 def test_metrics_count_answers(served: Servers, picture: bytes) -> None:
     url = served()
-    httpx2.post(f"{url}/predict", files={"a": picture, "b": picture})
-    text = httpx2.get(f"{url}/metrics").text
+    http.post(f"{url}/predict", files={"a": picture, "b": picture})
+    text = http.get(f"{url}/metrics").text
     assert "vl2v_pictures_total 2.0" in text and 'vl2v_requests_total{status="200"} 1.0' in text
     assert "vl2v_drift_distance NaN" in text  # two pictures tell nothing
 
@@ -294,7 +294,7 @@ def start(*words: str | Path, program: str = "from vl2v.cli import main; main()"
     process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
     while process.poll() is None:
         try:
-            httpx2.get(f"http://127.0.0.1:{port}/health")
+            http.get(f"http://127.0.0.1:{port}/health")
             return process, f"http://127.0.0.1:{port}"
         except httpx2.ConnectError:
             time.sleep(0.05)
@@ -326,9 +326,9 @@ def test_a_file_is_served_with_what_the_image_has(opened: Path, run: vl2v.Run, p
     requirements = str(Path(__file__).parents[2] / "docker" / "requirements.txt")
     process, url = start(opened, "--store", store, program=IMAGE.format(requirements=requirements))
     try:
-        assert httpx2.post(f"{url}/predict", files={"picture": picture}).status_code == 200
-        assert httpx2.post(f"{url}/classes", json={"name": "star"}).status_code == 201
-        assert httpx2.get(url).status_code == httpx2.get(f"{url}/metrics").status_code == 200
+        assert http.post(f"{url}/predict", files={"picture": picture}).status_code == 200
+        assert http.post(f"{url}/classes", json={"name": "star"}).status_code == 201
+        assert http.get(url).status_code == http.get(f"{url}/metrics").status_code == 200
     finally:
         process.kill()
 
@@ -338,8 +338,8 @@ def test_told_to_stop_it_answers_what_it_accepted(run: vl2v.Run, picture: bytes)
     try:
         body = {"pictures": [b64(picture)] * 64}
         with ThreadPoolExecutor(4) as pool:
-            futures = [pool.submit(httpx2.post, f"{url}/predict", json=body, timeout=60) for _ in range(4)]
-            while "vl2v_batch_things_count 1.0" in httpx2.get(f"{url}/metrics").text:  # 1: the first, to get warm
+            futures = [pool.submit(http.post, f"{url}/predict", json=body) for _ in range(4)]
+            while "vl2v_batch_things_count 1.0" in http.get(f"{url}/metrics").text:  # 1: the first, to get warm
                 assert not all(future.done() for future in futures)
             process.send_signal(signal.SIGTERM)
             answers = [future.result() for future in futures]

@@ -6,7 +6,6 @@ import json
 import re
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -17,7 +16,7 @@ from vl2v.runtime import load
 from vl2v.serving import watch
 from vl2v.serving.watch import Watch, read_log
 
-from .conftest import Servers
+from .conftest import Servers, http
 
 
 def files(folder: Path) -> list[tuple[str, bytes]]:
@@ -30,8 +29,8 @@ def test_traffic_is_logged_without_pictures_and_monitored(
     log = tmp_path / "live.jsonl"
     url = served(log=log)
     sent = files(shapes / "paint")
-    said = httpx2.post(f"{url}/predict", files=sent).json()["predictions"]
-    gauge = float(re.search(r"^vl2v_drift_distance (\S+)$", httpx2.get(f"{url}/metrics").text, re.M).group(1))
+    said = http.post(f"{url}/predict", files=sent).json()["predictions"]
+    gauge = float(re.search(r"^vl2v_drift_distance (\S+)$", http.get(f"{url}/metrics").text, re.M).group(1))
     served.stop()
     assert log.stat().st_mode & 0o077 == 0 and all(data not in log.read_bytes() for _, data in sent)
     traffic = read_log(log, load(opened))
