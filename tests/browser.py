@@ -26,18 +26,19 @@ _FLAGS = (
 
 
 @contextmanager
-def chromium(profile: Path) -> Iterator[Chrome]:
+def chromium(profile: Path, *flags: str) -> Iterator[Chrome]:
     """Yield a driver of a Chromium that keeps its console's messages; the test is skipped where there is none.
 
     Args:
         profile: a new, empty folder.
+        flags: of the command line, more of them.
     """
     program, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if program is None or driver is None:
         pytest.skip("no browser: apt-get install chromium chromium-driver")
     options = ChromeOptions()
     options.binary_location = program
-    for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+    for flag in (*_FLAGS, *flags, f"--user-data-dir={profile}"):
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = Chrome(options=options, service=ChromeService(driver))

@@ -24,6 +24,7 @@ from vl2v.prediction import Prediction, prediction
 
 FORMAT = 1
 METADATA = "vl2v"
+NAMES = ("student-int8.onnx", "student.onnx")  # of exports in a run folder
 BATCH = 64
 
 Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
@@ -73,16 +74,37 @@ class Exported:
             raise StudentError("this export has its classes built in and gives no embeddings; export with --open")
         return self.run(pixels)
 
+    @property
+    def texts(self) -> NDArray[np.float32]:
+        """The classes' text embeddings [C, d], unit rows.
+
+        Raises:
+            StudentError: the closed form has none.
+        """
+        if self._texts is None:
+            raise StudentError("this export has its classes built in; export with --open to change them")
+        return self._texts
+
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return logits [n, C], before the temperature, of pixels [n, s, s, 3]."""
-        out = self.run(pixels)
-        return out if self._texts is None else np.asarray(self.card["scale"] * out @ self._texts.T)
+        return self._logits(self.run(pixels))
 
     def probabilities(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return calibrated probabilities [n, C] of pixels [n, s, s, 3]."""
-        logits = self.logits(pixels) / self.card["temperature"]
-        powers = np.exp(logits - logits.max(1, keepdims=True))
-        return np.asarray(powers / powers.sum(1, keepdims=True))
+        return softmax(self.logits(pixels) / self.card["temperature"])
+
+    def predictions(self, out: NDArray[np.float32]) -> list[Prediction]:
+        """Return the answers that follow from what `run` gave, one a row."""
+        rows = softmax(self._logits(out) / self.card["temperature"]).tolist()
+        return [prediction(self.classes, row, self.card["threshold"]) for row in rows]
+
+    def view(self, picture: bytes) -> NDArray[np.uint8]:
+        """Return a picture file's pixels [s, s, 3], as the network wants them.
+
+        Raises:
+            PictureError: it can't be decoded.
+        """
+        return evaluation_view(decode(picture), self.card["image_size"])
 
     def predict(self, pictures: Sequence[bytes | Path | str]) -> list[Prediction]:
         """Return one prediction a picture (a file's bytes or its path), in order.
@@ -91,10 +113,9 @@ class Exported:
             PictureError: a picture that can't be decoded.
             DataError: a file that can't be read.
         """
-        views = [evaluation_view(decode(_bytes(picture)), self.card["image_size"]) for picture in pictures]
+        views = [self.view(_bytes(picture)) for picture in pictures]
         chunks = [np.stack(views[start : start + BATCH]) for start in range(0, len(views), BATCH)]
-        rows = [row for chunk in chunks for row in self.probabilities(chunk).tolist()]
-        return [prediction(self.classes, row, self.card["threshold"]) for row in rows]
+        return [answer for chunk in chunks for answer in self.predictions(self.run(chunk))]
 
     def add_class(self, name: str, text: NDArray[np.float32]) -> None:
         """Add a class by its text embedding [d], a unit vector.
@@ -102,14 +123,51 @@ class Exported:
         Raises:
             StudentError: the closed form, a class that is there already, or another dimension.
         """
-        if self._texts is None:
-            raise StudentError("this export has its classes built in; export with --open to add some")
+        texts = self.texts
         if name in self.classes:
             raise StudentError(f"class {name!r} is there already")
-        if text.shape != self._texts.shape[1:]:
-            raise StudentError(f"class {name!r}: {text.shape[0]} numbers, the student has {self._texts.shape[1]}")
-        self._texts = np.vstack([self._texts, text.astype(np.float32)])
+        if text.shape != texts.shape[1:]:
+            raise StudentError(f"class {name!r}: {text.shape[0]} numbers, the student has {texts.shape[1]}")
+        self._texts = np.vstack([texts, text.astype(np.float32)])
         self.classes.append(name)
+
+    def remove_class(self, name: str) -> None:
+        """Take a class away.
+
+        Raises:
+            StudentError: the closed form, no such class, or the last one.
+        """
+        texts = self.texts
+        if name not in self.classes:
+            raise StudentError(f"no class {name!r}")
+        if len(self.classes) == 1:
+            raise StudentError(f"class {name!r} is the last one")
+        place = self.classes.index(name)
+        self._texts = np.delete(texts, place, 0)
+        del self.classes[place]
+
+    def _logits(self, out: NDArray[np.float32]) -> NDArray[np.float32]:
+        return out if self._texts is None else np.asarray(self.card["scale"] * out @ self._texts.T)
+
+
+def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return probabilities [n, C] of logits [n, C]."""
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    return np.asarray(powers / powers.sum(1, keepdims=True))
+
+
+def export_in(path: Path) -> Path:
+    """Return the .onnx file that is meant: the file itself, or of a run folder its int8 export before its fp32 one.
+
+    Raises:
+        StudentError: a folder without an export.
+    """
+    if not path.is_dir():
+        return path
+    for name in NAMES:
+        if (path / name).is_file():
+            return path / name
+    raise StudentError(f"{path}: no export in it ({', '.join(NAMES)}); `vl2v export {path}` makes one")
 
 
 def load(path: Path | str, *, threads: int | None = None) -> Exported:

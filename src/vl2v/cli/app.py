@@ -10,6 +10,7 @@ from vl2v.cli.demo import demo
 from vl2v.cli.export import bench_device, export
 from vl2v.cli.push import push
 from vl2v.cli.report import report
+from vl2v.cli.serve import monitor, serve
 
 app = typer.Typer(
     name="vl2v",
@@ -46,6 +47,8 @@ app.command("evaluate")(use.evaluate)
 app.command("export")(export)
 app.command("push")(push)
 app.command("bench-device")(bench_device)
+app.command("serve")(serve)
+app.command("monitor")(monitor)
 app.command("predict")(use.predict)
 app.command("report")(report)
 app.add_typer(use.classes, name="classes")

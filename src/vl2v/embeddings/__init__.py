@@ -1,6 +1,6 @@
 """What has been asked of a teacher and answered: the store, the plan of what is left to ask, the fetch loop."""
 
-from vl2v.embeddings.fetch import Refusal, fetch, fetch_texts
+from vl2v.embeddings.fetch import Refusal, fetch, fetch_image, fetch_texts
 from vl2v.embeddings.ledger import Account, Entry, Ledger, money
 from vl2v.embeddings.merge import Merged, merge
 from vl2v.embeddings.plan import Plan, plan, targets
@@ -19,6 +19,7 @@ __all__ = [
     "TeacherRecord",
     "Views",
     "fetch",
+    "fetch_image",
     "fetch_texts",
     "image_key",
     "merge",

@@ -108,6 +108,29 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str]) -
         store.put(teacher.fingerprint, [text_key(text) for text in missing], vectors, kind="text")
 
 
+def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes) -> NDArray[np.float32]:
+    """Return the answer [d] about a picture file's bytes, asked and kept if the store doesn't know it.
+
+    Raises:
+        BudgetReached, TeacherError, StoreError: as `fetch` does.
+    """
+    from vl2v.teachers import EncodedImage
+    from vl2v.teachers.rented import as_rented
+
+    key, image = image_key(hashlib.sha256(data).digest()), EncodedImage("the picture", data)
+    if not store.known(teacher.fingerprint, [key])[0]:
+        rented = as_rented(teacher)
+        if rented is not None:
+            _same_model(store, rented)
+            for refused in _kept(store, rented, "image", [key], iter([image]), lambda count: None):
+                raise TeacherError(f"{teacher.name}: won't take the picture: {refused.reason}")
+        else:
+            vectors = _checked(teacher, teacher.embed_images([image]), 1)
+            store.register(teacher)
+            store.put(teacher.fingerprint, [key], vectors, kind="image")
+    return np.asarray(store.get(teacher.fingerprint, [key])[0])
+
+
 def _buy(plan: Plan, store: EmbeddingStore, teacher: Rented, report: Callable[[int, int], None]) -> list[Refusal]:
     """Ask a rented teacher, several requests in flight; every answer is kept first and paid for then."""
     _same_model(store, teacher)

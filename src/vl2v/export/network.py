@@ -59,6 +59,9 @@ def card_of(classifier: Classifier, form: str, precision: str) -> dict[str, Any]
         "precision": precision,
         "about": public_about(classifier.about),
     }
+    if classifier.about.get("teacher"):  # what another class's text is asked of, and how
+        card["teacher"] = classifier.about["teacher"]["fingerprint"]
+        card["prompts"] = classifier.about["prompts"]
     if form == "open" and classifier.texts is not None:
         card["texts"] = base64.b64encode(classifier.texts.float().numpy().tobytes()).decode()
     return card

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
+from vl2v.drift import reference
 from vl2v.export.network import Network
-from vl2v.export.parity import Pixels, parts
-from vl2v.runtime import METADATA
+from vl2v.export.parity import Domain, Pixels, parts
+from vl2v.prediction import UNKNOWN
+from vl2v.runtime import METADATA, load
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _BETWEEN = ("Add", "Mul", "GlobalAveragePool", "Clip", "Relu")  # in int8, too, where no attention is
@@ -50,6 +53,18 @@ def _put_card(model: Any, card: dict[str, Any]) -> None:
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(card)
+
+
+def add_reference(path: Path, domains: Sequence[Domain]) -> None:
+    """Put into the card what live traffic can be compared with: each domain's mean output, and how much is unknown."""
+    import onnx
+
+    exported = load(path)
+    outputs = {each.name: np.concatenate([exported.run(part) for part in parts(each.pixels)]) for each in domains}
+    answers = [answer.label == UNKNOWN for rows in outputs.values() for answer in exported.predictions(rows)]
+    model = onnx.load(str(path))
+    _put_card(model, {**exported.card, "reference": reference(outputs, sum(answers) / len(answers))})
+    onnx.save(model, str(path))
 
 
 def int8_trials(plain: Path, card: dict[str, Any], pixels: Pixels) -> Iterator[tuple[Path, tuple[str, ...]]]:

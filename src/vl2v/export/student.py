@@ -16,7 +16,7 @@ from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.export.measure import files_of, side_by_side, timed
 from vl2v.export.network import Network, card_of
-from vl2v.export.onnx import int8_trials, write_onnx
+from vl2v.export.onnx import add_reference, int8_trials, write_onnx
 from vl2v.export.others import write_executorch, write_openvino, write_torchscript
 from vl2v.export.parity import POINTS, Domain, Parity, Pixels, calibration_pixels, compare, source_domains
 from vl2v.runs.folder import Run, write_bytes
@@ -111,8 +111,12 @@ class Exporter:
             MissingExtra: what writes the format is not installed.
         """
         check_format(kind, int8=int8)
-        if int8:
-            return self._made_int8(kind)
+        made = self._made_int8(kind) if int8 else self._made(kind)
+        if kind == "onnx":
+            add_reference(made.path, self.domains)
+        return Export.of(made.path, made.parity)
+
+    def _made(self, kind: str) -> Export:
         return self._plain if kind == "onnx" else self._checked(self._write(kind))
 
     @cached_property

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import platformdirs
+from numpy.typing import NDArray
 
 from vl2v.config import TOWER, PromptConfig, RunConfig, TeacherConfig
-from vl2v.embeddings import Views
+from vl2v.embeddings import EmbeddingStore, Views, text_key
 from vl2v.errors import ConfigError
 from vl2v.methods import Method
-from vl2v.teachers import Prompts, Teacher, WhiteBox, domain_template, open_teacher, prompts_for
+from vl2v.teachers import Prompts, Teacher, WhiteBox, domain_template, open_teacher, prompts_for, text_classifier
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -35,6 +37,34 @@ def the_teacher(config: TeacherConfig) -> Teacher:
 def class_prompts(classes: Sequence[str], prompts: PromptConfig, domains: Sequence[str]) -> list[list[str]]:
     """Return every text of every class; `domains` are the source domains, for domain prompts."""
     return prompts_for(classes, Prompts(**prompts.model_dump()), domains)
+
+
+def class_text(
+    name: str,
+    prompts: PromptConfig,
+    domains: Sequence[str],
+    fingerprint: str,
+    answers: EmbeddingStore,
+    ask: Callable[[list[str]], None],
+) -> NDArray[np.float32]:
+    """Return the text embedding [d] of a class, a unit vector.
+
+    Args:
+        name: of the class.
+        prompts: that the run's classes were asked about with.
+        domains: the run's source domains, for domain prompts.
+        fingerprint: of the run's teacher.
+        answers: what it answered.
+        ask: is given the class's texts if some aren't known, and sees to it that they are then.
+
+    Raises:
+        StoreError: they still aren't.
+    """
+    (texts,) = class_prompts([name], prompts, domains)
+    keys = [text_key(text) for text in texts]
+    if not answers.known(fingerprint, keys).all():
+        ask(texts)
+    return np.asarray(text_classifier([answers.get(fingerprint, keys)])[0])
 
 
 def anchor_prompts(classes: Sequence[str], prompts: PromptConfig, domains: Sequence[str]) -> list[list[list[str]]]:

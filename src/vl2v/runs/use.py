@@ -11,14 +11,13 @@ from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
 from vl2v.data import decode, evaluation_view
-from vl2v.embeddings import EmbeddingStore, fetch_texts, text_key
+from vl2v.embeddings import EmbeddingStore, fetch_texts
 from vl2v.errors import DataError, StudentError, TeacherError
 from vl2v.runs.asking import with_purse
 from vl2v.runs.bill import asker
 from vl2v.runs.folder import Run
-from vl2v.runs.teaching import class_prompts, default_store, the_teacher
+from vl2v.runs.teaching import class_text, default_store, the_teacher
 from vl2v.students import Classifier, Prediction, fetch, is_on_hub
-from vl2v.teachers import text_classifier
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
 
@@ -94,11 +93,10 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
         classifier.add_class(name, np.zeros(0, np.float32))  # raises, with the reason
     about = classifier.about
     prompts = PromptConfig(**about["prompts"])
-    (texts,) = class_prompts([name], prompts, about["sources"])
-    keys = [text_key(text) for text in texts]
     fingerprint = about["teacher"]["fingerprint"]
     with EmbeddingStore(Path(store) if store else default_store()) as answers:
-        if not answers.known(fingerprint, keys).all():
+
+        def ask(texts: list[str]) -> None:
             teacher = the_teacher(run.config.teacher)
             if teacher.fingerprint != fingerprint:
                 raise TeacherError(
@@ -106,7 +104,8 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
                 )
             with with_purse(teacher, answers.path, budget, asker(run.folder)):
                 fetch_texts(answers, teacher, texts)
-        classifier.add_class(name, text_classifier([answers.get(fingerprint, keys)])[0])
+
+        classifier.add_class(name, class_text(name, prompts, about["sources"], fingerprint, answers, ask))
     classifier.save(run.folder / "student")
     return classifier
 

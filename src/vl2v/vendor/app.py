@@ -19,7 +19,7 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import Counter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
@@ -27,9 +27,12 @@ from starlette.exceptions import HTTPException
 from vl2v.teachers import EncodedImage, Teacher
 from vl2v.vendor import desk
 from vl2v.vendor.addresses import Address, Addresses, Unfetched
-from vl2v.vendor.desk import BadPicture, Busy, Desk, Waited
+from vl2v.vendor.desk import BadPicture, Desk
 from vl2v.vendor.keys import Key, Keys
 from vl2v.vendor.meter import Meter, Sale
+from vl2v.web.batches import Busy, Waited
+from vl2v.web.bodies import Bodies
+from vl2v.web.metrics import Metrics
 
 IMAGES, TEXTS = 32, 2048  # a request
 TEXT_LENGTH = 10_000
@@ -132,6 +135,7 @@ STATUSES = {
     403: "the quota is used up",
     404: "no such model",
     409: "the Idempotency-Key was used for another request",
+    408: "the body came too slowly",
     413: "the body is too large",
     422: "the body isn't of the form that is described here",
     429: "too fast, or too many are waiting; Retry-After tells for how long",
@@ -235,7 +239,7 @@ def create_app(
     @app.get("/metrics", response_class=Response)
     def metrics_page() -> Response:
         """Return Prometheus metrics; they name no client."""
-        return Response(generate_latest(metrics.registry), media_type="text/plain; version=0.0.4")
+        return metrics.page()
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> JSONResponse:
@@ -246,7 +250,7 @@ def create_app(
     def failed(request: Request, error: Exception) -> JSONResponse:
         return _failure(500, "the model failed", "server_error")
 
-    app.add_middleware(_Counted, metrics=metrics)
+    app.add_middleware(Bodies, most=BODY, refusal=_failure, observe=metrics.answered)
     app.openapi_schema = {**app.openapi()}
     app.openapi_schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     return app
@@ -260,15 +264,10 @@ def _invalid(error: ValidationError) -> Refusal:
     return Refusal(status, f"{where}: {first['msg']}".removeprefix(": "), first["type"], where or None)
 
 
-class _Metrics:
+class _Metrics(Metrics):
     def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        options: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("vl2v_requests", "answers by status", ["status"], **options)
-        self.questions = Counter("vl2v_questions", "things that were embedded", ["kind"], **options)
-        self.seconds = Histogram("vl2v_request_seconds", "time to answer", **options)
-        self.batches = Histogram("vl2v_batch_things", "things in a batch", buckets=(1, 2, 4, 8, 16, 32, 64), **options)
-        self.queued = Gauge("vl2v_queued_things", "things that wait", **options)
+        super().__init__()
+        self.questions = Counter("vl2v_questions", "things that were embedded", ["kind"], registry=self.registry)
 
 
 class _Replies:
@@ -422,37 +421,3 @@ def _failure(
     kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     error = {"message": message, "type": kind, "param": param, "code": code}
     return JSONResponse({"error": error}, status, headers)
-
-
-class _Counted:
-    """Counts requests, and their bodies while they stream in: one that is too large is refused before it is there."""
-
-    def __init__(self, app: Any, metrics: _Metrics) -> None:
-        self.app = app
-        self.metrics = metrics
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        started, seen = time.perf_counter(), 0
-
-        async def counted() -> Any:
-            nonlocal seen
-            message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > BODY:
-                raise Refusal(413, f"at most {BODY} bytes a request", "too_large", headers={"Connection": "close"})
-            return message
-
-        async def told(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                self.metrics.requests.labels(str(message["status"])).inc()
-                self.metrics.seconds.observe(time.perf_counter() - started)
-            await send(message)
-
-        length = dict(scope["headers"]).get(b"content-length", b"0")
-        if not length.isdigit() or int(length) > BODY:
-            await _failure(413, f"at most {BODY} bytes a request", "too_large")(scope, receive, told)
-        else:
-            await self.app(scope, counted, told)

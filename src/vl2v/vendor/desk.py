@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, cast
 
@@ -16,6 +13,7 @@ from numpy.typing import NDArray
 from vl2v.data.decoding import PictureError, decode
 from vl2v.errors import VL2VError
 from vl2v.vendor.meter import Meter, Sale
+from vl2v.web.batches import Batches
 
 if TYPE_CHECKING:
     from vl2v.teachers import EncodedImage, Teacher
@@ -23,14 +21,6 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.float32]
 Things = Sequence["EncodedImage"] | Sequence[str]
-
-
-class Busy(Exception):
-    """The queue is full."""
-
-
-class Waited(Exception):
-    """A request waited in the queue for too long."""
 
 
 class BadPicture(Exception):
@@ -41,14 +31,12 @@ class BadPicture(Exception):
         self.index = index
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True)
 class Request:
     """What one client asks, and what it will be billed."""
 
     things: Things
     sale: Sale
-    answer: asyncio.Future[Rows] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    taken: bool = False  # it is being worked on, and will be billed
 
 
 class Desk:
@@ -75,77 +63,28 @@ class Desk:
     ) -> None:
         self.teacher = teacher
         self.meter = meter
-        self.most = most
-        self.waiting = waiting
-        self.seconds = seconds
-        self.observe = observe
-        self._queue: deque[Request] = deque()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="teacher")
-        self._working: asyncio.Task[None] | None = None
+        self._batches: Batches[Request, Rows] = Batches(
+            self._answer, most=most, waiting=waiting, seconds=seconds, observe=observe, kind=lambda r: r.sale.kind
+        )
 
     @property
     def queued(self) -> int:
         """How many things wait."""
-        return sum(len(request.things) for request in self._queue)
+        return self._batches.queued
 
     async def ask(self, request: Request) -> Rows:
         """Return the answer [n, d] to a request, billed by then.
-
-        While the teacher works on one batch, what comes in gathers for the next: no timer is needed.
 
         Raises:
             Busy, Waited: nothing is billed.
             BadPicture: nothing is billed.
             VL2VError: the teacher failed; nothing is billed.
         """
-        if self._queue and self.queued + len(request.things) > self.waiting:
-            raise Busy("too many requests are waiting")
-        self._queue.append(request)
-        if self._working is None:
-            self._working = asyncio.create_task(self._work())
-        timer = asyncio.get_running_loop().call_later(self.seconds, self._expire, request)
-        try:
-            return await asyncio.shield(request.answer)
-        finally:
-            timer.cancel()
+        return await self._batches.ask(request, len(request.things))
 
     def close(self) -> None:
         """End the teacher's thread."""
-        self._thread.shutdown()
-
-    def _expire(self, request: Request) -> None:
-        if not request.taken and not request.answer.done():
-            self._queue.remove(request)
-            request.answer.set_exception(Waited(f"waited for {self.seconds:g} s"))
-
-    async def _work(self) -> None:
-        loop = asyncio.get_running_loop()
-        try:
-            while self._queue:
-                batch = self._next_batch()
-                self.observe(sum(len(request.things) for request in batch))
-                results = await loop.run_in_executor(self._thread, self._answer, batch)
-                for request, result in zip(batch, results, strict=True):
-                    if isinstance(result, Exception):
-                        request.answer.set_exception(result)
-                    else:
-                        request.answer.set_result(result)
-        finally:
-            self._working = None
-
-    def _next_batch(self) -> list[Request]:
-        """Take the first requests of one kind, up to the size of a batch."""
-        batch = [self._queue.popleft()]
-        size = len(batch[0].things)
-        while self._queue:
-            following = self._queue[0]
-            size += len(following.things)
-            if size > self.most or following.sale.kind != batch[0].sale.kind:
-                break
-            batch.append(self._queue.popleft())
-        for request in batch:
-            request.taken = True
-        return batch
+        self._batches.close()
 
     def _answer(self, batch: list[Request]) -> list[Rows | Exception]:
         """Return the answer to each request, or what is wrong with it; the good ones are billed in one commit."""

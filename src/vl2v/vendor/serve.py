@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from vl2v.errors import ConfigError, need_extra
 from vl2v.teachers import open_teacher
 from vl2v.vendor.keys import read_keys
 from vl2v.vendor.meter import Meter
+from vl2v.web.places import check_host, public_name
 
 
 def serve(
@@ -48,24 +48,11 @@ def serve(
     found = read_keys(keys)
     if not found.keys:
         raise ConfigError(f"{keys}: no [[key]] in it; `vl2v vendor key NAME --keys {keys}` adds one")
-    _check_host(host)
+    check_host(host)
     addresses = Addresses(allow_url_hosts, BODY)
     meter = Meter(ledger)
-    app = create_app(open_teacher(spec), found, meter, name=name or _name(spec), addresses=addresses)
+    app = create_app(open_teacher(spec), found, meter, name=name or public_name(spec), addresses=addresses)
     try:
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
     finally:
         meter.close()
-
-
-def _name(spec: str) -> str:
-    last = spec.rpartition(":")[2]
-    return Path(last).name if Path(last).exists() else spec
-
-
-def _check_host(host: str) -> None:
-    if host != "localhost":
-        try:
-            ipaddress.ip_address(host)
-        except ValueError:
-            raise ConfigError(f"--host {host!r}: an IP address, for example 127.0.0.1 or 0.0.0.0") from None

@@ -17,7 +17,7 @@ import stamina
 from PIL import Image
 
 from vl2v.embeddings import EmbeddingStore, fetch_texts, text_key
-from vl2v.errors import TeacherError
+from vl2v.errors import ConfigError, TeacherError
 from vl2v.teachers import EncodedImage, open_teacher
 from vl2v.teachers.remote.pictures import prepare
 from vl2v.teachers.rented import Answered, BudgetReached, Refused
@@ -350,7 +350,7 @@ def test_a_key_from_a_file_that_others_cannot_read(rent, monkeypatch, tmp_path, 
     file.write_text(f"{KEY}\n")
     monkeypatch.setenv("JINA_API_KEY_FILE", str(file))
     os.chmod(file, 0o644)
-    with pytest.raises(TeacherError, match=r"JINA_API_KEY_FILE: others can read .*; chmod 600 it"):
+    with pytest.raises(ConfigError, match=r"JINA_API_KEY_FILE: others can read .*; chmod 600 it"):
         teacher.embed_texts(["a"])
     os.chmod(file, 0o600)
     teacher.embed_texts(["a"])

@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vl2v.errors import DataError, TeacherError, VL2VError
+from vl2v.secret import read_secret
 from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
 from vl2v.teachers.remote import pictures
 from vl2v.teachers.remote.pace import Pace
@@ -403,7 +401,7 @@ class RemoteTeacher:
         import httpx2
 
         if self._client is None:
-            self._key = _read_key(self._wire.key)
+            self._key = read_secret(self._wire.key)
             self._client = httpx2.Client(
                 auth=_Bearer(self._key) if self._key else None,
                 timeout=httpx2.Timeout(TIMEOUT, connect=CONNECT),
@@ -468,23 +466,6 @@ def _retry_after(response: httpx2.Response) -> float | None:
     except (ValueError, TypeError):
         return None
     return None
-
-
-def _read_key(variable: str) -> str:
-    """Return the key from the environment, or from the file that it names.
-
-    Raises:
-        TeacherError: the file can't be read, or others can read it.
-    """
-    key, file = os.environ.get(variable), os.environ.get(f"{variable}_FILE")
-    if key or not file:
-        return (key or "").strip()
-    try:
-        if stat.S_IMODE(Path(file).stat().st_mode) & 0o077:
-            raise TeacherError(f"{variable}_FILE: others can read {file}; chmod 600 it")
-        return Path(file).read_text(encoding="utf-8").strip()
-    except OSError as error:
-        raise TeacherError(f"{variable}_FILE: {file} can't be read ({error.strerror})") from None
 
 
 def _fingerprint(name: str, url: str, model: str, dimensions: int | None, terms: Terms) -> str:

@@ -1,0 +1,236 @@
+"""The server against a bare onnxruntime loop, its latency at half load, and what it does when it is asked too much.
+
+    python benchmarks/serve.py student.onnx
+
+The loop and the server do the same: decode JPEGs of 227 x 227 pixels, and put them through the network in batches; the
+loop with as many threads as suit it best. They take turns, each in a process of its own, and each with the other core
+half taken: the load comes from a third process, which would otherwise burden the server alone, so while the loop runs
+that process sends the same requests at the same rate to a server that answers at once. Ratios of the same turn, wall
+clock and processor time; medians. Then the server is asked at half the rate that it can do, on a schedule that waits
+for nobody, and at four times that rate.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import io
+import json
+import multiprocessing
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+PICTURES, CONNECTIONS = 64, 64
+
+
+def jpegs() -> list[bytes]:
+    """Return files of 227 x 227 pixels, about as large as photographs of that size."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(PICTURES):
+        coarse = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).resize((227, 227))
+        buffer = io.BytesIO()
+        coarse.save(buffer, "JPEG", quality=90)
+        found.append(buffer.getvalue())
+    return found
+
+
+def loop(file: Path, batch: int, threads: int, seconds: float, pipe: Connection) -> None:
+    """Decode and infer in a loop; send pictures a second, and processor seconds a picture."""
+    from vl2v.runtime import load
+
+    student, pictures = load(file, threads=threads), jpegs()
+
+    def once(start: int) -> None:
+        student.run(np.stack([student.view(pictures[(start + i) % PICTURES]) for i in range(batch)]))
+
+    once(0)
+    pipe.send("ready")
+    pipe.recv()
+    start, used, done = time.perf_counter(), time.process_time(), 0
+    while time.perf_counter() - start < seconds:
+        once(done)
+        done += batch
+    pipe.send((done / (time.perf_counter() - start), (time.process_time() - used) / done))
+
+
+def serve(file: Path | None, pipe: Connection) -> None:
+    """Serve a student, or (None) an answer that is always the same; send the port, and processor seconds when asked."""
+    import threading
+
+    import uvicorn
+
+    if file is None:
+        from fastapi import FastAPI, Request, Response
+
+        app = FastAPI()
+
+        @app.post("/predict")
+        async def predict(request: Request) -> Response:
+            await request.body()
+            return Response(b"{}", media_type="application/json")
+    else:
+        from vl2v.serving.serve import application
+
+        with tempfile.TemporaryDirectory() as folder:
+            app = application(file, None, 0, Path(folder), None, (), "student", "")
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+    startup = server.startup
+
+    def tell() -> None:
+        while pipe.recv() == "time":
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            pipe.send(usage.ru_utime + usage.ru_stime)
+
+    async def started(sockets: Any = None) -> None:
+        await startup(sockets)
+        pipe.send(server.servers[0].sockets[0].getsockname()[1])
+        threading.Thread(target=tell, daemon=True).start()
+
+    server.startup = started  # type: ignore[method-assign]
+    server.run()
+
+
+def requests_of(batch: int, as_json: bool) -> list[bytes]:
+    """Return whole requests, multipart or JSON: an HTTP client would need more time than the server."""
+    found, files = [], jpegs()
+    if as_json:
+        bodies = [json.dumps({"pictures": base64.b64encode(data).decode()}).encode() for data in files]
+        head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+        return [f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
+    for start in range(0, PICTURES, batch):
+        parts = [
+            b'--x\r\nContent-Disposition: form-data; name="p"; filename="p.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+            + data
+            + b"\r\n"
+            for data in files[start : start + batch]
+        ]
+        body = b"".join(parts) + b"--x--\r\n"
+        head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x"
+        found.append(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
+    return found
+
+
+async def load(
+    port: int, batch: int, connections: int, seconds: float, rate: float | None = None, as_json: bool = False
+) -> tuple[Counter[int], list[float]]:
+    """Send requests; return answers by status, and the seconds of those with 200.
+
+    Without a rate every connection asks again when it was answered; with one, requests are due at fixed times, and time
+    counts from when they were due.
+    """
+    statuses: Counter[int] = Counter()
+    times: list[float] = []
+    requests, begin, number = requests_of(batch, as_json), time.perf_counter(), 0
+
+    async def one() -> None:
+        nonlocal number
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while True:
+            mine, number = number, number + 1
+            due = time.perf_counter() if rate is None else begin + mine / rate
+            if due > begin + seconds:
+                break
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            writer.write(requests[mine % len(requests)])
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            status = int(answer[9:12])
+            statuses[status] += 1
+            if status == 200:
+                times.append(time.perf_counter() - due)
+        writer.close()
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return statuses, times
+
+
+class Process:
+    """A process and a pipe to it."""
+
+    def __init__(self, target: Any, *words: Any) -> None:
+        self.pipe, theirs = multiprocessing.Pipe()
+        self.process = multiprocessing.get_context("spawn").Process(target=target, args=(*words, theirs), daemon=True)
+        self.process.start()
+        self.first = self.pipe.recv()
+
+    def ask(self) -> Any:
+        self.pipe.send("time")
+        return self.pipe.recv()
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.process.kill()
+        self.process.join()
+
+
+def saturate(file: Path, batch: int, seconds: float) -> tuple[float, float]:
+    """Return the server's pictures a second, and its processor seconds a picture."""
+    with Process(serve, file) as server:
+        connections = max(4, CONNECTIONS // batch)
+        asyncio.run(load(server.first, batch, connections, 1))
+        used, start = server.ask(), time.perf_counter()
+        statuses, _ = asyncio.run(load(server.first, batch, connections, seconds))
+        took = time.perf_counter() - start
+        assert set(statuses) == {200}, statuses
+        done = statuses[200] * batch
+        return done / took, (server.ask() - used) / done
+
+
+def bare(file: Path, batch: int, threads: int, seconds: float, rate: float) -> tuple[float, float]:
+    """Return the loop's pictures a second, and its processor seconds a picture, beside a load of the same rate."""
+    with Process(serve, None) as idle, Process(loop, file, batch, threads, seconds) as process:
+        process.pipe.send("go")
+        asyncio.run(load(idle.first, batch, 8, seconds, rate / batch))
+        found: tuple[float, float] = process.pipe.recv()
+        return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--seconds", type=float, default=4)
+    parser.add_argument("--turns", type=int, default=5)
+    given = parser.parse_args()
+    rate = 0.0
+    print("| pictures a request | loop, pictures/s | server, pictures/s | ratio | ratio of processor time |")
+    print("| --- | --- | --- | --- | --- |")
+    for batch in (1, 8, 32):
+        rows = []
+        for _ in range(given.turns):
+            served, used = saturate(given.file, batch, given.seconds)
+            loops = [
+                bare(given.file, 32 if batch == 1 else batch, threads, given.seconds, served) for threads in (1, 2)
+            ]
+            fastest, leanest = max(speed for speed, _ in loops), min(cost for _, cost in loops)
+            rows.append((fastest, served, served / fastest, leanest / used))
+        medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+        print(f"| {batch} | {medians[0]:.0f} | {medians[1]:.0f} | {medians[2]:.2f} | {medians[3]:.2f} |", flush=True)
+        rate = rate or medians[1]
+    print("\n| load | requests/s | answered/s | 429 | errors | p50 ms | p99 ms | p99 / p50 |\n" + "| --- " * 8 + "|")
+    for words, share, connections in (("half", 0.5, CONNECTIONS), ("four times", 4.0, 8 * CONNECTIONS)):
+        with Process(serve, given.file) as server:
+            asyncio.run(load(server.first, 1, CONNECTIONS, 1))
+            statuses, times = asyncio.run(load(server.first, 1, connections, 2 * given.seconds, share * rate))
+        errors = statuses.total() - statuses[200] - statuses[429]
+        p50, p99 = (1000 * np.percentile(times, percent) for percent in (50, 99))
+        answered = statuses[200] / (2 * given.seconds)
+        row = f"{words} | {share * rate:.0f} | {answered:.0f} | {statuses[429]} | {errors} | {p50:.0f} | {p99:.0f}"
+        print(f"| {row} | {p99 / p50:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Serving: an exported student behind HTTP, with a page."""

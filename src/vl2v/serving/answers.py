@@ -1,0 +1,88 @@
+"""Pictures of all clients, decoded and put through the network batch by batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.data.decoding import PictureError
+from vl2v.runtime import Exported
+from vl2v.web.batches import Batches
+
+Rows = NDArray[np.float32]
+
+
+class BadPicture(Exception):
+    """A picture of a request can't be decoded."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"pictures[{index}] can't be decoded: {reason}")
+
+
+Thing = bytes | NDArray[np.uint8]
+"""A picture file's bytes, or pixels [s, s, 3] as the network wants them."""
+
+
+class Network:
+    """A student's network behind a queue.
+
+    A thread a core takes a batch, decodes it and puts it through the network, for which onnxruntime gets one thread: at
+    saturation no core waits for another.
+
+    Args:
+        student: loaded with one thread.
+        most: pictures in a batch.
+        waiting: pictures that may wait.
+        seconds: that a request may wait for its turn.
+        observe: told the size of each batch.
+    """
+
+    def __init__(
+        self,
+        student: Exported,
+        *,
+        most: int = 32,
+        waiting: int = 128,
+        seconds: float = 10.0,
+        observe: Callable[[int], None] = lambda size: None,
+    ) -> None:
+        self.student = student
+        self.batches: Batches[Sequence[Thing], Rows] = Batches(
+            self._outputs, most=most, waiting=waiting, seconds=seconds, threads=cores(), observe=observe
+        )
+
+    async def outputs(self, things: Sequence[Thing]) -> Rows:
+        """Return what the network gives for each picture [n, d]: logits or embeddings.
+
+        Raises:
+            BadPicture: one can't be decoded.
+            Busy, Waited: too much to do.
+        """
+        return await self.batches.ask(things, len(things))
+
+    def _outputs(self, requests: list[Sequence[Thing]]) -> list[Rows | Exception]:
+        decoded = [self._pixels(things) for things in requests]
+        good = [pixels for pixels in decoded if not isinstance(pixels, Exception)]
+        rows = iter(np.split(self._run(np.concatenate(good)), np.cumsum([len(p) for p in good])[:-1]) if good else ())
+        return [pixels if isinstance(pixels, Exception) else next(rows) for pixels in decoded]
+
+    def _pixels(self, things: Sequence[Thing]) -> NDArray[np.uint8] | BadPicture:
+        views = []
+        for index, thing in enumerate(things):
+            try:
+                views.append(self.student.view(thing) if isinstance(thing, bytes) else thing)
+            except PictureError as error:
+                return BadPicture(index, str(error))
+        return np.stack(views)
+
+    def _run(self, pixels: NDArray[np.uint8]) -> Rows:
+        most = self.batches.most
+        return np.concatenate([self.student.run(pixels[i : i + most]) for i in range(0, len(pixels), most)])
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

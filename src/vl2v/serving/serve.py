@@ -1,0 +1,88 @@
+"""`vl2v serve`: a student on a port."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vl2v.errors import ConfigError, need_extra
+from vl2v.runtime import load
+from vl2v.secret import read_secret
+from vl2v.web.places import check_host
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+KEY = "VL2V_SERVE_KEY"
+NEEDED = ("uvicorn", "fastapi", "prometheus_client", "python_multipart")
+
+
+def serve(
+    file: Path,
+    *,
+    teacher: str | None = None,
+    budget: float = 0,
+    store: Path | None = None,
+    log: Path | None = None,
+    origins: Sequence[str] = (),
+    name: str = "student",
+    host: str = "127.0.0.1",
+    port: int = 8080,
+) -> None:
+    """Serve until the process is told to stop (SIGTERM, SIGINT); what was accepted is answered first.
+
+    Clients need the key that the environment holds as VL2V_SERVE_KEY, or the file that VL2V_SERVE_KEY_FILE names.
+
+    Args:
+        file: an export.
+        teacher: a teacher's spec, to ask about pictures and new classes; the one that the student learned from.
+        budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
+        store: of the teacher's answers; by default the one that all runs share.
+        log: a file to which the network's outputs are added.
+        origins: of pages elsewhere that may ask from a browser.
+        name: of the model.
+        host: to listen on.
+        port: to listen on; 0 takes a free one.
+
+    Raises:
+        ConfigError: a host that others reach, without a key; a teacher that doesn't fit.
+        StudentError: not an export.
+        TeacherError: the teacher can't be opened.
+        DataError: the log can't be written.
+        MissingExtra: fastapi, uvicorn, prometheus-client or python-multipart isn't installed.
+    """
+    for module in NEEDED:
+        need_extra(module, "serve")
+    import uvicorn
+
+    key = read_secret(KEY)
+    if not check_host(host) and not key:
+        raise ConfigError(f"--host {host}: others can reach it; give clients a key, in {KEY} or {KEY}_FILE")
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is broken
+    app = application(file, teacher, budget, store, log, origins, name, key)
+    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+
+
+def application(
+    file: Path,
+    teacher: str | None,
+    budget: float,
+    store: Path | None,
+    log: Path | None,
+    origins: Sequence[str],
+    name: str,
+    key: str,
+) -> FastAPI:
+    """Return what is served; see `serve`."""
+    from vl2v.runs import default_store
+    from vl2v.serving.app import create_app
+    from vl2v.serving.tutor import Tutor
+    from vl2v.serving.watch import Watch
+    from vl2v.teachers import open_teacher
+
+    student = load(file, threads=1)
+    asked = None if teacher is None else open_teacher(teacher)
+    tutor = Tutor(student, store or default_store(), asked, budget)
+    return create_app(student, tutor, Watch(student, log), name=name, key=key, origins=origins)

@@ -1,0 +1,164 @@
+"""What the server remembers of live traffic: the network's outputs, never pictures."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.drift import WINDOW, Drift, drift
+from vl2v.errors import DataError, StudentError
+from vl2v.prediction import UNKNOWN, Prediction
+from vl2v.runtime import Exported
+
+FORMAT = 1
+MOST = 256 * 2**20  # bytes of a log
+
+Rows = NDArray[np.float32]
+
+
+class Watch:
+    """The latest outputs, and a log of all of them where one is wanted.
+
+    Args:
+        student: whose outputs.
+        log: a file that lines are added to until it has 256 MB: time, answer, and the output in half precision.
+
+    Raises:
+        DataError: the log can't be written, or is another student's.
+    """
+
+    def __init__(self, student: Exported, log: Path | None = None) -> None:
+        self.student = student
+        self._latest: deque[tuple[Rows, bool]] = deque(maxlen=WINDOW)
+        self._log = None if log is None else _opened(log, student)
+
+    def add(self, rows: Rows, answers: Sequence[Prediction]) -> None:
+        """Remember outputs [n, d] and the answers that followed from them."""
+        self._latest.extend((row, answer.label == UNKNOWN) for row, answer in zip(rows, answers, strict=True))
+        if self._log is None:
+            return
+        half = np.clip(rows, -65504, 65504).astype("<f2")
+        lines = [
+            json.dumps({"at": round(time.time(), 3), "label": answer.label, "out": base64.b64encode(row).decode()})
+            for row, answer in zip(half, answers, strict=True)
+        ]
+        if self._log.tell() > MOST:
+            logging.getLogger(__name__).warning("the log is full (%d MB); no more is written", MOST // 2**20)
+            self.close()
+            return
+        self._log.write(("\n".join(lines) + "\n").encode())
+        self._log.flush()
+
+    def drift(self) -> Drift | None:
+        """Return how far the latest traffic is from the training domains; None: nothing is known of these."""
+        if "reference" not in self.student.card or not self._latest:
+            return None
+        rows, unknown = zip(*self._latest, strict=True)
+        return drift(np.stack(rows), sum(unknown) / len(unknown), self.student.card["reference"])
+
+    def close(self) -> None:
+        """Close the log."""
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+@dataclass(frozen=True)
+class Traffic:
+    """Live pictures of a log.
+
+    Attributes:
+        rows: the network's outputs [n, d].
+        labels: the answers.
+        broken: lines that can't be read: the server was killed while it wrote them.
+    """
+
+    rows: Rows
+    labels: list[str]
+    broken: int
+
+
+def read_log(path: Path, student: Exported, *, last: int = WINDOW) -> Traffic:
+    """Return the latest pictures of a log.
+
+    Raises:
+        DataError: no such log, or another student's.
+    """
+    try:
+        with path.open("rb") as opened:
+            _check(opened.readline(), path, student)
+            lines = deque(opened, maxlen=last)
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror})") from None
+    entries = [entry for entry in map(_entry, lines) if entry is not None]
+    rows = np.stack([row for row, _ in entries]) if entries else np.zeros((0, 1), np.float32)
+    return Traffic(rows, [label for _, label in entries], len(lines) - len(entries))
+
+
+def monitor(log: Path, student: Exported, *, last: int = WINDOW) -> tuple[Traffic, Drift]:
+    """Return the latest pictures of a log, and how far they are from what the student learned.
+
+    Raises:
+        DataError: no such log, or another student's.
+        StudentError: the export doesn't say what the student learned.
+    """
+    if "reference" not in student.card:
+        raise StudentError("this export has nothing that live traffic can be compared with; export again")
+    traffic = read_log(log, student, last=last)
+    unknown = traffic.labels.count(UNKNOWN) / max(len(traffic.labels), 1)
+    return traffic, drift(traffic.rows, unknown, student.card["reference"])
+
+
+def _entry(line: bytes) -> tuple[Rows, str] | None:
+    try:
+        entry = json.loads(line)
+        row = np.frombuffer(base64.b64decode(entry["out"], validate=True), "<f2").astype(np.float32)
+        return row, str(entry["label"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _opened(path: Path, student: Exported) -> BinaryIO:
+    try:
+        opened = os.fdopen(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600), "ab+")
+        opened.seek(0)
+        first = opened.readline()
+        if first:
+            _check(first, path, student)
+            opened.seek(-1, os.SEEK_END)
+            if opened.read() != b"\n":
+                opened.write(b"\n")  # what was cut off stays a line of its own
+        else:
+            opened.write(json.dumps(_header(student)).encode() + b"\n")
+        opened.flush()
+    except OSError as error:
+        raise DataError(f"--log {path}: can't be written ({error.strerror})") from None
+    return opened
+
+
+def _header(student: Exported) -> dict[str, Any]:
+    card = json.dumps(student.card, sort_keys=True).encode()
+    return {"vl2v log": FORMAT, "student": hashlib.sha256(card).hexdigest()[:16]}
+
+
+def _check(line: bytes, path: Path, student: Exported) -> None:
+    try:
+        header = json.loads(line)
+    except ValueError:
+        header = None
+    if not isinstance(header, dict) or header.get("vl2v log") != FORMAT:
+        raise DataError(f"{path}: not a log of `vl2v serve --log`")
+    if header != _header(student):
+        raise DataError(f"{path}: another student's log; give each its own")

@@ -1,0 +1,185 @@
+"""The page, in a real browser."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from vl2v.runtime import load
+
+pytest.importorskip("selenium")
+
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+    from .conftest import Servers
+
+# What a hand does that drops a file on the page, or pastes one.
+DROP = """
+const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0)), data = new DataTransfer();
+data.items.add(new File([bytes], "picture.png", { type: "image/png" }));
+const event = arguments[1] === "paste" ? new ClipboardEvent("paste", { clipboardData: data })
+  : new DragEvent(arguments[1], { dataTransfer: data, bubbles: true });
+document.getElementById("drop").dispatchEvent(event);
+if (arguments[1] === "paste") window.dispatchEvent(event);
+"""
+
+
+class Page:
+    """The page, as a person sees it."""
+
+    def __init__(self, browser: Chrome, url: str) -> None:
+        self.browser = browser
+        browser.get(url)
+
+    def text(self, name: str) -> str:
+        return self.browser.find_element(By.ID, name).text
+
+    def shown(self, name: str) -> bool:
+        return self.browser.find_element(By.ID, name).is_displayed()
+
+    def until(self, condition: Callable[[], Any]) -> None:
+        WebDriverWait(self.browser, 20, 0.05).until(lambda _: condition())
+
+    def click(self, name: str) -> None:
+        self.browser.find_element(By.ID, name).click()
+
+    def give(self, picture: bytes, how: str) -> None:
+        self.browser.execute_script(DROP, base64.b64encode(picture).decode(), how)
+
+    def errors(self) -> list[str]:
+        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.mark.parametrize("how", ["drop", "paste", "file"])
+def test_a_picture_is_answered(
+    how: str, browser: Chrome, served: Servers, opened: Path, shapes: Path, picture: bytes
+) -> None:
+    page = Page(browser, served())
+    page.until(lambda: page.shown("classes"))
+    if how == "file":
+        browser.find_element(By.ID, "file").send_keys(str(shapes / "paint" / "ball" / "00.png"))
+    else:
+        page.give(picture, how)
+    page.until(lambda: page.shown("answer"))
+    (wanted,) = load(opened).predict([picture])
+    assert page.text("verdict") == (wanted.best if wanted.label == wanted.best else "Unknown")
+    bars = [row.text.split("\n") for row in browser.find_elements(By.CSS_SELECTOR, "#bars li")]
+    ranking = sorted(wanted.probabilities, key=lambda name: -wanted.probabilities[name])
+    assert bars == [[name, f"{100 * wanted.probabilities[name]:.0f}%"] for name in ranking]
+    assert browser.find_element(By.ID, "told").get_attribute("textContent")  # for those who hear the page
+    assert page.errors() == []
+
+
+def test_what_is_unknown_is_called_so(browser: Chrome, served: Servers, opened: Path, picture: bytes) -> None:
+    student = load(opened, threads=1)
+    student.card["threshold"] = 0.9
+    page = Page(browser, served(student))
+    page.until(lambda: page.shown("classes"))
+    page.give(picture, "drop")
+    page.until(lambda: page.shown("answer"))
+    assert page.text("verdict") == "Unknown" and "an answer needs 90%" in page.text("why")
+
+
+def test_a_class_is_added_with_the_keyboard_and_the_teacher_asked(
+    browser: Chrome, served: Servers, recording: Path, picture: bytes
+) -> None:
+    page = Page(browser, served(teacher=f"recorded:{recording}"))
+    page.until(lambda: page.shown("add"))
+    page.give(picture, "drop")
+    page.until(lambda: page.shown("answer"))
+    browser.find_element(By.ID, "name").send_keys("star", Keys.ENTER)
+    page.until(
+        lambda: page.text("count") == "4 classes" and len(browser.find_elements(By.CSS_SELECTOR, "#bars li")) == 4
+    )
+    browser.find_element(By.CSS_SELECTOR, "#all summary").send_keys(Keys.ENTER)
+    browser.find_element(By.CSS_SELECTOR, "[aria-label='Remove star']").send_keys(Keys.ENTER)
+    page.until(lambda: page.text("count") == "3 classes")
+    page.click("ask")
+    page.until(lambda: page.shown("opinion"))
+    assert "ball" in page.text("agreement") and not page.shown("bill")
+    browser.find_element(By.ID, "name").send_keys("comet", Keys.ENTER)
+    page.until(lambda: page.shown("problem"))
+    assert page.text("problem-words").startswith("The teacher can't be asked")
+
+
+def test_what_is_lost_on_the_way_is_told_and_tried_again(browser: Chrome, served: Servers, picture: bytes) -> None:
+    page = Page(browser, served())
+    page.until(lambda: page.shown("classes"))
+    network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+    browser.execute_cdp_cmd("Network.enable", {})
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", {**network, "offline": True})
+    page.give(picture, "drop")
+    page.until(lambda: page.shown("problem"))
+    assert page.text("problem-words") == "There is no network." and not page.shown("answer")
+    browser.execute_cdp_cmd("Network.emulateNetworkConditions", {**network, "offline": False})
+    page.click("retry")
+    page.until(lambda: page.shown("answer"))
+    assert not page.shown("problem")
+    served.stop()
+    page.give(picture, "drop")
+    page.until(lambda: page.shown("problem"))
+    assert page.text("problem-words") == "The server can't be reached. Is it still running?" and not page.shown(
+        "answer"
+    )
+
+
+def test_a_broken_picture_is_told(browser: Chrome, served: Servers) -> None:
+    page = Page(browser, served())
+    page.until(lambda: page.shown("classes"))
+    page.give(b"no picture", "drop")
+    page.until(lambda: page.shown("problem"))
+    assert "can't be decoded: not a picture" in page.text("problem-words")
+
+
+def test_a_key_is_asked_for(browser: Chrome, served: Servers, picture: bytes) -> None:
+    page = Page(browser, served(key="secret"))
+    page.until(lambda: page.shown("locked"))
+    for key in ("wrong", "secret"):
+        assert not page.shown("classes")
+        browser.find_element(By.ID, "key").send_keys(key, Keys.ENTER)
+        page.until(lambda: page.shown("problem") or page.shown("classes"))
+    page.give(picture, "drop")
+    page.until(lambda: page.shown("answer"))
+    assert not page.shown("locked") and not page.shown("problem")
+
+
+def test_the_camera_is_used(tmp_path: Path, served: Servers) -> None:
+    from browser import chromium
+
+    with chromium(
+        tmp_path / "profile", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
+    ) as browser:
+        page = Page(browser, served())
+        page.until(lambda: page.shown("look"))
+        page.click("look")
+        page.until(lambda: page.shown("camera") and browser.execute_script("return camera.videoWidth > 0"))
+        page.click("take")
+        page.until(lambda: page.shown("answer"))
+        assert page.shown("picture") and not page.shown("camera") and page.errors() == []
+
+
+def test_everything_has_a_name_and_fits_a_phone(
+    browser: Chrome, served: Servers, recording: Path, picture: bytes
+) -> None:
+    browser.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 320, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+    )
+    page = Page(browser, served(teacher=f"recorded:{recording}"))
+    page.until(lambda: page.shown("classes"))
+    page.give(picture, "drop")
+    page.until(lambda: page.shown("answer"))
+    assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
+    tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    wanted = {"button", "textbox", "list", "image", "region"}
+    nodes = [node for node in tree if not node.get("ignored") and node["role"]["value"] in wanted]
+    nameless = [node["role"]["value"] for node in nodes if not node.get("name", {}).get("value")]
+    assert len(nodes) > 5 and nameless == []

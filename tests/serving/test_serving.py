@@ -1,0 +1,393 @@
+"""A student behind HTTP, as clients meet it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import vl2v
+import vl2v.runtime
+from vl2v.cli.app import app
+from vl2v.data.augment import evaluation_view
+from vl2v.data.decoding import decode
+from vl2v.embeddings import EmbeddingStore, text_key
+from vl2v.errors import ConfigError, StudentError
+from vl2v.serving import serve as serving
+from vl2v.serving.answers import Network
+from vl2v.serving.guard import OPEN
+from vl2v.serving.requests import BODY
+from vl2v.web.batches import Busy
+
+from .conftest import Servers, http
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def test_pictures_come_as_files_or_base64_one_or_many(served: Servers, opened: Path, shapes: Path) -> None:
+    url = served()
+    pictures = [file.read_bytes() for file in sorted((shapes / "paint").rglob("*.png"))[::5]]
+    expected = vl2v.runtime.load(opened).predict(pictures)
+    files = [("picture", (f"{i}.png", data, "image/png")) for i, data in enumerate(pictures)]
+    for answer in (
+        http.post(f"{url}/predict", files=files),
+        http.post(f"{url}/predict", json={"pictures": [b64(data) for data in pictures]}),
+        http.post(f"{url}/predict", json={"pictures": [f"data:image/png;base64,{b64(data)}" for data in pictures]}),
+    ):
+        assert answer.status_code == 200, answer.text
+        for said, wanted in zip(answer.json()["predictions"], expected, strict=True):
+            assert (said["label"], said["best"]) == (wanted.label, wanted.best)
+            assert said["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-5)
+    one = http.post(f"{url}/predict", json={"pictures": b64(pictures[0])}).json()
+    assert one["model"] == "student" and len(one["predictions"]) == 1
+
+
+def test_the_kserve_protocol_takes_pixels_and_files(served: Servers, opened: Path, picture: bytes) -> None:
+    url = served(name="shapes")
+    for path in ("health/live", "health/ready", "models/shapes/ready"):
+        assert http.get(f"{url}/v2/{path}").status_code == 200
+    about = http.get(f"{url}/v2/models/shapes").json()
+    assert about["platform"] == "onnxruntime_onnx" and about["inputs"][1]["shape"] == [-1, 32, 32, 3]
+    (wanted,) = vl2v.runtime.load(opened).predict([picture])
+    pixels = evaluation_view(decode(picture), 32)
+    file = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [b64(picture)]}
+    flat = {"name": "pixels", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": pixels.ravel().tolist()}
+    nested = {**flat, "data": pixels[None].tolist()}
+    for given in (file, flat, nested):
+        answer = http.post(f"{url}/v2/models/shapes/infer", json={"id": "7", "inputs": [given]}).json()
+        outputs = {output["name"]: output["data"] for output in answer["outputs"]}
+        assert answer["id"] == "7" and outputs["label"] == [wanted.label] and outputs["best"] == [wanted.best]
+        assert outputs["probabilities"] == pytest.approx(list(wanted.probabilities.values()), abs=1e-5)
+    asked = {"inputs": [file], "outputs": [{"name": "label"}]}
+    assert len(http.post(f"{url}/v2/models/shapes/infer", json=asked).json()["outputs"]) == 1
+    assert http.post(f"{url}/v2/models/other/infer", json=asked).status_code == 404
+    wrong = {**flat, "shape": [1, 16, 16, 3]}
+    assert "[n, 32, 32, 3]" in http.post(f"{url}/v2/models/shapes/infer", json={"inputs": [wrong]}).json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "words"),
+    [
+        ({"pictures": [b64(b"no picture")]}, 400, "pictures[0] can't be decoded: not a picture"),
+        ({"pictures": "http://169.254.169.254/latest"}, 400, "addresses are not fetched"),
+        ({"pictures": "file:///etc/passwd"}, 400, "addresses are not fetched"),
+        ({"pictures": []}, 422, "pictures"),
+        ({"pictures": ["AAAA"] * 65}, 422, "pictures"),
+        ({"picture": "AAAA"}, 422, "pictures"),
+    ],
+)
+def test_what_is_not_answered_is_explained(served: Servers, body: Any, status: int, words: str) -> None:
+    answer = http.post(f"{served()}/predict", json=body)
+    assert answer.status_code == status and words in answer.json()["error"]
+
+
+def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, picture: bytes) -> None:
+    url = served()
+    bomb = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(bomb, "PNG")
+    answer = http.post(f"{url}/predict", files={"picture": bomb.getvalue()})
+    assert answer.status_code == 400 and "too large (9000x9000 pixels)" in answer.text
+    told = HTTPConnection(url.removeprefix("http://"))
+    told.putrequest("POST", "/predict")
+    told.putheader("Content-Length", str(BODY + 1))
+    told.endheaders()  # its first byte is never sent
+    assert told.getresponse().status == 413
+    sent: list[int] = []
+
+    def endless() -> Any:
+        while True:
+            sent.append(1)
+            yield b" " * 2**20
+
+    try:
+        streamed = http.post(f"{url}/predict", content=endless(), headers={"Content-Type": "application/json"})
+        assert streamed.status_code == 413
+    except (httpx2.WriteError, httpx2.ReadError):
+        pass  # it hung up on us
+    assert len(sent) < 3 * BODY // 2**20
+    assert http.post(f"{url}/predict", files={"picture": picture}).status_code == 200
+
+
+def test_another_clients_broken_picture_fails_nobody_else(opened: Path, picture: bytes) -> None:
+    network = Network(vl2v.runtime.load(opened, threads=1))
+    good, bad, both = network._outputs([[picture], [b"no"], [picture, picture]])
+    assert isinstance(bad, Exception) and "pictures[0] can't be decoded" in str(bad)
+    assert good.shape[0] == 1 and both.shape[0] == 2  # type: ignore[union-attr]
+    np.testing.assert_allclose(both, np.repeat(good, 2, 0), atol=1e-6)  # type: ignore[arg-type]
+
+
+def test_classes_are_added_by_text_and_taken_away(served: Servers, recording: Path, picture: bytes) -> None:
+    url = served(teacher=f"recorded:{recording}")
+    assert http.get(f"{url}/classes").json() == {"classes": ["ball", "box", "cone"], "obstacle": None}
+    added = http.post(f"{url}/classes", json={"name": " star "})
+    assert added.status_code == 201 and added.json()["classes"] == ["ball", "box", "cone", "star"]
+    said = http.post(f"{url}/predict", files={"picture": picture}).json()["predictions"][0]
+    assert set(said["probabilities"]) == {"ball", "box", "cone", "star"}
+    assert http.post(f"{url}/classes", json={"name": "star"}).status_code == 409
+    unknown = http.post(f"{url}/classes", json={"name": "comet"})  # nothing of the teacher's words, or paths
+    assert (unknown.status_code, unknown.json()["error"]) == (
+        502,
+        "the teacher can't be asked; the server's log tells why",
+    )
+    assert http.delete(f"{url}/classes/star").json()["classes"] == ["ball", "box", "cone"]
+    assert http.delete(f"{url}/classes/star").status_code == 404
+    for name in ("ball", "box"):
+        http.delete(f"{url}/classes/{name}")
+    last = http.delete(f"{url}/classes/cone")
+    assert last.status_code == 409 and "the last one" in last.json()["error"]
+
+
+def test_without_a_teacher_a_class_needs_its_embedding_or_a_stored_one(
+    served: Servers, closed: Path, recording: Path
+) -> None:
+    url = served()
+    refused = http.post(f"{url}/classes", json={"name": "star"})
+    assert refused.status_code == 409 and "start with --teacher" in refused.json()["error"]
+    given = http.post(f"{url}/classes", json={"name": "star", "embedding": [1.0] * 16})
+    assert given.status_code == 201
+    assert http.post(f"{url}/classes", json={"name": "moon", "embedding": [1.0] * 3}).status_code == 409
+    assert http.post(f"{url}/classes", json={"name": "moon", "embedding": [0.0] * 16}).status_code == 422
+    taught = served(teacher=f"recorded:{recording}")
+    assert http.post(f"{taught}/classes", json={"name": "star"}).status_code == 201
+    other = served()  # the store knows the star from now on
+    assert http.post(f"{other}/classes", json={"name": "star"}).status_code == 201
+    missing = http.post(f"{other}/classes", json={"name": "comet"})
+    assert missing.status_code == 409 and "no text of 'comet' is stored" in missing.json()["error"]
+    fixed = served(closed)
+    assert "export with --open" in http.get(f"{fixed}/classes").json()["obstacle"]
+    assert http.post(f"{fixed}/classes", json={"name": "star"}).status_code == 409
+    assert http.delete(f"{fixed}/classes/ball").status_code == 409
+
+
+def test_the_teacher_is_asked_when_somebody_asks(served: Servers, recording: Path, picture: bytes) -> None:
+    alone = served()
+    assert http.get(f"{alone}/about").json()["teacher"] is None
+    assert http.post(f"{alone}/teacher", json={"picture": b64(picture)}).status_code == 409
+    url = served(teacher=f"recorded:{recording}")
+    said = http.post(f"{url}/teacher", json={"picture": b64(picture)}).json()
+    assert said["answer"]["best"] == "ball" and said["teacher"] == {
+        "name": "recorded:shapes-teacher",
+        "paid": False,
+        "bill": None,
+    }
+    assert http.post(f"{url}/teacher", json={"picture": b64(b"no")}).status_code == 400
+
+
+def test_another_teacher_is_refused(served: Servers) -> None:
+    with pytest.raises(ConfigError, match="not the one that the student learned from"):
+        served(teacher="tiny")
+
+
+def test_every_address_without_the_key(served: Servers, picture: bytes) -> None:
+    url = served(key="secret")
+    mine = {"Authorization": "Bearer secret"}
+    routes = http.get(f"{url}/openapi.json", headers=mine).json()["paths"]
+    assert {"/predict", "/classes", "/teacher", "/metrics", "/v2/models/{model}/infer"} < set(routes)
+    for path, methods in [*routes.items(), ("/openapi.json", ["get"]), ("/docs", ["get"]), ("/any/other", ["post"])]:
+        for method in methods:
+            for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic c2VjcmV0"}):
+                answer = http.request(method, url + path.replace("{model}", "student"), headers=headers)
+                assert answer.status_code == (200 if path in OPEN else 401), (path, method)
+    assert http.post(f"{url}/predict", files={"picture": picture}, headers=mine).status_code == 200
+
+
+def test_pages_elsewhere_can_do_nothing(served: Servers, picture: bytes) -> None:
+    url = served()
+    rebound = http.get(f"{url}/about", headers={"Host": "evil.example"})  # a name that was pointed to 127.0.0.1
+    assert rebound.status_code == 400
+    simple = http.post(f"{url}/classes", content='{"name": "x"}', headers={"Content-Type": "text/plain"})
+    assert simple.status_code == 415  # what a browser sends without asking first
+    there = {"Origin": "https://there.example", "Access-Control-Request-Method": "POST"}
+    assert "access-control-allow-origin" not in http.options(f"{url}/classes", headers=there).headers
+    other = served(origins=["https://there.example"])
+    assert http.options(f"{other}/classes", headers=there).headers["access-control-allow-origin"] == there["Origin"]
+    policy = http.get(url).headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+
+
+def test_overload_is_turned_away(
+    served: Servers, opened: Path, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate, run = threading.Event(), vl2v.runtime.Exported.run
+    url = served(waiting=4)
+
+    def held(self: vl2v.runtime.Exported, pixels: Any) -> Any:
+        gate.wait(20)
+        return run(self, pixels)
+
+    monkeypatch.setattr(vl2v.runtime.Exported, "run", held)
+    with ThreadPoolExecutor(16) as pool:
+        futures = [pool.submit(http.post, f"{url}/predict", files={"p": picture}) for _ in range(16)]
+        while not any(future.done() for future in futures):
+            time.sleep(0.01)
+        assert http.get(f"{url}/ready").status_code == 503 and http.get(f"{url}/health").status_code == 200
+        gate.set()
+        answers = [future.result() for future in futures]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert all(answer.headers["Retry-After"] == "1" for answer in answers if answer.status_code == 429)
+
+
+def test_a_failure_tells_nothing_of_the_machine(
+    served: Servers, picture: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = served()
+
+    def broken(self: Any, pixels: Any) -> Any:
+        raise RuntimeError(f"secret path {Path.home()}")
+
+    monkeypatch.setattr(vl2v.runtime.Exported, "run", broken)
+    answer = http.post(f"{url}/predict", files={"picture": picture})
+    assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log tells why"})
+
+
+def test_metrics_count_answers(served: Servers, picture: bytes) -> None:
+    url = served()
+    http.post(f"{url}/predict", files={"a": picture, "b": picture})
+    text = http.get(f"{url}/metrics").text
+    assert "vl2v_pictures_total 2.0" in text and 'vl2v_requests_total{status="200"} 1.0' in text
+    assert "vl2v_drift_distance NaN" in text  # two pictures tell nothing
+
+
+def test_the_document_describes_what_is_answered(served: Servers) -> None:
+    import schemathesis
+    from hypothesis import HealthCheck, given, settings
+    from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+    schema = schemathesis.openapi.from_url(f"{served()}/openapi.json")
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert len(operations) == 16
+    for operation in operations:
+
+        @given(case=operation.as_strategy())
+        @settings(max_examples=15, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+        def conforms(case: Any) -> None:
+            case.call_and_validate(excluded_checks=[positive_data_acceptance])  # no schema tells what a picture is
+
+        conforms()
+
+
+def start(*words: str | Path, program: str = "from vl2v.cli import main; main()", **environment: str) -> Any:
+    """Return a process that serves, and its address, when it answers."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", program, "serve", *map(str, words), "--port", str(port)]
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        try:
+            http.get(f"http://127.0.0.1:{port}/health")
+            return process, f"http://127.0.0.1:{port}"
+        except httpx2.ConnectError:
+            time.sleep(0.05)
+    raise AssertionError(process.stderr.read() if process.stderr else "")
+
+
+# Lets only those packages be imported that the image has.
+IMAGE = """
+import re, sys
+from importlib.metadata import packages_distributions
+from pathlib import Path
+plain = lambda name: re.sub(r"[-_.]+", "-", name).lower()
+lines = Path({requirements!r}).read_text().splitlines()
+there = {{plain(line.partition("==")[0]) for line in lines if not line.startswith("#")}} | {{"vl2v"}}
+missing = {{name for name, owners in packages_distributions().items() if not there & set(map(plain, owners))}}
+assert {{"torch", "timm", "open_clip", "matplotlib", "onnx"}} <= missing
+sys.modules.update(dict.fromkeys(missing))  # importing them fails
+from vl2v.cli import main
+main()
+"""
+
+
+def test_a_file_is_served_with_what_the_image_has(opened: Path, run: vl2v.Run, picture: bytes, tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    shutil.copytree(run.folder.with_name("store"), store)
+    with EmbeddingStore(store) as answers:  # the text of a star is known
+        key = text_key("a photo of a star")
+        answers.put(run.classifier.about["teacher"]["fingerprint"], [key], np.eye(1, 16, dtype=np.float32), kind="text")
+    requirements = str(Path(__file__).parents[2] / "docker" / "requirements.txt")
+    process, url = start(opened, "--store", store, program=IMAGE.format(requirements=requirements))
+    try:
+        assert http.post(f"{url}/predict", files={"picture": picture}).status_code == 200
+        assert http.post(f"{url}/classes", json={"name": "star"}).status_code == 201
+        assert http.get(url).status_code == http.get(f"{url}/metrics").status_code == 200
+    finally:
+        process.kill()
+
+
+def test_told_to_stop_it_answers_what_it_accepted(run: vl2v.Run, picture: bytes) -> None:
+    process, url = start(run.folder)
+    try:
+        body = {"pictures": [b64(picture)] * 64}
+        with ThreadPoolExecutor(4) as pool:
+            futures = [pool.submit(http.post, f"{url}/predict", json=body) for _ in range(4)]
+            while "vl2v_batch_things_count 1.0" in http.get(f"{url}/metrics").text:  # 1: the first, to get warm
+                assert not all(future.done() for future in futures)
+            process.send_signal(signal.SIGTERM)
+            answers = [future.result() for future in futures]
+        assert process.wait(30) in (0, -signal.SIGTERM)
+    finally:
+        process.kill()
+    assert [len(answer.json()["predictions"]) for answer in answers] == [64] * 4
+    assert "Traceback" not in process.stderr.read()
+
+
+def test_others_reach_it_only_with_a_key(opened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match=r"--host 0\.0\.0\.0: others can reach it; .* VL2V_SERVE_KEY"):
+        serving.serve(opened, host="0.0.0.0")
+    (tmp_path / "key").write_text("secret\n")
+    (tmp_path / "key").chmod(0o644)
+    monkeypatch.setenv("VL2V_SERVE_KEY_FILE", str(tmp_path / "key"))
+    with pytest.raises(ConfigError, match="others can read"):
+        serving.serve(opened, host="0.0.0.0")
+
+
+def test_a_run_without_an_export_is_exported_first(
+    run: vl2v.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bare = tmp_path / "bare"
+    (bare / "student").mkdir(parents=True)
+    (bare / "config.toml").write_text((run.folder / "config.toml").read_text())
+    for file in (run.folder / "student").iterdir():
+        (bare / "student" / file.name).write_bytes(file.read_bytes())
+    taken: list[Path] = []
+    monkeypatch.setattr(serving, "serve", lambda file, **options: taken.append(file))
+    told = CliRunner().invoke(app, ["serve", str(bare), "--store", str(run.folder.with_name("store"))])
+    assert told.exit_code == 0 and taken == [bare / "student.onnx"]
+    assert vl2v.runtime.load(taken[0]).card["form"] == "open"
+    with pytest.raises(StudentError, match=r"`vl2v export .*` makes one"):
+        vl2v.runtime.export_in(tmp_path)
+
+
+def test_requests_that_come_while_a_worker_ends_are_worked_on() -> None:
+    import asyncio
+
+    from vl2v.web.batches import Batches
+
+    async def many() -> list[int]:
+        batches: Batches[int, int] = Batches(lambda numbers: [2 * number for number in numbers], threads=2, most=3)
+        found = [await asyncio.wait_for(batches.ask(number, 1), 20) for number in range(200)]
+        found += await asyncio.gather(*(batches.ask(number, 1) for number in range(200)))
+        with pytest.raises(Busy):
+            await asyncio.gather(*(batches.ask(number, 100) for number in range(20)))
+        return found
+
+    assert asyncio.run(many()) == [2 * number for number in range(200)] * 2
