@@ -7,10 +7,15 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
-TUTORIALS = sorted((ROOT / "docs" / "tutorials").glob("*.md"))
+Followed = dict[str, tuple[Path, Future[str]]]
+PAGES = {page.stem: page for page in (ROOT / "docs" / "tutorials").glob("*.md")}
 # What a reader has on the path; a block that fails is named, and nothing is left running.
 SHELL = """set -euo pipefail
 vl2v() { "$PYTHON" -m vl2v "$@"; }
@@ -50,29 +55,40 @@ def follow(page: Path, folder: Path) -> str:
     return printed
 
 
+@pytest.fixture(scope="module")
+def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Followed]:
+    """Return each page's folder, and what will have been printed: two pages are followed at once."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in PAGES}
+    with ThreadPoolExecutor(2) as pool:
+        yield {name: (folders[name], pool.submit(follow, page, folders[name])) for name, page in PAGES.items()}
+
+
 def test_there_are_tutorials() -> None:
-    assert {page.stem for page in TUTORIALS} == {"paper", "phone", "rented"}
+    assert set(PAGES) == {"paper", "phone", "rented"}
 
 
-def test_own_folder_to_phone(tmp_path: Path) -> None:
-    printed = follow(ROOT / "docs" / "tutorials" / "phone.md", tmp_path)
+def test_own_folder_to_phone(followed: Followed) -> None:
+    folder, page = followed["phone"]
+    printed = page.result()
     assert "outline *" in printed and "% same answers" in printed
-    assert (tmp_path / "student.onnx").stat().st_size < 6e6
+    assert (folder / "student.onnx").stat().st_size < 6e6
     names = re.findall(r"^\S+\.png (\w+) [01]\.\d\d$", printed, re.M)
     assert len(names) == 3 and set(names) <= {"car", "cup", "key", "umbrella", "unknown"}
 
 
-def test_a_rented_api_on_five_dollars(tmp_path: Path) -> None:
-    printed = follow(ROOT / "docs" / "tutorials" / "rented.md", tmp_path)
+def test_a_rented_api_on_five_dollars(followed: Followed) -> None:
+    folder, page = followed["rented"]
+    printed = page.result()
     (spent,) = re.findall(r"in all: ([\d.]+) USD", printed)
     assert 0 < float(spent) <= 5
     _, bill = printed.split("queries to paid teachers")
     assert "vl2v embed" in bill and "runs/rented" not in bill
-    assert "price: at most" in printed and (tmp_path / "runs" / "rented" / "evaluation.json").is_file()
+    assert "price: at most" in printed and (folder / "runs" / "rented" / "evaluation.json").is_file()
 
 
-def test_benchmark_to_a_papers_table(tmp_path: Path) -> None:
-    printed = follow(ROOT / "docs" / "tutorials" / "paper.md", tmp_path)
+def test_benchmark_to_a_papers_table(followed: Followed) -> None:
+    folder, page = followed["paper"]
+    printed = page.result()
     assert "4 jobs: 4 done, 0 running, 0 failed, 0 waiting" in printed
-    table = (tmp_path / "table.tex").read_text()
+    table = (folder / "table.tex").read_text()
     assert table.startswith(r"\begin{tabular}") and "adip" in table and r"\bottomrule" in table
