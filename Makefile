@@ -9,7 +9,7 @@ demo: .setup
 	$(BIN)/vl2v demo --out runs/demo
 
 test: .setup
-	$(BIN)/python -m pytest --cov
+	$(BIN)/python -m pytest --cov --numprocesses auto --dist loadfile
 
 check: .setup
 	$(BIN)/ruff check .
