@@ -190,7 +190,7 @@ def _plot(lines: list[Line]) -> bytes:
     for axes, (title, values) in zip(figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True):
         colours = ["#999999" if name == REFERENCE else "#0072B2" for name in names]
         bars = axes.barh(names, values[::-1], color=colours)
-        axes.bar_label(bars, fmt="%.3g", padding=3)
+        axes.bar_label(bars, fmt=lambda value: f"{value:,.0f}" if value >= 100 else f"{value:.3g}", padding=3)
         axes.margins(x=0.22)
         axes.set_title(title, fontsize=10)
         axes.set_xticks([])

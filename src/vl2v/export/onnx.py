@@ -127,8 +127,7 @@ def _sorted_out(ready: Path) -> tuple[list[str], list[str]]:
     """Return the kinds of node that become int8, and the nodes that don't all the same.
 
     What comes before the first layer and after the last stays: pixels and cosines are exact. Of a transformer only the
-    layers with weights are taken: products of activations, and sums, in int8 gain nothing (ViT-S by processor time:
-    2.7 times as quick as eager without them, 2.5 with them) and can cost accuracy.
+    layers with weights are taken: products of activations, and sums, gain no speed in int8 and can cost accuracy.
     """
     import onnx
 
