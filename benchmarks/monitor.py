@@ -2,8 +2,8 @@
 
     python benchmarks/monitor.py RUN          # a finished run with an export, its pictures at hand
 
-Each row is a thousand pictures at most: of a domain (the training domains' are those that the student learned from, not
-the validation pictures that the reference was taken of), of all training domains, of one class of them.
+What is kept of the training domains is taken of one half of their validation pictures here; live traffic is a thousand
+pictures at most of the other half (of each domain, of all, of one class), or of the unseen domain.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from vl2v.data import PictureError, leave_out, open_dataset
-from vl2v.drift import WINDOW, drift
+from vl2v.drift import WINDOW, drift, reference
 from vl2v.prediction import UNKNOWN
 from vl2v.runs import Run
 from vl2v.runtime import Exported, export_in, load
@@ -39,21 +39,31 @@ def main() -> None:
     student = load(export_in(given.run))
     config = run.config.data
     dataset = open_dataset(config.path, layout=config.layout)
-    train = leave_out(dataset, config.target, fraction=config.holdout, trial_seed=config.split_seed).train
+    val = leave_out(dataset, config.target, fraction=config.holdout, trial_seed=config.split_seed).val
     rng = np.random.default_rng(0)
-    kinds = {f"{name}, trained on": np.intersect1d(dataset.indices(name), train) for name in dataset.domains}
-    kinds = {name: pictures for name, pictures in kinds.items() if len(pictures)}
+    val = rng.permutation(val)
+    known, live = val[: len(val) // 2], val[len(val) // 2 :]
+
+    def looked(pictures: np.ndarray) -> tuple[np.ndarray, list[str], float]:
+        rows = outputs(student, [dataset.read(int(i)) for i in pictures])
+        answers = student.predictions(rows)
+        return rows, [each.best for each in answers], sum(each.label == UNKNOWN for each in answers) / len(answers)
+
+    trained = [name for name in dataset.domains if name not in config.target]
+    sources = {name: looked(np.intersect1d(dataset.indices(name), known)) for name in trained}
+    unknown = np.mean([share for _, _, share in sources.values()])
+    kept = reference({name: (rows, best) for name, (rows, best, _) in sources.items()}, float(unknown))
+    kinds = {name: np.intersect1d(dataset.indices(name), live) for name in trained}
+    kinds["all training domains"] = live
+    kinds |= {f"of them, only {name}": live[dataset.labels[live] == k] for k, name in enumerate(dataset.classes)}
     kinds |= {f"{name}, unseen": dataset.indices(name) for name in config.target}
-    kinds["all training domains"] = train
-    kinds |= {f"only {dataset.classes[k]}, of them": train[dataset.labels[train] == k] for k in (0, 1)}
     print("| pictures | distance | unknown % | expected % | verdict |\n" + "| --- " * 5 + "|")
     for name, pictures in kinds.items():
-        for most in (50, WINDOW) if name == "all training domains" else (WINDOW,):
-            rows = outputs(student, [dataset.read(int(i)) for i in rng.permutation(pictures)[:most]])
-            unknown = np.mean([answer.label == UNKNOWN for answer in student.predictions(rows)])
-            found = drift(rows, float(unknown), student.card["reference"])
-            shares = f"{100 * found.unknown:.1f} | {100 * found.expected:.1f}"
-            print(f"| {name} ({len(rows)}) | {found.distance or 0:.2f} | {shares} | {found.verdict()} |", flush=True)
+        rows, best, share = looked(rng.permutation(pictures)[:WINDOW])
+        found = drift(rows, best, share, kept)
+        distance = "" if found.distance is None else f"{found.distance:.2f}"
+        shares = f"{100 * found.unknown:.1f} | {100 * found.expected:.1f}"
+        print(f"| {name} ({len(rows)}) | {distance} | {shares} | {found.verdict()} |", flush=True)
 
 
 if __name__ == "__main__":

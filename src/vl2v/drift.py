@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 FEWEST = 30  # pictures; with fewer nothing is said
+FEWEST_OF_CLASS = 5  # validation pictures that a class's mean is taken of
+OTHERS = ""  # what is kept of classes with fewer, or added later: the mean of all pictures
 WINDOW = 1000  # the latest pictures that are looked at
-NEAR, FAR = 0.5, 1.0  # distances at which the verdict changes
+NEAR, FAR = 0.3, 1.0  # distances at which the verdict changes
 POINTS = 0.05  # that the share of "unknown" may rise by before anything is said
 
 STEPS = 500  # of the search for the nearest mixture
@@ -28,12 +30,13 @@ class Drift:
 
     Attributes:
         pictures: how many were looked at.
-        distance: of their mean from the training domains' (from the nearest mixture of these), where 1 is how far a
-            training domain typically is from the others; None where the student learned from one domain, or there are
-            too few pictures.
+        distance: of their mean, less that of their classes, from the training domains' (from the nearest mixture of
+            these), where 1 is how far a training domain typically is from the others; None where the student learned
+            from one domain, or there are too few pictures.
         nearest: the training domain that has most of that mixture.
         unknown: share of them with the answer "unknown".
         expected: that share on the training domains' validation pictures.
+        of: how many these were.
     """
 
     pictures: int
@@ -41,11 +44,13 @@ class Drift:
     nearest: str | None
     unknown: float
     expected: float
+    of: int
 
     @property
     def more_unknown(self) -> bool:
         """Whether "unknown" is more frequent than on validation pictures, beyond chance (3 standard errors)."""
-        error = math.sqrt(max(self.expected * (1 - self.expected), 1e-4) / max(self.pictures, 1))
+        variance = max(self.expected * (1 - self.expected), 1e-4)
+        error = math.sqrt(variance * (1 / max(self.pictures, 1) + 1 / self.of))
         return self.unknown - self.expected > max(POINTS, 3 * error)
 
     def verdict(self) -> str:
@@ -66,21 +71,26 @@ class Drift:
         return f"{where}; {more} unknown than expected; {advice}"
 
 
-def reference(outputs: Mapping[str, Rows], unknown: float) -> dict[str, Any]:
+def reference(outputs: Mapping[str, tuple[Rows, Sequence[str]]], unknown: float) -> dict[str, Any]:
     """Return what an export's card keeps of the training domains, JSON types only.
 
+    Which classes come says nothing of where pictures come from, but moves their mean: so the mean of its class, as far
+    as there are pictures of it, is taken off every row, here and of live traffic.
+
     Args:
-        outputs: domain -> what the network gave for its validation pictures [n, d].
+        outputs: domain -> what the network gave for its validation pictures [n, d], and the best class of each.
         unknown: share of all of them with the answer "unknown".
     """
-    domains = {
-        name: {"mean": base64.b64encode(rows.mean(0).astype("<f4").tobytes()).decode(), "error": _error(rows)}
-        for name, rows in outputs.items()
-    }
-    return {"domains": domains, "unknown": unknown}
+    rows = np.concatenate([each for each, _ in outputs.values()])
+    labels = np.array([label for _, best in outputs.values() for label in best])
+    groups = {label: rows[labels == label] for label in dict.fromkeys(labels.tolist())}
+    centres = {label: _kept(group) for label, group in groups.items() if len(group) >= FEWEST_OF_CLASS}
+    kept = {"centres": {OTHERS: _kept(rows), **centres}, "unknown": unknown, "pictures": len(rows)}
+    domains = {name: _kept(_without_class(each, best, kept)[0]) for name, (each, best) in outputs.items()}
+    return {**kept, "domains": domains}
 
 
-def drift(rows: Rows, unknown: float, kept: Mapping[str, Any]) -> Drift:
+def drift(rows: Rows, best: Sequence[str], unknown: float, kept: Mapping[str, Any]) -> Drift:
     """Return how far live traffic is from the training domains.
 
     Means of finitely many pictures are never at the same place, even if the pictures are of one kind: the variance that
@@ -88,22 +98,43 @@ def drift(rows: Rows, unknown: float, kept: Mapping[str, Any]) -> Drift:
 
     Args:
         rows: what the network gave for live pictures [n, d].
+        best: the best class of each.
         unknown: share of them with the answer "unknown".
         kept: from `reference`.
     """
-    domains, expected = kept["domains"], kept["unknown"]
+    domains, shares = kept["domains"], (unknown, kept["unknown"], kept["pictures"])
     if len(rows) < FEWEST or len(domains) < 2:
-        return Drift(len(rows), None, None, unknown, expected)
-    names = list(domains)
-    means = np.stack([np.frombuffer(base64.b64decode(domains[name]["mean"]), "<f4") for name in names]).astype(float)
-    errors = np.array([domains[name]["error"] for name in names])
-    others = [np.arange(len(names)) != place for place in range(len(names))]
+        return Drift(len(rows), None, None, *shares)
+    means = np.stack([_mean(each) for each in domains.values()]).astype(float)
+    errors = np.array([each["error"] for each in domains.values()])
+    others = [np.arange(len(means)) != place for place in range(len(means))]
     apart = [
         _distance(mean, error, means[rest], errors[rest])[0]
         for mean, error, rest in zip(means, errors, others, strict=True)
     ]
-    away, weights = _distance(rows.mean(0).astype(float), _error(rows), means, errors)
-    return Drift(len(rows), away / max(float(np.median(apart)), 1e-6), names[int(weights.argmax())], unknown, expected)
+    unit = max(float(np.median(apart)), math.sqrt(float(np.median(errors))))  # never finer than what can be told
+    residuals, uncertain = _without_class(rows, best, kept)
+    away, weights = _distance(residuals.mean(0).astype(float), _error(residuals) + uncertain, means, errors)
+    return Drift(len(rows), away / max(unit, 1e-6), list(domains)[int(weights.argmax())], *shares)
+
+
+def _without_class(rows: Rows, best: Sequence[str], kept: Mapping[str, Any]) -> tuple[Rows, float]:
+    """Return rows [n, d] less the mean of their class, and the expected squared error of their mean by that."""
+    centres = kept["centres"]
+    named = [label if label in centres else OTHERS for label in best]
+    means = {label: _mean(centres[label]) for label in set(named)}
+    shares = {label: named.count(label) / len(named) for label in means}
+    return rows - np.stack([means[label] for label in named]), sum(
+        share**2 * centres[label]["error"] for label, share in shares.items()
+    )
+
+
+def _kept(rows: Rows) -> dict[str, Any]:
+    return {"mean": base64.b64encode(rows.mean(0).astype("<f4").tobytes()).decode(), "error": _error(rows)}
+
+
+def _mean(kept: Mapping[str, Any]) -> Rows:
+    return np.frombuffer(base64.b64decode(kept["mean"]), "<f4")
 
 
 def _error(rows: Rows) -> float:

@@ -60,10 +60,12 @@ def add_reference(path: Path, domains: Sequence[Domain]) -> None:
     import onnx
 
     exported = load(path)
-    outputs = {each.name: np.concatenate([exported.run(part) for part in parts(each.pixels)]) for each in domains}
-    answers = [answer.label == UNKNOWN for rows in outputs.values() for answer in exported.predictions(rows)]
+    rows = {each.name: np.concatenate([exported.run(part) for part in parts(each.pixels)]) for each in domains}
+    answers = {name: exported.predictions(out) for name, out in rows.items()}
+    outputs = {name: (out, [answer.best for answer in answers[name]]) for name, out in rows.items()}
+    unknown = [answer.label == UNKNOWN for each in answers.values() for answer in each]
     model = onnx.load(str(path))
-    _put_card(model, {**exported.card, "reference": reference(outputs, sum(answers) / len(answers))})
+    _put_card(model, {**exported.card, "reference": reference(outputs, sum(unknown) / len(unknown))})
     onnx.save(model, str(path))
 
 

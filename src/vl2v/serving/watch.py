@@ -41,17 +41,18 @@ class Watch:
 
     def __init__(self, student: Exported, log: Path | None = None) -> None:
         self.student = student
-        self._latest: deque[tuple[Rows, bool]] = deque(maxlen=WINDOW)
+        self._latest: deque[tuple[Rows, Prediction]] = deque(maxlen=WINDOW)
         self._log = None if log is None else _opened(log, student)
 
     def add(self, rows: Rows, answers: Sequence[Prediction]) -> None:
         """Remember outputs [n, d] and the answers that followed from them."""
-        self._latest.extend((row, answer.label == UNKNOWN) for row, answer in zip(rows, answers, strict=True))
+        self._latest.extend(zip(rows, answers, strict=True))
         if self._log is None:
             return
+        now = round(time.time(), 3)
         half = np.clip(rows, -65504, 65504).astype("<f2")
         lines = [
-            json.dumps({"at": round(time.time(), 3), "label": answer.label, "out": base64.b64encode(row).decode()})
+            json.dumps({"at": now, "label": answer.label, "best": answer.best, "out": base64.b64encode(row).decode()})
             for row, answer in zip(half, answers, strict=True)
         ]
         if self._log.tell() > MOST:
@@ -65,8 +66,10 @@ class Watch:
         """Return how far the latest traffic is from the training domains; None: nothing is known of these."""
         if "reference" not in self.student.card or not self._latest:
             return None
-        rows, unknown = zip(*self._latest, strict=True)
-        return drift(np.stack(rows), sum(unknown) / len(unknown), self.student.card["reference"])
+        rows, answers = zip(*self._latest, strict=True)
+        unknown = sum(answer.label == UNKNOWN for answer in answers) / len(answers)
+        best = [answer.best for answer in answers]
+        return drift(np.stack(rows), best, unknown, self.student.card["reference"])
 
     def close(self) -> None:
         """Close the log."""
@@ -82,11 +85,13 @@ class Traffic:
     Attributes:
         rows: the network's outputs [n, d].
         labels: the answers.
+        best: the best class of each.
         broken: lines that can't be read: the server was killed while it wrote them.
     """
 
     rows: Rows
     labels: list[str]
+    best: list[str]
     broken: int
 
 
@@ -103,8 +108,9 @@ def read_log(path: Path, student: Exported, *, last: int = WINDOW) -> Traffic:
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from None
     entries = [entry for entry in map(_entry, lines) if entry is not None]
-    rows = np.stack([row for row, _ in entries]) if entries else np.zeros((0, 1), np.float32)
-    return Traffic(rows, [label for _, label in entries], len(lines) - len(entries))
+    rows = np.stack([row for row, _, _ in entries]) if entries else np.zeros((0, 1), np.float32)
+    labels, best = [label for _, label, _ in entries], [best for _, _, best in entries]
+    return Traffic(rows, labels, best, len(lines) - len(entries))
 
 
 def monitor(log: Path, student: Exported, *, last: int = WINDOW) -> tuple[Traffic, Drift]:
@@ -118,14 +124,14 @@ def monitor(log: Path, student: Exported, *, last: int = WINDOW) -> tuple[Traffi
         raise StudentError("this export has nothing that live traffic can be compared with; export again")
     traffic = read_log(log, student, last=last)
     unknown = traffic.labels.count(UNKNOWN) / max(len(traffic.labels), 1)
-    return traffic, drift(traffic.rows, unknown, student.card["reference"])
+    return traffic, drift(traffic.rows, traffic.best, unknown, student.card["reference"])
 
 
-def _entry(line: bytes) -> tuple[Rows, str] | None:
+def _entry(line: bytes) -> tuple[Rows, str, str] | None:
     try:
         entry = json.loads(line)
         row = np.frombuffer(base64.b64decode(entry["out"], validate=True), "<f2").astype(np.float32)
-        return row, str(entry["label"])
+        return row, str(entry["label"]), str(entry["best"])
     except (ValueError, KeyError, TypeError):
         return None
 
