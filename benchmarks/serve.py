@@ -7,7 +7,8 @@ loop with as many threads as suit it best. They take turns, each in a process of
 half taken: the load comes from a third process, which would otherwise burden the server alone, so while the loop runs
 that process sends the same requests at the same rate to a server that answers at once. Ratios of the same turn, wall
 clock and processor time; medians. Then the server is asked at half the rate that it can do, on a schedule that waits
-for nobody, and at four times that rate.
+for nobody, in turns with a loop that does the same without HTTP (its p99 tells how quiet the machine is), and at four
+times that rate.
 """
 
 from __future__ import annotations
@@ -62,6 +63,22 @@ def loop(file: Path, batch: int, threads: int, seconds: float, pipe: Connection)
         once(done)
         done += batch
     pipe.send((done / (time.perf_counter() - start), (time.process_time() - used) / done))
+
+
+def paced(file: Path, rate: float, seconds: float, pipe: Connection) -> None:
+    """Decode and infer pictures that are due at fixed times; send the seconds that each took from then."""
+    from vl2v.runtime import load
+
+    student, pictures, times = load(file, threads=1), jpegs(), []
+    student.run(student.view(pictures[0])[None])
+    pipe.send("ready")
+    begin = time.perf_counter()
+    for number in range(int(rate * seconds)):
+        due = begin + number / rate
+        time.sleep(max(0.0, due - time.perf_counter()))
+        student.run(student.view(pictures[number % PICTURES])[None])
+        times.append(time.perf_counter() - due)
+    pipe.send(times)
 
 
 def serve(file: Path | None, pipe: Connection) -> None:
@@ -220,16 +237,25 @@ def main() -> None:
         medians = [statistics.median(column) for column in zip(*rows, strict=True)]
         print(f"| {batch} | {medians[0]:.0f} | {medians[1]:.0f} | {medians[2]:.2f} | {medians[3]:.2f} |", flush=True)
         rate = rate or medians[1]
-    print("\n| load | requests/s | answered/s | 429 | errors | p50 ms | p99 ms | p99 / p50 |\n" + "| --- " * 8 + "|")
-    for words, share, connections in (("half", 0.5, CONNECTIONS), ("four times", 4.0, 8 * CONNECTIONS)):
-        with Process(serve, given.file) as server:
-            asyncio.run(load(server.first, 1, CONNECTIONS, 1))
-            statuses, times = asyncio.run(load(server.first, 1, connections, 2 * given.seconds, share * rate))
-        errors = statuses.total() - statuses[200] - statuses[429]
-        p50, p99 = (1000 * np.percentile(times, percent) for percent in (50, 99))
-        answered = statuses[200] / (2 * given.seconds)
-        row = f"{words} | {share * rate:.0f} | {answered:.0f} | {statuses[429]} | {errors} | {p50:.0f} | {p99:.0f}"
-        print(f"| {row} | {p99 / p50:.1f} |", flush=True)
+    print("\n| load | answered/s | 429 | errors | p50 ms | p99 ms | p99 / p50 |\n" + "| --- " * 7 + "|")
+    for _ in range(given.turns):
+        with Process(paced, given.file, rate / 2, given.seconds) as process:
+            tell("half, without HTTP", Counter(), process.pipe.recv(), given.seconds)
+        tell("half", *at_rate(given.file, rate / 2, CONNECTIONS, given.seconds), given.seconds)
+    tell("four times", *at_rate(given.file, 4 * rate, 8 * CONNECTIONS, 2 * given.seconds), 2 * given.seconds)
+
+
+def at_rate(file: Path, rate: float, connections: int, seconds: float) -> tuple[Counter[int], list[float]]:
+    with Process(serve, file) as server:
+        asyncio.run(load(server.first, 1, CONNECTIONS, 1))
+        return asyncio.run(load(server.first, 1, connections, seconds, rate))
+
+
+def tell(words: str, statuses: Counter[int], times: list[float], seconds: float) -> None:
+    errors = statuses.total() - statuses[200] - statuses[429]
+    p50, p99 = (1000 * np.percentile(times, percent) for percent in (50, 99))
+    row = f"{words} | {len(times) / seconds:.0f} | {statuses[429]} | {errors} | {p50:.0f} | {p99:.0f}"
+    print(f"| {row} | {p99 / p50:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

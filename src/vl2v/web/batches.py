@@ -127,13 +127,14 @@ class Batches(Generic[Request, Answer]):
             return [error] * len(requests)
 
     def _next_batch(self) -> list[_Place[Request, Answer]]:
-        """Take the first requests of one kind, up to the size of a batch."""
+        """Take the first requests of one kind, up to the size of a batch, and no more than this thread's share."""
+        most = min(self.most, -(-self.queued // self.threads))
         batch = [self._queue.popleft()]
         size, kind = batch[0].size, self.kind(batch[0].request)
         while self._queue:
             following = self._queue[0]
             size += following.size
-            if size > self.most or self.kind(following.request) != kind:
+            if size > most or self.kind(following.request) != kind:
                 break
             batch.append(self._queue.popleft())
         for place in batch:
