@@ -16,10 +16,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 Followed = dict[str, tuple[Path, Future[str]]]
 PAGES = {page.stem: page for page in (ROOT / "docs" / "tutorials").glob("*.md")}
-# What a reader has on the path; a block that fails is named, and nothing is left running.
+# A block that fails is named, and nothing is left running.
 SHELL = """set -euo pipefail
-vl2v() { "$PYTHON" -m vl2v "$@"; }
-python() { "$PYTHON" "$@"; }
 trap 'echo "failed: $BASH_COMMAND"' ERR
 trap 'kill $(jobs -p) 2>/dev/null || true' EXIT
 """
@@ -44,7 +42,8 @@ def follow(page: Path, folder: Path) -> str:
         port = str(free.getsockname()[1])
     home = {"HOME": folder, "XDG_CACHE_HOME": folder / "cache", "XDG_DATA_HOME": folder / "data"}
     environment = {**os.environ, **{key: str(value) for key, value in home.items()}}
-    environment |= {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # vl2v, python
+    environment |= {"PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     program = script(page).replace("8000", port)
     with (folder / "said.txt").open("w") as said:  # not a pipe: one that the page left running would keep it open
         done = subprocess.run(
@@ -71,7 +70,7 @@ def test_own_folder_to_phone(followed: Followed) -> None:
     folder, page = followed["phone"]
     printed = page.result()
     assert "outline *" in printed and "% same answers" in printed
-    assert (folder / "student.onnx").stat().st_size < 6e6
+    assert (folder / "student.onnx").stat().st_size < 6e6 and (folder / "runs" / "icons" / "report.html").is_file()
     names = re.findall(r"^\S+\.png (\w+) [01]\.\d\d$", printed, re.M)
     assert len(names) == 3 and set(names) <= {"car", "cup", "key", "umbrella", "unknown"}
 
@@ -90,5 +89,6 @@ def test_benchmark_to_a_papers_table(followed: Followed) -> None:
     folder, page = followed["paper"]
     printed = page.result()
     assert "4 jobs: 4 done, 0 running, 0 failed, 0 waiting" in printed
+    assert (folder / "bench" / "report.html").is_file()
     table = (folder / "table.tex").read_text()
     assert table.startswith(r"\begin{tabular}") and "adip" in table and r"\bottomrule" in table
