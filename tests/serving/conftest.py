@@ -12,7 +12,7 @@ import pytest
 import vl2v
 from little import quick_settings
 from loopback import Loopback
-from vl2v.export import export_onnx
+from vl2v.export import export_student
 from vl2v.runtime import Exported, load
 from vl2v.serving.app import create_app
 from vl2v.serving.tutor import Tutor
@@ -25,7 +25,7 @@ def run(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory)
     """Return a run with an export in the open form, its store beside it."""
     folder = tmp_path_factory.mktemp("served")
     made = vl2v.distill(quick_settings(shapes, recording), folder / "run", store=folder / "store")
-    export_onnx(made, made.folder / "student.onnx", form="open", store=folder / "store")
+    export_student(made, made.folder / "student.onnx", form="open", store=folder / "store")
     return made
 
 
@@ -39,7 +39,7 @@ def opened(run: vl2v.Run) -> Path:
 def closed(run: vl2v.Run) -> Path:
     """Return the export in the closed form."""
     file = run.folder / "closed.onnx"
-    export_onnx(run, file, store=run.folder.with_name("store"))
+    export_student(run, file, store=run.folder.with_name("store"))
     return file
 
 

@@ -79,12 +79,12 @@ def monitor(
 def _export(run: Path, store: Path | None) -> Path:
     """Export a run, in the open form where there is one, and return the file."""
     from vl2v.cli.show import progress
-    from vl2v.export import export_onnx
+    from vl2v.export import export_student
     from vl2v.runs import Run
 
     opened, file = Run(run), run / "student.onnx"
     form = "closed" if opened.classifier.texts is None else "open"
     with progress() as report:
-        parity = export_onnx(opened, file, form=form, store=store, report=report)
-    typer.echo(f"{file}: {parity.summary()}", err=True)
+        made = export_student(opened, file, "onnx", form=form, store=store, report=report)
+    typer.echo(f"{file}: {made.summary()}", err=True)
     return file
