@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 import vl2v
 import vl2v.runtime
+from vendor.rented import running
 from vl2v.cli.app import app
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
@@ -34,6 +35,7 @@ from vl2v.serving import serve as serving
 from vl2v.serving.answers import Network
 from vl2v.serving.guard import OPEN
 from vl2v.serving.requests import BODY
+from vl2v.teachers import open_teacher
 from vl2v.web.batches import Busy
 
 from .conftest import Servers, http
@@ -195,6 +197,27 @@ def test_the_teacher_is_asked_when_somebody_asks(served: Servers, recording: Pat
 def test_another_teacher_is_refused(served: Servers) -> None:
     with pytest.raises(ConfigError, match="not the one that the student learned from"):
         served(teacher="tiny")
+
+
+def test_a_rented_teacher_is_paid_once_a_picture_and_within_the_budget(
+    served: Servers, opened: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path / "vendor", price=5) as vendor:
+        monkeypatch.setenv("VL2V_API_KEY", vendor.key)
+        teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
+        student = vl2v.runtime.load(opened, threads=1)
+        student.card["teacher"] = teacher.fingerprint  # as if it had learned from this one
+        with pytest.raises(ConfigError, match="say how much with --budget"):
+            served(student, teacher)
+        url = served(student, teacher, budget=22e-6)
+        assert http.get(f"{url}/about").json()["teacher"]["bill"] == "0.00 USD of 0.000022 USD"
+        pictures = [b64(file.read_bytes()) for file in sorted((shapes / "paint").rglob("*.png"))[:3]]
+        asked = [http.post(f"{url}/teacher", json={"picture": pictures[number]}) for number in (0, 1, 0, 2)]
+        assert [answer.status_code for answer in asked] == [200, 200, 200, 402]
+        assert asked[2].json()["teacher"]["bill"] == "0.00002 USD of 0.000022 USD"
+        assert asked[3].json() == {"error": "the budget for the teacher is used up"}
+        assert vendor.meter.sold("client") == 4  # a known text and picture, once, and two pictures
+        assert vendor.key not in "".join(answer.text for answer in asked)
 
 
 def test_every_address_without_the_key(served: Servers, picture: bytes) -> None:

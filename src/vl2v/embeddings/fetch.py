@@ -88,8 +88,14 @@ def fetch(
     return []
 
 
-def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str]) -> None:
+def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *, checked: bool = False) -> None:
     """Ask about texts that the store doesn't know, and keep the answers.
+
+    Args:
+        store: opened for writing.
+        teacher: who is asked; a rented one has its purse.
+        texts: what it is asked about.
+        checked: a rented teacher was found to be the model that it was, in this session.
 
     Raises:
         BudgetReached, TeacherError, StoreError: as `fetch` does.
@@ -100,7 +106,8 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str]) -
     missing = [text for text, known in zip(texts, store.known(teacher.fingerprint, keys), strict=True) if not known]
     rented = as_rented(teacher)
     if missing and rented is not None:
-        _same_model(store, rented)
+        if not checked:
+            _same_model(store, rented)
         _buy_texts(store, rented, missing, lambda count: None)
     elif missing:
         vectors = _checked(teacher, teacher.embed_texts(missing), len(missing))
@@ -108,8 +115,14 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str]) -
         store.put(teacher.fingerprint, [text_key(text) for text in missing], vectors, kind="text")
 
 
-def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes) -> NDArray[np.float32]:
+def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked: bool = False) -> NDArray[np.float32]:
     """Return the answer [d] about a picture file's bytes, asked and kept if the store doesn't know it.
+
+    Args:
+        store: opened for writing.
+        teacher: who is asked; a rented one has its purse.
+        data: what it is asked about.
+        checked: a rented teacher was found to be the model that it was, in this session.
 
     Raises:
         BudgetReached, TeacherError, StoreError: as `fetch` does.
@@ -121,7 +134,8 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes) -> NDArray
     if not store.known(teacher.fingerprint, [key])[0]:
         rented = as_rented(teacher)
         if rented is not None:
-            _same_model(store, rented)
+            if not checked:
+                _same_model(store, rented)
             for refused in _kept(store, rented, "image", [key], iter([image]), lambda count: None):
                 raise TeacherError(f"{teacher.name}: won't take the picture: {refused.reason}")
         else:

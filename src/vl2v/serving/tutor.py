@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
 from vl2v.data.decoding import decode
-from vl2v.embeddings import EmbeddingStore, fetch_image, fetch_texts
+from vl2v.embeddings import EmbeddingStore, fetch_image, fetch_texts, image_key
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import ConfigError, StudentError
 from vl2v.prediction import Prediction, prediction
@@ -44,6 +45,7 @@ class Tutor:
         self.store = store
         self.teacher = teacher
         self.budget = budget
+        self._checked = False  # that a rented teacher is the model that it was: it costs, and is done once
         if teacher is None:
             return
         if teacher.fingerprint != student.card.get("teacher"):
@@ -79,7 +81,8 @@ class Tutor:
                 if self.teacher is None:
                     raise StudentError(f"no text of {name!r} is stored; start with --teacher, or send its embedding")
                 with self._paying():
-                    fetch_texts(answers, self.teacher, texts)
+                    fetch_texts(answers, self.teacher, texts, checked=self._checked)
+                    self._checked = True
 
             prompts, sources = PromptConfig(**card["prompts"]), card["about"]["sources"]
             return class_text(name, prompts, sources, card["teacher"], answers, ask)
@@ -97,7 +100,9 @@ class Tutor:
         texts, classes = self.student.texts, list(self.student.classes)
         decode(picture)
         with EmbeddingStore(self.store) as answers, self._paying():
-            image = fetch_image(answers, self.teacher, picture)
+            known = answers.known(self.teacher.fingerprint, [image_key(hashlib.sha256(picture).digest())])[0]
+            image = fetch_image(answers, self.teacher, picture, checked=self._checked)
+            self._checked = self._checked or not known
         (row,) = softmax(self.student.card["scale"] * image[None] @ texts.T).tolist()
         return prediction(classes, row, 0.0)
 
