@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from vl2v.benchmark.table import Table
@@ -165,7 +166,8 @@ def _teacher(run: Run, against: str, folder: Path) -> Way:
         )
     tower, spec = teacher.image_tower()
     student = Student(tower, nn.Identity(), BackboneSpec(spec.build, spec.image_size, spec.mean, spec.std))
-    Classifier(student, run.classifier.classes, None).save(folder)
+    classes = run.classifier.classes
+    Classifier(student, classes, torch.zeros(len(classes), teacher.dim)).save(folder)  # its texts cost nothing
     return Way(f"teacher, {spec.image_size} px", folder, spec.image_size)
 
 
