@@ -85,6 +85,6 @@ def _export(run: Path, store: Path | None) -> Path:
     opened, file = Run(run), run / "student.onnx"
     form = "closed" if opened.classifier.texts is None else "open"
     with progress() as report:
-        made = export_student(opened, file, "onnx", form=form, store=store, report=report)
-    typer.echo(f"{file}: {made.summary()}", err=True)
+        parity = export_student(opened, file, form=form, store=store, report=report)
+    typer.echo(f"{file}: {parity.summary()}", err=True)
     return file
