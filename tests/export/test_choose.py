@@ -15,7 +15,8 @@ import vl2v.runtime
 from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.errors import ConfigError, StudentError
-from vl2v.export import Choice, Target, best_of, choose_export
+from vl2v.export import Choice, Target, choose_export
+from vl2v.export.choose import best_of
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,8 @@ def export(
     """Write a student as a file that needs nothing of vl2v, checked on real pictures first."""
     from vl2v.cli.show import print_table, progress
     from vl2v.errors import ConfigError
-    from vl2v.export import Target, choose_export, default_name, export_student
+    from vl2v.export import Target, choose_export, export_student
+    from vl2v.export.student import default_name
     from vl2v.runs import Run
 
     target = Target(

@@ -7,23 +7,20 @@ from typing import TYPE_CHECKING
 from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
-    from vl2v.export.choose import Candidate, Choice, Target, best_of, choose_export
+    from vl2v.export.choose import Choice, Target, choose_export
     from vl2v.export.device import Device, bench_device
     from vl2v.export.hub import parcel, push
     from vl2v.export.parity import Parity
-    from vl2v.export.student import FORMATS, default_name, export_student
+    from vl2v.export.student import FORMATS, export_student
 
 _HOMES = {
-    "Candidate": "vl2v.export.choose",
     "Choice": "vl2v.export.choose",
     "Device": "vl2v.export.device",
     "FORMATS": "vl2v.export.student",
     "Parity": "vl2v.export.parity",
     "Target": "vl2v.export.choose",
-    "best_of": "vl2v.export.choose",
     "bench_device": "vl2v.export.device",
     "choose_export": "vl2v.export.choose",
-    "default_name": "vl2v.export.student",
     "export_student": "vl2v.export.student",
     "parcel": "vl2v.export.hub",
     "push": "vl2v.export.hub",
@@ -31,15 +28,12 @@ _HOMES = {
 
 __all__ = [
     "FORMATS",
-    "Candidate",
     "Choice",
     "Device",
     "Parity",
     "Target",
     "bench_device",
-    "best_of",
     "choose_export",
-    "default_name",
     "export_student",
     "parcel",
     "push",
