@@ -10,8 +10,10 @@ from __future__ import annotations
 import base64
 import io
 import json
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -212,7 +214,7 @@ def _onnx(path: Path, threads: int | None) -> tuple[Network, str]:
 
 
 def _openvino(path: Path, threads: int | None) -> tuple[Network, str]:
-    openvino = need_extra("openvino", "openvino")
+    openvino = openvino_library()
     weights = np.fromfile(path.with_suffix(".bin"), np.uint8)
     core = openvino.Core()
     model = core.read_model(path.read_bytes(), openvino.Tensor(weights))
@@ -223,6 +225,16 @@ def _openvino(path: Path, threads: int | None) -> tuple[Network, str]:
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = core.compile_model(model, "CPU", settings)
     return lambda pixels: np.asarray(compiled(pixels)[0]).copy(), model.get_rt_info(METADATA).astype(str)
+
+
+def openvino_library() -> ModuleType:
+    """Import OpenVINO without its telemetry, which would report every import over the network.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # "not installed": it has a stub for that
+    return need_extra("openvino", "openvino")
 
 
 def _torchscript(path: Path, threads: int | None) -> tuple[Network, str]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -70,14 +73,21 @@ def test_openvino_has_int8(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
 def test_openvino_files_without_a_card_or_weights_are_refused(
     run: vl2v.Run, store: Path, closed: Path, tmp_path: Path
 ) -> None:
-    import openvino
-
+    openvino = vl2v.runtime.openvino_library()
     openvino.save_model(openvino.Core().read_model(str(closed)), tmp_path / "bare.xml")
     with pytest.raises(StudentError, match="no card in it"):
         vl2v.runtime.load(tmp_path / "bare.xml")
     (tmp_path / "bare.bin").unlink()
     with pytest.raises(StudentError, match="can't be read"):
         vl2v.runtime.load(tmp_path / "bare.xml")
+
+
+def test_openvino_reports_nothing_over_the_network(tmp_path: Path) -> None:
+    program = "import sys, vl2v.runtime as r; r.openvino_library(); print('openvino_telemetry.main' in sys.modules)"
+    home = {**os.environ, "HOME": str(tmp_path), "CI": ""}
+    done = subprocess.run([sys.executable, "-c", program], env=home, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+    assert not list(tmp_path.iterdir())  # where it would keep who it is
 
 
 def test_a_foreign_torchscript_file_is_refused(tmp_path: Path) -> None:

@@ -11,13 +11,13 @@ import torch
 
 from vl2v.errors import need_extra
 from vl2v.export.network import Network
-from vl2v.runtime import METADATA
+from vl2v.runtime import METADATA, openvino_library
 
 
 def write_openvino(source: Path, card: dict[str, Any], path: Path) -> None:
     """Write an ONNX file, fp32 or int8, as OpenVINO's `path` (.xml) and the weights beside it (.bin)."""
-    openvino = need_extra("openvino", "openvino")
-    model = openvino.Core().read_model(str(source))  # `convert_model` would count its users over the network
+    openvino = openvino_library()
+    model = openvino.Core().read_model(str(source))
     model.set_rt_info(json.dumps(card), METADATA)
     openvino.save_model(model, str(path), compress_to_fp16=False)
 

@@ -23,14 +23,14 @@ from vl2v.runs.folder import Run, write_bytes
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources, open_sources
 from vl2v.runs.teaching import default_store
-from vl2v.runtime import load
+from vl2v.runtime import load, openvino_library
 from vl2v.students import Classifier, at_size
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt", "executorch": ".pte"}
 INT8 = ("onnx", "openvino")  # formats that have it
 _NEEDED = {
     "onnx": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
-    "openvino": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export", "openvino": "openvino"},
+    "openvino": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
     "torchscript": {},
     "executorch": {"executorch": "executorch"},
 }
@@ -187,6 +187,8 @@ def check_format(kind: str, *, int8: bool = False) -> None:
         raise ConfigError(f"--int8: there is none of {kind}, only of {' and '.join(INT8)}")
     for module, extra in _NEEDED[kind].items():
         need_extra(module, extra)
+    if kind == "openvino":
+        openvino_library()
 
 
 def open_pictures(run: Run, store: Path | None, report: Report = silent) -> Sources:
