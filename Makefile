@@ -9,7 +9,7 @@ demo: .setup
 	$(BIN)/vl2v demo --out runs/demo
 
 test: .setup
-	$(BIN)/python -m pytest --cov --numprocesses auto --dist loadfile
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0
 
 check: .setup
 	$(BIN)/ruff check .
