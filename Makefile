@@ -1,6 +1,7 @@
 # make demo: the main job on the embedded sample; make test: all tests. Both set up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
+PARALLEL := --numprocesses auto --dist loadfile --max-worker-restart 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check docs lock clean
@@ -8,8 +9,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: .setup
 	$(BIN)/vl2v demo --out runs/demo
 
+# A process that uses OpenVINO can die when it is traced: the tests of exports are run without coverage.
 test: .setup
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --max-worker-restart 0
+	$(BIN)/python -m pytest $(PARALLEL) tests/export
+	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/export --cov
 
 check: .setup
 	$(BIN)/ruff check .
