@@ -27,9 +27,10 @@ from urllib.request import urlopen
 
 import litserve
 import numpy as np
-from serve import CONNECTIONS, Process, load, serve
+from serve import CONNECTIONS, Process, requests_of, serve
 
 import vl2v.runtime
+from loopback import load
 
 CORES = len(os.sched_getaffinity(0))
 
@@ -80,9 +81,10 @@ def ours(file: Path, seconds: float) -> tuple[float, float]:
 
 
 def measured(port: int, seconds: float, spent: Callable[[], float]) -> tuple[float, float]:
-    asyncio.run(load(port, 1, CONNECTIONS, 1, as_json=True))
+    requests = requests_of(1, as_json=True)
+    asyncio.run(load(port, requests, CONNECTIONS, 1))
     before = spent()
-    statuses, _ = asyncio.run(load(port, 1, CONNECTIONS, seconds, as_json=True))
+    statuses, _ = asyncio.run(load(port, requests, CONNECTIONS, seconds))
     assert set(statuses) == {200}, statuses
     return statuses[200] / seconds, 1000 * (spent() - before) / statuses[200]
 

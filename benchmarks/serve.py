@@ -32,6 +32,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from loopback import load, serve_app
+
 PICTURES, CONNECTIONS = 64, 64
 
 
@@ -48,9 +50,9 @@ def jpegs() -> list[bytes]:
 
 def loop(file: Path, batch: int, threads: int, seconds: float, pipe: Connection) -> None:
     """Decode and infer in a loop; send pictures a second, and processor seconds a picture."""
-    from vl2v.runtime import load
+    import vl2v.runtime
 
-    student, pictures = load(file, threads=threads), jpegs()
+    student, pictures = vl2v.runtime.load(file, threads=threads), jpegs()
 
     def once(start: int) -> None:
         student.run(np.stack([student.view(pictures[(start + i) % PICTURES]) for i in range(batch)]))
@@ -67,9 +69,9 @@ def loop(file: Path, batch: int, threads: int, seconds: float, pipe: Connection)
 
 def paced(file: Path, rate: float, seconds: float, pipe: Connection) -> None:
     """Decode and infer pictures that are due at fixed times; send the seconds that each took from then."""
-    from vl2v.runtime import load
+    import vl2v.runtime
 
-    student, pictures, times = load(file, threads=1), jpegs(), []
+    student, pictures, times = vl2v.runtime.load(file, threads=1), jpegs(), []
     student.run(student.view(pictures[0])[None])
     pipe.send("ready")
     begin = time.perf_counter()
@@ -85,8 +87,6 @@ def serve(file: Path | None, pipe: Connection) -> None:
     """Serve a student, or (None) an answer that is always the same; send the port, and processor seconds when asked."""
     import threading
 
-    import uvicorn
-
     if file is None:
         from fastapi import FastAPI, Request, Response
 
@@ -101,25 +101,21 @@ def serve(file: Path | None, pipe: Connection) -> None:
 
         with tempfile.TemporaryDirectory() as folder:
             app = application(file, None, 0, Path(folder), None, (), "student", "")
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
-    startup = server.startup
 
     def tell() -> None:
         while pipe.recv() == "time":
             usage = resource.getrusage(resource.RUSAGE_SELF)
             pipe.send(usage.ru_utime + usage.ru_stime)
 
-    async def started(sockets: Any = None) -> None:
-        await startup(sockets)
-        pipe.send(server.servers[0].sockets[0].getsockname()[1])
+    def told(port: int) -> None:
+        pipe.send(port)
         threading.Thread(target=tell, daemon=True).start()
 
-    server.startup = started  # type: ignore[method-assign]
-    server.run()
+    serve_app(app, told)
 
 
-def requests_of(batch: int, as_json: bool) -> list[bytes]:
-    """Return whole requests, multipart or JSON: an HTTP client would need more time than the server."""
+def requests_of(batch: int, *, as_json: bool = False) -> list[bytes]:
+    """Return whole requests, multipart or JSON."""
     found, files = [], jpegs()
     if as_json:
         bodies = [json.dumps({"pictures": base64.b64encode(data).decode()}).encode() for data in files]
@@ -136,41 +132,6 @@ def requests_of(batch: int, as_json: bool) -> list[bytes]:
         head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: multipart/form-data; boundary=x"
         found.append(f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body)
     return found
-
-
-async def load(
-    port: int, batch: int, connections: int, seconds: float, rate: float | None = None, as_json: bool = False
-) -> tuple[Counter[int], list[float]]:
-    """Send requests; return answers by status, and the seconds of those with 200.
-
-    Without a rate every connection asks again when it was answered; with one, requests are due at fixed times, and time
-    counts from when they were due.
-    """
-    statuses: Counter[int] = Counter()
-    times: list[float] = []
-    requests, begin, number = requests_of(batch, as_json), time.perf_counter(), 0
-
-    async def one() -> None:
-        nonlocal number
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while True:
-            mine, number = number, number + 1
-            due = time.perf_counter() if rate is None else begin + mine / rate
-            if due > begin + seconds:
-                break
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            writer.write(requests[mine % len(requests)])
-            answer = await reader.readuntil(b"\r\n\r\n")
-            length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
-            await reader.readexactly(int(length.partition(b":")[2]))
-            status = int(answer[9:12])
-            statuses[status] += 1
-            if status == 200:
-                times.append(time.perf_counter() - due)
-        writer.close()
-
-    await asyncio.gather(*(one() for _ in range(connections)))
-    return statuses, times
 
 
 class Process:
@@ -198,9 +159,9 @@ def saturate(file: Path, batch: int, seconds: float) -> tuple[float, float]:
     """Return the server's pictures a second, and its processor seconds a picture."""
     with Process(serve, file) as server:
         connections = max(4, CONNECTIONS // batch)
-        asyncio.run(load(server.first, batch, connections, 1))
+        asyncio.run(load(server.first, requests_of(batch), connections, 1))
         used, start = server.ask(), time.perf_counter()
-        statuses, _ = asyncio.run(load(server.first, batch, connections, seconds))
+        statuses, _ = asyncio.run(load(server.first, requests_of(batch), connections, seconds))
         took = time.perf_counter() - start
         assert set(statuses) == {200}, statuses
         done = statuses[200] * batch
@@ -211,7 +172,7 @@ def bare(file: Path, batch: int, threads: int, seconds: float, rate: float) -> t
     """Return the loop's pictures a second, and its processor seconds a picture, beside a load of the same rate."""
     with Process(serve, None) as idle, Process(loop, file, batch, threads, seconds) as process:
         process.pipe.send("go")
-        asyncio.run(load(idle.first, batch, 8, seconds, rate / batch))
+        asyncio.run(load(idle.first, requests_of(batch), 8, seconds, rate / batch))
         found: tuple[float, float] = process.pipe.recv()
         return found
 
@@ -247,8 +208,8 @@ def main() -> None:
 
 def at_rate(file: Path, rate: float, connections: int, seconds: float) -> tuple[Counter[int], list[float]]:
     with Process(serve, file) as server:
-        asyncio.run(load(server.first, 1, CONNECTIONS, 1))
-        return asyncio.run(load(server.first, 1, connections, seconds, rate))
+        asyncio.run(load(server.first, requests_of(1), CONNECTIONS, 1))
+        return asyncio.run(load(server.first, requests_of(1), connections, seconds, rate))
 
 
 def tell(words: str, statuses: Counter[int], times: list[float], seconds: float) -> None:

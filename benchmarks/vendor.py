@@ -17,12 +17,13 @@ import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from loopback import load, serve_app
 
 DIM, CONNECTIONS = 512, 32
 
@@ -44,7 +45,6 @@ class Stub:
 
 
 def serve(kind: str, folder: Path, seconds: float, waiting: int, pipe: Connection) -> None:
-    import uvicorn
     from fastapi import FastAPI, Response
 
     from vl2v.vendor.app import create_app
@@ -67,44 +67,14 @@ def serve(kind: str, folder: Path, seconds: float, waiting: int, pipe: Connectio
         app = create_app(
             Stub(seconds), read_keys(file), Meter(file.with_suffix(".sqlite")), batch=CONNECTIONS, waiting=waiting
         )
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
-    startup = server.startup
-
-    async def started(sockets: Any = None) -> None:
-        await startup(sockets)
-        pipe.send((server.servers[0].sockets[0].getsockname()[1], key))
-
-    server.startup = started  # type: ignore[method-assign]
-    server.run()
+    serve_app(app, lambda port: pipe.send((port, key)))
 
 
-async def load(port: int, key: str, connections: int, seconds: float) -> tuple[Counter[int], list[float]]:
-    """Ask from so many connections for a while; return answers by status, and the seconds of those with 200.
-
-    Plain sockets and one request's bytes: an HTTP client would need more time than the servers.
-    """
-    statuses: Counter[int] = Counter()
-    times: list[float] = []
+def request(key: str) -> bytes:
+    """Return a whole request."""
     body = json.dumps({"model": "stub", "input": "a photo of a dog", "encoding_format": "base64"})
     head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json"
-    request = f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
-    end = time.perf_counter() + seconds
-
-    async def one() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        while (start := time.perf_counter()) < end:
-            writer.write(request)
-            answer = await reader.readuntil(b"\r\n\r\n")
-            length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
-            await reader.readexactly(int(length.partition(b":")[2]))
-            status = int(answer[9:12])
-            statuses[status] += 1
-            if status == 200:
-                times.append(time.perf_counter() - start)
-        writer.close()
-
-    await asyncio.gather(*(one() for _ in range(connections)))
-    return statuses, times
+    return f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
 def measure(kind: str, folder: Path, connections: int, seconds: float, pause: float = 0.0, waiting: int = 512) -> Any:
@@ -114,8 +84,8 @@ def measure(kind: str, folder: Path, connections: int, seconds: float, pause: fl
     process.start()
     port, key = ours.recv()
     try:
-        asyncio.run(load(port, key, connections, 0.5))
-        return asyncio.run(load(port, key, connections, seconds))
+        asyncio.run(load(port, [request(key)], connections, 0.5))
+        return asyncio.run(load(port, [request(key)], connections, seconds))
     finally:
         process.kill()
 

@@ -17,14 +17,18 @@ import torch
 import yaml
 from huggingface_hub.utils import close_session
 from safetensors.torch import load_file, save
+from typer.testing import CliRunner
 
 import vl2v
 import vl2v.runtime
 from export.hub import Hub
 from little import quick_settings
-from vl2v.errors import HubError, StudentError
+from vl2v.cli.app import app
+from vl2v.errors import DataError, HubError, StudentError
 from vl2v.export import export_student, parcel, push
 from vl2v.export.model_card import public_teacher, teacher_licence
+from vl2v.serving import serve as serving
+from vl2v.students import fetch_export
 
 TOKEN, KEY = "hf_planted0123456789", "sk-planted0123456789"
 REPO = "maker/shapes"
@@ -125,6 +129,29 @@ def test_a_second_push_replaces_the_first_and_the_first_stays_pinned(
     assert "student.onnx" not in hub.head(REPO)[1]  # it would be of other weights
     assert vl2v.load(second).threshold == pytest.approx(json.loads(before)["threshold"] + 0.25)
     assert vl2v.load(first).threshold == json.loads(before)["threshold"]
+
+
+def test_what_was_pushed_is_served_and_evaluated(
+    hub: Hub, run: vl2v.Run, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference, taken = push(run, REPO), []
+    monkeypatch.setattr(serving, "serve", lambda file, **options: taken.append(Path(file)))
+    told = CliRunner().invoke(app, ["serve", reference])
+    assert told.exit_code == 0, told.output
+    assert taken[0].read_bytes() == (run.folder / "student.onnx").read_bytes()
+    store = run.folder.with_name("store")
+    here, there = (vl2v.evaluate_run(which, shapes, store=store) for which in (run.folder, reference))
+    assert {row.role for row in there.rows} == {"unseen"}  # it doesn't know its own pictures any more
+    unseen = [row for row in here.rows if row.role == "unseen"]
+    assert unseen and all(row in there.rows for row in unseen)
+    with pytest.raises(DataError, match="comes without its pictures"):
+        vl2v.evaluate_run(reference, store=store)
+
+
+def test_a_student_without_an_export_is_not_served(hub: Hub, run: vl2v.Run) -> None:
+    hub.commit(REPO, {"student.json": b"{}"})
+    with pytest.raises(HubError, match=r"maker/shapes: no export in it .*`vl2v export` its run and push it again"):
+        fetch_export(f"hf:{REPO}", vl2v.runtime.NAMES)
 
 
 def test_an_export_of_other_classes_is_not_sent(run: vl2v.Run) -> None:

@@ -18,7 +18,8 @@ from vl2v.cli import main
 from vl2v.config import validate
 from vl2v.embeddings import EmbeddingStore
 from vl2v.errors import ConfigError, DataError, TeacherError
-from vl2v.runs.check import Check, check_cost, check_teacher
+from vl2v.runs.check import check_cost, check_teacher
+from vl2v.runs.judge import Check
 from vl2v.teachers.rented import Answered, BudgetReached, Forecast, Query, Refused
 
 PHOTO = "a photo of a {}"

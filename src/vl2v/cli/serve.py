@@ -7,7 +7,12 @@ from typing import Annotated
 
 import typer
 
-Source = Annotated[Path, typer.Argument(help="An .onnx file of `vl2v export`, or a run folder.")]
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE", help="An export (.onnx), a run folder, or hf:USER/REPO[@REVISION] with an export."
+    ),
+]
 
 
 def serve(
@@ -25,13 +30,12 @@ def serve(
 ) -> None:
     """Answer over HTTP, with a page to drop pictures on, until stopped; a run without an export is exported first."""
     from vl2v.errors import StudentError
-    from vl2v.runtime import export_in
     from vl2v.serving.serve import serve as run
 
     try:
-        file = export_in(source)
+        file = _found(source)
     except StudentError:
-        file = _export(source, store)
+        file = _export(Path(source), store)
     typer.echo(f"{file} at http://{host}:{port}", err=True)
     run(
         file,
@@ -48,7 +52,7 @@ def serve(
 
 def monitor(
     log: Annotated[Path, typer.Argument(help="What `vl2v serve --log` wrote.")],
-    source: Annotated[Path, typer.Option("--run", help="The export that was served, or its run folder.")],
+    source: Annotated[str, typer.Option("--run", help="What was served: an export, its run folder, or hf:USER/REPO.")],
     last: Annotated[int, typer.Option(min=1, help="How many of the latest pictures to look at.")] = 1000,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -57,10 +61,10 @@ def monitor(
     from collections import Counter
     from dataclasses import asdict
 
-    from vl2v.runtime import export_in, load
+    from vl2v.runtime import load
     from vl2v.serving.watch import monitor as look
 
-    traffic, drift = look(log, load(export_in(source)), last=last)
+    traffic, drift = look(log, load(_found(source)), last=last)
     if traffic.broken:
         typer.echo(f"{traffic.broken} broken lines left out", err=True)
     if json:
@@ -74,6 +78,22 @@ def monitor(
     answers = Counter(traffic.labels).most_common(5)
     typer.echo("answers: " + ", ".join(f"{label} {100 * count / drift.pictures:.0f}%" for label, count in answers))
     typer.echo(drift.verdict())
+
+
+def _found(source: str) -> Path:
+    """Return the .onnx file that is meant.
+
+    Raises:
+        StudentError: a folder without an export.
+        HubError: it can't be had from the hub.
+    """
+    from vl2v.runtime import NAMES, export_in
+
+    if not source.startswith("hf:"):
+        return export_in(Path(source))
+    from vl2v.students.hub import fetch_export
+
+    return fetch_export(source, NAMES)
 
 
 def _export(run: Path, store: Path | None) -> Path:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from vl2v.evaluation.intervals import Share
-    from vl2v.runs.check import Check
+    from vl2v.runs.judge import Check
 
 app = typer.Typer(help="Look at a teacher before all of its answers are paid for.", no_args_is_help=True)
 

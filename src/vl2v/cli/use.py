@@ -13,7 +13,7 @@ classes = typer.Typer(help="The classes of a student.", no_args_is_help=True)
 
 
 def evaluate(
-    run: RunFolder,
+    run: Student,
     data: Annotated[Path | None, typer.Option(help="Pictures; by default the run's own.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -22,10 +22,10 @@ def evaluate(
     import json as as_json
 
     from vl2v.cli.show import print_evaluation, progress
-    from vl2v.runs import Run, evaluate_run
+    from vl2v.runs import evaluate_run
 
     with progress() as report:
-        evaluation = evaluate_run(Run(run), data, store=store, report=report)
+        evaluation = evaluate_run(run, data, store=store, report=report)
     if json:
         typer.echo(as_json.dumps(evaluation.to_json(), indent=2))
     else:

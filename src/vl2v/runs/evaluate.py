@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vl2v.config import PromptConfig
+from vl2v.config import DataConfig, PromptConfig, RunConfig
 from vl2v.data import Audit, DomainDataset, domainbed_split, leave_out, open_dataset, seed_hash
 from vl2v.embeddings import EmbeddingStore, image_key, text_key
 from vl2v.errors import DataError
@@ -20,7 +20,8 @@ from vl2v.runs.predictions import Predictions
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import usable
 from vl2v.runs.teaching import class_prompts, default_store
-from vl2v.students import Classifier
+from vl2v.runs.use import load
+from vl2v.students import Classifier, is_on_hub
 from vl2v.teachers import text_classifier
 from vl2v.training import clean_pixels
 
@@ -28,56 +29,62 @@ STUDENT, TEACHER = "student", "teacher, zero-shot"
 
 
 def evaluate_run(
-    run: Run,
+    student: Run | Path | str,
     data: Path | str | None = None,
     *,
     store: Path | str | None = None,
     keep: bool = False,
     report: Report = silent,
 ) -> Evaluation:
-    """Return how well the run's student does on every domain.
+    """Return how well a student does on every domain.
 
     On a source domain of the run's own data, its validation pictures count; on others, and on other data, all.
 
     Args:
-        run: a finished run.
-        data: a dataset; by default the run's own.
+        student: a finished run, its folder, or hf:USER/REPO[@REVISION] for one on the Hugging Face hub.
+        data: a dataset; by default the run's own, which a student on the hub doesn't have.
         store: of the teacher's answers; the zero-shot row is there for domains whose answers are all known.
         keep: write every answer into the run folder, too; only for the run's own data.
         report: told how far it is.
 
     Raises:
-        DataError: the data has classes that the student doesn't know.
+        DataError: the data has classes that the student doesn't know, or none is given for a student on the hub.
+        VL2VError: as `load` does.
     """
     store = Path(store) if store else default_store()
     data = Path(data) if data else None
-    classifier = run.classifier
-    config = run.config.data
-    own = data is None or data.resolve() == config.path.resolve()
+    run = None if is_on_hub(student) else student if isinstance(student, Run) else Run(Path(student))
+    if run is None and data is None:
+        raise DataError(f"{student}: comes without its pictures; give some (--data)")
+    classifier = load(run or student)
+    config = run.config if run else RunConfig(data=DataConfig(path=data or Path()))
+    own = run is not None and (data is None or data.resolve() == config.data.path.resolve())
     dataset = open_dataset(
-        data or config.path, layout=config.layout if own else "auto", exclude=config.exclude if own else None
+        data or config.data.path,
+        layout=config.data.layout if own else "auto",
+        exclude=config.data.exclude if own else None,
     )
     _check_classes(dataset, classifier)
     dataset, found = usable(dataset, store / "audit.sqlite", report)
     sources = classifier.about["sources"] if own else []
-    val = _validation(run, dataset, sources)
+    val = _validation(config.data, dataset, sources)
     rows: list[Row] = []
     kept = Predictions.nothing(classifier.classes, dataset.domains)
     for number, domain in enumerate(dataset.domains):
-        pictures = _measured(run, dataset, domain, val)
+        pictures = _measured(config, dataset, domain, val)
         report("evaluating", number, len(dataset.domains), domain)
         if not len(pictures):
             continue
         role: Role = "seen" if domain in sources else "unseen"
         labels = _labels(dataset, pictures, classifier)
-        logits = classifier_logits(classifier, dataset, pictures, config.workers)
+        logits = classifier_logits(classifier, dataset, pictures, config.data.workers)
         rows.append(Row(STUDENT, domain, role, measure(logits / classifier.temperature, labels, classifier.threshold)))
         teacher = zero_shot_logits(classifier, found, pictures, store)
         if teacher is not None:
             rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
-        kept.add(dataset, pictures, labels, logits, classifier.temperature, teacher, config)
+        kept.add(dataset, pictures, labels, logits, classifier.temperature, teacher, config.data)
     report("evaluating", len(dataset.domains), len(dataset.domains), "")
-    if keep and own:
+    if keep and own and run is not None:
         kept.save(run.folder)
     return Evaluation(tuple(rows), (*_leakage(dataset, found, sources), *_left_out(dataset)))
 
@@ -90,23 +97,21 @@ def classifier_logits(
     return torch.cat([classifier.logits(x) for x in clean_pixels(dataset, pictures, size, workers=workers)])
 
 
-def _measured(run: Run, dataset: DomainDataset, domain: str, val: NDArray[np.int64]) -> NDArray[np.int64]:
+def _measured(config: RunConfig, dataset: DomainDataset, domain: str, val: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the pictures of a domain that count: of a source domain those in `val`."""
     pictures = dataset.indices(domain)
     pictures = pictures[dataset.labels[pictures] >= 0]
     seen = np.intersect1d(pictures, val)
-    if len(seen) or not run.config.published.target_in_split:
+    if len(seen) or not config.published.target_in_split:
         return seen if len(seen) else pictures
-    config = run.config.data
-    seed = seed_hash(config.split_seed, dataset.domain_index(domain))
-    return np.sort(pictures[domainbed_split(len(pictures), config.holdout, seed)[0]])
+    seed = seed_hash(config.data.split_seed, dataset.domain_index(domain))
+    return np.sort(pictures[domainbed_split(len(pictures), config.data.holdout, seed)[0]])
 
 
-def _validation(run: Run, dataset: DomainDataset, sources: Sequence[str]) -> NDArray[np.int64]:
+def _validation(config: DataConfig, dataset: DomainDataset, sources: Sequence[str]) -> NDArray[np.int64]:
     """Return the source domains' validation pictures, the very ones of the run; none for other data."""
     if not sources:
         return np.zeros(0, np.int64)
-    config = run.config.data
     return leave_out(dataset, config.target, fraction=config.holdout, trial_seed=config.split_seed).val
 
 

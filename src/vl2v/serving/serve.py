@@ -11,6 +11,7 @@ from vl2v.errors import ConfigError, need_extra
 from vl2v.runtime import load
 from vl2v.secret import read_secret
 from vl2v.web.places import check_host
+from vl2v.web.steady import spare_what_is_there
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -85,4 +86,6 @@ def application(
     student = load(file, threads=1)
     asked = None if teacher is None else open_teacher(teacher)
     tutor = Tutor(student, store or default_store(), asked, budget)
-    return create_app(student, tutor, Watch(student, log), name=name, key=key, origins=origins)
+    app = create_app(student, tutor, Watch(student, log), name=name, key=key, origins=origins)
+    spare_what_is_there()
+    return app

@@ -4,7 +4,7 @@ from vl2v.prediction import Prediction
 from vl2v.students.backbone import BackboneSpec, build_backbone, pretrained_backbone
 from vl2v.students.classifier import Classifier, at_size
 from vl2v.students.depthwise import quick_depthwise
-from vl2v.students.hub import fetch, is_on_hub
+from vl2v.students.hub import fetch, fetch_export, is_on_hub
 from vl2v.students.student import Student, as_logits, evaluating, new_projector
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "build_backbone",
     "evaluating",
     "fetch",
+    "fetch_export",
     "is_on_hub",
     "new_projector",
     "pretrained_backbone",

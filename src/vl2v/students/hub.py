@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,24 +29,54 @@ def fetch(reference: str) -> Path:
     Raises:
         HubError: no such repository or revision, no student of vl2v in it, or no connection.
     """
+    repo, revision = _parts(reference)
+    folder = None
+    for name in FILES:
+        path = _fetched(reference, repo, name, revision)
+        if path is None:
+            raise HubError(f"{reference}: not a student of vl2v (no {name})")
+        folder = path.parent  # .../snapshots/COMMIT
+        revision = folder.name
+    assert folder is not None
+    return folder
+
+
+def fetch_export(reference: str, names: Sequence[str]) -> Path:
+    """Return the first of a student's exports that its repository has, fetched unless the hub's cache has it.
+
+    Args:
+        reference: as for `fetch`.
+        names: of exports, the best first.
+
+    Raises:
+        HubError: as for `fetch`, or the student was pushed without an export.
+    """
+    repo, revision = _parts(reference)
+    for name in names:
+        path = _fetched(reference, repo, name, revision)
+        if path is not None:
+            return path
+    raise HubError(f"{reference}: no export in it ({', '.join(names)}); `vl2v export` its run and push it again")
+
+
+def _parts(reference: str) -> tuple[str, str | None]:
+    repo, _, revision = reference.removeprefix(PREFIX).partition("@")
+    check_repo(repo)
+    return repo, revision or None
+
+
+def _fetched(reference: str, repo: str, name: str, revision: str | None) -> Path | None:
+    """Return a file of a repository; None if it has no such file."""
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
-    repo, _, revision = reference.removeprefix(PREFIX).partition("@")
-    check_repo(repo)
-    folder = None
     with one_line(reference):
-        for name in FILES:
-            try:
-                path = Path(hf_hub_download(repo, name, revision=revision or None, library_name="vl2v"))
-            except EntryNotFoundError as error:
-                if isinstance(error, FileNotFoundError):  # no connection, and not in the cache
-                    raise
-                raise HubError(f"{reference}: not a student of vl2v (no {name})") from None
-            folder = path.parent  # .../snapshots/COMMIT
-            revision = folder.name
-    assert folder is not None
-    return folder
+        try:
+            return Path(hf_hub_download(repo, name, revision=revision, library_name="vl2v"))
+        except EntryNotFoundError as error:
+            if isinstance(error, FileNotFoundError):  # no connection, and not in the cache
+                raise
+            return None
 
 
 def check_repo(repo: str) -> None:

@@ -10,6 +10,7 @@ from vl2v.teachers import open_teacher
 from vl2v.vendor.keys import read_keys
 from vl2v.vendor.meter import Meter
 from vl2v.web.places import check_host, public_name
+from vl2v.web.steady import spare_what_is_there
 
 
 def serve(
@@ -52,6 +53,7 @@ def serve(
     addresses = Addresses(allow_url_hosts, BODY)
     meter = Meter(ledger)
     app = create_app(open_teacher(spec), found, meter, name=name or public_name(spec), addresses=addresses)
+    spare_what_is_there()
     try:
         uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
     finally:

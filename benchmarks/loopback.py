@@ -1,0 +1,62 @@
+"""Servers on free ports of this machine, and requests to them; an HTTP client would need more time than the servers."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def serve_app(app: Any, told: Callable[[int], None]) -> None:
+    """Serve until the process is killed, as our servers do; tell the port once it is open."""
+    import uvicorn
+
+    from vl2v.web.steady import spare_what_is_there
+
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+    startup = server.startup
+
+    async def started(sockets: Any = None) -> None:
+        await startup(sockets)
+        told(server.servers[0].sockets[0].getsockname()[1])
+
+    server.startup = started  # type: ignore[method-assign]
+    spare_what_is_there()
+    server.run()
+
+
+async def load(
+    port: int, requests: Sequence[bytes], connections: int, seconds: float, rate: float | None = None
+) -> tuple[Counter[int], list[float]]:
+    """Send requests, one after another of those given; return answers by status, and the seconds of those with 200.
+
+    Without a rate every connection asks again when it was answered; with one, requests are due at fixed times, and time
+    counts from when they were due.
+    """
+    statuses: Counter[int] = Counter()
+    times: list[float] = []
+    begin, number = time.perf_counter(), 0
+
+    async def one() -> None:
+        nonlocal number
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        while True:
+            mine, number = number, number + 1
+            due = time.perf_counter() if rate is None else begin + mine / rate
+            if due > begin + seconds:
+                break
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+            writer.write(requests[mine % len(requests)])
+            answer = await reader.readuntil(b"\r\n\r\n")
+            length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
+            await reader.readexactly(int(length.partition(b":")[2]))
+            status = int(answer[9:12])
+            statuses[status] += 1
+            if status == 200:
+                times.append(time.perf_counter() - due)
+        writer.close()
+
+    await asyncio.gather(*(one() for _ in range(connections)))
+    return statuses, times

@@ -1,0 +1,118 @@
+"""What accuracy costs: minutes, size, questions."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+from safetensors import safe_open
+
+from vl2v.benchmark.jobs import Job
+from vl2v.benchmark.results import mean_and_error, result_of
+from vl2v.data import leave_out, open_dataset
+from vl2v.errors import DataError
+from vl2v.report.bench import ZERO_SHOT, Bench, Model
+from vl2v.report.charts import Chart, Series, axis, log_axis
+from vl2v.runs.settings import resolve
+
+
+def costs(bench: Bench) -> Iterator[Chart]:
+    """Yield accuracy against minutes, against the student's size, and against questions, where runs differ in them."""
+    means = {model: bench.mean(bench.results(model)) for model in bench.models}
+    minutes = {model: float(np.median([r.seconds for r in bench.results(model)])) / 60 for model in bench.models}
+    yield _scatter(bench, "Accuracy against minutes", "minutes a run (median)", minutes, means)
+    sizes = {model: _parameters(bench.results(model)[0].folder) / 1e6 for model in bench.models}
+    if len({student for student, _ in bench.models}) > 1:
+        yield _scatter(bench, "Accuracy against size", "million parameters", sizes, means, log=True)
+    yield from _queries(bench)
+
+
+def _scatter(
+    bench: Bench,
+    title: str,
+    label: str,
+    at: Mapping[Model, float],
+    means: Mapping[Model, tuple[float, float, int]],
+    *,
+    log: bool = False,
+) -> Chart:
+    """Return a chart with a dot a model, coloured by method, and its standard error."""
+    series = []
+    ends: list[float] = []
+    for number, method in enumerate(bench.methods):
+        points, ranges = [], []
+        for model in bench.models:
+            mean, error, _ = (100 * value for value in means[model])
+            if model[1] == method and math.isfinite(mean):
+                spread = error if math.isfinite(error) else 0.0
+                points.append((at[model], mean, f"{bench.named(model)}: {at[model]:.3g} {label}, {mean:.1f}%"))
+                ranges.append((mean - spread, mean + spread))
+                ends += ranges[-1]
+        series.append(Series(method, number, points, ranges, kind="dots"))
+    x = log_axis(label, list(at.values())) if log else axis(label, [0.0, *at.values()], low=0)
+    return Chart(title, x, axis("accuracy on unseen domains, %", ends), series)
+
+
+def _parameters(folder: Path) -> int:
+    """Return how many weights a run's student has, from the head of its file."""
+    with safe_open(folder / "student" / "student.safetensors", "numpy") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    buffers = ("running_mean", "running_var", "num_batches_tracked")
+    return sum(math.prod(shape) for name, shape in shapes.items() if name != "texts" and not name.endswith(buffers))
+
+
+def _queries(bench: Bench) -> Iterator[Chart]:
+    """Yield accuracy against questions, of jobs that differ from those shown only in how many were asked."""
+    shown = {_family(bench.jobs[result.folder]) for result in bench.found if result.method != ZERO_SHOT}
+    found: dict[Model, dict[str, list[Job]]] = defaultdict(lambda: defaultdict(list))
+    for job in bench.work.jobs():
+        if bench.work.done(job) and not job.draw and not job.held and _family(job) in shown:
+            found[job.student, job.method][str(resolve(job.settings).teacher.select)].append(job)
+    series: list[Series] = []
+    ends: list[float] = []
+    for number, (model, groups) in enumerate(found.items()):
+        if len(groups) < 2:
+            continue
+        rows = []
+        for jobs in groups.values():
+            mean, error, seeds = mean_and_error(result_of(bench.work, job) for job in jobs)
+            count = float(np.mean([_asked(job, bench.work.place(job)) for job in jobs]))
+            if math.isfinite(count):
+                rows.append((count, 100 * mean, 100 * error if seeds > 1 else 0.0))
+        rows.sort()
+        name = bench.named(model)
+        points = [(count, mean, f"{name}: {count:,.0f} pictures asked about, {mean:.1f}%") for count, mean, _ in rows]
+        ranges = [(mean - error, mean + error) for _, mean, error in rows]
+        ends += [end for pair in ranges for end in pair]
+        series.append(Series(name, number, points, ranges))
+    if series:
+        counts = [point[0] for line in series for point in line.points]
+        x = axis("pictures that the teacher was asked about", [0.0, *counts], low=0)
+        yield Chart("Accuracy against questions", x, axis("accuracy on unseen domains, %", ends), series)
+
+
+def _family(job: Job) -> str:
+    """Return everything that decides a job's result but how many pictures the teacher was asked about."""
+    tree = resolve(job.settings).model_dump(mode="json", by_alias=True)
+    tree["data"]["workers"] = tree["teacher"]["select"] = tree["teacher"]["strategy"] = None
+    return json.dumps(tree, sort_keys=True)
+
+
+def _asked(job: Job, place: Path) -> float:
+    """Return about how many pictures the teacher was asked for a job: those it chose, or all it trained on.
+
+    NaN where that can't be told, since the pictures aren't at hand.
+    """
+    chosen = place / "asked.json"
+    if chosen.is_file():
+        return len(json.loads(chosen.read_text(encoding="utf-8")))
+    data = resolve(job.settings).data
+    try:
+        dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+    except DataError:
+        return math.nan
+    return len(leave_out(dataset, data.target, fraction=data.holdout, trial_seed=data.split_seed).train)

@@ -1,0 +1,87 @@
+"""A small labelled sample, balanced over classes and domains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.config import RunConfig
+from vl2v.data import Audit, DomainDataset, audit, open_dataset
+from vl2v.embeddings.select import random_order
+from vl2v.errors import DataError
+from vl2v.runs.report import Report
+
+Indices = NDArray[np.int64]
+
+FOLDS = 5  # where there is one domain only
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Labelled pictures, readable and no two alike, in the order drawn: a beginning of it is a sample, too."""
+
+    dataset: DomainDataset
+    audit: Audit
+
+    @property
+    def domains(self) -> list[str]:
+        """The domains that it has pictures of."""
+        return [self.dataset.domains[i] for i in np.unique(self.dataset.domain_ids)]
+
+    @property
+    def groups(self) -> Indices:
+        """What probes leave out in turn [n]: domains; where there is one only, every fifth picture."""
+        several = len(np.unique(self.dataset.domain_ids)) > 1
+        return self.dataset.domain_ids if several else np.arange(len(self.dataset)) % FOLDS
+
+    def of(self, places: Indices) -> Sample:
+        """Return the sample of some of its pictures."""
+        return Sample(self.dataset.subset(places), self.audit.subset(places))
+
+
+def draw_sample(config: RunConfig, count: int, cache: Path, report: Report) -> Sample:
+    """Return so many labelled pictures, balanced over classes and domains; unreadable ones and copies are passed over.
+
+    Raises:
+        DataError: unknown domains, no labelled pictures, one class only.
+    """
+    data = config.data
+    dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+    unseen = [dataset.domain_index(name) for name in data.target]
+    labelled = np.flatnonzero((dataset.labels >= 0) & ~np.isin(dataset.domain_ids, unseen))
+    if len(np.unique(dataset.labels[labelled])) < 2:
+        raise DataError(f"{dataset.root}: a teacher is checked on labelled pictures of two classes or more; none such")
+    order = labelled[_order(dataset.labels[labelled], dataset.domain_ids[labelled], config.seed)]
+    chosen: dict[bytes, int] = {}  # content -> picture
+    tell = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
+    while len(chosen) < count and len(order):
+        looked, order = order[: count - len(chosen)], order[count - len(chosen) :]
+        found = audit(dataset.subset(looked), cache=cache, progress=tell)
+        for place, picture in enumerate(looked):
+            if place not in found.problems:
+                chosen.setdefault(found.sha256[place], int(picture))
+    if not chosen:
+        raise DataError(f"{dataset.root}: no labelled picture can be read; `vl2v data inspect` tells why")
+    return Sample(dataset.subset(list(chosen.values())), Audit(tuple(chosen), {}))
+
+
+def _order(labels: Indices, domains: Indices, seed: int) -> Indices:
+    """Return an order whose every beginning has about as many pictures of each class, and of each domain."""
+    order = random_order(len(labels), seed)
+    labels, domains = labels[order], domains[order]
+    count = domains.max() + 1
+    first = np.lexsort(((labels + domains) % count, _turn(labels * count + domains)))  # classes begin elsewhere
+    return order[first][np.argsort(_turn(labels[first]), kind="stable")]
+
+
+def _turn(keys: Indices) -> Indices:
+    """Return for each key how many like it come before."""
+    order = np.argsort(keys, kind="stable")
+    begins = np.append(True, np.diff(keys[order]) != 0)
+    places = np.arange(len(keys))
+    turn = np.empty_like(places)
+    turn[order] = places - np.maximum.accumulate(np.where(begins, places, 0))
+    return turn
