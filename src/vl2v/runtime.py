@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -203,7 +204,7 @@ def load(path: Path | str, *, threads: int | None = None) -> Exported:
 
 
 def _onnx(path: Path, threads: int | None) -> tuple[Network, str]:
-    ort = need_extra("onnxruntime", "export")
+    ort = onnxruntime_library()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = threads or 0
@@ -211,6 +212,16 @@ def _onnx(path: Path, threads: int | None) -> tuple[Network, str]:
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     card = session.get_modelmeta().custom_metadata_map[METADATA]
     return lambda pixels: np.asarray(session.run(None, {"pixels": pixels})[0]), card
+
+
+def onnxruntime_library() -> ModuleType:
+    """Import onnxruntime without its telemetry, which from 1.29 on reports every model that is opened over the network.
+
+    Raises:
+        MissingExtra: it is not installed.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    return need_extra("onnxruntime", "export")
 
 
 def _openvino(path: Path, threads: int | None) -> tuple[Network, str]:

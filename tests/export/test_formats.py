@@ -90,6 +90,14 @@ def test_openvino_reports_nothing_over_the_network(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())  # where it would keep who it is
 
 
+@pytest.mark.parametrize("before", ["vl2v.runtime.load(sys.argv[1])", "vl2v.runtime.onnxruntime_library()"])
+def test_onnxruntime_reports_nothing_over_the_network(closed: Path, tmp_path: Path, before: str) -> None:
+    program = f"import sys, vl2v.runtime; {before}; import onnxruntime as o; o.InferenceSession(sys.argv[1])"
+    home = {"HOME": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}  # no CI, which would silence it, too
+    subprocess.run([sys.executable, "-c", program, str(closed)], env=home, check=True)
+    assert not list(tmp_path.iterdir())  # where it would keep who it is, and what it hasn't sent yet
+
+
 def test_a_foreign_torchscript_file_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "other.pt"))
     with pytest.raises(StudentError, match="no card in it"):

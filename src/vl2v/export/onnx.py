@@ -14,7 +14,7 @@ from vl2v.drift import reference
 from vl2v.export.network import Network
 from vl2v.export.parity import Domain, Pixels, parts
 from vl2v.prediction import UNKNOWN
-from vl2v.runtime import METADATA, load
+from vl2v.runtime import METADATA, load, onnxruntime_library
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _BETWEEN = ("Add", "Mul", "GlobalAveragePool", "Clip", "Relu")  # in int8, too, where no attention is
@@ -78,6 +78,8 @@ def int8_trials(plain: Path, card: dict[str, Any], pixels: Pixels) -> Iterator[t
         pixels: [n, s, s, 3], for the ranges.
     """
     import onnx
+
+    onnxruntime_library()  # without telemetry
     from onnxruntime.quantization import quant_pre_process
 
     ready = plain.with_name("ready.onnx")

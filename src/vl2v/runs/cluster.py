@@ -42,6 +42,7 @@ class Cluster:
         Raises:
             MissingExtra: Ray isn't installed.
         """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # else Ray reports what it is used for
         ray = need_extra("ray", "ray")
         if not ray.is_initialized():
             own = {} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}
