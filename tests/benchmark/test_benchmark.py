@@ -8,6 +8,7 @@ import shutil
 import signal
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,17 @@ def test_a_table_never_mixes_settings(calm: WorkList, grid: Grid, tmp_path: Path
     assert accuracies(work) == before
     wrong = CliRunner().invoke(app, ["benchmark", "table", str(work.folder), "--reference", "kd"])
     assert "--reference kd: not in this table" in str(wrong.exception)
+
+
+def test_commands_on_one_folder_show_their_own_jobs(calm: WorkList, grid: Grid, tmp_path: Path) -> None:
+    work = copied(calm, tmp_path)
+    others = [replace(grid, methods=["erm"], steps=4 + number) for number in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        benches = list(pool.map(lambda other: plan(other, work.folder), others))
+    for other, bench in zip(others, benches, strict=True):
+        assert [job.name for job in work.shown(other.variant)] == [job.name for job in bench.jobs]
+    work.show(grid.variant, [])  # as a command does when it ends
+    assert accuracies(work) == accuracies(calm)
 
 
 def test_results_of_older_code_are_done_again_and_not_shown(

@@ -292,12 +292,15 @@ class WorkList:
 
     def show(self, variant: str, jobs: Iterable[Job]) -> None:
         """Let tables show jobs, and those that were asked for before with the same settings (`Grid.variant`)."""
-        before = self._shown()
-        known = before["jobs"].get(variant, [])
-        names = list(dict.fromkeys([*known, *(job.name for job in jobs)]))
-        now = {"variant": variant, "jobs": {**before["jobs"], variant: names}}
-        if now != before:
-            write_text(self.folder / "shown.json", json.dumps(now))
+        from filelock import FileLock
+
+        with FileLock(self.folder / "shown.lock"):  # two commands may work on one folder
+            before = self._shown()
+            known = before["jobs"].get(variant, [])
+            names = list(dict.fromkeys([*known, *(job.name for job in jobs)]))
+            now = {"variant": variant, "jobs": {**before["jobs"], variant: names}}
+            if now != before:
+                write_text(self.folder / "shown.json", json.dumps(now))
 
     def shown(self, variant: str | None = None) -> list[Job]:
         """Return the jobs that tables show: those of the settings that were asked for last, and of today's code.

@@ -78,6 +78,7 @@ def benchmark(
                 run(bench, engine=place, budget=budget, report=report, tell=tell)
         left = len(bench.missing)
         done += missing - left
+    bench.work.show(grid.variant, bench.jobs)  # another command may have asked for other settings meanwhile
     failed = [job for job in bench.jobs if bench.work.failure(job)]
     typer.echo(f"{len(bench.jobs)} jobs: {len(bench.jobs) - done - left} had been done, {left} are missing", err=True)
     for job in failed:
