@@ -97,7 +97,11 @@ class StudentConfig(Section):
 class LossConfig(Section):
     """Weights of the losses."""
 
-    lambda_: float = Field(default=0.5, ge=0, le=1, alias="lambda", description="image target's share (ADiP)")
+    lambda_: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
+        default=0.5,
+        alias="lambda",
+        description="image target's share (ADiP); auto: as is best for domains left out, on frozen features",
+    )
     temperature: float = Field(default=2.0, gt=0, description="of the softened logits (KD)")
     kd_weight: float = Field(default=0.5, ge=0, le=1, description="share of the teacher's term (KD)")
     class_weight: float = Field(default=0.5, ge=0, description="of the term between classes (vl2v)")
@@ -109,6 +113,11 @@ class LossConfig(Section):
     interpolate: float = Field(
         default=0.5, ge=0, le=1, description="where WiSE-FT ends between the zero-shot weights (0) and the trained (1)"
     )
+
+    @property
+    def image_share(self) -> float:
+        """lambda; a half stands for one that isn't chosen yet."""
+        return 0.5 if self.lambda_ == "auto" else self.lambda_
 
 
 class StageConfig(Section):

@@ -15,6 +15,7 @@ import vl2v
 from little import quick_settings
 from vl2v.config import LossConfig, PublishedConfig
 from vl2v.embeddings import EmbeddingStore
+from vl2v.evaluation.shares import best_share
 from vl2v.methods import METHODS, find_method, version_of
 
 FIGURES = Path(__file__).with_name("trained.json")
@@ -92,6 +93,26 @@ def test_an_interrupted_run_ends_the_same(
     with pytest.raises(Interrupted):
         vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", report=stopping(stage, step))
     assert same(weights(calm), weights(vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")))
+
+
+def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    settings = quick_settings(shapes, recording, "vl2v")
+    run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+    told = json.loads((run.folder / "lambda.json").read_text())
+    accuracies = {float(share): accuracy for share, accuracy in told["accuracies"].items()}
+    assert told["lambda"] == best_share(accuracies) != 0.5
+    settings["loss"] = {"lambda": told["lambda"]}
+    given = vl2v.distill(settings, tmp_path / "given", store=tmp_path / "store")
+    assert same(weights(run), weights(given)) and not (given.folder / "lambda.json").exists()
+
+
+def test_an_interrupted_run_keeps_its_lambda(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    settings = quick_settings(shapes, recording, "vl2v")
+    with pytest.raises(Interrupted):
+        vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", report=stopping("distill", 3))
+    (tmp_path / "run" / "lambda.json").write_text('{"lambda": 0.5}')  # is read, not chosen anew
+    gone_on = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+    assert json.loads((gone_on.folder / "lambda.json").read_text()) == {"lambda": 0.5}
 
 
 def test_methods_that_ask_for_texts_alone_ask_about_no_picture(shapes: Path, recording: Path, tmp_path: Path) -> None:

@@ -41,7 +41,9 @@ class Entry(NamedTuple):
 METHODS = {
     "zero-shot": Entry("the teacher itself, without a student", zero_shot, {}),
     "adip": Entry("VL2V-ADiP: align, distill, predict by texts", adip.adip, adip.STAGES),
-    "vl2v": Entry("ADiP that also answers between classes as the teacher does", vl2v.vl2v, vl2v.STAGES, vl2v.DEFAULTS),
+    "vl2v": Entry(
+        "ADiP that fits its teacher, and answers between classes as it does", vl2v.vl2v, vl2v.STAGES, vl2v.DEFAULTS, 2
+    ),
     "sd": Entry("VL2V-SD: self-distillation of a white box", sd.sd, sd.STAGES),
     "erm": Entry("plain full fine-tuning", erm.erm, erm.ERM_STAGES),
     "lp": Entry("linear probe", erm.lp, erm.LP_STAGES),

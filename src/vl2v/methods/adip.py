@@ -18,12 +18,12 @@ STAGES = {
 
 def adip(loss: LossConfig, published: PublishedConfig) -> Method:
     """Return the method: train P with F frozen, then F with P frozen; the text embeddings classify."""
-    return Method("adip", "text", (align(loss), Stage("distill", "backbone", cosine_loss(loss.lambda_))))
+    return Method("adip", "text", (align(loss), Stage("distill", "backbone", cosine_loss(loss.image_share))))
 
 
 def align(loss: LossConfig) -> Stage:
     """Return the first stage: P learns with F frozen."""
-    return Stage("align", "projector", cosine_loss(loss.lambda_), settings=("lambda",))
+    return Stage("align", "projector", cosine_loss(loss.image_share), settings=("lambda",))
 
 
 def cosine_loss(lambda_: float) -> Loss:

@@ -1,10 +1,12 @@
-"""VL2V-ADiP with one more term, and with a choice of how far to go.
+"""VL2V-ADiP with one more term, a lambda that fits the teacher, and a choice of how far to go.
 
 The cosines of ADiP draw a picture's embedding to its own answer and its own class's text; nothing tells how near the
 other classes' texts are to be. The added term does, by Hinton's divergence (arXiv 1503.02531) under the text
-classifier. And what Align had kept of the pretrained features is not all given up: the backbone ends where source
-validation is best, halfway, three quarters of the way or all the way from the pretrained one to the distilled one (as
-WiSE-FT does between zero-shot and fine-tuned weights, Wortsman et al., CVPR 2022). Ours; see docs/findings.md.
+classifier. Lambda is chosen before anything is trained, by domains left out (`vl2v.evaluation.shares`): a teacher that
+knows the domains is followed further than one that doesn't. And what Align had kept of the pretrained features is not
+all given up: the backbone ends where source validation is best, halfway, three quarters of the way or all the way from
+the pretrained one to the distilled one (as WiSE-FT does between zero-shot and fine-tuned weights, Wortsman et al., CVPR
+2022). Ours; see docs/findings.md.
 """
 
 from __future__ import annotations
@@ -19,13 +21,13 @@ from vl2v.methods.base import Loss, Method, Output, Stage, Targets
 if TYPE_CHECKING:
     from torch import Tensor
 
-DEFAULTS = {"loss": {"temperature": 4.0}}
+DEFAULTS = {"loss": {"temperature": 4.0, "lambda": "auto"}}
 WAYS = (0.5, 0.75, 1.0)  # from the pretrained backbone to the distilled one
 
 
 def vl2v(loss: LossConfig, published: PublishedConfig) -> Method:
     """Return the method: Align as ADiP does, Distill with the added term; the text embeddings classify."""
-    both = classwise_loss(cosine_loss(loss.lambda_), loss.class_weight, loss.temperature)
+    both = classwise_loss(cosine_loss(loss.image_share), loss.class_weight, loss.temperature)
     distill = Stage("distill", "backbone", both, interpolate=WAYS)
     return Method("vl2v", "text", (align(loss), distill))
 

@@ -1,0 +1,75 @@
+"""Lambda by domains left out: a teacher that knows is followed, one that doesn't is not."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from vl2v.evaluation.shares import RIDGES, SHARES, best_share, image_shares
+
+Table = NDArray[np.float32]
+COUNT, FEATURES, DIM, CLASSES = 300, 6, 8, 4
+
+
+def unit(rows: NDArray[np.floating]) -> Table:
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.fixture
+def drawn() -> tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]]:
+    """Return features, images, texts, labels and groups: embeddings that are linear in the features."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(COUNT, FEATURES)).astype(np.float32)
+    texts = unit(rng.normal(size=(CLASSES, DIM)))
+    images = unit(features @ rng.normal(size=(FEATURES, DIM)) + 0.1 * rng.normal(size=(COUNT, DIM)))
+    return features, images, texts, (images @ texts.T).argmax(1), np.arange(COUNT) % 3
+
+
+def test_a_teacher_that_knows_is_followed_one_that_guesses_is_not(
+    drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]],
+) -> None:
+    features, images, texts, labels, groups = drawn
+    known = image_shares(features, images, texts, labels, groups)
+    assert known[1.0] > known[0.0] and best_share(known) >= 0.5
+    noise = unit(np.random.default_rng(1).normal(size=images.shape))
+    guessed = image_shares(features, noise, texts, labels, groups)
+    assert guessed[0.0] > guessed[1.0] + 0.2 and best_share(guessed) <= 0.5
+
+
+def test_it_is_ridge_regression_on_each_groups_others(
+    drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]],
+) -> None:
+    features, images, texts, labels, _ = drawn
+    groups = np.repeat([0, 1, 2], [200, 60, 40])  # of unlike sizes: each counts alike
+    x = (features / features.std()).astype(float)
+    found = {}
+    for ridge in RIDGES:
+        for share in SHARES:
+            target, right = share * images + (1 - share) * texts[labels], []
+            for held in range(3):
+                weight = np.where(groups == held, 0, 1 / np.bincount(groups)[groups] / 2)
+                centre, mean = weight @ x, weight @ target
+                known = (x - centre) * np.sqrt(weight)[:, None]
+                penalty = ridge * np.trace(known.T @ known) / FEATURES
+                above = np.vstack([known, np.sqrt(penalty) * np.eye(FEATURES)])
+                wanted = np.vstack([(target - mean) * np.sqrt(weight)[:, None], np.zeros((FEATURES, DIM))])
+                projector = np.linalg.lstsq(above, wanted, rcond=None)[0]
+                answers = (((x - centre) @ projector + mean) @ texts.T).argmax(1)
+                right.append((answers == labels)[groups == held].mean())
+            found[ridge, share] = np.mean(right)
+    best = max(RIDGES, key=lambda ridge: max(found[ridge, share] for share in SHARES))
+    expected = {share: found[best, share] for share in SHARES}
+    assert image_shares(features, images, texts, labels, groups) == pytest.approx(expected)
+
+
+def test_of_one_domain_every_fifth_picture_is_left_out(
+    drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]],
+) -> None:
+    features, images, texts, labels, _ = drawn
+    alone = image_shares(features, images, texts, labels, np.zeros(COUNT, np.int64))
+    assert alone == image_shares(features, images, texts, labels, np.arange(COUNT) % 5)
+
+
+def test_of_equals_the_one_nearest_to_a_half_is_taken() -> None:
+    assert best_share({0.0: 0.5, 0.4: 0.7, 0.9: 0.7, 1.0: 0.6}) == 0.4
