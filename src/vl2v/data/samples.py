@@ -12,8 +12,6 @@ import zipfile
 from importlib.resources import files
 from pathlib import Path
 
-from platformdirs import user_cache_dir
-
 from vl2v.errors import DataError
 
 MAX_MEMBERS = 20_000
@@ -37,6 +35,8 @@ def icondg(root: Path | None = None) -> Path:
         raise DataError("IconDG is not in this installation: assets/icondg.zip is missing; reinstall vl2v")
     data = archive.read_bytes()
     if root is None:
+        from platformdirs import user_cache_dir  # here: an exported student runs without it
+
         digest = hashlib.sha256(data).hexdigest()
         root = Path(user_cache_dir("vl2v", appauthor=False)) / f"icondg-{digest[:12]}"
     if not (root / _ATTRIBUTION).is_file():
