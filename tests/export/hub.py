@@ -9,11 +9,12 @@ from typing import Any
 
 import yaml
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from loopback import Loopback
 
 LARGE = (".safetensors", ".onnx")  # what the hub keeps as large files
+LICENCES = ("apache-2.0", "mit", "cc-by-4.0", "other")  # of those that it knows
 Tree = dict[str, bytes]
 
 
@@ -63,8 +64,16 @@ def _app(hub: Hub) -> FastAPI:
     @app.post("/api/validate-yaml")
     async def validate(request: Request) -> Response:
         _, front, _ = (await request.json())["content"].split("---\n", 2)
-        wrong = [] if isinstance(yaml.safe_load(front).get("license"), str) else [{"message": "license: missing"}]
-        return JSONResponse({"errors": wrong, "warnings": []}, 400 if wrong else 200)
+        known = yaml.safe_load(front).get("license") in LICENCES
+        told = "" if known else f'"license" must be one of [{", ".join(LICENCES)}]'
+        if request.headers.get("accept") == "text/plain":
+            return PlainTextResponse(told and f"- Error: {told}", 200 if known else 400)
+        return JSONResponse({"errors": [] if known else [{"message": told}], "warnings": []}, 200 if known else 400)
+
+    @app.get("/api/models/{user}/{name}")
+    def about(user: str, name: str, request: Request) -> Response:
+        repo = f"{user}/{name}"
+        return closed(repo, request) or JSONResponse({"id": repo, "private": repo in hub.private})
 
     @app.get("/api/models/{user}/{name}/tree/main")
     def tree(user: str, name: str, request: Request) -> Response:

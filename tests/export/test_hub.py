@@ -21,6 +21,7 @@ from typer.testing import CliRunner
 
 import vl2v
 import vl2v.runtime
+from export import hub as stand_in
 from export.hub import Hub
 from little import quick_settings
 from vl2v.cli.app import app
@@ -209,6 +210,35 @@ def test_a_private_student_is_its_owners(hub: Hub, run: vl2v.Run, monkeypatch: p
     monkeypatch.setenv("HF_TOKEN", "hf_other0123456789")
     with pytest.raises(HubError, match="no such repository, or a private one"):
         vl2v.load(f"hf:{REPO}")
+
+
+def test_a_private_student_is_not_put_where_all_can_see_it(hub: Hub, run: vl2v.Run) -> None:
+    made = hub.commit(REPO, {})
+    with pytest.raises(HubError, match=f"^hf:{REPO}: is public; make it private"):
+        push(run, REPO, private=True)
+    assert hub.head(REPO) == (made, {})
+    hub.private.add(REPO)
+    push(run, REPO, private=True)
+    assert "student.safetensors" in hub.head(REPO)[1]
+
+
+@pytest.mark.parametrize("licence", ["MIT", "mti", "no: [", ""])
+def test_a_licence_that_the_hub_does_not_know_is_refused_before_anything_is_made(
+    hub: Hub, run: vl2v.Run, licence: str
+) -> None:
+    for more in ([], ["--dry-run"]):
+        told = CliRunner().invoke(app, ["push", str(run.folder), REPO, "--license", licence, *more])
+        assert isinstance(told.exception, HubError) and not told.stdout and "\n" not in str(told.exception)
+        assert str(told.exception).startswith(f"--license {licence}: not one of the hub's identifiers")
+    assert not hub.commits
+
+
+def test_a_card_that_the_hub_refuses_is_said_in_a_line(
+    hub: Hub, run: vl2v.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stand_in, "LICENCES", ("mit",))
+    with pytest.raises(HubError, match=rf'^hf:{REPO}: Invalid metadata in README.md. - "license" must be one of'):
+        push(run, REPO)
 
 
 BAD = {

@@ -11,16 +11,18 @@ import typer
 def push(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
     repo: Annotated[str, typer.Argument(help="USER/REPO; made if it isn't there.")],
-    private: Annotated[bool, typer.Option("--private", help="If it is made: for you alone.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="For you alone; a public repository is refused.")] = False,
     license_: Annotated[str, typer.Option("--license", help="The hub's identifier, for example mit.")] = "other",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent, and the card.")] = False,
 ) -> None:
     """Share a student: weights, description, exports and a model card; no picture, no path, no key."""
     from vl2v.export import parcel
     from vl2v.export import push as send
+    from vl2v.export.hub import check_licence
     from vl2v.runs import Run
 
     if dry_run:
+        check_licence(license_)
         files = parcel(Run(run), repo, licence=license_)
         for name, data in files.items():
             typer.echo(f"{name}: {len(data):,} bytes", err=True)

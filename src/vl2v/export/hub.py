@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import vl2v.runtime
-from vl2v.errors import StudentError
+from vl2v.errors import HubError, StudentError
 from vl2v.export.model_card import model_card, public_about, public_teacher
 from vl2v.runs import Run
 from vl2v.students import Classifier
@@ -46,24 +46,50 @@ def push(run: Run, repo: str, *, private: bool = False, licence: str = "other") 
     Args:
         run: a finished run.
         repo: USER/REPO, made if it isn't there.
-        private: of a repository that is made.
+        private: for those alone who may see the repository; one that is there and public isn't written to.
         licence: the hub's identifier of the one it is shared under.
 
     Raises:
-        HubError: the hub refuses it or can't be reached.
+        HubError: the hub refuses it, doesn't know the licence, or can't be reached; or the repository is public.
         VL2VError: as `parcel` does.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     files = parcel(run, repo, licence=licence)
+    check_licence(licence)
     hub = HfApi(library_name="vl2v")
     with one_line(PREFIX + repo):
         hub.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not hub.model_info(repo).private:  # it was there before
+            raise HubError(f"{PREFIX}{repo}: is public; make it private in its settings, or choose another name")
         stale = [name for name in hub.list_repo_files(repo) if _is_export(name) and name not in files]
         changes: list[CommitOperationAdd | CommitOperationDelete] = [CommitOperationDelete(name) for name in stale]
         changes += [CommitOperationAdd(name, data) for name, data in files.items()]
-        commit = hub.create_commit(repo, changes, commit_message="A student of vl2v")
+        try:
+            commit = hub.create_commit(repo, changes, commit_message="A student of vl2v")
+        except ValueError as error:  # of its client, which has the hub look at the card
+            raise HubError(f"{PREFIX}{repo}: {' '.join(str(error).split())}") from None
     return f"{PREFIX}{repo}@{commit.oid}"
+
+
+def check_licence(licence: str) -> None:
+    """Ask the hub whether it knows a licence; of the student nothing is sent.
+
+    Raises:
+        HubError: it doesn't, or can't be reached.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    if licence == "other":
+        return
+    with one_line(f"--license {licence}"):
+        try:
+            ModelCard(f"---\n{ModelCardData(license=licence)}\n---\n").validate()
+        except ValueError:
+            raise HubError(
+                f"--license {licence}: not one of the hub's identifiers (mit, apache-2.0, cc-by-4.0, other...), which "
+                "are in small letters: https://huggingface.co/docs/hub/repositories-licenses"
+            ) from None
 
 
 def _public(classifier: Classifier) -> Classifier:
