@@ -27,7 +27,7 @@ from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.errors import DataError, HubError, StudentError
 from vl2v.export import export_student, parcel, push
-from vl2v.export.model_card import public_teacher, teacher_licence
+from vl2v.export.model_card import model_card, public_teacher, teacher_licence
 from vl2v.serving import serve as serving
 from vl2v.students import fetch_export
 
@@ -112,6 +112,17 @@ def test_the_card_says_what_the_run_knows(run: vl2v.Run) -> None:
     assert 'vl2v.load("hf:maker/shapes")' in text and "arxiv" not in front and "@inproceedings" in text
     for block in text.split("```python\n")[1:]:
         compile(block.split("```")[0], "card", "exec")
+
+
+def test_the_card_says_when_its_figures_are_of_other_classes(run: vl2v.Run) -> None:
+    assert "These figures are of" not in model_card(run, REPO)
+    run.classifier.classes.append("star")
+    try:
+        card = model_card(run, REPO)
+    finally:
+        run.classifier.classes.pop()
+    assert "**These figures are of 3 classes, not of the 4 that it has now:** ball, box, cone." in card
+    assert "model-index" not in card  # where there is no room for such words
 
 
 def test_a_second_push_replaces_the_first_and_the_first_stays_pinned(

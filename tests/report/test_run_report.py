@@ -18,7 +18,8 @@ from vl2v.evaluation import measure
 from vl2v.evaluation.intervals import wilson
 from vl2v.report import write_report
 from vl2v.report.charts import calibration, coverage
-from vl2v.runs import Run, distill, evaluate_run
+from vl2v.report.looked import look
+from vl2v.runs import Run, add_class, distill, evaluate_run, silent
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.settings import without_places
 
@@ -121,6 +122,33 @@ def test_a_run_that_kept_no_answers_is_evaluated_again(of_run: Written, tmp_path
     page = Page(write_report(old, tmp_path / "page.html", store=of_run.store).read_text())
     assert page.tables["Accuracy by domain"] == Page(of_run.html).tables["Accuracy by domain"]
     assert "uncalibrated" in Predictions.load(old).columns
+
+
+def test_a_class_that_was_added_competes_in_the_report(of_run: Written, tmp_path: Path) -> None:
+    wider = shutil.copytree(of_run.folder, tmp_path / "wider")
+    add_class(wider, "star", store=of_run.store)
+    page = Page(write_report(wider, store=of_run.store).read_text())
+    evaluation = evaluate_run(wider, store=of_run.store)
+    assert evaluation.classes == ("ball", "box", "cone", "star") and Run(wider).evaluation == evaluation
+    rows = {row["domain"]: row for row in page.rows("Accuracy by domain")}
+    for row in evaluation.of():
+        assert rows[row.domain]["ECE %"] == percent(row.metrics.ece)
+
+
+def test_pictures_that_have_changed_are_measured_again(of_run: Written, shapes: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(shapes, tmp_path / "shapes")
+    folder = shutil.copytree(of_run.folder, tmp_path / "run")
+    config = folder / "config.toml"
+    config.write_text(config.read_text().replace(str(shapes), str(data)))
+    kept = folder / "predictions.npz"
+    before = kept.read_bytes()
+    look(Run(folder), of_run.store, silent)
+    assert kept.read_bytes() == before  # the same pictures elsewhere
+    shutil.copy(data / "paint" / "box" / "00.png", data / "paint" / "ball" / "00.png")
+    looked = look(Run(folder), of_run.store, silent)
+    first = looked.kept["index"] == looked.dataset.paths.index("paint/ball/00.png")
+    twin = looked.kept["index"] == looked.dataset.paths.index("paint/box/00.png")
+    assert kept.read_bytes() != before and looked.kept["probability"][first] == looked.kept["probability"][twin]
 
 
 def test_paths_are_cut_to_their_last_part_and_nothing_else_is() -> None:

@@ -26,10 +26,11 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows, and what there is to be said about them (leakage, pictures set aside)."""
+    """All rows, what there is to be said about them (leakage, pictures set aside), and the classes that competed."""
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
 
     def of(self, who: str = "student", role: Role | None = None) -> list[Row]:
         """Return one model's rows, all or those of a role."""
@@ -55,6 +56,7 @@ class Evaluation:
             "rows": [{"who": r.who, "domain": r.domain, "role": r.role, **asdict(r.metrics)} for r in self.rows],
             "worst_domain": worst.domain if worst else None,
             "notes": list(self.notes),
+            "classes": list(self.classes),
         }
 
     @classmethod
@@ -66,4 +68,4 @@ class Evaluation:
             Row(**{k: row[k] for k in heads}, metrics=Metrics(**{k: v for k, v in row.items() if k not in heads}))
             for row in rows
         ]
-        return cls(tuple(made), tuple(tree["notes"]))
+        return cls(tuple(made), tuple(tree["notes"]), tuple(tree.get("classes", ())))

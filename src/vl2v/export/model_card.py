@@ -54,9 +54,11 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
     teacher = public_teacher(about["teacher"]["spec"]) if about["teacher"] else None
     base, base_licence = _base(config.student, teacher)
     rows = list(evaluation.rows) if evaluation else []
+    competed = list(evaluation.classes) if evaluation else []
+    current = competed in ([], classifier.classes)
     return str(
         ModelCard.from_template(
-            _metadata(repo, licence, about["method"], base, evaluation, exports),
+            _metadata(repo, licence, about["method"], base, evaluation if current else None, exports),
             template_str=files("vl2v.export").joinpath("model_card.md").read_text(encoding="utf-8"),
             repo=repo,
             licence=licence,
@@ -76,6 +78,7 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
             base_licence=base_licence,
             rows=[_figures(row) for row in rows],
             unseen=any(row.role == "unseen" for row in rows),
+            competed=[] if current else [_cell(name) for name in competed],
             exports=exports,
             paper=about["method"] in PAPER,
         )

@@ -17,7 +17,7 @@ from vl2v.evaluation import Evaluation, Row, measure
 from vl2v.report.thumbnails import thumbnail
 from vl2v.runs import Report, Run, evaluate_run
 from vl2v.runs.evaluate import TEACHER, zero_shot_logits
-from vl2v.runs.predictions import Predictions
+from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.sources import usable
 from vl2v.students import Classifier
 
@@ -95,7 +95,7 @@ class Looked:
 
 
 def look(run: Run, store: Path, report: Report) -> Looked:
-    """Return a run with its pictures; where its answers weren't kept, it is evaluated again.
+    """Return a run with its pictures; where its answers weren't kept, or pictures or classes differ, it is evaluated again.
 
     Raises:
         RunError: the run isn't finished.
@@ -105,7 +105,7 @@ def look(run: Run, store: Path, report: Report) -> Looked:
     data = run.config.data
     dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
     dataset, audit = usable(dataset, store / "audit.sqlite", report)
-    kept, evaluation = _kept(run, dataset), run.evaluation
+    kept, evaluation = _kept(run, dataset, audit), run.evaluation
     if kept is None or evaluation is None:
         evaluation = evaluate_run(run, store=store, keep=True, report=report)
         run.save_evaluation(evaluation)
@@ -125,14 +125,10 @@ def look(run: Run, store: Path, report: Report) -> Looked:
     return Looked(run, store, dataset, audit, replace(evaluation, rows=tuple(rows)), kept, teacher)
 
 
-def _kept(run: Run, dataset: DomainDataset) -> Predictions | None:
-    """Return the answers that the run kept, if they are complete and of these pictures."""
+def _kept(run: Run, dataset: DomainDataset, found: Audit) -> Predictions | None:
+    """Return the answers that the run kept, if they are about these very pictures and of the classes that it has now."""
     try:
         kept = Predictions.load(run.folder)
     except RunError:
         return None
-    if "uncalibrated" not in kept.columns or kept["index"].max(initial=0) >= len(dataset):
-        return None
-    names = np.array([kept.classes[label] for label in kept["label"]])
-    same = names == np.array(dataset.classes)[dataset.labels[kept["index"]]]
-    return kept if same.all() else None
+    return kept if kept.content == content(dataset, found) and kept.classes == run.classifier.classes else None

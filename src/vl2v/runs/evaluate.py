@@ -16,7 +16,7 @@ from vl2v.embeddings import EmbeddingStore, image_key, text_key
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.runs.folder import Run
-from vl2v.runs.predictions import Predictions
+from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import usable
 from vl2v.runs.teaching import class_prompts, default_store
@@ -69,7 +69,7 @@ def evaluate_run(
     sources = classifier.about["sources"] if own else []
     val = _validation(config.data, dataset, sources)
     rows: list[Row] = []
-    kept = Predictions.nothing(classifier.classes, dataset.domains)
+    kept = Predictions.nothing(classifier.classes, dataset.domains, content(dataset, found))
     for number, domain in enumerate(dataset.domains):
         pictures = _measured(config, dataset, domain, val)
         report("evaluating", number, len(dataset.domains), domain)
@@ -86,7 +86,8 @@ def evaluate_run(
     report("evaluating", len(dataset.domains), len(dataset.domains), "")
     if keep and own and run is not None:
         kept.save(run.folder)
-    return Evaluation(tuple(rows), (*_leakage(dataset, found, sources), *_left_out(dataset)))
+    notes = (*_leakage(dataset, found, sources), *_left_out(dataset))
+    return Evaluation(tuple(rows), notes, tuple(classifier.classes))
 
 
 def classifier_logits(

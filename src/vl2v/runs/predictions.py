@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import DataConfig
-from vl2v.data import DomainDataset, domainbed_split, seed_hash
+from vl2v.data import Audit, DomainDataset, domainbed_split, seed_hash
 from vl2v.errors import RunError
 from vl2v.runs.folder import write_bytes
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "predictions.npz"
+_NOT_COLUMNS = ("classes", "domains", "content")
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,21 @@ class Predictions:
     Attributes:
         classes: names that `label`, `answer` and `teacher` point to.
         domains: names that `domain` points to.
+        content: of the dataset, "" where it isn't known (files of earlier versions don't have it).
         columns: the arrays, in parts.
     """
 
     classes: list[str]
     domains: list[str]
+    content: str = ""
     columns: dict[str, list[NDArray[Any]]] = field(default_factory=dict)
 
     @classmethod
-    def nothing(cls, classes: list[str] | tuple[str, ...], domains: list[str] | tuple[str, ...]) -> Predictions:
+    def nothing(
+        cls, classes: list[str] | tuple[str, ...], domains: list[str] | tuple[str, ...], content: str = ""
+    ) -> Predictions:
         """Return predictions of no picture yet."""
-        return cls(list(classes), list(domains))
+        return cls(list(classes), list(domains), content)
 
     def add(
         self,
@@ -87,8 +94,9 @@ class Predictions:
     def save(self, folder: Path) -> None:
         """Write `predictions.npz`."""
         buffer = io.BytesIO()
-        columns: dict[str, Any] = {name: self[name] for name in self.columns}
-        np.savez_compressed(buffer, classes=np.array(self.classes), domains=np.array(self.domains), **columns)
+        arrays: dict[str, Any] = {name: self[name] for name in self.columns}
+        arrays |= {name: np.array(getattr(self, name)) for name in _NOT_COLUMNS}
+        np.savez_compressed(buffer, **arrays)
         write_bytes(folder / FILE, buffer.getvalue())
 
     @classmethod
@@ -100,7 +108,15 @@ class Predictions:
         """
         try:
             with np.load(folder / FILE, allow_pickle=False) as file:
-                columns = {name: [file[name]] for name in file.files if name not in ("classes", "domains")}
-                return cls(file["classes"].tolist(), file["domains"].tolist(), columns)
+                columns = {name: [file[name]] for name in file.files if name not in _NOT_COLUMNS}
+                content = str(file["content"]) if "content" in file.files else ""
+                return cls(file["classes"].tolist(), file["domains"].tolist(), content, columns)
         except (OSError, ValueError, KeyError, BadZipFile) as error:
             raise RunError(f"{folder / FILE}: can't be read ({type(error).__name__}); evaluate the run again") from None
+
+
+def content(dataset: DomainDataset, found: Audit) -> str:
+    """Return a hash of a dataset's pictures, in order: of each its domain, its class and its file's bytes."""
+    names = json.dumps([dataset.classes, dataset.domains]).encode()
+    parts = (names, dataset.labels.tobytes(), dataset.domain_ids.tobytes(), *found.sha256)
+    return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -67,7 +67,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
             role: Role = "unseen" if domain in data.target else "seen"
             rows.append(Row(TEACHER, domain, role, measure(logits, labels)))
             kept.add(dataset, pictures, labels, logits, 1.0, logits, data)
-    evaluation = Evaluation(tuple(rows))
+    evaluation = Evaluation(tuple(rows), classes=dataset.classes)
     kept.save(out)
     write_text(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))
     return evaluation
