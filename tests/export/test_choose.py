@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import csv
 import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 import vl2v
 import vl2v.runtime
 from little import quick_settings
 from vl2v.cli.app import app
-from vl2v.errors import ConfigError, StudentError
-from vl2v.export import Choice, Target, choose_export
+from vl2v.errors import ConfigError
+from vl2v.export import Choice, Target, TargetMissed, choose_export
 from vl2v.export.choose import best_of
 
 
@@ -36,7 +38,7 @@ def test_the_most_accurate_that_meets_the_target_is_written(choice: Choice) -> N
     card = vl2v.runtime.load(choice.path).card
     assert card["image_size"] == choice.best.image_size
     assert card["precision"] == ("int8" if choice.best.int8 else "fp32")
-    assert choice.table().render("md").count("**chosen**") == 1
+    assert choice.curve.table().render("md").count("**chosen**") == 1
 
 
 def test_a_tighter_target_leaves_the_smaller_ones(choice: Choice) -> None:
@@ -48,8 +50,31 @@ def test_a_tighter_target_leaves_the_smaller_ones(choice: Choice) -> None:
 
 def test_a_target_that_nothing_meets_names_the_nearest(choice: Choice) -> None:
     smallest = min((one for one in choice.candidates if one.made), key=lambda one: one.made.bytes)  # type: ignore[union-attr]
-    with pytest.raises(StudentError, match=f"nearest, {re.escape(smallest.name)}, takes"):
+    with pytest.raises(TargetMissed, match=f"nearest, {re.escape(smallest.name)}, takes") as missed:
         best_of(choice.candidates, Target(bytes=1000))
+    assert missed.value.curve.candidates == choice.candidates and "chosen" not in missed.value.curve.table().render(
+        "md"
+    )
+
+
+def test_what_was_measured_is_kept_whether_the_target_is_met_or_not(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
+    asked = ["export", str(run.folder), "--image-size", "16", "--no-int8", "--store", str(store)]
+    for size, code in (("9MB", 0), ("1KB", 1)):
+        folder = tmp_path / size
+        told = CliRunner().invoke(app, [*asked, "--target-size", size, "--out", str(folder / "s.onnx")])
+        assert told.exit_code == code and "accuracy %" in told.stdout
+        (row,) = csv.DictReader((folder / "choice.csv").open())
+        assert (row["px"], row["precision"]) == ("16", "fp32") and float(row["ms"]) > 0 and float(row["MB"]) > 0
+        with Image.open(folder / "choice.png") as plot:
+            assert plot.width > plot.height > 100
+    assert not (tmp_path / "1KB" / "s.onnx").exists()
+
+
+def test_a_name_that_does_not_fit_is_refused_before_anything_is_exported(run: vl2v.Run, tmp_path: Path) -> None:
+    began = []
+    with pytest.raises(ConfigError, match=r"ends in \.onnx"):
+        choose_export([run], Target(bytes=1e9), out=tmp_path / "s.xml", report=lambda *what: began.append(what))
+    assert not began and not list(tmp_path.iterdir())
 
 
 def test_another_size_is_calibrated_for_itself(run: vl2v.Run, store: Path, tmp_path: Path) -> None:

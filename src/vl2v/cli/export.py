@@ -30,7 +30,7 @@ def export(
     """Write a student as a file that needs nothing of vl2v, checked on real pictures first."""
     from vl2v.cli.show import print_table, progress
     from vl2v.errors import ConfigError
-    from vl2v.export import Target, choose_export, export_student
+    from vl2v.export import Target, TargetMissed, choose_export, export_student
     from vl2v.export.student import default_name
     from vl2v.runs import Run
 
@@ -40,20 +40,26 @@ def export(
     )
     form, sizes = "open" if open_ else "closed", image_size or []
     if any(limit is not None for limit in target):
-        with progress() as report:
-            choice = choose_export(
-                [Run(run) for run in runs],
-                target,
-                kind,
-                out=out,
-                form=form,
-                int8=int8,
-                image_sizes=sizes,
-                store=store,
-                report=report,
-            )
-        print_table(choice.table())
-        typer.echo(f"{choice.path}: {choice.best.name}")
+        try:
+            with progress() as report:
+                choice = choose_export(
+                    [Run(run) for run in runs],
+                    target,
+                    kind,
+                    out=out,
+                    form=form,
+                    int8=int8,
+                    image_sizes=sizes,
+                    store=store,
+                    report=report,
+                )
+        except TargetMissed as missed:
+            print_table(missed.curve.table())
+            missed.curve.save(out.parent if out else runs[0])
+            raise
+        print_table(choice.curve.table())
+        choice.curve.save(choice.path.parent)
+        typer.echo(f"{choice.path}: {choice.best.name}; the table is in choice.csv beside it, a plot in choice.png")
         return
     if len(runs) > 1 or len(sizes) > 1:
         raise ConfigError("several runs or sizes: say what to choose by, with --target-latency or --target-size")

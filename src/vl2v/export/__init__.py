@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
-    from vl2v.export.choose import Choice, Target, choose_export
+    from vl2v.export.choose import Choice, Curve, Target, TargetMissed, choose_export
     from vl2v.export.device import Device, bench_device
     from vl2v.export.hub import parcel, push
     from vl2v.export.parity import Parity
@@ -15,10 +15,12 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Choice": "vl2v.export.choose",
+    "Curve": "vl2v.export.choose",
     "Device": "vl2v.export.device",
     "FORMATS": "vl2v.export.student",
     "Parity": "vl2v.export.parity",
     "Target": "vl2v.export.choose",
+    "TargetMissed": "vl2v.export.choose",
     "bench_device": "vl2v.export.device",
     "choose_export": "vl2v.export.choose",
     "export_student": "vl2v.export.student",
@@ -29,9 +31,11 @@ _HOMES = {
 __all__ = [
     "FORMATS",
     "Choice",
+    "Curve",
     "Device",
     "Parity",
     "Target",
+    "TargetMissed",
     "bench_device",
     "choose_export",
     "export_student",

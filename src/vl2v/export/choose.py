@@ -12,9 +12,9 @@ from typing import NamedTuple
 from vl2v.benchmark.table import Table
 from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
-from vl2v.export.measure import side_by_side, timed
-from vl2v.export.student import INT8, Export, Exporter, check_format, default_name, open_pictures
-from vl2v.runs.folder import Run
+from vl2v.export.measure import png, side_by_side, timed
+from vl2v.export.student import INT8, Export, Exporter, check_format, check_name, default_name, open_pictures
+from vl2v.runs.folder import Run, write_bytes, write_text
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources
 from vl2v.runtime import load
@@ -70,12 +70,11 @@ class Candidate:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was written, where, and the candidates it was chosen from."""
+class Curve:
+    """Accuracy against latency and size: all candidates, and the one that is chosen of them; None if none is."""
 
-    best: Candidate
-    path: Path
     candidates: list[Candidate]
+    best: Candidate | None = None
 
     def table(self) -> Table:
         """Return the candidates for people, by student and size; the one that was written is bold."""
@@ -86,7 +85,71 @@ class Choice:
             rows.append([str(one.run.folder), str(one.image_size), "int8" if one.int8 else "fp32", *figures, chosen])
         heads = ["student", "px", "precision", "accuracy %", "ms", "MB", ""]
         note = "Accuracy on the source domains' validation pictures, mean of domains; batch 1, median, on this machine."
-        return Table(heads, rows, (self.candidates.index(self.best),), [note])
+        bold = () if self.best is None else (self.candidates.index(self.best),)
+        return Table(heads, rows, bold, [note])
+
+    def save(self, folder: Path) -> None:
+        """Write the table, `choice.csv`, and the plot `choice.png`.
+
+        Raises:
+            RunError: they can't be written.
+        """
+        write_text(folder / "choice.csv", self.table().render("csv") + "\n")
+        write_bytes(folder / "choice.png", self._plot())
+
+    def _plot(self) -> bytes:
+        """Return a PNG: accuracy against milliseconds and megabytes; pixels beside each, the chosen one ringed."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(9, 4), layout="constrained")
+        panels = figure.subplots(1, 2, sharey=True)
+        students = list(dict.fromkeys(one.run.folder for one in self.candidates))
+        for one in self.candidates:
+            if one.made is None:
+                continue
+            accuracy, colour = 100 * one.made.parity.mean, f"C{students.index(one.run.folder)}"
+            for axes, taken in zip(panels, (1000 * one.seconds, one.made.bytes / 1e6), strict=True):
+                axes.plot(taken, accuracy, "o", color=colour, markerfacecolor=colour if one.int8 else "white")
+                axes.annotate(f" {one.image_size}", (taken, accuracy), fontsize=8, color="#555555")
+                if one == self.best:
+                    axes.plot(taken, accuracy, "o", markersize=14, color="black", markerfacecolor="none")
+        for axes, head in zip(panels, ("ms a picture", "file, MB"), strict=True):
+            axes.set_xlabel(head)
+            axes.margins(0.1)
+            axes.spines[["top", "right"]].set_visible(False)
+        panels[0].set_ylabel("accuracy %")
+        for number, folder in enumerate(students):
+            panels[0].plot([], [], "o", color=f"C{number}", label=folder.resolve().name)
+        for label, face in (("int8", "#555555"), ("fp32", "white")):
+            panels[0].plot([], [], "o", color="#555555", markerfacecolor=face, label=label)
+        panels[0].legend(frameon=False, fontsize=8)
+        return png(figure)
+
+
+class TargetMissed(StudentError):
+    """No candidate meets the target.
+
+    Attributes:
+        curve: what was measured all the same.
+    """
+
+    def __init__(self, message: str, curve: Curve) -> None:
+        super().__init__(message)
+        self.curve = curve
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was written, where, and the candidates it was chosen from."""
+
+    best: Candidate
+    path: Path
+    candidates: list[Candidate]
+
+    @property
+    def curve(self) -> Curve:
+        """Accuracy against latency and size."""
+        return Curve(self.candidates, self.best)
 
 
 def choose_export(
@@ -117,10 +180,13 @@ def choose_export(
         report: told how far it is.
 
     Raises:
-        StudentError: no candidate meets the target; the nearest is named.
-        ConfigError: runs whose accuracies can't be compared, or a format that has no int8.
+        TargetMissed: no candidate meets the target; the nearest is named, and all that was measured is with it.
+        ConfigError: runs whose accuracies can't be compared, a format that has no int8, or a file name that doesn't fit
+            it.
     """
     check_format(kind, int8=bool(int8))
+    if out is not None:
+        check_name(out, kind)
     _check_comparable(runs)
     precisions = [False, True] if int8 is None and kind in INT8 else [bool(int8)]
     with tempfile.TemporaryDirectory() as folder:
@@ -189,17 +255,19 @@ def best_of(candidates: Sequence[Candidate], target: Target) -> Candidate:
     """Return the most accurate candidate that meets a target; of two as accurate ones the quicker.
 
     Raises:
-        StudentError: none does; the nearest is named.
+        TargetMissed: none does; the nearest is named.
     """
+    curve = Curve(list(candidates))
     made = [(one, one.made.parity.mean) for one in candidates if one.made is not None]
     if not made:
-        raise StudentError(f"no export is as good as its student; the first: {candidates[0].note}")
+        raise TargetMissed(f"no export is as good as its student; the first: {candidates[0].note}", curve)
     meeting = [(one, accuracy) for one, accuracy in made if one.excess(target) <= 1]
     if not meeting:
         nearest = min((one for one, _ in made), key=lambda one: one.excess(target))
         accuracy, milliseconds, megabytes = nearest.figures()
-        raise StudentError(
+        raise TargetMissed(
             f"no candidate of {len(candidates)} meets the target; the nearest, {nearest.name}, takes {milliseconds} ms "
-            f"and {megabytes} MB (accuracy {accuracy}%); allow smaller --image-size, or train a smaller student"
+            f"and {megabytes} MB (accuracy {accuracy}%); allow smaller --image-size, or train a smaller student",
+            curve,
         )
     return max(meeting, key=lambda pair: (pair[1], -pair[0].seconds))[0]

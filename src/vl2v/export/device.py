@@ -17,7 +17,7 @@ from vl2v.benchmark.table import Table
 from vl2v.config import TeacherConfig
 from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
-from vl2v.export.measure import SECONDS, TURNS, Speed, Way, side_by_side, workers
+from vl2v.export.measure import SECONDS, TURNS, Speed, Way, png, side_by_side, workers
 from vl2v.export.student import Exporter, open_pictures
 from vl2v.runs.folder import Run, write_bytes, write_text
 from vl2v.runs.report import Report, silent
@@ -172,8 +172,6 @@ def _teacher(run: Run, against: str, folder: Path) -> Way:
 
 def _plot(lines: list[Line]) -> bytes:
     """Return a PNG: milliseconds of a picture, pictures a second, size and memory."""
-    import io
-
     from matplotlib.figure import Figure
 
     first, *others = BATCHES
@@ -196,6 +194,4 @@ def _plot(lines: list[Line]) -> bytes:
         axes.set_title(title, fontsize=10)
         axes.set_xticks([])
         axes.spines[["top", "right", "bottom"]].set_visible(False)
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=130)
-    return out.getvalue()
+    return png(figure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import statistics
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from vl2v.errors import StudentError, VL2VError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
     from torch import Tensor
 
 TURNS = 7
@@ -145,6 +147,13 @@ def timed(call: Call, size: int, batch: int, seconds: float) -> list[float]:
         call(pixels)
         times.append(time.perf_counter() - start)
     return times
+
+
+def png(figure: Figure) -> bytes:
+    """Return a plot as a file's bytes."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130)
+    return out.getvalue()
 
 
 class Worker:

@@ -95,7 +95,7 @@ class Looked:
 
 
 def look(run: Run, store: Path, report: Report) -> Looked:
-    """Return a run with its pictures; where its answers weren't kept, or pictures or classes differ, it is evaluated again.
+    """Return a run with its pictures; evaluated again where answers weren't kept, or pictures or classes differ.
 
     Raises:
         RunError: the run isn't finished.
@@ -126,7 +126,7 @@ def look(run: Run, store: Path, report: Report) -> Looked:
 
 
 def _kept(run: Run, dataset: DomainDataset, found: Audit) -> Predictions | None:
-    """Return the answers that the run kept, if they are about these very pictures and of the classes that it has now."""
+    """Return the answers that the run kept, if they are about these very pictures and of its classes of now."""
     try:
         kept = Predictions.load(run.folder)
     except RunError:
