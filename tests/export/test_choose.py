@@ -52,9 +52,8 @@ def test_a_target_that_nothing_meets_names_the_nearest(choice: Choice) -> None:
     smallest = min((one for one in choice.candidates if one.made), key=lambda one: one.made.bytes)  # type: ignore[union-attr]
     with pytest.raises(TargetMissed, match=f"nearest, {re.escape(smallest.name)}, takes") as missed:
         best_of(choice.candidates, Target(bytes=1000))
-    assert missed.value.curve.candidates == choice.candidates and "chosen" not in missed.value.curve.table().render(
-        "md"
-    )
+    curve = missed.value.curve
+    assert curve.candidates == choice.candidates and "chosen" not in curve.table().render("md")
 
 
 def test_what_was_measured_is_kept_whether_the_target_is_met_or_not(run: vl2v.Run, store: Path, tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ def test_it_predicts_what_the_student_does(other: Path, run: vl2v.Run, shapes: P
     pictures = sorted((shapes / "paint").rglob("*.png"))
     exported = vl2v.runtime.load(other)
     assert exported.card["precision"] == "fp32" and exported.classes == run.classifier.classes
+    assert exported.card["reference"]["domains"].keys() == {"chalk", "ink"}  # what live traffic is compared with
     for batch in (pictures, pictures[:1]):
         for ours, theirs in zip(exported.predict(batch), run.classifier.predict(batch), strict=True):
             assert (ours.best, ours.label) == (theirs.best, theirs.label)
@@ -66,7 +67,8 @@ def test_openvino_has_int8(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
     file = tmp_path / "int8.xml"
     parity = export_student(run, file, "openvino", int8=True, store=store)
     assert parity.lost <= 0.005 and parity.gain is not None
-    assert vl2v.runtime.load(file).card["precision"] == "int8"
+    card = vl2v.runtime.load(file).card
+    assert card["precision"] == "int8" and card["reference"]["pictures"] == 14
     assert "int8" in file.read_text() or "FakeQuantize" in file.read_text()
 
 

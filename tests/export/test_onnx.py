@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx.external_data_helper import convert_model_to_external_data
+from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 import vl2v
 import vl2v.runtime
 from little import quick_settings
 from vl2v.cli.app import app
+from vl2v.data import evaluation_view
 from vl2v.errors import DataError, StudentError
 from vl2v.export import export_student
 from vl2v.export import parity as checking
 from vl2v.export import student as making
+from vl2v.export.onnx import int8_trials, write_onnx
 
 
 @pytest.mark.parametrize("form", ["closed", "opened"])
@@ -55,6 +62,36 @@ print(vl2v.runtime.load({str(closed)!r}).predict([{str(picture)!r}])[0].best)
     assert done.stdout.strip() in ("ball", "box", "cone")
 
 
+@pytest.mark.parametrize("form", ["closed", "opened"])
+def test_the_documentation_tells_other_languages_how(
+    form: str,
+    shapes: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
+    (example,) = (text for text in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "onnxruntime" in text)
+    shutil.copy(request.getfixturevalue(form), tmp_path / "student.onnx")
+    exported = vl2v.runtime.load(tmp_path / "student.onnx")
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    for picture in (Image.open(shapes / "paint" / "ball" / "00.png"), Image.fromarray(pixels[:20])):
+        picture.save("picture.jpg", exif=exif)
+        names: dict[str, Any] = {}
+        exec(example, names)
+        (answer,) = exported.predict(["picture.jpg"])
+        label, probability = capsys.readouterr().out.split()
+        assert label == answer.label and float(probability) == pytest.approx(answer.probability, abs=0.01)
+    for size in (8, 32, 200):
+        said, done = names["squeezed"](pixels, size), evaluation_view(Image.fromarray(pixels), size)
+        assert np.abs(said.astype(int) - done).max() <= 1  # Pillow computes in integers
+    assert exported.card["preprocessing"].keys() == {"orientation", "colours", "resize", "filter", "input"}
+
+
 def test_the_file_is_all_there_is(closed: Path, shapes: Path) -> None:
     model = onnx.load(str(closed), load_external_data=False)
     assert not any(tensor.external_data for tensor in model.graph.initializer)
@@ -85,6 +122,37 @@ def test_int8_is_smaller_and_as_good(run: vl2v.Run, store: Path, closed: Path, t
     parity = export_student(run, file, int8=True, store=store)
     assert parity.lost <= 0.005 and file.stat().st_size < 0.6 * closed.stat().st_size
     assert vl2v.runtime.load(file).card["precision"] == "int8"
+
+
+def test_the_layer_that_int8_hurts_most_stays_in_fp32_first(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    class Net(torch.nn.Module):
+        example = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(*(torch.nn.Conv2d(3 if i == 0 else 8, 8, 3) for i in range(5)))
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            return self.layers(pixels.permute(0, 3, 1, 2) / 255).mean((2, 3))
+
+    net = Net().eval()
+    with torch.no_grad():
+        net.layers[1].weight[0], net.layers[1].bias[0] = 0, 0  # a channel that is always 0 ...
+        net.layers[2].weight[:, 0] = (
+            1000  # ... whose weights change nothing, and leave the others no room in eight bits
+        )
+    write_onnx(net, {"form": "closed"}, tmp_path / "plain.onnx")  # type: ignore[arg-type]
+    nodes = [node.name for node in onnx.load(str(tmp_path / "plain.onnx")).graph.node if node.op_type == "Conv"]
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8)
+    trials = [kept for _, kept in int8_trials(tmp_path / "plain.onnx", {}, pixels)]
+    assert trials[:2] == [(), (nodes[2],)] and [len(kept) for kept in trials] == [0, 1, 2]  # none of them twice
+
+
+def test_what_is_told_says_how_many_pictures_it_is_of() -> None:
+    parity = checking.Parity(0, 1, {"ink": (6 / 7, 5 / 7), "chalk": (0.5, 0.5)}, {"ink": 7, "chalk": 400})
+    assert "ink 85.7 -> 71.4 (7 pictures, 1 fewer right), chalk 50.0 -> 50.0 (400 pictures)" in parity.summary()
 
 
 def test_int8_that_loses_accuracy_is_refused_with_the_figures(

@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vl2v.drift import reference
 from vl2v.export.model_card import public_about
-from vl2v.runtime import FORMAT
+from vl2v.export.parity import Domain, Pixels, parts
+from vl2v.prediction import UNKNOWN
+from vl2v.runtime import FORMAT, Exported
 from vl2v.students import Classifier
+
+PREPROCESSING = {
+    "orientation": "EXIF orientation is applied",
+    "colours": "8-bit RGB: palettes are resolved, transparency is laid on white, grey and CMYK are converted without "
+    "colour profiles, of 16 bits the upper 8 are taken, of an animation the first frame",
+    "resize": "the whole picture is squeezed to image_size x image_size, without keeping its ratio and without a crop",
+    "filter": "bilinear with antialiasing (Pillow's BILINEAR): weights fall linearly to nothing at max(1, old / new) "
+    "old pixels from the new pixel's centre; first along rows, then along columns, each result rounded to 8 bits",
+    "input": "pixels, uint8 [n, image_size, image_size, 3], 0 to 255; normalisation is in the network",
+}
+"""How pictures become what the network takes, for programs in other languages: what `vl2v.data` does."""
 
 
 class Network(nn.Module):
@@ -57,6 +74,7 @@ def card_of(classifier: Classifier, form: str, precision: str) -> dict[str, Any]
         "temperature": classifier.temperature,
         "threshold": classifier.threshold,
         "precision": precision,
+        "preprocessing": PREPROCESSING,
         "about": public_about(classifier.about),
     }
     if classifier.about.get("teacher"):  # what another class's text is asked of, and how
@@ -65,3 +83,22 @@ def card_of(classifier: Classifier, form: str, precision: str) -> dict[str, Any]
     if form == "open" and classifier.texts is not None:
         card["texts"] = base64.b64encode(classifier.texts.float().numpy().tobytes()).decode()
     return card
+
+
+def with_reference(exported: Exported, domains: Sequence[Domain]) -> dict[str, Any]:
+    """Return an export's card with what live traffic is compared with: domains' mean outputs, share of "unknown"."""
+    rows = {each.name: np.concatenate([exported.run(part) for part in parts(each.pixels)]) for each in domains}
+    answers = {name: exported.predictions(out) for name, out in rows.items()}
+    outputs = {name: (out, [answer.best for answer in answers[name]]) for name, out in rows.items()}
+    unknown = [answer.label == UNKNOWN for each in answers.values() for answer in each]
+    return {**exported.card, "reference": reference(outputs, sum(unknown) / len(unknown))}
+
+
+def as_export(network: Network, card: dict[str, Any]) -> Exported:
+    """Return a network as it will be once it is a file."""
+
+    def run(pixels: Pixels) -> NDArray[np.float32]:
+        with torch.inference_mode():
+            return np.asarray(network(torch.from_numpy(pixels)))
+
+    return Exported(run, card)

@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from vl2v.drift import reference
 from vl2v.export.network import Network
-from vl2v.export.parity import Domain, Pixels, parts
-from vl2v.prediction import UNKNOWN
-from vl2v.runtime import METADATA, load, onnxruntime_library
+from vl2v.export.parity import Pixels, parts
+from vl2v.runtime import METADATA, onnxruntime_library
+
+KEPT = (1 / 8, 1 / 4, 1 / 2)  # of the layers, that stay in fp32 where fewer aren't enough
+RANKED = 8  # pictures that layers are compared on
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _BETWEEN = ("Add", "Mul", "GlobalAveragePool", "Clip", "Relu")  # in int8, too, where no attention is
@@ -55,47 +57,59 @@ def _put_card(model: Any, card: dict[str, Any]) -> None:
     entry.key, entry.value = METADATA, json.dumps(card)
 
 
-def add_reference(path: Path, domains: Sequence[Domain]) -> None:
-    """Put into the card what live traffic can be compared with: each domain's mean output, and how much is unknown."""
+def put_card(path: Path, card: dict[str, Any]) -> None:
+    """Give an ONNX file another card."""
     import onnx
 
-    exported = load(path)
-    rows = {each.name: np.concatenate([exported.run(part) for part in parts(each.pixels)]) for each in domains}
-    answers = {name: exported.predictions(out) for name, out in rows.items()}
-    outputs = {name: (out, [answer.best for answer in answers[name]]) for name, out in rows.items()}
-    unknown = [answer.label == UNKNOWN for each in answers.values() for answer in each]
     model = onnx.load(str(path))
-    _put_card(model, {**exported.card, "reference": reference(outputs, sum(unknown) / len(unknown))})
+    _put_card(model, card)
     onnx.save(model, str(path))
 
 
 def int8_trials(plain: Path, card: dict[str, Any], pixels: Pixels) -> Iterator[tuple[Path, tuple[str, ...]]]:
-    """Yield int8 files beside a plain one, and the layers that they leave in fp32: first none, then more and more.
+    """Yield int8 files beside a plain one, and the layers that they leave in fp32: none, then more of the worst.
 
     Args:
         plain: an fp32 file.
         card: for the int8 one.
         pixels: [n, s, s, 3], for the ranges.
     """
-    import onnx
-
     onnxruntime_library()  # without telemetry
     from onnxruntime.quantization import quant_pre_process
 
     ready = plain.with_name("ready.onnx")
     quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
-    layers = [node.name for node in onnx.load(str(ready)).graph.node if node.op_type in _LAYERS]
-    for ends in (0, 1, len(layers) // 8, len(layers) // 4):
-        kept = tuple(dict.fromkeys([*layers[:ends], *layers[len(layers) - ends :]]))
-        made = plain.with_name(f"int8-{ends}.onnx")
-        _quantise(ready, made, pixels, kept)
-        model = onnx.load(str(made))
-        _put_card(model, card)
-        onnx.save(model, str(made))
-        yield made, kept
+
+    def trial(kept: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+        made = plain.with_name(f"int8-{len(kept)}.onnx")
+        _quantise(ready, made, pixels, kept=kept)
+        put_card(made, card)
+        return made, kept
+
+    yield trial(())
+    layers = worst_first(ready, pixels)
+    for count in sorted({1, *(int(share * len(layers)) for share in KEPT)} - {0}):
+        yield trial(tuple(layers[:count]))
 
 
-def _quantise(ready: Path, made: Path, pixels: Pixels, kept: tuple[str, ...]) -> None:
+def worst_first(ready: Path, pixels: Pixels) -> list[str]:
+    """Return a file's layers by how far its output moves if only that one is in int8; on a few of the pictures."""
+    few = pixels[:: -(-len(pixels) // RANKED)]
+    alone = ready.with_name("alone.onnx")
+    wanted, moved = _output(ready, few), {}
+    for layer in _sorted_out(ready)[1]:
+        _quantise(ready, alone, few, only=layer)
+        moved[layer] = float(np.square(_output(alone, few) - wanted).mean())
+    return sorted(moved, key=lambda layer: -moved[layer])
+
+
+def _output(path: Path, pixels: Pixels) -> NDArray[np.float32]:
+    session = onnxruntime_library().InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, {"pixels": pixels})[0])
+
+
+def _quantise(ready: Path, made: Path, pixels: Pixels, *, kept: Sequence[str] = (), only: str | None = None) -> None:
+    """Write a file in int8, but for the layers that are kept; or with a single layer in it."""
     from onnxruntime.quantization import (
         CalibrationDataReader,
         CalibrationMethod,
@@ -112,7 +126,7 @@ def _quantise(ready: Path, made: Path, pixels: Pixels, kept: tuple[str, ...]) ->
             part = next(self.parts, None)
             return None if part is None else {"pixels": part}
 
-    inside, outside = _sorted_out(ready)
+    inside, _, outside = _sorted_out(ready)
     quantize_static(
         str(ready),
         str(made),
@@ -122,13 +136,14 @@ def _quantise(ready: Path, made: Path, pixels: Pixels, kept: tuple[str, ...]) ->
         per_channel=True,
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
+        nodes_to_quantize=None if only is None else [only],
         nodes_to_exclude=[*kept, *outside],
         calibrate_method=CalibrationMethod.MinMax,
     )
 
 
-def _sorted_out(ready: Path) -> tuple[list[str], list[str]]:
-    """Return the kinds of node that become int8, and the nodes that don't all the same.
+def _sorted_out(ready: Path) -> tuple[list[str], list[str], list[str]]:
+    """Return the kinds of node that become int8, the layers among them, and the nodes that don't all the same.
 
     What comes before the first layer and after the last stays: pixels and cosines are exact. Of a transformer only the
     layers with weights are taken: products of activations, and sums, gain no speed in int8 and can cost accuracy.
@@ -140,4 +155,5 @@ def _sorted_out(ready: Path) -> tuple[list[str], list[str]]:
     layers = [place for place, node in enumerate(nodes) if node.op_type in _LAYERS]
     ends = [node.name for node in (*nodes[: layers[0]], *nodes[layers[-1] + 1 :])]
     products = [nodes[place].name for place in layers if not weights & set(nodes[place].input)]
-    return [*_LAYERS, *(() if products else _BETWEEN)], [*ends, *products]
+    weighted = [nodes[place].name for place in layers if nodes[place].name not in products]
+    return [*_LAYERS, *(() if products else _BETWEEN)], weighted, [*ends, *products]

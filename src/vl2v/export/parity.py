@@ -31,6 +31,7 @@ class Parity:
         difference: the largest, of logits, as a share of the largest logit.
         same: share of pictures with the same answer.
         accuracy: domain -> (student's, export's), 0 to 1.
+        pictures: domain -> how many that is of.
         kept: layers that int8 was not used for, because accuracy fell.
         gain: of int8: how many times as quick as fp32 it is on this machine, one picture at a time.
     """
@@ -38,6 +39,7 @@ class Parity:
     difference: float
     same: float
     accuracy: dict[str, tuple[float, float]]
+    pictures: dict[str, int]
     kept: tuple[str, ...] = ()
     gain: float | None = None
 
@@ -57,8 +59,11 @@ class Parity:
         return sum(after for _, after in self.accuracy.values()) / len(self.accuracy)
 
     def summary(self) -> str:
-        """Return a few words for people."""
-        domains = ", ".join(f"{name} {100 * a:.1f} -> {100 * b:.1f}" for name, (a, b) in self.accuracy.items())
+        """Return a few words for people; of each domain, too, how many pictures the difference comes from."""
+        domains = ", ".join(
+            f"{name} {100 * a:.1f} -> {100 * b:.1f} ({_pictures(self.pictures[name], b - a)})"
+            for name, (a, b) in self.accuracy.items()
+        )
         kept = f"; not in int8: {', '.join(self.kept)}" if self.kept else ""
         gain = "" if self.gain is None else f"; {self.gain:.1f} times as quick as fp32 here"
         if self.gain is not None and self.gain < 1:
@@ -109,13 +114,20 @@ def compare(exported: Exported, domains: Sequence[Domain], kept: tuple[str, ...]
         for domain, logits in zip(domains, found, strict=True)
     }
     difference = float(np.abs(wanted - said).max() / np.abs(wanted).max())
-    return Parity(difference, float((wanted.argmax(1) == said.argmax(1)).mean()), accuracy, kept)
+    pictures = {domain.name: len(domain.labels) for domain in domains}
+    return Parity(difference, float((wanted.argmax(1) == said.argmax(1)).mean()), accuracy, pictures, kept)
 
 
 def parts(pixels: Pixels) -> Iterator[Pixels]:
     """Yield batches."""
     for start in range(0, len(pixels), BATCH):
         yield pixels[start : start + BATCH]
+
+
+def _pictures(pictures: int, gained: float) -> str:
+    """Return how many pictures an accuracy is of, and how many of them a difference of it is."""
+    apart = round(abs(gained) * pictures)
+    return f"{pictures} pictures" + (f", {apart} {'more' if gained > 0 else 'fewer'} right" if apart else "")
 
 
 def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,8 @@ from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.export.measure import files_of, side_by_side, timed
-from vl2v.export.network import Network, card_of
-from vl2v.export.onnx import add_reference, int8_trials, write_onnx
+from vl2v.export.network import Network, as_export, card_of, with_reference
+from vl2v.export.onnx import int8_trials, put_card, write_onnx
 from vl2v.export.others import write_executorch, write_openvino, write_torchscript
 from vl2v.export.parity import POINTS, Domain, Parity, Pixels, calibration_pixels, compare, source_domains
 from vl2v.runs.folder import Run, write_bytes
@@ -111,26 +112,28 @@ class Exporter:
             MissingExtra: what writes the format is not installed.
         """
         check_format(kind, int8=int8)
-        made = self._made_int8(kind) if int8 else self._made(kind)
-        if kind == "onnx":
-            add_reference(made.path, self.domains)
-        return Export.of(made.path, made.parity)
-
-    def _made(self, kind: str) -> Export:
+        if int8:
+            return self._made_int8(kind)
         return self._plain if kind == "onnx" else self._checked(self._write(kind))
 
     @cached_property
     def _plain(self) -> Export:
         path = self.folder / "student.onnx"
-        write_onnx(self._network, card_of(self.classifier, self.form, "fp32"), path)
+        write_onnx(self._network, self._card, path)
         return self._checked(path)
+
+    @cached_property
+    def _card(self) -> dict[str, Any]:
+        """What files in fp32 say of themselves."""
+        exported = as_export(self._network, card_of(self.classifier, self.form, "fp32"))
+        return with_reference(exported, self.domains)
 
     @property
     def _network(self) -> Network:
         return Network(self.classifier, form=self.form).eval()
 
     def _write(self, kind: str) -> Path:
-        path, card = self.folder / f"student{FORMATS[kind]}", card_of(self.classifier, self.form, "fp32")
+        path, card = self.folder / f"student{FORMATS[kind]}", self._card
         if kind == "openvino":
             write_openvino(self._plain.path, card, path)
         elif kind == "torchscript":
@@ -152,8 +155,10 @@ class Exporter:
         """Return an int8 export that keeps the accuracy, leaving out as few layers as that takes."""
         tried: list[Parity] = []
         for path, kept in self._int8_files(kind):
-            parity = compare(load(path), self.domains, kept)
+            exported = load(path)
+            parity = compare(exported, self.domains, kept)
             if parity.lost <= POINTS:
+                self._put_card(path, with_reference(exported, self.domains))
                 return Export.of(path, parity)
             tried.append(parity)
         best = min(tried, key=lambda parity: parity.lost)
@@ -166,8 +171,14 @@ class Exporter:
                 yield made, kept
             else:
                 path = made.with_suffix(FORMATS[kind])
-                write_openvino(made, card, path)
+                self._put_card(path, card)
                 yield path, kept
+
+    def _put_card(self, path: Path, card: dict[str, Any]) -> None:
+        if path.suffix == FORMATS["onnx"]:
+            put_card(path, card)
+        else:
+            write_openvino(path.with_suffix(FORMATS["onnx"]), card, path)
 
     @cached_property
     def _calibration(self) -> Pixels:
