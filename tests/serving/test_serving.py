@@ -220,6 +220,30 @@ def test_a_rented_teacher_is_paid_once_a_picture_and_within_the_budget(
         assert vendor.key not in "".join(answer.text for answer in asked)
 
 
+def test_the_bill_is_told_while_a_question_is_in_flight(
+    served: Servers, opened: Path, picture: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path / "vendor", price=5) as vendor:
+        monkeypatch.setenv("VL2V_API_KEY", vendor.key)
+        teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
+        student = vl2v.runtime.load(opened, threads=1)
+        student.card["teacher"] = teacher.fingerprint  # as if it had learned from this one
+        url = served(student, teacher, budget=1)
+        with ThreadPoolExecutor(1) as pool:
+            vendor.teacher.gate.clear()
+            answer = pool.submit(http.post, f"{url}/teacher", json={"picture": b64(picture)})
+            try:
+                while http.get(f"{url}/about").json()["teacher"]["bill"] == "0.00 USD of 1.00 USD":
+                    assert not answer.done()  # until something is reserved: the vendor holds it
+            finally:
+                vendor.teacher.gate.set()
+            assert answer.result().status_code == 200, answer.result().text
+        again = http.post(f"{url}/teacher", json={"picture": b64(picture)}).json()
+        assert again["answer"] == answer.result().json()["answer"]
+        assert again["teacher"]["bill"] == "0.000015 USD of 1.00 USD"
+        assert vendor.meter.sold("client") == 3  # a known text and picture, and the picture: once
+
+
 def test_every_address_without_the_key(served: Servers, picture: bytes) -> None:
     url = served(key="secret")
     mine = {"Authorization": "Bearer secret"}

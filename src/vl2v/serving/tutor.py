@@ -17,7 +17,7 @@ from vl2v.embeddings import EmbeddingStore, fetch_image, fetch_texts, image_key
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import ConfigError, StudentError
 from vl2v.prediction import Prediction, prediction
-from vl2v.runs.asking import with_purse
+from vl2v.runs.asking import account_of, with_purse
 from vl2v.runs.teaching import class_text
 from vl2v.runtime import Exported, softmax
 from vl2v.teachers import Teacher
@@ -110,10 +110,9 @@ class Tutor:
         """Return what people are told of the teacher, and of its bill; None: there is none to ask."""
         if self.teacher is None or self.student.card["form"] != "open":
             return None
-        paid = as_rented(self.teacher) is not None
-        with self._paying() as account:
+        with account_of(self.teacher, self.store, self.budget, ASKER) as account:  # a question may be in flight
             bill = account.bill() if account else None
-        return {"name": public_name(self.teacher.name), "paid": paid, "bill": bill}
+        return {"name": public_name(self.teacher.name), "paid": bill is not None, "bill": bill}
 
     @contextmanager
     def _paying(self) -> Iterator[Any]:
