@@ -8,7 +8,8 @@ from pathlib import Path
 
 import vl2v.runtime
 from vl2v.errors import StudentError
-from vl2v.export.model_card import model_card, public_about, public_teacher
+from vl2v.export.model_card import model_card, public_about
+from vl2v.places import public_name
 from vl2v.runs import Run
 from vl2v.students import Classifier
 from vl2v.students.hub import PREFIX, check_repo, one_line
@@ -69,7 +70,7 @@ def push(run: Run, repo: str, *, private: bool = False, licence: str = "other") 
 def _public(classifier: Classifier) -> Classifier:
     about = public_about(classifier.about)
     teacher = classifier.about["teacher"]
-    about["teacher"] = {**teacher, "spec": public_teacher(teacher["spec"])} if teacher else None
+    about["teacher"] = {**teacher, "spec": public_name(teacher["spec"])} if teacher else None
     return replace(classifier, about={**about, "prompts": classifier.about["prompts"]})
 
 

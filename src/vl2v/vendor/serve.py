@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vl2v.errors import ConfigError, need_extra
+from vl2v.places import public_name
 from vl2v.teachers import open_teacher
 from vl2v.vendor.keys import read_keys
 from vl2v.vendor.meter import Meter
-from vl2v.web.places import check_host, public_name
+from vl2v.web.places import check_host
 from vl2v.web.steady import spare_what_is_there
 
 
