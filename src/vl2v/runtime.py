@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
 from vl2v.errors import DataError, StudentError, VL2VError, need_extra
-from vl2v.prediction import Prediction, prediction
+from vl2v.prediction import Prediction, prediction, why_not_new
 
 FORMAT = 1
 METADATA = "vl2v"
@@ -124,15 +124,24 @@ class Exported:
         """Add a class by its text embedding [d], a unit vector.
 
         Raises:
-            StudentError: the closed form, a class that is there already, or another dimension.
+            StudentError: the closed form, a name that can't be a new class's, or another dimension.
         """
         texts = self.texts
-        if name in self.classes:
-            raise StudentError(f"class {name!r} is there already")
+        self.check_new(name)
         if text.shape != texts.shape[1:]:
             raise StudentError(f"class {name!r}: {text.shape[0]} numbers, the student has {texts.shape[1]}")
         self._texts = np.vstack([texts, text.astype(np.float32)])
         self.classes.append(name)
+
+    def check_new(self, name: str) -> None:
+        """Check that a class of this name can join the others.
+
+        Raises:
+            StudentError: it is there already, or it is called "unknown".
+        """
+        reason = why_not_new(name, self.classes)
+        if reason is not None:
+            raise StudentError(reason)
 
     def remove_class(self, name: str) -> None:
         """Take a class away.

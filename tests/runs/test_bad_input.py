@@ -85,6 +85,10 @@ def one_picture_in_a_source(pictures: Path) -> None:
         file.unlink()
 
 
+def a_class_called_unknown(pictures: Path) -> None:
+    (pictures / "ink" / "cone").rename(pictures / "ink" / "unknown")
+
+
 def nothing(pictures: Path) -> None:
     shutil.rmtree(pictures)
     pictures.mkdir()
@@ -98,6 +102,7 @@ def nothing(pictures: Path) -> None:
         (an_empty_target, r"domain 'paint' has no usable pictures \(paint: an empty folder\); put some there"),
         (an_empty_source, r"none of the 36 pictures of domain ink can be used \(.*empty file"),
         (one_picture_in_a_source, "domain ink has 1 usable pictures and none of them for validation; add pictures"),
+        (a_class_called_unknown, "'unknown' is the answer where no class is likely enough, .*; rename the class"),
         (nothing, "no pictures"),
     ],
 )

@@ -145,6 +145,8 @@ def test_classes_are_added_by_text_and_taken_away(served: Servers, recording: Pa
     said = http.post(f"{url}/predict", files={"picture": picture}).json()["predictions"][0]
     assert set(said["probabilities"]) == {"ball", "box", "cone", "star"}
     assert http.post(f"{url}/classes", json={"name": "star"}).status_code == 409
+    reserved = http.post(f"{url}/classes", json={"name": "unknown"})
+    assert reserved.status_code == 409 and "choose another name" in reserved.json()["error"]
     unknown = http.post(f"{url}/classes", json={"name": "comet"})  # nothing of the teacher's words, or paths
     assert (unknown.status_code, unknown.json()["error"]) == (
         502,

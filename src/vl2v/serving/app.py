@@ -228,8 +228,7 @@ def create_app(
         """Add a class, until the server is stopped."""
         asked = await body_of(request, NewClass)
         async with asking:
-            if asked.name in student.classes:
-                raise HTTPException(409, f"class {asked.name!r} is there already")
+            student.check_new(asked.name)
             if asked.embedding is None:
                 text = await asyncio.to_thread(tutor.text, asked.name)
             else:
