@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 UNKNOWN = "unknown"
 
-NO_CLASS = f"{UNKNOWN!r} is the answer where no class is likely enough, so no class can be called that"
-
 
 def why_not_new(name: str, classes: Sequence[str]) -> str | None:
     """Return why a class of this name can't join others; None: it can."""
     if name in classes:
         return f"class {name!r} is there already"
-    return f"{NO_CLASS}; choose another name" if name.strip() == UNKNOWN else None
+    if name.strip() == UNKNOWN:
+        return f"{UNKNOWN!r} is the answer where none is likely enough; choose another name for the class"
+    return None
 
 
 @dataclass(frozen=True)

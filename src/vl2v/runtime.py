@@ -51,6 +51,11 @@ class Exported:
             flat = np.frombuffer(base64.b64decode(card["texts"]), np.float32)
             self._texts = flat.reshape(len(self.classes), -1).copy()
 
+    @property
+    def kind(self) -> str:
+        """Its form and precision in a few words: "open form, int8"."""
+        return f"{self.card['form']} form, {self.card['precision']}"
+
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what the network gives for pixels [n, s, s, 3]: logits [n, C] (closed) or embeddings [n, d] (open).
 
@@ -168,18 +173,30 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
-def export_in(path: Path) -> Path:
-    """Return the .onnx file that is meant: the file itself, or of a run folder its int8 export before its fp32 one.
+def exports_in(path: Path) -> list[Path]:
+    """Return the .onnx files that may be meant: the file itself, or those of a run folder, int8 before fp32.
 
     Raises:
         StudentError: a folder without an export.
     """
     if not path.is_dir():
-        return path
-    for name in NAMES:
-        if (path / name).is_file():
-            return path / name
-    raise StudentError(f"{path}: no export in it ({', '.join(NAMES)}); `vl2v export {path}` makes one")
+        return [path]
+    found = [path / name for name in NAMES if (path / name).is_file()]
+    if not found:
+        raise StudentError(f"{path}: no export in it ({', '.join(NAMES)}); `vl2v export {path}` makes one")
+    return found
+
+
+def load_current(file: Path, classes: Sequence[str]) -> Exported:
+    """Return the export of a run whose student has these classes.
+
+    Raises:
+        StudentError: it was made when they were others, or as `load` does.
+    """
+    exported = load(file, threads=1)
+    if exported.classes != list(classes):
+        raise StudentError(f"{file}: of other classes than the student has by now; export it again, or delete it")
+    return exported
 
 
 def load(path: Path | str, *, threads: int | None = None) -> Exported:

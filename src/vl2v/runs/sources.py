@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vl2v.config import DataConfig, RunConfig
 from vl2v.data import Audit, DomainDataset, Split, audit, leave_out, open_dataset, set_aside
 from vl2v.errors import DataError
-from vl2v.prediction import NO_CLASS, UNKNOWN
+from vl2v.prediction import UNKNOWN
 from vl2v.runs.report import Report, silent
 
 
@@ -85,7 +85,9 @@ def open_everything(config: RunConfig, cache: Path, report: Report = silent) -> 
 def _opened(data: DataConfig) -> DomainDataset:
     dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
     if UNKNOWN in dataset.classes:
-        raise DataError(f"{dataset.root}: {NO_CLASS}; rename the class")
+        raise DataError(
+            f"{dataset.root}: a class is called {UNKNOWN!r}, which is the answer where none is likely enough; rename it"
+        )
     return dataset
 
 
