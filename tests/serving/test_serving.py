@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 import vl2v
 import vl2v.runtime
-from vendor.rented import running
+from vendor.rented import Running, running
 from vl2v.cli.app import app
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
@@ -35,7 +35,7 @@ from vl2v.serving import serve as serving
 from vl2v.serving.answers import Network
 from vl2v.serving.guard import OPEN
 from vl2v.serving.requests import BODY
-from vl2v.teachers import open_teacher
+from vl2v.teachers import Teacher, open_teacher
 from vl2v.web.batches import Busy
 
 from .conftest import Servers, http
@@ -201,14 +201,20 @@ def test_another_teacher_is_refused(served: Servers) -> None:
         served(teacher="tiny")
 
 
+def pupil_of(vendor: Running, opened: Path) -> tuple[vl2v.runtime.Exported, Teacher]:
+    """Return a student as if it had learned from a vendor's model, and that teacher."""
+    teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
+    student = vl2v.runtime.load(opened, threads=1)
+    student.card["teacher"] = teacher.fingerprint
+    return student, teacher
+
+
 def test_a_rented_teacher_is_paid_once_a_picture_and_within_the_budget(
     served: Servers, opened: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "vendor", price=5) as vendor:
         monkeypatch.setenv("VL2V_API_KEY", vendor.key)
-        teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
-        student = vl2v.runtime.load(opened, threads=1)
-        student.card["teacher"] = teacher.fingerprint  # as if it had learned from this one
+        student, teacher = pupil_of(vendor, opened)
         with pytest.raises(ConfigError, match="say how much with --budget"):
             served(student, teacher)
         url = served(student, teacher, budget=22e-6)
@@ -227,9 +233,7 @@ def test_the_bill_is_told_while_a_question_is_in_flight(
 ) -> None:
     with running(tmp_path / "vendor", price=5) as vendor:
         monkeypatch.setenv("VL2V_API_KEY", vendor.key)
-        teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
-        student = vl2v.runtime.load(opened, threads=1)
-        student.card["teacher"] = teacher.fingerprint  # as if it had learned from this one
+        student, teacher = pupil_of(vendor, opened)
         url = served(student, teacher, budget=1)
         with ThreadPoolExecutor(1) as pool:
             vendor.teacher.gate.clear()
