@@ -18,7 +18,7 @@ from vl2v.data import PictureError, leave_out, open_dataset
 from vl2v.drift import WINDOW, drift, reference
 from vl2v.prediction import UNKNOWN
 from vl2v.runs import Run
-from vl2v.runtime import Exported, export_in, load
+from vl2v.runtime import Exported, exports_in, load
 
 
 def outputs(student: Exported, files: list[bytes]) -> np.ndarray:
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     given = parser.parse_args()
     run = Run(given.run)
-    student = load(export_in(given.run))
+    student = load(exports_in(given.run)[0])
     config = run.config.data
     dataset = open_dataset(config.path, layout=config.layout)
     val = leave_out(dataset, config.target, fraction=config.holdout, trial_seed=config.split_seed).val

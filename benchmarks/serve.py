@@ -97,10 +97,11 @@ def serve(file: Path | None, pipe: Connection) -> None:
             await request.body()
             return Response(b"{}", media_type="application/json")
     else:
+        from vl2v.runtime import load
         from vl2v.serving.serve import application
 
         with tempfile.TemporaryDirectory() as folder:
-            app = application(file, None, 0, Path(folder), None, (), "student", "")
+            app = application(load(file, threads=1), None, 0, Path(folder), None, (), "student", "")
 
     def tell() -> None:
         while pipe.recv() == "time":

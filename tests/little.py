@@ -6,6 +6,9 @@ import csv
 import hashlib
 import json
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -101,3 +104,14 @@ def _ours(entry: Path) -> bool:
         return False
     parent = next(line.split()[1] for line in status.splitlines() if line.startswith("PPid"))
     return int(parent) == os.getpid() or b"ray::" in (entry / "cmdline").read_bytes()
+
+
+@contextmanager
+def no_file_larger_than(size: int) -> Iterator[None]:
+    """Let the disk be full for every file that would grow beyond `size` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 UNKNOWN = "unknown"
+
+
+def why_not_new(name: str, classes: Sequence[str]) -> str | None:
+    """Return why a class of this name can't join others; None: it can."""
+    if name in classes:
+        return f"class {name!r} is there already"
+    if name.strip() == UNKNOWN:
+        return f"{UNKNOWN!r} is the answer where none is likely enough; choose another name for the class"
+    return None
 
 
 @dataclass(frozen=True)

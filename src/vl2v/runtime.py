@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
 from vl2v.errors import DataError, StudentError, VL2VError, need_extra
-from vl2v.prediction import Prediction, prediction
+from vl2v.prediction import Prediction, prediction, why_not_new
 
 FORMAT = 1
 METADATA = "vl2v"
@@ -50,6 +50,11 @@ class Exported:
         if card["form"] == "open":
             flat = np.frombuffer(base64.b64decode(card["texts"]), np.float32)
             self._texts = flat.reshape(len(self.classes), -1).copy()
+
+    @property
+    def kind(self) -> str:
+        """Its form and precision in a few words: "open form, int8"."""
+        return f"{self.card['form']} form, {self.card['precision']}"
 
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what the network gives for pixels [n, s, s, 3]: logits [n, C] (closed) or embeddings [n, d] (open).
@@ -124,15 +129,24 @@ class Exported:
         """Add a class by its text embedding [d], a unit vector.
 
         Raises:
-            StudentError: the closed form, a class that is there already, or another dimension.
+            StudentError: the closed form, a name that can't be a new class's, or another dimension.
         """
         texts = self.texts
-        if name in self.classes:
-            raise StudentError(f"class {name!r} is there already")
+        self.check_new(name)
         if text.shape != texts.shape[1:]:
             raise StudentError(f"class {name!r}: {text.shape[0]} numbers, the student has {texts.shape[1]}")
         self._texts = np.vstack([texts, text.astype(np.float32)])
         self.classes.append(name)
+
+    def check_new(self, name: str) -> None:
+        """Check that a class of this name can join the others.
+
+        Raises:
+            StudentError: it is there already, or it is called "unknown".
+        """
+        reason = why_not_new(name, self.classes)
+        if reason is not None:
+            raise StudentError(reason)
 
     def remove_class(self, name: str) -> None:
         """Take a class away.
@@ -159,18 +173,30 @@ def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
-def export_in(path: Path) -> Path:
-    """Return the .onnx file that is meant: the file itself, or of a run folder its int8 export before its fp32 one.
+def exports_in(path: Path) -> list[Path]:
+    """Return the .onnx files that may be meant: the file itself, or those of a run folder, int8 before fp32.
 
     Raises:
         StudentError: a folder without an export.
     """
     if not path.is_dir():
-        return path
-    for name in NAMES:
-        if (path / name).is_file():
-            return path / name
-    raise StudentError(f"{path}: no export in it ({', '.join(NAMES)}); `vl2v export {path}` makes one")
+        return [path]
+    found = [path / name for name in NAMES if (path / name).is_file()]
+    if not found:
+        raise StudentError(f"{path}: no export in it ({', '.join(NAMES)}); `vl2v export {path}` makes one")
+    return found
+
+
+def load_current(file: Path, classes: Sequence[str]) -> Exported:
+    """Return the export of a run whose student has these classes.
+
+    Raises:
+        StudentError: it was made when they were others, or as `load` does.
+    """
+    exported = load(file, threads=1)
+    if exported.classes != list(classes):
+        raise StudentError(f"{file}: of other classes than the student has by now; export it again, or delete it")
+    return exported
 
 
 def load(path: Path | str, *, threads: int | None = None) -> Exported:

@@ -163,7 +163,7 @@ def test_paths_are_cut_to_their_last_part_and_nothing_else_is() -> None:
         "data": {"path": "PACS", "target": ["art/painting"]},
         "teacher": {"spec": "recorded:answers"},
         "others": ["open_clip:ViT-B-16/openai", "hf:user/repo", "open_clip:w.pt", "w.pth"],
-        "windows": "recorded:C:answers",
+        "windows": "recorded:answers",
         "lr": 1e-3,
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 import vl2v
-from little import quick_settings
+from little import no_file_larger_than, quick_settings
 from vendor.rented import Stub
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import DataError, RunError, StoreError, StudentError, TeacherError, VL2VError
@@ -47,17 +46,6 @@ def refused(kind: type[VL2VError], message: str) -> Iterator[None]:
     assert "\n" not in str(error.value)
 
 
-@contextmanager
-def no_file_larger_than(size: int) -> Iterator[None]:
-    """Let the disk be full for every file that would grow beyond `size` bytes."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 def one_class_only(pictures: Path) -> None:
     for name in ("box", "cone"):
         for domain in pictures.iterdir():
@@ -85,6 +73,10 @@ def one_picture_in_a_source(pictures: Path) -> None:
         file.unlink()
 
 
+def a_class_called_unknown(pictures: Path) -> None:
+    (pictures / "ink" / "cone").rename(pictures / "ink" / "unknown")
+
+
 def nothing(pictures: Path) -> None:
     shutil.rmtree(pictures)
     pictures.mkdir()
@@ -98,6 +90,10 @@ def nothing(pictures: Path) -> None:
         (an_empty_target, r"domain 'paint' has no usable pictures \(paint: an empty folder\); put some there"),
         (an_empty_source, r"none of the 36 pictures of domain ink can be used \(.*empty file"),
         (one_picture_in_a_source, "domain ink has 1 usable pictures and none of them for validation; add pictures"),
+        (
+            a_class_called_unknown,
+            "a class is called 'unknown', which is the answer where none is likely enough; rename it",
+        ),
         (nothing, "no pictures"),
     ],
 )

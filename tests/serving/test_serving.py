@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 import vl2v
 import vl2v.runtime
-from vendor.rented import running
+from vendor.rented import Running, running
 from vl2v.cli.app import app
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
@@ -35,7 +35,7 @@ from vl2v.serving import serve as serving
 from vl2v.serving.answers import Network
 from vl2v.serving.guard import OPEN
 from vl2v.serving.requests import BODY
-from vl2v.teachers import open_teacher
+from vl2v.teachers import Teacher, open_teacher
 from vl2v.web.batches import Busy
 
 from .conftest import Servers, http
@@ -145,6 +145,8 @@ def test_classes_are_added_by_text_and_taken_away(served: Servers, recording: Pa
     said = http.post(f"{url}/predict", files={"picture": picture}).json()["predictions"][0]
     assert set(said["probabilities"]) == {"ball", "box", "cone", "star"}
     assert http.post(f"{url}/classes", json={"name": "star"}).status_code == 409
+    reserved = http.post(f"{url}/classes", json={"name": "unknown"})
+    assert reserved.status_code == 409 and "choose another name" in reserved.json()["error"]
     unknown = http.post(f"{url}/classes", json={"name": "comet"})  # nothing of the teacher's words, or paths
     assert (unknown.status_code, unknown.json()["error"]) == (
         502,
@@ -175,7 +177,7 @@ def test_without_a_teacher_a_class_needs_its_embedding_or_a_stored_one(
     missing = http.post(f"{other}/classes", json={"name": "comet"})
     assert missing.status_code == 409 and "no text of 'comet' is stored" in missing.json()["error"]
     fixed = served(closed)
-    assert "export with --open" in http.get(f"{fixed}/classes").json()["obstacle"]
+    assert "the same `vl2v export` command with --open" in http.get(f"{fixed}/classes").json()["obstacle"]
     assert http.post(f"{fixed}/classes", json={"name": "star"}).status_code == 409
     assert http.delete(f"{fixed}/classes/ball").status_code == 409
 
@@ -199,14 +201,20 @@ def test_another_teacher_is_refused(served: Servers) -> None:
         served(teacher="tiny")
 
 
+def pupil_of(vendor: Running, opened: Path) -> tuple[vl2v.runtime.Exported, Teacher]:
+    """Return a student as if it had learned from a vendor's model, and that teacher."""
+    teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
+    student = vl2v.runtime.load(opened, threads=1)
+    student.card["teacher"] = teacher.fingerprint
+    return student, teacher
+
+
 def test_a_rented_teacher_is_paid_once_a_picture_and_within_the_budget(
     served: Servers, opened: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "vendor", price=5) as vendor:
         monkeypatch.setenv("VL2V_API_KEY", vendor.key)
-        teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
-        student = vl2v.runtime.load(opened, threads=1)
-        student.card["teacher"] = teacher.fingerprint  # as if it had learned from this one
+        student, teacher = pupil_of(vendor, opened)
         with pytest.raises(ConfigError, match="say how much with --budget"):
             served(student, teacher)
         url = served(student, teacher, budget=22e-6)
@@ -218,6 +226,28 @@ def test_a_rented_teacher_is_paid_once_a_picture_and_within_the_budget(
         assert asked[3].json() == {"error": "the budget for the teacher is used up"}
         assert vendor.meter.sold("client") == 4  # a known text and picture, once, and two pictures
         assert vendor.key not in "".join(answer.text for answer in asked)
+
+
+def test_the_bill_is_told_while_a_question_is_in_flight(
+    served: Servers, opened: Path, picture: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(tmp_path / "vendor", price=5) as vendor:
+        monkeypatch.setenv("VL2V_API_KEY", vendor.key)
+        student, teacher = pupil_of(vendor, opened)
+        url = served(student, teacher, budget=1)
+        with ThreadPoolExecutor(1) as pool:
+            vendor.teacher.gate.clear()
+            answer = pool.submit(http.post, f"{url}/teacher", json={"picture": b64(picture)})
+            try:
+                while http.get(f"{url}/about").json()["teacher"]["bill"] == "0.00 USD of 1.00 USD":
+                    assert not answer.done()  # until something is reserved: the vendor holds it
+            finally:
+                vendor.teacher.gate.set()
+            assert answer.result().status_code == 200, answer.result().text
+        again = http.post(f"{url}/teacher", json={"picture": b64(picture)}).json()
+        assert again["answer"] == answer.result().json()["answer"]
+        assert again["teacher"]["bill"] == "0.000015 USD of 1.00 USD"
+        assert vendor.meter.sold("client") == 3  # a known text and picture, and the picture: once
 
 
 def test_every_address_without_the_key(served: Servers, picture: bytes) -> None:
@@ -243,6 +273,17 @@ def test_pages_elsewhere_can_do_nothing(served: Servers, picture: bytes) -> None
     assert "access-control-allow-origin" not in http.options(f"{url}/classes", headers=there).headers
     other = served(origins=["https://there.example"])
     assert http.options(f"{other}/classes", headers=there).headers["access-control-allow-origin"] == there["Origin"]
+    given: dict[str, Any] = {"files": {"picture": picture}}  # a form, which a browser sends without asking first
+    for origin in (there["Origin"], "http://127.0.0.1:1", "null"):
+        assert http.post(f"{url}/predict", headers={"Origin": origin}, **given).status_code == 403
+        assert http.get(f"{url}/about", headers={"Origin": origin}).status_code == 200
+        for path, methods in http.get(f"{url}/openapi.json").json()["paths"].items():
+            for method in methods.keys() - {"get"}:
+                assert http.request(method, url + path, headers={"Origin": origin}).status_code == 403, path
+    for own in ({"Origin": url}, {"Origin": "https://a.proxy", "Sec-Fetch-Site": "same-origin"}):
+        assert http.post(f"{url}/predict", headers=own, **given).status_code == 200
+    assert http.post(f"{other}/predict", headers={"Origin": there["Origin"]}, **given).status_code == 200
+    assert http.post(f"{other}/predict", headers={"Origin": "https://a.third"}, **given).status_code == 403
     policy = http.get(url).headers["content-security-policy"]
     assert policy.startswith("default-src 'none'") and "unsafe" not in policy
 
@@ -397,7 +438,65 @@ def test_a_run_without_an_export_is_exported_first(
     assert told.exit_code == 0 and taken == [bare / "student.onnx"]
     assert vl2v.runtime.load(taken[0]).card["form"] == "open"
     with pytest.raises(StudentError, match=r"`vl2v export .*` makes one"):
-        vl2v.runtime.export_in(tmp_path)
+        vl2v.runtime.exports_in(tmp_path)
+
+
+def test_of_two_exports_one_is_served_and_the_other_named(
+    opened: Path, closed: Path, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copyfile(closed, tmp_path / "student-int8.onnx")
+    shutil.copyfile(opened, tmp_path / "student.onnx")
+    taken: list[Path] = []
+    monkeypatch.setattr(serving, "serve", lambda file, **options: taken.append(file))
+    told = CliRunner().invoke(app, ["serve", str(tmp_path)])
+    assert taken.pop().name == "student-int8.onnx" and "student.onnx (open form, fp32) isn't served" in told.stderr
+    told = CliRunner().invoke(app, ["serve", str(tmp_path), "--teacher", f"recorded:{recording}"])
+    assert taken.pop().name == "student.onnx" and "student-int8.onnx (closed form, fp32) isn't served" in told.stderr
+
+
+def test_a_teacher_that_the_export_has_no_use_for_is_refused(served: Servers, closed: Path, recording: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--teacher: can't be asked, .* the same `vl2v export` command with --open"):
+        served(closed, teacher=f"recorded:{recording}")
+
+
+def test_an_export_that_knows_other_classes_than_the_student_is_not_served(
+    run: vl2v.Run, opened: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run.folder / "student", tmp_path / "student")
+    shutil.copyfile(opened, tmp_path / "student.onnx")
+    student = vl2v.Classifier.load(tmp_path / "student")
+    student.add_class("star", np.eye(1, 16, dtype=np.float32)[0])
+    student.save(tmp_path / "student")
+    told = CliRunner().invoke(app, ["serve", str(tmp_path)])
+    assert isinstance(told.exception, StudentError)
+    assert "student.onnx: of other classes than the student has by now; export it again" in str(told.exception)
+    (tmp_path / "student" / "student.json").write_text("{}")
+    assert "student.json: corrupt" in str(CliRunner().invoke(app, ["serve", str(tmp_path)]).exception)
+
+
+@pytest.mark.parametrize(("host", "address"), [("127.0.0.2", "http://127.0.0.2"), ("::1", "http://[::1]")])
+def test_it_says_where_it_listens_and_answers_there(opened: Path, picture: bytes, host: str, address: str) -> None:
+    command = [sys.executable, "-m", "vl2v", "serve", str(opened), "--host", host, "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        line = process.stderr.readline().strip()
+        assert line.startswith(f"{opened} (open form, fp32) at {address}:") and not line.endswith(":0")
+        url = line.rpartition(" at ")[2]
+        assert http.post(f"{url}/predict", files={"picture": picture}).status_code == 200
+        assert http.get(f"{url}/about", headers={"Host": "evil.example"}).status_code == 400
+        port = url.rpartition(":")[2]
+        with pytest.raises(ConfigError, match=r"can't be listened on \(Address already in use\); choose others"):
+            serving.serve(opened, host=host, port=int(port))
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("command", [["serve", "x.onnx"], ["vendor", "serve", "--teacher", "tiny"]])
+def test_a_port_is_one_that_there_is(command: list[str]) -> None:
+    told = CliRunner().invoke(app, [*command, "--port", "99999"])
+    assert told.exit_code == 2 and "65535" in told.stderr
 
 
 def test_requests_that_come_while_a_worker_ends_are_worked_on() -> None:

@@ -26,17 +26,22 @@ def serve(
     origin: Annotated[list[str] | None, typer.Option(help="A page elsewhere that may ask; may be repeated.")] = None,
     name: Annotated[str, typer.Option(help="Of the model, for clients.")] = "student",
     host: Annotated[str, typer.Option(help="To listen on; another one needs VL2V_SERVE_KEY.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="To listen on.")] = 8080,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; 0: a free one.")] = 8080,
 ) -> None:
     """Answer over HTTP, with a page to drop pictures on, until stopped; a run without an export is exported first."""
     from vl2v.errors import StudentError
+    from vl2v.runtime import exports_in
     from vl2v.serving.serve import serve as run
+    from vl2v.serving.serve import to_serve
 
+    path = _here(source)
     try:
-        file = _found(source)
+        exports_in(path)
     except StudentError:
-        file = _export(Path(source), store)
-    typer.echo(f"{file} at http://{host}:{port}", err=True)
+        _export(path, store)
+    (file, _), *others = to_serve(path, open_form=teacher is not None)
+    for other, kind in others:
+        typer.echo(f"{other} ({kind}) isn't served", err=True)
     run(
         file,
         teacher=teacher,
@@ -47,6 +52,7 @@ def serve(
         name=name,
         host=host,
         port=port,
+        told=lambda line: typer.echo(line, err=True),
     )
 
 
@@ -61,15 +67,20 @@ def monitor(
     from collections import Counter
     from dataclasses import asdict
 
-    from vl2v.runtime import load
+    from vl2v.runtime import exports_in, load
     from vl2v.serving.watch import monitor as look
+    from vl2v.serving.watch import owner
 
-    traffic, drift = look(log, load(_found(source)), last=last)
+    student = owner(log, [load(file) for file in exports_in(_here(source))])
+    traffic, drift = look(log, student, last=last)
     if traffic.broken:
         typer.echo(f"{traffic.broken} broken lines left out", err=True)
+    first, latest = traffic.span or (None, None)
     if json:
-        typer.echo(as_json.dumps({**asdict(drift), "verdict": drift.verdict()}))
+        typer.echo(as_json.dumps({**asdict(drift), "first": first, "last": latest, "verdict": drift.verdict()}))
         return
+    if first:
+        typer.echo(f"pictures of {first} to {latest}")
     if drift.distance is not None:
         typer.echo(f"distance {drift.distance:.2f} from the training domains (1: as these from one another)")
     typer.echo(
@@ -80,24 +91,22 @@ def monitor(
     typer.echo(drift.verdict())
 
 
-def _found(source: str) -> Path:
-    """Return the .onnx file that is meant.
+def _here(source: str) -> Path:
+    """Return the export or run folder that is meant.
 
     Raises:
-        StudentError: a folder without an export.
         HubError: it can't be had from the hub.
     """
-    from vl2v.runtime import NAMES, export_in
-
     if not source.startswith("hf:"):
-        return export_in(Path(source))
+        return Path(source)
+    from vl2v.runtime import NAMES
     from vl2v.students.hub import fetch_export
 
     return fetch_export(source, NAMES)
 
 
-def _export(run: Path, store: Path | None) -> Path:
-    """Export a run, in the open form where there is one, and return the file."""
+def _export(run: Path, store: Path | None) -> None:
+    """Export a run, in the open form where there is one."""
     from vl2v.cli.show import progress
     from vl2v.export import export_student
     from vl2v.runs import Run
@@ -107,4 +116,3 @@ def _export(run: Path, store: Path | None) -> Path:
     with progress() as report:
         parity = export_student(opened, file, form=form, store=store, report=report)
     typer.echo(f"{file}: {parity.summary()}", err=True)
-    return file

@@ -19,7 +19,7 @@ def serve(
     ledger: Annotated[Path, typer.Option(help="What was sold, a SQLite file.")] = Path("sold.sqlite"),
     name: Annotated[str | None, typer.Option(help="What clients call the model; default: as here.")] = None,
     host: Annotated[str, typer.Option(help="To listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="To listen on.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; 0: a free one.")] = 8000,
     allow_url_host: Annotated[
         list[str] | None, typer.Option(help="HOST or HOST:PORT that pictures are fetched from; default: none.")
     ] = None,
@@ -27,8 +27,10 @@ def serve(
     """Answer clients that have a key, until stopped."""
     from vl2v.vendor.serve import serve as run
 
-    typer.echo(f"{teacher} at http://{host}:{port}/v1, sales in {ledger}", err=True)
-    run(teacher, keys, ledger, name=name, host=host, port=port, allow_url_hosts=allow_url_host or [])
+    def told(address: str) -> None:
+        typer.echo(f"{teacher} at {address}/v1, sales in {ledger}", err=True)
+
+    run(teacher, keys, ledger, name=name, host=host, port=port, allow_url_hosts=allow_url_host or [], told=told)
 
 
 @app.command("key")

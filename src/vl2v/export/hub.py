@@ -6,10 +6,11 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import vl2v.runtime
-from vl2v.errors import HubError, StudentError
-from vl2v.export.model_card import model_card, public_about, public_teacher
+from vl2v.errors import HubError
+from vl2v.export.model_card import model_card, public_about
+from vl2v.places import public_name
 from vl2v.runs import Run
+from vl2v.runtime import load_current
 from vl2v.students import Classifier
 from vl2v.students.hub import PREFIX, check_repo, one_line
 
@@ -30,7 +31,7 @@ def parcel(run: Run, repo: str, *, licence: str = "other") -> dict[str, bytes]:
     check_repo(repo)
     exports = sorted(path for path in run.folder.iterdir() if _is_export(path.name))
     for export in exports:
-        _check_current(export, run.classifier)
+        load_current(export, run.classifier.classes)
     card = model_card(run, repo, licence=licence, exports=tuple(export.name for export in exports))
     with tempfile.TemporaryDirectory() as folder:
         _public(run.classifier).save(Path(folder))
@@ -95,14 +96,9 @@ def check_licence(licence: str) -> None:
 def _public(classifier: Classifier) -> Classifier:
     about = public_about(classifier.about)
     teacher = classifier.about["teacher"]
-    about["teacher"] = {**teacher, "spec": public_teacher(teacher["spec"])} if teacher else None
+    about["teacher"] = {**teacher, "spec": public_name(teacher["spec"])} if teacher else None
     return replace(classifier, about={**about, "prompts": classifier.about["prompts"]})
 
 
 def _is_export(name: str) -> bool:
     return Path(name).match("student*.onnx")
-
-
-def _check_current(export: Path, classifier: Classifier) -> None:
-    if vl2v.runtime.load(export, threads=1).classes != classifier.classes:
-        raise StudentError(f"{export}: of other classes than the student has by now; export it again, or delete it")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from importlib.resources import files
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vl2v.config import TOWER
 from vl2v.evaluation.intervals import wilson
+from vl2v.places import public_name
 from vl2v.runs import Run
 
 if TYPE_CHECKING:
@@ -23,14 +23,6 @@ PAPER = ("adip", "vl2v", "sd")  # the methods of arXiv 2310.08255, and ours that
 def public_about(about: dict[str, Any]) -> dict[str, Any]:
     """Return what others may know of where a student comes from: no folder and no address of its maker's."""
     return {name: about[name] for name in PUBLIC if name in about}
-
-
-def public_teacher(spec: str) -> str:
-    """Return a teacher's name without the address or folder that it has here."""
-    kind, colon, rest = spec.partition(":")
-    model = rest.rpartition("#")[2].removeprefix("local-dir:")
-    local = rest.startswith("local-dir:") or model.startswith(("/", "~", ".")) or Path(model).exists()
-    return kind + colon + (Path(model).name if local else model)
 
 
 def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[str, ...] = ()) -> str:
@@ -51,7 +43,7 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
 
     classifier, config, evaluation = run.classifier, run.config, run.evaluation
     about = classifier.about
-    teacher = public_teacher(about["teacher"]["spec"]) if about["teacher"] else None
+    teacher = public_name(about["teacher"]["spec"]) if about["teacher"] else None
     base, base_licence = _base(config.student, teacher)
     rows = list(evaluation.rows) if evaluation else []
     competed = list(evaluation.classes) if evaluation else []

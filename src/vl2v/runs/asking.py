@@ -59,16 +59,29 @@ def with_purse(teacher: Teacher, store: Path, budget: float, asker: str) -> Iter
         asker: the run folder, or the command, for the bill.
     """
     rented = as_rented(teacher)
-    if rented is None:
-        yield None
-        return
-    with Ledger(store) as ledger:
-        account = Account(ledger, teacher.name, rented.currency, round(budget * MICRO), asker)
+    with account_of(teacher, store, budget, asker) as account:
+        if rented is None:
+            yield account
+            return
         rented.purse = account
         try:
             yield account
         finally:
             rented.purse = None
+
+
+@contextmanager
+def account_of(teacher: Teacher, store: Path, budget: float, asker: str) -> Iterator[Account | None]:
+    """Yield a rented teacher's account, to read its bill, whoever is asking it; None: the teacher costs nothing.
+
+    Args: as for `with_purse`.
+    """
+    rented = as_rented(teacher)
+    if rented is None:
+        yield None
+        return
+    with Ledger(store) as ledger:
+        yield Account(ledger, teacher.name, rented.currency, round(budget * MICRO), asker)
 
 
 def dim_of(store: EmbeddingStore, teacher: Teacher) -> int:

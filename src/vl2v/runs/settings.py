@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from vl2v.config import RunConfig, merge, paper_preset, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import find_method
+from vl2v.places import public_name
 
 PRESETS = ("default", "paper")
 
@@ -43,11 +44,4 @@ def without_places(tree: Any) -> Any:
         return [without_places(value) for value in tree]
     if isinstance(tree, Path):
         return tree.name
-    return _last_part(tree) if isinstance(tree, str) else tree
-
-
-def _last_part(text: str) -> str:
-    """Return a text, or KIND:PATH, without the folders that the path goes through."""
-    kind, colon, what = text.rpartition(":")
-    place = what.startswith(("/", "\\", "~", "./", "../")) or "//" in what or kind == "recorded"
-    return f"{kind}{colon}{PureWindowsPath(what).name}" if place else text
+    return public_name(tree) if isinstance(tree, str) else tree

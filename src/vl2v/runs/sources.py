@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.config import RunConfig
+from vl2v.config import DataConfig, RunConfig
 from vl2v.data import Audit, DomainDataset, Split, audit, leave_out, open_dataset, set_aside
+from vl2v.errors import DataError
+from vl2v.prediction import UNKNOWN
 from vl2v.runs.report import Report, silent
 
 
@@ -53,10 +55,10 @@ def open_sources(config: RunConfig, cache: Path, report: Report = silent) -> Sou
     The unseen domains' files are not opened: what is in them can't change a weight.
 
     Raises:
-        DataError: unknown or missing domains, one class only, and the like.
+        DataError: unknown or missing domains, one class only, a class called "unknown", and the like.
     """
     data = config.data
-    everything = open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
+    everything = _opened(data)
     split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
     pictures = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
     dataset, found = usable(everything.subset(pictures), cache, report)
@@ -67,10 +69,10 @@ def open_everything(config: RunConfig, cache: Path, report: Report = silent) -> 
     """Open all pictures but the unseen domains', to be asked about: every one counts as a training picture.
 
     Raises:
-        DataError: unknown domains, no usable pictures.
+        DataError: unknown domains, a class called "unknown", no usable pictures.
     """
     data = config.data
-    dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
+    dataset = _opened(data)
     unseen = [dataset.domain_index(name) for name in data.target]
     if unseen:
         dataset = dataset.subset(np.flatnonzero(~np.isin(dataset.domain_ids, unseen)))
@@ -78,6 +80,15 @@ def open_everything(config: RunConfig, cache: Path, report: Report = silent) -> 
     labelled = dataset.labels >= 0
     nothing = np.zeros(0, np.int64)
     return Sources(dataset, found, Split(np.flatnonzero(labelled), nothing, nothing, np.flatnonzero(~labelled)))
+
+
+def _opened(data: DataConfig) -> DomainDataset:
+    dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
+    if UNKNOWN in dataset.classes:
+        raise DataError(
+            f"{dataset.root}: a class is called {UNKNOWN!r}, which is the answer where none is likely enough; rename it"
+        )
+    return dataset
 
 
 def usable(dataset: DomainDataset, cache: Path, report: Report, *, trust: bool = False) -> tuple[DomainDataset, Audit]:

@@ -82,15 +82,14 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
 
     Raises:
-        StudentError: the student has a linear head, or the class already, or the name is empty.
+        StudentError: the student has a linear head, or the class already, or the name is empty or "unknown".
         TeacherError: the teacher can't be opened, or isn't the one that the student learned from.
     """
     run = run if isinstance(run, Run) else Run(run)
     classifier = run.classifier
     if not name.strip():
         raise StudentError("the new class has no name; give it one, as it would stand in a sentence")
-    if classifier.texts is None or name in classifier.classes:
-        classifier.add_class(name, np.zeros(0, np.float32))  # raises, with the reason
+    classifier.check_new(name)
     about = classifier.about
     prompts = PromptConfig(**about["prompts"])
     fingerprint = about["teacher"]["fingerprint"]

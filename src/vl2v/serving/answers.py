@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.data.decoding import PictureError
+from vl2v.devices import processors
 from vl2v.runtime import Exported
 from vl2v.web.batches import Batches
 
@@ -51,7 +51,7 @@ class Network:
     ) -> None:
         self.student = student
         self.batches: Batches[Sequence[Thing], Rows] = Batches(
-            self._outputs, most=most, waiting=waiting, seconds=seconds, threads=cores(), observe=observe
+            self._outputs, most=most, waiting=waiting, seconds=seconds, threads=processors(), observe=observe
         )
 
     async def outputs(self, things: Sequence[Thing]) -> Rows:
@@ -81,8 +81,3 @@ class Network:
     def _run(self, pixels: NDArray[np.uint8]) -> Rows:
         most = self.batches.most
         return np.concatenate([self.student.run(pixels[i : i + most]) for i in range(0, len(pixels), most)])
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

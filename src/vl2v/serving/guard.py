@@ -1,12 +1,17 @@
-"""Who may ask: whoever has the key, where there is one."""
+"""Who may ask: whoever has the key, or this machine where there is none; and no page elsewhere."""
 
 from __future__ import annotations
 
 import hashlib
 import hmac
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse, Response
+
+from vl2v.web.places import is_local
 
 OPEN = frozenset(("/", "/health", "/ready", "/v2/health/live", "/v2/health/ready"))
 
@@ -16,26 +21,86 @@ def failure(status: int, message: str, code: str = "", headers: dict[str, str] |
     return JSONResponse({"error": message}, status, headers)
 
 
-class Locked:
-    """ASGI middleware: every address wants the key, but for the page and for those that tell if the server is well.
+class _Guard(ABC):
+    """ASGI middleware that passes requests on or refuses them, before their bodies are read.
+
+    Args:
+        app: what it is around.
+    """
+
+    refused: Response
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or refuse it."""
+        passed = scope["type"] != "http" or self.passes(scope)
+        await (self.app if passed else self.refused)(scope, receive, send)
+
+    @abstractmethod
+    def passes(self, scope: Any) -> bool:
+        """Return whether a request is passed on."""
+
+
+class Locked(_Guard):
+    """Every address wants the key, but for the page and for those that tell if the server is well.
 
     Args:
         app: what it is around.
         key: is compared in constant time.
     """
 
+    refused = failure(401, "a valid key is needed", headers={"WWW-Authenticate": "Bearer"})
+
     def __init__(self, app: Any, key: str) -> None:
-        self.app = app
+        super().__init__(app)
         self._digest = hashlib.sha256(key.encode()).digest()
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, or refuse it."""
-        if scope["type"] != "http" or scope["path"] in OPEN or self._fits(scope):
-            await self.app(scope, receive, send)
-        else:
-            refused = failure(401, "a valid key is needed", headers={"WWW-Authenticate": "Bearer"})
-            await refused(scope, receive, send)
-
-    def _fits(self, scope: Any) -> bool:
+    def passes(self, scope: Any) -> bool:
+        """Return whether the address is open, or the key right."""
         scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        return scheme.lower() == b"bearer" and hmac.compare_digest(self._digest, hashlib.sha256(given).digest())
+        fits = scheme.lower() == b"bearer" and hmac.compare_digest(self._digest, hashlib.sha256(given).digest())
+        return fits or scope["path"] in OPEN
+
+
+class Local(_Guard):
+    """Only what was addressed to this machine is taken: a page elsewhere could have its own name point here."""
+
+    refused = failure(400, "addressed to another machine; there is no key, so only this one may ask")
+
+    def passes(self, scope: Any) -> bool:
+        """Return whether a request was addressed to this machine."""
+        try:
+            return is_local(urlsplit(f"//{_header(scope, b'host')}").hostname or "")
+        except ValueError:
+            return False
+
+
+class FromHere(_Guard):
+    """A page elsewhere may look at most: a browser sends forms for it, without asking first.
+
+    Args:
+        app: what it is around.
+        origins: of pages elsewhere that may do more.
+    """
+
+    refused = failure(403, "pages elsewhere may not ask; --origin allows one")
+
+    def __init__(self, app: Any, origins: Sequence[str]) -> None:
+        super().__init__(app)
+        self._origins = frozenset(origins)
+
+    def passes(self, scope: Any) -> bool:
+        """Return whether a request only looks, or comes from no page, the server's own or an allowed one."""
+        origin = _header(scope, b"origin")
+        if scope["method"] in ("GET", "HEAD", "OPTIONS") or not origin or {origin, "*"} & self._origins:
+            return True
+        if _header(scope, b"sec-fetch-site") == "same-origin":  # the browser knows, where a proxy has changed the host
+            return True
+        return origin.partition("://")[2] == _header(scope, b"host")
+
+
+def _header(scope: Any, name: bytes) -> str:
+    value: bytes = dict(scope["headers"]).get(name, b"")
+    return value.decode("latin-1")

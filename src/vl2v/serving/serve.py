@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vl2v.errors import ConfigError, need_extra
-from vl2v.runtime import load
+from vl2v.errors import ConfigError, StudentError, need_extra
+from vl2v.runtime import Exported, exports_in, load, load_current
 from vl2v.secret import read_secret
-from vl2v.web.places import check_host
+from vl2v.web.places import check_host, listen
 from vl2v.web.steady import spare_what_is_there
 
 if TYPE_CHECKING:
@@ -18,6 +19,31 @@ if TYPE_CHECKING:
 
 KEY = "VL2V_SERVE_KEY"
 NEEDED = ("uvicorn", "fastapi", "prometheus_client", "python_multipart")
+
+
+def to_serve(path: Path, *, open_form: bool) -> list[tuple[Path, str]]:
+    """Return the export that is to be served, and after it those that a run folder has besides; each with its kind.
+
+    Args:
+        path: an export, or a run folder.
+        open_form: whether one in the open form goes before others.
+
+    Raises:
+        StudentError: there is none, or one is of other classes than the run's student has by now.
+    """
+    classes = _classes(path / "student" / "student.json")
+    files = exports_in(path)
+    found = [(file, load(file, threads=1) if classes is None else load_current(file, classes)) for file in files]
+    found.sort(key=lambda each: open_form and each[1].card["form"] != "open")
+    return [(file, student.kind) for file, student in found]
+
+
+def _classes(card: Path) -> list[str] | None:
+    """Return the classes of a run's student, read without its weights; None: there is none."""
+    try:
+        return list(json.loads(card.read_text(encoding="utf-8"))["classes"]) if card.is_file() else None
+    except (OSError, ValueError, LookupError, TypeError):
+        raise StudentError(f"{card}: corrupt; train the student again, or give the export's file") from None
 
 
 def serve(
@@ -31,6 +57,7 @@ def serve(
     name: str = "student",
     host: str = "127.0.0.1",
     port: int = 8080,
+    told: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Serve until the process is told to stop (SIGTERM, SIGINT); what was accepted is answered first.
 
@@ -46,9 +73,11 @@ def serve(
         name: of the model.
         host: to listen on.
         port: to listen on; 0 takes a free one.
+        told: is given a line for people: what is served, and the address.
 
     Raises:
-        ConfigError: a host that others reach, without a key; a teacher that doesn't fit.
+        ConfigError: a host that others reach, without a key; one that can't be listened on; a teacher that doesn't fit,
+            or that an export in the closed form has no use for.
         StudentError: not an export.
         TeacherError: the teacher can't be opened.
         DataError: the log can't be written.
@@ -56,18 +85,17 @@ def serve(
     """
     for module in NEEDED:
         need_extra(module, "serve")
-    import uvicorn
-
     key = read_secret(KEY)
     if not check_host(host) and not key:
         raise ConfigError(f"--host {host}: others can reach it; give clients a key, in {KEY} or {KEY}_FILE")
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is broken
-    app = application(file, teacher, budget, store, log, origins, name, key)
-    uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+    student = load(file, threads=1)
+    app = application(student, teacher, budget, store, log, origins, name, key)
+    listen(app, host, port, lambda address: told(f"{file} ({student.kind}) at {address}"))
 
 
 def application(
-    file: Path,
+    student: Exported,
     teacher: str | None,
     budget: float,
     store: Path | None,
@@ -83,7 +111,6 @@ def application(
     from vl2v.serving.watch import Watch
     from vl2v.teachers import open_teacher
 
-    student = load(file, threads=1)
     asked = None if teacher is None else open_teacher(teacher)
     tutor = Tutor(student, store or default_store(), asked, budget)
     app = create_app(student, tutor, Watch(student, log), name=name, key=key, origins=origins)

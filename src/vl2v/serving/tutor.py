@@ -16,15 +16,19 @@ from vl2v.data.decoding import decode
 from vl2v.embeddings import EmbeddingStore, fetch_image, fetch_texts, image_key
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import ConfigError, StudentError
+from vl2v.places import public_name
 from vl2v.prediction import Prediction, prediction
-from vl2v.runs.asking import with_purse
+from vl2v.runs.asking import account_of, with_purse
 from vl2v.runs.teaching import class_text
 from vl2v.runtime import Exported, softmax
 from vl2v.teachers import Teacher
 from vl2v.teachers.rented import as_rented
-from vl2v.web.places import public_name
 
 ASKER = "vl2v serve"
+BUILT_IN = (
+    "this export has its classes built in; the same `vl2v export` command with --open makes one that takes new ones, "
+    "if the student classifies by texts"
+)
 
 
 class Tutor:
@@ -37,7 +41,7 @@ class Tutor:
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
 
     Raises:
-        ConfigError: the teacher isn't the student's, or is paid for and there is no budget.
+        ConfigError: the teacher isn't the student's, is paid for and there is no budget, or the form is closed.
     """
 
     def __init__(self, student: Exported, store: Path, teacher: Teacher | None = None, budget: float = 0) -> None:
@@ -48,6 +52,8 @@ class Tutor:
         self._checked = False  # that a rented teacher is the model that it was: it costs, and is done once
         if teacher is None:
             return
+        if student.card["form"] != "open":
+            raise ConfigError(f"--teacher: can't be asked, {BUILT_IN}")
         if teacher.fingerprint != student.card.get("teacher"):
             name = public_name(teacher.name)
             raise ConfigError(f"--teacher {name}: not the one that the student learned from (another fingerprint)")
@@ -57,7 +63,7 @@ class Tutor:
     def obstacle(self) -> str | None:
         """Return why no class can be added by its name; None if one can, as far as is known before."""
         if self.student.card["form"] != "open":
-            return "this export has its classes built in; export with --open to change them"
+            return BUILT_IN
         if "prompts" not in self.student.card:
             return "the export doesn't tell how its classes were asked about; export again"
         if self.teacher is None and not (self.store / FILE_NAME).is_file():
@@ -91,7 +97,7 @@ class Tutor:
         """Return what the teacher says of a picture file's bytes, zero-shot; never "unknown".
 
         Raises:
-            StudentError: there is no teacher, or the closed form: the classes' texts aren't known.
+            StudentError: there is no teacher.
             PictureError: it can't be decoded.
             BudgetReached, TeacherError, StoreError: the teacher can't be asked.
         """
@@ -108,12 +114,11 @@ class Tutor:
 
     def about(self) -> dict[str, Any] | None:
         """Return what people are told of the teacher, and of its bill; None: there is none to ask."""
-        if self.teacher is None or self.student.card["form"] != "open":
+        if self.teacher is None:
             return None
-        paid = as_rented(self.teacher) is not None
-        with self._paying() as account:
+        with account_of(self.teacher, self.store, self.budget, ASKER) as account:  # a question may be in flight
             bill = account.bill() if account else None
-        return {"name": public_name(self.teacher.name), "paid": paid, "bill": bill}
+        return {"name": public_name(self.teacher.name), "paid": bill is not None, "bill": bill}
 
     @contextmanager
     def _paying(self) -> Iterator[Any]:

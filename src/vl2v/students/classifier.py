@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vl2v.config import Section
 from vl2v.errors import DataError, StudentError, writing
-from vl2v.prediction import Prediction, prediction
+from vl2v.prediction import Prediction, prediction, why_not_new
 from vl2v.students.backbone import BackboneSpec, build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
 
@@ -104,21 +104,31 @@ class Classifier:
         """Add a class by its text embedding [d]: no training.
 
         Raises:
-            StudentError: the head is linear, the class is there already, or the dimension is another.
+            StudentError: as `check_new` does, or the dimension is another.
+        """
+        texts = self.check_new(name)
+        if text.shape != texts.shape[1:]:
+            raise StudentError(
+                f"class {name!r}: embedding of {text.shape[0]} numbers, the student has {texts.shape[1]}"
+            )
+        self.texts = torch.cat([texts, torch.from_numpy(text)[None].to(texts)])
+        self.classes.append(name)
+
+    def check_new(self, name: str) -> Tensor:
+        """Return the texts [C, d] that a class of this name can join.
+
+        Raises:
+            StudentError: the head is linear, the class is there already, or it is called "unknown".
         """
         if self.texts is None:
             method = self.about.get("method", "this method")
             raise StudentError(
                 f"{method} trains a fixed head: classes are added by text only to students that classify by texts"
             )
-        if name in self.classes:
-            raise StudentError(f"class {name!r} is there already")
-        if text.shape != self.texts.shape[1:]:
-            raise StudentError(
-                f"class {name!r}: embedding of {text.shape[0]} numbers, the student has {self.texts.shape[1]}"
-            )
-        self.texts = torch.cat([self.texts, torch.from_numpy(text)[None].to(self.texts)])
-        self.classes.append(name)
+        reason = why_not_new(name, self.classes)
+        if reason is not None:
+            raise StudentError(reason)
+        return self.texts
 
     def save(self, folder: Path) -> None:
         """Write `student.safetensors` and `student.json`, each in one step.

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vl2v.errors import ConfigError, need_extra
+from vl2v.places import public_name
 from vl2v.teachers import open_teacher
 from vl2v.vendor.keys import read_keys
 from vl2v.vendor.meter import Meter
-from vl2v.web.places import check_host, public_name
+from vl2v.web.places import check_host, listen
 from vl2v.web.steady import spare_what_is_there
 
 
@@ -22,6 +23,7 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     allow_url_hosts: Sequence[str] = (),
+    told: Callable[[str], None] = lambda address: None,
 ) -> None:
     """Serve until the process is told to stop (SIGTERM, SIGINT); what was accepted is answered and billed first.
 
@@ -33,6 +35,7 @@ def serve(
         host: to listen on.
         port: to listen on; 0 takes a free one.
         allow_url_hosts: where pictures are fetched from that are given by address; see `vl2v.vendor.addresses`.
+        told: is given the address that is listened on.
 
     Raises:
         ConfigError: no key, a host that can't be listened on, or one of `allow_url_hosts` that is no host.
@@ -40,7 +43,7 @@ def serve(
         StoreError: the ledger can't be written.
         MissingExtra: fastapi, uvicorn or prometheus_client isn't installed.
     """
-    uvicorn = need_extra("uvicorn", "vendor")
+    need_extra("uvicorn", "vendor")
     need_extra("fastapi", "vendor")
     need_extra("prometheus_client", "vendor")
     from vl2v.vendor.addresses import Addresses
@@ -55,6 +58,6 @@ def serve(
     app = create_app(open_teacher(spec), found, meter, name=name or public_name(spec), addresses=addresses)
     spare_what_is_there()
     try:
-        uvicorn.run(app, host=host, port=port, log_level="warning", access_log=False, server_header=False)
+        listen(app, host, port, told)
     finally:
         meter.close()

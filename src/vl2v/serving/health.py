@@ -1,0 +1,34 @@
+"""Addresses that tell how the server is."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Response
+
+from vl2v.serving.described import failures
+from vl2v.serving.service import Service
+
+
+def health_routes(service: Service) -> APIRouter:
+    """Return `/health`, `/ready`, what the KServe protocol calls them, and `/metrics`."""
+    routes = APIRouter()
+
+    @routes.get("/health")
+    @routes.get("/v2/health/live")
+    async def health() -> dict[str, bool]:
+        """Tell that the server is there."""
+        return {"live": True}
+
+    @routes.get("/ready", responses=failures(503))
+    @routes.get("/v2/health/ready", responses=failures(503))
+    async def ready() -> dict[str, bool]:
+        """Tell whether the next picture would be taken."""
+        service.check_ready()
+        return {"ready": True}
+
+    @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def metrics() -> Response:
+        """Return Prometheus metrics; they name no client."""
+        service.metrics.watched(service.watch)
+        return service.metrics.page()
+
+    return routes

@@ -1,0 +1,42 @@
+"""Prometheus metrics of answers and of drift."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from prometheus_client import Counter, Gauge
+
+from vl2v.drift import WINDOW
+from vl2v.prediction import UNKNOWN, Prediction
+from vl2v.serving.watch import Watch
+from vl2v.web.metrics import Metrics
+
+
+class ServingMetrics(Metrics):
+    """What every server counts, answers, and how far the latest pictures are from the training domains."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        options: dict[str, Any] = {"registry": self.registry}
+        self.pictures = Counter("vl2v_pictures", "pictures that were answered", **options)
+        self.unknown = Counter("vl2v_unknown", 'pictures with the answer "unknown"', **options)
+        latest = f"of the latest {WINDOW} pictures"
+        self.distance = Gauge(
+            "vl2v_drift_distance", f"{latest}: from the training domains; 1: as these from one another", **options
+        )
+        self.share = Gauge("vl2v_drift_unknown_share", f'{latest}: with the answer "unknown"', **options)
+        self.expected = Gauge("vl2v_drift_unknown_expected", "that share on validation pictures", **options)
+
+    def count(self, answers: Sequence[Prediction]) -> None:
+        """Count answers."""
+        self.pictures.inc(len(answers))
+        self.unknown.inc(sum(answer.label == UNKNOWN for answer in answers))
+
+    def watched(self, watch: Watch) -> None:
+        """Set the gauges of drift; what can't be told is NaN."""
+        found = watch.drift()
+        nan = float("nan")
+        self.distance.set(nan if found is None or found.distance is None else found.distance)
+        self.share.set(nan if found is None else found.unknown)
+        self.expected.set(nan if found is None else found.expected)

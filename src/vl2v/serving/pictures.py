@@ -1,0 +1,41 @@
+"""Addresses for people and programs with pictures: the page, the answers, and who gives them."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import asdict
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from vl2v.serving.described import ANY_BODY, SEVERAL, About, Answers, failures
+from vl2v.serving.page import page
+from vl2v.serving.requests import BODY, PICTURES, files_of
+from vl2v.serving.service import Service
+
+
+def picture_routes(service: Service) -> APIRouter:
+    """Return the page, `/predict` and `/about`."""
+    routes = APIRouter()
+
+    @routes.get("/", response_class=Response, responses={200: {"content": {"text/html": {}}}})
+    def start() -> Response:
+        """Return the page."""
+        return page()
+
+    @routes.post("/predict", response_model=Answers, responses=failures(*ANY_BODY, 429, 503), openapi_extra=SEVERAL)
+    async def predict(request: Request) -> Response:
+        """Say what is in pictures: files of a multipart form, or base64 in JSON."""
+        service.look()
+        answers = await service.predictions(await files_of(request))
+        return JSONResponse({"model": service.name, "predictions": [asdict(each) for each in answers]})
+
+    @routes.get("/about", response_model=About)
+    async def about() -> Any:
+        """Tell what answers here."""
+        card = {key: service.student.card[key] for key in ("form", "precision", "image_size", "threshold")}
+        teacher = await asyncio.to_thread(service.tutor.about)
+        return {"model": service.name, **card, "pictures": PICTURES, "bytes": BODY, "teacher": teacher}
+
+    return routes

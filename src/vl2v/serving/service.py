@@ -1,0 +1,68 @@
+"""What the addresses have in common: a student behind its queue, and who is told of its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+
+from vl2v.prediction import Prediction
+from vl2v.runtime import Exported
+from vl2v.serving.answers import Network, Thing
+from vl2v.serving.metrics import ServingMetrics
+from vl2v.serving.tutor import Tutor
+from vl2v.serving.watch import Watch
+from vl2v.web.batches import Busy
+
+
+@dataclass(frozen=True)
+class Service:
+    """A student that answers.
+
+    Attributes:
+        name: of the model.
+        student: who answers.
+        network: its queue.
+        tutor: its teacher.
+        watch: is told the network's outputs.
+        metrics: count the answers.
+    """
+
+    name: str
+    student: Exported
+    network: Network
+    tutor: Tutor
+    watch: Watch
+    metrics: ServingMetrics
+
+    async def predictions(self, things: Sequence[Thing]) -> list[Prediction]:
+        """Return what is in pictures.
+
+        Raises:
+            BadPicture: one can't be decoded.
+            Busy, Waited: too much to do.
+        """
+        rows = await self.network.outputs(things)
+        answers = self.student.predictions(rows)
+        self.watch.add(rows, answers)
+        self.metrics.count(answers)
+        return answers
+
+    def look(self) -> None:
+        """Turn a request away before its body is read, if it will be turned away anyhow.
+
+        Raises:
+            Busy: it will.
+        """
+        if self.network.batches.full():
+            raise Busy("too many pictures are waiting")
+
+    def check_ready(self) -> None:
+        """Tell whether the next picture would be taken.
+
+        Raises:
+            HTTPException: it wouldn't.
+        """
+        if self.network.batches.full():
+            raise HTTPException(503, "too many pictures are waiting", {"Retry-After": "1"})
