@@ -55,7 +55,7 @@ def main() -> None:
         asking.ask()
         answers = asking.answers()
     method = find_method("adip").make(config.loss, config.published)
-    loss_of = cosine_loss(config.loss.lambda_)
+    loss_of = cosine_loss(config.loss.image_share)
     sampler = DomainBalancedSampler(sources.groups(sources.split.unlabelled), settings.batch_per_domain, 0)
     student = new_student(config, method, len(sources.dataset.classes), teacher, teacher.dim)
     student.to(memory_format=torch.channels_last)

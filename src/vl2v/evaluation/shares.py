@@ -6,6 +6,7 @@ Which it is can be told before anything is trained, by leaving out each source d
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -47,19 +48,14 @@ def image_shares(
     """
     if len(np.unique(groups)) == 1:
         groups = np.arange(len(labels)) % FOLDS
-    features = features / features.std()
-    targets = np.hstack([images, texts[labels]])
     names = np.unique(groups)
-    moments = [_moments(features[groups == name], targets[groups == name]) for name in names]
-    right = np.zeros((len(names), len(RIDGES), len(SHARES)))
-    for number, name in enumerate(names):
-        learnt = Moments(*(np.mean(part, 0) for part in zip(*(moments[:number] + moments[number + 1 :]), strict=True)))
-        here = groups == name
-        for place, ridge in enumerate(RIDGES):
-            of_image, of_text = np.split(_predicted(features[here], learnt, ridge), 2, axis=1)
-            scores = [(share * of_image + (1 - share) * of_text) @ texts.T for share in SHARES]
-            right[number, place] = [(score.argmax(1) == labels[here]).mean() for score in scores]
-    means = right.mean(0)
+    targets = np.hstack([images, texts[labels]])
+    moments = [moments_of(features[groups == name], targets[groups == name]) for name in names]
+    right = [
+        accuracies(moments[:number] + moments[number + 1 :], features[groups == name], texts, labels[groups == name])
+        for number, name in enumerate(names)
+    ]
+    means = np.mean(right, 0)
     best = means[means.max(1).argmax()]
     return dict(zip(SHARES, best.tolist(), strict=True))
 
@@ -69,15 +65,30 @@ def best_share(accuracies: dict[float, float]) -> float:
     return max(accuracies, key=lambda share: (accuracies[share], -abs(share - 0.5)))
 
 
-def _moments(x: NDArray[np.float32], t: NDArray[np.float32]) -> Moments:
-    count = len(x)
-    return Moments(x.mean(0, dtype=float), t.mean(0, dtype=float), (x.T @ x).astype(float) / count, x.T @ t / count)
+def moments_of(features: NDArray[np.float32], targets: NDArray[np.float32]) -> Moments:
+    """Return the means over the pictures of one group: features [n, p], targets [I(x), T(y)] [n, 2 d]."""
+    x, t = features, targets
+    return Moments(x.mean(0, dtype=float), t.mean(0, dtype=float), (x.T @ x) / len(x), (x.T @ t) / len(x))
 
 
-def _predicted(x: NDArray[np.float32], learnt: Moments, ridge: float) -> NDArray[np.float64]:
-    """Return the regression's targets for new features [n, 2 d]."""
-    variance = learnt.xx - np.outer(learnt.x, learnt.x)
-    variance += ridge * np.trace(variance) / len(variance) * np.eye(len(variance))
-    weights = np.linalg.solve(variance, learnt.xt - np.outer(learnt.x, learnt.t))
-    predicted: NDArray[np.float64] = (x - learnt.x) @ weights + learnt.t
-    return predicted
+def accuracies(
+    learnt: Sequence[Moments], features: NDArray[np.float32], texts: NDArray[np.float32], labels: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Return the share of new pictures that a projector fitted to groups answers rightly, by ridge and lambda [r, l].
+
+    Args:
+        learnt: of each group, all of which count alike.
+        features: of the new pictures [m, p].
+        texts: T [C, d].
+        labels: [m] classes.
+    """
+    mean = Moments(*(np.mean(part, 0) for part in zip(*learnt, strict=True)))
+    variance = mean.xx - np.outer(mean.x, mean.x)
+    right = np.zeros((len(RIDGES), len(SHARES)))
+    for place, ridge in enumerate(RIDGES):
+        penalty = ridge * np.trace(variance) / len(variance) * np.eye(len(variance))
+        weights = np.linalg.solve(variance + penalty, mean.xt - np.outer(mean.x, mean.t))
+        of_image, of_text = np.split((features - mean.x) @ weights + mean.t, 2, axis=1)
+        scores = [(share * of_image + (1 - share) * of_text) @ texts.T for share in SHARES]
+        right[place] = [(score.argmax(1) == labels).mean() for score in scores]
+    return right

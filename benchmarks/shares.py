@@ -1,0 +1,71 @@
+"""Lambda on frozen features: what domains left out say, and what is best for the domain that is really unseen.
+
+    python benchmarks/shares.py PACS --teacher recorded:pacs-vendor --size 96 --set prompts.articles=false
+
+For each domain as the unseen one: the lambda that `loss.lambda="auto"` chooses by the others, and the accuracy of a
+linear projector (Align in closed form) on the unseen domain for every lambda.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from torch import nn
+
+from vl2v.config import assignments, merge
+from vl2v.embeddings import EmbeddingStore, Views
+from vl2v.evaluation.shares import SHARES, accuracies, best_share, image_shares, moments_of
+from vl2v.runs import resolve, silent, teaching
+from vl2v.runs.asking import asking_about
+from vl2v.runs.features import Features, new_backbone
+from vl2v.runs.sources import open_sources
+from vl2v.students import Student
+from vl2v.training import new_fabric
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--teacher", default="tiny")
+    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--set", action="append", default=[], dest="pairs")
+    given = parser.parse_args()
+    tree = {
+        "data": {"path": given.data},
+        "teacher": {"spec": given.teacher},
+        "student": {"image_size": given.size},
+    }
+    config = resolve(merge(tree, assignments(given.pairs)))
+    with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
+        sources = open_sources(config, Path(folder) / "audit.sqlite")
+        asking = asking_about(config, store, teaching.the_teacher(config.teacher), None, sources, Views(), silent)
+        asking.ask()
+        answers = asking.answers()
+    pictures = sources.training
+    assert answers.images is not None and answers.texts is not None
+    backbone, spec = new_backbone(config)
+    student = Student(backbone, nn.Identity(), spec)
+    features = Features(student, sources.dataset, new_fabric(config.train), config.data.workers, silent).of(pictures)
+    x, images, texts = features.numpy(), answers.images[pictures, 0].astype(np.float32), answers.texts
+    labels, domains = answers.labels[pictures], sources.dataset.domain_ids[pictures]
+    names, targets = sources.dataset.domains, np.hstack([images, texts[labels]])
+    moments = {domain: moments_of(x[domains == domain], targets[domains == domain]) for domain in np.unique(domains)}
+    print("| unseen | auto | " + " | ".join(f"{share:g}" for share in SHARES) + " | s |")
+    print("| --- " * (len(SHARES) + 3) + "|")
+    for unseen in moments:
+        others, begun = domains != unseen, time.perf_counter()
+        chosen = best_share(image_shares(x[others], images[others], texts, labels[others], domains[others]))
+        took = time.perf_counter() - begun
+        learnt = [part for domain, part in moments.items() if domain != unseen]
+        right = accuracies(learnt, x[~others], texts, labels[~others])
+        best = 100 * right[right.max(1).argmax()]
+        row = " | ".join(f"{accuracy:.1f}" for accuracy in best)
+        print(f"| {names[unseen]} | {chosen:g} | {row} | {took:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
