@@ -31,7 +31,9 @@ from vl2v.config import merge
 from vl2v.data import open_dataset
 from vl2v.data.corrupted import corrupt_dataset
 from vl2v.errors import ConfigError, DataError, RunError
+from vl2v.evaluation.compare import Marks
 from vl2v.methods import METHODS
+from vl2v.runs.embed import embed
 from vl2v.runs.evaluate import evaluate_run
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.settings import resolve
@@ -308,10 +310,33 @@ def test_the_table_is_bold_only_where_the_lead_is_sure(calm: WorkList) -> None:
     found = [result for result in results(calm) if result.method != "zero-shot"]
     rng = np.random.default_rng(0)
     right = {"erm": 0.5, "adip": 0.9}
-    clear = [replace(r, right=rng.random(1000) < right[r.method]) for r in found]
-    close = [replace(r, right=rng.random(1000) < 0.7) for r in found]
+    clear = [replace(r, marks=Marks(np.arange(1000), rng.random(1000) < right[r.method])) for r in found]
+    close = [replace(r, marks=Marks(np.arange(1000), rng.random(1000) < 0.7)) for r in found]
     assert [as_table(clear).rows[i][1] for i in as_table(clear).bold] == ["adip"]
     assert not as_table(close).bold
+
+
+def test_a_teacher_that_left_answers_out_is_compared_on_the_others(grid: Grid, shapes: Path, tmp_path: Path) -> None:
+    told = {"teacher": {"select": "known"}, "published": {"target_in_split": True}}
+    bench = plan(replace(grid, methods=["zero-shot", "erm"], settings=merge(grid.settings, told)), tmp_path / "bench")
+    unknown = tmp_path / "unknown.txt"
+    balls = sorted((shapes / "paint/ball").iterdir())
+    unknown.write_text("".join(f"{file.relative_to(shapes).as_posix()}\n" for file in balls))
+    asked = {"data": {"path": str(shapes), "exclude": str(unknown)}, "teacher": grid.settings["teacher"]}
+    embed(asked, store=bench.work.folder / "store")
+    run(bench, engine=Here())
+    assert not bench.missing
+    found = results(bench.work)
+    assert {len(r.marks.pictures) for r in found if r.method == "erm" and r.marks} == {29}  # 80% of 36
+    teachers = [r for r in found if r.method == "zero-shot"]
+    missing = sum(29 - len(r.marks.pictures) for r in teachers if r.marks)
+    assert missing > 0 and all(r.accuracy == r.in_split for r in teachers)
+    table = as_table(found)
+    assert f"zero-shot: {missing} of 58 answers are missing" in table.notes[1]
+    (row,) = [row for row in table.rows if row[1] == "zero-shot"]
+    assert "[" in row[table.heads.index("against erm, 95%")]
+    evaluation = json.loads((teachers[0].folder / "evaluation.json").read_text())
+    assert "pictures have no answer" in evaluation["notes"][0]
 
 
 def test_a_table_never_mixes_settings(calm: WorkList, grid: Grid, tmp_path: Path) -> None:
@@ -371,7 +396,13 @@ def test_each_rule_selects_by_its_own_pictures(rule: str, best: int, grid: Grid,
             np.concatenate([np.full(10, row[k]) if k < 2 else np.arange(10) < 10 * row[2] for row in rows])
             for k in range(3)
         )
-        columns = {"domain": domain, "in_split": in_split, "label": np.zeros(40, int), "answer": (~good).astype(int)}
+        columns = {
+            "index": np.arange(40),
+            "domain": domain,
+            "in_split": in_split,
+            "label": np.zeros(40, int),
+            "answer": (~good).astype(int),
+        }
         place = bench.work.place(job)
         place.mkdir(parents=True)
         Predictions(["a", "b"], domains, {name: [column] for name, column in columns.items()}).save(place)

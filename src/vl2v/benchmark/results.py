@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vl2v.benchmark.jobs import Cell, Job, Selection, WorkList
 from vl2v.errors import DataError
+from vl2v.evaluation.compare import Marks
 from vl2v.runs.predictions import Predictions
 
 DOMAINBED = {
@@ -40,7 +40,7 @@ class Result:
         seen: on the source domains' validation pictures.
         seconds: that the training took.
         folder: the run folder, or the file that the figures were read from.
-        right: whether each picture of the target was answered correctly; None where that isn't known.
+        marks: which pictures of the target were answered, and which of them correctly; None where that isn't known.
         corrupted: on the target's pictures corrupted, the mean over the corruptions asked for; NaN where not measured.
     """
 
@@ -54,7 +54,7 @@ class Result:
     seen: float
     seconds: float
     folder: Path
-    right: NDArray[np.bool_] | None = None
+    marks: Marks | None = None
     corrupted: float = math.nan
 
 
@@ -109,7 +109,8 @@ def result_of(work: WorkList, job: Job) -> Result:
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(job.target)
     inside, outside = target & kept["in_split"], ~target
     whole, part, seen = (float(right[rows].mean()) if rows.any() else math.nan for rows in (target, inside, outside))
-    return Result(*job.cell, whole, part, seen, work.seconds(job), place, right[target], _corrupted(work, job))
+    marks = Marks(kept["index"][target], right[target])
+    return Result(*job.cell, whole, part, seen, work.seconds(job), place, marks, _corrupted(work, job))
 
 
 def _corrupted(work: WorkList, job: Job) -> float:

@@ -7,13 +7,17 @@ import html
 import io
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vl2v.benchmark.results import Result, mean_and_error, of
-from vl2v.evaluation.compare import Lead, Right, best_is_sure, leads
+from vl2v.evaluation.compare import Lead, Marks, best_is_sure, leads
 
 Format = Literal["md", "latex", "html", "csv"]
 Metric = Literal["accuracy", "in_split", "corrupted"]
@@ -118,7 +122,7 @@ def as_table(
             if method == sure:
                 bold.append(len(rows))
             rows.append(row)
-    notes = [_note(metric, selection, found)]
+    notes = [_note(metric, selection, found), *_unanswered(found)]
     if bold:
         notes.append("Bold: ahead of every other method of its student, the whole 95% interval above zero.")
     if partial:
@@ -146,12 +150,36 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
     return told + (leads_are if metric != "corrupted" else "")
 
 
-def runs_of(found: Sequence[Result]) -> dict[Hashable, dict[int, Right]]:
+def _unanswered(found: Sequence[Result]) -> list[str]:
+    """Return a line for each method that has no answer about pictures that others were measured on."""
+    marked = [
+        (result.method, (result.dataset, result.target, result.seed), result.marks.pictures)
+        for result in found
+        if result.marks is not None
+    ]
+    everything: dict[Hashable, NDArray[np.int64]] = {}
+    for _, run, pictures in marked:
+        known = everything.setdefault(run, pictures)
+        if not np.array_equal(known, pictures):
+            everything[run] = np.union1d(known, pictures)
+    missing, wanted = Counter[str](), Counter[str]()
+    for method, run, pictures in marked:
+        missing[method] += len(everything[run]) - len(pictures)
+        wanted[method] += len(everything[run])
+    return [
+        f"{method}: {count:,} of {wanted[method]:,} answers are missing (refused, or not asked for); it is measured on "
+        "the rest, and leads are on the pictures that both answered."
+        for method, count in missing.items()
+        if count
+    ]
+
+
+def runs_of(found: Sequence[Result]) -> dict[Hashable, dict[int, Marks]]:
     """Return results as comparisons want them: (dataset, target) -> seed -> what was right."""
-    runs: dict[Hashable, dict[int, Right]] = {}
+    runs: dict[Hashable, dict[int, Marks]] = {}
     for result in found:
-        if result.right is not None:
-            runs.setdefault((result.dataset, result.target), {})[result.seed] = result.right
+        if result.marks is not None:
+            runs.setdefault((result.dataset, result.target), {})[result.seed] = result.marks
     return runs
 
 
