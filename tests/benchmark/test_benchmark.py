@@ -232,7 +232,9 @@ def test_a_value_has_one_place_in_its_range(method: str) -> None:
 
 
 def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    command = ["benchmark", "--data", f"shapes={shapes}", "--teacher", f"recorded:{recording}", "--methods", "erm,adip"]
+    (tmp_path / "settings.toml").write_text(f'[teacher]\nspec = "recorded:{recording}"\n')
+    command = ["benchmark", "--data", f"shapes={shapes}", "--methods", "erm,adip"]
+    command += ["--config", str(tmp_path / "settings.toml")]
     command += ["--students", "test_efficientnet", "--targets", "paint,ink", "--seeds", "1", "--steps", "2"]
     command += [
         "--batch",
@@ -248,6 +250,8 @@ def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     assert "| test_efficientnet | adip |" in first.stdout and "one seed" in first.stdout
+    jobs = WorkList(tmp_path / "bench").jobs()
+    assert {job.settings["teacher"]["spec"] for job in jobs} == {f"recorded:{recording}"}
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0 and "4 jobs: 4 had been done, 0 are missing" in again.output
     for form, sign in (("latex", r"\toprule"), ("html", "<table>"), ("csv", "student,method,ink,paint,mean")):
@@ -255,6 +259,20 @@ def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_
         assert told.exit_code == 0 and sign in told.stdout
     wrong = CliRunner().invoke(app, ["benchmark", "table", str(tmp_path / "bench"), "--format", "pdf"])
     assert isinstance(wrong.exception, ConfigError)
+
+
+@pytest.mark.parametrize("way", ["--teacher", "--config", "--set"])
+@pytest.mark.parametrize("command", ["benchmark", "recommend"])
+def test_the_teacher_is_the_one_that_the_settings_end_with(
+    command: str, way: str, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "settings.toml").write_text(f'[teacher]\nspec = "recorded:{recording}"\n')
+    given = {"--teacher": f"recorded:{recording}", "--set": f"teacher.spec=recorded:{recording}"}
+    named = [way, given.get(way, str(tmp_path / "settings.toml"))]
+    wrong = CliRunner().invoke(
+        app, [command, "--data", str(shapes), "--methods", "sd", *named, "--out", str(tmp_path / "bench")]
+    )
+    assert f"needs the teacher's weights, and recorded:{recording} is a black box" in str(wrong.exception)
 
 
 def test_mistakes_are_told_before_anything_runs(grid: Grid, tmp_path: Path) -> None:

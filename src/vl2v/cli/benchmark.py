@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl2v.cli.learn import Budget, ConfigFile, Set
+from vl2v.cli.learn import Budget, ConfigFile, Set, TeacherSpec, _settings
 
 if TYPE_CHECKING:
     from vl2v.benchmark.jobs import Corruptions
@@ -23,7 +23,7 @@ Selection = Annotated[str, typer.Option(help="How draws are selected: training, 
 def benchmark(
     context: typer.Context,
     data: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a dataset; may be repeated.")] = None,
-    teacher: Annotated[str, typer.Option(help="As for `vl2v distill`.")] = "tiny",
+    teacher: TeacherSpec = None,
     students: Annotated[str, typer.Option(help="timm models, or lite0, resnet50, vit_small, deit_small.")] = "lite0",
     methods: Annotated[str, typer.Option(help="Names, with commas between; all: every one.")] = "all",
     targets: Annotated[str, typer.Option(help="Unseen domains, with commas between; all: each in turn.")] = "all",
@@ -54,16 +54,17 @@ def benchmark(
     from vl2v.cli.show import progress
 
     place = engine_named(engine)
+    settings, spec = _taught(teacher, config, pairs)
     grid = Grid(
         data=_datasets(data or []),
         targets=[] if targets == "all" else targets.split(","),
-        methods=methods_for(methods.split(","), teacher),
+        methods=methods_for(methods.split(","), spec),
         students=students.split(","),
         seeds=seeds,
         draws=draws,
         search=_one_of(search, ("random", "optuna"), "--search"),
         selection=_one_of(selection, ("training", "leave-one-out", "oracle"), "--selection"),
-        settings=_settings(teacher, config, pairs),
+        settings=settings,
         steps=steps,
         batch=batch,
     )
@@ -127,7 +128,7 @@ def table(
 
 def recommend(
     data: Annotated[Path, typer.Option(help="Pictures, in folders domain/class/image; three domains or more.")],
-    teacher: Annotated[str, typer.Option(help="As for `vl2v distill`.")] = "tiny",
+    teacher: TeacherSpec = None,
     minutes: Annotated[float, typer.Option(min=1, help="That it may take, roughly.")] = 30,
     methods: Annotated[str, typer.Option(help="That compete, with commas between.")] = "lp-ft,erm,kd,adip,vl2v",
     student: Annotated[str, typer.Option(help="The student to be trained.")] = "lite0",
@@ -144,6 +145,7 @@ def recommend(
     from vl2v.benchmark.table import as_table
     from vl2v.cli.show import progress
 
+    settings, spec = _taught(teacher, config, pairs)
     with progress() as report:
 
         def tell(event: dict[str, Any]) -> None:
@@ -152,12 +154,12 @@ def recommend(
 
         advice = hold(
             data,
-            teacher,
+            spec,
             out,
             minutes=minutes,
-            methods=methods_for(methods.split(","), teacher),
+            methods=methods_for(methods.split(","), spec),
             student=student,
-            settings=_settings(teacher, config, pairs),
+            settings=settings,
             engine=engine_named(engine),
             budget=budget,
             report=report,
@@ -207,10 +209,13 @@ def _datasets(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _settings(teacher: str, file: Path | None, pairs: list[str] | None) -> dict[str, Any]:
-    from vl2v.config import assignments, merge, read_toml
+def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> tuple[dict[str, Any], str]:
+    """Return the settings of every run, and the teacher that they name."""
+    from vl2v.config import merge, validate
 
-    return merge(read_toml(file) if file else {}, {"teacher": {"spec": teacher}}, assignments(pairs or []))
+    given = _settings(file, pairs, {"teacher.spec": teacher})
+    spec = validate({"data": {"path": "."}, "teacher": given.get("teacher", {})}).teacher.spec
+    return merge(given, {"teacher": {"spec": spec}}), spec
 
 
 def _corruptions(kinds: str | None, severity: int) -> Corruptions | None:
