@@ -25,7 +25,7 @@ from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList, methods_for
 from vl2v.benchmark.results import read_domainbed, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
-from vl2v.benchmark.work import Tell, work_through
+from vl2v.benchmark.work import Tell, claimed, work_through
 from vl2v.cli.app import app
 from vl2v.config import merge
 from vl2v.data import open_dataset
@@ -381,6 +381,37 @@ def test_commands_on_one_folder_show_their_own_jobs(calm: WorkList, grid: Grid, 
         assert [job.name for job in work.shown(other.variant)] == [job.name for job in bench.jobs]
     work.show(grid.variant, [])  # as a command does when it ends
     assert accuracies(work) == accuracies(calm)
+
+
+def test_a_torn_line_costs_no_job_and_none_is_listed_twice(grid: Grid, tmp_path: Path) -> None:
+    names = [job.name for job in plan(grid, tmp_path).jobs]
+    file = tmp_path / "jobs.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])  # as a kill or a full disk leaves it
+    plan(grid, tmp_path)
+    more = plan(replace(grid, methods=["lp"]), tmp_path)
+    assert [job.name for job in WorkList(tmp_path).jobs()] == [*names, *(job.name for job in more.jobs)]
+    file.write_text(file.read_text() * 2)  # as two commands of an older version could
+    assert len(WorkList(tmp_path).jobs()) == len(names) + 2
+    folder = tmp_path / "both"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: plan(grid, folder), range(8)))
+    assert len((folder / "jobs.jsonl").read_text().splitlines()) == len(names)
+
+
+def test_a_command_that_leaves_jobs_to_another_says_so(
+    calm: WorkList, grid: Grid, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    work = copied(calm, tmp_path)
+    command = ["benchmark", "--data", f"shapes={shapes}", "--teacher", f"recorded:{recording}", "--methods", "erm"]
+    command += ["--students", "test_efficientnet", "--targets", "paint", "--seeds", "2", "--steps", "3", "--batch", "4"]
+    command += ["--engine", "local:1", "--out", str(work.folder)]
+    for key, value in (("student.weights", "none"), ("student.image_size", "32"), ("data.workers", "0")):
+        command += ["--set", f"{key}={value}"]
+    (job, *_) = [job for job in work.jobs() if job.method == "erm"]
+    (work.place(job) / "seconds.json").unlink()
+    with claimed(work, job):
+        told = CliRunner().invoke(app, [*command, "--set", "train.precision=fp32", "--set", "train.accelerator=cpu"])
+    assert "2 jobs: 1 had been done, 1 are missing" in told.output and told.exit_code == 2
 
 
 def test_results_of_older_code_are_done_again_and_not_shown(

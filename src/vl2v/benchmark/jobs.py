@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 from vl2v.benchmark.draws import drawn
 from vl2v.config import LossConfig, PublishedConfig, Tree, merge
@@ -19,6 +19,9 @@ from vl2v.errors import ConfigError, RunError
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs.folder import write_text
 from vl2v.runs.settings import resolve
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 Selection = Literal["training", "leave-one-out", "oracle"]
 Search = Literal["random", "optuna"]
@@ -257,28 +260,37 @@ class WorkList:
         self.folder = folder
         self.file = folder / "jobs.jsonl"
 
+    def lock(self) -> BaseFileLock:
+        """Return what is to be held while a list of the folder is changed: two commands may work on one."""
+        from filelock import FileLock
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / "lists.lock")
+
     def add(self, jobs: Iterable[Job]) -> list[Job]:
         """Add jobs that aren't in the list yet; return all that were given."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        known = {job.name for job in self.jobs()} if self.file.is_file() else set()
         given = list(jobs)
-        new = {job.name: job for job in given if job.name not in known}
-        lines = "".join(json.dumps({"name": name, **asdict(job)}, default=str) + "\n" for name, job in new.items())
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        with self.lock():
+            known = {job.name for job in self.jobs()} if self.file.is_file() else set()
+            new = {job.name: job for job in given if job.name not in known}
+            lines = "".join(json.dumps({"name": name, **asdict(job)}, default=str) + "\n" for name, job in new.items())
+            with self.file.open("a+b") as file:
+                if _torn(file):
+                    lines = "\n" + lines
+                file.write(lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
         return given
 
     def jobs(self) -> list[Job]:
-        """Return all jobs, in order.
+        """Return all jobs, each once, in order.
 
         Raises:
             RunError: not a benchmark folder.
         """
         if not self.file.is_file():
             raise RunError(f"{self.folder}: not a benchmark folder (no jobs.jsonl); `vl2v benchmark --out` makes one")
-        made = []
+        made: dict[str, Job] = {}
         for line in self.file.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
@@ -287,14 +299,12 @@ class WorkList:
             name = row.pop("name")
             job = Job(**row)
             job.__dict__["name"] = name  # not worked out anew: 500 jobs are listed in a moment
-            made.append(job)
-        return made
+            made.setdefault(name, job)
+        return list(made.values())
 
     def show(self, variant: str, jobs: Iterable[Job]) -> None:
         """Let tables show jobs, and those that were asked for before with the same settings (`Grid.variant`)."""
-        from filelock import FileLock
-
-        with FileLock(self.folder / "shown.lock"):  # two commands may work on one folder
+        with self.lock():
             before = self._shown()
             known = before["jobs"].get(variant, [])
             names = list(dict.fromkeys([*known, *(job.name for job in jobs)]))
@@ -334,10 +344,11 @@ class WorkList:
     def ask_for(self, corruptions: Corruptions | None) -> None:
         """Have students measured on these corruptions, or on none."""
         file = self.folder / "corruptions.json"
-        if corruptions is None:
-            file.unlink(missing_ok=True)
-        else:
-            write_text(file, json.dumps(asdict(corruptions)))
+        with self.lock():
+            if corruptions is None:
+                file.unlink(missing_ok=True)
+            else:
+                write_text(file, json.dumps(asdict(corruptions)))
         self.__dict__["corruptions"] = corruptions
 
     def trained(self, job: Job) -> bool:
@@ -373,6 +384,14 @@ class WorkList:
 
 def _random(cell: Cell, draw: int) -> Tree:
     return drawn(cell.method, cell.seed, draw)
+
+
+def _torn(file: BinaryIO) -> bool:
+    """Whether a file's last line doesn't end, since a process was killed while it wrote it."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def _digest(tree: object) -> str:

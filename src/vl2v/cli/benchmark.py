@@ -85,7 +85,7 @@ def benchmark(
     for job in failed:
         typer.echo(f"{job.name}: {bench.work.failure(job)}; see {bench.work.place(job) / 'log.txt'}", err=True)
     _print_table(out, "md", "accuracy", selection, None)
-    if failed:
+    if left:
         raise typer.Exit(2)
 
 
