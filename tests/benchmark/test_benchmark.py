@@ -298,30 +298,84 @@ def test_another_dataset_under_the_same_name_is_refused(grid: Grid, shapes: Path
         plan(changed, tmp_path / "bench")
 
 
-def test_domainbeds_own_results_stand_in_the_same_table(tmp_path: Path) -> None:
-    def line(seed: int, step: int, seen: float, unseen: float, draw: int = 0) -> str:
-        accuracies = {f"env{i}_{part}_acc": seen for i in (0, 1, 2) for part in ("in", "out")}
-        accuracies |= {"env3_in_acc": unseen, "env3_out_acc": unseen + 0.1}
-        arguments = {"algorithm": "ERM", "dataset": "PACS", "test_envs": [3], "trial_seed": seed, "hparams_seed": draw}
-        return json.dumps({"args": {**arguments, "holdout_fraction": 0.2}, "step": step, "loss": 0.3, **accuracies})
+def domainbed_line(
+    step: int,
+    accuracies: Sequence[float],
+    *,
+    targets: Sequence[int] = (3,),
+    seed: int = 0,
+    draw: int = 0,
+    inside: float | None = None,
+    **hparams: object,
+) -> str:
+    """Return a line of DomainBed's: each environment's accuracies; of the target `inside` on its 80%."""
+    columns = {f"env{i}_{part}_acc": accuracy for i, accuracy in enumerate(accuracies) for part in ("in", "out")}
+    if inside is not None:
+        columns[f"env{targets[0]}_in_acc"] = inside
+    arguments = {"algorithm": "ERM", "dataset": "PACS", "test_envs": list(targets), "trial_seed": seed}
+    told = {"args": {**arguments, "hparams_seed": draw, "holdout_fraction": 0.2}, "step": step, "loss": 0.3}
+    return json.dumps({**told, "hparams": {"resnet18": False, **hparams}, **columns}) + "\n"
 
+
+def test_domainbeds_own_results_stand_in_the_same_table(calm: WorkList, tmp_path: Path) -> None:
     for seed in (0, 1):
         file = tmp_path / f"sweep/{seed}/results.jsonl"
         file.parent.mkdir(parents=True)
+        steps = [(300, 0.8, 0.9), (600, 0.9, 0.7 + seed / 10), (900, 0.7, 0.95)]
         file.write_text(
-            "\n".join([line(seed, 300, 0.8, 0.9), line(seed, 600, 0.9, 0.7 + seed / 10), line(seed, 900, 0.7, 0.95)])
+            "".join(domainbed_line(s, [seen] * 3 + [new + 0.1], seed=seed, inside=new) for s, seen, new in steps)
         )
-    found = read_domainbed(tmp_path / "sweep")
+    found, notes = read_domainbed(tmp_path / "sweep")
     assert [(r.method, r.target, r.in_split) for r in found] == [
         ("ERM (DomainBed)", "sketch", 0.7),
         ("ERM (DomainBed)", "sketch", pytest.approx(0.8)),
     ]
-    assert found[0].accuracy == pytest.approx(0.8 * 0.7 + 0.2 * 0.8)
+    assert found[0].accuracy == pytest.approx(0.8 * 0.7 + 0.2 * 0.8) and not notes
     told = as_table(found).render("md")
     assert "77.0 ± 5.0" in told
     (tmp_path / "other.jsonl").write_text('{"loss": 1}\n')
     with pytest.raises(DataError, match=r"other.jsonl, line 1: not DomainBed's"):
         read_domainbed(tmp_path / "other.jsonl")
+
+
+def test_a_sweep_of_domainbeds_is_selected_by_the_rule_of_the_table(tmp_path: Path) -> None:
+    """Two draws with runs that leave one and two environments out, as its sweep makes them by default."""
+    lines = []
+    for draw, seen, held, last in ((0, 0.9, 0.3, 0.2), (1, 0.5, 0.8, 0.4)):
+        lines += [domainbed_line(300, [seen] * 3 + [0.9], draw=draw, inside=0.6 + draw / 10)]
+        lines += [domainbed_line(600, [seen - 0.1] * 3 + [last], draw=draw, inside=0.8 + draw / 10)]
+        for other in range(3):
+            pair = [held if i == other else 0.5 for i in range(4)]
+            lines += [domainbed_line(300, pair, targets=[other, 3], draw=draw)]
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(lines))
+    (found,), notes = read_domainbed(file, "training")
+    assert found.in_split == 0.6 and "6 lines with several test environments aren't in the table" in notes[0]
+    (found,), notes = read_domainbed(file, "leave-one-out")
+    assert found.in_split == pytest.approx(0.7) and not notes
+    (found,), _ = read_domainbed(file, "oracle")  # the last step of each run only
+    assert found.in_split == pytest.approx(0.9)
+    file.write_text("".join(line for line in lines if '"test_envs": [3]' in line))
+    (found,), notes = read_domainbed(file, "leave-one-out")
+    assert found.in_split == 0.6 and "selected by source validation" in notes[0]
+
+
+def test_domainbeds_students_are_told_apart_and_stop_no_bold_row(calm: WorkList, tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    kinds = [{"resnet18": True}, {}, {"vit": True, "dinov2": True}, {"vit": True}]
+    file.write_text("".join(domainbed_line(300, [0.5] * 4, seed=seed, **kind) for seed, kind in enumerate(kinds)))
+    imported, _ = read_domainbed(file)
+    assert [result.student for result in imported] == ["resnet18", "resnet50", "dinov2", "vit"]
+    rng = np.random.default_rng(0)
+    right = {"erm": 0.5, "adip": 0.9}
+    ours = [
+        replace(r, marks=Marks(np.arange(1000), rng.random(1000) < right[r.method]))
+        for r in results(calm)
+        if r.method in right
+    ]
+    theirs = [replace(imported[0], dataset="shapes", target="paint", student=ours[0].student)]
+    table = as_table([*ours, *theirs])
+    assert [table.rows[i][1] for i in table.bold] == ["adip"] and "trained its student here" in table.notes[-1]
 
 
 def test_the_table_is_bold_only_where_the_lead_is_sure(calm: WorkList) -> None:
@@ -428,6 +482,21 @@ def test_results_of_older_code_are_done_again_and_not_shown(
     assert not plan(grid, work.folder).missing and accuracies(work) == accuracies(calm)
 
 
+def finish(work: WorkList, job: Job, parts: Sequence[tuple[str, bool, int, float]]) -> None:
+    """Write a job's result: (domain, in its 80%, how many pictures, share right)."""
+    domain, in_split, good = (
+        np.concatenate([[DOMAINS.index(name)] * count for name, _, count, _ in parts]),
+        np.concatenate([[inside] * count for _, inside, count, _ in parts]),
+        np.concatenate([np.arange(count) < round(count * share) for _, _, count, share in parts]),
+    )
+    columns = {"index": np.arange(len(good)), "domain": domain, "in_split": in_split}
+    columns |= {"label": np.zeros(len(good), int), "answer": (~good).astype(int)}
+    place = work.place(job)
+    place.mkdir(parents=True)
+    Predictions(["a", "b"], DOMAINS, {name: [column] for name, column in columns.items()}).save(place)
+    (place / "seconds.json").write_text("1")
+
+
 @pytest.mark.parametrize(("rule", "best"), [("training", 0), ("leave-one-out", 1), ("oracle", 2)])
 def test_each_rule_selects_by_its_own_pictures(rule: str, best: int, grid: Grid, tmp_path: Path) -> None:
     bench = plan(replace(grid, methods=["erm"], seeds=1, draws=3, selection="leave-one-out"), tmp_path)
@@ -436,29 +505,39 @@ def test_each_rule_selects_by_its_own_pictures(rule: str, best: int, grid: Grid,
         1: (0.2, 0.9, 0.6, 0.2),
         2: (0.2, 0.2, 0.7, 0.9),
     }
-    domains = ["chalk", "ink", "paint"]
     for job in bench.jobs:
         seen, held, inside, outside = right[job.draw]
-        rows = [(domains.index("paint"), True, inside), (domains.index("paint"), False, outside)]
-        rows += [(domains.index(d), False, held if d == job.held else seen) for d in ("chalk", "ink")]
-        domain, in_split, good = (
-            np.concatenate([np.full(10, row[k]) if k < 2 else np.arange(10) < 10 * row[2] for row in rows])
-            for k in range(3)
-        )
-        columns = {
-            "index": np.arange(40),
-            "domain": domain,
-            "in_split": in_split,
-            "label": np.zeros(40, int),
-            "answer": (~good).astype(int),
-        }
-        place = bench.work.place(job)
-        place.mkdir(parents=True)
-        Predictions(["a", "b"], domains, {name: [column] for name, column in columns.items()}).save(place)
-        (place / "seconds.json").write_text("1")
+        sources = [(name, False, 10, held if name == job.held else seen) for name in ("chalk", "ink")]
+        finish(bench.work, job, [("paint", True, 10, inside), ("paint", False, 10, outside), *sources])
     (found,) = results(bench.work, rule)
     assert found.folder == bench.work.place(next(job for job in bench.jobs if job.draw == best and not job.held))
     assert found.in_split == pytest.approx(right[best][2])
+
+
+def test_source_validation_is_the_mean_over_domains_however_large(grid: Grid, tmp_path: Path) -> None:
+    bench = plan(replace(grid, methods=["erm"], seeds=1, draws=2), tmp_path)
+    for job, chalk, ink in zip(bench.jobs, (0.5, 0.7), (1.0, 0.7), strict=True):
+        finish(bench.work, job, [("paint", True, 10, 0.5), ("chalk", True, 90, chalk), ("ink", True, 10, ink)])
+    (found,) = results(bench.work, "training")
+    assert found.folder == bench.work.place(bench.jobs[0]) and found.seen == pytest.approx(0.75)
+
+
+def test_a_rule_whose_runs_are_missing_selects_nothing(grid: Grid, tmp_path: Path) -> None:
+    wanted = replace(grid, methods=["erm"], seeds=1, draws=2)
+    bench = plan(wanted, tmp_path)
+    parts = [("paint", True, 10, 0.5), ("chalk", True, 10, 0.5), ("ink", True, 10, 0.5)]
+    for job in bench.jobs:
+        finish(bench.work, job, parts)
+    with pytest.raises(ConfigError, match=r"erm has 2 draws, and no runs .* again with --selection leave-one-out"):
+        results(bench.work, "leave-one-out")
+    with pytest.raises(ConfigError, match="nothing is left of paint to select by"):
+        results(bench.work, "oracle")
+    larger = plan(replace(wanted, selection="leave-one-out"), tmp_path)
+    first, second = ([job for job in larger.missing if job.draw == draw] for draw in (0, 1))
+    for job in [*first, second[0]]:
+        finish(larger.work, job, parts)
+    (found,) = results(larger.work, "leave-one-out")  # the other draw isn't judged yet
+    assert found.folder == larger.work.place(bench.jobs[0])
 
 
 def test_students_are_measured_on_corrupted_pictures_without_training_anew(

@@ -143,7 +143,7 @@ class Grid:
             draw: makes hyperparameters of a cell and the number of a draw; by default random ones.
 
         Raises:
-            ConfigError: a method, or a setting, that isn't known.
+            ConfigError: a method, or a setting, that isn't known; domains too few for the rule.
             DataError: a dataset that can't be read, or a target that it doesn't have.
         """
         for dataset, path in self.data.items():
@@ -160,7 +160,12 @@ class Grid:
         draws = self.draws if trains else 1
         several = trains and (self.draws > 1 or self.search == "optuna")  # whose rounds have one draw at first
         others = [domain for domain in domains if domain != cell.target]
-        held_out = others if self.selection == "leave-one-out" and several and len(others) > 1 else []
+        held_out = others if self.selection == "leave-one-out" and several else []
+        if len(held_out) == 1:
+            raise ConfigError(
+                f"--selection leave-one-out: {cell.dataset} has {len(domains)} domains, and would leave none to learn "
+                "from; it takes three or more"
+            )
         for draw in range(draws):
             hyperparameters = draw_of(cell, draw) if draw else {}
             for held in ("", *held_out):

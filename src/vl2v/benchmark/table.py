@@ -75,10 +75,12 @@ def as_table(
     metric: Metric = "accuracy",
     selection: str = "training",
     published: bool = True,
+    notes: Sequence[str] = (),
 ) -> Table:
     """Return accuracy % on unseen domains: a row a student and method, a column a target, mean and standard error.
 
-    A row is bold where the method is surely ahead of all others of its student, by the paired bootstrap.
+    A row is bold where the method is surely ahead of all others that trained its student, by the paired bootstrap;
+    those without answers picture by picture aren't in it.
 
     Args:
         found: results.
@@ -87,6 +89,7 @@ def as_table(
             uncorrupted pictures, and left out then).
         selection: the rule that chose the draws, for the notes.
         published: add a column with the figures of the method's authors.
+        notes: that come with the results.
     """
     cells = sorted({(result.dataset, result.target) for result in found})
     several = len({dataset for dataset, _ in cells}) > 1
@@ -105,7 +108,7 @@ def as_table(
         base = reference or "erm"
         ahead = leads(runs, base) if compared and base in runs else {}
         whole = [method for method in methods if _targets(of(mine, method=method)) == len(cells)]
-        sure = best_is_sure(runs, [method for method in whole if compared and method != "zero-shot"])
+        sure = best_is_sure(runs, [method for method in whole if compared and runs[method] and method != "zero-shot"])
         for method in methods:
             own = of(mine, method=method)
             row = [student if method != "zero-shot" else "", method]
@@ -122,9 +125,11 @@ def as_table(
             if method == sure:
                 bold.append(len(rows))
             rows.append(row)
-    notes = [_note(metric, selection, found), *_unanswered(found)]
+    notes = [_note(metric, selection, found), *notes, *_unanswered(found)]
     if bold:
-        notes.append("Bold: ahead of every other method of its student, the whole 95% interval above zero.")
+        notes.append(
+            "Bold: ahead of every other method that trained its student here, the whole 95% interval above zero."
+        )
     if partial:
         notes.append("No mean where a target is missing.")
     if known:
@@ -141,7 +146,8 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
     rules = {
         "training": "source validation",
         "leave-one-out": "leave-one-domain-out validation",
-        "oracle": "the target itself (oracle: not deployable)",
+        "oracle": "the target's other 20% (oracle: not deployable"
+        + (", and these pictures are among the measured ones)" if metric == "accuracy" else ")"),
     }
     seeds = len({result.seed for result in found})
     spread = f"mean ± standard error over {seeds} seeds" if seeds > 1 else "one seed"

@@ -188,13 +188,16 @@ def _print_table(
             f"{others} jobs in {folder} have other settings, or are of another version of the code, and aren't shown",
             err=True,
         )
+    notes: list[str] = []
     for path in domainbed or []:
-        found += read_domainbed(path)
+        imported, said = read_domainbed(path, rule)
+        found += imported
+        notes += said
     if reference is not None and reference not in {result.method for result in found}:
         raise ConfigError(f"--reference {reference}: not in this table")
     if not found:
         raise RunError(f"{folder}: nothing is done yet; `vl2v benchmark status {folder}` tells why")
-    typer.echo(as_table(found, reference=reference, metric=measure, selection=rule).render(kind))
+    typer.echo(as_table(found, reference=reference, metric=measure, selection=rule, notes=notes).render(kind))
 
 
 def _datasets(given: list[str]) -> dict[str, str]:
