@@ -8,7 +8,7 @@ import io
 import math
 import tomllib
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.benchmark.results import Result, mean_and_error, of
+from vl2v.config import TOWER, LossConfig, PublishedConfig
 from vl2v.evaluation.compare import Lead, Marks, best_is_sure, leads
+from vl2v.methods import METHODS
 
 Format = Literal["md", "latex", "html", "csv"]
 Metric = Literal["accuracy", "in_split", "corrupted"]
@@ -94,10 +96,12 @@ def as_table(
     cells = sorted({(result.dataset, result.target) for result in found})
     several = len({dataset for dataset, _ in cells}) > 1
     compared = metric != "corrupted"
-    known = _published({dataset for dataset, _ in cells}) if published and compared else {}
+    figure = _published({dataset for dataset, _ in cells})
+    known = {(result.student, result.method): figure(result.student, result.method) for result in found}
+    told = published and compared and any(known.values())
     heads = ["student", "method", *(f"{dataset} {target}" if several else target for dataset, target in cells)]
     heads += ["mean", *([f"against {reference or 'erm'}, 95%", "wins/losses"] if compared else []), "seen", "s a run"]
-    heads += ["published"] if known else []
+    heads += ["published"] if told else []
     rows: list[list[str]] = []
     bold: list[int] = []
     partial = False
@@ -120,8 +124,8 @@ def as_table(
             row += [f"{100 * mean_and_error(own, 'seen')[0]:.1f}" if method != "zero-shot" else ""]
             times = [result.seconds for result in own if math.isfinite(result.seconds)]
             row += [f"{sorted(times)[len(times) // 2]:.0f}" if times and method != "zero-shot" else ""]
-            if known:
-                row.append(known.get(method, ""))
+            if told:
+                row.append(known[student, method])
             if method == sure:
                 bold.append(len(rows))
             rows.append(row)
@@ -132,8 +136,11 @@ def as_table(
         )
     if partial:
         notes.append("No mean where a target is missing.")
-    if known:
-        notes.append("Published: ViT-B/16 and CLIP ViT-B/16 on the whole datasets; not comparable with the rest.")
+    if told:
+        notes.append(
+            "Published, with CLIP ViT-B/16 as the teacher, on the whole datasets: black, a ViT-B/16 that starts from "
+            "ImageNet; white, the teacher's own tower. Not comparable with the rest."
+        )
     return Table(heads, rows, tuple(bold), notes)
 
 
@@ -208,15 +215,27 @@ def _targets(found: Sequence[Result]) -> int:
     return len({(result.dataset, result.target) for result in found})
 
 
-def _published(datasets: set[str]) -> dict[str, str]:
-    """Return the published figures for a single dataset, or for all five together; black box first."""
+def _published(datasets: set[str]) -> Callable[[str, str], str]:
+    """Return what makes the published figure of (student, method) on one of the paper's datasets, or on all five.
+
+    White box: of methods that start from the teacher's own weights; "" where nothing was published.
+    """
+    from vl2v.data.catalogue import plain
+
     tree = tomllib.loads((files("vl2v.benchmark") / "published.toml").read_text(encoding="utf-8"))
-    if len(datasets) not in (1, 5):
-        return {}
-    column = next(iter(datasets)) if len(datasets) == 1 else "mean"
-    white = {method: tree["white"][method] for method in ("zero-shot", "wise-ft", "sd")}  # ours start from it, too
-    both = {**white, **tree["black"]}
-    return {method: f"{row[column]:.1f}" for method, row in both.items() if column in row}
+    columns = {plain(name): name for name in tree["black"]["adip"]}
+    names = {plain(name) for name in datasets}
+    whole = names == columns.keys() - {"mean"}
+    column = "mean" if whole else columns.get(next(iter(names))) if len(names) == 1 else None
+
+    def figure(student: str, method: str) -> str:
+        entry = METHODS.get(method)
+        starts_there = entry is not None and (not entry.stages or entry.make(LossConfig(), PublishedConfig()).tower)
+        box = "white" if student == TOWER or starts_there else "black"
+        found = tree[box].get(method, {}).get(column)
+        return "" if found is None else f"{found:.1f} {box}"
+
+    return figure
 
 
 _LATEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$"}
