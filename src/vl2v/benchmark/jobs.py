@@ -81,6 +81,11 @@ class Job:
         """What it is one draw of."""
         return Cell(self.dataset, self.target, self.method, self.student, self.seed)
 
+    @property
+    def of_today(self) -> bool:
+        """Whether today's code would train it so."""
+        return self.method in METHODS and self.version == version_of(self.method)
+
     @cached_property
     def name(self) -> str:
         """Its folder: words for people, and a digest of everything that decides the result."""
@@ -169,7 +174,7 @@ class Grid:
         for draw in range(draws):
             hyperparameters = draw_of(cell, draw) if draw else {}
             for held in ("", *held_out):
-                settings = merge(self._of(cell, held), hyperparameters)
+                settings = self._sized(cell, merge(self._of(cell, held), hyperparameters))
                 yield Job(*cell, draw, held, settings, version_of(cell.method))
 
     def _of(self, cell: Cell, held: str) -> Tree:
@@ -184,10 +189,16 @@ class Grid:
         stages = METHODS[cell.method].stages
         if not stages:
             return merge(_without_stages(self.settings), own)
+        return merge(_only_stages(self.settings, stages), own)
+
+    def _sized(self, cell: Cell, settings: Tree) -> Tree:
+        """Return settings with the steps and the batch that were asked for, whatever was drawn."""
+        stages = METHODS[cell.method].stages
+        if not stages:
+            return settings
         *_, last = stages
         sizes = {"steps": self.steps, "batch_per_domain": self.batch}
-        given = merge(_only_stages(self.settings, stages), own)
-        return merge(given, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
+        return merge(settings, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
 
     def _domains(self, path: str) -> Sequence[str]:
         from vl2v.data import open_dataset
@@ -326,7 +337,7 @@ class WorkList:
         told = self._shown()
         names = set(told["jobs"].get(told["variant"] if variant is None else variant, []))
         asked = [job for job in self.jobs() if job.name in names or not told["jobs"]]
-        return [job for job in asked if job.method in METHODS and job.version == version_of(job.method)]
+        return [job for job in asked if job.of_today]
 
     def _shown(self) -> dict[str, Any]:
         file = self.folder / "shown.json"
