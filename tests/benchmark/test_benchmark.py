@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +28,9 @@ from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList, methods_for
 from vl2v.benchmark.results import read_domainbed, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
-from vl2v.benchmark.work import Tell, claimed, work_through
+from vl2v.benchmark.work import Tell, attempt, claimed, work_through
 from vl2v.cli.app import app
-from vl2v.config import merge
+from vl2v.config import assignments, merge
 from vl2v.data import open_dataset
 from vl2v.data.corrupted import corrupt_dataset
 from vl2v.errors import ConfigError, DataError, RunError
@@ -109,6 +112,22 @@ def test_what_is_done_is_not_done_again(calm: WorkList, grid: Grid, tmp_path: Pa
     assert [job.method for job in larger.missing] == ["lp"]
     other = plan(replace(grid, steps=4), calm.folder)
     assert {job.method for job in other.missing} == {"erm", "adip"}  # other settings are other jobs
+
+
+def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Grid, tmp_path: Path) -> None:
+    shared = merge(grid.settings, {"stages": {"align": {"steps": 200}}})
+    bench = plan(replace(grid, methods=["adip", "vl2v"], seeds=1, settings=shared), tmp_path)
+    made: dict[str, dict[str, int]] = {"align": {}, "student's features": {}}
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["what"] in made and event["done"] == event["total"]:
+            counts = made[event["what"]]
+            counts[event["job"]] = counts.get(event["job"], 0) + event["total"]
+
+    run(bench, engine=Local(2), tell=tell)
+    assert not bench.missing
+    assert list(made["align"].values()) == [200]  # one of the two trained it
+    assert sum(made["student's features"].values()) == 72  # the source domains' pictures
 
 
 def test_a_failed_job_keeps_its_log_and_stops_nothing(grid: Grid, tmp_path: Path) -> None:
@@ -229,6 +248,29 @@ def test_a_value_has_one_place_in_its_range(method: str) -> None:
         middle = (found.low + found.high) / 2
         assert found.value(found.place(found.value(middle))) == pytest.approx(found.value(middle))
     assert Range(3, 5.5, 2, whole=True).value(5.0) == 32 and Range(3, 5.5, 2, whole=True).place(32) == pytest.approx(5)
+
+
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.stages])
+def test_a_methods_own_hyperparameters_are_in_its_ranges(method: str) -> None:
+    own = resolve({"data": {"path": "x"}, "method": method}).model_dump(by_alias=True)
+    for name, found in ranges(method).items():
+        value = reduce(getitem, name.split("."), own)
+        if value:  # a weight decay of nothing is on no scale of powers, and counts as the least
+            assert found.value(found.place(value)) == pytest.approx(value), name
+        assert found.low <= found.place(value) <= found.high
+
+
+def test_optuna_knows_what_the_defaults_are_worth() -> None:
+    pytest.importorskip("optuna")
+    own = resolve({"data": {"path": "x"}, "method": "erm"})
+    others = [(resolve(merge({"data": {"path": "x"}, "method": "erm"}, drawn("erm", 0, n))), 0.5) for n in range(1, 6)]
+    told = {worth: suggested("erm", 0, 6, [(own, worth), *others]) for worth in (0.1, 0.9)}
+    assert told[0.1] != told[0.9]
+
+
+def test_a_batch_that_was_asked_for_is_in_every_draw(grid: Grid) -> None:
+    jobs = list(replace(grid, methods=["erm"], seeds=1, draws=4, batch=4).jobs())
+    assert {job.settings["stages"]["finetune"]["batch_per_domain"] for job in jobs} == {4} and len(jobs) == 4
 
 
 def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_path: Path) -> None:
@@ -468,6 +510,24 @@ def test_a_command_that_leaves_jobs_to_another_says_so(
     assert "2 jobs: 1 had been done, 1 are missing" in told.output and told.exit_code == 2
 
 
+def test_a_job_that_another_process_has_is_left_alone(calm: WorkList, tmp_path: Path) -> None:
+    """As a Ray task, or a worker of this machine, finds it when another command works on the folder."""
+    work = copied(calm, tmp_path)
+    (job, *_) = [job for job in work.jobs() if job.method == "erm"]
+    (work.place(job) / "seconds.json").unlink()
+    with claimed(work, job):
+        assert attempt(work, job, since=time.time(), budget=0, tell=lambda event: pytest.fail(f"{event}")) is None
+    assert work.failure(job) is None and not work.done(job)
+
+
+def test_status_counts_nothing_that_no_command_waits_for(calm: WorkList, grid: Grid, tmp_path: Path) -> None:
+    work = copied(calm, tmp_path)
+    plan(replace(grid, steps=4), work.folder)  # asked for, then given up:
+    plan(grid, work.folder)
+    told = CliRunner().invoke(app, ["benchmark", "status", str(work.folder)]).stdout
+    assert "6 jobs: 6 done, 0 running, 0 failed, 0 waiting" in told and "besides, 4 jobs of other settings" in told
+
+
 def test_results_of_older_code_are_done_again_and_not_shown(
     calm: WorkList, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -571,12 +631,24 @@ def test_students_are_measured_on_corrupted_pictures_without_training_anew(
     assert not plan(one, work.folder).missing
 
 
-def test_published_figures_stand_beside_their_own_kind_only() -> None:
-    from vl2v.benchmark.table import _published
+def test_published_figures_stand_beside_their_own_kind_only(calm: WorkList) -> None:
+    def figures(datasets: Sequence[str], student: str = "lite0") -> dict[str, str]:
+        (one, *_) = results(calm)
+        methods = ("zero-shot", "sd", "adip", "miro", "erm")
+        rows = [replace(one, dataset=name, student=student, method=method) for name in datasets for method in methods]
+        table = as_table(rows)
+        if "published" not in table.heads:
+            return {}
+        assert "black, a ViT-B/16 that starts from ImageNet; white, the teacher's own tower" in table.notes[-1]
+        return {row[1]: row[table.heads.index("published")] for row in table.rows}
 
-    assert _published({"PACS"})["sd"] == "96.7" and _published({"PACS"})["adip"] == "94.9"
-    assert "miro" not in _published({"PACS"})  # published for a white box; ours starts from ImageNet
-    assert _published({"shapes"}) == {} == _published({"PACS", "VLCS"})
+    pacs = {"zero-shot": "96.5 white", "sd": "96.7 white", "adip": "94.9 black", "miro": "", "erm": "90.3 black"}
+    assert figures(["PACS"]) == pacs
+    assert figures(["PACS"], "teacher") == {**pacs, "adip": "", "miro": "96.4 white", "erm": ""}
+    assert figures(["office_home"])["adip"] == "85.7 black"  # the folder that `vl2v data download` makes
+    five = ["office_home", "terra_incognita", "VLCS", "PACS", "domain_net"]
+    assert figures(five)["adip"] == "75.5 black"
+    assert figures(["a", "b", "c", "d", "e"]) == {} == figures(["shapes"]) == figures(["PACS", "VLCS"])
 
 
 def test_recommend_answers_plainly(
@@ -589,11 +661,29 @@ def test_recommend_answers_plainly(
     settings["stages"] = {"align": {"steps": 10, "batch_per_domain": 8}}
     teacher = f"recorded:{recording}"
     methods = ("erm", "adip")
-    small = "test_efficientnet"
-    how: dict[str, Any] = {"minutes": 0.02, "methods": methods, "student": small, "settings": settings}
-    advice = recommend(shapes, teacher, tmp_path, **how, engine=Here())
+    data = tmp_path / "my pictures"
+    data.symlink_to(shapes)
+    how: dict[str, Any] = {"minutes": 0.02, "student": "test_efficientnet", "settings": settings, "engine": Here()}
+    # rise wants texts that this recording doesn't have
+    advice = recommend(data, teacher, tmp_path / "bench", methods=(*methods, "rise"), **how)
     assert {advice.method, advice.runner_up} == set(methods) and advice.steps == 20
-    assert f"--method {advice.method}" in advice.command and advice.command in advice.verdict()
+    assert set(advice.failed) == {"rise"} and "rise didn't compete: " in advice.verdict()
+    assert advice.command in advice.verdict()
     assert {r.target for r in advice.table} == set(DOMAINS)
-    again = recommend(shapes, teacher, tmp_path, **how, engine=Here())
+    again = recommend(data, teacher, tmp_path / "bench", methods=methods, **how)
     assert (again.command, again.accuracy) == (advice.command, advice.accuracy)  # all was there already
+    words = shlex.split(advice.command)
+    assert words[words.index("--data") + 1] == str(data) and words[words.index("--method") + 1] == advice.method
+    told = assignments([words[place + 1] for place, word in enumerate(words) if word == "--set"])
+    *_, last = METHODS[advice.method].stages
+    assert told["student"] == settings["student"] and told["data"] == settings["data"]
+    assert told["stages"][last] == {"steps": 1000, "batch_per_domain": 4}
+
+
+def test_a_tournament_wants_two_that_train(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    from vl2v.benchmark.recommend import recommend
+
+    for methods, why in ((["zero-shot", "erm", "kd"], "zero-shot trains nothing"), (["erm", "erm"], "takes 2 or more")):
+        with pytest.raises(ConfigError, match=why):
+            recommend(shapes, f"recorded:{recording}", tmp_path, minutes=1, methods=methods, engine=Here())
+    assert not list(tmp_path.iterdir())

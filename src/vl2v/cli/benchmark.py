@@ -16,6 +16,7 @@ app = typer.Typer(help="Compare methods: one protocol, any number of machines.",
 
 Folder = Annotated[Path, typer.Argument(help="A benchmark folder.")]
 Engine = Annotated[str, typer.Option(help="local, local:N processes, ray, or ray:N processors a job.")]
+RULES = ("training", "leave-one-out", "oracle")
 Selection = Annotated[str, typer.Option(help="How draws are selected: training, leave-one-out or oracle.")]
 
 
@@ -62,8 +63,8 @@ def benchmark(
         students=students.split(","),
         seeds=seeds,
         draws=draws,
-        search=_one_of(search, ("random", "optuna"), "--search"),
-        selection=_one_of(selection, ("training", "leave-one-out", "oracle"), "--selection"),
+        search=one_of(search, ("random", "optuna"), "--search"),
+        selection=one_of(selection, RULES, "--selection"),
         settings=settings,
         steps=steps,
         batch=batch,
@@ -75,7 +76,7 @@ def benchmark(
         if missing:
             from vl2v.cli.live import watching
 
-            with progress() as report, watching(bench, report) as tell:
+            with progress() as report, watching(bench, report, budget) as tell:
                 run(bench, engine=place, budget=budget, report=report, tell=tell)
         left = len(bench.missing)
         done += missing - left
@@ -96,12 +97,18 @@ def status(folder: Folder) -> None:
     from vl2v.benchmark.work import under_way
 
     work = WorkList(folder)
-    jobs = work.jobs()
+    everything, wanted = work.jobs(), {job.name for job in work.shown()}
+    running = [job for job in everything if not work.done(job) and under_way(work, job)]
+    jobs = [job for job in everything if job.name in wanted or job in running]
     done = [job for job in jobs if work.done(job)]
-    running = [job for job in jobs if not work.done(job) and under_way(work, job)]
-    failed = [(job, why) for job in jobs if (why := work.failure(job)) is not None]
+    failed = [(job, why) for job in jobs if job not in running and (why := work.failure(job)) is not None]
     left = len(jobs) - len(done) - len(running) - len(failed)
     typer.echo(f"{len(jobs)} jobs: {len(done)} done, {len(running)} running, {len(failed)} failed, {left} waiting")
+    if len(everything) > len(jobs):
+        others = len(everything) - len(jobs)
+        typer.echo(
+            f"besides, {others} jobs of other settings, or of another version of the code: nothing waits for them"
+        )
     if done:
         mean = sum(work.seconds(job) for job in done) / len(done)
         typer.echo(f"{mean:.0f} s a job so far")
@@ -177,9 +184,9 @@ def _print_table(
     from vl2v.benchmark.table import as_table
     from vl2v.errors import ConfigError, RunError
 
-    rule = _one_of(selection, ("training", "leave-one-out", "oracle"), "--selection")
-    kind = _one_of(form, ("md", "latex", "html", "csv"), "--format")
-    measure = _one_of(metric, ("accuracy", "in_split", "corrupted"), "--metric")
+    rule = one_of(selection, RULES, "--selection")
+    kind = one_of(form, ("md", "latex", "html", "csv"), "--format")
+    measure = one_of(metric, ("accuracy", "in_split", "corrupted"), "--metric")
     work = WorkList(folder)
     found = results(work, rule)
     others = len(work.jobs()) - len(work.shown())
@@ -232,7 +239,12 @@ def _corruptions(kinds: str | None, severity: int) -> Corruptions | None:
     return Corruptions(found, severity)
 
 
-def _one_of(value: str, allowed: tuple[str, ...], option: str) -> Any:
+def one_of(value: str, allowed: tuple[str, ...], option: str) -> Any:
+    """Return the value of an option if it is an allowed one.
+
+    Raises:
+        ConfigError: it isn't.
+    """
     from vl2v.errors import ConfigError
 
     if value not in allowed:
