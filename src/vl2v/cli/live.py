@@ -52,8 +52,9 @@ def watching(bench: Benchmark, report: Report, budget: float = 0) -> Iterator[Ca
 
 def _bill(bench: Benchmark, budget: float) -> str:
     """Return what the benchmark's store has paid, and what is left of the budget; "" where nothing was paid."""
-    from vl2v.embeddings.ledger import MICRO, money
+    from vl2v.embeddings import money
     from vl2v.runs import read_bill, totals
+    from vl2v.teachers.rented import MICRO
 
     lines = totals(read_bill(bench.work.folder / "store"))
     paid = {
