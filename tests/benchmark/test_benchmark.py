@@ -115,9 +115,9 @@ def test_what_is_done_is_not_done_again(calm: WorkList, grid: Grid, tmp_path: Pa
 
 
 def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Grid, tmp_path: Path) -> None:
-    shared = merge(grid.settings, {"stages": {"align": {"steps": 200}}})
-    bench = plan(replace(grid, methods=["adip", "vl2v"], seeds=1, settings=shared), tmp_path)
-    made: dict[str, dict[str, int]] = {"align": {}, "student's features": {}}
+    shared = merge(grid.settings, {"stages": {"probe": {"steps": 200}}})
+    bench = plan(replace(grid, methods=["lp-ft", "soup"], seeds=1, settings=shared), tmp_path)
+    made: dict[str, dict[str, int]] = {"probe": {}, "student's features": {}}
 
     def tell(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["what"] in made and event["done"] == event["total"]:
@@ -126,7 +126,7 @@ def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Gri
 
     run(bench, engine=Local(2), tell=tell)
     assert not bench.missing
-    assert list(made["align"].values()) == [200]  # one of the two trained it
+    assert list(made["probe"].values()) == [200]  # one of the two trained it
     assert sum(made["student's features"].values()) == 72  # the source domains' pictures
 
 
