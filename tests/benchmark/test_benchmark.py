@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +28,15 @@ from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList, methods_for
 from vl2v.benchmark.results import read_domainbed, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
-from vl2v.benchmark.work import Tell, work_through
+from vl2v.benchmark.work import Tell, attempt, claimed, work_through
 from vl2v.cli.app import app
-from vl2v.config import merge
+from vl2v.config import assignments, merge
 from vl2v.data import open_dataset
 from vl2v.data.corrupted import corrupt_dataset
 from vl2v.errors import ConfigError, DataError, RunError
+from vl2v.evaluation.compare import Marks
 from vl2v.methods import METHODS
+from vl2v.runs.embed import embed
 from vl2v.runs.evaluate import evaluate_run
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.settings import resolve
@@ -107,6 +112,22 @@ def test_what_is_done_is_not_done_again(calm: WorkList, grid: Grid, tmp_path: Pa
     assert [job.method for job in larger.missing] == ["lp"]
     other = plan(replace(grid, steps=4), calm.folder)
     assert {job.method for job in other.missing} == {"erm", "adip"}  # other settings are other jobs
+
+
+def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Grid, tmp_path: Path) -> None:
+    shared = merge(grid.settings, {"stages": {"probe": {"steps": 200}}})
+    bench = plan(replace(grid, methods=["lp-ft", "soup"], seeds=1, settings=shared), tmp_path)
+    made: dict[str, dict[str, int]] = {"probe": {}, "student's features": {}}
+
+    def tell(event: dict[str, Any]) -> None:
+        if event["event"] == "progress" and event["what"] in made and event["done"] == event["total"]:
+            counts = made[event["what"]]
+            counts[event["job"]] = counts.get(event["job"], 0) + event["total"]
+
+    run(bench, engine=Local(2), tell=tell)
+    assert not bench.missing
+    assert list(made["probe"].values()) == [200]  # one of the two trained it
+    assert sum(made["student's features"].values()) == 72  # the source domains' pictures
 
 
 def test_a_failed_job_keeps_its_log_and_stops_nothing(grid: Grid, tmp_path: Path) -> None:
@@ -229,8 +250,33 @@ def test_a_value_has_one_place_in_its_range(method: str) -> None:
     assert Range(3, 5.5, 2, whole=True).value(5.0) == 32 and Range(3, 5.5, 2, whole=True).place(32) == pytest.approx(5)
 
 
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.stages])
+def test_a_methods_own_hyperparameters_are_in_its_ranges(method: str) -> None:
+    own = resolve({"data": {"path": "x"}, "method": method}).model_dump(by_alias=True)
+    for name, found in ranges(method).items():
+        value = reduce(getitem, name.split("."), own)
+        if value:  # a weight decay of nothing is on no scale of powers, and counts as the least
+            assert found.value(found.place(value)) == pytest.approx(value), name
+        assert found.low <= found.place(value) <= found.high
+
+
+def test_optuna_knows_what_the_defaults_are_worth() -> None:
+    pytest.importorskip("optuna")
+    own = resolve({"data": {"path": "x"}, "method": "erm"})
+    others = [(resolve(merge({"data": {"path": "x"}, "method": "erm"}, drawn("erm", 0, n))), 0.5) for n in range(1, 6)]
+    told = {worth: suggested("erm", 0, 6, [(own, worth), *others]) for worth in (0.1, 0.9)}
+    assert told[0.1] != told[0.9]
+
+
+def test_a_batch_that_was_asked_for_is_in_every_draw(grid: Grid) -> None:
+    jobs = list(replace(grid, methods=["erm"], seeds=1, draws=4, batch=4).jobs())
+    assert {job.settings["stages"]["finetune"]["batch_per_domain"] for job in jobs} == {4} and len(jobs) == 4
+
+
 def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    command = ["benchmark", "--data", f"shapes={shapes}", "--teacher", f"recorded:{recording}", "--methods", "erm,adip"]
+    (tmp_path / "settings.toml").write_text(f'[teacher]\nspec = "recorded:{recording}"\n')
+    command = ["benchmark", "--data", f"shapes={shapes}", "--methods", "erm,adip"]
+    command += ["--config", str(tmp_path / "settings.toml")]
     command += ["--students", "test_efficientnet", "--targets", "paint,ink", "--seeds", "1", "--steps", "2"]
     command += [
         "--batch",
@@ -246,6 +292,8 @@ def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_
     first = CliRunner().invoke(app, command)
     assert first.exit_code == 0, first.output
     assert "| test_efficientnet | adip |" in first.stdout and "one seed" in first.stdout
+    jobs = WorkList(tmp_path / "bench").jobs()
+    assert {job.settings["teacher"]["spec"] for job in jobs} == {f"recorded:{recording}"}
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0 and "4 jobs: 4 had been done, 0 are missing" in again.output
     for form, sign in (("latex", r"\toprule"), ("html", "<table>"), ("csv", "student,method,ink,paint,mean")):
@@ -253,6 +301,20 @@ def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_
         assert told.exit_code == 0 and sign in told.stdout
     wrong = CliRunner().invoke(app, ["benchmark", "table", str(tmp_path / "bench"), "--format", "pdf"])
     assert isinstance(wrong.exception, ConfigError)
+
+
+@pytest.mark.parametrize("way", ["--teacher", "--config", "--set"])
+@pytest.mark.parametrize("command", ["benchmark", "recommend"])
+def test_the_teacher_is_the_one_that_the_settings_end_with(
+    command: str, way: str, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "settings.toml").write_text(f'[teacher]\nspec = "recorded:{recording}"\n')
+    given = {"--teacher": f"recorded:{recording}", "--set": f"teacher.spec=recorded:{recording}"}
+    named = [way, given.get(way, str(tmp_path / "settings.toml"))]
+    wrong = CliRunner().invoke(
+        app, [command, "--data", str(shapes), "--methods", "sd", *named, "--out", str(tmp_path / "bench")]
+    )
+    assert f"needs the teacher's weights, and recorded:{recording} is a black box" in str(wrong.exception)
 
 
 def test_mistakes_are_told_before_anything_runs(grid: Grid, tmp_path: Path) -> None:
@@ -278,25 +340,39 @@ def test_another_dataset_under_the_same_name_is_refused(grid: Grid, shapes: Path
         plan(changed, tmp_path / "bench")
 
 
-def test_domainbeds_own_results_stand_in_the_same_table(tmp_path: Path) -> None:
-    def line(seed: int, step: int, seen: float, unseen: float, draw: int = 0) -> str:
-        accuracies = {f"env{i}_{part}_acc": seen for i in (0, 1, 2) for part in ("in", "out")}
-        accuracies |= {"env3_in_acc": unseen, "env3_out_acc": unseen + 0.1}
-        arguments = {"algorithm": "ERM", "dataset": "PACS", "test_envs": [3], "trial_seed": seed, "hparams_seed": draw}
-        return json.dumps({"args": {**arguments, "holdout_fraction": 0.2}, "step": step, "loss": 0.3, **accuracies})
+def domainbed_line(
+    step: int,
+    accuracies: Sequence[float],
+    *,
+    targets: Sequence[int] = (3,),
+    seed: int = 0,
+    draw: int = 0,
+    inside: float | None = None,
+    **hparams: object,
+) -> str:
+    """Return a line of DomainBed's: each environment's accuracies; of the target `inside` on its 80%."""
+    columns = {f"env{i}_{part}_acc": accuracy for i, accuracy in enumerate(accuracies) for part in ("in", "out")}
+    if inside is not None:
+        columns[f"env{targets[0]}_in_acc"] = inside
+    arguments = {"algorithm": "ERM", "dataset": "PACS", "test_envs": list(targets), "trial_seed": seed}
+    told = {"args": {**arguments, "hparams_seed": draw, "holdout_fraction": 0.2}, "step": step, "loss": 0.3}
+    return json.dumps({**told, "hparams": {"resnet18": False, **hparams}, **columns}) + "\n"
 
+
+def test_domainbeds_own_results_stand_in_the_same_table(calm: WorkList, tmp_path: Path) -> None:
     for seed in (0, 1):
         file = tmp_path / f"sweep/{seed}/results.jsonl"
         file.parent.mkdir(parents=True)
+        steps = [(300, 0.8, 0.9), (600, 0.9, 0.7 + seed / 10), (900, 0.7, 0.95)]
         file.write_text(
-            "\n".join([line(seed, 300, 0.8, 0.9), line(seed, 600, 0.9, 0.7 + seed / 10), line(seed, 900, 0.7, 0.95)])
+            "".join(domainbed_line(s, [seen] * 3 + [new + 0.1], seed=seed, inside=new) for s, seen, new in steps)
         )
-    found = read_domainbed(tmp_path / "sweep")
+    found, notes = read_domainbed(tmp_path / "sweep")
     assert [(r.method, r.target, r.in_split) for r in found] == [
         ("ERM (DomainBed)", "sketch", 0.7),
         ("ERM (DomainBed)", "sketch", pytest.approx(0.8)),
     ]
-    assert found[0].accuracy == pytest.approx(0.8 * 0.7 + 0.2 * 0.8)
+    assert found[0].accuracy == pytest.approx(0.8 * 0.7 + 0.2 * 0.8) and not notes
     told = as_table(found).render("md")
     assert "77.0 ± 5.0" in told
     (tmp_path / "other.jsonl").write_text('{"loss": 1}\n')
@@ -304,14 +380,77 @@ def test_domainbeds_own_results_stand_in_the_same_table(tmp_path: Path) -> None:
         read_domainbed(tmp_path / "other.jsonl")
 
 
+def test_a_sweep_of_domainbeds_is_selected_by_the_rule_of_the_table(tmp_path: Path) -> None:
+    """Two draws with runs that leave one and two environments out, as its sweep makes them by default."""
+    lines = []
+    for draw, seen, held, last in ((0, 0.9, 0.3, 0.2), (1, 0.5, 0.8, 0.4)):
+        lines += [domainbed_line(300, [seen] * 3 + [0.9], draw=draw, inside=0.6 + draw / 10)]
+        lines += [domainbed_line(600, [seen - 0.1] * 3 + [last], draw=draw, inside=0.8 + draw / 10)]
+        for other in range(3):
+            pair = [held if i == other else 0.5 for i in range(4)]
+            lines += [domainbed_line(300, pair, targets=[other, 3], draw=draw)]
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(lines))
+    (found,), notes = read_domainbed(file, "training")
+    assert found.in_split == 0.6 and "6 lines with several test environments aren't in the table" in notes[0]
+    (found,), notes = read_domainbed(file, "leave-one-out")
+    assert found.in_split == pytest.approx(0.7) and not notes
+    (found,), _ = read_domainbed(file, "oracle")  # the last step of each run only
+    assert found.in_split == pytest.approx(0.9)
+    file.write_text("".join(line for line in lines if '"test_envs": [3]' in line))
+    (found,), notes = read_domainbed(file, "leave-one-out")
+    assert found.in_split == 0.6 and "selected by source validation" in notes[0]
+
+
+def test_domainbeds_students_are_told_apart_and_stop_no_bold_row(calm: WorkList, tmp_path: Path) -> None:
+    file = tmp_path / "results.jsonl"
+    kinds = [{"resnet18": True}, {}, {"vit": True, "dinov2": True}, {"vit": True}]
+    file.write_text("".join(domainbed_line(300, [0.5] * 4, seed=seed, **kind) for seed, kind in enumerate(kinds)))
+    imported, _ = read_domainbed(file)
+    assert [result.student for result in imported] == ["resnet18", "resnet50", "dinov2", "vit"]
+    rng = np.random.default_rng(0)
+    right = {"erm": 0.5, "adip": 0.9}
+    ours = [
+        replace(r, marks=Marks(np.arange(1000), rng.random(1000) < right[r.method]))
+        for r in results(calm)
+        if r.method in right
+    ]
+    theirs = [replace(imported[0], dataset="shapes", target="paint", student=ours[0].student)]
+    table = as_table([*ours, *theirs])
+    assert [table.rows[i][1] for i in table.bold] == ["adip"] and "trained its student here" in table.notes[-1]
+
+
 def test_the_table_is_bold_only_where_the_lead_is_sure(calm: WorkList) -> None:
     found = [result for result in results(calm) if result.method != "zero-shot"]
     rng = np.random.default_rng(0)
     right = {"erm": 0.5, "adip": 0.9}
-    clear = [replace(r, right=rng.random(1000) < right[r.method]) for r in found]
-    close = [replace(r, right=rng.random(1000) < 0.7) for r in found]
+    clear = [replace(r, marks=Marks(np.arange(1000), rng.random(1000) < right[r.method])) for r in found]
+    close = [replace(r, marks=Marks(np.arange(1000), rng.random(1000) < 0.7)) for r in found]
     assert [as_table(clear).rows[i][1] for i in as_table(clear).bold] == ["adip"]
     assert not as_table(close).bold
+
+
+def test_a_teacher_that_left_answers_out_is_compared_on_the_others(grid: Grid, shapes: Path, tmp_path: Path) -> None:
+    told = {"teacher": {"select": "known"}, "published": {"target_in_split": True}}
+    bench = plan(replace(grid, methods=["zero-shot", "erm"], settings=merge(grid.settings, told)), tmp_path / "bench")
+    unknown = tmp_path / "unknown.txt"
+    balls = sorted((shapes / "paint/ball").iterdir())
+    unknown.write_text("".join(f"{file.relative_to(shapes).as_posix()}\n" for file in balls))
+    asked = {"data": {"path": str(shapes), "exclude": str(unknown)}, "teacher": grid.settings["teacher"]}
+    embed(asked, store=bench.work.folder / "store")
+    run(bench, engine=Here())
+    assert not bench.missing
+    found = results(bench.work)
+    assert {len(r.marks.pictures) for r in found if r.method == "erm" and r.marks} == {29}  # 80% of 36
+    teachers = [r for r in found if r.method == "zero-shot"]
+    missing = sum(29 - len(r.marks.pictures) for r in teachers if r.marks)
+    assert missing > 0 and all(r.accuracy == r.in_split for r in teachers)
+    table = as_table(found)
+    assert f"zero-shot: {missing} of 58 answers are missing" in table.notes[1]
+    (row,) = [row for row in table.rows if row[1] == "zero-shot"]
+    assert "[" in row[table.heads.index("against erm, 95%")]
+    evaluation = json.loads((teachers[0].folder / "evaluation.json").read_text())
+    assert "pictures have no answer" in evaluation["notes"][0]
 
 
 def test_a_table_never_mixes_settings(calm: WorkList, grid: Grid, tmp_path: Path) -> None:
@@ -340,6 +479,55 @@ def test_commands_on_one_folder_show_their_own_jobs(calm: WorkList, grid: Grid, 
     assert accuracies(work) == accuracies(calm)
 
 
+def test_a_torn_line_costs_no_job_and_none_is_listed_twice(grid: Grid, tmp_path: Path) -> None:
+    names = [job.name for job in plan(grid, tmp_path).jobs]
+    file = tmp_path / "jobs.jsonl"
+    file.write_bytes(file.read_bytes()[:-20])  # as a kill or a full disk leaves it
+    plan(grid, tmp_path)
+    more = plan(replace(grid, methods=["lp"]), tmp_path)
+    assert [job.name for job in WorkList(tmp_path).jobs()] == [*names, *(job.name for job in more.jobs)]
+    file.write_text(file.read_text() * 2)  # as two commands of an older version could
+    assert len(WorkList(tmp_path).jobs()) == len(names) + 2
+    folder = tmp_path / "both"
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: plan(grid, folder), range(8)))
+    assert len((folder / "jobs.jsonl").read_text().splitlines()) == len(names)
+
+
+def test_a_command_that_leaves_jobs_to_another_says_so(
+    calm: WorkList, grid: Grid, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    work = copied(calm, tmp_path)
+    command = ["benchmark", "--data", f"shapes={shapes}", "--teacher", f"recorded:{recording}", "--methods", "erm"]
+    command += ["--students", "test_efficientnet", "--targets", "paint", "--seeds", "2", "--steps", "3", "--batch", "4"]
+    command += ["--engine", "local:1", "--out", str(work.folder)]
+    for key, value in (("student.weights", "none"), ("student.image_size", "32"), ("data.workers", "0")):
+        command += ["--set", f"{key}={value}"]
+    (job, *_) = [job for job in work.jobs() if job.method == "erm"]
+    (work.place(job) / "seconds.json").unlink()
+    with claimed(work, job):
+        told = CliRunner().invoke(app, [*command, "--set", "train.precision=fp32", "--set", "train.accelerator=cpu"])
+    assert "2 jobs: 1 had been done, 1 are missing" in told.output and told.exit_code == 2
+
+
+def test_a_job_that_another_process_has_is_left_alone(calm: WorkList, tmp_path: Path) -> None:
+    """As a Ray task, or a worker of this machine, finds it when another command works on the folder."""
+    work = copied(calm, tmp_path)
+    (job, *_) = [job for job in work.jobs() if job.method == "erm"]
+    (work.place(job) / "seconds.json").unlink()
+    with claimed(work, job):
+        assert attempt(work, job, since=time.time(), budget=0, tell=lambda event: pytest.fail(f"{event}")) is None
+    assert work.failure(job) is None and not work.done(job)
+
+
+def test_status_counts_nothing_that_no_command_waits_for(calm: WorkList, grid: Grid, tmp_path: Path) -> None:
+    work = copied(calm, tmp_path)
+    plan(replace(grid, steps=4), work.folder)  # asked for, then given up:
+    plan(grid, work.folder)
+    told = CliRunner().invoke(app, ["benchmark", "status", str(work.folder)]).stdout
+    assert "6 jobs: 6 done, 0 running, 0 failed, 0 waiting" in told and "besides, 4 jobs of other settings" in told
+
+
 def test_results_of_older_code_are_done_again_and_not_shown(
     calm: WorkList, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -354,6 +542,21 @@ def test_results_of_older_code_are_done_again_and_not_shown(
     assert not plan(grid, work.folder).missing and accuracies(work) == accuracies(calm)
 
 
+def finish(work: WorkList, job: Job, parts: Sequence[tuple[str, bool, int, float]]) -> None:
+    """Write a job's result: (domain, in its 80%, how many pictures, share right)."""
+    domain, in_split, good = (
+        np.concatenate([[DOMAINS.index(name)] * count for name, _, count, _ in parts]),
+        np.concatenate([[inside] * count for _, inside, count, _ in parts]),
+        np.concatenate([np.arange(count) < round(count * share) for _, _, count, share in parts]),
+    )
+    columns = {"index": np.arange(len(good)), "domain": domain, "in_split": in_split}
+    columns |= {"label": np.zeros(len(good), int), "answer": (~good).astype(int)}
+    place = work.place(job)
+    place.mkdir(parents=True)
+    Predictions(["a", "b"], DOMAINS, {name: [column] for name, column in columns.items()}).save(place)
+    (place / "seconds.json").write_text("1")
+
+
 @pytest.mark.parametrize(("rule", "best"), [("training", 0), ("leave-one-out", 1), ("oracle", 2)])
 def test_each_rule_selects_by_its_own_pictures(rule: str, best: int, grid: Grid, tmp_path: Path) -> None:
     bench = plan(replace(grid, methods=["erm"], seeds=1, draws=3, selection="leave-one-out"), tmp_path)
@@ -362,23 +565,39 @@ def test_each_rule_selects_by_its_own_pictures(rule: str, best: int, grid: Grid,
         1: (0.2, 0.9, 0.6, 0.2),
         2: (0.2, 0.2, 0.7, 0.9),
     }
-    domains = ["chalk", "ink", "paint"]
     for job in bench.jobs:
         seen, held, inside, outside = right[job.draw]
-        rows = [(domains.index("paint"), True, inside), (domains.index("paint"), False, outside)]
-        rows += [(domains.index(d), False, held if d == job.held else seen) for d in ("chalk", "ink")]
-        domain, in_split, good = (
-            np.concatenate([np.full(10, row[k]) if k < 2 else np.arange(10) < 10 * row[2] for row in rows])
-            for k in range(3)
-        )
-        columns = {"domain": domain, "in_split": in_split, "label": np.zeros(40, int), "answer": (~good).astype(int)}
-        place = bench.work.place(job)
-        place.mkdir(parents=True)
-        Predictions(["a", "b"], domains, {name: [column] for name, column in columns.items()}).save(place)
-        (place / "seconds.json").write_text("1")
+        sources = [(name, False, 10, held if name == job.held else seen) for name in ("chalk", "ink")]
+        finish(bench.work, job, [("paint", True, 10, inside), ("paint", False, 10, outside), *sources])
     (found,) = results(bench.work, rule)
     assert found.folder == bench.work.place(next(job for job in bench.jobs if job.draw == best and not job.held))
     assert found.in_split == pytest.approx(right[best][2])
+
+
+def test_source_validation_is_the_mean_over_domains_however_large(grid: Grid, tmp_path: Path) -> None:
+    bench = plan(replace(grid, methods=["erm"], seeds=1, draws=2), tmp_path)
+    for job, chalk, ink in zip(bench.jobs, (0.5, 0.7), (1.0, 0.7), strict=True):
+        finish(bench.work, job, [("paint", True, 10, 0.5), ("chalk", True, 90, chalk), ("ink", True, 10, ink)])
+    (found,) = results(bench.work, "training")
+    assert found.folder == bench.work.place(bench.jobs[0]) and found.seen == pytest.approx(0.75)
+
+
+def test_a_rule_whose_runs_are_missing_selects_nothing(grid: Grid, tmp_path: Path) -> None:
+    wanted = replace(grid, methods=["erm"], seeds=1, draws=2)
+    bench = plan(wanted, tmp_path)
+    parts = [("paint", True, 10, 0.5), ("chalk", True, 10, 0.5), ("ink", True, 10, 0.5)]
+    for job in bench.jobs:
+        finish(bench.work, job, parts)
+    with pytest.raises(ConfigError, match=r"erm has 2 draws, and no runs .* again with --selection leave-one-out"):
+        results(bench.work, "leave-one-out")
+    with pytest.raises(ConfigError, match="nothing is left of paint to select by"):
+        results(bench.work, "oracle")
+    larger = plan(replace(wanted, selection="leave-one-out"), tmp_path)
+    first, second = ([job for job in larger.missing if job.draw == draw] for draw in (0, 1))
+    for job in [*first, second[0]]:
+        finish(larger.work, job, parts)
+    (found,) = results(larger.work, "leave-one-out")  # the other draw isn't judged yet
+    assert found.folder == larger.work.place(bench.jobs[0])
 
 
 def test_students_are_measured_on_corrupted_pictures_without_training_anew(
@@ -412,12 +631,24 @@ def test_students_are_measured_on_corrupted_pictures_without_training_anew(
     assert not plan(one, work.folder).missing
 
 
-def test_published_figures_stand_beside_their_own_kind_only() -> None:
-    from vl2v.benchmark.table import _published
+def test_published_figures_stand_beside_their_own_kind_only(calm: WorkList) -> None:
+    def figures(datasets: Sequence[str], student: str = "lite0") -> dict[str, str]:
+        (one, *_) = results(calm)
+        methods = ("zero-shot", "sd", "adip", "miro", "erm")
+        rows = [replace(one, dataset=name, student=student, method=method) for name in datasets for method in methods]
+        table = as_table(rows)
+        if "published" not in table.heads:
+            return {}
+        assert "black, a ViT-B/16 that starts from ImageNet; white, the teacher's own tower" in table.notes[-1]
+        return {row[1]: row[table.heads.index("published")] for row in table.rows}
 
-    assert _published({"PACS"})["sd"] == "96.7" and _published({"PACS"})["adip"] == "94.9"
-    assert "miro" not in _published({"PACS"})  # published for a white box; ours starts from ImageNet
-    assert _published({"shapes"}) == {} == _published({"PACS", "VLCS"})
+    pacs = {"zero-shot": "96.5 white", "sd": "96.7 white", "adip": "94.9 black", "miro": "", "erm": "90.3 black"}
+    assert figures(["PACS"]) == pacs
+    assert figures(["PACS"], "teacher") == {**pacs, "adip": "", "miro": "96.4 white", "erm": ""}
+    assert figures(["office_home"])["adip"] == "85.7 black"  # the folder that `vl2v data download` makes
+    five = ["office_home", "terra_incognita", "VLCS", "PACS", "domain_net"]
+    assert figures(five)["adip"] == "75.5 black"
+    assert figures(["a", "b", "c", "d", "e"]) == {} == figures(["shapes"]) == figures(["PACS", "VLCS"])
 
 
 def test_recommend_answers_plainly(
@@ -430,11 +661,29 @@ def test_recommend_answers_plainly(
     settings["stages"] = {"align": {"steps": 10, "batch_per_domain": 8}}
     teacher = f"recorded:{recording}"
     methods = ("erm", "adip")
-    small = "test_efficientnet"
-    how: dict[str, Any] = {"minutes": 0.02, "methods": methods, "student": small, "settings": settings}
-    advice = recommend(shapes, teacher, tmp_path, **how, engine=Here())
+    data = tmp_path / "my pictures"
+    data.symlink_to(shapes)
+    how: dict[str, Any] = {"minutes": 0.02, "student": "test_efficientnet", "settings": settings, "engine": Here()}
+    # rise wants texts that this recording doesn't have
+    advice = recommend(data, teacher, tmp_path / "bench", methods=(*methods, "rise"), **how)
     assert {advice.method, advice.runner_up} == set(methods) and advice.steps == 20
-    assert f"--method {advice.method}" in advice.command and advice.command in advice.verdict()
+    assert set(advice.failed) == {"rise"} and "rise didn't compete: " in advice.verdict()
+    assert advice.command in advice.verdict()
     assert {r.target for r in advice.table} == set(DOMAINS)
-    again = recommend(shapes, teacher, tmp_path, **how, engine=Here())
+    again = recommend(data, teacher, tmp_path / "bench", methods=methods, **how)
     assert (again.command, again.accuracy) == (advice.command, advice.accuracy)  # all was there already
+    words = shlex.split(advice.command)
+    assert words[words.index("--data") + 1] == str(data) and words[words.index("--method") + 1] == advice.method
+    told = assignments([words[place + 1] for place, word in enumerate(words) if word == "--set"])
+    *_, last = METHODS[advice.method].stages
+    assert told["student"] == settings["student"] and told["data"] == settings["data"]
+    assert told["stages"][last] == {"steps": 1000, "batch_per_domain": 4}
+
+
+def test_a_tournament_wants_two_that_train(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    from vl2v.benchmark.recommend import recommend
+
+    for methods, why in ((["zero-shot", "erm", "kd"], "zero-shot trains nothing"), (["erm", "erm"], "takes 2 or more")):
+        with pytest.raises(ConfigError, match=why):
+            recommend(shapes, f"recorded:{recording}", tmp_path, minutes=1, methods=methods, engine=Here())
+    assert not list(tmp_path.iterdir())

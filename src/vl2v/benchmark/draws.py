@@ -17,7 +17,8 @@ from vl2v.methods import METHODS
 from vl2v.seeds import derive
 
 STARTUP = 4  # results, before which Optuna's suggestions are random as well
-BY_COSINE = ("adip", "vl2v", "fd", "simkd")
+RATES = dict.fromkeys(("adip", "vl2v", "fd", "simkd", "lp"), 1) | dict.fromkeys(("sd", "wise-ft", "clipood"), -1)
+"""How many powers of ten above DomainBed's range a method's learning rates are, so that its own is among them."""
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class Range:
         return int(value) if self.whole else float(value)
 
     def place(self, value: float) -> float:
-        """Return u of a value; it may be out of the range."""
+        """Return u of a value; of one out of the range (a weight decay of 0), the nearest end."""
         if self.base is None:
-            return value
+            return min(max(value, self.low), self.high)
         inside = value + 1e-6 if self.whole else value  # what rounding down leaves where it is
-        return math.log(inside, self.base) - self.shift if inside > 0 else -math.inf
+        u = math.log(inside, self.base) - self.shift if inside > 0 else -math.inf
+        return min(max(u, self.low), self.high)
 
 
 _OWN = {
@@ -67,8 +69,8 @@ def ranges(method: str) -> dict[str, Range]:
     """Return a method's hyperparameters, as dotted settings."""
     *_, last = METHODS[method].stages
     found = {
-        f"stages.{last}.lr": Range(-5, -3.5, 10, shift=int(method in BY_COSINE)),
-        f"stages.{last}.weight_decay": Range(-6, -2, 10),
+        f"stages.{last}.lr": Range(-5, -3.5, 10, shift=RATES.get(method, 0)),
+        f"stages.{last}.weight_decay": Range(-6, -2, 10, shift=int(method == "clipood")),
         f"stages.{last}.batch_per_domain": Range(3, 5.5, 2, whole=True),
     }
     if method in _OWN:
@@ -83,7 +85,8 @@ def drawn(method: str, seed: int, draw: int) -> Tree:
     Of the last stage: learning rate 10^U(-5, -3.5), weight decay 10^U(-6, -2), pictures a domain 2^U(3, 5.5). Of a
     method of its own: CORAL's weight and Mixup's alpha 10^U(-1, 1). Not in DomainBed: lambda U(0.1, 0.9), MIRO's weight
     10^U(-2, 0), distillation's temperature U(1, 5), WiSE-FT's interpolation U(0.2, 0.8). The losses of adip, vl2v, fd
-    and simkd want larger steps: ten times the range.
+    and simkd, and lp's frozen features, want larger steps: ten times the range; white boxes smaller ones, a tenth.
+    CLIPood's weight decay is ten times the range.
     """
     rng = np.random.default_rng(derive(seed, "draw", method, draw))
     values = {
@@ -119,8 +122,7 @@ def suggested(method: str, seed: int, draw: int, results: Sequence[tuple[RunConf
     for config, worth in results:
         values = _values(method, config)
         places = {name: known[name].place(value) for name, value in values.items()}
-        if all(known[name].low <= place <= known[name].high for name, place in places.items()):
-            study.add_trial(optuna.trial.create_trial(params=places, distributions=distributions, value=worth))
+        study.add_trial(optuna.trial.create_trial(params=places, distributions=distributions, value=worth))
     return _tree({name: known[name].value(place) for name, place in study.ask(distributions).params.items()})
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vl2v.benchmark.jobs import Job, WorkList
-from vl2v.benchmark.work import Tell, do, fail
+from vl2v.benchmark.work import Tell, attempt, fail
 from vl2v.devices import processors
 from vl2v.errors import ConfigError
 from vl2v.runs.cluster import Cluster, settle_in
@@ -172,10 +172,10 @@ class Ray(Cluster):
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
         """Do the jobs; see `Engine`."""
         ray, task = self.start(), self.task(_ray_task)
-        folder, threads = str(work.folder.absolute()), str(self.processors)
+        folder, threads, since = str(work.folder.absolute()), str(self.processors), time.time()
         by_ref: dict[Any, Job] = {}
         for job in jobs:
-            by_ref[task.remote(folder, job, budget, threads, os.getcwd())] = job
+            by_ref[task.remote(folder, job, since, budget, threads, os.getcwd())] = job
         waiting = list(by_ref)
         while waiting:
             (first, *_), waiting = ray.wait(waiting, num_returns=1)
@@ -185,9 +185,12 @@ class Ray(Cluster):
             except ray.exceptions.RayError as error:
                 fail(work, job, f"Ray gave up: {type(error).__name__}", str(error))
                 good = False
-            tell({"event": "done" if good else "failed", "job": job.name})
+            if good is None:  # another command has it, or had it
+                good = work.done(job) or None
+            if good is not None:
+                tell({"event": "done" if good else "failed", "job": job.name})
 
 
-def _ray_task(folder: str, job: Job, budget: float, threads: str, where: str) -> bool:
+def _ray_task(folder: str, job: Job, since: float, budget: float, threads: str, where: str) -> bool | None:
     settle_in(threads, where)
-    return do(WorkList(Path(folder)), job, budget=budget)
+    return attempt(WorkList(Path(folder)), job, since=since, budget=budget, tell=lambda event: None)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 from vl2v.benchmark.draws import drawn
 from vl2v.config import LossConfig, PublishedConfig, Tree, merge
@@ -19,6 +19,9 @@ from vl2v.errors import ConfigError, RunError
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs.folder import write_text
 from vl2v.runs.settings import resolve
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 Selection = Literal["training", "leave-one-out", "oracle"]
 Search = Literal["random", "optuna"]
@@ -77,6 +80,11 @@ class Job:
     def cell(self) -> Cell:
         """What it is one draw of."""
         return Cell(self.dataset, self.target, self.method, self.student, self.seed)
+
+    @property
+    def of_today(self) -> bool:
+        """Whether today's code would train it so."""
+        return self.method in METHODS and self.version == version_of(self.method)
 
     @cached_property
     def name(self) -> str:
@@ -140,7 +148,7 @@ class Grid:
             draw: makes hyperparameters of a cell and the number of a draw; by default random ones.
 
         Raises:
-            ConfigError: a method, or a setting, that isn't known.
+            ConfigError: a method, or a setting, that isn't known; domains too few for the rule.
             DataError: a dataset that can't be read, or a target that it doesn't have.
         """
         for dataset, path in self.data.items():
@@ -157,11 +165,16 @@ class Grid:
         draws = self.draws if trains else 1
         several = trains and (self.draws > 1 or self.search == "optuna")  # whose rounds have one draw at first
         others = [domain for domain in domains if domain != cell.target]
-        held_out = others if self.selection == "leave-one-out" and several and len(others) > 1 else []
+        held_out = others if self.selection == "leave-one-out" and several else []
+        if len(held_out) == 1:
+            raise ConfigError(
+                f"--selection leave-one-out: {cell.dataset} has {len(domains)} domains, and would leave none to learn "
+                "from; it takes three or more"
+            )
         for draw in range(draws):
             hyperparameters = draw_of(cell, draw) if draw else {}
             for held in ("", *held_out):
-                settings = merge(self._of(cell, held), hyperparameters)
+                settings = self._sized(cell, merge(self._of(cell, held), hyperparameters))
                 yield Job(*cell, draw, held, settings, version_of(cell.method))
 
     def _of(self, cell: Cell, held: str) -> Tree:
@@ -176,10 +189,16 @@ class Grid:
         stages = METHODS[cell.method].stages
         if not stages:
             return merge(_without_stages(self.settings), own)
+        return merge(_only_stages(self.settings, stages), own)
+
+    def _sized(self, cell: Cell, settings: Tree) -> Tree:
+        """Return settings with the steps and the batch that were asked for, whatever was drawn."""
+        stages = METHODS[cell.method].stages
+        if not stages:
+            return settings
         *_, last = stages
         sizes = {"steps": self.steps, "batch_per_domain": self.batch}
-        given = merge(_only_stages(self.settings, stages), own)
-        return merge(given, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
+        return merge(settings, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
 
     def _domains(self, path: str) -> Sequence[str]:
         from vl2v.data import open_dataset
@@ -257,28 +276,37 @@ class WorkList:
         self.folder = folder
         self.file = folder / "jobs.jsonl"
 
+    def lock(self) -> BaseFileLock:
+        """Return what is to be held while a list of the folder is changed: two commands may work on one."""
+        from filelock import FileLock
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / "lists.lock")
+
     def add(self, jobs: Iterable[Job]) -> list[Job]:
         """Add jobs that aren't in the list yet; return all that were given."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        known = {job.name for job in self.jobs()} if self.file.is_file() else set()
         given = list(jobs)
-        new = {job.name: job for job in given if job.name not in known}
-        lines = "".join(json.dumps({"name": name, **asdict(job)}, default=str) + "\n" for name, job in new.items())
-        with self.file.open("a", encoding="utf-8") as file:
-            file.write(lines)
-            file.flush()
-            os.fsync(file.fileno())
+        with self.lock():
+            known = {job.name for job in self.jobs()} if self.file.is_file() else set()
+            new = {job.name: job for job in given if job.name not in known}
+            lines = "".join(json.dumps({"name": name, **asdict(job)}, default=str) + "\n" for name, job in new.items())
+            with self.file.open("a+b") as file:
+                if _torn(file):
+                    lines = "\n" + lines
+                file.write(lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
         return given
 
     def jobs(self) -> list[Job]:
-        """Return all jobs, in order.
+        """Return all jobs, each once, in order.
 
         Raises:
             RunError: not a benchmark folder.
         """
         if not self.file.is_file():
             raise RunError(f"{self.folder}: not a benchmark folder (no jobs.jsonl); `vl2v benchmark --out` makes one")
-        made = []
+        made: dict[str, Job] = {}
         for line in self.file.read_text(encoding="utf-8").splitlines():
             try:
                 row = json.loads(line)
@@ -287,14 +315,12 @@ class WorkList:
             name = row.pop("name")
             job = Job(**row)
             job.__dict__["name"] = name  # not worked out anew: 500 jobs are listed in a moment
-            made.append(job)
-        return made
+            made.setdefault(name, job)
+        return list(made.values())
 
     def show(self, variant: str, jobs: Iterable[Job]) -> None:
         """Let tables show jobs, and those that were asked for before with the same settings (`Grid.variant`)."""
-        from filelock import FileLock
-
-        with FileLock(self.folder / "shown.lock"):  # two commands may work on one folder
+        with self.lock():
             before = self._shown()
             known = before["jobs"].get(variant, [])
             names = list(dict.fromkeys([*known, *(job.name for job in jobs)]))
@@ -311,7 +337,7 @@ class WorkList:
         told = self._shown()
         names = set(told["jobs"].get(told["variant"] if variant is None else variant, []))
         asked = [job for job in self.jobs() if job.name in names or not told["jobs"]]
-        return [job for job in asked if job.method in METHODS and job.version == version_of(job.method)]
+        return [job for job in asked if job.of_today]
 
     def _shown(self) -> dict[str, Any]:
         file = self.folder / "shown.json"
@@ -334,10 +360,11 @@ class WorkList:
     def ask_for(self, corruptions: Corruptions | None) -> None:
         """Have students measured on these corruptions, or on none."""
         file = self.folder / "corruptions.json"
-        if corruptions is None:
-            file.unlink(missing_ok=True)
-        else:
-            write_text(file, json.dumps(asdict(corruptions)))
+        with self.lock():
+            if corruptions is None:
+                file.unlink(missing_ok=True)
+            else:
+                write_text(file, json.dumps(asdict(corruptions)))
         self.__dict__["corruptions"] = corruptions
 
     def trained(self, job: Job) -> bool:
@@ -373,6 +400,14 @@ class WorkList:
 
 def _random(cell: Cell, draw: int) -> Tree:
     return drawn(cell.method, cell.seed, draw)
+
+
+def _torn(file: BinaryIO) -> bool:
+    """Whether a file's last line doesn't end, since a process was killed while it wrote it."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
 
 
 def _digest(tree: object) -> str:

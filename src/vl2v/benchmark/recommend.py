@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from vl2v.benchmark.jobs import STUDENTS, Grid
 from vl2v.benchmark.results import Result, mean_and_error, of, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import runs_of
-from vl2v.config import LossConfig, PublishedConfig, Tree, merge
+from vl2v.config import Tree, merge
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation.compare import Lead, lead
 from vl2v.methods import find_method
@@ -41,6 +42,7 @@ class Advice:
         steps: of each run of the last round.
         minutes: that it took.
         command: that trains the student on all domains.
+        failed: candidates that couldn't be trained, and why.
     """
 
     method: str
@@ -52,6 +54,7 @@ class Advice:
     steps: int
     minutes: float
     command: str
+    failed: dict[str, str] = field(default_factory=dict)
 
     def verdict(self) -> str:
         """Return the plain answer."""
@@ -72,6 +75,7 @@ class Advice:
         lines.append(
             f"On an unseen domain expect about {100 * self.accuracy:.0f}%, after {self.steps} steps; more help."
         )
+        lines += [f"{method} didn't compete: {why}" for method, why in self.failed.items()]
         return "\n".join([*lines, f"Then: {self.command}"])
 
 
@@ -98,7 +102,7 @@ def recommend(
         teacher: as for `distill`.
         out: a benchmark folder; a tournament that was interrupted goes on.
         minutes: that it may take, roughly; asking the teacher comes on top.
-        methods: that compete, two or more.
+        methods: that compete, two or more; one that can't be trained drops out.
         student: that is to be trained.
         settings: of every run.
         engine: where the runs run.
@@ -108,49 +112,92 @@ def recommend(
 
     Raises:
         DataError: fewer than three domains with labels.
+        ConfigError: fewer than two candidates, or fewer than two that can be trained.
     """
     from vl2v.data import open_dataset
 
     start = time.monotonic()
-    domains = open_dataset(data).domains
+    methods = list(dict.fromkeys(methods))
+    if untrained := [method for method in methods if not find_method(method).stages]:
+        raise ConfigError(f"--methods: {', '.join(untrained)} trains nothing; it is measured beside the others anyway")
+    if len(methods) < FINALISTS:
+        raise ConfigError(f"--methods: a tournament takes {FINALISTS} or more, for example {','.join(CANDIDATES)}")
+    settings = settings or {}
+    told = settings.get("data", {})
+    exclude = told.get("exclude")
+    domains = open_dataset(data, layout=told.get("layout", "auto"), exclude=Path(exclude) if exclude else None).domains
     if len(domains) < 3:
         raise DataError(
             f"{data}: {len(domains)} domain(s); a tournament leaves one out and learns from at least two others. "
             "Sort the pictures into domain/class/ folders, by source or style"
         )
     engine = engine or Local(usual_processes())
-    whole = merge(_quick(), settings or {}, {"teacher": {"spec": teacher}})
+    whole = merge(_quick(), settings, {"teacher": {"spec": teacher}})
     name = data.resolve().name
+    reasons: dict[str, str] = {}
 
     def hold(methods: Sequence[str], steps: int, seeds: int) -> list[Result]:
         grid = Grid({name: str(data)}, [], methods, [student], seeds, settings=whole, steps=steps, batch=BATCH)
         bench = plan(grid, out)
         run(bench, engine=engine, budget=budget, report=report, tell=tell)
         names = {bench.work.place(job) for job in bench.jobs}
-        failed = [(job, why) for job in bench.jobs if (why := bench.work.failure(job))]
-        if failed:
-            raise ConfigError(f"{failed[0][0].name}: {failed[0][1]}")
-        return [found for found in results(bench.work) if found.folder in names]
+        for job in bench.missing:
+            reasons.setdefault(job.method, bench.work.failure(job) or "another process has its runs")
+        return [found for found in results(bench.work) if found.folder in names and found.method not in reasons]
 
-    step = _seconds_a_step(hold)
+    def enough(methods: Sequence[str], wanted: int) -> list[str]:
+        left = [method for method in methods if method not in reasons]
+        if len(left) < wanted:
+            raise ConfigError("; ".join(f"{method}: {why}" for method, why in reasons.items()))
+        return left
+
+    trial = hold(["erm"], TRIAL_STEPS, 1)
+    enough(["erm"], 1)
+    step = _seconds_a_step(trial)
     half = 60 * minutes / 2
     first = _steps(half, step, len(methods) * len(domains), engine)
     opening = hold(["zero-shot", *methods], first, 1)
-    ranked = sorted(methods, key=lambda method: -mean_and_error(of(opening, method=method))[0])
+    ranked = sorted(enough(methods, FINALISTS), key=lambda method: -mean_and_error(of(opening, method=method))[0])
     last = max(first, _steps(half, step, FINALISTS * 2 * len(domains), engine))
     final = hold(["zero-shot", *ranked[:FINALISTS]], last, 2)
-    best, second = sorted(ranked[:FINALISTS], key=lambda method: -mean_and_error(of(final, method=method))[0])
+    best, second = sorted(
+        enough(ranked[:FINALISTS], FINALISTS), key=lambda method: -mean_and_error(of(final, method=method))[0]
+    )
     runs = {method: runs_of(of(final, method=method)) for method in (best, second, "zero-shot")}
     ahead = lead(runs[best], runs[second])
     assert ahead is not None
-    *_, stage = find_method(best).make(LossConfig(), PublishedConfig()).stages
-    command = (
-        f"vl2v distill --data {data} --teacher {teacher} --student {STUDENTS.get(student, student)} --method {best} "
-        f"--set stages.{stage.key}.steps={max(1000, last)} --out runs/{best}"
-    )
+    *_, stage = find_method(best).stages
+    sizes = {"stages": {stage: {"steps": max(1000, last), "batch_per_domain": BATCH}}}
+    command = _command(data, STUDENTS.get(student, student), best, merge(whole, sizes))
     accuracy = mean_and_error(of(final, method=best))[0]
     took = (time.monotonic() - start) / 60
-    return Advice(best, second, accuracy, ahead, lead(runs[best], runs["zero-shot"]), final, last, took, command)
+    return Advice(
+        best, second, accuracy, ahead, lead(runs[best], runs["zero-shot"]), final, last, took, command, reasons
+    )
+
+
+def _command(data: Path, student: str, method: str, settings: Tree) -> str:
+    """Return the command that trains a student with a tournament's settings on all domains."""
+    entry = find_method(method)
+    own = {
+        **settings,
+        "stages": {name: settings["stages"][name] for name in entry.stages if name in settings["stages"]},
+    }
+    spec = own["teacher"]["spec"]
+    words = ["vl2v", "distill", "--data", str(data), "--teacher", spec, "--student", student, "--method", method]
+    told = ("teacher.spec", "student.name", "method", "data.path", "data.target")
+    for key, value in _leaves(own):
+        if key not in told:
+            words += ["--set", f"{key}={json.dumps(value, default=str, ensure_ascii=False)}"]
+    return shlex.join([*words, "--out", f"runs/{method}"])
+
+
+def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def _quick() -> Tree:
@@ -159,9 +206,9 @@ def _quick() -> Tree:
     return {"stages": {"align": first, "probe": first}}
 
 
-def _seconds_a_step(hold: Callable[[Sequence[str], int, int], list[Result]]) -> float:
-    """Return how long one step takes with all processes at work, from a trial that is also the first in the list."""
-    known = {found.folder for found in hold(["erm"], TRIAL_STEPS, 1)}
+def _seconds_a_step(trial: Sequence[Result]) -> float:
+    """Return how long one step takes with all processes at work."""
+    known = {found.folder for found in trial}
     lines = [line for folder in known for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return float(sum(json.loads(line)["seconds"] for line in lines)) / (TRIAL_STEPS * len(known))
 

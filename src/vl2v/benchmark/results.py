@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.benchmark.jobs import Cell, Job, Selection, WorkList
-from vl2v.errors import DataError
+from vl2v.errors import ConfigError, DataError
+from vl2v.evaluation.compare import Marks
 from vl2v.runs.predictions import Predictions
 
 DOMAINBED = {
@@ -37,10 +38,10 @@ class Result:
         seed: of the run and the split.
         accuracy: on all pictures of the target.
         in_split: on the 80% of it that DomainBed measures.
-        seen: on the source domains' validation pictures.
+        seen: on the source domains' validation pictures, the mean over domains.
         seconds: that the training took.
         folder: the run folder, or the file that the figures were read from.
-        right: whether each picture of the target was answered correctly; None where that isn't known.
+        marks: which pictures of the target were answered, and which of them correctly; None where that isn't known.
         corrupted: on the target's pictures corrupted, the mean over the corruptions asked for; NaN where not measured.
     """
 
@@ -54,7 +55,7 @@ class Result:
     seen: float
     seconds: float
     folder: Path
-    right: NDArray[np.bool_] | None = None
+    marks: Marks | None = None
     corrupted: float = math.nan
 
 
@@ -62,19 +63,31 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     """Return one result a dataset, target, method, student and seed: of the draw that the rule selects.
 
     Rules (Gulrajani and Lopez-Paz, ICLR 2021, section 3): "training", the accuracy on the source domains' validation
-    pictures; "leave-one-out", the mean accuracy on each source domain in turn of students that didn't see it, either;
+    pictures, the mean over domains; "leave-one-out", the mean accuracy on each source domain in turn of students that
+    didn't see it, either;
     "oracle", the accuracy on the 20% of the target that isn't measured, which nobody has who deploys.
 
     Args:
-        work: the list; unfinished jobs, and those of other settings than the last, are left out.
+        work: the list; unfinished jobs, and those of other settings than the last, are left out. A draw that can't be
+            judged yet is unfinished, too.
         selection: the rule.
+
+    Raises:
+        ConfigError: there are draws, and none has the runs that the rule goes by.
     """
     found = []
-    for draws in by_cell(job for job in work.shown() if work.trained(job)).values():
-        whole = {draw: jobs for draw, jobs in draws.items() if "" in jobs}
-        if whole:
-            best = max(whole, key=lambda draw: merit(work, whole[draw], selection)) if len(whole) > 1 else min(whole)
-            found.append(result_of(work, whole[best][""]))
+    for cell, draws in by_cell(work.shown()).items():
+        finished = {draw: jobs for draw, jobs in draws.items() if "" in jobs and work.trained(jobs[""])}
+        if len(draws) > 1 and selection == "leave-one-out":
+            if all(len(jobs) == 1 for jobs in draws.values()):
+                raise ConfigError(
+                    f"{work.folder}: {cell.method} has {len(draws)} draws, and no runs that leave another domain out "
+                    "to select one by; give the `vl2v benchmark` command again with --selection leave-one-out"
+                )
+            finished = {draw: jobs for draw, jobs in finished.items() if all(map(work.trained, jobs.values()))}
+        if finished:
+            best = max(finished, key=lambda draw: merit(work, finished[draw], selection) if len(finished) > 1 else 0)
+            found.append(result_of(work, finished[best][""]))
     return found
 
 
@@ -91,9 +104,15 @@ def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
     kept = Predictions.load(work.place(jobs[""]))
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(jobs[""].target)
     if selection == "training":
-        return float(right[~target].mean())
+        return _of_each_domain(right[~target], kept["domain"][~target])
     if selection == "oracle":
-        return float(right[target & ~kept["in_split"]].mean())
+        rest = target & ~kept["in_split"]
+        if not rest.any():
+            raise ConfigError(
+                f"--selection oracle: nothing is left of {jobs[''].target} to select by; published.target_in_split "
+                "leaves its other 20% out"
+            )
+        return float(right[rest].mean())
     scores = []
     for held, job in jobs.items():
         if held:
@@ -107,9 +126,16 @@ def result_of(work: WorkList, job: Job) -> Result:
     place = work.place(job)
     kept = Predictions.load(place)
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(job.target)
-    inside, outside = target & kept["in_split"], ~target
-    whole, part, seen = (float(right[rows].mean()) if rows.any() else math.nan for rows in (target, inside, outside))
-    return Result(*job.cell, whole, part, seen, work.seconds(job), place, right[target], _corrupted(work, job))
+    inside = target & kept["in_split"]
+    whole, part = (float(right[rows].mean()) if rows.any() else math.nan for rows in (target, inside))
+    seen = _of_each_domain(right[~target], kept["domain"][~target])
+    marks = Marks(kept["index"][target], right[target])
+    return Result(*job.cell, whole, part, seen, work.seconds(job), place, marks, _corrupted(work, job))
+
+
+def _of_each_domain(right: NDArray[np.bool_], domains: NDArray[np.int64]) -> float:
+    """Return the accuracy in each domain, the mean; NaN of no picture."""
+    return float(np.mean([right[domains == one].mean() for one in np.unique(domains)])) if len(right) else math.nan
 
 
 def _corrupted(work: WorkList, job: Job) -> float:
@@ -120,59 +146,126 @@ def _corrupted(work: WorkList, job: Job) -> float:
     return float(np.mean(list(accuracies))) if accuracies else math.nan
 
 
-def read_domainbed(path: Path) -> list[Result]:
-    """Return results of DomainBed's own program: its `results.jsonl` files, selected by source validation.
+@dataclass(frozen=True)
+class _Line:
+    """A line of DomainBed's results.jsonl: the accuracies of a run at a step; `run` is everything but `targets`."""
 
-    Of each run the step with the best mean accuracy on the source domains' validation splits counts, and of each
-    cell's hyperparameter draws the run with the best such step.
+    run: tuple[str, str, int, int]
+    targets: tuple[int, ...]
+    step: int
+    accuracies: dict[str, float]
+    holdout: float
+    student: str
+    file: Path
+
+    def seen(self) -> float:
+        """Return the mean accuracy on the source domains' validation splits."""
+        outside = [
+            key for key in self.accuracies if "_out_" in key and int(key[3 : key.index("_")]) not in self.targets
+        ]
+        return float(np.mean([self.accuracies[key] for key in outside]))
+
+    def result(self) -> Result:
+        """Return the figures of a run with a single target."""
+        (target,), (dataset, algorithm, seed, _) = self.targets, self.run
+        names = DOMAINBED.get(dataset)
+        domain = names[target] if names else f"env{target}"
+        inside = self.accuracies[f"env{target}_in_acc"]
+        outside = self.accuracies.get(f"env{target}_out_acc")
+        whole = inside if outside is None else (1 - self.holdout) * inside + self.holdout * outside
+        method = f"{algorithm} (DomainBed)"
+        return Result(dataset, domain, method, self.student, seed, whole, inside, self.seen(), math.nan, self.file)
+
+
+def read_domainbed(path: Path, selection: Selection = "training") -> tuple[list[Result], list[str]]:
+    """Return results of DomainBed's own program (its `results.jsonl` files), and what is to be said about them.
+
+    Of a cell's runs and steps its rule of that name selects one: "training", the best mean accuracy on the source
+    domains' validation splits; "leave-one-out", the best mean on each source domain in turn, of runs that left it out
+    as well (lines with two test environments), else, where there are none, the rule before; "oracle", of the runs'
+    last steps the best accuracy on the target's validation split.
 
     Args:
         path: a results.jsonl, or a folder with some in it.
+        selection: the rule.
 
     Raises:
         DataError: no such file, or a line that isn't DomainBed's.
     """
     files = sorted(path.rglob("results.jsonl")) if path.is_dir() else [path]
-    best: dict[tuple[str, str, str, int], tuple[float, Result]] = {}
-    for file in files:
+    lines = [line for file in files for line in _domainbed_lines(file)]
+    alone = [line for line in lines if len(line.targets) == 1]
+    if not alone:
+        raise DataError(f"{path}: no results.jsonl with results of a single test environment in it")
+    notes = []
+    judged = _judged(alone, lines, selection)
+    if not judged:
+        judged = _judged(alone, lines, "training")
+        notes.append(
+            f"{path}: no runs to select by leaving another domain out; its rows are selected by source validation."
+        )
+    elif selection != "leave-one-out" and len(lines) > len(alone):
+        notes.append(f"{path}: {len(lines) - len(alone):,} lines with several test environments aren't in the table.")
+    best: dict[Hashable, tuple[float, Result]] = {}
+    for merit, line in judged:
+        result = line.result()
+        key = result.dataset, result.target, result.method, result.student, result.seed
+        if key not in best or merit > best[key][0]:
+            best[key] = merit, result
+    return [result for _, result in best.values()], notes
+
+
+def _judged(alone: Sequence[_Line], lines: Sequence[_Line], selection: Selection) -> list[tuple[float, _Line]]:
+    """Return the lines that the rule may select, with what it judges each by."""
+    if selection == "training":
+        return [(line.seen(), line) for line in alone]
+    if selection == "oracle":
+        last = {(line.run, line.targets): line for line in sorted(alone, key=lambda line: line.step)}
+        return [(line.accuracies[f"env{line.targets[0]}_out_acc"], line) for line in last.values()]
+    held: dict[Hashable, dict[int, float]] = defaultdict(dict)
+    for line in lines:
+        if len(line.targets) == 2:
+            for target, other in (line.targets, line.targets[::-1]):
+                held[line.run, line.step, target][other] = line.accuracies[f"env{other}_in_acc"]
+    found = []
+    for line in alone:
+        scores = held[line.run, line.step, line.targets[0]]
+        if scores and len(scores) == sum(key.endswith("_in_acc") for key in line.accuracies) - 1:
+            found.append((float(np.mean(list(scores.values()))), line))
+    return found
+
+
+def _domainbed_lines(file: Path) -> Iterator[_Line]:
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{file}: not DomainBed's results ({error})") from None
+    for number, row in enumerate(rows, 1):
         try:
-            lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, ValueError) as error:
-            raise DataError(f"{file}: not DomainBed's results ({error})") from None
-        for number, line in enumerate(lines, 1):
-            try:
-                merit, result = _domainbed_line(line, file)
-            except (KeyError, IndexError, TypeError, ValueError) as error:
-                raise DataError(f"{file}, line {number}: not DomainBed's results ({error!r})") from None
-            key = result.dataset, result.target, result.method, result.seed
-            if key not in best or merit > best[key][0]:
-                best[key] = merit, result
-    if not best:
-        raise DataError(f"{path}: no results.jsonl with results in it")
-    return [result for _, result in best.values()]
+            told = row["args"]
+            line = _Line(
+                (told["dataset"], told["algorithm"], int(told.get("trial_seed", 0)), int(told.get("hparams_seed", 0))),
+                tuple(int(target) for target in told["test_envs"]),
+                int(row["step"]),
+                {key: float(value) for key, value in row.items() if key.endswith("_acc")},
+                float(told.get("holdout_fraction", 0.2)),
+                _domainbed_student(row.get("hparams")),
+                file,
+            )
+            if len(line.targets) == 1:
+                line.result()
+        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+            raise DataError(f"{file}, line {number}: not DomainBed's results ({error!r})") from None
+        yield line
 
 
-def _domainbed_line(line: dict[str, object], file: Path) -> tuple[float, Result]:
-    arguments = line["args"]
-    assert isinstance(arguments, dict)
-    dataset, (target, *more) = arguments["dataset"], arguments["test_envs"]
-    if more:
-        raise ValueError("several test environments")
-    names = DOMAINBED.get(dataset)
-    domain = names[target] if names else f"env{target}"
-    accuracies = {key: value for key, value in line.items() if key.endswith("_acc") and isinstance(value, float | int)}
-    inside, outside = accuracies[f"env{target}_in_acc"], accuracies.get(f"env{target}_out_acc")
-    merit = float(
-        np.mean([value for key, value in accuracies.items() if "_out_" in key and not key.startswith(f"env{target}_")])
-    )
-    holdout = float(arguments.get("holdout_fraction", 0.2))
-    whole = inside if outside is None else (1 - holdout) * inside + holdout * outside
-    method = f"{arguments['algorithm']} (DomainBed)"
-    told = line.get("hparams")
-    student = ("resnet18" if told["resnet18"] else "resnet50") if isinstance(told, dict) and "resnet18" in told else "?"
-    seed = int(arguments.get("trial_seed", 0))
-    result = Result(dataset, domain, method, student, seed, whole, inside, merit, float("nan"), file)
-    return merit, result
+def _domainbed_student(told: object) -> str:
+    """Return the student that a run's hparams name."""
+    if not isinstance(told, dict) or "resnet18" not in told:
+        return "?"
+    if told.get("vit"):
+        return "dinov2" if told.get("dinov2") else "vit"
+    return "resnet18" if told["resnet18"] else "resnet50"
 
 
 def mean_and_error(found: Iterable[Result], metric: str = "accuracy") -> tuple[float, float, int]:

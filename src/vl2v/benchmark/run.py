@@ -52,7 +52,8 @@ def plan(grid: Grid, out: Path, corruptions: Corruptions | None = None) -> Bench
     """
     work = WorkList(out)
     jobs = list(grid.jobs(searching(work, grid) if grid.search == "optuna" else None))
-    _same_data(grid, out)
+    with work.lock():
+        _same_data(grid, out)
     added = work.add(jobs)
     work.show(grid.variant, added)
     work.ask_for(corruptions)

@@ -7,13 +7,19 @@ import html
 import io
 import math
 import tomllib
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vl2v.benchmark.results import Result, mean_and_error, of
-from vl2v.evaluation.compare import Lead, Right, best_is_sure, leads
+from vl2v.config import TOWER, LossConfig, PublishedConfig
+from vl2v.evaluation.compare import Lead, Marks, best_is_sure, leads
+from vl2v.methods import METHODS
 
 Format = Literal["md", "latex", "html", "csv"]
 Metric = Literal["accuracy", "in_split", "corrupted"]
@@ -71,10 +77,12 @@ def as_table(
     metric: Metric = "accuracy",
     selection: str = "training",
     published: bool = True,
+    notes: Sequence[str] = (),
 ) -> Table:
     """Return accuracy % on unseen domains: a row a student and method, a column a target, mean and standard error.
 
-    A row is bold where the method is surely ahead of all others of its student, by the paired bootstrap.
+    A row is bold where the method is surely ahead of all others that trained its student, by the paired bootstrap;
+    those without answers picture by picture aren't in it.
 
     Args:
         found: results.
@@ -83,14 +91,17 @@ def as_table(
             uncorrupted pictures, and left out then).
         selection: the rule that chose the draws, for the notes.
         published: add a column with the figures of the method's authors.
+        notes: that come with the results.
     """
     cells = sorted({(result.dataset, result.target) for result in found})
     several = len({dataset for dataset, _ in cells}) > 1
     compared = metric != "corrupted"
-    known = _published({dataset for dataset, _ in cells}) if published and compared else {}
+    figure = _published({dataset for dataset, _ in cells})
+    known = {(result.student, result.method): figure(result.student, result.method) for result in found}
+    told = published and compared and any(known.values())
     heads = ["student", "method", *(f"{dataset} {target}" if several else target for dataset, target in cells)]
     heads += ["mean", *([f"against {reference or 'erm'}, 95%", "wins/losses"] if compared else []), "seen", "s a run"]
-    heads += ["published"] if known else []
+    heads += ["published"] if told else []
     rows: list[list[str]] = []
     bold: list[int] = []
     partial = False
@@ -101,7 +112,7 @@ def as_table(
         base = reference or "erm"
         ahead = leads(runs, base) if compared and base in runs else {}
         whole = [method for method in methods if _targets(of(mine, method=method)) == len(cells)]
-        sure = best_is_sure(runs, [method for method in whole if compared and method != "zero-shot"])
+        sure = best_is_sure(runs, [method for method in whole if compared and runs[method] and method != "zero-shot"])
         for method in methods:
             own = of(mine, method=method)
             row = [student if method != "zero-shot" else "", method]
@@ -113,18 +124,23 @@ def as_table(
             row += [f"{100 * mean_and_error(own, 'seen')[0]:.1f}" if method != "zero-shot" else ""]
             times = [result.seconds for result in own if math.isfinite(result.seconds)]
             row += [f"{sorted(times)[len(times) // 2]:.0f}" if times and method != "zero-shot" else ""]
-            if known:
-                row.append(known.get(method, ""))
+            if told:
+                row.append(known[student, method])
             if method == sure:
                 bold.append(len(rows))
             rows.append(row)
-    notes = [_note(metric, selection, found)]
+    notes = [_note(metric, selection, found), *notes, *_unanswered(found)]
     if bold:
-        notes.append("Bold: ahead of every other method of its student, the whole 95% interval above zero.")
+        notes.append(
+            "Bold: ahead of every other method that trained its student here, the whole 95% interval above zero."
+        )
     if partial:
         notes.append("No mean where a target is missing.")
-    if known:
-        notes.append("Published: ViT-B/16 and CLIP ViT-B/16 on the whole datasets; not comparable with the rest.")
+    if told:
+        notes.append(
+            "Published, with CLIP ViT-B/16 as the teacher, on the whole datasets: black, a ViT-B/16 that starts from "
+            "ImageNet; white, the teacher's own tower. Not comparable with the rest."
+        )
     return Table(heads, rows, tuple(bold), notes)
 
 
@@ -137,7 +153,8 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
     rules = {
         "training": "source validation",
         "leave-one-out": "leave-one-domain-out validation",
-        "oracle": "the target itself (oracle: not deployable)",
+        "oracle": "the target's other 20% (oracle: not deployable"
+        + (", and these pictures are among the measured ones)" if metric == "accuracy" else ")"),
     }
     seeds = len({result.seed for result in found})
     spread = f"mean ± standard error over {seeds} seeds" if seeds > 1 else "one seed"
@@ -146,12 +163,36 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
     return told + (leads_are if metric != "corrupted" else "")
 
 
-def runs_of(found: Sequence[Result]) -> dict[Hashable, dict[int, Right]]:
+def _unanswered(found: Sequence[Result]) -> list[str]:
+    """Return a line for each method that has no answer about pictures that others were measured on."""
+    marked = [
+        (result.method, (result.dataset, result.target, result.seed), result.marks.pictures)
+        for result in found
+        if result.marks is not None
+    ]
+    everything: dict[Hashable, NDArray[np.int64]] = {}
+    for _, run, pictures in marked:
+        known = everything.setdefault(run, pictures)
+        if not np.array_equal(known, pictures):
+            everything[run] = np.union1d(known, pictures)
+    missing, wanted = Counter[str](), Counter[str]()
+    for method, run, pictures in marked:
+        missing[method] += len(everything[run]) - len(pictures)
+        wanted[method] += len(everything[run])
+    return [
+        f"{method}: {count:,} of {wanted[method]:,} answers are missing (refused, or not asked for); it is measured on "
+        "the rest, and leads are on the pictures that both answered."
+        for method, count in missing.items()
+        if count
+    ]
+
+
+def runs_of(found: Sequence[Result]) -> dict[Hashable, dict[int, Marks]]:
     """Return results as comparisons want them: (dataset, target) -> seed -> what was right."""
-    runs: dict[Hashable, dict[int, Right]] = {}
+    runs: dict[Hashable, dict[int, Marks]] = {}
     for result in found:
-        if result.right is not None:
-            runs.setdefault((result.dataset, result.target), {})[result.seed] = result.right
+        if result.marks is not None:
+            runs.setdefault((result.dataset, result.target), {})[result.seed] = result.marks
     return runs
 
 
@@ -174,15 +215,27 @@ def _targets(found: Sequence[Result]) -> int:
     return len({(result.dataset, result.target) for result in found})
 
 
-def _published(datasets: set[str]) -> dict[str, str]:
-    """Return the published figures for a single dataset, or for all five together; black box first."""
+def _published(datasets: set[str]) -> Callable[[str, str], str]:
+    """Return what makes the published figure of (student, method) on one of the paper's datasets, or on all five.
+
+    White box: of methods that start from the teacher's own weights; "" where nothing was published.
+    """
+    from vl2v.data.catalogue import plain
+
     tree = tomllib.loads((files("vl2v.benchmark") / "published.toml").read_text(encoding="utf-8"))
-    if len(datasets) not in (1, 5):
-        return {}
-    column = next(iter(datasets)) if len(datasets) == 1 else "mean"
-    white = {method: tree["white"][method] for method in ("zero-shot", "wise-ft", "sd")}  # ours start from it, too
-    both = {**white, **tree["black"]}
-    return {method: f"{row[column]:.1f}" for method, row in both.items() if column in row}
+    columns = {plain(name): name for name in tree["black"]["adip"]}
+    names = {plain(name) for name in datasets}
+    whole = names == columns.keys() - {"mean"}
+    column = "mean" if whole else columns.get(next(iter(names))) if len(names) == 1 else None
+
+    def figure(student: str, method: str) -> str:
+        entry = METHODS.get(method)
+        starts_there = entry is not None and (not entry.stages or entry.make(LossConfig(), PublishedConfig()).tower)
+        box = "white" if student == TOWER or starts_there else "black"
+        found = tree[box].get(method, {}).get(column)
+        return "" if found is None else f"{found:.1f} {box}"
+
+    return figure
 
 
 _LATEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$"}

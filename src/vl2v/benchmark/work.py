@@ -109,21 +109,31 @@ def under_way(work: WorkList, job: Job) -> bool:
         return not free
 
 
+def attempt(work: WorkList, job: Job, *, since: float, budget: float, tell: Tell) -> bool | None:
+    """Do a job and return whether there is a result now.
+
+    None: it was left alone, since it is done, has failed since then, or is another process's just now.
+    """
+    if work.done(job) or _failed_since(work, job, since):
+        return None
+    with claimed(work, job) as mine:
+        if not mine or work.done(job) or _failed_since(work, job, since):
+            return None
+        tell({"event": "started", "job": job.name})
+
+        def report(what: str, done: int, total: int, words: str) -> None:
+            tell({"event": "progress", "job": job.name, "what": what, "done": done, "total": total, "words": words})
+
+        return do(work, job, budget=budget, report=report)
+
+
 def work_through(work: WorkList, names: set[str], *, since: float, budget: float, tell: Tell) -> None:
-    """Do every job that is among `names`, isn't done, hasn't failed since then, and no other process has claimed."""
+    """Attempt every job that is among `names`."""
     for job in work.jobs():
-        if job.name not in names or work.done(job) or _failed_since(work, job, since):
-            continue
-        with claimed(work, job) as mine:
-            if not mine or work.done(job) or _failed_since(work, job, since):
-                continue
-            tell({"event": "started", "job": job.name})
-
-            def report(what: str, done: int, total: int, words: str, name: str = job.name) -> None:
-                tell({"event": "progress", "job": name, "what": what, "done": done, "total": total, "words": words})
-
-            good = do(work, job, budget=budget, report=report)
-            tell({"event": "done" if good else "failed", "job": job.name})
+        if job.name in names:
+            good = attempt(work, job, since=since, budget=budget, tell=tell)
+            if good is not None:
+                tell({"event": "done" if good else "failed", "job": job.name})
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl2v.cli.learn import Budget, ConfigFile, Set
+from vl2v.cli.learn import Budget, ConfigFile, Set, TeacherSpec, _settings
 
 if TYPE_CHECKING:
     from vl2v.benchmark.jobs import Corruptions
@@ -16,6 +16,7 @@ app = typer.Typer(help="Compare methods: one protocol, any number of machines.",
 
 Folder = Annotated[Path, typer.Argument(help="A benchmark folder.")]
 Engine = Annotated[str, typer.Option(help="local, local:N processes, ray, or ray:N processors a job.")]
+RULES = ("training", "leave-one-out", "oracle")
 Selection = Annotated[str, typer.Option(help="How draws are selected: training, leave-one-out or oracle.")]
 
 
@@ -23,7 +24,7 @@ Selection = Annotated[str, typer.Option(help="How draws are selected: training, 
 def benchmark(
     context: typer.Context,
     data: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a dataset; may be repeated.")] = None,
-    teacher: Annotated[str, typer.Option(help="As for `vl2v distill`.")] = "tiny",
+    teacher: TeacherSpec = None,
     students: Annotated[str, typer.Option(help="timm models, or lite0, resnet50, vit_small, deit_small.")] = "lite0",
     methods: Annotated[str, typer.Option(help="Names, with commas between; all: every one.")] = "all",
     targets: Annotated[str, typer.Option(help="Unseen domains, with commas between; all: each in turn.")] = "all",
@@ -54,16 +55,17 @@ def benchmark(
     from vl2v.cli.show import progress
 
     place = engine_named(engine)
+    settings, spec = _taught(teacher, config, pairs)
     grid = Grid(
         data=_datasets(data or []),
         targets=[] if targets == "all" else targets.split(","),
-        methods=methods_for(methods.split(","), teacher),
+        methods=methods_for(methods.split(","), spec),
         students=students.split(","),
         seeds=seeds,
         draws=draws,
-        search=_one_of(search, ("random", "optuna"), "--search"),
-        selection=_one_of(selection, ("training", "leave-one-out", "oracle"), "--selection"),
-        settings=_settings(teacher, config, pairs),
+        search=one_of(search, ("random", "optuna"), "--search"),
+        selection=one_of(selection, RULES, "--selection"),
+        settings=settings,
         steps=steps,
         batch=batch,
     )
@@ -74,7 +76,7 @@ def benchmark(
         if missing:
             from vl2v.cli.live import watching
 
-            with progress() as report, watching(bench, report) as tell:
+            with progress() as report, watching(bench, report, budget) as tell:
                 run(bench, engine=place, budget=budget, report=report, tell=tell)
         left = len(bench.missing)
         done += missing - left
@@ -84,7 +86,7 @@ def benchmark(
     for job in failed:
         typer.echo(f"{job.name}: {bench.work.failure(job)}; see {bench.work.place(job) / 'log.txt'}", err=True)
     _print_table(out, "md", "accuracy", selection, None)
-    if failed:
+    if left:
         raise typer.Exit(2)
 
 
@@ -95,12 +97,18 @@ def status(folder: Folder) -> None:
     from vl2v.benchmark.work import under_way
 
     work = WorkList(folder)
-    jobs = work.jobs()
+    everything, wanted = work.jobs(), {job.name for job in work.shown()}
+    running = [job for job in everything if not work.done(job) and under_way(work, job)]
+    jobs = [job for job in everything if job.name in wanted or job in running]
     done = [job for job in jobs if work.done(job)]
-    running = [job for job in jobs if not work.done(job) and under_way(work, job)]
-    failed = [(job, why) for job in jobs if (why := work.failure(job)) is not None]
+    failed = [(job, why) for job in jobs if job not in running and (why := work.failure(job)) is not None]
     left = len(jobs) - len(done) - len(running) - len(failed)
     typer.echo(f"{len(jobs)} jobs: {len(done)} done, {len(running)} running, {len(failed)} failed, {left} waiting")
+    if len(everything) > len(jobs):
+        others = len(everything) - len(jobs)
+        typer.echo(
+            f"besides, {others} jobs of other settings, or of another version of the code: nothing waits for them"
+        )
     if done:
         mean = sum(work.seconds(job) for job in done) / len(done)
         typer.echo(f"{mean:.0f} s a job so far")
@@ -127,7 +135,7 @@ def table(
 
 def recommend(
     data: Annotated[Path, typer.Option(help="Pictures, in folders domain/class/image; three domains or more.")],
-    teacher: Annotated[str, typer.Option(help="As for `vl2v distill`.")] = "tiny",
+    teacher: TeacherSpec = None,
     minutes: Annotated[float, typer.Option(min=1, help="That it may take, roughly.")] = 30,
     methods: Annotated[str, typer.Option(help="That compete, with commas between.")] = "lp-ft,erm,kd,adip,vl2v",
     student: Annotated[str, typer.Option(help="The student to be trained.")] = "lite0",
@@ -144,6 +152,7 @@ def recommend(
     from vl2v.benchmark.table import as_table
     from vl2v.cli.show import progress
 
+    settings, spec = _taught(teacher, config, pairs)
     with progress() as report:
 
         def tell(event: dict[str, Any]) -> None:
@@ -152,12 +161,12 @@ def recommend(
 
         advice = hold(
             data,
-            teacher,
+            spec,
             out,
             minutes=minutes,
-            methods=methods_for(methods.split(","), teacher),
+            methods=methods_for(methods.split(","), spec),
             student=student,
-            settings=_settings(teacher, config, pairs),
+            settings=settings,
             engine=engine_named(engine),
             budget=budget,
             report=report,
@@ -175,9 +184,9 @@ def _print_table(
     from vl2v.benchmark.table import as_table
     from vl2v.errors import ConfigError, RunError
 
-    rule = _one_of(selection, ("training", "leave-one-out", "oracle"), "--selection")
-    kind = _one_of(form, ("md", "latex", "html", "csv"), "--format")
-    measure = _one_of(metric, ("accuracy", "in_split", "corrupted"), "--metric")
+    rule = one_of(selection, RULES, "--selection")
+    kind = one_of(form, ("md", "latex", "html", "csv"), "--format")
+    measure = one_of(metric, ("accuracy", "in_split", "corrupted"), "--metric")
     work = WorkList(folder)
     found = results(work, rule)
     others = len(work.jobs()) - len(work.shown())
@@ -186,13 +195,16 @@ def _print_table(
             f"{others} jobs in {folder} have other settings, or are of another version of the code, and aren't shown",
             err=True,
         )
+    notes: list[str] = []
     for path in domainbed or []:
-        found += read_domainbed(path)
+        imported, said = read_domainbed(path, rule)
+        found += imported
+        notes += said
     if reference is not None and reference not in {result.method for result in found}:
         raise ConfigError(f"--reference {reference}: not in this table")
     if not found:
         raise RunError(f"{folder}: nothing is done yet; `vl2v benchmark status {folder}` tells why")
-    typer.echo(as_table(found, reference=reference, metric=measure, selection=rule).render(kind))
+    typer.echo(as_table(found, reference=reference, metric=measure, selection=rule, notes=notes).render(kind))
 
 
 def _datasets(given: list[str]) -> dict[str, str]:
@@ -207,10 +219,13 @@ def _datasets(given: list[str]) -> dict[str, str]:
     return found
 
 
-def _settings(teacher: str, file: Path | None, pairs: list[str] | None) -> dict[str, Any]:
-    from vl2v.config import assignments, merge, read_toml
+def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> tuple[dict[str, Any], str]:
+    """Return the settings of every run, and the teacher that they name."""
+    from vl2v.config import merge, validate
 
-    return merge(read_toml(file) if file else {}, {"teacher": {"spec": teacher}}, assignments(pairs or []))
+    given = _settings(file, pairs, {"teacher.spec": teacher})
+    spec = validate({"data": {"path": "."}, "teacher": given.get("teacher", {})}).teacher.spec
+    return merge(given, {"teacher": {"spec": spec}}), spec
 
 
 def _corruptions(kinds: str | None, severity: int) -> Corruptions | None:
@@ -224,7 +239,12 @@ def _corruptions(kinds: str | None, severity: int) -> Corruptions | None:
     return Corruptions(found, severity)
 
 
-def _one_of(value: str, allowed: tuple[str, ...], option: str) -> Any:
+def one_of(value: str, allowed: tuple[str, ...], option: str) -> Any:
+    """Return the value of an option if it is an allowed one.
+
+    Raises:
+        ConfigError: it isn't.
+    """
     from vl2v.errors import ConfigError
 
     if value not in allowed:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @contextmanager
-def watching(bench: Benchmark, report: Report) -> Iterator[Callable[[dict[str, Any]], None]]:
+def watching(bench: Benchmark, report: Report, budget: float = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield what is to be told of jobs; it shows them as bars: all jobs, and each one that runs."""
     total, start = len(bench.jobs), time.monotonic()
     before = total - len(bench.missing)
@@ -28,7 +28,7 @@ def watching(bench: Benchmark, report: Report) -> Iterator[Callable[[dict[str, A
         if finished:
             left = (time.monotonic() - start) / finished * (total - before - finished)
             words.append(f"about {left / 60:.0f} min left")
-        if bill := _bill(bench):
+        if bill := _bill(bench, budget):
             words.append(f"the bill so far: {bill}")
         report("jobs", before + counts["done"], total, ", ".join(words))
 
@@ -50,11 +50,19 @@ def watching(bench: Benchmark, report: Report) -> Iterator[Callable[[dict[str, A
     yield tell
 
 
-def _bill(bench: Benchmark) -> str:
-    """Return what the benchmark's store has paid; "" where nothing was."""
+def _bill(bench: Benchmark, budget: float) -> str:
+    """Return what the benchmark's store has paid, and what is left of the budget; "" where nothing was paid."""
     from vl2v.embeddings import money
     from vl2v.runs import read_bill, totals
+    from vl2v.teachers.rented import MICRO
 
     lines = totals(read_bill(bench.work.folder / "store"))
-    currencies = sorted({line.currency for line in lines})
-    return ", ".join(money(sum(line.micro for line in lines if line.currency == one), one) for one in currencies)
+    paid = {
+        one: sum(line.micro for line in lines if line.currency == one)
+        for one in sorted({line.currency for line in lines})
+    }
+    words = [money(micro, currency) for currency, micro in paid.items()]
+    if budget and len(paid) == 1:
+        ((currency, micro),) = paid.items()
+        words.append(f"{money(max(0, round(budget * MICRO) - micro), currency)} left of the budget")
+    return ", ".join(words)

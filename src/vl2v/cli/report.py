@@ -7,16 +7,20 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.benchmark import RULES, Selection, one_of
+
 
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder, or a benchmark's.")],
     out: Annotated[Path | None, typer.Option(help="The file; by default report.html in the folder.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+    selection: Selection = "training",
 ) -> None:
     """Write one HTML file to read, send and keep: results, mistakes, confidence, curves, settings."""
     from vl2v.cli.show import progress
     from vl2v.report import write_report
 
+    rule = one_of(selection, RULES, "--selection")
     with progress() as tell:
-        path = write_report(folder, out, store=store, report=tell)
+        path = write_report(folder, out, store=store, selection=rule, report=tell)
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -87,10 +87,14 @@ def benchmark(name: str) -> Benchmark:
     Raises:
         DataError: there is none of that name.
     """
-    plain = "".join(letter for letter in name.lower() if letter.isalnum())
-    if plain not in catalogue():
+    if plain(name) not in catalogue():
         raise DataError(f"no dataset {name!r}; there are {', '.join(catalogue())}")
-    return catalogue()[plain]
+    return catalogue()[plain(name)]
+
+
+def plain(name: str) -> str:
+    """Return a dataset's name without what doesn't matter in it."""
+    return "".join(letter for letter in name.lower() if letter.isalnum())
 
 
 def obtain(

@@ -4,14 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-Right = NDArray[np.bool_]
-Runs = Mapping[Hashable, Mapping[int, Right]]
-"""Target -> seed -> whether each picture of the target was answered correctly [n]."""
+
+class Marks(NamedTuple):
+    """What a run got right of a target.
+
+    Attributes:
+        pictures: indices in the dataset [n], each once; those that were answered.
+        right: whether each was answered correctly [n].
+    """
+
+    pictures: NDArray[np.int64]
+    right: NDArray[np.bool_]
+
+
+Runs = Mapping[Hashable, Mapping[int, Marks]]
+"""Target -> seed -> what was right."""
+
+_AT_ONCE = 2**20  # entries of a table of draws
+_ABSENT = 2  # no difference: the picture isn't among a seed's
 
 
 @dataclass(frozen=True)
@@ -43,29 +58,32 @@ class Lead:
 
 
 def lead(one: Runs, other: Runs, *, rounds: int = 2000, seed: int = 0) -> Lead | None:
-    """Return how far `one` is ahead of `other` on what both have; None where that is nothing.
+    """Return how far `one` is ahead of `other` on the pictures that both answered; None where there are none.
 
     Paired bootstrap: the targets are given; of each its seeds, and its pictures, the same for all seeds, are drawn
-    anew with replacement. Deviations are stretched by sqrt(k / (k - 1)) for the k seeds, of which a bootstrap of so few
-    would make too little; with a single seed only the pictures are drawn, and the training's luck is not in it.
+    anew with replacement, each target for itself. Deviations are stretched by sqrt(k / (k - 1)) for the k seeds, of
+    which a bootstrap of so few would make too little; with a single seed only the pictures are drawn, and the
+    training's luck is not in it.
 
     Args:
         one: what it got right.
-        other: the same pictures and seeds.
+        other: what the other one did.
         rounds: draws.
         seed: of the draws.
     """
     drawn, means, fewest = [], [], []
     signs: list[float] = []
-    for target in one.keys() & other.keys():
-        seeds = sorted(one[target].keys() & other[target].keys())
-        if not seeds:
+    for number, target in enumerate(sorted(one.keys() & other.keys(), key=str)):
+        both = sorted(one[target].keys() & other[target].keys())
+        paired = [_paired(one[target][s], other[target][s]) for s in both]
+        paired = [pair for pair in paired if len(pair.pictures)]
+        if not paired:
             continue
-        table = np.stack([one[target][s].astype(np.float64) - other[target][s] for s in seeds])
-        signs += table.mean(1).tolist()
-        means.append(table.mean())
-        drawn.append(_draws(table, rounds, seed))
-        fewest.append(len(seeds))
+        differences = [pair.difference.mean() for pair in paired]
+        signs += differences
+        means.append(np.mean(differences))
+        drawn.append(_draws(paired, rounds, np.random.default_rng([seed, number])))
+        fewest.append(len(paired))
     if not means:
         return None
     mean = float(np.mean(means))
@@ -76,19 +94,55 @@ def lead(one: Runs, other: Runs, *, rounds: int = 2000, seed: int = 0) -> Lead |
     return Lead(mean, float(low), float(high), wins, losses, len(signs), count)
 
 
-def _draws(table: NDArray[np.float64], rounds: int, seed: int) -> NDArray[np.float64]:
-    """Return the means [rounds] of a table [seeds, pictures] whose rows and columns are drawn anew."""
-    seeds, pictures = table.shape
-    rows = np.random.default_rng(seed).multinomial(seeds, np.full(seeds, 1 / seeds), size=rounds) / seeds
-    return np.asarray((rows * (_columns(pictures, rounds, seed) @ table.T)).sum(1))
+class _Pair(NamedTuple):
+    """Pictures [n] that two runs answered, and 1, 0 or -1 [n]: whether the one was right where the other wasn't."""
+
+    pictures: NDArray[np.int64]
+    difference: NDArray[np.int8]
 
 
-@lru_cache(maxsize=8)
-def _columns(pictures: int, rounds: int, seed: int) -> NDArray[np.float32]:
-    """Return how much each picture counts in each round [rounds, pictures]; rows sum to 1 (Poisson bootstrap)."""
-    drawn = np.random.default_rng([seed, pictures]).poisson(1, (rounds, pictures)).astype(np.float32)
-    drawn /= np.maximum(drawn.sum(1, keepdims=True), 1)
-    return drawn
+def _paired(one: Marks, other: Marks) -> _Pair:
+    if np.array_equal(one.pictures, other.pictures):  # nearly always, and quick
+        return _Pair(one.pictures, one.right.astype(np.int8) - other.right)
+    pictures, mine, theirs = np.intersect1d(one.pictures, other.pictures, assume_unique=True, return_indices=True)
+    return _Pair(pictures, one.right[mine].astype(np.int8) - other.right[theirs])
+
+
+def _draws(seeds: Sequence[_Pair], rounds: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Return a target's means [rounds] over seeds and pictures drawn anew.
+
+    A picture counts Poisson(1) times in a round, the same for all seeds. Pictures on which each seed has the same
+    difference are drawn together: n of them count Poisson(n) times, and there are few such kinds.
+    """
+    kinds, counts = _kinds(seeds)
+    differences, there = np.nan_to_num(kinds), ~np.isnan(kinds)
+    rows = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=rounds) / len(seeds)
+    step = max(1, _AT_ONCE // len(counts))
+    found = []
+    for first in range(0, rounds, step):
+        part = rows[first : first + step]
+        times = rng.poisson(counts, (len(part), len(counts)))
+        means = times @ differences.T / np.maximum(times @ there.T, 1)  # [part, seeds]
+        found.append((part * means).sum(1))
+    return np.concatenate(found)
+
+
+def _kinds(seeds: Sequence[_Pair]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Return the kinds of pictures there are [seeds, kinds], and how many there are of each [kinds].
+
+    A kind is each seed's difference; NaN where a picture isn't among that seed's.
+    """
+    pictures = seeds[0].pictures
+    if any(not np.array_equal(pictures, pair.pictures) for pair in seeds):
+        pictures = np.unique(np.concatenate([pair.pictures for pair in seeds]))
+    places = np.argsort(pictures)
+    table = np.full((len(pictures), len(seeds)), _ABSENT, np.int8)
+    for number, pair in enumerate(seeds):
+        table[places[np.searchsorted(pictures, pair.pictures, sorter=places)], number] = pair.difference
+    words = table.view(f"V{len(seeds)}").ravel()  # quicker to sort than rows
+    _, examples, counts = np.unique(words, return_index=True, return_counts=True)
+    found = table[examples].T
+    return np.where(found == _ABSENT, np.nan, found), counts
 
 
 def leads(methods: Mapping[str, Runs], reference: str) -> dict[str, Lead]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vl2v.benchmark.jobs import WorkList
+from vl2v.benchmark.jobs import Selection, WorkList
 from vl2v.benchmark.results import Result, results
 from vl2v.benchmark.table import as_table, runs_of
 from vl2v.config import Tree
@@ -27,21 +27,23 @@ from vl2v.runs.settings import resolve, without_places
 OWN = {"method", "seed", "data.path", "data.target", "data.split_seed", "student.name"}  # what the table itself tells
 
 
-def benchmark_page(folder: Path, report: Report) -> str:
+def benchmark_page(folder: Path, report: Report, selection: Selection = "training") -> str:
     """Return the HTML of a benchmark's report.
 
     Args:
         folder: of the benchmark; if its pictures aren't at hand, there are no thumbnails.
         report: told how far it is.
+        selection: the rule that selects a draw.
 
     Raises:
+        ConfigError: there are no runs that the rule goes by.
         RunError: nothing is done yet.
     """
     work = WorkList(folder)
-    bench = Bench(work, results(work))
+    bench = Bench(work, results(work, selection))
     if not bench.models:
         raise RunError(f"{folder}: no student is trained yet; `vl2v benchmark status {folder}` tells why")
-    table = as_table(bench.found, reference=bench.reference)
+    table = as_table(bench.found, reference=bench.reference, selection=selection)
     content = {
         "eyebrow": "Report of a benchmark",
         "title": f"{', '.join(dict.fromkeys(dataset for dataset, _ in bench.cells))}: {_counted(bench)}",

@@ -70,7 +70,7 @@ def _queries(bench: Bench) -> Iterator[Chart]:
     shown = {_family(bench.jobs[result.folder]) for result in bench.found if result.method != ZERO_SHOT}
     found: dict[Model, dict[str, list[Job]]] = defaultdict(lambda: defaultdict(list))
     for job in bench.work.jobs():
-        if bench.work.done(job) and not job.draw and not job.held and _family(job) in shown:
+        if job.of_today and bench.work.done(job) and not job.draw and not job.held and _family(job) in shown:
             found[job.student, job.method][str(resolve(job.settings).teacher.select)].append(job)
     series: list[Series] = []
     ends: list[float] = []

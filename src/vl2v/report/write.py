@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from vl2v.errors import RunError
 from vl2v.runs import Report, Run, default_store, silent
 from vl2v.runs.folder import write_text
 
+if TYPE_CHECKING:
+    from vl2v.benchmark.jobs import Selection
+
 
 def write_report(
-    folder: Path | str, out: Path | str | None = None, *, store: Path | str | None = None, report: Report = silent
+    folder: Path | str,
+    out: Path | str | None = None,
+    *,
+    store: Path | str | None = None,
+    selection: Selection = "training",
+    report: Report = silent,
 ) -> Path:
     """Write the report of a finished run, or of a benchmark, and return where it is.
 
@@ -18,9 +27,11 @@ def write_report(
         folder: of the run or the benchmark.
         out: the file; by default `report.html` in the folder.
         store: the folder of the teacher's answers; by default the one that all runs share, or the benchmark's own.
+        selection: of a benchmark with several draws, the rule that selects one; see `vl2v benchmark`.
         report: told how far it is.
 
     Raises:
+        ConfigError: a benchmark without the runs that the rule goes by.
         RunError: neither a run folder nor a benchmark's, or nothing in it is finished.
         DataError: the run's pictures aren't where they were.
     """
@@ -28,7 +39,7 @@ def write_report(
     if (folder / "jobs.jsonl").is_file():
         from vl2v.report.benchmark import benchmark_page
 
-        text = benchmark_page(folder, report)
+        text = benchmark_page(folder, report, selection)
     elif (folder / "config.toml").is_file():
         from vl2v.report.run import run_page
 

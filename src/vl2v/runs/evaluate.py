@@ -67,11 +67,11 @@ def evaluate_run(
     _check_classes(dataset, classifier)
     dataset, found = usable(dataset, store / "audit.sqlite", report)
     sources = classifier.about["sources"] if own else []
-    val = _validation(config.data, dataset, sources)
+    val = validation(config.data, dataset, sources)
     rows: list[Row] = []
     kept = Predictions.nothing(classifier.classes, dataset.domains, content(dataset, found))
     for number, domain in enumerate(dataset.domains):
-        pictures = _measured(config, dataset, domain, val)
+        pictures = measured(config, dataset, domain, val)
         report("evaluating", number, len(dataset.domains), domain)
         if not len(pictures):
             continue
@@ -98,7 +98,7 @@ def classifier_logits(
     return torch.cat([classifier.logits(x) for x in clean_pixels(dataset, pictures, size, workers=workers)])
 
 
-def _measured(config: RunConfig, dataset: DomainDataset, domain: str, val: NDArray[np.int64]) -> NDArray[np.int64]:
+def measured(config: RunConfig, dataset: DomainDataset, domain: str, val: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the pictures of a domain that count: of a source domain those in `val`."""
     pictures = dataset.indices(domain)
     pictures = pictures[dataset.labels[pictures] >= 0]
@@ -109,7 +109,7 @@ def _measured(config: RunConfig, dataset: DomainDataset, domain: str, val: NDArr
     return np.sort(pictures[domainbed_split(len(pictures), config.data.holdout, seed)[0]])
 
 
-def _validation(config: DataConfig, dataset: DomainDataset, sources: Sequence[str]) -> NDArray[np.int64]:
+def validation(config: DataConfig, dataset: DomainDataset, sources: Sequence[str]) -> NDArray[np.int64]:
     """Return the source domains' validation pictures, the very ones of the run; none for other data."""
     if not sources:
         return np.zeros(0, np.int64)

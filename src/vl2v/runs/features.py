@@ -88,7 +88,7 @@ class Features:
         """Return F(x) [n, p] of pictures (dataset indices), of the clean ones or of one fixed view of each."""
         key = pictures.tobytes(), view[2] if view else 0
         if key not in self._kept:
-            if self.shelf is None:
+            if self.shelf is None or self.fabric.world_size > 1:  # each process computes its part
                 self._kept[key] = self._compute(pictures, view)
             else:
                 self._kept[key] = self._shared(self.shelf, pictures, view)
@@ -111,6 +111,13 @@ class Features:
         contents = [self.contents[picture] for picture in pictures]
         precision = type(self.fabric.strategy.precision).__name__
         name = backbone_name(self.student, precision, view[0].names[view[2]] if view else "clean")
+        with shelf.alone(name):
+            return self._on_shelf(shelf, name, contents, pictures, view)
+
+    def _on_shelf(
+        self, shelf: Shelf, name: str, contents: Sequence[bytes], pictures: Indices, view: Rendering | None
+    ) -> Tensor:
+        """Return F(x); what is missing under the name is computed and put there."""
         found = shelf.features(name, contents)
         there = torch.zeros(len(pictures), dtype=torch.bool) if found is None else found[0]
         if not there.all():

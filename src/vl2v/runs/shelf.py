@@ -6,7 +6,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -29,6 +30,19 @@ class Shelf:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Hold a name, so that what belongs there is made once; wait while another process holds it.
+
+        The operating system frees the name of a process that dies.
+        """
+        from filelock import FileLock
+
+        locks = self.folder / "locks"
+        locks.mkdir(parents=True, exist_ok=True)
+        with FileLock(locks / f"{name}.lock"):
+            yield
 
     def features(self, name: str, contents: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
         """Return (which of the pictures are known: bool [n], F(x) of those [m, p], in order); None: none is.
@@ -59,14 +73,15 @@ class Shelf:
             {"sha256": keys, "features": features.contiguous()},
         )
 
-    def take_stage(self, name: str, run: Path) -> None:
-        """Let a run that hasn't begun start where another run's first stage, the very same, ended."""
+    def take_stage(self, name: str, run: Path) -> bool:
+        """Let a run that hasn't begun start where another run's first stage, the very same, ended; tell if it may."""
         kept = self.folder / "stages" / name
         if (run / "checkpoints").exists() or not kept.is_dir():
-            return
+            return False
         shutil.copyfile(kept / "metrics.jsonl", run / "metrics.jsonl")
         shutil.copytree(kept / "checkpoints", run / "checkpoints.new", dirs_exist_ok=True)
         (run / "checkpoints.new").replace(run / "checkpoints")
+        return True
 
     def put_stage(self, name: str, run: Path) -> None:
         """Keep the checkpoint that a run's first stage ended with, and the metrics so far."""

@@ -138,6 +138,8 @@ def train(
     if not method.stages:
         raise ConfigError(f"method {config.method}: trains no student; it is a row of `vl2v benchmark`")
     _check_parts(config, method, fabric.world_size)
+    if config.train.swad and any(stage.average for stage in method.stages):
+        report(f"train.swad changes nothing: {config.method} averages its weights in a way of its own", 1, 1, "")
     sources = from_first(fabric, lambda: open_sources(config, store.path / "audit.sqlite", report))
     _check_classes(method, sources)
     own_tower = teaching.has_tower(config, method)
@@ -175,9 +177,10 @@ def train(
         method = find_method(config.method).make(config.loss.model_copy(update={"lambda_": share}), config.published)
         report(f"lambda {share:g}, by domains left out", 1, 1, "")
     work = _Work(run, student, sources, answers, views, trainer, features)
-    if shelf is not None and fabric.world_size == 1:
-        _share_first_stage(run, shelf, method, student, sources, answers, trainer)
-    scores = trainer.fit(student, [(stage, partial(work.of, stage)) for stage in method.stages])
+    with ExitStack() as held:
+        if shelf is not None and fabric.world_size == 1:
+            _share_first_stage(held, run, shelf, method, student, sources, answers, trainer)
+        scores = trainer.fit(student, [(stage, partial(work.of, stage)) for stage in method.stages])
     if not fabric.is_global_zero:
         return
     student.fold()
@@ -243,6 +246,7 @@ def _check_parts(config: RunConfig, method: Method, devices: int) -> None:
 
 
 def _share_first_stage(
+    held: ExitStack,
     run: Run,
     shelf: Shelf,
     method: Method,
@@ -251,15 +255,28 @@ def _share_first_stage(
     answers: Answers,
     trainer: Trainer,
 ) -> None:
-    """Start after a first stage that another run went through, or keep ours for others once it has ended."""
+    """Start after a first stage that another run went through, or keep ours for others once it has ended.
+
+    Until then the stage is held: others wait for it. A run that is gone on with waits for none.
+    """
     learnt = hashlib.sha256(b"".join(sources.audit.sha256))
     for table in (answers.labels, answers.images, answers.texts, sources.split.train, sources.split.val):
         learnt.update(b"" if table is None else np.ascontiguousarray(table).tobytes())
     name = stage_name(run.config, method.stages[0], student, f"{learnt.hexdigest()} {answers.scale}")
     if name is None or answers.ask is not None:
         return
-    shelf.take_stage(name, run.folder)
-    trainer.stage_ended = lambda number: None if number else shelf.put_stage(name, run.folder)
+    if not (run.folder / "checkpoints").exists():
+        held.enter_context(shelf.alone(name))
+        if shelf.take_stage(name, run.folder):
+            held.close()
+            return
+
+    def ended(number: int) -> None:
+        if number == 0:
+            shelf.put_stage(name, run.folder)
+            held.close()
+
+    trainer.stage_ended = ended
 
 
 def new_student(config: RunConfig, method: Method, classes: int, teacher: Teacher | None, dim: int) -> Student:

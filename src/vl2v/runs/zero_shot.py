@@ -15,7 +15,7 @@ from vl2v.embeddings import EmbeddingStore, Views, image_key
 from vl2v.errors import TeacherError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.runs.asking import Asking
-from vl2v.runs.evaluate import TEACHER
+from vl2v.runs.evaluate import TEACHER, measured, validation
 from vl2v.runs.folder import write_text
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.report import Report, silent
@@ -28,6 +28,8 @@ CLIP_SCALE = 100.0  # of a teacher that doesn't tell: calibration depends on it,
 
 def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, report: Report = silent) -> Evaluation:
     """Measure the zero-shot teacher on every domain from answers that the store has; nothing is asked.
+
+    Pictures that it refused or wasn't asked about aren't measured; the evaluation's notes say how many.
 
     Args:
         settings: as for `distill`; the target domains are marked unseen.
@@ -44,7 +46,9 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
     dataset, found = usable(dataset, store / "audit.sqlite", report)
     teacher = the_teacher(config.teacher)
     sources = [name for name in dataset.domains if name not in data.target]
+    val = validation(data, dataset, sources)
     rows: list[Row] = []
+    notes: list[str] = []
     kept = Predictions.nothing(dataset.classes, dataset.domains)
     with EmbeddingStore(store, read_only=True) as answers:
         asking = Asking(config, answers, teacher, None, dataset, found, sources, Views(), report)
@@ -52,22 +56,23 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
         scale = config.teacher.logit_scale or teacher.logit_scale or CLIP_SCALE
         for number, domain in enumerate(dataset.domains):
             report("evaluating", number, len(dataset.domains), domain)
-            pictures = dataset.indices(domain)
-            pictures = pictures[dataset.labels[pictures] >= 0]
+            pictures = measured(config, dataset, domain, val)
             keys = [image_key(found.sha256[i]) for i in pictures]
             there = answers.known(teacher.fingerprint, keys)
             if not len(pictures) or not there.any():
                 if domain in data.target:
                     raise TeacherError(f"{teacher.name}: wasn't asked about {domain}; run `vl2v embed` first")
                 continue
-            pictures = pictures[there]  # without those that it refused
+            if not there.all():
+                notes.append(f"{domain}: {(~there).sum():,} of {len(there):,} pictures have no answer, and don't count")
+            pictures = pictures[there]
             images = answers.get(teacher.fingerprint, [key for key, one in zip(keys, there, strict=True) if one])
             logits = torch.from_numpy((images @ texts.T).astype(np.float32)) * scale
             labels = torch.from_numpy(dataset.labels[pictures])
             role: Role = "unseen" if domain in data.target else "seen"
             rows.append(Row(TEACHER, domain, role, measure(logits, labels)))
             kept.add(dataset, pictures, labels, logits, 1.0, logits, data)
-    evaluation = Evaluation(tuple(rows), classes=dataset.classes)
+    evaluation = Evaluation(tuple(rows), tuple(notes), classes=dataset.classes)
     kept.save(out)
     write_text(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))
     return evaluation
