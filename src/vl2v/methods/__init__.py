@@ -53,7 +53,7 @@ METHODS = {
     "fd": Entry("distillation of features", fd.fd, fd.STAGES),
     "simkd": Entry("distillation of features under the teacher's classifier", simkd.simkd, simkd.STAGES),
     "rise": Entry("distillation of logits, drawn to the class texts", rise.rise, rise.STAGES, rise.DEFAULTS),
-    "miro": Entry("fine-tuning that stays near the pretrained features", miro.miro, miro.STAGES),
+    "miro": Entry("fine-tuning that stays near the pretrained features", miro.miro, miro.STAGES, version=2),
     "mixup": Entry("fine-tuning on mixtures of domains", mixup.mixup, mixup.STAGES),
     "coral": Entry("fine-tuning with domains' features made alike", coral.coral, coral.STAGES),
     "sam": Entry("sharpness-aware fine-tuning", sam.sam, sam.STAGES),

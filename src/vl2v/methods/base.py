@@ -120,6 +120,7 @@ class Stage:
         ascent: for sharpness-aware steps.
         regularizer: made from the student as it starts; a module that is trained along and not shipped. Called with
             the pixels and the output, it returns what is added to the loss.
+        regularizer_rate: its weights' learning rate, in those of the student's.
         interpolate: the weights that the stage ends with are start + t * (trained - start); of several t the one with
             the best source validation, the first of equals.
         average: "beta": those that it ends with are the beta moving average over its steps.
@@ -135,6 +136,7 @@ class Stage:
     blend: Blend | None = None
     ascent: Ascent | None = None
     regularizer: Callable[[Student], nn.Module] | None = None
+    regularizer_rate: float = 1.0
     interpolate: tuple[float, ...] = (1.0,)
     average: Literal["beta"] | None = None
     member: tuple[int, int] = (1, 1)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -189,7 +189,10 @@ class _StageRun:
         if regularizer is not None:
             trainer.fabric.to_device(regularizer)
             self.extra = {key: value for key, value in regularizer.named_parameters() if value.requires_grad}
-        self.optimizer = _new_optimizer([*self.weights.values(), *self.extra.values()], work.settings)
+        groups = [{"params": [*self.weights.values()], "rate": 1.0}]
+        if self.extra:
+            groups.append({"params": [*self.extra.values()], "rate": work.stage.regularizer_rate})
+        self.optimizer = _new_optimizer(groups, work.settings)
         self.model, self.wrapped = trainer.fabric.setup(learner, self.optimizer)
         self.averager: BetaAverage | Swad | None = None
         if work.stage.average == "beta":
@@ -263,7 +266,7 @@ class _StageRun:
         )  # dropout, stochastic depth, mixtures
         self._train_mode()
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(settings, self.step)
+            group["lr"] = group["rate"] * learning_rate(settings, self.step)
         parts = [self._moved(x, targets) for x, targets in drawn]
         total = self._backward(parts)
         if not math.isfinite(total):
@@ -435,10 +438,11 @@ def _set_trainable(student: Student, trains: str) -> None:
     student.projector.requires_grad_(trains != "backbone")
 
 
-def _new_optimizer(weights: Iterable[Tensor], settings: StageConfig) -> torch.optim.Optimizer:
+def _new_optimizer(groups: list[dict[str, Any]], settings: StageConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of groups of weights; each group's learning rate is `rate` times the settings'."""
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
     kind: type[torch.optim.Optimizer] = kinds[settings.optimizer]
-    return kind(list(weights), lr=settings.lr, weight_decay=settings.weight_decay)  # type: ignore[call-arg]
+    return kind(groups, lr=settings.lr, weight_decay=settings.weight_decay)  # type: ignore[call-arg]
 
 
 def _copied(weights: Mapping[str, Tensor], device: str | None = None) -> Weights:
