@@ -58,7 +58,8 @@ def main() -> None:
     print("| --- " * (len(SHARES) + 3) + "|")
     for unseen in moments:
         others, begun = domains != unseen, time.perf_counter()
-        chosen = best_share(image_shares(x[others], images[others], texts, labels[others], domains[others]))
+        found = image_shares(x[others], images[others], texts, labels[others], domains[others])
+        chosen = best_share(found, int(others.sum()))
         took = time.perf_counter() - begun
         learnt = [part for domain, part in moments.items() if domain != unseen]
         right = accuracies(learnt, x[~others], texts, labels[~others])

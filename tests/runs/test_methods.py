@@ -100,7 +100,8 @@ def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
     told = json.loads((run.folder / "lambda.json").read_text())
     accuracies = {float(share): accuracy for share, accuracy in told["accuracies"].items()}
-    assert told["lambda"] == best_share(accuracies) != 0.5
+    learnt = sum(run.classifier.about["pictures"].values())
+    assert told["lambda"] == best_share(accuracies, learnt)
     settings["loss"] = {"lambda": told["lambda"]}
     given = vl2v.distill(settings, tmp_path / "given", store=tmp_path / "store")
     assert same(weights(run), weights(given)) and not (given.folder / "lambda.json").exists()
@@ -108,11 +109,14 @@ def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path
 
 def test_an_interrupted_run_keeps_its_lambda(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "vl2v")
-    with pytest.raises(Interrupted):
-        vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", report=stopping("distill", 3))
-    (tmp_path / "run" / "lambda.json").write_text('{"lambda": 0.5}')  # is read, not chosen anew
-    gone_on = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
-    assert json.loads((gone_on.folder / "lambda.json").read_text()) == {"lambda": 0.5}
+    ended = {}
+    for share in (0.0, 1.0):
+        run = tmp_path / f"{share}"
+        with pytest.raises(Interrupted):
+            vl2v.distill(settings, run, store=tmp_path / "store", report=stopping("distill", 1))
+        (run / "lambda.json").write_text(json.dumps({"lambda": share}))  # is read, not chosen anew
+        ended[share] = weights(vl2v.distill(settings, run, store=tmp_path / "store"))
+    assert not same(ended[0.0], ended[1.0])
 
 
 def test_methods_that_ask_for_texts_alone_ask_about_no_picture(shapes: Path, recording: Path, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ Which it is can be told before anything is trained, by leaving out each source d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -60,9 +61,19 @@ def image_shares(
     return dict(zip(SHARES, best.tolist(), strict=True))
 
 
-def best_share(accuracies: dict[float, float]) -> float:
-    """Return the lambda with the highest accuracy; of equals the one nearest to a half."""
-    return max(accuracies, key=lambda share: (accuracies[share], -abs(share - 0.5)))
+def best_share(accuracies: dict[float, float], pictures: int) -> float:
+    """Return the lambda nearest to a half whose accuracy is within a standard error of the best.
+
+    The difference may be chance then, and pictures and labels together teach more surely than either alone. (The rule
+    of one standard error: Breiman et al., Classification and Regression Trees, 1984.)
+
+    Args:
+        accuracies: of each lambda, 0 to 1.
+        pictures: that they were measured on.
+    """
+    best = max(accuracies.values())
+    good = [share for share in accuracies if accuracies[share] >= best - math.sqrt(best * (1 - best) / pictures)]
+    return min(good, key=lambda share: (round(abs(share - 0.5), 6), -accuracies[share]))
 
 
 def moments_of(features: NDArray[np.float32], targets: NDArray[np.float32]) -> Moments:

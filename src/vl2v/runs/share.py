@@ -41,7 +41,7 @@ def image_share(run: Path, sources: Sources, answers: Answers, features: Feature
 
         def chosen() -> dict[str, Any]:
             accuracies = image_shares(found[known], images[known].astype(np.float32), texts, labels, groups)
-            told = {"lambda": best_share(accuracies), "accuracies": accuracies}
+            told = {"lambda": best_share(accuracies, len(places)), "accuracies": accuracies}
             write_text(file, json.dumps(told, indent=2))
             return told
 
