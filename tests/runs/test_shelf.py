@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -68,6 +69,19 @@ def test_a_first_stage_is_gone_through_once(shapes: Path, recording: Path, tmp_p
     assert not same(first, second)
     stages = [line.split('"stage": "')[1][:5] for line in (second.folder / "metrics.jsonl").read_text().splitlines()]
     assert stages == ["align", "align", "disti", "disti", "disti"]
+
+
+def test_a_first_stage_of_another_lambda_is_not_taken(
+    shapes: Path, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf, store, ended = tmp_path / "shelf", tmp_path / "store", []
+    for share in (0.0, 1.0):  # chosen on the same pictures, as after a change of the rule
+        monkeypatch.setattr("vl2v.runs.share.best_share", lambda *found, share=share: share)
+        settings = quick_settings(shapes, recording, "vl2v")
+        alone = vl2v.distill(settings, tmp_path / f"alone-{share}", store=store)
+        ended.append(vl2v.distill(settings, tmp_path / f"shared-{share}", store=store, shelf=shelf))
+        assert same(alone, ended[-1])
+    assert not same(*ended)
 
 
 def test_methods_that_begin_alike_share_their_beginning(shapes: Path, recording: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vl2v.config import RunConfig
-from vl2v.methods import Stage, version_of
+from vl2v.methods import METHODS, Stage, version_of
 from vl2v.runs.folder import write_tensors
 from vl2v.students import Student
 
@@ -128,7 +128,8 @@ def stage_name(config: RunConfig, stage: Stage, student: Student, answers: str) 
     tree["data"] = {key: tree["data"][key] for key in ("target", "holdout", "split_seed")}
     if stage.settings is not None:
         tree["loss"] = {name: tree["loss"][name] for name in stage.settings}
-    tree["version"] = version_of(config.method)
+    owner = stage.loss.__module__.rpartition(".")[2]  # methods that begin alike take their beginning from one file
+    tree["version"] = version_of(owner if owner in METHODS else config.method)
     tree["stage"] = [stage.name, getattr(stage.loss, "__qualname__", ""), config.stages[stage.key].model_dump()]
     decides = hashlib.sha256(json.dumps([tree, answers, student.head], sort_keys=True).encode())
     for key, value in student.state_dict().items():

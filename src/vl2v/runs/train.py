@@ -174,12 +174,13 @@ def train(
     features.spread()
     if config.loss.lambda_ == "auto" and answers.images is not None:
         share = image_share(run.folder, sources, answers, features, fabric)
-        method = find_method(config.method).make(config.loss.model_copy(update={"lambda_": share}), config.published)
+        config = config.model_copy(update={"loss": config.loss.model_copy(update={"lambda_": share})})
+        method = find_method(config.method).make(config.loss, config.published)
         report(f"lambda {share:g}, by domains left out", 1, 1, "")
     work = _Work(run, student, sources, answers, views, trainer, features)
     with ExitStack() as held:
         if shelf is not None and fabric.world_size == 1:
-            _share_first_stage(held, run, shelf, method, student, sources, answers, trainer)
+            _share_first_stage(held, run.folder, config, shelf, method.stages[0], student, sources, answers, trainer)
         scores = trainer.fit(student, [(stage, partial(work.of, stage)) for stage in method.stages])
     if not fabric.is_global_zero:
         return
@@ -247,9 +248,10 @@ def _check_parts(config: RunConfig, method: Method, devices: int) -> None:
 
 def _share_first_stage(
     held: ExitStack,
-    run: Run,
+    folder: Path,
+    config: RunConfig,
     shelf: Shelf,
-    method: Method,
+    stage: Stage,
     student: Student,
     sources: Sources,
     answers: Answers,
@@ -262,18 +264,18 @@ def _share_first_stage(
     learnt = hashlib.sha256(b"".join(sources.audit.sha256))
     for table in (answers.labels, answers.images, answers.texts, sources.split.train, sources.split.val):
         learnt.update(b"" if table is None else np.ascontiguousarray(table).tobytes())
-    name = stage_name(run.config, method.stages[0], student, f"{learnt.hexdigest()} {answers.scale}")
+    name = stage_name(config, stage, student, f"{learnt.hexdigest()} {answers.scale}")
     if name is None or answers.ask is not None:
         return
-    if not (run.folder / "checkpoints").exists():
+    if not (folder / "checkpoints").exists():
         held.enter_context(shelf.alone(name))
-        if shelf.take_stage(name, run.folder):
+        if shelf.take_stage(name, folder):
             held.close()
             return
 
     def ended(number: int) -> None:
         if number == 0:
-            shelf.put_stage(name, run.folder)
+            shelf.put_stage(name, folder)
             held.close()
 
     trainer.stage_ended = ended
