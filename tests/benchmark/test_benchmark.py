@@ -553,7 +553,7 @@ def finish(work: WorkList, job: Job, parts: Sequence[tuple[str, bool, int, float
     columns |= {"label": np.zeros(len(good), int), "answer": (~good).astype(int)}
     place = work.place(job)
     place.mkdir(parents=True)
-    Predictions(["a", "b"], DOMAINS, {name: [column] for name, column in columns.items()}).save(place)
+    Predictions(["a", "b"], DOMAINS, columns={name: [column] for name, column in columns.items()}).save(place)
     (place / "seconds.json").write_text("1")
 
 
