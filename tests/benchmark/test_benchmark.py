@@ -8,6 +8,7 @@ import shlex
 import shutil
 import signal
 import time
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -176,12 +177,12 @@ def test_a_job_at_which_the_process_always_dies_is_given_up(grid: Grid, tmp_path
 def test_the_same_on_ray_with_a_worker_killed(calm: WorkList, grid: Grid, tmp_path: Path) -> None:
     ray = pytest.importorskip("ray")
     bench = plan(grid, tmp_path / "bench")
-    done: list[str] = []
+    told: dict[str, list[str]] = {"started": [], "progress": [], "done": []}
     killed: list[int] = []
 
     def kill_once(event: dict[str, Any]) -> None:
-        done.append(event["job"])
-        if not killed and (workers := processes("ray::_ray_task")):
+        told[event["event"]].append(event["job"])
+        if not killed and event["event"] == "progress" and (workers := processes("ray::_ray_task")):
             killed.append(workers[0])
             os.kill(workers[0], signal.SIGKILL)
 
@@ -189,7 +190,10 @@ def test_the_same_on_ray_with_a_worker_killed(calm: WorkList, grid: Grid, tmp_pa
         run(bench, engine=Ray(1, {"num_cpus": 2}), tell=kill_once)
     finally:
         ray.shutdown()
-    assert killed and sorted(done) == sorted(job.name for job in bench.jobs)
+    names = sorted(job.name for job in bench.jobs)
+    assert killed and sorted(told["done"]) == names
+    starts = sorted(Counter(told["started"]).values())
+    assert set(told["started"]) == set(names) and starts[:-1] == [1] * (len(names) - 1) and starts[-1] <= 2
     assert accuracies(bench.work) == accuracies(calm)
     assert as_table(results(bench.work)).rows[0][:4] == as_table(results(calm)).rows[0][:4]
 

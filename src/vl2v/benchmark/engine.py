@@ -10,12 +10,13 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from vl2v.benchmark.jobs import Job, WorkList
-from vl2v.benchmark.work import Tell, attempt, fail
+from vl2v.benchmark.work import Tell, attempt, fail, seldom
 from vl2v.devices import processors
 from vl2v.errors import ConfigError
 from vl2v.runs.cluster import Cluster, settle_in
@@ -172,25 +173,51 @@ class Ray(Cluster):
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
         """Do the jobs; see `Engine`."""
         ray, task = self.start(), self.task(_ray_task)
+        ear = ray.remote(num_cpus=0)(_Ear).remote()
         folder, threads, since = str(work.folder.absolute()), str(self.processors), time.time()
         by_ref: dict[Any, Job] = {}
         for job in jobs:
-            by_ref[task.remote(folder, job, since, budget, threads, os.getcwd())] = job
+            by_ref[task.remote(folder, job, since, budget, threads, os.getcwd(), ear)] = job
         waiting = list(by_ref)
         while waiting:
-            (first, *_), waiting = ray.wait(waiting, num_returns=1)
-            job = by_ref[first]
-            try:
-                good = ray.get(first)
-            except ray.exceptions.RayError as error:
-                fail(work, job, f"Ray gave up: {type(error).__name__}", str(error))
-                good = False
-            if good is None:  # another command has it, or had it
-                good = work.done(job) or None
-            if good is not None:
-                tell({"event": "done" if good else "failed", "job": job.name})
+            finished, waiting = ray.wait(waiting, num_returns=1, timeout=0.3)
+            with suppress(ray.exceptions.RayError):
+                for event in ray.get(ear.take.remote()):
+                    tell(event)
+            for ref in finished:
+                job = by_ref[ref]
+                try:
+                    good = ray.get(ref)
+                except ray.exceptions.RayError as error:
+                    fail(work, job, f"Ray gave up: {type(error).__name__}", str(error))
+                    good = False
+                if good is None:  # another command has it, or had it
+                    good = work.done(job) or None
+                if good is not None:
+                    tell({"event": "done" if good else "failed", "job": job.name})
 
 
-def _ray_task(folder: str, job: Job, since: float, budget: float, threads: str, where: str) -> bool | None:
+class _Ear:
+    """An actor that hears what tasks tell. With its node the view of them is lost, not the work."""
+
+    def __init__(self) -> None:
+        self.heard: list[dict[str, Any]] = []
+
+    def hear(self, event: dict[str, Any]) -> None:
+        self.heard.append(event)
+
+    def take(self) -> list[dict[str, Any]]:
+        heard, self.heard = self.heard, []
+        return heard
+
+
+def _ray_task(folder: str, job: Job, since: float, budget: float, threads: str, where: str, ear: Any) -> bool | None:
+    import ray
+
     settle_in(threads, where)
-    return attempt(WorkList(Path(folder)), job, since=since, budget=budget, tell=lambda event: None)
+    told: list[Any] = []
+    tell = lambda event: told.append(ear.hear.remote(event))  # noqa: E731 (nothing waits: who waits lends its processor)
+    good = attempt(WorkList(Path(folder)), job, since=since, budget=budget, tell=seldom(tell))
+    with suppress(ray.exceptions.RayError):
+        ray.get(told)
+    return good

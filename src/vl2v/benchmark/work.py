@@ -136,22 +136,31 @@ def work_through(work: WorkList, names: set[str], *, since: float, budget: float
                 tell({"event": "done" if good else "failed", "job": job.name})
 
 
+def seldom(tell: Tell, seconds: float = 0.2) -> Tell:
+    """Return `tell` for someone far away: of progress, what follows too soon on something else is left out."""
+    last = [0.0]
+
+    def told(what: dict[str, Any]) -> None:
+        now = time.monotonic()
+        if what["event"] == "progress" and now - last[0] < seconds and what["done"] < what["total"]:
+            return
+        last[0] = now
+        tell(what)
+
+    return told
+
+
 def main() -> None:
     """Work through a folder's jobs as told on standard input; tell what happens on standard output, JSON a line."""
     order = json.loads(sys.stdin.readline())
     out, sys.stdout = sys.stdout, sys.stderr  # what libraries print isn't for the one who reads
-    last = [0.0]
 
     def tell(what: dict[str, Any]) -> None:
-        now = time.monotonic()
-        if what["event"] == "progress" and now - last[0] < 0.2 and what["done"] < what["total"]:
-            return
-        last[0] = now
         out.write(json.dumps(what) + "\n")
         out.flush()
 
     work = WorkList(Path(order["folder"]))
-    work_through(work, set(order["names"]), since=order["since"], budget=order["budget"], tell=tell)
+    work_through(work, set(order["names"]), since=order["since"], budget=order["budget"], tell=seldom(tell))
 
 
 def _failed_since(work: WorkList, job: Job, since: float) -> bool:
