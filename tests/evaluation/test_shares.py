@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vl2v.evaluation.shares import RIDGES, SHARES, best_share, image_shares
+from vl2v.evaluation.shares import RIDGES, SHARES, best_share, fitted, image_shares
 
 Table = NDArray[np.float32]
 COUNT, FEATURES, DIM, CLASSES = 300, 6, 8, 4
@@ -61,6 +61,27 @@ def test_it_is_ridge_regression_on_each_groups_others(
     best = max(RIDGES, key=lambda ridge: max(found[ridge, share] for share in SHARES))
     expected = {share: found[best, share] for share in SHARES}
     assert image_shares(features, images, texts, labels, groups) == pytest.approx(expected)
+
+
+def test_the_projector_fitted_is_the_regression_that_is_best_for_groups_left_out(
+    drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]],
+) -> None:
+    features, images, texts, labels, _ = drawn
+    groups = np.repeat([0, 1, 2], [200, 60, 40])
+    shares = image_shares(features, images, texts, labels, groups)
+    fit = fitted(features, images, texts, labels, groups)
+    assert fit.share == max(shares, key=lambda share: shares[share])
+    weight, target = 1 / np.bincount(groups)[groups] / 3, fit.share * images + (1 - fit.share) * texts[labels]
+    centre, mean = weight @ features, weight @ target
+    known, wanted = (
+        (table - middle) * np.sqrt(weight)[:, None] for table, middle in ((features, centre), (target, mean))
+    )
+    gaps = []
+    for ridge in RIDGES:
+        inner = known.T @ known
+        expected = np.linalg.solve(inner + ridge * np.trace(inner) / FEATURES * np.eye(FEATURES), known.T @ wanted).T
+        gaps.append(np.abs(fit.weight - expected).max() + np.abs(fit.bias - (mean - expected @ centre)).max())
+    assert min(gaps) < 1e-6
 
 
 def test_of_one_domain_every_fifth_picture_is_left_out(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,15 @@ from safetensors.torch import load_file
 import vl2v
 from little import quick_settings
 from vl2v.config import LossConfig, PublishedConfig
-from vl2v.embeddings import EmbeddingStore
-from vl2v.evaluation.shares import best_share
+from vl2v.embeddings import EmbeddingStore, Views
+from vl2v.evaluation.shares import SHARES, best_share
 from vl2v.methods import METHODS, find_method, version_of
+from vl2v.runs import silent, teaching
+from vl2v.runs.asking import asking_about
+from vl2v.runs.features import Features
+from vl2v.runs.share import align_again
+from vl2v.runs.sources import open_sources
+from vl2v.training import new_fabric
 
 FIGURES = Path(__file__).with_name("trained.json")
 TRAINED: dict[str, list[float]] = json.loads(FIGURES.read_text())  # method and version -> losses
@@ -165,6 +172,8 @@ def test_wise_ft_ends_halfway_to_the_zero_shot_weights(shapes: Path, recording: 
 
 
 def test_vl2v_ends_where_source_validation_is_best(shapes: Path, recording: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("vl2v.runs.train.align_again", lambda *_: None)  # else P is another one than was judged
+
     def trained(*ways: float) -> tuple[dict[str, torch.Tensor], float]:
         monkeypatch.setattr("vl2v.methods.vl2v.WAYS", ways)
         settings = quick_settings(shapes, recording, "vl2v")
@@ -176,6 +185,28 @@ def test_vl2v_ends_where_source_validation_is_best(shapes: Path, recording: Path
     assert accuracy == max(score for _, score in single.values())
     assert any(same(chosen, student) for student, _ in single.values())
     assert not same(single[0.5][0], single[1.0][0])
+
+
+def test_vl2v_fits_its_projector_to_the_backbone_it_ends_with(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    run = vl2v.distill(quick_settings(shapes, recording, "vl2v"), tmp_path / "run", store=tmp_path / "store")
+    config, student = run.config, run.classifier.student
+    sources = open_sources(config, tmp_path / "audit.sqlite")
+    with EmbeddingStore(tmp_path / "store", read_only=True) as store:
+        teacher = teaching.the_teacher(config.teacher)
+        answers = asking_about(config, store, teacher, None, sources, Views(), silent).answers()
+    before, others = weights(run), sources.training[::2]
+    with torch.no_grad():
+        student.projector.weight.zero_()
+    found = Features(student, sources.dataset, new_fabric(config.train), 0, silent)
+    share = align_again(student, sources, answers, found)
+    assert share in SHARES
+    assert torch.allclose(student.projector.weight, before["projector.weight"], atol=5e-3)
+    images = answers.images.copy()
+    images[others] = 0  # they weren't asked about: their classes' texts stand for what the teacher would have said
+    align_again(student, sources, replace(answers, images=images), found)
+    assert student.projector.weight.isfinite().all()
+    images[sources.training] = 0
+    assert align_again(student, sources, replace(answers, images=images), found) is None
 
 
 def test_any_method_starts_from_a_white_boxs_tower_on_request(shapes: Path, recording: Path, tmp_path: Path) -> None:

@@ -47,6 +47,47 @@ def image_shares(
         labels: [n] classes.
         groups: [n], for example domains; of one group alone, every fifth picture is left out in turn.
     """
+    means, _ = _left_out(features, images, texts, labels, groups)
+    best = means[means.max(1).argmax()]
+    return dict(zip(SHARES, best.tolist(), strict=True))
+
+
+class Fit(NamedTuple):
+    """A projector x -> W x + b in closed form: W [d, p], b [d], and the lambda of its targets."""
+
+    weight: NDArray[np.float64]
+    bias: NDArray[np.float64]
+    share: float
+
+
+def fitted(
+    features: NDArray[np.float32],
+    images: NDArray[np.float32],
+    texts: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+) -> Fit:
+    """Return the ridge regression of lambda I(x) + (1 - lambda) T(y) on the features, each group weighted alike.
+
+    Ridge and lambda are those that are best for groups left out, of equals the first; for the rest see `image_shares`.
+    """
+    means, moments = _left_out(features, images, texts, labels, groups)
+    place, number = np.unravel_index(means.argmax(), means.shape)
+    share, mean = SHARES[number], _mean(moments)
+    of_image, of_text = np.split(_solved(mean, RIDGES[place]), 2, axis=1)
+    weight = (share * of_image + (1 - share) * of_text).T
+    target = share * np.split(mean.t, 2)[0] + (1 - share) * np.split(mean.t, 2)[1]
+    return Fit(weight, target - weight @ mean.x, share)
+
+
+def _left_out(
+    features: NDArray[np.float32],
+    images: NDArray[np.float32],
+    texts: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    groups: NDArray[np.int64],
+) -> tuple[NDArray[np.float64], list[Moments]]:
+    """Return the accuracy on groups left out, the mean over them, by ridge and lambda [r, l]; and groups' moments."""
     if len(np.unique(groups)) == 1:
         groups = np.arange(len(labels)) % FOLDS
     names = np.unique(groups)
@@ -56,9 +97,7 @@ def image_shares(
         accuracies(moments[:number] + moments[number + 1 :], features[groups == name], texts, labels[groups == name])
         for number, name in enumerate(names)
     ]
-    means = np.mean(right, 0)
-    best = means[means.max(1).argmax()]
-    return dict(zip(SHARES, best.tolist(), strict=True))
+    return np.mean(right, 0), moments
 
 
 def best_share(accuracies: dict[float, float], pictures: int) -> float:
@@ -93,13 +132,23 @@ def accuracies(
         texts: T [C, d].
         labels: [m] classes.
     """
-    mean = Moments(*(np.mean(part, 0) for part in zip(*learnt, strict=True)))
-    variance = mean.xx - np.outer(mean.x, mean.x)
+    mean = _mean(learnt)
     right = np.zeros((len(RIDGES), len(SHARES)))
     for place, ridge in enumerate(RIDGES):
-        penalty = ridge * np.trace(variance) / len(variance) * np.eye(len(variance))
-        weights = np.linalg.solve(variance + penalty, mean.xt - np.outer(mean.x, mean.t))
-        of_image, of_text = np.split((features - mean.x) @ weights + mean.t, 2, axis=1)
+        of_image, of_text = np.split((features - mean.x) @ _solved(mean, ridge) + mean.t, 2, axis=1)
         scores = [(share * of_image + (1 - share) * of_text) @ texts.T for share in SHARES]
         right[place] = [(score.argmax(1) == labels).mean() for score in scores]
     return right
+
+
+def _mean(groups: Sequence[Moments]) -> Moments:
+    """Return the moments of groups that all count alike."""
+    return Moments(*(np.mean(part, 0) for part in zip(*groups, strict=True)))
+
+
+def _solved(mean: Moments, ridge: float) -> NDArray[np.float64]:
+    """Return the weights [p, 2 d] of both targets' regression on centred features."""
+    variance = mean.xx - np.outer(mean.x, mean.x)
+    penalty = ridge * np.trace(variance) / len(variance) * np.eye(len(variance))
+    weights: NDArray[np.float64] = np.linalg.solve(variance + penalty, mean.xt - np.outer(mean.x, mean.t))
+    return weights

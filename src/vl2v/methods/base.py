@@ -161,6 +161,7 @@ class Method:
         asks: what the teacher is asked about: pictures and texts, texts alone, or nothing.
         tower: whether the student is the teacher's own image tower (white box).
         anchors: whether the teacher is also asked about every class in each source domain's words.
+        aligns_again: whether the projector is fitted anew, in closed form, to the backbone that the stages end with.
     """
 
     name: str
@@ -169,3 +170,4 @@ class Method:
     asks: Literal["pictures", "texts", "nothing"] = "pictures"
     tower: bool = False
     anchors: bool = False
+    aligns_again: bool = False

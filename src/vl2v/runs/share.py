@@ -1,4 +1,4 @@
-"""Lambda, chosen for a run before it trains anything."""
+"""What domains left out tell a run: lambda, before it trains anything, and the projector of the end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import nn
 
-from vl2v.evaluation.shares import best_share, image_shares
+from vl2v.evaluation.shares import best_share, fitted, image_shares
 from vl2v.runs.features import Features
 from vl2v.runs.folder import write_text
 from vl2v.runs.sources import Sources
+from vl2v.students import Student
 from vl2v.training import Answers, from_first
 
 FEW = 10  # pictures with a label and an answer; fewer tell nothing
@@ -29,7 +33,7 @@ def image_share(run: Path, sources: Sources, answers: Answers, features: Feature
         fabric: every process of a run calls this.
     """
     file = run / "lambda.json"
-    pictures = np.sort(np.concatenate(sources.groups(answers.answered(sources.split.unlabelled))))
+    pictures = _pictures(sources, answers)
     told = from_first(fabric, lambda: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None)
     assert answers.images is not None and answers.texts is not None
     images, texts = answers.images[pictures, 0], answers.texts
@@ -47,3 +51,36 @@ def image_share(run: Path, sources: Sources, answers: Answers, features: Feature
 
         told = from_first(fabric, chosen)
     return float(told["lambda"]) if told else 0.5
+
+
+def align_again(student: Student, sources: Sources, answers: Answers, features: Features) -> float | None:
+    """Give a trained student the projector that fits its backbone best, in closed form; return the lambda of it.
+
+    None: there are too few pictures with a label and an answer to tell, and nothing has changed.
+
+    Args:
+        student: its backbone is trained.
+        sources: the pictures to learn from.
+        answers: the teacher's; where a picture wasn't asked about, its class's text stands for one.
+        features: of the backbone as it ended.
+    """
+    pictures = _pictures(sources, answers)
+    assert answers.images is not None and answers.texts is not None
+    labels, texts = answers.labels[pictures], answers.texts
+    images = answers.images[pictures, 0].astype(np.float32)
+    asked, labelled = images.any(1), labels >= 0
+    if (asked & labelled).sum() < FEW:
+        return None
+    images[~asked] = texts[labels[~asked]]
+    found, groups = features.of(pictures).numpy(), sources.dataset.domain_ids[pictures]
+    fit = fitted(found[labelled], images[labelled], texts, labels[labelled], groups[labelled])
+    assert isinstance(student.projector, nn.Linear)
+    with torch.no_grad():
+        student.projector.weight.copy_(torch.from_numpy(fit.weight))
+        student.projector.bias.copy_(torch.from_numpy(fit.bias))
+    return fit.share
+
+
+def _pictures(sources: Sources, answers: Answers) -> NDArray[np.int64]:
+    """Return the pictures that something is learnt from (dataset indices, sorted)."""
+    return np.sort(np.concatenate(sources.groups(answers.answered(sources.split.unlabelled))))

@@ -30,7 +30,7 @@ from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.folder import Run, locked, open_run, write_tensors
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
-from vl2v.runs.share import image_share
+from vl2v.runs.share import align_again, image_share
 from vl2v.runs.shelf import Shelf, stage_name
 from vl2v.runs.sources import Sources, open_sources
 from vl2v.seeds import derive
@@ -181,10 +181,14 @@ def train(
     with ExitStack() as held:
         if shelf is not None and fabric.world_size == 1:
             _share_first_stage(held, run.folder, config, shelf, method.stages[0], student, sources, answers, trainer)
-        scores = trainer.fit(student, [(stage, partial(work.of, stage)) for stage in method.stages])
+        trainer.fit(student, [(stage, partial(work.of, stage)) for stage in method.stages])
     if not fabric.is_global_zero:
         return
     student.fold()
+    if method.aligns_again:
+        ended = Features(student, sources.dataset, fabric, config.data.workers, report)
+        if (best := align_again(student, sources, answers, ended)) is not None:
+            report(f"aligned again, lambda {best:g}", 1, 1, "")
     classifier = Classifier(
         student,
         list(sources.dataset.classes),
@@ -196,13 +200,13 @@ def train(
             "sources": sources.names,
             "target": config.data.target,
             "pictures": sources.counts,
-            "validation_accuracy": scores.accuracy,
             "teacher": {"spec": teacher.name, "fingerprint": teacher.fingerprint} if teacher else None,
             "prompts": config.prompts.model_dump(),
         },
     )
     logits = classifier_logits(classifier, sources.dataset, sources.split.val, config.data.workers)
     labels = torch.from_numpy(sources.dataset.labels[sources.split.val])
+    classifier.about["validation_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
     classifier.temperature = fit_temperature(logits, labels)
     classifier.threshold = unknown_threshold(logits / classifier.temperature, labels)
     classifier.save(run.folder / "student")
