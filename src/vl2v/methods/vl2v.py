@@ -1,14 +1,13 @@
-"""VL2V-ADiP with one more term, a lambda that fits the teacher, averaged weights, and a projector fitted at the end.
+"""VL2V-ADiP with one more term, a lambda that fits the teacher, a choice of how far to go, and P fitted at the end.
 
 The cosines of ADiP draw a picture's embedding to its own answer and its own class's text; nothing tells how near the
 other classes' texts are to be. The added term does, by Hinton's divergence (arXiv 1503.02531) under the text
 classifier. Lambda is chosen before anything is trained, by domains left out (`vl2v.evaluation.shares`): a teacher that
-knows the domains is followed further than one that doesn't. Distill keeps its learning rate and ends with the mean of
-its weights over the valley of the validation loss (SWAD), as everything in the paper's comparison does; and what Align
-had kept of the pretrained features is not all given up: the backbone ends where source validation is best, halfway,
-three quarters of the way or all the way from the pretrained one to the distilled one (as WiSE-FT does between zero-shot
-and fine-tuned weights, Wortsman et al., CVPR 2022). Distill has moved the features away from those that P was fitted
-to: so P is fitted once more, in closed form. Ours; see docs/findings.md.
+knows the domains is followed further than one that doesn't. And what Align had kept of the pretrained features is not
+all given up: the backbone ends where source validation is best, halfway, three quarters of the way or all the way from
+the pretrained one to the distilled one (as WiSE-FT does between zero-shot and fine-tuned weights, Wortsman et al., CVPR
+2022). Distill has moved the features away from those that P was fitted to: so P is fitted once more, in closed form.
+Ours; see docs/findings.md.
 """
 
 from __future__ import annotations
@@ -16,15 +15,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vl2v.config import LossConfig, PublishedConfig
-from vl2v.methods import adip
+from vl2v.methods.adip import STAGES as STAGES
 from vl2v.methods.adip import align, cosine_loss
 from vl2v.methods.base import Loss, Method, Output, Stage, Targets
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STAGES = {"align": adip.STAGES["align"], "distill": {"steps": 1000, "lr": 1e-3, "schedule": "constant"}}
-DEFAULTS = {"loss": {"temperature": 4.0, "lambda": "auto"}, "train": {"swad": True}}
+DEFAULTS = {"loss": {"temperature": 4.0, "lambda": "auto"}}
 WAYS = (0.5, 0.75, 1.0)  # from the pretrained backbone to the distilled one
 
 
