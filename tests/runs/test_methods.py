@@ -200,7 +200,7 @@ def test_vl2v_fits_its_projector_to_the_backbone_it_ends_with(shapes: Path, reco
     found = Features(student, sources.dataset, new_fabric(config.train), 0, silent)
     share = align_again(student, sources, answers, found)
     assert share in SHARES
-    assert torch.allclose(student.projector.weight, before["projector.weight"], atol=5e-3)
+    assert torch.allclose(student.projector.weight, before["projector.weight"], rtol=1e-2, atol=1e-2)
     images = answers.images.copy()
     images[others] = 0  # they weren't asked about: their classes' texts stand for what the teacher would have said
     align_again(student, sources, replace(answers, images=images), found)
