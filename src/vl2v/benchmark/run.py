@@ -91,7 +91,7 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
     for job in jobs:
         method = find_method(job.method).make(LossConfig(), PublishedConfig())
         config = resolve(job.settings)
-        if method.asks != "pictures" or config.teacher.select is not None or config.teacher.online:
+        if method.asks != "pictures" or config.teacher.select is not None:
             continue
         unseen = set() if job.method == "zero-shot" else set(config.data.target)
         student = TOWER if has_tower(config, method) else config.student.name
@@ -112,15 +112,11 @@ def _same_data(grid: Grid, out: Path) -> None:
     Raises:
         RunError: a dataset has changed.
     """
-    from vl2v.data import open_dataset
-
     file = out / "datasets.json"
     known: dict[str, int] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     now = dict(known)
-    for name, path in grid.data.items():
-        data = grid.settings.get("data", {})
-        exclude = data.get("exclude")
-        count = len(open_dataset(Path(path), layout=data.get("layout", "auto"), exclude=exclude and Path(exclude)))
+    for name, dataset in grid.datasets.items():
+        count = len(dataset)
         if known.get(name, count) != count:
             raise RunError(
                 f"{out}: {name} had {known[name]:,} pictures when this benchmark began and has {count:,} now; "
