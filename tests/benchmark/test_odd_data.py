@@ -19,7 +19,7 @@ from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.work import fail
 from vl2v.cli.app import app
 from vl2v.config import assignments, merge
-from vl2v.errors import ConfigError, DataError
+from vl2v.errors import ConfigError, DataError, RunError
 
 SETTINGS: dict[str, Any] = {
     "student": {"weights": "none", "image_size": 32},
@@ -70,6 +70,18 @@ def test_a_domain_without_labels_is_no_target(grid: Grid, shapes: Path, recordin
     assert {job.target for job in jobs} == {"ink", "paint"}
     with pytest.raises(DataError, match=r"2 domain\(s\); a tournament leaves one out"):
         recommend(data / "pictures.csv", f"recorded:{recording}", tmp_path / "out", minutes=1, engine=Here())
+
+
+def test_pictures_that_moved_to_another_class_are_another_dataset(grid: Grid, shapes: Path, tmp_path: Path) -> None:
+    data = Path(some(shapes, tmp_path / "shapes", *(f"{domain}/{name}" for domain in DOMAINS for name in CLASSES)))
+    wanted = replace(grid, data={"shapes": str(data)})
+    plan(wanted, tmp_path / "bench")
+    plan(replace(wanted), tmp_path / "bench")
+    (data / "ink/ball/00.png").rename(data / "ink/box/mended.png")
+    with pytest.raises(RunError, match="as many pictures as when this benchmark began, but other names, classes"):
+        plan(replace(wanted), tmp_path / "bench")
+    (tmp_path / "bench/datasets.json").write_text('{"shapes": 108}')  # of an earlier version
+    plan(replace(wanted), tmp_path / "bench")
 
 
 def test_a_stage_that_no_method_has_is_refused(grid: Grid, tmp_path: Path) -> None:
