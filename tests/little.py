@@ -7,15 +7,20 @@ import hashlib
 import json
 import os
 import resource
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from vl2v.methods import METHODS
+
+if TYPE_CHECKING:
+    from vl2v.benchmark.jobs import Job, WorkList
+    from vl2v.benchmark.work import Tell
 
 CLASSES = ("ball", "box", "cone")
 DOMAINS = ("chalk", "ink", "paint")
@@ -80,6 +85,15 @@ def quick_settings(shapes: Path, recording: Path, method: str = "adip") -> dict[
         "stages": stages,
         "train": {"precision": "fp32", "accelerator": "cpu"},
     }
+
+
+class Here:
+    """An engine that does the jobs in this process: for tests of what is done, not of where."""
+
+    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
+        from vl2v.benchmark.work import work_through
+
+        work_through(work, {job.name for job in jobs}, since=time.time(), budget=budget, tell=tell)
 
 
 def processes(words: str) -> list[int]:

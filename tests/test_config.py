@@ -5,7 +5,7 @@ from typing import Any, get_args
 
 import pytest
 
-from vl2v.config import Section, assignments, merge, validate
+from vl2v.config import Section, assignments, merge, toml_key, validate
 from vl2v.errors import ConfigError
 from vl2v.runs.settings import resolve
 
@@ -25,6 +25,12 @@ def test_set_lays_values_on_top_with_their_types() -> None:
     assert tree["data"]["target"] == ["a", "b"]
     assert tree["teacher"]["spec"] == "hf:some/repo"
     assert resolve(merge(DATA, tree)).loss.lambda_ == 1.0
+
+
+@pytest.mark.parametrize("name", ["cup", "wine glass", "boîte.à outils", 'a "b"', "label"])
+def test_a_class_called_anything_can_be_set(name: str) -> None:
+    tree = assignments([f"prompts.overrides.{toml_key(name)}='a cup'"])
+    assert tree == {"prompts": {"overrides": {name: "a cup"}}}
 
 
 @pytest.mark.parametrize(

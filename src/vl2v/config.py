@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -225,7 +226,7 @@ def merge(*trees: Mapping[str, Any]) -> Tree:
 
 
 def assignments(pairs: Iterable[str]) -> Tree:
-    """Return `["stages.distill.lr=1e-3", ...]` as a tree; values are TOML, else plain text.
+    """Return `["stages.distill.lr=1e-3", ...]` as a tree; keys and values are TOML, else plain text.
 
     Raises:
         ConfigError: a pair without `=`.
@@ -237,12 +238,30 @@ def assignments(pairs: Iterable[str]) -> Tree:
             raise ConfigError(f"--set {pair!r}: write it as key=value, for example stages.distill.lr=1e-3")
         branch: Tree = {}
         leaf = branch
-        *folders, name = key.strip().split(".")
+        *folders, name = _parts(key.strip())
         for folder in folders:
             leaf = leaf.setdefault(folder, {})
         leaf[name] = _toml_value(text.strip())
         tree = merge(tree, branch)
     return tree
+
+
+def toml_key(name: str) -> str:
+    """Return a part of a dotted key, in quotes where it needs them: a class may be called anything."""
+    plain = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
+    return name if plain else json.dumps(name, ensure_ascii=False)
+
+
+def _parts(key: str) -> list[str]:
+    try:
+        tree: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        return key.split(".")
+    parts = []
+    while isinstance(tree, dict):
+        ((part, tree),) = tree.items()
+        parts.append(part)
+    return parts
 
 
 def _toml_value(text: str) -> object:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vl2v.evaluation.shares import RIDGES, SHARES, best_share, fitted, image_shares
+from vl2v.evaluation.shares import RIDGES, SHARES, accuracies, best_share, fitted, image_shares, moments_of
 
 Table = NDArray[np.float32]
 COUNT, FEATURES, DIM, CLASSES = 300, 6, 8, 4
@@ -90,6 +90,20 @@ def test_of_one_domain_every_fifth_picture_is_left_out(
     features, images, texts, labels, _ = drawn
     alone = image_shares(features, images, texts, labels, np.zeros(COUNT, np.int64))
     assert alone == image_shares(features, images, texts, labels, np.arange(COUNT) % 5)
+
+
+@pytest.mark.parametrize("away", [0, 5])
+def test_one_picture_teaches_its_own_answer(
+    away: float, drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]]
+) -> None:
+    """A domain of one answered picture has no variance, only what rounding leaves of it."""
+    features, images, texts, labels, _ = drawn
+    features = np.round(features) if not away else features + np.float32(away)
+    alone = moments_of(features[:1], np.hstack([images, texts[labels]])[:1])
+    right = accuracies([alone], features[1:], texts, labels[1:])
+    said = np.outer(SHARES, images[0]) + np.outer(1 - np.array(SHARES), texts[labels[0]])
+    expected = [(labels[1:] == answer).mean() for answer in (said @ texts.T).argmax(1)]
+    assert right == pytest.approx(np.tile(expected, (len(RIDGES), 1)))
 
 
 def test_what_may_be_chance_is_left_at_the_lambda_nearest_to_a_half() -> None:

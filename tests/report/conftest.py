@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from little import quick_settings
-from vl2v.benchmark.jobs import Grid, Job, WorkList
+from little import Here, quick_settings
+from vl2v.benchmark.jobs import Grid
 from vl2v.benchmark.run import plan, run
-from vl2v.benchmark.work import Tell, work_through
 from vl2v.config import merge
 from vl2v.report import write_report
 from vl2v.runs import distill, embed
@@ -46,13 +44,6 @@ def of_nasty(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFac
     return Written(finished.folder, write_report(finished.folder, store=place / "store"), place / "store")
 
 
-class _Here:
-    """An engine that does all jobs in this process."""
-
-    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
-        work_through(work, {job.name for job in jobs}, since=0, budget=budget, tell=tell)
-
-
 @pytest.fixture(scope="session")
 def of_benchmark(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
     """A benchmark of two methods, two students and two seeds, with some runs that asked less, and a failed job."""
@@ -72,6 +63,6 @@ def of_benchmark(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPat
         Grid(data, ["paint"], ["zero-shot", "erm", "adip"], everything, 2, settings=settings, steps=3, batch=4),
     ):
         bench = plan(grid, folder)
-        run(bench, engine=_Here())
+        run(bench, engine=Here())
         assert not bench.missing
     return Written(folder, write_report(folder), folder / "store")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, NamedTuple
 
 from vl2v.benchmark.draws import drawn
-from vl2v.config import LossConfig, PublishedConfig, Tree, merge
+from vl2v.config import DataConfig, LossConfig, PublishedConfig, Tree, merge, validate
 from vl2v.data.corruptions import CORRUPTIONS
 from vl2v.errors import ConfigError, RunError
 from vl2v.methods import METHODS, find_method, version_of
@@ -22,6 +22,8 @@ from vl2v.runs.settings import resolve
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
+
+    from vl2v.data import DomainDataset
 
 Selection = Literal["training", "leave-one-out", "oracle"]
 Search = Literal["random", "optuna"]
@@ -134,6 +136,18 @@ class Grid:
         how = [] if self.search == "random" else [self.search]
         return _digest([settings, self.steps, self.batch, *how])
 
+    @cached_property
+    def datasets(self) -> dict[str, DomainDataset]:
+        """The pictures of each dataset.
+
+        Raises:
+            DataError: one that can't be read.
+        """
+        from vl2v.data import open_dataset
+
+        told = {name: self._told(name) for name in self.data}
+        return {name: open_dataset(data.path, layout=data.layout, exclude=data.exclude) for name, data in told.items()}
+
     @property
     def rounds(self) -> list[Grid]:
         """The grids to be planned and done one after another: where draws go by results, a draw each."""
@@ -144,19 +158,27 @@ class Grid:
     def jobs(self, draw: Draw | None = None) -> Iterator[Job]:
         """Yield the jobs; those that share most come one after another.
 
+        Where the teacher is asked about some pictures only (`teacher.select`), its own row is left out: what it would
+        be measured on would depend on which students had asked before.
+
         Args:
             draw: makes hyperparameters of a cell and the number of a draw; by default random ones.
 
         Raises:
             ConfigError: a method, or a setting, that isn't known; domains too few for the rule.
-            DataError: a dataset that can't be read, or a target that it doesn't have.
+            DataError: a dataset that can't be read or learnt from, or a target that it doesn't have.
         """
-        for dataset, path in self.data.items():
-            domains = self._domains(path)
+        _check_stages(self.settings.get("stages", {}))
+        some = isinstance(self.settings.get("teacher", {}).get("select"), int)
+        methods = [method for method in self.methods if METHODS[method].stages or not some]
+        for dataset, pictures in self.datasets.items():
+            domains = pictures.labelled_domains
+            targets = self.targets or domains
+            self._check_targets(dataset, targets)
             for seed in range(self.seeds):
-                for target in self.targets or domains:
+                for target in targets:
                     for student in self.students:
-                        for method in self.methods:
+                        for method in methods:
                             cell = Cell(dataset, target, method, student, seed)
                             yield from self._cell(cell, domains, draw or _random)
 
@@ -200,17 +222,24 @@ class Grid:
         sizes = {"steps": self.steps, "batch_per_domain": self.batch}
         return merge(settings, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
 
-    def _domains(self, path: str) -> Sequence[str]:
-        from vl2v.data import open_dataset
+    def _told(self, dataset: str) -> DataConfig:
+        """Return the settings of a dataset."""
+        return validate(merge({"data": self.settings.get("data", {})}, {"data": {"path": self.data[dataset]}})).data
 
-        data = self.settings.get("data", {})
-        exclude = data.get("exclude")
-        dataset = open_dataset(
-            Path(path), layout=data.get("layout", "auto"), exclude=Path(exclude) if exclude else None
-        )
-        for target in self.targets:
-            dataset.domain_index(target)
-        return dataset.domains
+    def _check_targets(self, dataset: str, targets: Sequence[str]) -> None:
+        """Look whether students can learn from each one's others, before a teacher is paid.
+
+        Raises:
+            DataError: no such domain, or what is left can't be learnt from.
+        """
+        from vl2v.data import leave_out
+
+        pictures, holdout = self.datasets[dataset], self._told(dataset).holdout
+        trains = any(METHODS[method].stages for method in self.methods)
+        for target in targets:
+            pictures.domain_index(target)
+            if trains or len(pictures.labelled_domains) > 1:
+                leave_out(pictures, [target], fraction=holdout)
 
 
 def methods_for(names: Sequence[str], teacher: str) -> list[str]:
@@ -420,6 +449,19 @@ def _word(text: str) -> str:
 
 def _without_stages(settings: Tree) -> Tree:
     return {key: value for key, value in settings.items() if key != "stages"}
+
+
+def _check_stages(given: object) -> None:
+    """Refuse settings of a stage that no method has.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"stages = {given!r}: a table of stages, for example stages.distill.lr=1e-3")
+    known = dict.fromkeys(name for entry in METHODS.values() for name in entry.stages)
+    if unknown := given.keys() - known.keys():
+        raise ConfigError(f"stages.{min(unknown)}: no method has such a stage; there are {', '.join(known)}")
 
 
 def _only_stages(settings: Tree, stages: Mapping[str, Any]) -> Tree:

@@ -6,7 +6,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,12 @@ from vl2v.benchmark.jobs import STUDENTS, Grid
 from vl2v.benchmark.results import Result, mean_and_error, of, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import runs_of
-from vl2v.config import Tree, merge
+from vl2v.config import Tree, merge, toml_key
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation.compare import Lead, lead
 from vl2v.methods import find_method
 from vl2v.runs.report import Report, silent
+from vl2v.training.log import MetricsLog
 
 CANDIDATES = ("lp-ft", "erm", "kd", "adip", "vl2v")
 FEWEST_STEPS, MOST_STEPS = 20, 2000
@@ -102,7 +103,8 @@ def recommend(
         teacher: as for `distill`.
         out: a benchmark folder; a tournament that was interrupted goes on.
         minutes: that it may take, roughly; asking the teacher comes on top.
-        methods: that compete, two or more; one that can't be trained drops out.
+        methods: that compete, two or more; one that can't be trained drops out, and so does the zero-shot teacher,
+            which is measured anyway.
         student: that is to be trained.
         settings: of every run.
         engine: where the runs run.
@@ -114,31 +116,24 @@ def recommend(
         DataError: fewer than three domains with labels.
         ConfigError: fewer than two candidates, or fewer than two that can be trained.
     """
-    from vl2v.data import open_dataset
-
     start = time.monotonic()
-    methods = list(dict.fromkeys(methods))
-    if untrained := [method for method in methods if not find_method(method).stages]:
-        raise ConfigError(f"--methods: {', '.join(untrained)} trains nothing; it is measured beside the others anyway")
+    methods = [method for method in dict.fromkeys(methods) if find_method(method).stages]  # the teacher isn't one
     if len(methods) < FINALISTS:
         raise ConfigError(f"--methods: a tournament takes {FINALISTS} or more, for example {','.join(CANDIDATES)}")
-    settings = settings or {}
-    told = settings.get("data", {})
-    exclude = told.get("exclude")
-    domains = open_dataset(data, layout=told.get("layout", "auto"), exclude=Path(exclude) if exclude else None).domains
+    whole = merge(_quick(), settings or {}, {"teacher": {"spec": teacher}})
+    name = data.resolve().name
+    grid = Grid({name: str(data)}, [], methods, [student], 1, settings=whole, batch=BATCH)
+    domains = grid.datasets[name].labelled_domains
     if len(domains) < 3:
         raise DataError(
             f"{data}: {len(domains)} domain(s); a tournament leaves one out and learns from at least two others. "
             "Sort the pictures into domain/class/ folders, by source or style"
         )
     engine = engine or Local(usual_processes())
-    whole = merge(_quick(), settings, {"teacher": {"spec": teacher}})
-    name = data.resolve().name
     reasons: dict[str, str] = {}
 
     def hold(methods: Sequence[str], steps: int, seeds: int) -> list[Result]:
-        grid = Grid({name: str(data)}, [], methods, [student], seeds, settings=whole, steps=steps, batch=BATCH)
-        bench = plan(grid, out)
+        bench = plan(replace(grid, methods=methods, seeds=seeds, steps=steps), out)
         run(bench, engine=engine, budget=budget, report=report, tell=tell)
         names = {bench.work.place(job) for job in bench.jobs}
         for job in bench.missing:
@@ -151,13 +146,14 @@ def recommend(
             raise ConfigError("; ".join(f"{method}: {why}" for method, why in reasons.items()))
         return left
 
-    trial = hold(["erm"], TRIAL_STEPS, 1)
-    enough(["erm"], 1)
+    trials = (hold([method], TRIAL_STEPS, 1) for method in dict.fromkeys(["erm", *methods]))
+    trial = next(filter(None, trials), [])  # of the first that can be trained
+    left = enough(methods, FINALISTS)
     step = _seconds_a_step(trial)
     half = 60 * minutes / 2
-    first = _steps(half, step, len(methods) * len(domains), engine)
-    opening = hold(["zero-shot", *methods], first, 1)
-    ranked = sorted(enough(methods, FINALISTS), key=lambda method: -mean_and_error(of(opening, method=method))[0])
+    first = _steps(half, step, len(left) * len(domains), engine)
+    opening = hold(["zero-shot", *left], first, 1)
+    ranked = sorted(enough(left, FINALISTS), key=lambda method: -mean_and_error(of(opening, method=method))[0])
     last = max(first, _steps(half, step, FINALISTS * 2 * len(domains), engine))
     final = hold(["zero-shot", *ranked[:FINALISTS]], last, 2)
     best, second = sorted(
@@ -171,8 +167,9 @@ def recommend(
     command = _command(data, STUDENTS.get(student, student), best, merge(whole, sizes))
     accuracy = mean_and_error(of(final, method=best))[0]
     took = (time.monotonic() - start) / 60
+    failed = {method: why for method, why in reasons.items() if method in methods}
     return Advice(
-        best, second, accuracy, ahead, lead(runs[best], runs["zero-shot"]), final, last, took, command, reasons
+        best, second, accuracy, ahead, lead(runs[best], runs["zero-shot"]), final, last, took, command, failed
     )
 
 
@@ -195,9 +192,9 @@ def _command(data: Path, student: str, method: str, settings: Tree) -> str:
 def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from _leaves(value, f"{prefix}{toml_key(key)}.")
         else:
-            yield prefix + key, value
+            yield prefix + toml_key(key), value
 
 
 def _quick() -> Tree:
@@ -207,10 +204,10 @@ def _quick() -> Tree:
 
 
 def _seconds_a_step(trial: Sequence[Result]) -> float:
-    """Return how long one step takes with all processes at work."""
-    known = {found.folder for found in trial}
-    lines = [line for folder in known for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    return float(sum(json.loads(line)["seconds"] for line in lines)) / (TRIAL_STEPS * len(known))
+    """Return how long a step of the last stage takes with all processes at work."""
+    runs = [MetricsLog(found.folder).rows() for found in trial]
+    seconds = [row["seconds"] for rows in runs for row in rows if row["stage"] == rows[-1]["stage"]]
+    return float(sum(seconds)) / (TRIAL_STEPS * len(runs))
 
 
 def _steps(seconds: float, step: float, runs: int, engine: Engine) -> int:

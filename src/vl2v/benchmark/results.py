@@ -43,6 +43,7 @@ class Result:
         folder: the run folder, or the file that the figures were read from.
         marks: which pictures of the target were answered, and which of them correctly; None where that isn't known.
         corrupted: on the target's pictures corrupted, the mean over the corruptions asked for; NaN where not measured.
+        inside: as `marks`, of the 80% that DomainBed measures.
     """
 
     dataset: str
@@ -57,6 +58,7 @@ class Result:
     folder: Path
     marks: Marks | None = None
     corrupted: float = math.nan
+    inside: Marks | None = None
 
 
 def results(work: WorkList, selection: Selection = "training") -> list[Result]:
@@ -128,9 +130,10 @@ def result_of(work: WorkList, job: Job) -> Result:
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(job.target)
     inside = target & kept["in_split"]
     whole, part = (float(right[rows].mean()) if rows.any() else math.nan for rows in (target, inside))
+    marks, marks_inside = (Marks(kept["index"][rows], right[rows]) for rows in (target, inside))
     seen = _of_each_domain(right[~target], kept["domain"][~target])
-    marks = Marks(kept["index"][target], right[target])
-    return Result(*job.cell, whole, part, seen, work.seconds(job), place, marks, _corrupted(work, job))
+    corrupted = _corrupted(work, job)
+    return Result(*job.cell, whole, part, seen, work.seconds(job), place, marks, corrupted, marks_inside)
 
 
 def _of_each_domain(right: NDArray[np.bool_], domains: NDArray[np.int64]) -> float:

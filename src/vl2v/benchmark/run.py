@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vl2v.benchmark.engine import Engine, Local, usual_processes
 from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList
@@ -20,6 +21,9 @@ from vl2v.runs.folder import write_text
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 from vl2v.runs.teaching import has_tower
+
+if TYPE_CHECKING:
+    from vl2v.data import DomainDataset
 
 Tell = Callable[[dict[str, Any]], None]
 
@@ -91,7 +95,7 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
     for job in jobs:
         method = find_method(job.method).make(LossConfig(), PublishedConfig())
         config = resolve(job.settings)
-        if method.asks != "pictures" or config.teacher.select is not None or config.teacher.online:
+        if method.asks != "pictures" or config.teacher.select is not None:
             continue
         unseen = set() if job.method == "zero-shot" else set(config.data.target)
         student = TOWER if has_tower(config, method) else config.student.name
@@ -107,25 +111,33 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
 
 
 def _same_data(grid: Grid, out: Path) -> None:
-    """Keep how many pictures each dataset has; another number under the same name would mix two benchmarks.
+    """Keep what each dataset lists; other pictures or labels under the same name would mix two benchmarks.
 
     Raises:
         RunError: a dataset has changed.
     """
-    from vl2v.data import open_dataset
-
     file = out / "datasets.json"
-    known: dict[str, int] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     now = dict(known)
-    for name, path in grid.data.items():
-        data = grid.settings.get("data", {})
-        exclude = data.get("exclude")
-        count = len(open_dataset(Path(path), layout=data.get("layout", "auto"), exclude=exclude and Path(exclude)))
-        if known.get(name, count) != count:
+    for name, dataset in grid.datasets.items():
+        told = known.get(name, {})
+        before: dict[str, Any] = told if isinstance(told, dict) else {"pictures": told}  # as earlier versions wrote it
+        now[name] = {"pictures": len(dataset), "listing": _listing(dataset)}
+        if before.get("pictures", len(dataset)) != len(dataset):
             raise RunError(
-                f"{out}: {name} had {known[name]:,} pictures when this benchmark began and has {count:,} now; "
-                "choose another --out"
+                f"{out}: {name} had {before['pictures']:,} pictures when this benchmark began and has "
+                f"{len(dataset):,} now; choose another --out"
             )
-        now[name] = count
+        if before.get("listing", now[name]["listing"]) != now[name]["listing"]:
+            raise RunError(
+                f"{out}: {name} has as many pictures as when this benchmark began, but other names, classes or "
+                "domains; choose another --out"
+            )
     if now != known:
         write_text(file, json.dumps(now, indent=2))
+
+
+def _listing(dataset: DomainDataset) -> str:
+    """Return a digest of the pictures' paths, classes and domains; the files aren't read."""
+    names = json.dumps([dataset.paths, dataset.classes, dataset.domains]).encode()
+    return hashlib.sha256(names + dataset.labels.tobytes() + dataset.domain_ids.tobytes()).hexdigest()

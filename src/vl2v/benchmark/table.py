@@ -39,8 +39,9 @@ class Table:
         return {"md": self._markdown, "latex": self._latex, "html": self._html, "csv": self._csv}[form]()
 
     def _markdown(self) -> str:
-        rows = [[f"**{cell}**" if cell and i in self.bold else cell for cell in row] for i, row in enumerate(self.rows)]
-        lines = [f"| {' | '.join(row)} |" for row in (self.heads, ["---"] * len(self.heads), *rows)]
+        heads, *rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.heads, *self.rows)]
+        rows = [[f"**{cell}**" if cell and i in self.bold else cell for cell in row] for i, row in enumerate(rows)]
+        lines = [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
         return "\n".join([*lines, "", *self.notes])
 
     def _latex(self) -> str:
@@ -108,10 +109,10 @@ def as_table(
     for student in dict.fromkeys(result.student for result in found):
         mine = of(found, student=student)
         methods = list(dict.fromkeys(result.method for result in mine))
-        runs = {method: runs_of(of(mine, method=method)) for method in methods}
+        runs = {method: runs_of(of(mine, method=method), metric) for method in methods}
         base = reference or "erm"
-        ahead = leads(runs, base) if compared and base in runs else {}
         whole = [method for method in methods if _targets(of(mine, method=method)) == len(cells)]
+        ahead = leads(runs, base) if compared and base in whole else {}
         sure = best_is_sure(runs, [method for method in whole if compared and runs[method] and method != "zero-shot"])
         for method in methods:
             own = of(mine, method=method)
@@ -135,7 +136,7 @@ def as_table(
             "Bold: ahead of every other method that trained its student here, the whole 95% interval above zero."
         )
     if partial:
-        notes.append("No mean where a target is missing.")
+        notes.append("No mean, and no lead, where a target is missing.")
     if told:
         notes.append(
             "Published, with CLIP ViT-B/16 as the teacher, on the whole datasets: black, a ViT-B/16 that starts from "
@@ -187,12 +188,13 @@ def _unanswered(found: Sequence[Result]) -> list[str]:
     ]
 
 
-def runs_of(found: Sequence[Result]) -> dict[Hashable, dict[int, Marks]]:
+def runs_of(found: Sequence[Result], metric: Metric = "accuracy") -> dict[Hashable, dict[int, Marks]]:
     """Return results as comparisons want them: (dataset, target) -> seed -> what was right."""
     runs: dict[Hashable, dict[int, Marks]] = {}
     for result in found:
-        if result.marks is not None:
-            runs.setdefault((result.dataset, result.target), {})[result.seed] = result.marks
+        marks = result.inside if metric == "in_split" else result.marks
+        if marks is not None:
+            runs.setdefault((result.dataset, result.target), {})[result.seed] = marks
     return runs
 
 
@@ -238,7 +240,12 @@ def _published(datasets: set[str]) -> Callable[[str, str], str]:
     return figure
 
 
-_LATEX = {"\\": r"\textbackslash{}", "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "±": r"$\pm$"}
+_LATEX = {letter: f"\\{letter}" for letter in "_%&#${}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+}
 
 
 def _latex_escaped(text: str) -> str:

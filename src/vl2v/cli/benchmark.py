@@ -32,8 +32,8 @@ def benchmark(
     draws: Annotated[int, typer.Option(min=1, help="Hyperparameter draws: the defaults, and others.")] = 1,
     search: Annotated[str, typer.Option(help="How others are drawn: random, or optuna (by results).")] = "random",
     selection: Selection = "training",
-    steps: Annotated[int | None, typer.Option(help="Of each method's last stage; by default its own.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pictures of each source domain in a batch of it.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Of each method's last stage; by default its own.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Pictures of each source domain in a batch of it.")] = None,
     corruptions: Annotated[
         str | None, typer.Option(help="Measure students on the unseen domain corrupted, too: all, benchmark, or names.")
     ] = None,
@@ -210,10 +210,14 @@ def _print_table(
 def _datasets(given: list[str]) -> dict[str, str]:
     from vl2v.errors import ConfigError
 
-    found = {}
+    found: dict[str, str] = {}
     for item in given:
-        name, equals, path = item.rpartition("=")
-        found[name if equals else Path(path).resolve().name] = path
+        name, equals, path = item.partition("=")
+        if not equals or "/" in name:  # a path that has one in it
+            name, path = Path(item).resolve().name, item
+        if name in found:
+            raise ConfigError(f"--data: {found[name]} and {path} are both called {name}; give names, as A=PATH")
+        found[name] = path
     if not found:
         raise ConfigError("--data: give at least one dataset, for example --data PACS=PATH")
     return found

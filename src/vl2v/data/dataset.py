@@ -54,6 +54,11 @@ class DomainDataset:
     def __len__(self) -> int:
         return len(self.paths)
 
+    @property
+    def labelled_domains(self) -> list[str]:
+        """The domains that have pictures with labels, in order."""
+        return [self.domains[i] for i in np.unique(self.domain_ids[self.labels >= 0])]
+
     def file(self, index: int) -> Path:
         """Return where a picture is."""
         return self.root / self.paths[index]

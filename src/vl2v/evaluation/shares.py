@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 SHARES = tuple(round(0.1 * number, 1) for number in range(11))
 RIDGES = (0.03, 0.1, 0.3, 1.0)  # times the mean variance of a feature
 FOLDS = 5  # where there is one domain only
+ROUNDING = 1e-4  # of the features' squares; less than that of a variance is no variance: that of one picture, say
 
 
 class Moments(NamedTuple):
@@ -45,7 +46,7 @@ def image_shares(
         images: I(x) [n, d], unit rows.
         texts: T [C, d], unit rows.
         labels: [n] classes.
-        groups: [n], for example domains; of one group alone, every fifth picture is left out in turn.
+        groups: [n], for example domains; see `held_out`.
     """
     means, _ = _left_out(features, images, texts, labels, groups)
     best = means[means.max(1).argmax()]
@@ -88,8 +89,7 @@ def _left_out(
     groups: NDArray[np.int64],
 ) -> tuple[NDArray[np.float64], list[Moments]]:
     """Return the accuracy on groups left out, the mean over them, by ridge and lambda [r, l]; and groups' moments."""
-    if len(np.unique(groups)) == 1:
-        groups = np.arange(len(labels)) % FOLDS
+    groups = held_out(groups)
     names = np.unique(groups)
     targets = np.hstack([images, texts[labels]])
     moments = [moments_of(features[groups == name], targets[groups == name]) for name in names]
@@ -98,6 +98,11 @@ def _left_out(
         for number, name in enumerate(names)
     ]
     return np.mean(right, 0), moments
+
+
+def held_out(groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return what is left out in turn [n]: each group; of one group alone every fifth picture."""
+    return groups if len(np.unique(groups)) > 1 else np.arange(len(groups)) % FOLDS
 
 
 def best_share(accuracies: dict[float, float], pictures: int) -> float:
@@ -149,6 +154,7 @@ def _mean(groups: Sequence[Moments]) -> Moments:
 def _solved(mean: Moments, ridge: float) -> NDArray[np.float64]:
     """Return the weights [p, 2 d] of both targets' regression on centred features."""
     variance = mean.xx - np.outer(mean.x, mean.x)
-    penalty = ridge * np.trace(variance) / len(variance) * np.eye(len(variance))
+    size = max(np.trace(variance) / len(variance), ROUNDING * np.mean(mean.x**2), np.finfo(np.float32).tiny)
+    penalty = ridge * size * np.eye(len(variance))
     weights: NDArray[np.float64] = np.linalg.solve(variance + penalty, mean.xt - np.outer(mean.x, mean.t))
     return weights

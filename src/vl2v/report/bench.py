@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 from vl2v.benchmark.jobs import Job, WorkList
 from vl2v.benchmark.results import Result, mean_and_error, of
+from vl2v.benchmark.table import runs_of
+from vl2v.evaluation.compare import Lead, leads
 from vl2v.runs.predictions import Predictions
 
 ZERO_SHOT = "zero-shot"
@@ -72,6 +74,12 @@ class Bench:
         """Return mean, standard error and seeds as `mean_and_error` does; NaN where an unseen domain is missing."""
         whole = {(result.dataset, result.target) for result in found} == set(self.cells)
         return mean_and_error(found if whole else [])
+
+    def leads(self, student: str) -> dict[str, Lead]:
+        """Return each method's lead over the reference, of methods that have every unseen domain."""
+        whole = [m for m in self.models if m[0] == student and math.isfinite(self.mean(self.results(m))[0])]
+        runs = {method: runs_of(self.results((student, method))) for _, method in whole}
+        return leads(runs, self.reference) if self.reference in runs else {}
 
     def named(self, model: Model) -> str:
         """Return a model's name, with its student where there are several."""

@@ -11,10 +11,10 @@ from typing import Any
 
 from vl2v.benchmark.jobs import Selection, WorkList
 from vl2v.benchmark.results import Result, results
-from vl2v.benchmark.table import as_table, runs_of
+from vl2v.benchmark.table import as_table
 from vl2v.config import Tree
 from vl2v.errors import RunError
-from vl2v.evaluation.compare import Lead, leads
+from vl2v.evaluation.compare import Lead
 from vl2v.report.bench import ZERO_SHOT, Bench, Model
 from vl2v.report.charts import Span, axis
 from vl2v.report.costs import costs
@@ -105,7 +105,7 @@ def _tiles(bench: Bench) -> Iterator[dict[str, str]]:
             "value": f"{percent(mean[0])}%",
             "note": f"mean of {len(bench.cells)} unseen domains{_error(mean)}",
         }
-    ahead = leads(_runs(bench, best[0]), bench.reference).get(best[1])
+    ahead = bench.leads(best[0]).get(best[1])
     if ahead is not None:
         value, interval = lead(ahead.mean, ahead.low, ahead.high)
         sure = "beyond chance" if ahead.sure else "may be chance" if ahead.seeds > 1 else "one seed only"
@@ -126,18 +126,11 @@ def _error(mean: tuple[float, float, int]) -> str:
     return f", ± {percent(mean[1])} over {mean[2]} seeds" if mean[2] > 1 else ""
 
 
-def _runs(bench: Bench, student: str) -> dict[str, Any]:
-    mine = [model for model in bench.models if model[0] == student]
-    return {method: runs_of(bench.results((student, method))) for _, method in mine}
-
-
 def _leads(bench: Bench) -> Iterator[dict[str, Any]]:
     """Yield how far each method is ahead of the reference, for each student."""
     rows: list[tuple[Model, Lead]] = []
     for student in dict.fromkeys(student for student, _ in bench.models):
-        runs = _runs(bench, student)
-        if bench.reference in runs:
-            rows += [((student, method), found) for method, found in leads(runs, bench.reference).items()]
+        rows += [((student, method), found) for method, found in bench.leads(student).items()]
     ends = axis("", [0.0, *(end for _, found in rows for end in (found.low, found.high))])
     for model, found in sorted(rows, key=lambda row: -row[1].mean):
         yield {

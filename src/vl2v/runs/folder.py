@@ -25,7 +25,12 @@ if TYPE_CHECKING:
 _FREE = ("data.workers", "train.tensorboard")
 
 # What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
-_BEFORE_TRAINING = ("config.toml", "config.toml.new", "asked.json", "asked.json.new", "refused.csv", "refused.csv.new")
+_BEFORE_TRAINING = tuple(
+    f"{file}{part}" for file in ("config.toml", "asked.json", "refused.csv", "lambda.json") for part in ("", ".new")
+)
+
+# What a benchmark keeps in the folder of a job that failed, which may have been before there was a run.
+_OF_ATTEMPTS = ("failed.json", "log.txt", "spent.json")
 
 
 class Run:
@@ -100,7 +105,7 @@ def open_run(folder: Path, config: RunConfig) -> Run:
         RunError: the folder holds a run of another configuration, holds something else, or can't be written to.
     """
     path = folder / "config.toml"
-    ours = {"run.lock", *_BEFORE_TRAINING}
+    ours = {"run.lock", *_BEFORE_TRAINING, *_OF_ATTEMPTS}
     others = [entry for entry in folder.iterdir() if entry.name not in ours] if folder.is_dir() else []
     if path.is_file():
         run = Run(folder)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.config import RunConfig
+from vl2v.config import RunConfig, toml_key
 from vl2v.embeddings import Refusal
 from vl2v.evaluation.alignment import Alignment, align, confusions, probe, shares
 from vl2v.evaluation.intervals import Difference, Right, Share, paired_difference
@@ -87,7 +87,7 @@ class OddName:
         return (
             f"{name}: its text is nearest to that of {self.nearest} (cosine {self.cosine:.2f}), which is answered "
             f"instead for {self.instead} of {count} pictures; by the pictures alone {self.told} are told right, by the "
-            f"text {self.share.correct}: try a clearer name, as prompts.overrides.{_key(name)}"
+            f"text {self.share.correct}: try a clearer name, as prompts.overrides.{toml_key(name)}"
         )
 
 
@@ -308,7 +308,3 @@ def _share_json(share: Share) -> dict[str, Any]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f}%"
-
-
-def _key(name: str) -> str:
-    return name if name.replace("_", "").replace("-", "").isalnum() and name.isascii() else f'"{name}"'

@@ -12,11 +12,10 @@ from vl2v.config import RunConfig
 from vl2v.data import Audit, DomainDataset, audit, open_dataset
 from vl2v.embeddings.select import random_order
 from vl2v.errors import DataError
+from vl2v.evaluation.shares import held_out
 from vl2v.runs.report import Report
 
 Indices = NDArray[np.int64]
-
-FOLDS = 5  # where there is one domain only
 
 
 @dataclass(frozen=True)
@@ -29,13 +28,12 @@ class Sample:
     @property
     def domains(self) -> list[str]:
         """The domains that it has pictures of."""
-        return [self.dataset.domains[i] for i in np.unique(self.dataset.domain_ids)]
+        return self.dataset.labelled_domains
 
     @property
     def groups(self) -> Indices:
         """What probes leave out in turn [n]: domains; where there is one only, every fifth picture."""
-        several = len(np.unique(self.dataset.domain_ids)) > 1
-        return self.dataset.domain_ids if several else np.arange(len(self.dataset)) % FOLDS
+        return held_out(self.dataset.domain_ids)
 
     def of(self, places: Indices) -> Sample:
         """Return the sample of some of its pictures."""

@@ -176,7 +176,7 @@ def train(
         share = image_share(run.folder, sources, answers, features, fabric)
         config = config.model_copy(update={"loss": config.loss.model_copy(update={"lambda_": share})})
         method = find_method(config.method).make(config.loss, config.published)
-        report(f"lambda {share:g}, by domains left out", 1, 1, "")
+        report(f"lambda {share:g}", 1, 1, "")
     work = _Work(run, student, sources, answers, views, trainer, features)
     with ExitStack() as held:
         if shelf is not None and fabric.world_size == 1:
