@@ -93,7 +93,7 @@ def claimed(work: WorkList, job: Job) -> Iterator[bool]:
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=0.2, poll_interval=0.02)  # `status` holds one for a moment, to see whether it is free
     except Timeout:
         yield False
         return

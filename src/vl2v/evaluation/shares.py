@@ -70,10 +70,12 @@ def fitted(
 ) -> Fit:
     """Return the ridge regression of lambda I(x) + (1 - lambda) T(y) on the features, each group weighted alike.
 
-    Ridge and lambda are those that are best for groups left out, of equals the first; for the rest see `image_shares`.
+    Ridge and lambda are those that are best for groups left out, of equals the lambda nearest to a half and the largest
+    ridge; for the rest see `image_shares`.
     """
     means, moments = _left_out(features, images, texts, labels, groups)
-    place, number = np.unravel_index(means.argmax(), means.shape)
+    equals = np.argwhere(means == means.max()).tolist()
+    place, number = min(equals, key=lambda found: (abs(SHARES[found[1]] - 0.5), -found[0]))
     share, mean = SHARES[number], _mean(moments)
     of_image, of_text = np.split(_solved(mean, RIDGES[place]), 2, axis=1)
     weight = (share * of_image + (1 - share) * of_text).T
