@@ -1,10 +1,9 @@
-"""What fitting the projector once more gives finished students: `vl2v`'s last step, on other methods' runs.
+"""What a projector fitted once more to a distilled backbone gives: `vl2v`'s last step, on finished runs of any method.
 
     python benchmarks/align_again.py bench/pacs --method adip
 
-Takes the finished runs of a method with a text classifier in a benchmark's folder, fits each one's
-projector in closed form to its distilled backbone, and prints accuracy % on the unseen domain before and after, and the
-lambda. The runs stay as they are.
+Takes a method's finished runs in a benchmark's folder and fits each one a projector in closed form; a linear head gives
+way to the texts. Prints accuracy % on the unseen domain before and after, and the lambda. The runs stay as they are.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from vl2v.benchmark.jobs import WorkList
+from vl2v.benchmark.results import result_of
 from vl2v.data import open_dataset
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.runs import Run, silent, teaching
@@ -23,7 +23,7 @@ from vl2v.runs.asking import asking_about
 from vl2v.runs.features import Features
 from vl2v.runs.share import align_again
 from vl2v.runs.sources import open_sources
-from vl2v.students import Student
+from vl2v.students import Student, new_projector
 from vl2v.training import new_fabric
 
 
@@ -37,35 +37,32 @@ def main() -> None:
     print("| unseen | seed | as it is | aligned again | lambda |\n| --- | --- | --- | --- | --- |")
     found = []
     for job in sorted(jobs, key=lambda job: (job.target, job.seed)):
-        before, after, share = refitted(Run(work.place(job)), work.folder / "store")
+        before, (after, share) = (
+            100 * result_of(work, job).accuracy,
+            refitted(Run(work.place(job)), work.folder / "store"),
+        )
         found.append((before, after))
         print(f"| {job.target} | {job.seed} | {before:.1f} | {after:.1f} | {share:g} |", flush=True)
     before, after = np.mean(found, 0)
-    print(f"| mean | | {before:.2f} | {after:.2f} | |")
+    print(f"| mean | | {before:.1f} | {after:.1f} | |")
 
 
-def refitted(run: Run, store: Path) -> tuple[float, float, float]:
-    """Return accuracy % on the unseen domain before and after the projector is fitted once more, and the lambda."""
-    config = run.config
+def refitted(run: Run, store: Path) -> tuple[float, float]:
+    """Return accuracy % on the unseen domain with a projector fitted to the run's backbone, and the lambda."""
+    config, student = run.config, run.classifier.student.eval()
     sources = open_sources(config, store / "audit.sqlite")
-    with EmbeddingStore(store, read_only=True) as answers_of:
+    with EmbeddingStore(store, read_only=True) as known:
         teacher = teaching.the_teacher(config.teacher)
-        answers = asking_about(config, answers_of, teacher, None, sources, Views(), silent).answers()
+        answers = asking_about(config, known, teacher, None, sources, Views(), silent).answers()
+    if student.head != "text":
+        student = Student(student.backbone, new_projector(student.width, answers.texts.shape[1], 0), student.spec)
+    fabric, workers = new_fabric(config.train), config.data.workers
+    share = align_again(student, sources, answers, Features(student, sources.dataset, fabric, workers, silent))
     everything = open_dataset(config.data.path, layout=config.data.layout, exclude=config.data.exclude)
     unseen = np.concatenate([everything.indices(domain) for domain in config.data.target])
-    student, fabric = run.classifier.student.eval(), new_fabric(config.train)
-    there = Features(student, everything, fabric, config.data.workers, silent).of(unseen)
-    before = accuracy(student, there, answers.texts, everything.labels[unseen])
-    share = align_again(
-        student, sources, answers, Features(student, sources.dataset, fabric, config.data.workers, silent)
-    )
-    return before, accuracy(student, there, answers.texts, everything.labels[unseen]), share or float("nan")
-
-
-@torch.no_grad()
-def accuracy(student: Student, features: torch.Tensor, texts: np.ndarray, labels: np.ndarray) -> float:
-    """Return accuracy % of the text classifier."""
-    return 100 * float(((student.project(features).numpy() @ texts.T).argmax(1) == labels).mean())
+    with torch.no_grad():
+        z = student.project(Features(student, everything, fabric, workers, silent).of(unseen)).numpy()
+    return 100 * float(((z @ answers.texts.T).argmax(1) == everything.labels[unseen]).mean()), share or float("nan")
 
 
 if __name__ == "__main__":
