@@ -223,10 +223,17 @@ def _datasets(given: list[str]) -> dict[str, str]:
     return found
 
 
+_VARIED = ("method", "seed", "student.name", "data.path", "data.target", "data.split_seed")
+
+
 def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> tuple[dict[str, Any], str]:
     """Return the settings of every run, and the teacher that they name."""
     from vl2v.config import merge, validate
+    from vl2v.errors import ConfigError
 
+    for key in (pair.partition("=")[0].strip() for pair in pairs or []):
+        if key in _VARIED:
+            raise ConfigError(f"--set {key}: this is what the runs differ in; see the options of --help")
     given = _settings(file, pairs, {"teacher.spec": teacher})
     spec = validate({"data": {"path": "."}, "teacher": given.get("teacher", {})}).teacher.spec
     return merge(given, {"teacher": {"spec": spec}}), spec
