@@ -37,17 +37,15 @@ def main() -> None:
     print("| unseen | seed | as it is | aligned again | lambda |\n| --- | --- | --- | --- | --- |")
     found = []
     for job in sorted(jobs, key=lambda job: (job.target, job.seed)):
-        before, (after, share) = (
-            100 * result_of(work, job).accuracy,
-            refitted(Run(work.place(job)), work.folder / "store"),
-        )
+        before = 100 * result_of(work, job).accuracy
+        after, share = refitted(Run(work.place(job)), work.folder / "store")
         found.append((before, after))
-        print(f"| {job.target} | {job.seed} | {before:.1f} | {after:.1f} | {share:g} |", flush=True)
+        print(f"| {job.target} | {job.seed} | {before:.1f} | {after:.1f} | {share} |", flush=True)
     before, after = np.mean(found, 0)
     print(f"| mean | | {before:.1f} | {after:.1f} | |")
 
 
-def refitted(run: Run, store: Path) -> tuple[float, float]:
+def refitted(run: Run, store: Path) -> tuple[float, float | None]:
     """Return accuracy % on the unseen domain with a projector fitted to the run's backbone, and the lambda."""
     config, student = run.config, run.classifier.student.eval()
     sources = open_sources(config, store / "audit.sqlite")
@@ -62,7 +60,7 @@ def refitted(run: Run, store: Path) -> tuple[float, float]:
     unseen = np.concatenate([everything.indices(domain) for domain in config.data.target])
     with torch.no_grad():
         z = student.project(Features(student, everything, fabric, workers, silent).of(unseen)).numpy()
-    return 100 * float(((z @ answers.texts.T).argmax(1) == everything.labels[unseen]).mean()), share or float("nan")
+    return 100 * float(((z @ answers.texts.T).argmax(1) == everything.labels[unseen]).mean()), share
 
 
 if __name__ == "__main__":

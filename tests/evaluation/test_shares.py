@@ -82,6 +82,12 @@ def test_the_projector_fitted_is_the_regression_that_is_best_for_groups_left_out
         expected = np.linalg.solve(inner + ridge * np.trace(inner) / FEATURES * np.eye(FEATURES), known.T @ wanted).T
         gaps.append(np.abs(fit.weight - expected).max() + np.abs(fit.bias - (mean - expected @ centre)).max())
     assert min(gaps) < 1e-6
+    targets, right = np.hstack([images, texts[labels]]), []
+    for held in range(3):
+        others = [moments_of(features[groups == one], targets[groups == one]) for one in range(3) if one != held]
+        right.append(accuracies(others, features[groups == held], texts, labels[groups == held]))
+    means = np.mean(right, 0)
+    assert means[int(np.argmin(gaps)), SHARES.index(fit.share)] == means.max()
 
 
 def test_where_everything_is_right_neither_picture_nor_label_is_left_out() -> None:

@@ -77,9 +77,8 @@ def fitted(
     equals = np.argwhere(means == means.max()).tolist()
     place, number = min(equals, key=lambda found: (abs(SHARES[found[1]] - 0.5), -found[0]))
     share, mean = SHARES[number], _mean(moments)
-    of_image, of_text = np.split(_solved(mean, RIDGES[place]), 2, axis=1)
-    weight = (share * of_image + (1 - share) * of_text).T
-    target = share * np.split(mean.t, 2)[0] + (1 - share) * np.split(mean.t, 2)[1]
+    halves = np.split(_solved(mean, RIDGES[place]), 2, axis=1), np.split(mean.t, 2)  # of the images, of the texts
+    weight, target = (share * of_image.T + (1 - share) * of_text.T for of_image, of_text in halves)
     return Fit(weight, target - weight @ mean.x, share)
 
 

@@ -64,16 +64,15 @@ def align_again(student: Student, sources: Sources, answers: Answers, features: 
         answers: the teacher's; where a picture wasn't asked about, its class's text stands for one.
         features: of the backbone as it ended.
     """
-    pictures = _pictures(sources, answers)
     assert answers.images is not None and answers.texts is not None
-    labels, texts = answers.labels[pictures], answers.texts
-    images = answers.images[pictures, 0].astype(np.float32)
-    asked, labelled = images.any(1), labels >= 0
-    if (asked & labelled).sum() < FEW:
+    pictures = _pictures(sources, answers)
+    pictures = pictures[answers.labels[pictures] >= 0]
+    labels, images, texts = answers.labels[pictures], answers.images[pictures, 0].astype(np.float32), answers.texts
+    asked = images.any(1)
+    if asked.sum() < FEW:
         return None
     images[~asked] = texts[labels[~asked]]
-    found, groups = features.of(pictures).numpy(), sources.dataset.domain_ids[pictures]
-    fit = fitted(found[labelled], images[labelled], texts, labels[labelled], groups[labelled])
+    fit = fitted(features.of(pictures).numpy(), images, texts, labels, sources.dataset.domain_ids[pictures])
     assert isinstance(student.projector, nn.Linear)
     with torch.no_grad():
         student.projector.weight.copy_(torch.from_numpy(fit.weight))
