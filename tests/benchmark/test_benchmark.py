@@ -110,6 +110,13 @@ def test_what_is_done_is_not_done_again(calm: WorkList, grid: Grid, tmp_path: Pa
     assert {job.method for job in other.missing} == {"erm", "adip"}  # other settings are other jobs
 
 
+def test_later_seeds_can_be_asked_for_alone(grid: Grid) -> None:
+    everything = {job.name: job for job in replace(grid, seeds=4).jobs()}
+    later = list(replace(grid, seeds=2, first_seed=2).jobs())
+    assert [job.seed for job in later] == [2] * 3 + [3] * 3
+    assert all(everything[job.name].settings == job.settings for job in later)
+
+
 def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Grid, tmp_path: Path) -> None:
     shared = merge(grid.settings, {"stages": {"probe": {"steps": 200}}})
     bench = plan(replace(grid, methods=["lp-ft", "soup"], seeds=1, settings=shared), tmp_path)

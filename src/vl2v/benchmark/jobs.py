@@ -115,6 +115,7 @@ class Grid:
         settings: of every run.
         steps: of each method's last stage; None: as the method has it.
         batch: pictures of each source domain in a batch of the last stage.
+        first_seed: the others follow it; seeds that nobody has looked at tell what earlier ones only suggest.
     """
 
     data: Mapping[str, str]
@@ -128,6 +129,7 @@ class Grid:
     settings: Tree = field(default_factory=dict)
     steps: int | None = None
     batch: int | None = None
+    first_seed: int = 0
 
     @property
     def variant(self) -> str:
@@ -175,7 +177,7 @@ class Grid:
             domains = pictures.labelled_domains
             targets = self.targets or domains
             self._check_targets(dataset, targets)
-            for seed in range(self.seeds):
+            for seed in range(self.first_seed, self.first_seed + self.seeds):
                 for target in targets:
                     for student in self.students:
                         for method in methods:

@@ -29,6 +29,7 @@ def benchmark(
     methods: Annotated[str, typer.Option(help="Names, with commas between; all: every one.")] = "all",
     targets: Annotated[str, typer.Option(help="Unseen domains, with commas between; all: each in turn.")] = "all",
     seeds: Annotated[int, typer.Option(min=1, help="How many; each has its own split.")] = 3,
+    first_seed: Annotated[int, typer.Option(min=0, help="The first of them, for seeds nobody has looked at yet.")] = 0,
     draws: Annotated[int, typer.Option(min=1, help="Hyperparameter draws: the defaults, and others.")] = 1,
     search: Annotated[str, typer.Option(help="How others are drawn: random, or optuna (by results).")] = "random",
     selection: Selection = "training",
@@ -68,6 +69,7 @@ def benchmark(
         settings=settings,
         steps=steps,
         batch=batch,
+        first_seed=first_seed,
     )
     shift, done = _corruptions(corruptions, severity), 0
     for part in grid.rounds:
