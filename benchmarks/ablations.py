@@ -19,7 +19,7 @@ from pathlib import Path
 from rich.progress import Progress
 
 from vl2v.benchmark.engine import engine_named
-from vl2v.benchmark.jobs import Grid
+from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.results import Result, result_of
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from vl2v.benchmark.jobs import WorkList
 from vl2v.benchmark.results import result_of
+from vl2v.benchmark.worklist import WorkList
 from vl2v.data import open_dataset
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.runs import Run, silent, teaching

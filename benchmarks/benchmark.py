@@ -28,9 +28,10 @@ import numpy as np
 
 from little import CLASSES, DOMAINS, draw, record
 from vl2v.benchmark.engine import Engine, Local, Ray
-from vl2v.benchmark.jobs import Grid, WorkList
+from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.results import results
 from vl2v.benchmark.run import plan, run
+from vl2v.benchmark.worklist import WorkList
 
 
 def main() -> None:

@@ -19,8 +19,9 @@ from PIL import Image, ImageDraw
 from vl2v.methods import METHODS
 
 if TYPE_CHECKING:
-    from vl2v.benchmark.jobs import Job, WorkList
+    from vl2v.benchmark.jobs import Job
     from vl2v.benchmark.work import Tell
+    from vl2v.benchmark.worklist import WorkList
 
 CLASSES = ("ball", "box", "cone")
 DOMAINS = ("chalk", "ink", "paint")

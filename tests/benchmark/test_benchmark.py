@@ -26,11 +26,13 @@ import vl2v
 from little import DOMAINS, Here, processes
 from vl2v.benchmark.draws import Range, drawn, ranges, suggested
 from vl2v.benchmark.engine import Local, Ray, engine_named
-from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList, methods_for
+from vl2v.benchmark.grid import Grid, methods_for
+from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.results import Result, read_domainbed, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
 from vl2v.benchmark.work import attempt, claimed
+from vl2v.benchmark.worklist import Corruptions, WorkList
 from vl2v.cli.app import app
 from vl2v.config import assignments, merge
 from vl2v.data import open_dataset

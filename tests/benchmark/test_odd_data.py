@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from little import CLASSES, DOMAINS, Here, record
-from vl2v.benchmark.jobs import Grid
+from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.recommend import recommend
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.work import fail

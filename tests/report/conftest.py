@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from little import Here, quick_settings
-from vl2v.benchmark.jobs import Grid
+from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.run import plan, run
 from vl2v.config import merge
 from vl2v.report import write_report

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from vl2v.benchmark.jobs import WorkList
 from vl2v.benchmark.results import mean_and_error, of, results
 from vl2v.benchmark.table import as_table, runs_of
+from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import RunError
 from vl2v.evaluation.compare import lead
 from vl2v.report import write_report

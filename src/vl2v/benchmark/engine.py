@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from vl2v.benchmark.jobs import Job, WorkList
+from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.work import Tell, attempt, fail, seldom
+from vl2v.benchmark.worklist import WorkList
 from vl2v.devices import processors
 from vl2v.errors import ConfigError
 from vl2v.runs.cluster import Cluster, settle_in

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vl2v.benchmark.engine import Engine, Local, usual_processes
-from vl2v.benchmark.jobs import STUDENTS, Grid
+from vl2v.benchmark.grid import STUDENTS, Grid
 from vl2v.benchmark.results import Result, mean_and_error, of, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import runs_of

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import Cell, Job, Selection, WorkList
+from vl2v.benchmark.jobs import Cell, Job, Selection
+from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation.compare import Marks
 from vl2v.runs.predictions import Predictions

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vl2v.benchmark.engine import Engine, Local, usual_processes
-from vl2v.benchmark.jobs import Corruptions, Grid, Job, WorkList
+from vl2v.benchmark.grid import Grid
+from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.search import searching
+from vl2v.benchmark.worklist import Corruptions, WorkList
 from vl2v.config import TOWER, LossConfig, PublishedConfig, merge
 from vl2v.errors import RunError
 from vl2v.methods import find_method

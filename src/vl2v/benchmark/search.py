@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from vl2v.benchmark.draws import repeated, suggested
-from vl2v.benchmark.jobs import Cell, Draw, Grid, WorkList
+from vl2v.benchmark.grid import Draw, Grid
+from vl2v.benchmark.jobs import Cell
 from vl2v.benchmark.results import by_cell, merit
+from vl2v.benchmark.worklist import WorkList
 from vl2v.config import Tree
 from vl2v.errors import need_extra
 from vl2v.runs.settings import resolve

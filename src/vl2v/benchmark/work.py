@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from vl2v.benchmark.jobs import Job, WorkList
+from vl2v.benchmark.jobs import Job
+from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import VL2VError
 from vl2v.runs.folder import write_text
 from vl2v.runs.report import Report, silent

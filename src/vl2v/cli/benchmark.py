@@ -10,7 +10,7 @@ import typer
 from vl2v.cli.learn import Budget, ConfigFile, Set, TeacherSpec, _settings
 
 if TYPE_CHECKING:
-    from vl2v.benchmark.jobs import Corruptions
+    from vl2v.benchmark.worklist import Corruptions
 
 app = typer.Typer(help="Compare methods: one protocol, any number of machines.", invoke_without_command=True)
 
@@ -51,7 +51,7 @@ def benchmark(
     if context.invoked_subcommand is not None:
         return
     from vl2v.benchmark.engine import engine_named
-    from vl2v.benchmark.jobs import Grid, methods_for
+    from vl2v.benchmark.grid import Grid, methods_for
     from vl2v.benchmark.run import plan, run
     from vl2v.cli.show import progress
 
@@ -95,8 +95,8 @@ def benchmark(
 @app.command()
 def status(folder: Folder) -> None:
     """Tell what is done, what is under way, what failed and why."""
-    from vl2v.benchmark.jobs import WorkList
     from vl2v.benchmark.work import under_way
+    from vl2v.benchmark.worklist import WorkList
 
     work = WorkList(folder)
     everything, wanted = work.jobs(), {job.name for job in work.shown()}
@@ -149,7 +149,7 @@ def recommend(
 ) -> None:
     """Hold a small tournament of methods on your own pictures, and say which to use."""
     from vl2v.benchmark.engine import engine_named
-    from vl2v.benchmark.jobs import methods_for
+    from vl2v.benchmark.grid import methods_for
     from vl2v.benchmark.recommend import recommend as hold
     from vl2v.benchmark.table import as_table
     from vl2v.cli.show import progress
@@ -181,9 +181,9 @@ def recommend(
 def _print_table(
     folder: Path, form: str, metric: str, selection: str, reference: str | None, domainbed: list[Path] | None = None
 ) -> None:
-    from vl2v.benchmark.jobs import WorkList
     from vl2v.benchmark.results import read_domainbed, results
     from vl2v.benchmark.table import as_table
+    from vl2v.benchmark.worklist import WorkList
     from vl2v.errors import ConfigError, RunError
 
     rule = one_of(selection, RULES, "--selection")
@@ -242,7 +242,7 @@ def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> 
 
 
 def _corruptions(kinds: str | None, severity: int) -> Corruptions | None:
-    from vl2v.benchmark.jobs import Corruptions
+    from vl2v.benchmark.worklist import Corruptions
     from vl2v.data.corruptions import check, kinds_named
 
     if kinds is None:

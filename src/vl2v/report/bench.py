@@ -11,9 +11,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import Job, WorkList
+from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.results import Result, mean_and_error, of
 from vl2v.benchmark.table import runs_of
+from vl2v.benchmark.worklist import WorkList
 from vl2v.evaluation.compare import Lead, leads
 from vl2v.runs.predictions import Predictions
 

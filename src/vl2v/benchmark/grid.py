@@ -1,0 +1,221 @@
+"""What a benchmark compares, on what: the jobs of every method, dataset, target, student and seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from vl2v.benchmark.draws import drawn
+from vl2v.benchmark.jobs import Cell, Job, Selection, digest
+from vl2v.config import DataConfig, LossConfig, PublishedConfig, Tree, merge, validate
+from vl2v.errors import ConfigError
+from vl2v.methods import METHODS, find_method, version_of
+
+if TYPE_CHECKING:
+    from vl2v.data import DomainDataset
+
+Search = Literal["random", "optuna"]
+WHITE_BOXES = ("open_clip", "hf", "tiny")
+STUDENTS = {
+    "lite0": "tf_efficientnet_lite0",
+    "resnet50": "resnet50",
+    "vit_small": "vit_small_patch16_224",
+    "deit_small": "deit_small_patch16_224",
+    "vit_base": "vit_base_patch16_224",
+}
+Draw = Callable[[Cell, int], Tree]
+"""Makes the hyperparameters of a cell and the number of a draw."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is to be compared, on what.
+
+    Attributes:
+        data: dataset name -> path.
+        targets: unseen domains; empty: every domain of each dataset in turn.
+        methods: names.
+        students: timm models, or short names of some (`STUDENTS`).
+        seeds: how many.
+        draws: hyperparameter draws of each, the first being the defaults.
+        search: how the others are drawn; "optuna" goes by the results of those before.
+        selection: how a draw is selected; "leave-one-out" trains more students.
+        settings: of every run.
+        steps: of each method's last stage; None: as the method has it.
+        batch: pictures of each source domain in a batch of the last stage.
+        first_seed: the others follow it; seeds that nobody has looked at tell what earlier ones only suggest.
+    """
+
+    data: Mapping[str, str]
+    targets: Sequence[str]
+    methods: Sequence[str]
+    students: Sequence[str]
+    seeds: int
+    draws: int = 1
+    search: Search = "random"
+    selection: Selection = "training"
+    settings: Tree = field(default_factory=dict)
+    steps: int | None = None
+    batch: int | None = None
+    first_seed: int = 0
+
+    @property
+    def variant(self) -> str:
+        """A digest of the settings that all its jobs have in common."""
+        settings = {**self.settings, "data": {**self.settings.get("data", {}), "workers": 0}}
+        how = [] if self.search == "random" else [self.search]
+        return digest([settings, self.steps, self.batch, *how])
+
+    @cached_property
+    def datasets(self) -> dict[str, DomainDataset]:
+        """The pictures of each dataset.
+
+        Raises:
+            DataError: one that can't be read.
+        """
+        from vl2v.data import open_dataset
+
+        told = {name: self._told(name) for name in self.data}
+        return {name: open_dataset(data.path, layout=data.layout, exclude=data.exclude) for name, data in told.items()}
+
+    @property
+    def rounds(self) -> list[Grid]:
+        """The grids to be planned and done one after another: where draws go by results, a draw each."""
+        if self.search == "random":
+            return [self]
+        return [replace(self, draws=draws) for draws in range(1, self.draws + 1)]
+
+    def jobs(self, draw: Draw | None = None) -> Iterator[Job]:
+        """Yield the jobs; those that share most come one after another.
+
+        Where the teacher is asked about some pictures only (`teacher.select`), its own row is left out: what it would
+        be measured on would depend on which students had asked before.
+
+        Args:
+            draw: makes hyperparameters of a cell and the number of a draw; by default random ones.
+
+        Raises:
+            ConfigError: a method, or a setting, that isn't known; domains too few for the rule.
+            DataError: a dataset that can't be read or learnt from, or a target that it doesn't have.
+        """
+        _check_stages(self.settings.get("stages", {}))
+        some = isinstance(self.settings.get("teacher", {}).get("select"), int)
+        methods = [method for method in self.methods if METHODS[method].stages or not some]
+        for dataset, pictures in self.datasets.items():
+            domains = pictures.labelled_domains
+            targets = self.targets or domains
+            self._check_targets(dataset, targets)
+            for seed in range(self.first_seed, self.first_seed + self.seeds):
+                for target in targets:
+                    for student in self.students:
+                        for method in methods:
+                            cell = Cell(dataset, target, method, student, seed)
+                            yield from self._cell(cell, domains, draw or _random)
+
+    def _cell(self, cell: Cell, domains: Sequence[str], draw_of: Draw) -> Iterator[Job]:
+        trains = bool(METHODS[cell.method].stages)
+        draws = self.draws if trains else 1
+        several = trains and (self.draws > 1 or self.search == "optuna")  # whose rounds have one draw at first
+        others = [domain for domain in domains if domain != cell.target]
+        held_out = others if self.selection == "leave-one-out" and several else []
+        if len(held_out) == 1:
+            raise ConfigError(
+                f"--selection leave-one-out: {cell.dataset} has {len(domains)} domains, and would leave none to learn "
+                "from; it takes three or more"
+            )
+        for draw in range(draws):
+            hyperparameters = draw_of(cell, draw) if draw else {}
+            for held in ("", *held_out):
+                settings = self._sized(cell, merge(self._of(cell, held), hyperparameters))
+                yield Job(*cell, draw, held, settings, version_of(cell.method))
+
+    def _of(self, cell: Cell, held: str) -> Tree:
+        """Return the settings of a job, without its draw."""
+        path, target = self.data[cell.dataset], [cell.target, *([held] if held else [])]
+        own: Tree = {
+            "method": cell.method,
+            "seed": cell.seed,
+            "data": {"path": path, "target": target, "split_seed": cell.seed},
+            "student": {"name": STUDENTS.get(cell.student, cell.student)},
+        }
+        stages = METHODS[cell.method].stages
+        if not stages:
+            return merge(_without_stages(self.settings), own)
+        return merge(_only_stages(self.settings, stages), own)
+
+    def _sized(self, cell: Cell, settings: Tree) -> Tree:
+        """Return settings with the steps and the batch that were asked for, whatever was drawn."""
+        stages = METHODS[cell.method].stages
+        if not stages:
+            return settings
+        *_, last = stages
+        sizes = {"steps": self.steps, "batch_per_domain": self.batch}
+        return merge(settings, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
+
+    def _told(self, dataset: str) -> DataConfig:
+        """Return the settings of a dataset."""
+        return validate(merge({"data": self.settings.get("data", {})}, {"data": {"path": self.data[dataset]}})).data
+
+    def _check_targets(self, dataset: str, targets: Sequence[str]) -> None:
+        """Look whether students can learn from each one's others, before a teacher is paid.
+
+        Raises:
+            DataError: no such domain, or what is left can't be learnt from.
+        """
+        from vl2v.data import leave_out
+
+        pictures, holdout = self.datasets[dataset], self._told(dataset).holdout
+        trains = any(METHODS[method].stages for method in self.methods)
+        for target in targets:
+            pictures.domain_index(target)
+            if trains or len(pictures.labelled_domains) > 1:
+                leave_out(pictures, [target], fraction=holdout)
+
+
+def methods_for(names: Sequence[str], teacher: str) -> list[str]:
+    """Return method names; "all" stands for every one that the teacher allows.
+
+    Raises:
+        ConfigError: an unknown one, or one that needs the weights of a teacher that is a black box.
+    """
+    kind = teacher.partition(":")[0]
+    towers = {name for name, entry in METHODS.items() if entry.make(LossConfig(), PublishedConfig()).tower}
+    found: list[str] = []
+    for name in names:
+        if name == "all":
+            found += [known for known in METHODS if kind in WHITE_BOXES or known not in towers]
+            continue
+        find_method(name)
+        if name in towers and kind not in WHITE_BOXES:
+            raise ConfigError(f"method {name}: needs the teacher's weights, and {teacher} is a black box; leave it out")
+        found.append(name)
+    return list(dict.fromkeys(found))
+
+
+def _random(cell: Cell, draw: int) -> Tree:
+    return drawn(cell.method, cell.seed, draw)
+
+
+def _without_stages(settings: Tree) -> Tree:
+    return {key: value for key, value in settings.items() if key != "stages"}
+
+
+def _check_stages(given: object) -> None:
+    """Refuse settings of a stage that no method has.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    if not isinstance(given, Mapping):
+        raise ConfigError(f"stages = {given!r}: a table of stages, for example stages.distill.lr=1e-3")
+    known = dict.fromkeys(name for entry in METHODS.values() for name in entry.stages)
+    if unknown := given.keys() - known.keys():
+        raise ConfigError(f"stages.{min(unknown)}: no method has such a stage; there are {', '.join(known)}")
+
+
+def _only_stages(settings: Tree, stages: Mapping[str, Any]) -> Tree:
+    """Return settings of all methods with only those stages that this one has."""
+    given = settings.get("stages", {})
+    return {**_without_stages(settings), "stages": {name: given[name] for name in stages if name in given}}

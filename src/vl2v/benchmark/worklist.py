@@ -1,0 +1,193 @@
+"""The work list of a benchmark folder: its jobs, how each stands, and what else is to be measured."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from vl2v.benchmark.jobs import Job, digest, slug
+from vl2v.data.corruptions import CORRUPTIONS
+from vl2v.errors import RunError
+from vl2v.runs.folder import write_text
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+
+@dataclass(frozen=True)
+class Corruptions:
+    """What finished students are also measured on: the unseen domain's pictures, corrupted.
+
+    Attributes:
+        kinds: of `vl2v.data.corruptions`.
+        severity: 1 to 5.
+    """
+
+    kinds: tuple[str, ...]
+    severity: int
+
+    def measured(self, place: Path) -> dict[str, float]:
+        """Return the accuracy (0 to 1) of a job's student under each corruption that it was measured on."""
+        file = self._file(place)
+        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return {kind: known[kind] for kind in self.kinds if kind in known}
+
+    def unmeasured(self, place: Path) -> list[str]:
+        """Return the corruptions that a job's student has still to be measured on."""
+        known = self.measured(place)
+        return [kind for kind in self.kinds if kind not in known]
+
+    def keep(self, place: Path, accuracies: dict[str, float]) -> None:
+        """Keep accuracies in a job's folder, beside those under other corruptions."""
+        known = Corruptions(CORRUPTIONS, self.severity).measured(place)
+        write_text(self._file(place), json.dumps({**known, **accuracies}))
+
+    def _file(self, place: Path) -> Path:
+        return place / f"corrupted-{self.severity}.json"
+
+
+class WorkList:
+    """The jobs of a benchmark folder, as they were asked for, and how each stands.
+
+    Args:
+        folder: of the benchmark.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.file = folder / "jobs.jsonl"
+
+    def lock(self) -> BaseFileLock:
+        """Return what is to be held while a list of the folder is changed: two commands may work on one."""
+        from filelock import FileLock
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / "lists.lock")
+
+    def add(self, jobs: Iterable[Job]) -> list[Job]:
+        """Add jobs that aren't in the list yet; return all that were given."""
+        given = list(jobs)
+        with self.lock():
+            known = {job.name for job in self.jobs()} if self.file.is_file() else set()
+            new = {job.name: job for job in given if job.name not in known}
+            lines = "".join(json.dumps({"name": name, **asdict(job)}, default=str) + "\n" for name, job in new.items())
+            with self.file.open("a+b") as file:
+                if _torn(file):
+                    lines = "\n" + lines
+                file.write(lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        return given
+
+    def jobs(self) -> list[Job]:
+        """Return all jobs, each once, in order.
+
+        Raises:
+            RunError: not a benchmark folder.
+        """
+        if not self.file.is_file():
+            raise RunError(f"{self.folder}: not a benchmark folder (no jobs.jsonl); `vl2v benchmark --out` makes one")
+        made: dict[str, Job] = {}
+        for line in self.file.read_text(encoding="utf-8").splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue  # cut off by a crash: it is added again
+            name = row.pop("name")
+            job = Job(**row)
+            job.__dict__["name"] = name  # not worked out anew: 500 jobs are listed in a moment
+            made.setdefault(name, job)
+        return list(made.values())
+
+    def show(self, variant: str, jobs: Iterable[Job]) -> None:
+        """Let tables show jobs, and those that were asked for before with the same settings (`Grid.variant`)."""
+        with self.lock():
+            before = self._shown()
+            known = before["jobs"].get(variant, [])
+            names = list(dict.fromkeys([*known, *(job.name for job in jobs)]))
+            now = {"variant": variant, "jobs": {**before["jobs"], variant: names}}
+            if now != before:
+                write_text(self.folder / "shown.json", json.dumps(now))
+
+    def shown(self, variant: str | None = None) -> list[Job]:
+        """Return the jobs that tables show: those of the settings that were asked for last, and of today's code.
+
+        Args:
+            variant: other settings than the last.
+        """
+        told = self._shown()
+        names = set(told["jobs"].get(told["variant"] if variant is None else variant, []))
+        asked = [job for job in self.jobs() if job.name in names or not told["jobs"]]
+        return [job for job in asked if job.of_today]
+
+    def _shown(self) -> dict[str, Any]:
+        file = self.folder / "shown.json"
+        told: dict[str, Any] = {"variant": "", "jobs": {}}
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else told
+
+    def place(self, job: Job) -> Path:
+        """Return the job's run folder."""
+        return self.folder / "jobs" / job.name
+
+    @cached_property
+    def corruptions(self) -> Corruptions | None:
+        """What students are measured on besides, as it was asked for last."""
+        file = self.folder / "corruptions.json"
+        if not file.is_file():
+            return None
+        told = json.loads(file.read_text(encoding="utf-8"))
+        return Corruptions(tuple(told["kinds"]), told["severity"])
+
+    def ask_for(self, corruptions: Corruptions | None) -> None:
+        """Have students measured on these corruptions, or on none."""
+        file = self.folder / "corruptions.json"
+        with self.lock():
+            if corruptions is None:
+                file.unlink(missing_ok=True)
+            else:
+                write_text(file, json.dumps(asdict(corruptions)))
+        self.__dict__["corruptions"] = corruptions
+
+    def trained(self, job: Job) -> bool:
+        """Whether there is a result on uncorrupted pictures."""
+        return (self.place(job) / "seconds.json").is_file()
+
+    def unmeasured(self, job: Job) -> list[str]:
+        """Return the corruptions that a job's student has still to be measured on."""
+        if self.corruptions is None or job.held or job.method == "zero-shot":
+            return []
+        return self.corruptions.unmeasured(self.place(job))
+
+    def corrupted(self, job: Job) -> Path:
+        """Return the folder of the unseen domain's corrupted pictures."""
+        return self.folder / "corrupted" / f"{slug(job.dataset)}-{slug(job.target)}-{digest([job.dataset, job.target])}"
+
+    def done(self, job: Job) -> bool:
+        """Whether there is all of a result."""
+        return self.trained(job) and not self.unmeasured(job)
+
+    def failure(self, job: Job) -> str | None:
+        """Return why the job failed when it was last tried; None if it didn't."""
+        file = self.place(job) / "failed.json"
+        if self.done(job) or not file.is_file():
+            return None
+        return str(json.loads(file.read_text(encoding="utf-8"))["error"])
+
+    def seconds(self, job: Job) -> float:
+        """Return how long a finished job took."""
+        file = self.place(job) / "seconds.json"
+        return float(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else math.nan
+
+
+def _torn(file: BinaryIO) -> bool:
+    """Whether a file's last line doesn't end, since a process was killed while it wrote it."""
+    if not file.seek(0, os.SEEK_END):
+        return False
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) != b"\n"
