@@ -18,7 +18,7 @@ from torch import nn
 
 from vl2v.config import assignments, merge
 from vl2v.embeddings import EmbeddingStore, Views
-from vl2v.evaluation.shares import SHARES, accuracies, best_share, image_shares, moments_of
+from vl2v.evaluation.shares import SHARES, Taught, accuracies, best_share, image_shares, moments_of
 from vl2v.runs import resolve, silent, teaching
 from vl2v.runs.asking import asking_about
 from vl2v.runs.features import Features, new_backbone
@@ -58,7 +58,7 @@ def main() -> None:
     print("| --- " * (len(SHARES) + 3) + "|")
     for unseen in moments:
         others, begun = domains != unseen, time.perf_counter()
-        found = image_shares(x[others], images[others], texts, labels[others], domains[others])
+        found = image_shares(Taught(x[others], images[others], texts, labels[others], domains[others]))
         chosen = best_share(found, int(others.sum()))
         took = time.perf_counter() - begun
         learnt = [part for domain, part in moments.items() if domain != unseen]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vl2v.evaluation.shares import RIDGES, SHARES, accuracies, best_share, fitted, image_shares, moments_of
+from vl2v.evaluation.shares import RIDGES, SHARES, Taught, accuracies, best_share, fitted, image_shares, moments_of
 
 Table = NDArray[np.float32]
 COUNT, FEATURES, DIM, CLASSES = 300, 6, 8, 4
@@ -30,10 +30,10 @@ def test_a_teacher_that_knows_is_followed_one_that_guesses_is_not(
     drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]],
 ) -> None:
     features, images, texts, labels, groups = drawn
-    known = image_shares(features, images, texts, labels, groups)
+    known = image_shares(Taught(features, images, texts, labels, groups))
     assert known[1.0] > known[0.0] and best_share(known, COUNT) >= 0.5
     noise = unit(np.random.default_rng(1).normal(size=images.shape))
-    guessed = image_shares(features, noise, texts, labels, groups)
+    guessed = image_shares(Taught(features, noise, texts, labels, groups))
     assert guessed[0.0] > guessed[1.0] + 0.2 and best_share(guessed, COUNT) <= 0.5
 
 
@@ -60,7 +60,7 @@ def test_it_is_ridge_regression_on_each_groups_others(
             found[ridge, share] = np.mean(right)
     best = max(RIDGES, key=lambda ridge: max(found[ridge, share] for share in SHARES))
     expected = {share: found[best, share] for share in SHARES}
-    assert image_shares(features, images, texts, labels, groups) == pytest.approx(expected)
+    assert image_shares(Taught(features, images, texts, labels, groups)) == pytest.approx(expected)
 
 
 def test_the_projector_fitted_is_the_regression_that_is_best_for_groups_left_out(
@@ -68,8 +68,8 @@ def test_the_projector_fitted_is_the_regression_that_is_best_for_groups_left_out
 ) -> None:
     features, images, texts, labels, _ = drawn
     groups = np.repeat([0, 1, 2], [200, 60, 40])
-    shares = image_shares(features, images, texts, labels, groups)
-    fit = fitted(features, images, texts, labels, groups)
+    shares = image_shares(Taught(features, images, texts, labels, groups))
+    fit = fitted(Taught(features, images, texts, labels, groups))
     assert fit.share == max(shares, key=lambda share: (shares[share], -abs(share - 0.5)))
     weight, target = 1 / np.bincount(groups)[groups] / 3, fit.share * images + (1 - fit.share) * texts[labels]
     centre, mean = weight @ features, weight @ target
@@ -93,15 +93,15 @@ def test_the_projector_fitted_is_the_regression_that_is_best_for_groups_left_out
 def test_where_everything_is_right_neither_picture_nor_label_is_left_out() -> None:
     labels = np.arange(30) % 3
     features, texts = np.eye(3, dtype=np.float32)[labels], np.eye(3, dtype=np.float32)
-    assert fitted(features, texts[labels], texts, labels, np.arange(30) // 10).share == 0.5
+    assert fitted(Taught(features, texts[labels], texts, labels, np.arange(30) // 10)).share == 0.5
 
 
 def test_of_one_domain_every_fifth_picture_is_left_out(
     drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]],
 ) -> None:
     features, images, texts, labels, _ = drawn
-    alone = image_shares(features, images, texts, labels, np.zeros(COUNT, np.int64))
-    assert alone == image_shares(features, images, texts, labels, np.arange(COUNT) % 5)
+    alone = image_shares(Taught(features, images, texts, labels, np.zeros(COUNT, np.int64)))
+    assert alone == image_shares(Taught(features, images, texts, labels, np.arange(COUNT) % 5))
 
 
 @pytest.mark.parametrize("away", [0, 5])

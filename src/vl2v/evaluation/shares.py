@@ -19,6 +19,24 @@ FOLDS = 5  # where there is one domain only
 ROUNDING = 1e-4  # of the features' squares; less than that of a variance is no variance: that of one picture, say
 
 
+class Taught(NamedTuple):
+    """Pictures that a projector is fitted to.
+
+    Attributes:
+        features: F(x) [n, p].
+        images: I(x) [n, d], unit rows.
+        texts: T [C, d], unit rows.
+        labels: [n] classes.
+        groups: [n], for example domains; see `held_out`.
+    """
+
+    features: NDArray[np.float32]
+    images: NDArray[np.float32]
+    texts: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    groups: NDArray[np.int64]
+
+
 class Moments(NamedTuple):
     """Means over the pictures of one group: of the features x, the targets t, x^T x and x^T t."""
 
@@ -28,27 +46,14 @@ class Moments(NamedTuple):
     xt: NDArray[np.float64]
 
 
-def image_shares(
-    features: NDArray[np.float32],
-    images: NDArray[np.float32],
-    texts: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-) -> dict[float, float]:
+def image_shares(taught: Taught) -> dict[float, float]:
     """Return how accurate a student would be on groups it didn't learn from (0 to 1, their mean), by lambda.
 
     The student is a linear projector in closed form: ridge regression of lambda I(x) + (1 - lambda) T(y) on the frozen
     features, each group weighted alike, the class by the nearest text. It is linear in its targets, so that one
     solution serves all lambdas. Of several ridges the best one counts.
-
-    Args:
-        features: F(x) [n, p].
-        images: I(x) [n, d], unit rows.
-        texts: T [C, d], unit rows.
-        labels: [n] classes.
-        groups: [n], for example domains; see `held_out`.
     """
-    means, _ = _left_out(features, images, texts, labels, groups)
+    means, _ = _left_out(taught)
     best = means[means.max(1).argmax()]
     return dict(zip(SHARES, best.tolist(), strict=True))
 
@@ -61,19 +66,13 @@ class Fit(NamedTuple):
     share: float
 
 
-def fitted(
-    features: NDArray[np.float32],
-    images: NDArray[np.float32],
-    texts: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-) -> Fit:
+def fitted(taught: Taught) -> Fit:
     """Return the ridge regression of lambda I(x) + (1 - lambda) T(y) on the features, each group weighted alike.
 
     Ridge and lambda are those that are best for groups left out, of equals the lambda nearest to a half and the largest
     ridge; for the rest see `image_shares`.
     """
-    means, moments = _left_out(features, images, texts, labels, groups)
+    means, moments = _left_out(taught)
     equals = np.argwhere(means == means.max()).tolist()
     place, number = min(equals, key=lambda found: (abs(SHARES[found[1]] - 0.5), -found[0]))
     share, mean = SHARES[number], _mean(moments)
@@ -82,14 +81,9 @@ def fitted(
     return Fit(weight, target - weight @ mean.x, share)
 
 
-def _left_out(
-    features: NDArray[np.float32],
-    images: NDArray[np.float32],
-    texts: NDArray[np.float32],
-    labels: NDArray[np.int64],
-    groups: NDArray[np.int64],
-) -> tuple[NDArray[np.float64], list[Moments]]:
+def _left_out(taught: Taught) -> tuple[NDArray[np.float64], list[Moments]]:
     """Return the accuracy on groups left out, the mean over them, by ridge and lambda [r, l]; and groups' moments."""
+    features, images, texts, labels, groups = taught
     groups = held_out(groups)
     names = np.unique(groups)
     targets = np.hstack([images, texts[labels]])

@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
-from vl2v.evaluation.shares import best_share, fitted, image_shares
+from vl2v.evaluation.shares import Taught, best_share, fitted, image_shares
 from vl2v.runs.features import Features
 from vl2v.runs.folder import write_text
 from vl2v.runs.sources import Sources
@@ -44,7 +44,7 @@ def image_share(run: Path, sources: Sources, answers: Answers, features: Feature
         labels, groups = answers.labels[places], sources.dataset.domain_ids[places]
 
         def chosen() -> dict[str, Any]:
-            accuracies = image_shares(found[known], images[known].astype(np.float32), texts, labels, groups)
+            accuracies = image_shares(Taught(found[known], images[known].astype(np.float32), texts, labels, groups))
             told = {"lambda": best_share(accuracies, len(places)), "accuracies": accuracies}
             write_text(file, json.dumps(told, indent=2))
             return told
@@ -72,7 +72,7 @@ def align_again(student: Student, sources: Sources, answers: Answers, features: 
     if asked.sum() < FEW:
         return None
     images[~asked] = texts[labels[~asked]]
-    fit = fitted(features.of(pictures).numpy(), images, texts, labels, sources.dataset.domain_ids[pictures])
+    fit = fitted(Taught(features.of(pictures).numpy(), images, texts, labels, sources.dataset.domain_ids[pictures]))
     assert isinstance(student.projector, nn.Linear)
     with torch.no_grad():
         student.projector.weight.copy_(torch.from_numpy(fit.weight))
