@@ -112,7 +112,7 @@ def test_commands_in_the_text_exist(page: Path) -> None:
         if not line.startswith("vl2v "):
             continue
         words, command = shlex.split(line, comments=True)[1:], root
-        while hasattr(command, "commands") and not (command.invoke_without_command and words[0].startswith("-")):
+        while hasattr(command, "commands") and not (command.invoke_without_command and words[0].startswith(("-", "["))):
             command = command.commands[words.pop(0)]
         options = {name for parameter in command.params for name in parameter.opts}
         assert {word.split("=")[0] for word in words if word.startswith("--")} <= options, line

@@ -54,7 +54,8 @@ def commands(command: Any, words: str) -> list[tuple[str, Any]]:
     """Return all commands that do something, with the words that call them."""
     if not hasattr(command, "commands"):
         return [(words, command)]
-    return [found for key, sub in command.commands.items() for found in commands(sub, f"{words} {key}")]
+    below = [found for key, sub in command.commands.items() for found in commands(sub, f"{words} {key}")]
+    return [(words, command), *below] if command.invoke_without_command and words != "vl2v" else below
 
 
 def name(parameter: Any) -> str:

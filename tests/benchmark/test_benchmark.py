@@ -119,6 +119,22 @@ def test_later_seeds_can_be_asked_for_alone(grid: Grid) -> None:
     assert all(everything[job.name].settings == job.settings for job in later)
 
 
+def test_a_preset_is_of_every_method_and_settings_change_it(grid: Grid) -> None:
+    ours, steps = replace(grid, steps=None, batch=None), {"zero-shot": [], "erm": [5001], "adip": [10, 5001]}
+    published = list(replace(ours, preset="paper").jobs())
+    for job in published:
+        config = resolve(job.settings)
+        assert config.train.swad and config.published.target_in_split and config.student.statistics == "imagenet"
+        assert config.student.image_size == 32  # as the settings have it
+        assert [stage.steps for stage in config.stages.values()] == steps[job.method]
+    assert {job.name for job in published}.isdisjoint(job.name for job in ours.jobs())
+    assert replace(ours, preset="paper").variant != ours.variant
+    shorter = replace(grid, preset="paper", methods=["adip"]).jobs()
+    assert {resolve(job.settings).stages["distill"].steps for job in shorter} == {3}
+    with pytest.raises(ConfigError, match="there are default, paper"):
+        list(replace(grid, preset="papers").jobs())
+
+
 def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Grid, tmp_path: Path) -> None:
     shared = merge(grid.settings, {"stages": {"probe": {"steps": 200}}})
     bench = plan(replace(grid, methods=["lp-ft", "soup"], seeds=1, settings=shared), tmp_path)

@@ -12,6 +12,7 @@ from vl2v.benchmark.jobs import Cell, Job, Selection, digest
 from vl2v.config import DataConfig, LossConfig, PublishedConfig, Tree, merge, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import METHODS, find_method, version_of
+from vl2v.runs.settings import recipe
 
 if TYPE_CHECKING:
     from vl2v.data import DomainDataset
@@ -43,6 +44,7 @@ class Grid:
         search: how the others are drawn; "optuna" goes by the results of those before.
         selection: how a draw is selected; "leave-one-out" trains more students.
         settings: of every run.
+        preset: that they change, "default" or "paper".
         steps: of each method's last stage; None: as the method has it.
         batch: pictures of each source domain in a batch of the last stage.
         first_seed: the others follow it; seeds that nobody has looked at tell what earlier ones only suggest.
@@ -57,6 +59,7 @@ class Grid:
     search: Search = "random"
     selection: Selection = "training"
     settings: Tree = field(default_factory=dict)
+    preset: str = "default"
     steps: int | None = None
     batch: int | None = None
     first_seed: int = 0
@@ -65,7 +68,7 @@ class Grid:
     def variant(self) -> str:
         """A digest of the settings that all its jobs have in common."""
         settings = {**self.settings, "data": {**self.settings.get("data", {}), "workers": 0}}
-        how = [] if self.search == "random" else [self.search]
+        how = [word for word in (self.search, self.preset) if word not in ("random", "default")]
         return digest([settings, self.steps, self.batch, *how])
 
     @cached_property
@@ -142,8 +145,8 @@ class Grid:
         }
         stages = METHODS[cell.method].stages
         if not stages:
-            return merge(_without_stages(self.settings), own)
-        return merge(_only_stages(self.settings, stages), own)
+            return merge(_without_stages(merge(recipe(self.preset, ()), self.settings)), own)
+        return merge(recipe(self.preset, stages), _only_stages(self.settings, stages), own)
 
     def _sized(self, cell: Cell, settings: Tree) -> Tree:
         """Return settings with the steps and the batch that were asked for, whatever was drawn."""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl2v.cli.learn import Budget, ConfigFile, Set, TeacherSpec, _settings
+from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec, _settings
 
 if TYPE_CHECKING:
     from vl2v.benchmark.worklist import Corruptions
@@ -44,6 +44,7 @@ def benchmark(
         "bench"
     ),
     budget: Budget = 0,
+    preset: Preset = "default",
     config: ConfigFile = None,
     pairs: Set = None,
 ) -> None:
@@ -67,6 +68,7 @@ def benchmark(
         search=one_of(search, ("random", "optuna"), "--search"),
         selection=one_of(selection, RULES, "--selection"),
         settings=settings,
+        preset=preset,
         steps=steps,
         batch=batch,
         first_seed=first_seed,

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vl2v.config import RunConfig, merge, paper_preset, validate
+from vl2v.config import RunConfig, Tree, merge, paper_preset, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import find_method
 from vl2v.places import public_name
@@ -30,10 +30,18 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
     unknown = stages.keys() - entry.stages.keys()
     if unknown:
         raise ConfigError(f"stages.{min(unknown)}: {method} has only {', '.join(entry.stages)}")
+    return validate(merge({"stages": entry.stages}, entry.defaults, recipe(preset, entry.stages), settings))
+
+
+def recipe(preset: str, stages: Iterable[str]) -> Tree:
+    """Return what a preset sets for a method of these stages.
+
+    Raises:
+        ConfigError: an unknown preset.
+    """
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r}: there are {', '.join(PRESETS)}")
-    recipe = paper_preset(entry.stages) if preset == "paper" else {}
-    return validate(merge({"stages": entry.stages}, entry.defaults, recipe, settings))
+    return paper_preset(stages) if preset == "paper" else {}
 
 
 def without_places(tree: Any) -> Any:
