@@ -2,13 +2,13 @@
 
     python benchmarks/benchmark.py resume      # a finished benchmark of 500 jobs, nothing to do
     python benchmarks/benchmark.py scheduler   # its own cost a job: processes of this machine, and Ray
-    python benchmarks/benchmark.py sharing     # a grid on IconDG against the same commands one by one
+    python benchmarks/benchmark.py sharing     # IconDG, every target, against the same commands one by one
 
 The scheduler's cost is measured with jobs that take next to no time (zero-shot rows of a small recording), one at a
 time: from the end of the 20th to the end of the 120th, less the time that the jobs themselves took. Sharing is measured
-with every method of --methods on --targets, --steps steps each, in as many processes as there are processors; one by
-one, each `vl2v distill` has all processors, and what was asked of the teacher before is known to it, as it would be at
-home.
+with every method of --methods, --steps steps each, in as many processes as there are processors; one by one, each
+`vl2v distill` has all processors, and what was asked of the teacher before is known to it, as it would be at home.
+--every N measures each N-th command only, as a sample of all.
 """
 
 from __future__ import annotations
@@ -32,15 +32,22 @@ from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.results import results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.worklist import WorkList
+from vl2v.config import assignments, merge
+from vl2v.data.samples import icondg
+from vl2v.runs import Run
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["resume", "scheduler", "sharing"])
     parser.add_argument("--methods", default="erm,lp-ft,kd,adip,vl2v")
-    parser.add_argument("--targets", default="outline,emoji")
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--targets", nargs="*", default=[])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--set", action="append", default=[], dest="pairs")
+    parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--out", type=Path, help="an empty folder, to keep the benchmark in")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         {"resume": resume, "scheduler": scheduler, "sharing": sharing}[given.what](given, Path(folder))
@@ -107,39 +114,34 @@ def scheduler(given: argparse.Namespace, folder: Path) -> None:
 
 
 def sharing(given: argparse.Namespace, folder: Path) -> None:
-    from vl2v.data.samples import icondg
-    from vl2v.runs import Run
-
-    first = {"steps": 600, "batch_per_domain": 64}
-    settings = {
-        "teacher": {"spec": "tiny"},
-        "student": {"image_size": 64},
-        "data": {"workers": 1},
-        "stages": {"align": first, "probe": first},
-    }
-    methods, targets = given.methods.split(","), given.targets.split(",")
-    data = {"icondg": str(icondg())}
-    grid = Grid(data, targets, methods, ["lite0"], given.seeds, settings=settings, steps=given.steps, batch=8)
+    settings = merge({"teacher": {"spec": "tiny"}, "data": {"workers": 1}}, assignments(given.pairs))
+    methods, data = given.methods.split(","), {"icondg": str(icondg())}
+    shape = {"settings": settings, "steps": given.steps, "batch": 8, "first_seed": given.first_seed}
+    grid = Grid(data, given.targets, methods, ["lite0"], given.seeds, **shape)
     start = time.perf_counter()
-    bench = plan(grid, folder / "bench")
+    bench = plan(grid, given.out or folder / "bench")
     run(bench)
     together = time.perf_counter() - start
     assert not bench.missing
+    sample = bench.jobs[:: given.every]
     start = time.perf_counter()
-    for job in bench.jobs:
+    for job in sample:
         command = [sys.executable, "-m", "vl2v", "distill", "--config", str(bench.work.place(job) / "config.toml")]
         command += ["--out", str(folder / "alone" / job.name), "--store", str(folder / "store")]
         subprocess.run(command, check=True, capture_output=True)
-    alone = time.perf_counter() - start
-    same = compare(bench.work, folder / "alone", Run)
-    print(f"{len(bench.jobs)} jobs of {given.steps} steps: {together:.0f} s together, {alone:.0f} s one by one")
-    print(f"{alone / together:.2f} times as fast; largest difference of an unseen accuracy: {100 * same:.2f} points")
+    alone = (time.perf_counter() - start) / len(sample)
+    same, count = compare(bench.work, folder / "alone"), len(bench.jobs)
+    print(f"{count} jobs of {given.steps} steps: {together:.0f} s together, {together / count:.1f} s a job")
+    print(
+        f"one by one, {len(sample)} of them: {alone:.1f} s a job; together {count * alone / together:.2f} times as fast"
+    )
+    print(f"largest difference of an unseen accuracy: {100 * same:.2f} points")
 
 
-def compare(work: WorkList, alone: Path, run_of: Any) -> float:
+def compare(work: WorkList, alone: Path) -> float:
     """Return the largest difference between accuracies of the same job."""
     found = {result.folder.name: result.accuracy for result in results(work)}
-    return max(abs(accuracy - run_of(alone / name).evaluation.mean(role="unseen")) for name, accuracy in found.items())
+    return max(abs(found[run.name] - Run(run).evaluation.mean(role="unseen")) for run in alone.iterdir())
 
 
 if __name__ == "__main__":
