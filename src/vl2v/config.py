@@ -103,7 +103,10 @@ class LossConfig(Section):
         alias="lambda",
         description="image target's share (ADiP); auto: as is best for domains left out, on frozen features",
     )
-    temperature: float = Field(default=2.0, gt=0, description="of the softened logits (KD)")
+    temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default=2.0,
+        description="of the softened logits (KD); auto: the teacher's answers have 3/4 of a blind guess's entropy",
+    )
     kd_weight: float = Field(default=0.5, ge=0, le=1, description="share of the teacher's term (KD)")
     class_weight: float = Field(default=0.5, ge=0, description="of the term between classes (vl2v)")
     miro_weight: float = Field(default=0.1, ge=0, description="of MIRO's penalty")
@@ -119,6 +122,11 @@ class LossConfig(Section):
     def image_share(self) -> float:
         """lambda; a half stands for one that isn't chosen yet."""
         return 0.5 if self.lambda_ == "auto" else self.lambda_
+
+    @property
+    def tau(self) -> float:
+        """Temperature; 2 stands for one that isn't chosen yet."""
+        return 2.0 if self.temperature == "auto" else self.temperature
 
 
 class StageConfig(Section):

@@ -114,6 +114,17 @@ def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path
     assert same(weights(run), weights(given)) and not (given.folder / "lambda.json").exists()
 
 
+def test_the_temperature_is_chosen_by_the_teachers_answers(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+    settings = quick_settings(shapes, recording, "vl2v")
+    run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", report=lambda what, *_: said.append(what))
+    (chosen,) = {float(what.split()[1]) for what in said if what.startswith("temperature ")}
+    for given, alike in ((chosen, True), (chosen + 1, False)):
+        settings["loss"] = {"temperature": given}
+        other = vl2v.distill(settings, tmp_path / f"{given}", store=tmp_path / "store")
+        assert same(weights(run), weights(other)) == alike
+
+
 def test_an_interrupted_run_keeps_its_lambda(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "vl2v")
     ended = {}

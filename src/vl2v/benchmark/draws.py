@@ -121,6 +121,8 @@ def suggested(method: str, seed: int, draw: int, results: Sequence[tuple[RunConf
     distributions = {name: optuna.distributions.FloatDistribution(r.low, r.high) for name, r in known.items()}
     for config, worth in results:
         values = _values(method, config)
+        if "auto" in values.values():
+            continue  # it has no place in a range
         places = {name: known[name].place(value) for name, value in values.items()}
         study.add_trial(optuna.trial.create_trial(params=places, distributions=distributions, value=worth))
     return _tree({name: known[name].value(place) for name, place in study.ask(distributions).params.items()})
@@ -131,7 +133,7 @@ def repeated(method: str, config: RunConfig) -> Tree:
     return _tree(_values(method, config))
 
 
-def _values(method: str, config: RunConfig) -> dict[str, float]:
+def _values(method: str, config: RunConfig) -> dict[str, Any]:
     tree: Any = config.model_dump(by_alias=True)
     return {name: reduce(getitem, name.split("."), tree) for name in ranges(method)}
 

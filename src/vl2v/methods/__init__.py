@@ -42,7 +42,7 @@ METHODS = {
     "zero-shot": Entry("the teacher itself, without a student", zero_shot, {}),
     "adip": Entry("VL2V-ADiP: align, distill, predict by texts", adip.adip, adip.STAGES),
     "vl2v": Entry(
-        "ADiP that fits its teacher, and answers between classes as it does", vl2v.vl2v, vl2v.STAGES, vl2v.DEFAULTS, 3
+        "ADiP that fits its teacher, and answers between classes as it does", vl2v.vl2v, vl2v.STAGES, vl2v.DEFAULTS, 4
     ),
     "sd": Entry("VL2V-SD: self-distillation of a white box", sd.sd, sd.STAGES),
     "erm": Entry("plain full fine-tuning", erm.erm, erm.ERM_STAGES),

@@ -1,4 +1,4 @@
-"""What domains left out tell a run: lambda, before it trains anything, and the projector of the end."""
+"""What a run chooses by its pictures: lambda and temperature, before it trains anything, and the last projector."""
 
 from __future__ import annotations
 
@@ -12,14 +12,58 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
+from vl2v.config import RunConfig
 from vl2v.evaluation.shares import Taught, best_share, fitted, image_shares
+from vl2v.evaluation.softness import soft_temperature
 from vl2v.runs.features import Features
 from vl2v.runs.folder import write_text
+from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources
 from vl2v.students import Student
 from vl2v.training import Answers, from_first
 
 FEW = 10  # pictures with a label and an answer; fewer tell nothing
+
+
+def settled(
+    config: RunConfig,
+    run: Path,
+    sources: Sources,
+    answers: Answers,
+    features: Features,
+    fabric: Fabric,
+    report: Report,
+) -> RunConfig:
+    """Return the settings, with numbers for those of the loss that are chosen by what the teacher answered ("auto").
+
+    Args:
+        config: the settings.
+        run: the run folder.
+        sources: the pictures to learn from.
+        answers: the teacher's.
+        features: of the backbone as it starts.
+        fabric: every process of a run calls this.
+        report: told what was chosen.
+    """
+    chosen: dict[str, float] = {}
+    if config.loss.lambda_ == "auto":
+        chosen["lambda_"] = image_share(run, sources, answers, features, fabric)
+    if config.loss.temperature == "auto":
+        chosen["temperature"] = temperature(sources, answers)
+    for name, value in chosen.items():
+        report(f"{name.removesuffix('_')} {value:g}", 1, 1, "")
+    return config.model_copy(update={"loss": config.loss.model_copy(update=chosen)})
+
+
+def temperature(sources: Sources, answers: Answers) -> float:
+    """Return the temperature at which the teacher's answers about the pictures to learn from are soft enough.
+
+    Where too few are known, it is 2.
+    """
+    assert answers.images is not None and answers.texts is not None
+    images = answers.images[_pictures(sources, answers), 0].astype(np.float32)
+    known = images[images.any(1)]
+    return soft_temperature(known, answers.texts, answers.scale) if len(known) >= FEW else 2.0
 
 
 def image_share(run: Path, sources: Sources, answers: Answers, features: Features, fabric: Fabric) -> float:

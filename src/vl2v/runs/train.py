@@ -30,7 +30,7 @@ from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.folder import Run, locked, open_run, write_tensors
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
-from vl2v.runs.share import align_again, image_share
+from vl2v.runs.share import align_again, settled
 from vl2v.runs.shelf import Shelf, stage_name
 from vl2v.runs.sources import Sources, open_sources
 from vl2v.seeds import derive
@@ -172,11 +172,9 @@ def train(
             if config.teacher.online and teacher is not None:
                 answers = replace(answers, ask=teaching.online(config.teacher, teacher))
     features.spread()
-    if config.loss.lambda_ == "auto" and answers.images is not None:
-        share = image_share(run.folder, sources, answers, features, fabric)
-        config = config.model_copy(update={"loss": config.loss.model_copy(update={"lambda_": share})})
+    if answers.images is not None:
+        config = settled(config, run.folder, sources, answers, features, fabric, report)
         method = find_method(config.method).make(config.loss, config.published)
-        report(f"lambda {share:g}", 1, 1, "")
     work = _Work(run, student, sources, answers, views, trainer, features)
     with ExitStack() as held:
         if shelf is not None and fabric.world_size == 1:

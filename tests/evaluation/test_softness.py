@@ -1,0 +1,39 @@
+"""How soft answers are, and the temperature that makes them so."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vl2v.evaluation.softness import SOFTNESS, soft_temperature, softness
+
+
+def units(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    found = rng.normal(size=shape).astype(np.float32)
+    return found / np.linalg.norm(found, axis=1, keepdims=True)
+
+
+def test_softness_is_entropy_over_that_of_a_blind_guess() -> None:
+    assert softness(np.zeros((3, 7)), 1.0) == pytest.approx(1)
+    assert softness(np.array([[1000.0, 0, 0]]), 1.0) == pytest.approx(0)
+    odds = np.array([0.7, 0.2, 0.1])
+    expected = -(odds * np.log(odds)).sum() / np.log(3)
+    assert softness(4 * np.log(odds)[None], 4.0) == pytest.approx(expected)
+    both = np.array([[1000.0, 0, 0], [0, 0, 0]])
+    assert softness(both, 1.0) == pytest.approx(0.5)  # the mean of pictures
+
+
+@pytest.mark.parametrize(("classes", "scale"), [(2, 5.0), (7, 20.0), (54, 40.0), (300, 100.0)])
+def test_the_temperature_makes_any_teachers_answers_as_soft(classes: int, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    texts = units(rng, classes, 16)
+    images = units(rng, 10_000, 16) + texts[rng.integers(classes, size=10_000)]
+    found = soft_temperature(images, texts, scale)
+    logits = scale * images @ texts.T
+    assert softness(logits, found - 0.2) < SOFTNESS < softness(logits, found + 0.2)
+    assert soft_temperature(images, texts, scale / 2) == pytest.approx(found / 2, abs=0.1)
+
+
+def test_of_one_class_any_temperature_does() -> None:
+    rng = np.random.default_rng(0)
+    assert soft_temperature(units(rng, 5, 4), units(rng, 1, 4), 10.0) == 1.0
