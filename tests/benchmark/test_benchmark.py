@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import os
@@ -490,6 +491,23 @@ def test_a_table_never_mixes_settings(calm: WorkList, grid: Grid, tmp_path: Path
     assert accuracies(work) == before
     wrong = CliRunner().invoke(app, ["benchmark", "table", str(work.folder), "--reference", "kd"])
     assert "--reference kd: not in this table" in str(wrong.exception)
+
+
+def test_folders_stand_in_one_table(calm: WorkList, grid: Grid, tmp_path: Path) -> None:
+    (path,) = grid.data.values()
+    other = plan(replace(grid, data={"drawn": path}, methods=["erm", "adip"]), tmp_path)
+    run(other, engine=Here())
+    both = ["benchmark", "table", str(calm.folder), str(tmp_path)]
+    told = CliRunner().invoke(app, [*both, "--format", "csv"])
+    header, *lines = csv.reader(told.stdout.splitlines())
+    rows = {line[1]: dict(zip(header, line, strict=False)) for line in lines if len(line) == len(header)}
+    expected = as_table([*results(calm), *results(other.work)])
+    assert {"drawn paint", "shapes paint", "mean"} <= set(header) == set(expected.heads)
+    assert rows["adip"]["wins/losses"] == expected.rows[2][expected.heads.index("wins/losses")]
+    assert rows["zero-shot"]["drawn paint"] == rows["zero-shot"]["mean"] == ""  # not measured there: no mean
+    assert rows["adip"]["mean"] != ""
+    wrong = CliRunner().invoke(app, [*both, str(calm.folder)])
+    assert "another of the folders has it, too" in str(wrong.exception)
 
 
 def test_commands_on_one_folder_show_their_own_jobs(calm: WorkList, grid: Grid, tmp_path: Path) -> None:

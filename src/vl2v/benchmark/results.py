@@ -61,6 +61,11 @@ class Result:
     corrupted: float = math.nan
     inside: Marks | None = None
 
+    @property
+    def cell(self) -> Cell:
+        """What it is a result of."""
+        return Cell(self.dataset, self.target, self.method, self.student, self.seed)
+
 
 def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     """Return one result a dataset, target, method, student and seed: of the draw that the rule selects.

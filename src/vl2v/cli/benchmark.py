@@ -10,6 +10,9 @@ import typer
 from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec, _settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vl2v.benchmark.results import Result
     from vl2v.benchmark.worklist import Corruptions
 
 app = typer.Typer(help="Compare methods: one protocol, any number of machines.", invoke_without_command=True)
@@ -89,7 +92,7 @@ def benchmark(
     typer.echo(f"{len(bench.jobs)} jobs: {len(bench.jobs) - done - left} had been done, {left} are missing", err=True)
     for job in failed:
         typer.echo(f"{job.name}: {bench.work.failure(job)}; see {bench.work.place(job) / 'log.txt'}", err=True)
-    _print_table(out, "md", "accuracy", selection, None)
+    _print_table([out], "md", "accuracy", selection, None)
     if left:
         raise typer.Exit(2)
 
@@ -124,7 +127,7 @@ def status(folder: Folder) -> None:
 
 @app.command()
 def table(
-    folder: Folder,
+    folders: Annotated[list[Path], typer.Argument(help="Benchmark folders; of several, one table.")],
     form: Annotated[str, typer.Option("--format", help="md, latex, html or csv.")] = "md",
     metric: Annotated[
         str, typer.Option(help="accuracy: all of the target; in_split: DomainBed's 80%; corrupted: see --corruptions.")
@@ -134,7 +137,7 @@ def table(
     domainbed: Annotated[list[Path] | None, typer.Option(help="A results.jsonl of DomainBed's, or a folder.")] = None,
 ) -> None:
     """Print the results so far."""
-    _print_table(folder, form, metric, selection, reference, domainbed or [])
+    _print_table(folders, form, metric, selection, reference, domainbed or [])
 
 
 def recommend(
@@ -181,7 +184,12 @@ def recommend(
 
 
 def _print_table(
-    folder: Path, form: str, metric: str, selection: str, reference: str | None, domainbed: list[Path] | None = None
+    folders: Sequence[Path],
+    form: str,
+    metric: str,
+    selection: str,
+    reference: str | None,
+    domainbed: Sequence[Path] = (),
 ) -> None:
     from vl2v.benchmark.results import read_domainbed, results
     from vl2v.benchmark.table import as_table
@@ -191,23 +199,29 @@ def _print_table(
     rule = one_of(selection, RULES, "--selection")
     kind = one_of(form, ("md", "latex", "html", "csv"), "--format")
     measure = one_of(metric, ("accuracy", "in_split", "corrupted"), "--metric")
-    work = WorkList(folder)
-    found = results(work, rule)
-    others = len(work.jobs()) - len(work.shown())
-    if others:
-        typer.echo(
-            f"{others} jobs in {folder} have other settings, or are of another version of the code, and aren't shown",
-            err=True,
-        )
+    found: list[Result] = []
+    for folder in folders:
+        work = WorkList(folder)
+        own = results(work, rule)
+        if twice := {result.cell for result in found} & {result.cell for result in own}:
+            raise ConfigError(f"{folder}: {', '.join(map(str, min(twice)))}: another of the folders has it, too")
+        found += own
+        others = len(work.jobs()) - len(work.shown())
+        if others:
+            typer.echo(
+                f"{others} jobs in {folder} have other settings, or are of another version of the code, and aren't "
+                "shown",
+                err=True,
+            )
     notes: list[str] = []
-    for path in domainbed or []:
+    for path in domainbed:
         imported, said = read_domainbed(path, rule)
         found += imported
         notes += said
     if reference is not None and reference not in {result.method for result in found}:
         raise ConfigError(f"--reference {reference}: not in this table")
     if not found:
-        raise RunError(f"{folder}: nothing is done yet; `vl2v benchmark status {folder}` tells why")
+        raise RunError(f"{folders[0]}: nothing is done yet; `vl2v benchmark status {folders[0]}` tells why")
     typer.echo(as_table(found, reference=reference, metric=measure, selection=rule, notes=notes).render(kind))
 
 
