@@ -712,6 +712,7 @@ def test_recommend_answers_plainly(
     assert set(advice.failed) == {"rise"} and "rise didn't compete: " in advice.verdict()
     assert advice.command in advice.verdict()
     assert {r.target for r in advice.table} == set(DOMAINS)
+    assert {r.seed for r in advice.table} == {1, 2}  # others than chose the finalists
     again = recommend(data, teacher, tmp_path / "bench", methods=methods, **how)
     assert (again.command, again.accuracy) == (advice.command, advice.accuracy)  # all was there already
     words = shlex.split(advice.command)

@@ -94,7 +94,7 @@ def recommend(
     report: Report = silent,
     tell: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Advice:
-    """Hold a tournament: half of the time all candidates, with one seed, then the best two with another.
+    """Hold a tournament: half of the time all candidates, with one seed, then the best two with two others.
 
     Every domain is left out in turn. How many steps a run has follows from the time that a trial run takes.
 
@@ -132,8 +132,9 @@ def recommend(
     engine = engine or Local(usual_processes())
     reasons: dict[str, str] = {}
 
-    def hold(methods: Sequence[str], steps: int, seeds: int) -> list[Result]:
-        bench = plan(replace(grid, methods=methods, seeds=seeds, steps=steps), out)
+    def hold(methods: Sequence[str], steps: int, seeds: range) -> list[Result]:
+        part = replace(grid, methods=methods, first_seed=seeds.start, seeds=len(seeds), steps=steps)
+        bench = plan(part, out)
         run(bench, engine=engine, budget=budget, report=report, tell=tell)
         names = {bench.work.place(job) for job in bench.jobs}
         for job in bench.missing:
@@ -146,16 +147,16 @@ def recommend(
             raise ConfigError("; ".join(f"{method}: {why}" for method, why in reasons.items()))
         return left
 
-    trials = (hold([method], TRIAL_STEPS, 1) for method in dict.fromkeys(["erm", *methods]))
+    trials = (hold([method], TRIAL_STEPS, range(1)) for method in dict.fromkeys(["erm", *methods]))
     trial = next(filter(None, trials), [])  # of the first that can be trained
     left = enough(methods, FINALISTS)
     step = _seconds_a_step(trial)
     half = 60 * minutes / 2
     first = _steps(half, step, len(left) * len(domains), engine)
-    opening = hold(["zero-shot", *left], first, 1)
+    opening = hold(["zero-shot", *left], first, range(1))
     ranked = sorted(enough(left, FINALISTS), key=lambda method: -mean_and_error(of(opening, method=method))[0])
     last = max(first, _steps(half, step, FINALISTS * 2 * len(domains), engine))
-    final = hold(["zero-shot", *ranked[:FINALISTS]], last, 2)
+    final = hold(["zero-shot", *ranked[:FINALISTS]], last, range(1, 3))  # by others than chose the finalists
     best, second = sorted(
         enough(ranked[:FINALISTS], FINALISTS), key=lambda method: -mean_and_error(of(final, method=method))[0]
     )
