@@ -94,7 +94,7 @@ class Here:
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
         from vl2v.benchmark.work import work_through
 
-        work_through(work, {job.name for job in jobs}, since=time.time(), budget=budget, tell=tell)
+        work_through(work, jobs, since=time.time(), budget=budget, tell=tell)
 
 
 def processes(words: str) -> list[int]:

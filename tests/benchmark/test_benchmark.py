@@ -9,6 +9,8 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -125,7 +127,8 @@ def test_a_preset_is_of_every_method_and_settings_change_it(grid: Grid) -> None:
     published = list(replace(ours, preset="paper").jobs())
     for job in published:
         config = resolve(job.settings)
-        assert config.train.swad and config.published.target_in_split and config.student.statistics == "imagenet"
+        assert config.train.swad and config.published.swad_discarded and config.student.statistics == "imagenet"
+        assert not config.published.target_in_split
         assert config.student.image_size == 32  # as the settings have it
         assert [stage.steps for stage in config.stages.values()] == steps[job.method]
     assert {job.name for job in published}.isdisjoint(job.name for job in ours.jobs())
@@ -293,6 +296,12 @@ def test_optuna_knows_what_the_defaults_are_worth() -> None:
     assert told[0.1] != told[0.9]
 
 
+def test_optuna_passes_over_runs_that_chose_for_themselves() -> None:
+    pytest.importorskip("optuna")
+    tree: dict[str, Any] = {"data": {"path": "x"}, "method": "kd", "loss": {"temperature": "auto"}}
+    assert suggested("kd", 0, 1, [(resolve(tree), 0.9)]) == suggested("kd", 0, 1, [])
+
+
 def test_a_batch_that_was_asked_for_is_in_every_draw(grid: Grid) -> None:
     jobs = list(replace(grid, methods=["erm"], seeds=1, draws=4, batch=4).jobs())
     assert {job.settings["stages"]["finetune"]["batch_per_domain"] for job in jobs} == {4} and len(jobs) == 4
@@ -302,7 +311,18 @@ def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_
     (tmp_path / "settings.toml").write_text(f'[teacher]\nspec = "recorded:{recording}"\n')
     command = ["benchmark", "--data", f"shapes={shapes}", "--methods", "erm,adip"]
     command += ["--config", str(tmp_path / "settings.toml")]
-    command += ["--students", "test_efficientnet", "--targets", "paint,ink", "--seeds", "1", "--steps", "2"]
+    command += [
+        "--students",
+        "test_efficientnet",
+        "--targets",
+        "paint,ink",
+        "--seeds",
+        "1",
+        "--first-seed",
+        "3",
+        "--steps",
+        "2",
+    ]
     command += [
         "--batch",
         "4",
@@ -319,6 +339,8 @@ def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_
     assert "| test_efficientnet | adip |" in first.stdout and "one seed" in first.stdout
     jobs = WorkList(tmp_path / "bench").jobs()
     assert {job.settings["teacher"]["spec"] for job in jobs} == {f"recorded:{recording}"}
+    assert {job.seed for job in jobs} == {3}
+    assert "there are default, paper" in str(CliRunner().invoke(app, [*command, "--preset", "papers"]).exception)
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0 and "4 jobs: 4 had been done, 0 are missing" in again.output
     for form, sign in (("latex", r"\toprule"), ("html", "<table>"), ("csv", "student,method,ink,paint,mean")):
@@ -354,6 +376,44 @@ def test_mistakes_are_told_before_anything_runs(grid: Grid, tmp_path: Path) -> N
         engine_named("slurm")
     with pytest.raises(RunError, match="not a benchmark folder"):
         WorkList(tmp_path).jobs()
+    with pytest.raises(ConfigError, match=r"stages.distill = 5: a table"):
+        plan(replace(grid, settings=merge(grid.settings, {"stages": {"distill": 5}})), tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("pair", "words"),
+    [
+        ("data=x", "data = 'x'"),
+        ("student=x", "student = 'x'"),
+        ('student={name="x"}', "--set student.name: this is what the runs differ in"),
+        ("seed=1", "--set seed: this is what the runs differ in"),
+    ],
+)
+def test_settings_of_the_wrong_shape_are_told(pair: str, words: str, shapes: Path, tmp_path: Path) -> None:
+    command = ["benchmark", "--data", str(shapes), "--teacher", "tiny", "--out", str(tmp_path), "--set", pair]
+    wrong = CliRunner().invoke(app, command)
+    assert isinstance(wrong.exception, ConfigError) and words in str(wrong.exception)
+
+
+def test_what_libraries_print_is_not_taken_for_news(tmp_path: Path) -> None:
+    program = "import os, vl2v.benchmark.work as work; work.attempt = lambda *_, **__: bool(os.write(1, b'noise'))"
+    job = {"name": "a", "dataset": "d", "target": "t", "method": "erm", "student": "s", "seed": 0, "draw": 0}
+    order = {"folder": str(tmp_path), "jobs": [{**job, "held": "", "settings": {}}], "since": 0, "budget": 0}
+    command = [sys.executable, "-c", f"{program}; work.main()"]
+    told = subprocess.run(command, input=f"{json.dumps(order)}\n", capture_output=True, text=True, check=True)
+    assert [json.loads(line) for line in told.stdout.splitlines()] == [{"event": "done", "job": "a"}]
+    assert "noise" in told.stderr
+
+
+def test_a_job_has_the_path_that_it_is_given_now(grid: Grid, shapes: Path, tmp_path: Path) -> None:
+    one = replace(grid, methods=["erm"], seeds=1)
+    moved = tmp_path / "before"
+    moved.symlink_to(shapes)
+    plan(replace(one, data={"shapes": str(moved)}), tmp_path / "bench")
+    moved.unlink()
+    bench = plan(one, tmp_path / "bench")  # the same job, elsewhere
+    run(bench, engine=Local(1))
+    assert len(bench.work.jobs()) == 1 and not bench.missing
 
 
 def test_another_dataset_under_the_same_name_is_refused(grid: Grid, shapes: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import vl2v
 from little import quick_settings
 from vl2v.config import LossConfig, PublishedConfig
 from vl2v.embeddings import EmbeddingStore, Views
+from vl2v.errors import ConfigError
 from vl2v.evaluation.shares import SHARES, best_share
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs import silent, teaching
@@ -105,24 +106,38 @@ def test_an_interrupted_run_ends_the_same(
 def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "vl2v")
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
-    told = json.loads((run.folder / "lambda.json").read_text())
+    told = json.loads((run.folder / "chosen.json").read_text())
     accuracies = {float(share): accuracy for share, accuracy in told["accuracies"].items()}
     learnt = sum(run.classifier.about["pictures"].values())
     assert told["lambda"] == best_share(accuracies, learnt)
-    settings["loss"] = {"lambda": told["lambda"]}
+    settings["loss"] = {"lambda": told["lambda"], "temperature": told["temperature"]}
     given = vl2v.distill(settings, tmp_path / "given", store=tmp_path / "store")
-    assert same(weights(run), weights(given)) and not (given.folder / "lambda.json").exists()
+    assert same(weights(run), weights(given)) and not (given.folder / "chosen.json").exists()
 
 
-def test_the_temperature_is_chosen_by_the_teachers_answers(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    said: list[str] = []
-    settings = quick_settings(shapes, recording, "vl2v")
-    run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", report=lambda what, *_: said.append(what))
-    (chosen,) = {float(what.split()[1]) for what in said if what.startswith("temperature ")}
+@pytest.mark.parametrize("method", ["vl2v", "kd"])
+def test_the_temperature_is_chosen_by_the_teachers_answers(
+    method: str, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    settings = quick_settings(shapes, recording, method) | {"loss": {"temperature": "auto"}}
+    run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+    chosen = json.loads((run.folder / "chosen.json").read_text())["temperature"]
     for given, alike in ((chosen, True), (chosen + 1, False)):
         settings["loss"] = {"temperature": given}
         other = vl2v.distill(settings, tmp_path / f"{given}", store=tmp_path / "store")
         assert same(weights(run), weights(other)) == alike
+
+
+def test_a_black_box_isnt_paid_for_what_it_cant_be_asked(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    settings = quick_settings(shapes, recording, "adip")
+    settings["teacher"]["online"] = True
+    with pytest.raises(ConfigError, match="is a black box"):
+        vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+    with EmbeddingStore(tmp_path / "store") as store:
+        assert not store.questions()
+    texts_only = quick_settings(shapes, recording, "erm-text")
+    texts_only["teacher"]["online"] = True
+    assert vl2v.distill(texts_only, tmp_path / "texts", store=tmp_path / "store").finished
 
 
 def test_an_interrupted_run_keeps_its_lambda(shapes: Path, recording: Path, tmp_path: Path) -> None:
@@ -132,7 +147,7 @@ def test_an_interrupted_run_keeps_its_lambda(shapes: Path, recording: Path, tmp_
         run = tmp_path / f"{share}"
         with pytest.raises(Interrupted):
             vl2v.distill(settings, run, store=tmp_path / "store", report=stopping("distill", 1))
-        (run / "lambda.json").write_text(json.dumps({"lambda": share}))  # is read, not chosen anew
+        (run / "chosen.json").write_text(json.dumps({"lambda": share}))  # is read, not chosen anew
         ended[share] = weights(vl2v.distill(settings, run, store=tmp_path / "store"))
     assert not same(ended[0.0], ended[1.0])
 

@@ -75,7 +75,7 @@ class Local:
         events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
         order = {
             "folder": str(work.folder),
-            "names": [job.name for job in jobs],
+            "jobs": [job.row for job in jobs],
             "since": time.time(),
             "budget": budget,
         }
@@ -120,6 +120,7 @@ class _Worker:
         self.number = number
         self.job: str | None = None
         self.errors: list[str] = []
+        self.events = events
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vl2v.benchmark.work"],
             stdin=subprocess.PIPE,
@@ -129,13 +130,12 @@ class _Worker:
             env=_environment(number, count),
         )
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.write(json.dumps(order, default=str) + "\n")
         self.process.stdin.close()
         listeners = [threading.Thread(target=listen, daemon=True) for listen in (self._hear, self._keep_errors)]
         for listener in listeners:
             listener.start()
-        threading.Thread(target=self._wait, args=(listeners, events), daemon=True).start()
-        self.events = events
+        threading.Thread(target=self._wait, args=(listeners,), daemon=True).start()
 
     def said(self) -> str:
         """Return the last of what the process printed as errors."""
@@ -151,10 +151,10 @@ class _Worker:
         for line in self.process.stderr:
             self.errors = [*self.errors[-200:], line]
 
-    def _wait(self, listeners: Sequence[threading.Thread], events: queue.Queue[tuple[_Worker, dict[str, Any]]]) -> None:
+    def _wait(self, listeners: Sequence[threading.Thread]) -> None:
         for listener in listeners:
             listener.join()
-        events.put((self, {"event": "ended", "code": self.process.wait()}))
+        self.events.put((self, {"event": "ended", "code": self.process.wait()}))
 
 
 def _environment(number: int, count: int) -> dict[str, str]:

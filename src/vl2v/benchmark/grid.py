@@ -108,11 +108,11 @@ class Grid:
         methods = [method for method in self.methods if METHODS[method].stages or not some]
         for dataset, pictures in self.datasets.items():
             domains = pictures.labelled_domains
-            targets = self.targets or domains
+            targets = list(dict.fromkeys(self.targets or domains))
             self._check_targets(dataset, targets)
             for seed in range(self.first_seed, self.first_seed + self.seeds):
                 for target in targets:
-                    for student in self.students:
+                    for student in dict.fromkeys(self.students):
                         for method in methods:
                             cell = Cell(dataset, target, method, student, seed)
                             yield from self._cell(cell, domains, draw or _random)
@@ -144,9 +144,8 @@ class Grid:
             "student": {"name": STUDENTS.get(cell.student, cell.student)},
         }
         stages = METHODS[cell.method].stages
-        if not stages:
-            return merge(_without_stages(merge(recipe(self.preset, ()), self.settings)), own)
-        return merge(recipe(self.preset, stages), _only_stages(self.settings, stages), own)
+        measured: Tree = {"published": {"target_in_split": False}}  # tables have both figures
+        return merge(recipe(self.preset, stages), measured, _only_stages(self.settings, stages), own)
 
     def _sized(self, cell: Cell, settings: Tree) -> Tree:
         """Return settings with the steps and the batch that were asked for, whatever was drawn."""
@@ -201,10 +200,6 @@ def _random(cell: Cell, draw: int) -> Tree:
     return drawn(cell.method, cell.seed, draw)
 
 
-def _without_stages(settings: Tree) -> Tree:
-    return {key: value for key, value in settings.items() if key != "stages"}
-
-
 def _check_stages(given: object) -> None:
     """Refuse settings of a stage that no method has.
 
@@ -216,9 +211,12 @@ def _check_stages(given: object) -> None:
     known = dict.fromkeys(name for entry in METHODS.values() for name in entry.stages)
     if unknown := given.keys() - known.keys():
         raise ConfigError(f"stages.{min(unknown)}: no method has such a stage; there are {', '.join(known)}")
+    for name, stage in given.items():
+        if not isinstance(stage, Mapping):
+            raise ConfigError(f"stages.{name} = {stage!r}: a table, for example stages.{name}.lr=1e-3")
 
 
 def _only_stages(settings: Tree, stages: Mapping[str, Any]) -> Tree:
     """Return settings of all methods with only those stages that this one has."""
     given = settings.get("stages", {})
-    return {**_without_stages(settings), "stages": {name: given[name] for name in stages if name in given}}
+    return {**settings, "stages": {name: given[name] for name in stages if name in given}}

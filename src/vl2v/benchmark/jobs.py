@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from vl2v.config import Tree
 from vl2v.methods import METHODS, version_of
@@ -56,6 +57,18 @@ class Job:
     def cell(self) -> Cell:
         """What it is one draw of."""
         return Cell(self.dataset, self.target, self.method, self.student, self.seed)
+
+    @classmethod
+    def of_row(cls, row: Mapping[str, Any]) -> Job:
+        """Return the job that `row` made a row of; its name isn't worked out anew: 500 are listed in a moment."""
+        job = cls(**{key: value for key, value in row.items() if key != "name"})
+        job.__dict__["name"] = row["name"]
+        return job
+
+    @property
+    def row(self) -> dict[str, Any]:
+        """What is to be kept of it, or sent."""
+        return {"name": self.name, **asdict(self)}
 
     @property
     def of_today(self) -> bool:

@@ -157,8 +157,11 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
         "oracle": "the target's other 20% (oracle: not deployable"
         + (", and these pictures are among the measured ones)" if metric == "accuracy" else ")"),
     }
-    seeds = len({result.seed for result in found})
-    spread = f"mean ± standard error over {seeds} seeds" if seeds > 1 else "one seed"
+    rows = {(result.student, result.method) for result in found if result.method != "zero-shot"}
+    counts = {len({r.seed for r in of(found, student=student, method=method)}) for student, method in rows} or {1}
+    few, many = min(counts), max(counts)
+    over = f"{many}" if few == many else f"{few} to {many}"
+    spread = f"mean ± standard error over {over} seeds" if many > 1 else "one seed"
     told = f"Accuracy % on {where[metric]}, {spread}; selected by {rules[selection]}."
     leads_are = " Leads: points, the mean over targets, paired bootstrap over seeds and pictures."
     return told + (leads_are if metric != "corrupted" else "")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -128,13 +129,12 @@ def attempt(work: WorkList, job: Job, *, since: float, budget: float, tell: Tell
         return do(work, job, budget=budget, report=report)
 
 
-def work_through(work: WorkList, names: set[str], *, since: float, budget: float, tell: Tell) -> None:
-    """Attempt every job that is among `names`."""
-    for job in work.jobs():
-        if job.name in names:
-            good = attempt(work, job, since=since, budget=budget, tell=tell)
-            if good is not None:
-                tell({"event": "done" if good else "failed", "job": job.name})
+def work_through(work: WorkList, jobs: Iterable[Job], *, since: float, budget: float, tell: Tell) -> None:
+    """Attempt every job in turn, as it is given here: the list may have been written where paths were others."""
+    for job in jobs:
+        good = attempt(work, job, since=since, budget=budget, tell=tell)
+        if good is not None:
+            tell({"event": "done" if good else "failed", "job": job.name})
 
 
 def seldom(tell: Tell, seconds: float = 0.2) -> Tell:
@@ -154,14 +154,16 @@ def seldom(tell: Tell, seconds: float = 0.2) -> Tell:
 def main() -> None:
     """Work through a folder's jobs as told on standard input; tell what happens on standard output, JSON a line."""
     order = json.loads(sys.stdin.readline())
-    out, sys.stdout = sys.stdout, sys.stderr  # what libraries print isn't for the one who reads
+    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # what libraries print, of whatever language, isn't for the one who reads
+    sys.stdout = sys.stderr
 
     def tell(what: dict[str, Any]) -> None:
         out.write(json.dumps(what) + "\n")
         out.flush()
 
-    work = WorkList(Path(order["folder"]))
-    work_through(work, set(order["names"]), since=order["since"], budget=order["budget"], tell=seldom(tell))
+    work, jobs = WorkList(Path(order["folder"])), map(Job.of_row, order["jobs"])
+    work_through(work, jobs, since=order["since"], budget=order["budget"], tell=seldom(tell))
 
 
 def _failed_since(work: WorkList, job: Job, since: float) -> bool:

@@ -76,7 +76,7 @@ class WorkList:
         with self.lock():
             known = {job.name for job in self.jobs()} if self.file.is_file() else set()
             new = {job.name: job for job in given if job.name not in known}
-            lines = "".join(json.dumps({"name": name, **asdict(job)}, default=str) + "\n" for name, job in new.items())
+            lines = "".join(json.dumps(job.row, default=str) + "\n" for job in new.values())
             with self.file.open("a+b") as file:
                 if _torn(file):
                     lines = "\n" + lines
@@ -99,10 +99,7 @@ class WorkList:
                 row = json.loads(line)
             except ValueError:
                 continue  # cut off by a crash: it is added again
-            name = row.pop("name")
-            job = Job(**row)
-            job.__dict__["name"] = name  # not worked out anew: 500 jobs are listed in a moment
-            made.setdefault(name, job)
+            made.setdefault(row["name"], Job.of_row(row))
         return list(made.values())
 
     def show(self, variant: str, jobs: Iterable[Job]) -> None:

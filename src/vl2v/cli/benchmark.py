@@ -246,15 +246,26 @@ _VARIED = ("method", "seed", "student.name", "data.path", "data.target", "data.s
 
 def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> tuple[dict[str, Any], str]:
     """Return the settings of every run, and the teacher that they name."""
-    from vl2v.config import merge, validate
+    from vl2v.config import assignments, merge, validate
     from vl2v.errors import ConfigError
 
-    for key in (pair.partition("=")[0].strip() for pair in pairs or []):
-        if key in _VARIED:
+    for key in _VARIED:
+        if _has(assignments(pairs or []), key.split(".")):
             raise ConfigError(f"--set {key}: this is what the runs differ in; see the options of --help")
     given = _settings(file, pairs, {"teacher.spec": teacher})
-    spec = validate({"data": {"path": "."}, "teacher": given.get("teacher", {})}).teacher.spec
+    data = given.get("data", {})
+    data = {"path": ".", **data} if isinstance(data, dict) else data
+    spec = validate({**given, "data": data, "stages": {}}).teacher.spec  # which stages there are depends on the method
     return merge(given, {"teacher": {"spec": spec}}), spec
+
+
+def _has(tree: Any, keys: Sequence[str]) -> bool:
+    """Return whether a tree of settings has one."""
+    for key in keys:
+        if not isinstance(tree, dict) or key not in tree:
+            return False
+        tree = tree[key]
+    return True
 
 
 def _corruptions(kinds: str | None, severity: int) -> Corruptions | None:

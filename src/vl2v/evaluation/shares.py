@@ -74,7 +74,7 @@ def fitted(taught: Taught) -> Fit:
     """
     means, moments = _left_out(taught)
     equals = np.argwhere(means == means.max()).tolist()
-    place, number = min(equals, key=lambda found: (abs(SHARES[found[1]] - 0.5), -found[0]))
+    place, number = min(equals, key=lambda found: (round(abs(SHARES[found[1]] - 0.5), 6), -found[0]))
     share, mean = SHARES[number], _mean(moments)
     halves = np.split(_solved(mean, RIDGES[place]), 2, axis=1), np.split(mean.t, 2)  # of the images, of the texts
     weight, target = (share * of_image.T + (1 - share) * of_text.T for of_image, of_text in halves)

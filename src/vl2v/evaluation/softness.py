@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 SOFTNESS = 0.75  # what a temperature of 4 gives seven classes and a logit scale of 20: chosen there (docs/findings.md)
 SAMPLE = 4096  # pictures; more tell nothing else
-COLDEST, HOTTEST = 0.1, 100.0
+COLDEST, HOTTEST = 1e-4, 10.0  # times the logit scale
 
 
 def softness(logits: NDArray[np.floating[Any]], temperature: float) -> float:
@@ -27,7 +27,7 @@ def softness(logits: NDArray[np.floating[Any]], temperature: float) -> float:
 
 
 def soft_temperature(images: NDArray[np.float32], texts: NDArray[np.float32], scale: float) -> float:
-    """Return the temperature, to a tenth, at which the teacher's answers have the softness that students learn from.
+    """Return the temperature, to two digits, at which the teacher's answers have the softness that students learn from.
 
     What a temperature does depends on the number of classes and on the logit scale: at 4, answers of one teacher about
     7 classes have a softness of 0.77, of another about 54 classes 0.95, which is next to no answer.
@@ -40,8 +40,8 @@ def soft_temperature(images: NDArray[np.float32], texts: NDArray[np.float32], sc
     if len(texts) < 2:
         return 1.0
     logits = scale * images[:: -(-len(images) // SAMPLE)] @ texts.T
-    low, high = COLDEST, HOTTEST
+    low, high = COLDEST * scale, HOTTEST * scale
     for _ in range(20):  # to a millionth of the range of its logarithm
         middle = (low * high) ** 0.5
         low, high = (middle, high) if softness(logits, middle) < SOFTNESS else (low, middle)
-    return round(high, 1)
+    return float(f"{high:.2g}")

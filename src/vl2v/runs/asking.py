@@ -208,7 +208,7 @@ class Asking:
         images[chosen] = targets(self.store, self.teacher.fingerprint, self.audit, self.views, self.same(chosen))
         texts = self.texts()
         scale = self._scale(chosen, images[:, 0], texts)
-        ask = online(self.config.teacher, self.teacher) if self.config.teacher.online else None
+        ask = online(self.config.teacher, self.teacher) if asks_online(self.config) else None
         anchors = np.stack([self._embedded(groups) for groups in self.anchors], 1) if self.anchors else None
         return Answers(self.dataset.labels, images, texts, scale, ask, self.dataset.domain_ids, anchors)
 
@@ -258,6 +258,8 @@ def asking_about(
         ConfigError: settings that don't go together.
     """
     wanted = config.teacher
+    if asks_online(config):
+        online(wanted, teacher)  # refuses a black box before it is paid
     if wanted.online and wanted.views:
         raise ConfigError("teacher.online and teacher.views exclude one another; set teacher.online=false, or no views")
     if wanted.unasked == "predict" and (config.method != "adip" or wanted.views):
@@ -272,6 +274,11 @@ def asking_about(
         tell = lambda done, total: report("looking for near-duplicates", done, total, "")  # noqa: E731
         near = near_duplicates(dataset, audit, wanted.near_duplicates, cache=store.path / "audit.sqlite", progress=tell)
     return Asking(config, store, teacher, account, dataset, audit, sources.names, views, report, near)
+
+
+def asks_online(config: RunConfig) -> bool:
+    """Return whether the teacher is asked about every augmented batch: by methods that learn from such answers."""
+    return config.teacher.online and find_method(config.method).make(config.loss, config.published).asks == "pictures"
 
 
 def _check_names(overrides: Iterable[str], classes: Sequence[str]) -> None:

@@ -26,7 +26,7 @@ _FREE = ("data.workers", "train.tensorboard")
 
 # What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
 _BEFORE_TRAINING = tuple(
-    f"{file}{part}" for file in ("config.toml", "asked.json", "refused.csv", "lambda.json") for part in ("", ".new")
+    f"{file}{part}" for file in ("config.toml", "asked.json", "refused.csv", "chosen.json") for part in ("", ".new")
 )
 
 # What a benchmark keeps in the folder of a job that failed, which may have been before there was a run.

@@ -36,6 +36,8 @@ def settled(
 ) -> RunConfig:
     """Return the settings, with numbers for those of the loss that are chosen by what the teacher answered ("auto").
 
+    They stand in the run's `chosen.json`, with how accurate each lambda was; what was chosen there before is taken.
+
     Args:
         config: the settings.
         run: the run folder.
@@ -45,56 +47,44 @@ def settled(
         fabric: every process of a run calls this.
         report: told what was chosen.
     """
-    chosen: dict[str, float] = {}
-    if config.loss.lambda_ == "auto":
-        chosen["lambda_"] = image_share(run, sources, answers, features, fabric)
-    if config.loss.temperature == "auto":
-        chosen["temperature"] = temperature(sources, answers)
-    for name, value in chosen.items():
-        report(f"{name.removesuffix('_')} {value:g}", 1, 1, "")
+    file, wanted = run / "chosen.json", {"lambda": config.loss.lambda_, "temperature": config.loss.temperature}
+    names = [name for name, value in wanted.items() if value == "auto"]
+    kept: dict[str, Any] = from_first(fabric, lambda: json.loads(file.read_text("utf-8")) if file.is_file() else {})
+    missing = [name for name in names if name not in kept]
+    if "lambda" in missing:
+        kept |= _best_lambda(sources, answers, features, fabric)
+    if "temperature" in missing:
+        kept["temperature"] = _soft_temperature(sources, answers)
+    if missing:
+        from_first(fabric, lambda: write_text(file, json.dumps(kept, indent=2)))
+    for name in names:
+        report(f"{name} {kept[name]:g}", 1, 1, "")
+    chosen = {"lambda_" if name == "lambda" else name: kept[name] for name in names}
     return config.model_copy(update={"loss": config.loss.model_copy(update=chosen)})
 
 
-def temperature(sources: Sources, answers: Answers) -> float:
-    """Return the temperature at which the teacher's answers about the pictures to learn from are soft enough.
-
-    Where too few are known, it is 2.
-    """
+def _soft_temperature(sources: Sources, answers: Answers) -> float:
+    """Return the temperature for the teacher's answers about the pictures to learn from; 2 where few are known."""
     assert answers.images is not None and answers.texts is not None
     images = answers.images[_pictures(sources, answers), 0].astype(np.float32)
     known = images[images.any(1)]
     return soft_temperature(known, answers.texts, answers.scale) if len(known) >= FEW else 2.0
 
 
-def image_share(run: Path, sources: Sources, answers: Answers, features: Features, fabric: Fabric) -> float:
-    """Return the lambda that is best for domains left out; how good each is stands in the run's `lambda.json`.
-
-    Args:
-        run: the run folder; what was chosen there before is taken.
-        sources: the pictures to learn from.
-        answers: the teacher's; where too few are known, lambda is a half.
-        features: of the backbone as it starts.
-        fabric: every process of a run calls this.
-    """
-    file = run / "lambda.json"
-    pictures = _pictures(sources, answers)
-    told = from_first(fabric, lambda: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None)
+def _best_lambda(sources: Sources, answers: Answers, features: Features, fabric: Fabric) -> dict[str, Any]:
+    """Return the lambda that is best for domains left out, and how good each is; a half where few are known."""
     assert answers.images is not None and answers.texts is not None
+    pictures = _pictures(sources, answers)
     images, texts = answers.images[pictures, 0], answers.texts
     known = (answers.labels[pictures] >= 0) & images.any(1)
-    if told is None and known.sum() >= FEW:
-        found = features.of(pictures).numpy()  # the very ones that Align learns from
-        places = pictures[known]
-        labels, groups = answers.labels[places], sources.dataset.domain_ids[places]
-
-        def chosen() -> dict[str, Any]:
-            accuracies = image_shares(Taught(found[known], images[known].astype(np.float32), texts, labels, groups))
-            told = {"lambda": best_share(accuracies, len(places)), "accuracies": accuracies}
-            write_text(file, json.dumps(told, indent=2))
-            return told
-
-        told = from_first(fabric, chosen)
-    return float(told["lambda"]) if told else 0.5
+    if known.sum() < FEW:
+        return {"lambda": 0.5}
+    found = features.of(pictures).numpy()  # the very ones that Align learns from
+    places = pictures[known]
+    labels, groups = answers.labels[places], sources.dataset.domain_ids[places]
+    taught = Taught(found[known], images[known].astype(np.float32), texts, labels, groups)
+    accuracies = from_first(fabric, lambda: image_shares(taught))
+    return {"lambda": best_share(accuracies, len(places)), "accuracies": accuracies}
 
 
 def align_again(student: Student, sources: Sources, answers: Answers, features: Features) -> float | None:

@@ -22,7 +22,7 @@ from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.methods import Method, Stage, find_method
 from vl2v.runs import teaching
-from vl2v.runs.asking import asking_about, dim_of, with_purse
+from vl2v.runs.asking import asking_about, asks_online, dim_of, with_purse
 from vl2v.runs.bill import asker
 from vl2v.runs.choose import choose
 from vl2v.runs.evaluate import classifier_logits, evaluate_run
@@ -144,7 +144,7 @@ def train(
     _check_classes(method, sources)
     own_tower = teaching.has_tower(config, method)
     wanted = method.asks != "nothing" or own_tower
-    needed = fabric.is_global_zero or own_tower or config.teacher.online
+    needed = fabric.is_global_zero or own_tower or asks_online(config)
     teacher = teaching.the_teacher(config.teacher) if wanted and needed else None
     with ExitStack() as paid:
         purse = with_purse(teacher, store.path, budget, asker(run.folder)) if teacher else nullcontext()
@@ -169,10 +169,10 @@ def train(
                 return replace(asking.answers(chosen), ask=None)
 
             answers = from_first(fabric, asked)
-            if config.teacher.online and teacher is not None:
+            if asks_online(config) and teacher is not None:
                 answers = replace(answers, ask=teaching.online(config.teacher, teacher))
     features.spread()
-    if answers.images is not None:
+    if method.asks == "pictures":
         config = settled(config, run.folder, sources, answers, features, fabric, report)
         method = find_method(config.method).make(config.loss, config.published)
     work = _Work(run, student, sources, answers, views, trainer, features)
