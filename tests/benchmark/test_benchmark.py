@@ -34,7 +34,7 @@ from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.results import Result, read_domainbed, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
-from vl2v.benchmark.work import attempt, claimed
+from vl2v.benchmark.work import attempt, claimed, do
 from vl2v.benchmark.worklist import Corruptions, WorkList
 from vl2v.cli.app import app
 from vl2v.config import assignments, merge
@@ -393,6 +393,23 @@ def test_settings_of_the_wrong_shape_are_told(pair: str, words: str, shapes: Pat
     command = ["benchmark", "--data", str(shapes), "--teacher", "tiny", "--out", str(tmp_path), "--set", pair]
     wrong = CliRunner().invoke(app, command)
     assert isinstance(wrong.exception, ConfigError) and words in str(wrong.exception)
+
+
+def test_a_killed_job_counts_the_time_that_it_took(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vl2v.benchmark.work.SAVED_EVERY", 0)
+    bench = plan(replace(grid, methods=["erm"], seeds=1), tmp_path)
+    (job,) = bench.jobs
+
+    def killed(what: str, done: int, total: int, words: str) -> None:
+        if (what, done) == ("finetune", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do(bench.work, job, report=killed)
+    file = bench.work.place(job) / "spent.json"
+    so_far = json.loads(file.read_text())
+    file.write_text(json.dumps(so_far + 1000))
+    assert so_far > 0 and do(bench.work, job) and bench.work.seconds(job) > 1000
 
 
 def test_what_libraries_print_is_not_taken_for_news(tmp_path: Path) -> None:

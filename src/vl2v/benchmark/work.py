@@ -19,6 +19,7 @@ from vl2v.runs.folder import write_text
 from vl2v.runs.report import Report, silent
 
 Tell = Callable[[dict[str, Any]], None]
+SAVED_EVERY = 5  # seconds
 
 
 def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) -> bool:
@@ -37,6 +38,8 @@ def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) 
 
     place, start = work.place(job), time.perf_counter()
     before = _spent(place)
+    spent: Callable[[], float] = lambda: before + time.perf_counter() - start  # noqa: E731
+    report = _saving(place, spent, report)
     store, shelf = work.folder / "store", work.folder / "shelf"
     try:
         if job.method == "zero-shot":
@@ -44,16 +47,29 @@ def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) 
         elif not work.trained(job):
             distill(job.settings, place, store=store, budget=budget, shelf=shelf, report=report)
         if not work.trained(job):
-            write_text(place / "seconds.json", json.dumps(before + time.perf_counter() - start))
+            write_text(place / "seconds.json", json.dumps(spent()))
         if kinds := work.unmeasured(job):
             _measure_corrupted(work, job, kinds, report)
     except Exception as error:
         reason = str(error) if isinstance(error, VL2VError) else f"{type(error).__name__}: {error}"
         fail(work, job, reason, traceback.format_exc())
-        write_text(place / "spent.json", json.dumps(before + time.perf_counter() - start))
+        write_text(place / "spent.json", json.dumps(spent()))
         return False
     (place / "failed.json").unlink(missing_ok=True)
     return True
+
+
+def _saving(place: Path, spent: Callable[[], float], report: Report) -> Report:
+    """Return `report` that also keeps, now and then, how long a job took so far: its process may be killed."""
+    last = [0.0]
+
+    def told(what: str, done: int, total: int, words: str) -> None:
+        report(what, done, total, words)
+        if time.monotonic() - last[0] > SAVED_EVERY and place.is_dir():
+            last[0] = time.monotonic()
+            write_text(place / "spent.json", json.dumps(spent()))
+
+    return told
 
 
 def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], report: Report) -> None:
