@@ -747,7 +747,10 @@ def test_students_are_measured_on_corrupted_pictures_without_training_anew(
     assert "under corruptions" in told.stdout and f"| {100 * found['erm'].corrupted:.1f} |" in told.stdout
     more = plan(one, work.folder, Corruptions(("fog", "pixelate", "contrast"), 3))
     assert [more.work.unmeasured(job) for job in more.missing] == [["contrast"], ["contrast"]]
-    assert not plan(one, work.folder).missing
+    looked: list[str] = []
+    run(more, engine=Here(), tell=lambda event: looked.append(event.get("words", "")) if "what" in event else None)
+    assert {words for words in looked if words.endswith("-3")} == {"contrast-3"}  # the others aren't measured again
+    assert not more.missing and not plan(one, work.folder).missing
 
 
 def test_published_figures_stand_beside_their_own_kind_only(calm: WorkList) -> None:

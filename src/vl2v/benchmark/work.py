@@ -90,9 +90,9 @@ def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], report: R
         clean = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
         levels = [severity]
         corrupt_dataset(clean, pictures, kinds=kinds, severities=levels, domains=[job.target], progress=tell)
-    rows = evaluate_run(run, pictures, store=work.folder / "store", report=report).of(STUDENT)
-    accuracies = {row.domain: row.metrics.accuracy for row in rows}
-    work.corruptions.keep(work.place(job), {kind: accuracies[f"{kind}-{severity}"] for kind in kinds})
+    names = {f"{kind}-{severity}": kind for kind in kinds}
+    rows = evaluate_run(run, pictures, domains=names, store=work.folder / "store", report=report).of(STUDENT)
+    work.corruptions.keep(work.place(job), {names[row.domain]: row.metrics.accuracy for row in rows})
 
 
 def fail(work: WorkList, job: Job, reason: str, log: str) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +32,7 @@ def evaluate_run(
     student: Run | Path | str,
     data: Path | str | None = None,
     *,
+    domains: Collection[str] = (),
     store: Path | str | None = None,
     keep: bool = False,
     report: Report = silent,
@@ -43,6 +44,7 @@ def evaluate_run(
     Args:
         student: a finished run, its folder, or hf:USER/REPO[@REVISION] for one on the Hugging Face hub.
         data: a dataset; by default the run's own, which a student on the hub doesn't have.
+        domains: on these only; by default on all.
         store: of the teacher's answers; the zero-shot row is there for domains whose answers are all known.
         keep: write every answer into the run folder, too; only for the run's own data.
         report: told how far it is.
@@ -70,9 +72,10 @@ def evaluate_run(
     val = validation(config.data, dataset, sources)
     rows: list[Row] = []
     kept = Predictions.nothing(classifier.classes, dataset.domains, content(dataset, found))
-    for number, domain in enumerate(dataset.domains):
+    wanted = [domain for domain in dataset.domains if not domains or domain in domains]
+    for number, domain in enumerate(wanted):
         pictures = measured(config, dataset, domain, val)
-        report("evaluating", number, len(dataset.domains), domain)
+        report("evaluating", number, len(wanted), domain)
         if not len(pictures):
             continue
         role: Role = "seen" if domain in sources else "unseen"
@@ -83,7 +86,7 @@ def evaluate_run(
         if teacher is not None:
             rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
         kept.add(dataset, pictures, labels, logits, classifier.temperature, teacher, config.data)
-    report("evaluating", len(dataset.domains), len(dataset.domains), "")
+    report("evaluating", len(wanted), len(wanted), "")
     if keep and own and run is not None:
         kept.save(run.folder)
     notes = (*_leakage(dataset, found, sources), *_left_out(dataset))
