@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vl2v.errors import TeacherError
-from vl2v.teachers import Teacher, open_teacher, registry, teacher_kinds
+from vl2v.teachers import Teacher, is_white_box, open_teacher, registry, teacher_kinds
 
 
 class Constant:
@@ -48,6 +48,14 @@ def test_a_third_partys_teacher(third_party):
     assert isinstance(teacher, Teacher)
     assert (teacher.name, teacher.options) == ("with:colons", {"price": 3})
     assert teacher_kinds()[-2:] == ["constant", "broken"]
+
+
+def test_weights_are_at_hand_of_whoever_gives_them(third_party, monkeypatch):
+    assert is_white_box("open_clip:ViT-B-32/openai") and not is_white_box("jina:jina-clip-v2")
+    assert not is_white_box("constant:x")
+    monkeypatch.setattr(Constant, "image_tower", lambda self: None, raising=False)
+    monkeypatch.setattr(Constant, "embed_pixels", lambda self, pixels, mean=None, std=None: None, raising=False)
+    assert is_white_box("constant:x")
 
 
 def test_a_third_partys_teacher_that_cannot_be_imported(third_party):

@@ -13,12 +13,12 @@ from vl2v.config import DataConfig, LossConfig, PublishedConfig, Tree, merge, va
 from vl2v.errors import ConfigError
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs.settings import recipe
+from vl2v.teachers import is_white_box
 
 if TYPE_CHECKING:
     from vl2v.data import DomainDataset
 
 Search = Literal["random", "optuna"]
-WHITE_BOXES = ("open_clip", "hf", "tiny")
 STUDENTS = {
     "lite0": "tf_efficientnet_lite0",
     "resnet50": "resnet50",
@@ -181,16 +181,17 @@ def methods_for(names: Sequence[str], teacher: str) -> list[str]:
 
     Raises:
         ConfigError: an unknown one, or one that needs the weights of a teacher that is a black box.
+        TeacherError: the teacher is of no known kind.
     """
-    kind = teacher.partition(":")[0]
+    white = is_white_box(teacher)
     towers = {name for name, entry in METHODS.items() if entry.make(LossConfig(), PublishedConfig()).tower}
     found: list[str] = []
     for name in names:
         if name == "all":
-            found += [known for known in METHODS if kind in WHITE_BOXES or known not in towers]
+            found += [known for known in METHODS if white or known not in towers]
             continue
         find_method(name)
-        if name in towers and kind not in WHITE_BOXES:
+        if name in towers and not white:
             raise ConfigError(f"method {name}: needs the teacher's weights, and {teacher} is a black box; leave it out")
         found.append(name)
     return list(dict.fromkeys(found))

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from vl2v.teachers.prompts import Prompts, domain_template, prompts_for, text_classifier
 from vl2v.teachers.protocol import EncodedImage, Teacher, TowerSpec, WhiteBox
-from vl2v.teachers.registry import open_teacher, teacher_kinds
+from vl2v.teachers.registry import is_white_box, open_teacher, teacher_kinds
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +31,7 @@ __all__ = [
     "WhiteBox",
     "build_tower",
     "domain_template",
+    "is_white_box",
     "open_teacher",
     "prompts_for",
     "teacher_kinds",

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from vl2v.errors import TeacherError
-from vl2v.teachers.protocol import Teacher
+from vl2v.teachers.protocol import Teacher, WhiteBox
 
 GROUP = "vl2v.teachers"
 _BUILTIN = {
@@ -22,6 +22,7 @@ _BUILTIN = {
     "cohere": "vl2v.teachers.remote:open_cohere",
     "voyage": "vl2v.teachers.remote:open_voyage",
 }
+_WHITE = ("open_clip", "hf", "tiny")
 
 
 def open_teacher(spec: str, **options: Any) -> Teacher:
@@ -39,6 +40,16 @@ def open_teacher(spec: str, **options: Any) -> Teacher:
     """
     kind, _, rest = spec.partition(":")
     return _factory(kind)(rest, **options)
+
+
+def is_white_box(spec: str) -> bool:
+    """Return whether a teacher's weights are at hand; one that an installed package brings is opened to see.
+
+    Raises:
+        TeacherError: as `open_teacher` does.
+    """
+    kind = spec.partition(":")[0]
+    return kind in _WHITE if kind in _BUILTIN else isinstance(open_teacher(spec), WhiteBox)
 
 
 def teacher_kinds() -> list[str]:
