@@ -139,6 +139,15 @@ def test_a_preset_is_of_every_method_and_settings_change_it(grid: Grid) -> None:
         list(replace(grid, preset="papers").jobs())
 
 
+def test_a_black_box_that_is_to_be_asked_online_is_refused_by_those_who_would(grid: Grid, tmp_path: Path) -> None:
+    online = replace(grid, settings=merge(grid.settings, {"teacher": {"online": True}}), seeds=1)
+    bench = plan(replace(online, methods=["zero-shot", "erm"]), tmp_path)
+    run(bench, engine=Here())
+    assert not bench.missing
+    with pytest.raises(ConfigError, match="is a black box"):
+        run(plan(replace(online, methods=["adip"]), tmp_path), engine=Here())
+
+
 def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Grid, tmp_path: Path) -> None:
     shared = merge(grid.settings, {"stages": {"probe": {"steps": 200}}})
     bench = plan(replace(grid, methods=["lp-ft", "soup"], seeds=1, settings=shared), tmp_path)
@@ -371,6 +380,7 @@ def test_mistakes_are_told_before_anything_runs(grid: Grid, tmp_path: Path) -> N
         methods_for(["adib"], "tiny")
     with pytest.raises(ConfigError, match="needs the teacher's weights"):
         methods_for(["sd"], "recorded:x")
+    assert methods_for(["erm", "kd"], "a plugin's that can't be opened:x") == ["erm", "kd"]
     assert "sd" not in methods_for(["all"], "jina:m") and "sd" in methods_for(["all"], "open_clip:m")
     with pytest.raises(ConfigError, match="there are local"):
         engine_named("slurm")
@@ -423,14 +433,21 @@ def test_what_libraries_print_is_not_taken_for_news(tmp_path: Path) -> None:
 
 
 def test_a_job_has_the_path_that_it_is_given_now(grid: Grid, shapes: Path, tmp_path: Path) -> None:
-    one = replace(grid, methods=["erm"], seeds=1)
-    moved = tmp_path / "before"
-    moved.symlink_to(shapes)
-    plan(replace(one, data={"shapes": str(moved)}), tmp_path / "bench")
-    moved.unlink()
-    bench = plan(one, tmp_path / "bench")  # the same job, elsewhere
+    two = replace(grid, methods=["erm"])
+    before = tmp_path / "before"
+    before.symlink_to(shapes)
+    bench = plan(replace(two, data={"shapes": str(before)}), tmp_path / "bench")
+
+    def killed(what: str, done: int, total: int, words: str) -> None:
+        if (what, done) == ("finetune", 2):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        do(bench.work, bench.jobs[0], report=killed)  # the other one isn't begun
+    before.unlink()
+    bench = plan(two, tmp_path / "bench", Corruptions(("fog",), 3))  # the same jobs, elsewhere
     run(bench, engine=Local(1))
-    assert len(bench.work.jobs()) == 1 and not bench.missing
+    assert len(bench.work.jobs()) == 2 and not bench.missing
 
 
 def test_another_dataset_under_the_same_name_is_refused(grid: Grid, shapes: Path, tmp_path: Path) -> None:
@@ -585,6 +602,10 @@ def test_folders_stand_in_one_table(calm: WorkList, grid: Grid, tmp_path: Path) 
     assert rows["adip"]["mean"] != ""
     wrong = CliRunner().invoke(app, [*both, str(calm.folder)])
     assert "another of the folders has it, too" in str(wrong.exception)
+    longer = plan(replace(grid, methods=["kd"], steps=4), tmp_path / "longer")
+    run(longer, engine=Here())
+    wrong = CliRunner().invoke(app, [*both, str(tmp_path / "longer")])
+    assert "shapes has other pictures or settings" in str(wrong.exception)
 
 
 def test_commands_on_one_folder_show_their_own_jobs(calm: WorkList, grid: Grid, tmp_path: Path) -> None:

@@ -82,8 +82,9 @@ class Local:
         by_name = {job.name: job for job in jobs}
         crashes: dict[str, int] = {}
         count = min(self.processes, len(jobs))
-        workers = [_Worker(number, count, order, events) for number in range(count)]
+        workers: list[_Worker] = []
         try:
+            workers += (_Worker(number, count, order, events) for number in range(count))
             while workers:
                 worker, event = events.get()
                 if event["event"] == "ended":
@@ -126,20 +127,24 @@ class _Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
+            errors="replace",
             env=_environment(number, count),
         )
-        assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps(order, default=str) + "\n")
-        self.process.stdin.close()
         listeners = [threading.Thread(target=listen, daemon=True) for listen in (self._hear, self._keep_errors)]
-        for listener in listeners:
-            listener.start()
+        for thread in (*listeners, threading.Thread(target=self._give, args=(order,), daemon=True)):
+            thread.start()
         threading.Thread(target=self._wait, args=(listeners,), daemon=True).start()
 
     def said(self) -> str:
         """Return the last of what the process printed as errors."""
         return "".join(self.errors[-50:])
+
+    def _give(self, order: dict[str, Any]) -> None:
+        """Write the order, which may be more than a pipe holds, to a process that may have died already."""
+        assert self.process.stdin is not None
+        with suppress(OSError), self.process.stdin as file:
+            file.write(json.dumps(order, default=str) + "\n")
 
     def _hear(self) -> None:
         assert self.process.stdout is not None

@@ -183,8 +183,8 @@ def methods_for(names: Sequence[str], teacher: str) -> list[str]:
         ConfigError: an unknown one, or one that needs the weights of a teacher that is a black box.
         TeacherError: the teacher is of no known kind.
     """
-    white = is_white_box(teacher)
     towers = {name for name, entry in METHODS.items() if entry.make(LossConfig(), PublishedConfig()).tower}
+    white = not {"all", *towers}.isdisjoint(names) and is_white_box(teacher)  # else it makes no difference
     found: list[str] = []
     for name in names:
         if name == "all":

@@ -102,8 +102,10 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
         unseen = set() if job.method == "zero-shot" else set(config.data.target)
         student = TOWER if has_tower(config, method) else config.student.name
         of_size = student if config.teacher.views else ""  # views are of the student's input size
-        key = json.dumps([str(config.data.path), config.teacher.spec, of_size])
-        tree = merge(job.settings, {"method": "adip", "student": {"name": student}})
+        online = config.teacher.online and job.method != "zero-shot"  # which is measured on its plain answers
+        key = json.dumps([str(config.data.path), config.teacher.spec, of_size, online])
+        asking = {"method": "adip", "student": {"name": student}, "teacher": {"online": online}}
+        tree = merge(job.settings, asking)
         tree, before = seen.get(key, (tree, unseen))
         seen[key] = tree, before & unseen
     for tree, unseen in seen.values():

@@ -8,15 +8,16 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.worklist import WorkList
-from vl2v.errors import VL2VError
-from vl2v.runs.folder import write_text
+from vl2v.errors import RunError, VL2VError
+from vl2v.runs.folder import follow, write_text
 from vl2v.runs.report import Report, silent
+from vl2v.runs.settings import resolve
 
 Tell = Callable[[dict[str, Any]], None]
 SAVED_EVERY = 5  # seconds
@@ -38,10 +39,14 @@ def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) 
 
     place, start = work.place(job), time.perf_counter()
     before = _spent(place)
-    spent: Callable[[], float] = lambda: before + time.perf_counter() - start  # noqa: E731
+
+    def spent() -> float:
+        return before + time.perf_counter() - start
+
     report = _saving(place, spent, report)
     store, shelf = work.folder / "store", work.folder / "shelf"
     try:
+        follow(place, resolve(job.settings).data.path)
         if job.method == "zero-shot":
             measure_teacher(job.settings, place, store=store, report=report)
         elif not work.trained(job):
@@ -67,7 +72,8 @@ def _saving(place: Path, spent: Callable[[], float], report: Report) -> Report:
         report(what, done, total, words)
         if time.monotonic() - last[0] > SAVED_EVERY and place.is_dir():
             last[0] = time.monotonic()
-            write_text(place / "spent.json", json.dumps(spent()))
+            with suppress(RunError):  # no reason to fail: the next one may be kept
+                write_text(place / "spent.json", json.dumps(spent()))
 
     return told
 

@@ -128,6 +128,12 @@ class WorkList:
         told: dict[str, Any] = {"variant": "", "jobs": {}}
         return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else told
 
+    def tells(self) -> dict[str, Any]:
+        """Return what decides, besides its name, whether a dataset's results may stand beside another folder's."""
+        file, variant = self.folder / "datasets.json", self._shown()["variant"]
+        datasets = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        return {name: [listing, variant] for name, listing in datasets.items()}
+
     def place(self, job: Job) -> Path:
         """Return the job's run folder."""
         return self.folder / "jobs" / job.name

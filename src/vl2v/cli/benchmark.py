@@ -200,9 +200,13 @@ def _print_table(
     kind = one_of(form, ("md", "latex", "html", "csv"), "--format")
     measure = one_of(metric, ("accuracy", "in_split", "corrupted"), "--metric")
     found: list[Result] = []
+    told: dict[str, Any] = {}
     for folder in folders:
         work = WorkList(folder)
         own = results(work, rule)
+        for name, about in work.tells().items():
+            if told.setdefault(name, about) != about:
+                raise ConfigError(f"{folder}: {name} has other pictures or settings than in another of the folders")
         if twice := {result.cell for result in found} & {result.cell for result in own}:
             raise ConfigError(f"{folder}: {', '.join(map(str, min(twice)))}: another of the folders has it, too")
         found += own

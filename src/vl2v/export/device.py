@@ -23,7 +23,7 @@ from vl2v.runs.folder import Run, write_bytes, write_text
 from vl2v.runs.report import Report, silent
 from vl2v.runs.teaching import the_teacher
 from vl2v.students import BackboneSpec, Classifier, Student
-from vl2v.teachers import WhiteBox
+from vl2v.teachers import gives_weights
 
 REFERENCE = "eager fp32"
 BATCHES = (1, 32)
@@ -159,7 +159,7 @@ def _teacher(run: Run, against: str, folder: Path) -> Way:
     """Keep a teacher's image tower as a student, and return the way to compute it."""
     config = run.config.teacher if against == "teacher" else TeacherConfig(spec=against)
     teacher = the_teacher(config)
-    if not isinstance(teacher, WhiteBox):
+    if not gives_weights(teacher):
         raise ConfigError(
             f"--against {config.spec}: a black box can't be measured; give a model of its size, "
             "for example open_clip:ViT-B-16/laion2b_s34b_b88k"

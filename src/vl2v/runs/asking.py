@@ -259,7 +259,7 @@ def asking_about(
     """
     wanted = config.teacher
     if asks_online(config):
-        online(wanted, teacher)  # refuses a black box before it is paid
+        online(wanted, teacher)  # refuses a black box, before it is paid
     if wanted.online and wanted.views:
         raise ConfigError("teacher.online and teacher.views exclude one another; set teacher.online=false, or no views")
     if wanted.unasked == "predict" and (config.method != "adip" or wanted.views):

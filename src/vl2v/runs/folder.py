@@ -25,9 +25,14 @@ if TYPE_CHECKING:
 _FREE = ("data.workers", "train.tensorboard")
 
 # What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
-_BEFORE_TRAINING = tuple(
-    f"{file}{part}" for file in ("config.toml", "asked.json", "refused.csv", "chosen.json") for part in ("", ".new")
-)
+_FIRST_FILES = (
+    "config.toml",
+    "asked.json",
+    "refused.csv",
+    "chosen.json",
+    "lambda.json",
+)  # the last is an earlier one's
+_BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 
 # What a benchmark keeps in the folder of a job that failed, which may have been before there was a run.
 _OF_ATTEMPTS = ("failed.json", "log.txt", "spent.json")
@@ -120,6 +125,17 @@ def open_run(folder: Path, config: RunConfig) -> Run:
         raise RunError(f"{folder}: not empty, and not a run folder; choose another --out")
     write_text(path, config.to_toml())
     return Run(folder)
+
+
+def follow(folder: Path, data: Path) -> None:
+    """Let a run, if there is one, find its pictures where they are now; who calls this knows that they are the same.
+
+    Raises:
+        RunError: the folder can't be written to.
+    """
+    if (folder / "config.toml").is_file() and (config := Run(folder).config).data.path != data:
+        moved = config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
+        write_text(folder / "config.toml", moved.to_toml())
 
 
 @contextmanager

@@ -54,7 +54,7 @@ def settled(
     if "lambda" in missing:
         kept |= _best_lambda(sources, answers, features, fabric)
     if "temperature" in missing:
-        kept["temperature"] = _soft_temperature(sources, answers)
+        kept["temperature"] = from_first(fabric, lambda: _soft_temperature(sources, answers))
     if missing:
         from_first(fabric, lambda: write_text(file, json.dumps(kept, indent=2)))
     for name in names:

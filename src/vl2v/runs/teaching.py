@@ -14,7 +14,7 @@ from vl2v.config import TOWER, PromptConfig, RunConfig, TeacherConfig
 from vl2v.embeddings import EmbeddingStore, Views, text_key
 from vl2v.errors import ConfigError
 from vl2v.methods import Method
-from vl2v.teachers import Prompts, Teacher, WhiteBox, domain_template, open_teacher, prompts_for, text_classifier
+from vl2v.teachers import Prompts, Teacher, domain_template, gives_weights, open_teacher, prompts_for, text_classifier
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -80,7 +80,7 @@ def online(config: TeacherConfig, teacher: Teacher) -> Ask:
     Raises:
         ConfigError: the teacher is a black box.
     """
-    if not isinstance(teacher, WhiteBox):
+    if not gives_weights(teacher):
         raise ConfigError(
             f"teacher.online: {teacher.name} is a black box, each question would be paid for at every step; "
             "use teacher.views=K for fixed augmented views, or teacher.online=false"
@@ -111,7 +111,7 @@ def tower(teacher: Teacher) -> tuple[nn.Module, BackboneSpec]:
     Raises:
         ConfigError: the teacher is a black box.
     """
-    if not isinstance(teacher, WhiteBox):
+    if not gives_weights(teacher):
         raise ConfigError(f"{teacher.name}: a black box; a student can't start from its image tower, use method adip")
     from vl2v.students import BackboneSpec
 

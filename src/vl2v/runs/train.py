@@ -146,6 +146,8 @@ def train(
     wanted = method.asks != "nothing" or own_tower
     needed = fabric.is_global_zero or own_tower or asks_online(config)
     teacher = teaching.the_teacher(config.teacher) if wanted and needed else None
+    if asks_online(config) and teacher is not None:
+        teaching.online(config.teacher, teacher)  # refuses a black box, before it is paid for anything
     with ExitStack() as paid:
         purse = with_purse(teacher, store.path, budget, asker(run.folder)) if teacher else nullcontext()
         account = paid.enter_context(purse) if fabric.is_global_zero else None

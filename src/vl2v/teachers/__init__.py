@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from vl2v.teachers.prompts import Prompts, domain_template, prompts_for, text_classifier
-from vl2v.teachers.protocol import EncodedImage, Teacher, TowerSpec, WhiteBox
+from vl2v.teachers.protocol import EncodedImage, Teacher, TowerSpec, WhiteBox, gives_weights
 from vl2v.teachers.registry import is_white_box, open_teacher, teacher_kinds
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ __all__ = [
     "WhiteBox",
     "build_tower",
     "domain_template",
+    "gives_weights",
     "is_white_box",
     "open_teacher",
     "prompts_for",

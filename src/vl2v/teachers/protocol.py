@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,7 +61,6 @@ class TowerSpec:
     std: tuple[float, float, float]
 
 
-@runtime_checkable
 class WhiteBox(Teacher, Protocol):
     """A teacher whose weights are at hand."""
 
@@ -74,3 +73,8 @@ class WhiteBox(Teacher, Protocol):
     ) -> Tensor:
         """Return I(x) [n, d], unit rows, of uint8 pixels [n, 3, h, w]; with its own mean and std, or those given."""
         ...
+
+
+def gives_weights(teacher: Teacher) -> TypeGuard[WhiteBox]:
+    """Return whether a teacher is a white box; without asking it, since a rented one may be paid for its `dim`."""
+    return hasattr(type(teacher), "image_tower")

@@ -9,7 +9,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from vl2v.errors import TeacherError
-from vl2v.teachers.protocol import Teacher, WhiteBox
+from vl2v.teachers.protocol import Teacher, gives_weights
 
 GROUP = "vl2v.teachers"
 _BUILTIN = {
@@ -49,7 +49,7 @@ def is_white_box(spec: str) -> bool:
         TeacherError: as `open_teacher` does.
     """
     kind = spec.partition(":")[0]
-    return kind in _WHITE if kind in _BUILTIN else isinstance(open_teacher(spec), WhiteBox)
+    return kind in _WHITE if kind in _BUILTIN else gives_weights(open_teacher(spec))
 
 
 def teacher_kinds() -> list[str]:
