@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import combinations
 
 import numpy as np
@@ -194,3 +196,16 @@ def test_stages_of_methods_that_change_the_step_or_the_weights():
     ]
     assert made["wise-ft"].stages[0].interpolate == (0.5,)
     assert made["clipood"].stages[0].average == "beta"
+
+
+def test_making_a_method_is_light():
+    code = """
+import sys
+from vl2v.config import LossConfig, PublishedConfig
+from vl2v.methods import METHODS
+for entry in METHODS.values():
+    entry.make(LossConfig(), PublishedConfig())
+print("torch" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

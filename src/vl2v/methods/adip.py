@@ -31,9 +31,10 @@ def cosine_loss(lambda_: float) -> Loss:
 
     A picture without a label has no T(y), one that wasn't asked about no I(x): what it has counts in full then.
     """
-    from torch.nn import functional
 
     def loss(output: Output, targets: Targets) -> Tensor:
+        from torch.nn import functional
+
         z, (images, texts) = output.z, targets.answers()
         of_image, of_label = targets.shares(lambda_)
         image_term = functional.cosine_similarity(z, images, dim=-1)

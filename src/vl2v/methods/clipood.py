@@ -24,9 +24,10 @@ def clipood(loss: LossConfig, published: PublishedConfig) -> Method:
 
 def margin_softmax(margin: float) -> Loss:
     """Return the cross-entropy of s (z . T(c) + margin (1 - T(y) . T(c))) over classes c, labelled pictures only."""
-    from torch.nn import functional
 
     def loss(output: Output, targets: Targets) -> Tensor:
+        from torch.nn import functional
+
         assert targets.texts is not None
         distances = (1 - targets.texts @ targets.texts.T)[targets.labels]
         logits = targets.scale * (output.z @ targets.texts.T + margin * distances)

@@ -31,9 +31,10 @@ def kd_loss(temperature: float, weight: float, *, probabilities: bool = False) -
         probabilities: the authors' oddity: the student's probabilities stand where the divergence takes
             log-probabilities.
     """
-    from torch.nn import functional
 
     def loss(output: Output, targets: Targets) -> Tensor:
+        from torch.nn import functional
+
         logits, (images, texts) = output.projected, targets.answers()
         teacher = (targets.scale * images @ texts.T / temperature).softmax(-1)
         soft = functional.softmax if probabilities else functional.log_softmax

@@ -26,9 +26,10 @@ def between_domains(alpha: float) -> Blend:
 
     b is drawn from Beta(alpha, alpha), once a batch. With a single domain its own pictures are mixed.
     """
-    import torch
 
     def blend(pixels: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
+        import torch
+
         share = float(torch.distributions.Beta(alpha, alpha).sample())
         groups = [group[torch.randperm(len(group))] for group in targets.of_each_domain()]
         order = torch.randperm(len(groups)).tolist()

@@ -38,9 +38,10 @@ def classwise_loss(cosine: Loss, weight: float, temperature: float) -> Loss:
 
     Divided by the logit scale s, its gradient is of the cosines' size. A picture that wasn't asked about adds nothing.
     """
-    from torch.nn import functional
 
     def loss(output: Output, targets: Targets) -> Tensor:
+        from torch.nn import functional
+
         images, texts = targets.answers()
         sharpness = targets.scale / temperature
         teacher = (sharpness * images @ texts.T).softmax(-1)
