@@ -405,17 +405,18 @@ def test_settings_of_the_wrong_shape_are_told(pair: str, words: str, shapes: Pat
     assert isinstance(wrong.exception, ConfigError) and words in str(wrong.exception)
 
 
+def killed_in_finetune(what: str, done: int, total: int, words: str) -> None:
+    if (what, done) == ("finetune", 2):
+        raise KeyboardInterrupt
+
+
 def test_a_killed_job_counts_the_time_that_it_took(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vl2v.benchmark.work.SAVED_EVERY", 0)
     bench = plan(replace(grid, methods=["erm"], seeds=1), tmp_path)
     (job,) = bench.jobs
 
-    def killed(what: str, done: int, total: int, words: str) -> None:
-        if (what, done) == ("finetune", 2):
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        do(bench.work, job, report=killed)
+        do(bench.work, job, report=killed_in_finetune)
     file = bench.work.place(job) / "spent.json"
     so_far = json.loads(file.read_text())
     file.write_text(json.dumps(so_far + 1000))
@@ -438,12 +439,8 @@ def test_a_job_has_the_path_that_it_is_given_now(grid: Grid, shapes: Path, tmp_p
     before.symlink_to(shapes)
     bench = plan(replace(two, data={"shapes": str(before)}), tmp_path / "bench")
 
-    def killed(what: str, done: int, total: int, words: str) -> None:
-        if (what, done) == ("finetune", 2):
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        do(bench.work, bench.jobs[0], report=killed)  # the other one isn't begun
+        do(bench.work, bench.jobs[0], report=killed_in_finetune)  # the other one isn't begun
     before.unlink()
     bench = plan(two, tmp_path / "bench", Corruptions(("fog",), 3))  # the same jobs, elsewhere
     run(bench, engine=Local(1))

@@ -253,8 +253,9 @@ def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> 
     from vl2v.config import assignments, merge, validate
     from vl2v.errors import ConfigError
 
+    changed = assignments(pairs or [])
     for key in _VARIED:
-        if _has(assignments(pairs or []), key.split(".")):
+        if _has(changed, key.split(".")):
             raise ConfigError(f"--set {key}: this is what the runs differ in; see the options of --help")
     given = _settings(file, pairs, {"teacher.spec": teacher})
     data = given.get("data", {})

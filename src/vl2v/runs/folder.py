@@ -24,14 +24,9 @@ if TYPE_CHECKING:
 # These can differ between the parts of an interrupted run: they change no weight.
 _FREE = ("data.workers", "train.tensorboard")
 
-# What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
-_FIRST_FILES = (
-    "config.toml",
-    "asked.json",
-    "refused.csv",
-    "chosen.json",
-    "lambda.json",
-)  # the last is an earlier one's
+# What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about,
+# `lambda.json` what an earlier version chose.
+_FIRST_FILES = ("config.toml", "asked.json", "refused.csv", "chosen.json", "lambda.json")
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 
 # What a benchmark keeps in the folder of a job that failed, which may have been before there was a run.
