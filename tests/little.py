@@ -8,7 +8,7 @@ import json
 import os
 import resource
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,3 +130,17 @@ def no_file_larger_than(size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+class Interrupted(Exception):
+    """What ends a run that `stopping` watches."""
+
+
+def stopping(what: str, done: int) -> Callable[[str, int, int, str], None]:
+    """Return a report that interrupts a run once it has told this."""
+
+    def report(told: str, so_far: int, total: int, words: str) -> None:
+        if (told, so_far) == (what, done):
+            raise Interrupted
+
+    return report

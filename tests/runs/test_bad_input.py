@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 import vl2v
-from little import no_file_larger_than, quick_settings
+from little import Interrupted, no_file_larger_than, quick_settings, stopping
 from vendor.rented import Stub
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import DataError, RunError, StoreError, StudentError, TeacherError, VL2VError
@@ -207,16 +207,8 @@ def test_a_folder_in_which_another_run_is_under_way(given: dict[str, Any], tmp_p
 @pytest.fixture
 def begun(given: dict[str, Any], tmp_path: Path) -> Path:
     """Return a run that is interrupted before its end."""
-
-    class Stop(Exception):
-        pass
-
-    def stop(what: str, done: int, total: int, words: str) -> None:
-        if (what, done) == ("distill", 5):
-            raise Stop
-
-    with pytest.raises(Stop):
-        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store", report=stop)
+    with pytest.raises(Interrupted):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store", report=stopping("distill", 5))
     return tmp_path / "run"
 
 

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import vl2v
-from little import quick_settings
+from little import Interrupted, quick_settings, stopping
 from vl2v.errors import ConfigError, DataError, RunError, StudentError, TeacherError, VL2VError
 from vl2v.runs import predict_files
 
@@ -50,11 +50,15 @@ def test_a_run_learns_and_says_how_well(quick: dict[str, Any], tmp_path: Path) -
 
 
 def test_align_trains_the_projector_alone_and_distill_the_backbone_alone(quick: dict[str, Any], tmp_path: Path) -> None:
-    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    with pytest.raises(Interrupted):
+        vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store", report=stopping("evaluating", 0))
+    run = vl2v.Run(tmp_path / "run")
     aligned = load_file(tmp_path / "run" / "checkpoints" / "02-00000000.safetensors")
     projector = {key.removeprefix("model/"): value for key, value in aligned.items() if "projector" in key}
     assert all(torch.equal(weights(run)[key], value) for key, value in projector.items())
     assert "texts" in weights(run) and weights(run)["texts"].shape == (3, 16)
+    vl2v.distill(quick, run.folder, store=tmp_path / "store")
+    assert run.evaluation is not None and not (run.folder / "checkpoints").exists(), "nobody needs them any more"
 
 
 @pytest.mark.parametrize("method", ["adip", "kd", "erm", "lp", "lp-ft", "rise", "mixup", "soup", "miro"])

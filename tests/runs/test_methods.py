@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 import vl2v
-from little import quick_settings
+from little import Interrupted, quick_settings, stopping
 from vl2v.config import LossConfig, PublishedConfig
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.errors import ConfigError
@@ -44,18 +43,6 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def white(settings: dict[str, Any]) -> dict[str, Any]:
     stages = {name: {**stage, "batch_per_domain": 2, "lr": 1e-4} for name, stage in settings["stages"].items()}
     return {**settings, "teacher": {"spec": "tiny"}, "stages": stages}
-
-
-class Interrupted(Exception):
-    pass
-
-
-def stopping(stage: str, step: int) -> Callable[[str, int, int, str], None]:
-    def report(what: str, done: int, total: int, words: str) -> None:
-        if (what, done) == (stage, step):
-            raise Interrupted
-
-    return report
 
 
 def check_version(run: vl2v.Run) -> None:
@@ -163,7 +150,9 @@ def test_methods_that_ask_for_texts_alone_ask_about_no_picture(shapes: Path, rec
 def test_a_soup_is_the_mean_of_its_members(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "soup")
     settings["stages"]["finetune"] |= {"steps": 1, "eval_every": 1}
-    run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+    with pytest.raises(Interrupted):
+        vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", report=stopping("evaluating", 0))
+    run = vl2v.Run(tmp_path / "run")
     before, last = (tmp_path / "run" / "checkpoints" / f"{n:02d}-00000000.safetensors" for n in (3, 4))
     start, ended = load_file(before), load_file(last)
     soup = {key.removeprefix("soup/"): value for key, value in start.items() if key.startswith("soup/")}

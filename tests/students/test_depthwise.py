@@ -33,6 +33,18 @@ def test_one_convolution_in_double_precision(kernel: int, stride: int, padding: 
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("kernel", [3, 5])
+@pytest.mark.parametrize("side", [1, 2])
+def test_an_input_smaller_than_the_kernel(kernel: int, side: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(4, 4, kernel, padding=kernel // 2, groups=4, bias=False).double()
+    x = torch.randn(2, 4, side, side, dtype=torch.float64)
+    before = gradients(conv, x)
+    quick_depthwise(conv)
+    for one, other in zip(before, gradients(conv, x), strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_a_whole_network_keeps_results_names_and_gradients() -> None:
     torch.manual_seed(0)
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0).double().eval()

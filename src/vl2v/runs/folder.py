@@ -36,7 +36,7 @@ _OF_ATTEMPTS = ("failed.json", "log.txt", "spent.json")
 class Run:
     """A finished or interrupted run.
 
-    Files: `config.toml`, `metrics.jsonl`, `checkpoints/`, `student/`, `evaluation.json`.
+    Files: `config.toml`, `metrics.jsonl`, `checkpoints/` until it has ended, `student/`, `evaluation.json`.
     """
 
     def __init__(self, folder: Path | str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -102,6 +103,7 @@ def _opened(out: Path, config: RunConfig) -> tuple[Run, bool]:
 def _evaluated(run: Run, store: Path, report: Report) -> None:
     if run.evaluation is None:
         run.save_evaluation(evaluate_run(run, store=store, keep=True, report=report))
+    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # five times the student's size
 
 
 def _new_trainer(folder: Path, config: RunConfig, report: Report) -> Trainer:

@@ -1,9 +1,10 @@
 """Depthwise convolutions whose gradients are quick on a CPU.
 
-oneDNN is slow in two gradients of depthwise convolutions, the more so in bfloat16: of the weights of kernels larger
-than 3x3, and of the input of strided ones. Both are sums that quick passes can do: a 5x5 weight gradient is made of
-3x3 ones, and the input gradient of a strided convolution is a plain convolution of the gradient, spread out on the
-input's grid. The results are PyTorch's, up to the order of additions; `benchmarks/depthwise.py` shows what it brings.
+oneDNN is slow in three gradients of depthwise convolutions, the more so in bfloat16: of the weights of kernels larger
+than 3x3, of the weights where kernels are larger than what they see, and of the input of strided ones. All are sums
+that quick passes can do: a 5x5 weight gradient is made of 3x3 ones, a small input is padded first, and the input
+gradient of a strided convolution is a plain convolution of the gradient, spread out on the input's grid. The results
+are PyTorch's, up to the order of additions; `benchmarks/depthwise.py` shows what it brings.
 """
 
 from __future__ import annotations
@@ -93,14 +94,15 @@ def _input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, pa
         return _usual(gradient, x, weight, stride, padding, 0)
     kernel = weight.shape[-1]
     height, width = (side + 2 * padding - kernel + 1 for side in x.shape[-2:])
-    spread = gradient.new_zeros(*gradient.shape[:2], height, width).contiguous(memory_format=torch.channels_last)
+    shape = *gradient.shape[:2], height, width
+    spread = torch.empty(shape, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()
     spread[:, :, ::stride, ::stride] = gradient
     return functional.conv2d(spread, weight.flip(2, 3), None, 1, kernel - 1 - padding, 1, len(weight))
 
 
 def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     kernel = weight.shape[-1]
-    if kernel == 3:
+    if kernel == 3 and min(x.shape[-2:]) >= kernel:
         return _usual(gradient, x, weight, stride, padding, 1)
     if padding:
         x = functional.pad(x, (padding,) * 4)

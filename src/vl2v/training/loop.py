@@ -213,6 +213,7 @@ class _StageRun:
         every = settings.eval_every or max(1, settings.steps // 10)
         batches = self.work.batches.between(self.step * settings.accumulate, settings.steps * settings.accumulate)
         meter = _Meter()
+        self._train_mode()  # evaluations give it back
         while self.step < settings.steps:
             loss = self._optimise(batches)
             self.step += 1
@@ -264,7 +265,6 @@ class _StageRun:
         torch.manual_seed(
             derive(self.trainer.seed, "step", stage.name, self.step, *whose)
         )  # dropout, stochastic depth, mixtures
-        self._train_mode()
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * learning_rate(settings, self.step)
         parts = [self._moved(x, targets) for x, targets in drawn]
@@ -441,8 +441,8 @@ def _set_trainable(student: Student, trains: str) -> None:
 def _new_optimizer(groups: list[dict[str, Any]], settings: StageConfig) -> torch.optim.Optimizer:
     """Return the optimiser of groups of weights; each group's learning rate is `rate` times the settings'."""
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    kind: type[torch.optim.Optimizer] = kinds[settings.optimizer]
-    return kind(groups, lr=settings.lr, weight_decay=settings.weight_decay)  # type: ignore[call-arg]
+    kind: type[torch.optim.Adam] = kinds[settings.optimizer]
+    return kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
 def _copied(weights: Mapping[str, Tensor], device: str | None = None) -> Weights:
@@ -455,9 +455,12 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Weights:
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Weights) -> None:
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     states: dict[int, Weights] = {}
     for name, value in tensors.items():
         index, key = name.split("/")
+        if value.ndim:  # fused optimisers want the layout of the weight
+            value = torch.empty_like(weights[int(index)]).copy_(value)
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
