@@ -6,14 +6,15 @@
 
 The scheduler's cost is measured with jobs that take next to no time (zero-shot rows of a small recording), one at a
 time: from the end of the 20th to the end of the 120th, less the time that the jobs themselves took. Sharing is measured
-with every method of --methods, --steps steps each, in as many processes as there are processors; one by one, each
-`vl2v distill` has all processors, and what was asked of the teacher before is known to it, as it would be at home.
---every N measures each N-th command only, as a sample of all.
+with every method of --methods, --steps steps each, in as many processes as there are processors. One by one, nothing is
+shared: each `vl2v distill` has all processors, or --threads, and asks the teacher itself; with --one-store what was
+asked before is known to it. --every N measures each N-th command only, as a sample of all.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import subprocess
 import sys
@@ -40,13 +41,15 @@ from vl2v.runs import Run
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["resume", "scheduler", "sharing"])
-    parser.add_argument("--methods", default="erm,lp-ft,kd,adip,vl2v")
+    parser.add_argument("--methods", default="lp,erm,lp-ft,kd,adip,vl2v")
     parser.add_argument("--targets", nargs="*", default=[])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--set", action="append", default=[], dest="pairs")
     parser.add_argument("--every", type=int, default=1)
+    parser.add_argument("--threads", type=int, help="of each command of its own")
+    parser.add_argument("--one-store", action="store_true", help="of the commands one by one")
     parser.add_argument("--out", type=Path, help="an empty folder, to keep the benchmark in")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -124,11 +127,13 @@ def sharing(given: argparse.Namespace, folder: Path) -> None:
     together = time.perf_counter() - start
     assert not bench.missing
     sample = bench.jobs[:: given.every]
+    threads = {"OMP_NUM_THREADS": str(given.threads)} if given.threads else {}
     start = time.perf_counter()
     for job in sample:
         command = [sys.executable, "-m", "vl2v", "distill", "--config", str(bench.work.place(job) / "config.toml")]
-        command += ["--out", str(folder / "alone" / job.name), "--store", str(folder / "store")]
-        subprocess.run(command, check=True, capture_output=True)
+        store = folder / ("store" if given.one_store else f"store-{job.name}")
+        command += ["--out", str(folder / "alone" / job.name), "--store", str(store)]
+        subprocess.run(command, check=True, capture_output=True, env={**os.environ, **threads})
     alone = (time.perf_counter() - start) / len(sample)
     same, count = compare(bench.work, folder / "alone"), len(bench.jobs)
     print(f"{count} jobs of {given.steps} steps: {together:.0f} s together, {together / count:.1f} s a job")
