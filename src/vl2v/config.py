@@ -153,6 +153,9 @@ class TrainConfig(Section):
         default="auto", description="of the student; auto: bf16 where the device computes in it"
     )
     accelerator: str = Field(default="auto", description="of Lightning Fabric: auto, cpu, cuda, mps")
+    strategy: Literal["ddp", "fsdp"] = Field(
+        default="ddp", description="of a run on several devices; fsdp: each holds a part of the weights"
+    )
     swad: bool = Field(default=False, description="average weights over the validation-loss valley")
     select: Literal["best", "last"] = Field(
         default="best", description="weights of the best source validation, or of the last step"

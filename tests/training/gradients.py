@@ -1,4 +1,4 @@
-"""Do the runs of FILE.json, and keep the first gradient of each stage: `python gradients.py FILE.json OUT`."""
+"""Do the runs of FILE.json in OUT, and keep the first gradient of each stage: `python gradients.py FILE.json OUT`."""
 
 from __future__ import annotations
 
@@ -8,24 +8,30 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
+from torch.distributed.tensor import DTensor
 
 import vl2v
 from vl2v.training import loop
+from vl2v.training.sharding import whole
 
 _backward = loop._StageRun._backward
 
 
 def kept(self, parts):
     loss = _backward(self, parts)
-    file = self.trainer.folder.with_suffix(f".{self.work.stage.name}.safetensors")
-    if self.step == 0 and self.trainer.fabric.is_global_zero and not file.exists():
-        gradients = {key: value.grad.contiguous() for key, value in self.weights.items() if value.grad is not None}
-        save_file({**gradients, "loss": torch.tensor(loss)}, file)
+    file = self.trainer.folder.with_suffix(f".{self.work.stage.key}.safetensors")
+    if self.step == 0 and not file.exists():
+        gradients = {key: whole(value.grad) for key, value in self.weights.items() if value.grad is not None}
+        here = [value.to_local() if isinstance(value, DTensor) else value for value in self.weights.values()]
+        held = sum(value.numel() for value in here) / sum(value.numel() for value in gradients.values())
+        if self.trainer.fabric.is_global_zero:
+            figures = {"loss": torch.tensor(loss), "held": torch.tensor(held)}
+            save_file({key: value.contiguous() for key, value in (gradients | figures).items()}, file)
     return loss
 
 
 if __name__ == "__main__":
     loop._StageRun._backward = kept
-    out = Path(sys.argv[2])
     for name, settings in json.loads(Path(sys.argv[1]).read_text()).items():
-        vl2v.distill(settings, out / name, store=out / "store")
+        folder = Path(sys.argv[2]) / name
+        vl2v.distill(settings, folder, store=folder.parent / "store")

@@ -80,6 +80,7 @@ class Job:
         """Its folder: words for people, and a digest of everything that decides the result."""
         config = resolve(self.settings).model_dump(mode="json", by_alias=True)
         config["data"] |= {"path": self.dataset, "workers": 0}
+        del config["train"]["strategy"]
         if self.version != FIRST:  # folders are older than versions
             config["version"] = self.version
         words = [self.dataset, self.target, self.held and f"without-{self.held}", self.student, self.method]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from vl2v.students import Classifier
 
 # These can differ between the parts of an interrupted run: they change no weight.
-_FREE = ("data.workers", "train.tensorboard")
+_FREE = ("data.workers", "train.strategy", "train.tensorboard")
 
 # What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about,
 # `lambda.json` what an earlier version chose.

@@ -126,6 +126,7 @@ def stage_name(config: RunConfig, stage: Stage, student: Student, answers: str) 
         return None
     tree = config.model_dump(mode="json", by_alias=True, exclude={"method", "stages"})
     tree["data"] = {key: tree["data"][key] for key in ("target", "holdout", "split_seed")}
+    del tree["train"]["strategy"]
     if stage.settings is not None:
         tree["loss"] = {name: tree["loss"][name] for name in stage.settings}
     owner = stage.loss.__module__.rpartition(".")[2]  # methods that begin alike take their beginning from one file

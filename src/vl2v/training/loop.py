@@ -27,6 +27,7 @@ from vl2v.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoin
 from vl2v.training.learner import Learner
 from vl2v.training.log import MetricsLog
 from vl2v.training.processes import from_first, launched_fabric, new_fabric
+from vl2v.training.sharding import like, make_whole, set_up, whole
 from vl2v.training.swad import Swad, Weights
 
 Progress = Callable[[str, int, int, str], None]
@@ -130,7 +131,7 @@ class Trainer:
 
     def prepare(self, student: Student) -> None:
         """Put the student to the device, in the layout and with the gradients that are quick there."""
-        self.fabric.to_device(student)
+        student.to(self.fabric.device)
         student.to(memory_format=torch.channels_last)
         quick_depthwise(student.backbone)
 
@@ -180,20 +181,18 @@ class _StageRun:
     ) -> None:
         self.trainer = trainer
         self.work = work
-        self.student = student
         self.number = number
         _set_trainable(student, work.stage.trains)
-        self.weights = {key: value for key, value in student.named_parameters() if value.requires_grad}
-        learner = Learner(student, regularizer)
-        self.extra: Weights = {}
-        if regularizer is not None:
-            trainer.fabric.to_device(regularizer)
-            self.extra = {key: value for key, value in regularizer.named_parameters() if value.requires_grad}
+        self.given = student
+        self.model, learner = set_up(trainer.fabric, Learner(student, regularizer).to(trainer.fabric.device))
+        self.student = learner.student
+        self.weights = _trained(learner.student)
+        self.extra = _trained(learner.regularizer) if learner.regularizer is not None else {}
         groups = [{"params": [*self.weights.values()], "rate": 1.0}]
         if self.extra:
             groups.append({"params": [*self.extra.values()], "rate": work.stage.regularizer_rate})
         self.optimizer = _new_optimizer(groups, work.settings)
-        self.model, self.wrapped = trainer.fabric.setup(learner, self.optimizer)
+        self.wrapped = trainer.fabric.setup_optimizers(self.optimizer)
         self.averager: BetaAverage | Swad | None = None
         if work.stage.average == "beta":
             self.averager = BetaAverage(self.weights, work.settings.steps)
@@ -250,12 +249,14 @@ class _StageRun:
         self.start = _under("start/", tensors)
         with torch.no_grad():
             for key, value in _under("regularizer/", tensors).items():
-                self.extra[key].copy_(value)
+                self.extra[key].copy_(like(value, self.extra[key]))
         self.best = Scores(*state["best"])
         self.best_weights = _under("best/", tensors)
         _load_optimizer(self.optimizer, _under("optimizer/", tensors))
         if self.averager is not None:
-            self.averager.restore(state["swad"], _under("swad/", tensors))
+            averages = _under("swad/", tensors)
+            parts = {key: like(value, self.weights[key.rpartition("/")[2]]) for key, value in averages.items()}
+            self.averager.restore(state["swad"], parts)
 
     def _optimise(self, batches: Iterator[tuple[Tensor, Targets]]) -> float:
         """Take one optimiser step; return the loss."""
@@ -304,7 +305,7 @@ class _StageRun:
         weights = [weight for weight in self.weights.values() if weight.grad is not None]
         before = [weight.detach().clone() for weight in weights]
         first = [weight.grad.clone() for weight in weights if weight.grad is not None]
-        length = torch.stack([gradient.norm() for gradient in first]).norm()
+        length = whole(torch.stack([gradient.norm() for gradient in first]).norm())
         with torch.no_grad():
             for weight, gradient in zip(weights, first, strict=True):
                 weight.add_(gradient * (ascent.rho / (length + 1e-12) - ascent.alpha))
@@ -328,7 +329,7 @@ class _StageRun:
         scores = self._scores()
         if scores.better_than(self.best):
             self.best = scores
-            self.best_weights = _copied(self.weights, "cpu")
+            self.best_weights = _copied(self.weights)
         if self.averager is not None:
             self.averager.evaluate(scores.loss)
         return scores
@@ -341,17 +342,17 @@ class _StageRun:
     def _save(self) -> None:
         assert self.best is not None
         numbers, averages = self.averager.state() if self.averager is not None else ({}, {})
-        tensors = {
-            **_named("model/", self.student.state_dict()),
-            **_named("best/", self.best_weights),
-            **_named("swad/", averages),
-            **_named("optimizer/", _optimizer_tensors(self.optimizer)),
-            **_named("regularizer/", self.extra),
-            **_named("start/", self.start),
-            **_named("soup/", self.soup),
-        }
         best = [self.best.accuracy, self.best.loss]
-        self._write(Checkpoint(tensors, {"stage": self.number, "step": self.step, "best": best, "swad": numbers}))
+        self._write(
+            {"stage": self.number, "step": self.step, "best": best, "swad": numbers},
+            model=self.student.state_dict(),
+            best=self.best_weights,
+            swad=averages,
+            optimizer=_optimizer_tensors(self.optimizer),
+            regularizer=self.extra,
+            start=self.start,
+            soup=self.soup,
+        )
 
     def _finish(self, *, last: bool) -> Checkpoint:
         """Put the chosen weights into the student and write the checkpoint that the next stage starts from."""
@@ -359,7 +360,7 @@ class _StageRun:
         chosen, scores = None, self.best
         average = self.averager.average() if self.averager is not None else None
         if average is not None and (last or not self.trainer.swad_discarded):
-            chosen = average
+            chosen = _copied(average)
         elif self.trainer.config.select == "best":
             chosen = self.best_weights
         if self.start:
@@ -368,11 +369,10 @@ class _StageRun:
             _load(self.student, chosen)
         if chosen is not self.best_weights:
             scores = self._scores()
+        make_whole(self.given, self.student)
         state = {"stage": self.number + 1, "step": 0, "scores": [scores.accuracy, scores.loss]}
-        tensors = {**_named("model/", self.student.state_dict()), **_named("soup/", self.soup)}
-        checkpoint = Checkpoint(tensors, state)
-        self._write(checkpoint)
-        return checkpoint
+        self._write(state, model=self.given.state_dict(), soup=self.soup)
+        return Checkpoint({f"soup/{key}": value for key, value in self.soup.items()}, state)
 
     def _combine(self, trained: Weights) -> Weights:
         """Return the weights to end with: interpolated, and of the last of several members the mean of all."""
@@ -399,11 +399,17 @@ class _StageRun:
                 best = scores, weights
         return best[1]
 
-    def _write(self, checkpoint: Checkpoint) -> None:
-        if not self.trainer.fabric.is_global_zero:
-            return
-        name = f"{checkpoint.state['stage']:02d}-{checkpoint.state['step']:08d}"
-        save_checkpoint(self.trainer.folder / "checkpoints", name, checkpoint)
+    def _write(self, state: dict[str, Any], **groups: Weights) -> None:
+        """Write a checkpoint of whole tensors: every process has a part in each, the first one keeps them."""
+        first, tensors = self.trainer.fabric.is_global_zero, {}
+        for group, members in groups.items():
+            for key, value in members.items():
+                gathered = whole(value)
+                if first:
+                    tensors[f"{group}/{key}"] = gathered.cpu()
+        if first:
+            name = f"{state['stage']:02d}-{state['step']:08d}"
+            save_checkpoint(self.trainer.folder / "checkpoints", name, Checkpoint(tensors, state))
 
 
 class _Meter:
@@ -445,8 +451,13 @@ def _new_optimizer(groups: list[dict[str, Any]], settings: StageConfig) -> torch
     return kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
-def _copied(weights: Mapping[str, Tensor], device: str | None = None) -> Weights:
-    return {key: value.detach().to(device, copy=True) for key, value in weights.items()}
+def _trained(module: nn.Module) -> Weights:
+    return {key: value for key, value in module.named_parameters() if value.requires_grad}
+
+
+def _copied(weights: Mapping[str, Tensor]) -> Weights:
+    """Return whole weights in the computer's memory, as checkpoints have them."""
+    return {key: whole(value.detach()).to("cpu", copy=True) for key, value in weights.items()}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Weights:
@@ -459,8 +470,8 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Weights) -> None:
     states: dict[int, Weights] = {}
     for name, value in tensors.items():
         index, key = name.split("/")
-        if value.ndim:  # fused optimisers want the layout of the weight
-            value = torch.empty_like(weights[int(index)]).copy_(value)
+        if key != "step":  # fused optimisers want the layout of the weight
+            value = like(value, weights[int(index)])
         states.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
@@ -469,11 +480,7 @@ def _load(student: Student, weights: Weights) -> None:
     with torch.no_grad():
         own = student.state_dict()
         for key, value in weights.items():
-            own[key].copy_(value)
-
-
-def _named(prefix: str, tensors: Weights) -> Weights:
-    return {prefix + key: value for key, value in tensors.items()}
+            own[key].copy_(like(value, own[key]))
 
 
 def _under(prefix: str, tensors: Weights) -> Weights:

@@ -15,13 +15,14 @@ from typing import Literal, TypeVar
 import numpy as np
 import torch
 from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from vl2v.config import TrainConfig
 from vl2v.devices import best_device, has_bfloat16, world_size
 from vl2v.errors import ConfigError, RunError
 from vl2v.training.sampler import Indices
+from vl2v.training.sharding import shard
 
 PATIENCE = timedelta(days=30)  # of processes that wait while the first one asks a teacher
 
@@ -65,7 +66,9 @@ def launched_fabric(config: TrainConfig) -> Fabric:
         accelerator=device,
         devices=here,
         num_nodes=world // here,
-        strategy=DDPStrategy(timeout=PATIENCE, broadcast_buffers=False),
+        strategy=DDPStrategy(timeout=PATIENCE, broadcast_buffers=False)
+        if config.strategy == "ddp"
+        else ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1, timeout=PATIENCE),
         precision=fabric_precision(config),
     )
     fabric.launch()
