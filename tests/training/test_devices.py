@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 import vl2v
 from little import quick_settings
-from vl2v.config import validate
+from vl2v.config import merge, validate
 from vl2v.embeddings import EmbeddingStore
 from vl2v.errors import ConfigError
 from vl2v.evaluation import Evaluation
@@ -27,44 +27,58 @@ from vl2v.methods import find_method
 from vl2v.runs.train import _check_parts
 from vl2v.training import DomainBalancedSampler
 
+STRATEGIES = ["ddp", "fsdp"]
 SCRIPT = Path(__file__).with_name("gradients.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 
 
 def runs(shapes: Path, recording: Path, unlabelled: Path) -> dict[str, dict[str, Any]]:
-    """Two stages and averaged weights; means over labelled pictures; two gradients a step, of two micro-batches."""
+    """Two stages and SWAD; means over labelled pictures; two gradients a step, of two micro-batches; averages."""
     adip, rise, sam = (quick_settings(shapes, recording, method) for method in ("adip", "rise", "sam"))
     adip["train"]["swad"] = True
     rise["data"]["unlabelled"] = str(unlabelled)
     sam["stages"]["finetune"] |= {"steps": 2, "accumulate": 2, "clip": 1.0}
-    return {"adip": adip, "rise": rise, "sam": sam}
+    averaging = {**quick_settings(shapes, recording, "miro"), "method": "averaging"}  # of the script
+    return {"adip": adip, "rise": rise, "sam": sam, "averaging": averaging}
 
 
 @pytest.fixture(scope="module")
 def trained(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same runs by one process and by two."""
+    """The same runs by one process, and by two with each strategy."""
     folder = tmp_path_factory.mktemp("devices")
     shutil.copytree(shapes / "paint" / "box", folder / "unlabelled")  # the recorded teacher knows them
-    (folder / "runs.json").write_text(json.dumps(runs(shapes, recording, folder / "unlabelled")))
-    for name, launcher in (("one", [sys.executable]), ("two", TORCHRUN)):
-        command = [*launcher, str(SCRIPT), str(folder / "runs.json"), str(folder / name)]
+    wanted = runs(shapes, recording, folder / "unlabelled")
+    for launcher, names in (([sys.executable], ["one"]), (TORCHRUN, STRATEGIES)):
+        together = {
+            f"{name}/{method}": merge(settings, {"train": {"strategy": name}} if name in STRATEGIES else {})
+            for name in names
+            for method, settings in wanted.items()
+        }
+        (folder / "runs.json").write_text(json.dumps(together))
+        command = [*launcher, str(SCRIPT), str(folder / "runs.json"), str(folder)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     return folder
 
 
-@pytest.mark.parametrize("stage", ["adip.align", "adip.distill", "rise.distill", "sam.finetune"])
-def test_the_gradient_is_that_of_one_device_with_the_whole_batch(stage: str, trained: Path) -> None:
-    one, two = (load_file(trained / name / f"{stage}.safetensors") for name in ("one", "two"))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("stage", ["adip.align", "adip.distill", "rise.distill", "sam.finetune", "averaging.finetune"])
+def test_the_gradient_is_that_of_one_device_with_the_whole_batch(stage: str, strategy: str, trained: Path) -> None:
+    one, two = (load_file(trained / name / f"{stage}.safetensors") for name in ("one", strategy))
+    share = float(two.pop("share"))
+    assert share == pytest.approx(0.5, abs=0.05) if strategy == "fsdp" else share == 1
+    assert float(one.pop("share")) == 1
     assert one.keys() == two.keys() and len(one) > 1
     assert max(float((one[key] - two[key]).abs().max()) for key in one) < 1e-5
     assert max(float(value.abs().max()) for key, value in one.items() if key != "loss") > 1e-3
 
 
-@pytest.mark.parametrize("method", ["adip", "rise", "sam"])
-def test_the_run_ends_with_the_evaluation_of_one_device(method: str, trained: Path) -> None:
-    one, two = (vl2v.Run(trained / name / method) for name in ("one", "two"))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("method", ["adip", "rise", "sam", "averaging"])
+def test_the_run_ends_with_the_student_of_one_device(method: str, strategy: str, trained: Path) -> None:
+    one, two = (vl2v.Run(trained / name / method) for name in ("one", strategy))
     assert same_evaluation(one.evaluation, two.evaluation)
+    assert same_student(one, two)
     logs = [[json.loads(line) for line in (run.folder / "metrics.jsonl").open()] for run in (one, two)]
     assert [(row["stage"], row["step"]) for row in logs[0]] == [(row["stage"], row["step"]) for row in logs[1]]
     assert [row["loss"] for row in logs[0]] == pytest.approx([row["loss"] for row in logs[1]], abs=1e-4)
@@ -77,38 +91,51 @@ def same_evaluation(one: Evaluation | None, two: Evaluation | None) -> bool:
     return all(a.metrics.accuracy == b.metrics.accuracy for a, b in pairs)
 
 
+def same_student(one: vl2v.Run, two: vl2v.Run) -> bool:
+    """Whether all weights are nearer to one another than a tenth of a step of the optimiser."""
+    ours, theirs = (run.classifier.student.state_dict() for run in (one, two))
+    return ours.keys() == theirs.keys() and all((ours[key] - theirs[key]).abs().max() < 1e-4 for key in ours)
+
+
 def test_the_teacher_is_asked_once_however_many_devices(trained: Path) -> None:
     asked = []
-    for name in ("one", "two"):
+    for name in ("one", *STRATEGIES):
         with EmbeddingStore(trained / name / "store", read_only=True) as store:
             asked.append([(question.kind, question.count) for question in store.questions()])
-    assert asked[0] == asked[1] and asked[0]
+    assert asked[0] == asked[1] == asked[2] and asked[0]
 
 
-def test_a_killed_run_goes_on_with_fewer_devices_and_with_more(quick: dict[str, Any], tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_with_more_devices_with_fewer_and_with_another_strategy(
+    quick: dict[str, Any], tmp_path: Path
+) -> None:
     quick["stages"]["distill"] |= {"steps": 12, "eval_every": 3}
-    calm = vl2v.distill(quick, tmp_path / "calm", store=tmp_path / "store")
+    quick["train"]["swad"] = True
+    store = tmp_path / "store"
+    calm, fewer, out = (tmp_path / name for name in ("calm", "fewer", "run"))
+    vl2v.distill(quick, calm, store=store)
     (tmp_path / "config.toml").write_text(tomli_w.dumps(quick))
-    out, store = tmp_path / "run", tmp_path / "store"
-    distill = ["-m", "vl2v", "distill", "--config", str(tmp_path / "config.toml"), "--out", str(out)]
-    command = [*TORCHRUN, *distill, "--store", str(store)]
-
-    kill_at(out / "checkpoints" / "01-00000003.safetensors", command)
-    assert not vl2v.Run(out).finished, "killed too late to show anything"
+    command = [*TORCHRUN, "-m", "vl2v", "distill", "--config", str(tmp_path / "config.toml"), "--out", str(out)]
+    command += ["--store", str(store)]
 
     class Stopped(Exception):
         pass
 
     def stop(what: str, done: int, total: int, words: str) -> None:
-        if (what, done) == ("distill", 10):
+        if (what, done) == ("distill", 4):
             raise Stopped
 
     with pytest.raises(Stopped):
         vl2v.distill(quick, out, store=store, report=stop)
+    kill_at(out / "checkpoints" / "01-00000006.safetensors", [*command, "--set", "train.strategy=fsdp"])
+    assert not vl2v.Run(out).finished, "killed too late to show anything"
+    shutil.copytree(out, fewer)
+    vl2v.distill(quick, fewer, store=store)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("the student is in") == 1
-    assert same_evaluation(calm.evaluation, vl2v.Run(out).evaluation)
+    for folder in (fewer, out):
+        assert same_evaluation(vl2v.Run(calm).evaluation, vl2v.Run(folder).evaluation)
+        assert same_student(vl2v.Run(calm), vl2v.Run(folder))
 
 
 def kill_at(file: Path, command: list[str]) -> None:
@@ -141,8 +168,6 @@ def kill_at(file: Path, command: list[str]) -> None:
 def test_what_cannot_be_learnt_in_parts_is_refused(
     method: str, change: dict[str, Any], message: str, shapes: Path, recording: Path
 ) -> None:
-    from vl2v.config import merge
-
     config = validate(merge(quick_settings(shapes, recording, method), change))
     made = find_method(method).make(config.loss, config.published)
     _check_parts(config, made, 1)
