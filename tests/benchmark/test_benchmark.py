@@ -122,6 +122,11 @@ def test_later_seeds_can_be_asked_for_alone(grid: Grid) -> None:
     assert all(everything[job.name].settings == job.settings for job in later)
 
 
+def test_what_changes_no_result_is_in_no_name(grid: Grid) -> None:
+    shared = replace(grid, settings=merge(grid.settings, {"train": {"strategy": "fsdp"}, "data": {"workers": 3}}))
+    assert [job.name for job in shared.jobs()] == [job.name for job in grid.jobs()]
+
+
 def test_a_preset_is_of_every_method_and_settings_change_it(grid: Grid) -> None:
     ours, steps = replace(grid, steps=None, batch=None), {"zero-shot": [], "erm": [5001], "adip": [10, 5001]}
     published = list(replace(ours, preset="paper").jobs())

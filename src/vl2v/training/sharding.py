@@ -24,7 +24,10 @@ warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tenso
 
 
 def shard(model: M, mesh: DeviceMesh) -> M:
-    """Share a model's parameters out among the processes, in place; a block's are put together when it is called."""
+    """Share a model's parameters out among the processes, in place.
+
+    Those of a block are put together while it is called, in training and in evaluation, and are parts again after it.
+    """
     modules: list[nn.Module] = [*_blocks(model), model]
     for module in modules:
         fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)
