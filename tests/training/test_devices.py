@@ -18,7 +18,7 @@ import tomli_w
 from safetensors.torch import load_file
 
 import vl2v
-from little import quick_settings
+from little import Interrupted, quick_settings, stopping
 from vl2v.config import merge, validate
 from vl2v.embeddings import EmbeddingStore
 from vl2v.errors import ConfigError
@@ -117,15 +117,8 @@ def test_a_killed_run_goes_on_with_more_devices_with_fewer_and_with_another_stra
     command = [*TORCHRUN, "-m", "vl2v", "distill", "--config", str(tmp_path / "config.toml"), "--out", str(out)]
     command += ["--store", str(store)]
 
-    class Stopped(Exception):
-        pass
-
-    def stop(what: str, done: int, total: int, words: str) -> None:
-        if (what, done) == ("distill", 4):
-            raise Stopped
-
-    with pytest.raises(Stopped):
-        vl2v.distill(quick, out, store=store, report=stop)
+    with pytest.raises(Interrupted):
+        vl2v.distill(quick, out, store=store, report=stopping("distill", 4))
     kill_at(out / "checkpoints" / "01-00000006.safetensors", [*command, "--set", "train.strategy=fsdp"])
     assert not vl2v.Run(out).finished, "killed too late to show anything"
     shutil.copytree(out, fewer)
