@@ -30,7 +30,12 @@ def gradient(model: nn.Module, x: Tensor, weights: Tensor, bfloat16: bool) -> Te
 def main() -> None:
     print("| model, px | precision | plain img/s | quick img/s | ratio | gradients differ by |")
     print("| --- | --- | --- | --- | --- | --- |")
-    for name, size in (("tf_efficientnet_lite0", 96), ("tf_efficientnet_lite0", 128), ("mobilenetv3_large_100", 128)):
+    for name, size in (
+        ("tf_efficientnet_lite0", 64),
+        ("tf_efficientnet_lite0", 96),
+        ("tf_efficientnet_lite0", 128),
+        ("mobilenetv3_large_100", 128),
+    ):
         torch.manual_seed(0)
         plain = timm.create_model(name, num_classes=0).eval().to(memory_format=torch.channels_last)
         quick = timm.create_model(name, num_classes=0).eval().to(memory_format=torch.channels_last)
