@@ -7,8 +7,8 @@
 The scheduler's cost is measured with jobs that take next to no time (zero-shot rows of a small recording), one at a
 time: from the end of the 20th to the end of the 120th, less the time that the jobs themselves took. Sharing is measured
 with every method of --methods, --steps steps each, in as many processes as there are processors. One by one, nothing is
-shared: each `vl2v distill` has all processors, or --threads, and asks the teacher itself; with --one-store what was
-asked before is known to it. --every N measures each N-th command only, as a sample of all.
+shared: each `vl2v distill` has all processors, or --threads, and asks the teacher itself. --every N measures each N-th
+command only, as a sample of all.
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="pairs")
     parser.add_argument("--every", type=int, default=1)
     parser.add_argument("--threads", type=int, help="of each command of its own")
-    parser.add_argument("--one-store", action="store_true", help="of the commands one by one")
     parser.add_argument("--out", type=Path, help="an empty folder, to keep the benchmark in")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -131,8 +130,7 @@ def sharing(given: argparse.Namespace, folder: Path) -> None:
     start = time.perf_counter()
     for job in sample:
         command = [sys.executable, "-m", "vl2v", "distill", "--config", str(bench.work.place(job) / "config.toml")]
-        store = folder / ("store" if given.one_store else f"store-{job.name}")
-        command += ["--out", str(folder / "alone" / job.name), "--store", str(store)]
+        command += ["--out", str(folder / "alone" / job.name), "--store", str(folder / "stores" / job.name)]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, **threads})
     alone = (time.perf_counter() - start) / len(sample)
     same, count = compare(bench.work, folder / "alone"), len(bench.jobs)

@@ -24,8 +24,9 @@ from vl2v.runs import Run
 
 def free(loss: LossConfig, published: PublishedConfig) -> Method:
     """Return ADiP whose Distill trains the projector, too."""
-    align, distill = adip(loss, published).stages
-    return replace(adip(loss, published), stages=(align, replace(distill, trains="all")))
+    method = adip(loss, published)
+    align, distill = method.stages
+    return replace(method, stages=(align, replace(distill, trains="all")))
 
 
 def main() -> None:
