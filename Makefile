@@ -25,7 +25,7 @@ docs: .setup
 
 .setup: pyproject.toml requirements.lock
 	$(PYTHON) -m venv .venv
-	$(PIP) --require-hashes --requirement requirements.lock
+	$(PIP) --no-deps --require-hashes --requirement requirements.lock
 	$(PIP) --no-build-isolation --editable '.[dev]'
 	touch .setup
 
