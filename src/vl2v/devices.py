@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from functools import cache
 from pathlib import Path
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 def rank() -> int:
@@ -32,6 +36,19 @@ def cpu_flags() -> frozenset[str]:
     except OSError:
         return frozenset()
     return next((frozenset(line.split()) for line in text.splitlines() if line.startswith("flags")), frozenset())
+
+
+@cache
+def keep_freed_memory() -> None:
+    """Let this process use memory that it freed again, where the C library is glibc.
+
+    Else glibc gives large pieces back to Linux at once, and gets them anew, zeroed page by page, for the next layer's
+    outputs. Who has settings of his own (MALLOC_*) keeps them.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None and not any(name.startswith("MALLOC_") for name in os.environ):
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def best_device() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -27,6 +28,11 @@ Runs = Mapping[Hashable, Mapping[int, Marks]]
 
 _AT_ONCE = 2**20  # entries of a table of draws
 _ABSENT = 2  # no difference: the picture isn't among a seed's
+
+# The quantiles of Poisson(1) that 65,536 equally likely numbers stand for.
+_POISSON_1 = np.searchsorted(
+    np.cumsum([math.exp(-1) / math.factorial(k) for k in range(10)]), (np.arange(2**16) + 0.5) / 2**16
+).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -115,20 +121,33 @@ def _draws(seeds: Sequence[_Pair], rounds: int, rng: np.random.Generator) -> NDA
     difference are drawn together: n of them count Poisson(n) times, and there are few such kinds.
     """
     kinds, counts = _kinds(seeds)
-    differences, there = np.nan_to_num(kinds), ~np.isnan(kinds)
+    absent = np.isnan(kinds)
+    differences, there = np.nan_to_num(kinds).astype(np.float32), (~absent).astype(np.float32)
     rows = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=rounds) / len(seeds)
     step = max(1, _AT_ONCE // len(counts))
     found = []
     for first in range(0, rounds, step):
         part = rows[first : first + step]
-        times = rng.poisson(counts, (len(part), len(counts)))
-        means = times @ differences.T / np.maximum(times @ there.T, 1)  # [part, seeds]
+        times = _poisson(counts, len(part), rng)
+        of_each = times @ there.T if absent.any() else times.sum(1, keepdims=True)
+        means = times @ differences.T / np.maximum(of_each, 1)  # [part, seeds]
         found.append((part * means).sum(1))
     return np.concatenate(found)
 
 
+def _poisson(counts: NDArray[np.int64], rounds: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """Return Poisson(counts [kinds], descending) draws [rounds, kinds].
+
+    Those of Poisson(1), of which there may be very many, are taken from a table.
+    """
+    more = int((counts > 1).sum())
+    several = rng.poisson(counts[:more], (rounds, more)).astype(np.float32)
+    once = _POISSON_1[rng.integers(2**16, size=(rounds, len(counts) - more), dtype=np.uint16)]
+    return np.concatenate([several, once], 1)
+
+
 def _kinds(seeds: Sequence[_Pair]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the kinds of pictures there are [seeds, kinds], and how many there are of each [kinds].
+    """Return the kinds of pictures there are [seeds, kinds], and how many there are of each [kinds], most first.
 
     A kind is each seed's difference; NaN where a picture isn't among that seed's.
     """
@@ -141,8 +160,9 @@ def _kinds(seeds: Sequence[_Pair]) -> tuple[NDArray[np.float64], NDArray[np.int6
         table[places[np.searchsorted(pictures, pair.pictures, sorter=places)], number] = pair.difference
     words = table.view(f"V{len(seeds)}").ravel()  # quicker to sort than rows
     _, examples, counts = np.unique(words, return_index=True, return_counts=True)
-    found = table[examples].T
-    return np.where(found == _ABSENT, np.nan, found), counts
+    order = np.argsort(-counts, kind="stable")
+    found = table[examples[order]].T
+    return np.where(found == _ABSENT, np.nan, found), counts[order]
 
 
 def leads(methods: Mapping[str, Runs], reference: str) -> dict[str, Lead]:
@@ -151,10 +171,15 @@ def leads(methods: Mapping[str, Runs], reference: str) -> dict[str, Lead]:
     return {name: found for name, found in compared.items() if found is not None}
 
 
+def _surely_ahead(one: Runs, other: Runs) -> bool:
+    found = lead(one, other)
+    return found is not None and found.sure and found.low > 0
+
+
 def best_is_sure(methods: Mapping[str, Runs], names: Sequence[str]) -> str | None:
     """Return the method that is surely ahead of every other one of `names`; None if there is none."""
     for name in names:
-        others = [lead(methods[name], methods[other]) for other in names if other != name]
-        if others and all(found is not None and found.sure and found.low > 0 for found in others):
+        others = [other for other in names if other != name]
+        if others and all(_surely_ahead(methods[name], methods[other]) for other in others):
             return name
     return None

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vl2v.config import DataConfig, PromptConfig, RunConfig
 from vl2v.data import Audit, DomainDataset, domainbed_split, leave_out, open_dataset, seed_hash
+from vl2v.devices import keep_freed_memory
 from vl2v.embeddings import EmbeddingStore, image_key, text_key
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
@@ -58,6 +59,7 @@ def evaluate_run(
     run = None if is_on_hub(student) else student if isinstance(student, Run) else Run(Path(student))
     if run is None and data is None:
         raise DataError(f"{student}: comes without its pictures; give some (--data)")
+    keep_freed_memory()
     classifier = load(run or student)
     config = run.config if run else RunConfig(data=DataConfig(path=data or Path()))
     own = run is not None and (data is None or data.resolve() == config.data.path.resolve())

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from vl2v.config import StageConfig, TrainConfig
+from vl2v.devices import keep_freed_memory
 from vl2v.errors import RunError
 from vl2v.methods import Ascent, Stage, Targets
 from vl2v.seeds import derive
@@ -122,6 +123,8 @@ class Trainer:
         self.progress = progress
         self.stage_ended = stage_ended
         self.fabric = new_fabric(config) if alone else launched_fabric(config)
+        if self.fabric.device.type == "cpu":
+            keep_freed_memory()
         self.log = MetricsLog(folder, tensorboard=config.tensorboard and self.fabric.is_global_zero)
 
     @property
