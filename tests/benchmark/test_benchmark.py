@@ -125,6 +125,9 @@ def test_later_seeds_can_be_asked_for_alone(grid: Grid) -> None:
 def test_what_changes_no_result_is_in_no_name(grid: Grid) -> None:
     shared = replace(grid, settings=merge(grid.settings, {"train": {"strategy": "fsdp"}, "data": {"workers": 3}}))
     assert [job.name for job in shared.jobs()] == [job.name for job in grid.jobs()]
+    assert shared.variant == grid.variant  # so that they stand in one table
+    alone = replace(grid, settings={"train": {"strategy": "fsdp"}})
+    assert alone.variant == replace(grid, settings={}).variant
 
 
 def test_a_preset_is_of_every_method_and_settings_change_it(grid: Grid) -> None:

@@ -66,8 +66,10 @@ class Grid:
 
     @property
     def variant(self) -> str:
-        """A digest of the settings that all its jobs have in common."""
-        settings = {**self.settings, "data": {**self.settings.get("data", {}), "workers": 0}}
+        """A digest of the settings that all its jobs have in common, without those that change no result."""
+        settings = merge(self.settings, {"data": {"workers": 0}})
+        train = {key: value for key, value in settings.pop("train", {}).items() if key != "strategy"}
+        settings |= {"train": train} if train else {}
         how = [word for word in (self.search, self.preset) if word not in ("random", "default")]
         return digest([settings, self.steps, self.batch, *how])
 
