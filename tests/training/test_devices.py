@@ -15,17 +15,22 @@ from typing import Any
 import numpy as np
 import pytest
 import tomli_w
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 
 import vl2v
 from little import Interrupted, quick_settings, stopping
-from vl2v.config import merge, validate
+from vl2v.config import TrainConfig, merge, validate
 from vl2v.embeddings import EmbeddingStore
 from vl2v.errors import ConfigError
 from vl2v.evaluation import Evaluation
 from vl2v.methods import find_method
 from vl2v.runs.train import _check_parts
-from vl2v.training import DomainBalancedSampler
+from vl2v.students import Student, new_projector, pretrained_backbone
+from vl2v.training import DomainBalancedSampler, Trainer
+from vl2v.training.sharding import shard
 
 STRATEGIES = ["ddp", "fsdp"]
 SCRIPT = Path(__file__).with_name("gradients.py")
@@ -166,6 +171,17 @@ def test_what_cannot_be_learnt_in_parts_is_refused(
     _check_parts(config, made, 1)
     with pytest.raises(ConfigError, match=message):
         _check_parts(config, made, 2)
+
+
+def test_a_student_that_cannot_be_sharded_is_refused(tmp_path: Path) -> None:
+    backbone, spec = pretrained_backbone("test_efficientnet", "none", image_size=32)
+    student = Student(backbone, new_projector(int(backbone.num_features), 8, seed=0), spec)
+    trainer = Trainer(tmp_path, TrainConfig(precision="fp32", accelerator="cpu"), seed=0)
+    trainer.fabric = Fabric(accelerator="cpu", devices=1, strategy=ModelParallelStrategy(shard, 1, 1))
+    trainer.prepare(student)
+    student.backbone.register_parameter("gain", torch.nn.Parameter(torch.tensor(1.0)))  # as NFNets have them
+    with pytest.raises(ConfigError, match=r"'fsdp': the student's backbone.gain is a single number.*; use ddp"):
+        trainer.prepare(student)
 
 
 def test_parts_make_up_the_batch_with_as_many_of_each_domain() -> None:

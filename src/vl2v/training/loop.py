@@ -28,7 +28,7 @@ from vl2v.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoin
 from vl2v.training.learner import Learner
 from vl2v.training.log import MetricsLog
 from vl2v.training.processes import from_first, launched_fabric, new_fabric
-from vl2v.training.sharding import like, make_whole, set_up, whole
+from vl2v.training.sharding import like, make_whole, refuse_scalars, set_up, whole
 from vl2v.training.swad import Swad, Weights
 
 Progress = Callable[[str, int, int, str], None]
@@ -133,7 +133,12 @@ class Trainer:
         return self.fabric.global_rank, self.fabric.world_size
 
     def prepare(self, student: Student) -> None:
-        """Put the student to the device, in the layout and with the gradients that are quick there."""
+        """Put the student to the device, in the layout and with the gradients that are quick there.
+
+        Raises:
+            ConfigError: it can't be sharded, and is to be.
+        """
+        refuse_scalars(self.fabric, student)
         student.to(self.fabric.device)
         student.to(memory_format=torch.channels_last)
         quick_depthwise(student.backbone)

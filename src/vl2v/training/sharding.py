@@ -18,6 +18,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from vl2v.errors import ConfigError
+
 M = TypeVar("M", bound=nn.Module)
 
 warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # nothing here writes into outputs
@@ -41,6 +43,21 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield child
         else:
             yield from _blocks(child)
+
+
+def refuse_scalars(fabric: Fabric, model: nn.Module) -> None:
+    """Refuse a model that is to be sharded and has a parameter without a dimension, which has no parts.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    if isinstance(fabric.strategy, ModelParallelStrategy):
+        for name, parameter in model.named_parameters():
+            if not parameter.ndim:
+                raise ConfigError(
+                    f"train.strategy = 'fsdp': the student's {name} is a single number, which can't be shared out; "
+                    "use ddp"
+                )
 
 
 def set_up(fabric: Fabric, model: M) -> tuple[nn.Module, M]:
