@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,19 @@ def test_only_methods_that_learn_from_pictures_answers_ask_about_them() -> None:
     }
     assert {name for name, method in made.items() if method.asks == "texts"} == {"erm-text", "wise-ft", "clipood"}
     assert all(name == method.name for name, method in made.items())
+
+
+@pytest.mark.parametrize("method", ["adip", "vl2v", "sd", "kd", "fd", "simkd", "rise"])
+@pytest.mark.parametrize(("setting", "values"), [("lambda", (0.2, 0.9)), ("temperature", (1.0, 5.0))])
+def test_a_method_depends_on_what_it_says(
+    method: str, setting: str, values: tuple[float, float], batch: tuple[torch.Tensor, Targets]
+) -> None:
+    z, targets = batch
+    targets = replace(targets, anchors=torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(2)))
+    made = [find_method(method).make(LossConfig(**{setting: value}), PublishedConfig()) for value in values]
+    output = Output(z, z if made[0].head == "text" else z[:, :3], z)
+    one, other = ([stage.loss(output, targets).item() for stage in each.stages] for each in made)
+    assert made[0].depends_on(setting) == (one != other)
 
 
 def test_an_unknown_method_is_named_with_a_suggestion() -> None:

@@ -115,6 +115,15 @@ def test_the_temperature_is_chosen_by_the_teachers_answers(
         assert same(weights(run), weights(other)) == alike
 
 
+@pytest.mark.parametrize(("method", "names"), [("kd", ["temperature"]), ("fd", []), ("adip", ["accuracies", "lambda"])])
+def test_only_what_a_method_uses_is_chosen(
+    method: str, names: list[str], shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    settings = quick_settings(shapes, recording, method) | {"loss": {"lambda": "auto", "temperature": "auto"}}
+    file = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store").folder / "chosen.json"
+    assert (sorted(json.loads(file.read_text())) if file.exists() else []) == names
+
+
 def test_a_black_box_isnt_paid_for_what_it_cant_be_asked(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "adip")
     settings["teacher"]["online"] = True

@@ -18,7 +18,8 @@ STAGES = {
 
 def adip(loss: LossConfig, published: PublishedConfig) -> Method:
     """Return the method: train P with F frozen, then F with P frozen; the text embeddings classify."""
-    return Method("adip", "text", (align(loss), Stage("distill", "backbone", cosine_loss(loss.image_share))))
+    distill = Stage("distill", "backbone", cosine_loss(loss.image_share), settings=("lambda",))
+    return Method("adip", "text", (align(loss), distill))
 
 
 def align(loss: LossConfig) -> Stage:

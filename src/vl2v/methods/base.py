@@ -125,8 +125,8 @@ class Stage:
             the best source validation, the first of equals.
         average: "beta": those that it ends with are the beta moving average over its steps.
         member: (k, of M): M such stages start from the same weights, the last ends with the mean of all.
-        settings: the loss settings that the loss depends on, so that runs with other ones besides can share the stage;
-            None: it may depend on any.
+        settings: the loss settings that the loss depends on, so that runs with other ones besides can share the stage,
+            and others aren't chosen ("auto"); None: it may depend on any.
         pairs: whether the loss compares pictures of a batch with one another, so that a batch can't be cut in parts.
     """
 
@@ -171,3 +171,7 @@ class Method:
     tower: bool = False
     anchors: bool = False
     aligns_again: bool = False
+
+    def depends_on(self, setting: str) -> bool:
+        """Whether the loss of a stage may depend on a loss setting."""
+        return any(stage.settings is None or setting in stage.settings for stage in self.stages)

@@ -18,7 +18,7 @@ STAGES = {"distill": {"steps": 1000, "lr": 1e-3}}
 
 def fd(loss: LossConfig, published: PublishedConfig) -> Method:
     """Return the method: backbone and projector are trained together, labels aren't used, texts classify."""
-    return Method("fd", "text", (Stage("distill", "all", cosine_distance),))
+    return Method("fd", "text", (Stage("distill", "all", cosine_distance, settings=()),))
 
 
 def cosine_distance(output: Output, targets: Targets) -> Tensor:

@@ -16,7 +16,7 @@ STAGES = {"distill": {"steps": 1000, "lr": 3e-4}}
 def kd(loss: LossConfig, published: PublishedConfig) -> Method:
     """Return the method: a linear head learns labels and the teacher's zero-shot distribution."""
     term = kd_loss(loss.tau, loss.kd_weight, probabilities=published.kd_probabilities)
-    return Method("kd", "linear", (Stage("distill", "all", term),))
+    return Method("kd", "linear", (Stage("distill", "all", term, settings=("temperature", "kd_weight")),))
 
 
 def kd_loss(temperature: float, weight: float, *, probabilities: bool = False) -> Loss:

@@ -24,7 +24,7 @@ RELATIVE = 10.0  # and of the relative one within
 
 def rise(loss: LossConfig, published: PublishedConfig) -> Method:
     """Return the method: a linear head on the projector's embedding; all is trained."""
-    stage = Stage("distill", "all", rise_loss(kd_loss(loss.tau, loss.kd_weight)))
+    stage = Stage("distill", "all", rise_loss(kd_loss(loss.tau, loss.kd_weight)), settings=("temperature", "kd_weight"))
     return Method("rise", "stacked", (stage,), anchors=True)
 
 

@@ -11,5 +11,5 @@ STAGES = {"distill": {"steps": 1000, "lr": 1e-5}}
 
 def sd(loss: LossConfig, published: PublishedConfig) -> Method:
     """Return the method: the student is the teacher's image tower, the teacher its frozen original."""
-    stage = Stage("distill", "all", cosine_loss(loss.image_share))
+    stage = Stage("distill", "all", cosine_loss(loss.image_share), settings=("lambda",))
     return Method("sd", "text", (stage,), tower=True)

@@ -19,7 +19,7 @@ STAGES = {"distill": {"steps": 1000, "lr": 1e-3}}
 
 def simkd(loss: LossConfig, published: PublishedConfig) -> Method:
     """Return the method: backbone and projector are trained together, labels aren't used, texts classify."""
-    return Method("simkd", "text", (Stage("distill", "all", squared_distance),))
+    return Method("simkd", "text", (Stage("distill", "all", squared_distance, settings=()),))
 
 
 def squared_distance(output: Output, targets: Targets) -> Tensor:

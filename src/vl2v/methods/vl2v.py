@@ -29,7 +29,7 @@ WAYS = (0.5, 0.75, 1.0)  # from the pretrained backbone to the distilled one
 def vl2v(loss: LossConfig, published: PublishedConfig) -> Method:
     """Return the method: Align as ADiP does, Distill with the added term, Align again; the text embeddings classify."""
     both = classwise_loss(cosine_loss(loss.image_share), loss.class_weight, loss.tau)
-    distill = Stage("distill", "backbone", both, interpolate=WAYS)
+    distill = Stage("distill", "backbone", both, interpolate=WAYS, settings=("lambda", "class_weight", "temperature"))
     return Method("vl2v", "text", (align(loss), distill), aligns_again=True)
 
 

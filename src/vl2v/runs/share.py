@@ -15,6 +15,7 @@ from torch import nn
 from vl2v.config import RunConfig
 from vl2v.evaluation.shares import Taught, best_share, fitted, image_shares
 from vl2v.evaluation.softness import soft_temperature
+from vl2v.methods import Method
 from vl2v.runs.features import Features
 from vl2v.runs.folder import write_text
 from vl2v.runs.report import Report
@@ -27,6 +28,7 @@ FEW = 10  # pictures with a label and an answer; fewer tell nothing
 
 def settled(
     config: RunConfig,
+    method: Method,
     run: Path,
     sources: Sources,
     answers: Answers,
@@ -34,12 +36,13 @@ def settled(
     fabric: Fabric,
     report: Report,
 ) -> RunConfig:
-    """Return the settings, with numbers for those of the loss that are chosen by what the teacher answered ("auto").
+    """Return the settings, with numbers for those of the method's losses that are chosen by the teacher's answers.
 
     They stand in the run's `chosen.json`, with how accurate each lambda was; what was chosen there before is taken.
 
     Args:
-        config: the settings.
+        config: the settings, "auto" for what is to be chosen.
+        method: what its losses don't depend on isn't chosen.
         run: the run folder.
         sources: the pictures to learn from.
         answers: the teacher's.
@@ -48,7 +51,7 @@ def settled(
         report: told what was chosen.
     """
     file, wanted = run / "chosen.json", {"lambda": config.loss.lambda_, "temperature": config.loss.temperature}
-    names = [name for name, value in wanted.items() if value == "auto"]
+    names = [name for name, value in wanted.items() if value == "auto" and method.depends_on(name)]
     kept: dict[str, Any] = from_first(fabric, lambda: json.loads(file.read_text("utf-8")) if file.is_file() else {})
     missing = [name for name in names if name not in kept]
     if "lambda" in missing:

@@ -177,7 +177,7 @@ def train(
                 answers = replace(answers, ask=teaching.online(config.teacher, teacher))
     features.spread()
     if method.asks == "pictures":
-        config = settled(config, run.folder, sources, answers, features, fabric, report)
+        config = settled(config, method, run.folder, sources, answers, features, fabric, report)
         method = find_method(config.method).make(config.loss, config.published)
     work = _Work(run, student, sources, answers, views, trainer, features)
     with ExitStack() as held:
