@@ -17,6 +17,7 @@ from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.recommend import recommend
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.work import fail
+from vl2v.benchmark.worklist import WorkList
 from vl2v.cli.app import app
 from vl2v.config import assignments, merge
 from vl2v.errors import ConfigError, DataError, RunError
@@ -70,6 +71,30 @@ def test_a_domain_without_labels_is_no_target(grid: Grid, shapes: Path, recordin
     assert {job.target for job in jobs} == {"ink", "paint"}
     with pytest.raises(DataError, match=r"2 domain\(s\); a tournament leaves one out"):
         recommend(data / "pictures.csv", f"recorded:{recording}", tmp_path / "out", minutes=1, engine=Here())
+
+
+@pytest.mark.parametrize(
+    ("given", "targets"),
+    [
+        (["ink, pen"], ["ink, pen"]),
+        (["ink, pen", "chalk,paint"], ["ink, pen", "chalk", "paint"]),
+        (["chalk,paint"], ["chalk", "paint"]),
+        (["all"], ["chalk", "ink, pen", "paint"]),
+        ([], ["chalk", "ink, pen", "paint"]),
+    ],
+)
+def test_a_target_may_have_commas_in_its_name(
+    given: list[str], targets: list[str], shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    data = Path(some(shapes, tmp_path / "data", *(f"{domain}/{name}" for domain in DOMAINS for name in CLASSES)))
+    (data / "ink").rename(data / "ink, pen")
+    command = ["benchmark", "--data", str(data), "--teacher", f"recorded:{recording}", "--methods", "zero-shot"]
+    command += ["--seeds", "1", "--out", str(tmp_path / "bench")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vl2v.benchmark.engine.engine_named", lambda spec: Here())
+        told = CliRunner().invoke(app, [*command, *(word for name in given for word in ("--targets", name))])
+    assert told.exit_code == 0, told.output
+    assert [job.target for job in WorkList(tmp_path / "bench").jobs()] == targets
 
 
 def test_pictures_that_moved_to_another_class_are_another_dataset(grid: Grid, shapes: Path, tmp_path: Path) -> None:

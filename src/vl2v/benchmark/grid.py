@@ -36,7 +36,8 @@ class Grid:
 
     Attributes:
         data: dataset name -> path.
-        targets: unseen domains; empty: every domain of each dataset in turn.
+        targets: unseen domains; empty: every domain of each dataset in turn. One that a dataset doesn't have as a whole
+            is several, with commas between.
         methods: names.
         students: timm models, or short names of some (`STUDENTS`).
         seeds: how many.
@@ -110,7 +111,8 @@ class Grid:
         methods = [method for method in self.methods if METHODS[method].stages or not some]
         for dataset, pictures in self.datasets.items():
             domains = pictures.labelled_domains
-            targets = list(dict.fromkeys(self.targets or domains))
+            named = [[name] if name in pictures.domains else name.split(",") for name in self.targets]
+            targets = list(dict.fromkeys([target for names in named for target in names] or domains))
             self._check_targets(dataset, targets)
             for seed in range(self.first_seed, self.first_seed + self.seeds):
                 for target in targets:

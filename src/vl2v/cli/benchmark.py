@@ -30,7 +30,13 @@ def benchmark(
     teacher: TeacherSpec = None,
     students: Annotated[str, typer.Option(help="timm models, or lite0, resnet50, vit_small, deit_small.")] = "lite0",
     methods: Annotated[str, typer.Option(help="Names, with commas between; all: every one.")] = "all",
-    targets: Annotated[str, typer.Option(help="Unseen domains, with commas between; all: each in turn.")] = "all",
+    targets: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Unseen domains, with commas between; by default, or with all, each in turn. May be repeated: what "
+            "is a domain's name as a whole, commas and all, is that domain."
+        ),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="How many; each has its own split.")] = 3,
     first_seed: Annotated[int, typer.Option(min=0, help="The first of them, for seeds nobody has looked at yet.")] = 0,
     draws: Annotated[int, typer.Option(min=1, help="Hyperparameter draws: the defaults, and others.")] = 1,
@@ -63,7 +69,7 @@ def benchmark(
     settings, spec = _taught(teacher, config, pairs)
     grid = Grid(
         data=_datasets(data or []),
-        targets=[] if targets == "all" else targets.split(","),
+        targets=[] if targets == ["all"] else targets or [],
         methods=methods_for(methods.split(","), spec),
         students=students.split(","),
         seeds=seeds,
