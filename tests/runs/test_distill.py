@@ -150,6 +150,37 @@ def test_a_folder_belongs_to_one_configuration(quick: dict[str, Any], tmp_path: 
         vl2v.distill(quick, tmp_path / "mine", store=tmp_path / "store")
 
 
+@pytest.mark.parametrize("stop", [("distill", 4), ("evaluating", 1), None])
+def test_a_run_goes_on_with_the_very_same_pictures_elsewhere(
+    stop: tuple[str, int] | None, quick: dict[str, Any], shapes: Path, tmp_path: Path
+) -> None:
+    def given(path: Path, **others: Any) -> vl2v.Run:
+        data = {**quick["data"], "path": str(path)}
+        return vl2v.distill({**quick, "data": data, **others}, tmp_path / "run", store=tmp_path / "store")
+
+    before, after = tmp_path / "before", tmp_path / "after"
+    shutil.copytree(shapes, before)
+    quick["data"]["path"] = str(before)
+    calm = vl2v.distill(quick, tmp_path / "calm", store=tmp_path / "store")
+    if stop is None:
+        given(before)
+    else:
+        with pytest.raises(Interrupted):
+            vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store", report=stopping(*stop))
+    before.rename(after)
+    with pytest.raises(RunError, match=r"other settings \(data.path, seed\)"):
+        given(after, seed=9)
+    other = tmp_path / "other"
+    shutil.copytree(after, other)
+    picture = other / ("paint" if stop is None else "ink") / "ball" / "00.png"
+    shutil.copy(picture.with_name("01.png"), picture)
+    with pytest.raises(RunError, match=r"other settings \(data.path\)"):
+        given(other)
+    run = given(after)
+    assert same(run, calm) and run.config.data.path == after
+    assert run.evaluation == calm.evaluation
+
+
 def change(settings: dict[str, Any], section: str, **values: Any) -> dict[str, Any]:
     return {**settings, section: {**settings.get(section, {}), **values}}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -24,9 +24,11 @@ if TYPE_CHECKING:
 # These can differ between the parts of an interrupted run: they change no weight.
 _FREE = ("data.workers", "train.strategy", "train.tensorboard")
 
+PICTURES = "pictures.sha256"  # a digest of those that a run learns from
+
 # What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about,
 # `lambda.json` what an earlier version chose.
-_FIRST_FILES = ("config.toml", "asked.json", "refused.csv", "chosen.json", "lambda.json")
+_FIRST_FILES = ("config.toml", PICTURES, "asked.json", "refused.csv", "chosen.json", "lambda.json")
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 
 # What a benchmark keeps in the folder of a job that failed, which may have been before there was a run.
@@ -96,10 +98,15 @@ class Run:
         write_text(self.folder / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))
 
 
-def open_run(folder: Path, config: RunConfig) -> Run:
+def open_run(folder: Path, config: RunConfig, same_pictures: Callable[[Run], bool]) -> Run:
     """Return the run of a folder, new or to be gone on with.
 
     A run that failed before it trained anything makes way for one with other settings: a mistake is being mended.
+
+    Args:
+        folder: of the run.
+        config: its settings.
+        same_pictures: tells whether a run's pictures are those at the path of the settings, which isn't the run's.
 
     Raises:
         RunError: the folder holds a run of another configuration, holds something else, or can't be written to.
@@ -112,6 +119,9 @@ def open_run(folder: Path, config: RunConfig) -> Run:
         changed = sorted(_differences(run.config.model_dump(by_alias=True), config.model_dump(by_alias=True)))
         if not changed:
             return run
+        if others and changed == ["data.path"] and same_pictures(run):
+            follow(folder, config.data.path)
+            return Run(folder)
         if others:
             raise RunError(f"{folder}: holds a run with other settings ({', '.join(changed)}); choose another --out")
         for name in _BEFORE_TRAINING:
