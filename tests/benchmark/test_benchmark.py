@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
@@ -777,6 +777,56 @@ def test_students_are_measured_on_corrupted_pictures_without_training_anew(
     run(more, engine=Here(), tell=lambda event: looked.append(event.get("words", "")) if "what" in event else None)
     assert {words for words in looked if words.endswith("-3")} == {"contrast-3"}  # the others aren't measured again
     assert not more.missing and not plan(one, work.folder).missing
+
+
+def cut(file: Path) -> None:
+    """Spoil a file as a full disk does."""
+    file.write_bytes(file.read_bytes()[:-100])
+
+
+def flip(file: Path) -> None:
+    """Spoil a file as a bad disk does; its end is whole."""
+    data = bytearray(file.read_bytes())
+    data[60:160] = bytes(100)
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("spoil", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("method", ["zero-shot", "erm"])
+def test_a_job_whose_answers_cant_be_read_is_left_out_and_done_again(
+    spoil: Callable[[Path], None], method: str, calm: WorkList, grid: Grid, tmp_path: Path
+) -> None:
+    work = copied(calm, tmp_path)
+    job = next(job for job in work.jobs() if job.method == method and job.seed == 1)
+    seconds, before = work.seconds(job), accuracies(work)
+    spoil(work.place(job) / "predictions.npz")
+    for _ in range(2):  # it is named until it is done again
+        told = CliRunner().invoke(app, ["benchmark", "table", str(work.folder)])
+        assert told.exit_code == 0 and f"{job.name}: its answers can't be read" in told.stderr
+    told = CliRunner().invoke(app, ["benchmark", "status", str(work.folder)])
+    assert "5 done, 0 running, 0 failed, 1 waiting" in told.stdout and f"can't be read: {job.name}" in told.stdout
+    assert set(accuracies(work)) == set(before) - {key for key in before if key[2] == method and key[-1] == 1}
+    student = work.place(job) / "student" / "student.safetensors"
+    stamp = student.stat().st_mtime_ns if student.exists() else 0
+    bench = plan(grid, work.folder)
+    assert [missing.name for missing in bench.missing] == [job.name]
+    run(bench, engine=Here())
+    assert not bench.missing and not work.spoilt(job) and accuracies(work) == before
+    assert work.seconds(job) == seconds  # of the training, which isn't done again
+    assert not stamp or student.stat().st_mtime_ns == stamp
+
+
+def test_a_draw_that_cant_be_read_is_not_selected(grid: Grid, tmp_path: Path) -> None:
+    bench = plan(replace(grid, methods=["erm"], seeds=1, draws=3, selection="leave-one-out"), tmp_path)
+    for job in bench.jobs:
+        shares = 0.9 - job.draw / 10
+        finish(bench.work, job, [(name, True, 10, shares) for name in DOMAINS])
+    places = {(job.draw, job.held): bench.work.place(job) for job in bench.jobs}
+    flip(places[0, ""] / "predictions.npz")
+    flip(places[1, "ink"] / "predictions.npz")
+    (found,) = results(bench.work, "leave-one-out")
+    assert found.folder == places[2, ""]
+    assert {(job.draw, job.held) for job in bench.missing} == {(0, ""), (1, "ink")}
 
 
 def test_published_figures_stand_beside_their_own_kind_only(calm: WorkList) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from vl2v.benchmark.jobs import Cell, Job, Selection
 from vl2v.benchmark.worklist import WorkList
-from vl2v.errors import ConfigError, DataError
+from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.evaluation.compare import Marks
 from vl2v.runs.predictions import Predictions
 
@@ -77,7 +77,7 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
 
     Args:
         work: the list; unfinished jobs, and those of other settings than the last, are left out. A draw that can't be
-            judged yet is unfinished, too.
+            judged yet is unfinished, too, and so is a job whose answers can't be read (`WorkList.spoilt`).
         selection: the rule.
 
     Raises:
@@ -93,10 +93,20 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
                     "to select one by; give the `vl2v benchmark` command again with --selection leave-one-out"
                 )
             finished = {draw: jobs for draw, jobs in finished.items() if all(map(work.trained, jobs.values()))}
-        if finished:
-            best = max(finished, key=lambda draw: merit(work, finished[draw], selection) if len(finished) > 1 else 0)
-            found.append(result_of(work, finished[best][""]))
+        merits = {draw: merit(work, jobs, selection) if len(finished) > 1 else 0 for draw, jobs in finished.items()}
+        merits = {draw: worth for draw, worth in merits.items() if worth != -math.inf}
+        if merits and (result := result_of(work, finished[max(merits, key=merits.__getitem__)][""])) is not None:
+            found.append(result)
     return found
+
+
+def answers_of(work: WorkList, job: Job) -> Predictions | None:
+    """Return a finished job's answers; None, and the job isn't finished any more, where they can't be read."""
+    try:
+        return Predictions.load(work.place(job))
+    except RunError:
+        work.set_aside(job)
+        return None
 
 
 def by_cell(jobs: Iterable[Job]) -> dict[Cell, dict[int, dict[str, Job]]]:
@@ -108,8 +118,10 @@ def by_cell(jobs: Iterable[Job]) -> dict[Cell, dict[int, dict[str, Job]]]:
 
 
 def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
-    """Return what a draw is selected by; its jobs are finished."""
-    kept = Predictions.load(work.place(jobs[""]))
+    """Return what a draw is selected by, -inf where there is nothing to judge it by; its jobs are finished."""
+    kept = answers_of(work, jobs[""])
+    if kept is None:
+        return -math.inf
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(jobs[""].target)
     if selection == "training":
         return _of_each_domain(right[~target], kept["domain"][~target])
@@ -124,15 +136,18 @@ def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
     scores = []
     for held, job in jobs.items():
         if held:
-            kept = Predictions.load(work.place(job))
+            kept = answers_of(work, job)
+            if kept is None:
+                return -math.inf
             scores.append(float((kept["label"] == kept["answer"])[kept["domain"] == kept.domains.index(held)].mean()))
     return float(np.mean(scores)) if scores else -np.inf
 
 
-def result_of(work: WorkList, job: Job) -> Result:
-    """Return the figures of a finished job."""
-    place = work.place(job)
-    kept = Predictions.load(place)
+def result_of(work: WorkList, job: Job) -> Result | None:
+    """Return the figures of a finished job; None where its answers can't be read."""
+    place, kept = work.place(job), answers_of(work, job)
+    if kept is None:
+        return None
     right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(job.target)
     inside = target & kept["in_split"]
     whole, part = (float(right[rows].mean()) if rows.any() else math.nan for rows in (target, inside))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
@@ -51,7 +52,7 @@ def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) 
             measure_teacher(job.settings, place, store=store, report=report)
         elif not work.trained(job):
             distill(job.settings, place, store=store, budget=budget, shelf=shelf, report=report)
-        if not work.trained(job):
+        if math.isnan(work.seconds(job)):
             write_text(place / "seconds.json", json.dumps(spent()))
         if kinds := work.unmeasured(job):
             _measure_corrupted(work, job, kinds, report)

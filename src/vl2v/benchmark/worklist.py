@@ -10,11 +10,13 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
+from zipfile import is_zipfile
 
 from vl2v.benchmark.jobs import Job, digest, slug
 from vl2v.data.corruptions import CORRUPTIONS
-from vl2v.errors import RunError
+from vl2v.errors import RunError, writing
 from vl2v.runs.folder import write_text
+from vl2v.runs.predictions import FILE
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -158,7 +160,24 @@ class WorkList:
         self.__dict__["corruptions"] = corruptions
 
     def trained(self, job: Job) -> bool:
-        """Whether there is a result on uncorrupted pictures."""
+        """Whether there is a result on uncorrupted pictures; of its file only the end is looked at."""
+        return self._ended(job) and is_zipfile(self.place(job) / FILE)
+
+    def spoilt(self, job: Job) -> bool:
+        """Whether there was a result that can't be read any more; the job is to be done again."""
+        return self._ended(job) and not self.trained(job)
+
+    def set_aside(self, job: Job) -> None:
+        """Put a result that can't be read aside, so that the job is done again.
+
+        Raises:
+            RunError: the folder can't be written to.
+        """
+        file = self.place(job) / FILE
+        with writing(file, RunError):
+            file.replace(file.with_name(f"{FILE}.unreadable"))
+
+    def _ended(self, job: Job) -> bool:
         return (self.place(job) / "seconds.json").is_file()
 
     def unmeasured(self, job: Job) -> list[str]:

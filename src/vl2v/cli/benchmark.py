@@ -99,7 +99,7 @@ def benchmark(
     for job in failed:
         typer.echo(f"{job.name}: {bench.work.failure(job)}; see {bench.work.place(job) / 'log.txt'}", err=True)
     _print_table([out], "md", "accuracy", selection, None)
-    if left:
+    if left or any(map(bench.work.spoilt, bench.jobs)):
         raise typer.Exit(2)
 
 
@@ -127,6 +127,8 @@ def status(folder: Folder) -> None:
         typer.echo(f"{mean:.0f} s a job so far")
     for job in running:
         typer.echo(f"running: {job.name}")
+    for job in filter(work.spoilt, jobs):
+        typer.echo(f"to be done again, since its answers can't be read: {job.name}")
     for job, why in failed:
         typer.echo(f"failed: {job.name}: {why}; see {work.place(job) / 'log.txt'}")
 
@@ -216,6 +218,8 @@ def _print_table(
         if twice := {result.cell for result in found} & {result.cell for result in own}:
             raise ConfigError(f"{folder}: {', '.join(map(str, min(twice)))}: another of the folders has it, too")
         found += own
+        for job in filter(work.spoilt, work.shown()):
+            typer.echo(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", err=True)
         others = len(work.jobs()) - len(work.shown())
         if others:
             typer.echo(

@@ -42,6 +42,8 @@ def benchmark_page(folder: Path, report: Report, selection: Selection = "trainin
     """
     work = WorkList(folder)
     bench = Bench(work, results(work, selection))
+    for job in filter(work.spoilt, work.shown()):
+        report(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", 1, 1, "")
     if not bench.models:
         raise RunError(f"{folder}: no student is trained yet; `vl2v benchmark status {folder}` tells why")
     table = as_table(bench.found, reference=bench.reference, selection=selection)

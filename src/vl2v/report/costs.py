@@ -79,9 +79,10 @@ def _queries(bench: Bench) -> Iterator[Chart]:
             continue
         rows = []
         for jobs in groups.values():
-            mean, error, seeds = mean_and_error(result_of(bench.work, job) for job in jobs)
+            results = [result for job in jobs if (result := result_of(bench.work, job)) is not None]
+            mean, error, seeds = mean_and_error(results)
             count = float(np.mean([_asked(job, bench.work.place(job)) for job in jobs]))
-            if math.isfinite(count):
+            if results and math.isfinite(count):
                 rows.append((count, 100 * mean, 100 * error if seeds > 1 else 0.0))
         rows.sort()
         name = bench.named(model)

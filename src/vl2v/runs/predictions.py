@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FILE = "predictions.npz"
+_UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, BadZipFile, zlib.error)  # what numpy ends with
 _NOT_COLUMNS = ("classes", "domains", "content")
 
 
@@ -111,7 +113,7 @@ class Predictions:
                 columns = {name: [file[name]] for name in file.files if name not in _NOT_COLUMNS}
                 content = str(file["content"]) if "content" in file.files else ""
                 return cls(file["classes"].tolist(), file["domains"].tolist(), content, columns)
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except _UNREADABLE as error:
             raise RunError(f"{folder / FILE}: can't be read ({type(error).__name__}); evaluate the run again") from None
 
 

@@ -133,7 +133,7 @@ def _open_sources(run: Run, cache: Path, report: Report) -> Sources:
 
 
 def _evaluated(run: Run, store: Path, report: Report) -> None:
-    if run.evaluation is None:
+    if _answers(run) is None:
         run.save_evaluation(evaluate_run(run, store=store, keep=True, report=report))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # five times the student's size
 
