@@ -42,7 +42,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def white(settings: dict[str, Any]) -> dict[str, Any]:
     stages = {name: {**stage, "batch_per_domain": 2, "lr": 1e-4} for name, stage in settings["stages"].items()}
-    return {**settings, "teacher": {"spec": "tiny"}, "stages": stages}
+    return {**settings, "teacher": {"spec": "tiny", "precision": "fp32"}, "stages": stages}
 
 
 def check_version(run: vl2v.Run) -> None:
