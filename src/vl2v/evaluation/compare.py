@@ -26,7 +26,7 @@ class Marks(NamedTuple):
 Runs = Mapping[Hashable, Mapping[int, Marks]]
 """Target -> seed -> what was right."""
 
-_AT_ONCE = 2**20  # entries of a table of draws
+_AT_ONCE = 2**15  # entries of a table of draws: it stays in a processor's cache
 _ABSENT = 2  # no difference: the picture isn't among a seed's
 
 # The quantiles of Poisson(1) that 65,536 equally likely numbers stand for.
