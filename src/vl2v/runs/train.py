@@ -17,10 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vl2v.config import RunConfig
-from vl2v.data import open_dataset
 from vl2v.devices import rank
 from vl2v.embeddings import EmbeddingStore, Views
-from vl2v.errors import ConfigError, DataError, RunError
+from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.methods import Method, Stage, find_method
 from vl2v.runs import teaching
@@ -29,13 +28,13 @@ from vl2v.runs.bill import asker
 from vl2v.runs.choose import choose
 from vl2v.runs.evaluate import classifier_logits, evaluate_run
 from vl2v.runs.features import Features, new_backbone
-from vl2v.runs.folder import PICTURES, Run, locked, open_run, write_tensors, write_text
-from vl2v.runs.predictions import Predictions, content
+from vl2v.runs.folder import Run, locked, open_run, write_tensors
+from vl2v.runs.moved import answers_of, keep_pictures, same_pictures
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 from vl2v.runs.share import align_again, settled
 from vl2v.runs.shelf import Shelf, stage_name
-from vl2v.runs.sources import Sources, open_sources, usable
+from vl2v.runs.sources import Sources, open_sources
 from vl2v.seeds import derive
 from vl2v.students import Classifier, Student, new_projector
 from vl2v.teachers import Teacher
@@ -99,41 +98,18 @@ def distill(
 
 def _opened(out: Path, config: RunConfig, store: Path, report: Report) -> tuple[Run, bool]:
     cache = store / "audit.sqlite"
-    run = open_run(out, config, lambda run: _same_pictures(run, config, cache, report))
+    run = open_run(out, config, lambda run: same_pictures(run, config, cache, report))
     return run, run.finished
 
 
-def _same_pictures(run: Run, config: RunConfig, cache: Path, report: Report) -> bool:
-    """Whether pictures are, byte for byte, those of a run: what it learns from, once it is evaluated all of them."""
-    if (answers := _answers(run)) is not None:
-        dataset = open_dataset(config.data.path, layout=config.data.layout, exclude=config.data.exclude)
-        return answers.content == content(*usable(dataset, cache, report))
-    kept = run.folder / PICTURES
-    return kept.is_file() and kept.read_text(encoding="utf-8") == _learnt(open_sources(config, cache, report))
-
-
-def _answers(run: Run) -> Predictions | None:
-    """Return what a run answered when it was evaluated; None if it wasn't, or if that can't be read."""
-    try:
-        return Predictions.load(run.folder) if run.evaluation is not None else None
-    except RunError:
-        return None
-
-
-def _learnt(sources: Sources) -> str:
-    return content(sources.dataset, sources.audit)
-
-
 def _open_sources(run: Run, cache: Path, report: Report) -> Sources:
-    """Open the pictures to learn from, and keep what they are: the run may be gone on with when they have moved."""
     sources = open_sources(run.config, cache, report)
-    if not (run.folder / PICTURES).is_file():
-        write_text(run.folder / PICTURES, _learnt(sources))
+    keep_pictures(run, sources)
     return sources
 
 
 def _evaluated(run: Run, store: Path, report: Report) -> None:
-    if _answers(run) is None:
+    if answers_of(run) is None:
         run.save_evaluation(evaluate_run(run, store=store, keep=True, report=report))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # five times the student's size
 
