@@ -164,7 +164,8 @@ def test_reading_works_while_another_writes(filled: Path) -> None:
 
 
 def test_a_second_writer_waits_its_turn_then_says_so(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "BUSY_SECONDS", 0.3)
+    for module in ("vl2v.sqlite", "vl2v.embeddings.store"):
+        monkeypatch.setattr(f"{module}.BUSY_SECONDS", 0.3)
     with EmbeddingStore(filled) as first, EmbeddingStore(filled) as second:
         started = time.monotonic()
         with first._transaction(), pytest.raises(StoreError, match=r"another process has been writing for 0.3 s"):

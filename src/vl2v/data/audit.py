@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import sqlite3
-import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
 from vl2v.data.decoding import PictureError, decode
 from vl2v.errors import DataError
+from vl2v.sqlite import BUSY_SECONDS, write_ahead
 
 Progress = Callable[[int, int], None]
 _CHUNK = 256
@@ -187,9 +187,9 @@ def _open(cache: Path | None) -> sqlite3.Connection:
             cache.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _no_cache(cache, error) from None
-    db = sqlite3.connect(cache or ":memory:", timeout=60)
+    db = sqlite3.connect(cache or ":memory:", timeout=BUSY_SECONDS)
     try:
-        _write_ahead(db)
+        write_ahead(db)
         db.execute(
             f"CREATE TABLE IF NOT EXISTS {_TABLE}"
             " (path TEXT PRIMARY KEY, size INTEGER, time INTEGER, sha256 BLOB, problem TEXT) WITHOUT ROWID"
@@ -198,18 +198,6 @@ def _open(cache: Path | None) -> sqlite3.Connection:
         db.close()
         raise
     return db
-
-
-def _write_ahead(db: sqlite3.Connection) -> None:
-    """Turn the log on; of processes that begin at once all but one are told to try again, without a wait."""
-    for attempt in range(100):
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or attempt == 99:
-                raise
-            time.sleep(0.05)
 
 
 def _known(db: sqlite3.Connection, keys: Sequence[_Key]) -> dict[_Key, _Verdict]:

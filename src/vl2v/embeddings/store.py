@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.errors import StoreError
+from vl2v.sqlite import BUSY_SECONDS, remedy, write_ahead
 
 Kind = Literal["image", "text"]
 
 FILE_NAME = "answers.sqlite"
 APPLICATION_ID = 0x564C3256  # "VL2V"
 SCHEMA_VERSION = 1
-BUSY_SECONDS = 30.0
 KEY_BYTES = 16
 PAGE_BYTES = 16384
 GATHERED = 8192  # entries of `new_places` that join `places` at a time
@@ -476,13 +476,15 @@ class EmbeddingStore:
         return sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None)
 
     def _prepare(self) -> None:
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
+        # Whoever sees tables sees the number that came with them; asked the other way round, another process may
+        # have made the store in between.
         (objects,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = self._db.execute("PRAGMA application_id").fetchone()
         if application != APPLICATION_ID and (application or objects or self.read_only):
             raise StoreError(f"{self.file}: is not an embedding store of vl2v: choose another folder")
         if not self.read_only:
             self._db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            self._db.execute("PRAGMA journal_mode = WAL")
+            write_ahead(self._db)
             self._db.execute("PRAGMA synchronous = FULL")
             # 64 MB of log between checkpoints: an index page that many commits touch is moved once.
             self._db.execute("PRAGMA wal_autocheckpoint = 4000")
@@ -525,26 +527,6 @@ class EmbeddingStore:
             raise  # our mistake, not the person's
         except sqlite3.Error as error:
             raise StoreError(f"{self.file}: {remedy(error)}") from error
-
-
-def remedy(error: sqlite3.Error) -> str:
-    """Return what an error of SQLite means and what the person can do about it."""
-    code = getattr(error, "sqlite_errorcode", 0)
-    match code & 0xFF:
-        case sqlite3.SQLITE_FULL:
-            return "the disk is full; all that was acknowledged is kept: free some space, then run the command again"
-        case sqlite3.SQLITE_IOERR:
-            return f"the disk is full or failing ({error}): free some space or check it, then run the command again"
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return f"another process has been writing for {BUSY_SECONDS:g} s: wait for it to end, or stop it"
-        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
-            return (
-                f"the file is corrupt ({error}): put back a copy, or move it aside and `vl2v embed` asks again "
-                "(`sqlite3 FILE .recover` may save part of it)"
-            )
-        case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:
-            return f"cannot be opened or written ({error}): check its permissions, or choose another folder"
-    return f"SQLite says: {error}"
 
 
 def _half(key: bytes) -> int:
