@@ -47,9 +47,9 @@ def quick(shapes: Path, recording: Path) -> dict[str, Any]:
     return quick_settings(shapes, recording)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
-    """Yield a browser of a new profile."""
+    """Yield one browser for all tests of a module: each loads its page anew."""
     from browser import chromium
 
     with chromium(tmp_path_factory.mktemp("profile")) as opened:

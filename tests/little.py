@@ -91,6 +91,8 @@ def quick_settings(shapes: Path, recording: Path, method: str = "adip") -> dict[
 class Here:
     """An engine that does the jobs in this process: for tests of what is done, not of where."""
 
+    processes = 1
+
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
         from vl2v.benchmark.work import work_through
 

@@ -1,31 +1,66 @@
-"""What every SQLite file of vl2v needs: its log turned on by any number of processes at once, and errors in words."""
+"""What every SQLite file of vl2v needs: a journal that fits its disk, made by any number of processes; plain errors."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
+from pathlib import Path
 
 BUSY_SECONDS = 30.0
+_MOUNTS = Path("/proc/self/mounts")
+_SHARED = (
+    "nfs",
+    "cifs",
+    "smb",
+    "lustre",
+    "gpfs",
+    "ceph",
+    "beegfs",
+    "afs",
+    "orangefs",
+    "fuse.",
+    "9p",
+    "virtiofs",
+    "vboxsf",
+)
 
 
-def write_ahead(db: sqlite3.Connection) -> None:
-    """Turn the write-ahead log on, which lasts.
+def journal(db: sqlite3.Connection, file: Path) -> None:
+    """Have a file written ahead: readers and a writer don't wait for each other. It lasts.
 
-    Of processes that open a new file at once, SQLite tells all but one that it is locked, at once and whatever their
-    timeout is (waiting there could be a deadlock): they ask again, for `BUSY_SECONDS`.
+    That takes memory which all who have the file open share, so on disks that other machines mount as well the older
+    journal serves, with which they do wait. Of processes that open a new file at once, SQLite tells all but one that it
+    is locked, at once and whatever their timeout is (waiting there could be a deadlock): they ask again, for
+    `BUSY_SECONDS`.
 
     Raises:
         sqlite3.OperationalError: it stays locked, or can't be written.
     """
+    mode = "TRUNCATE" if is_shared(file) else "WAL"
     until = time.monotonic() + BUSY_SECONDS
     while True:
         try:
-            db.execute("PRAGMA journal_mode = WAL")
+            db.execute(f"PRAGMA journal_mode = {mode}")
             return
         except sqlite3.OperationalError as error:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
             time.sleep(0.01)
+
+
+def is_shared(file: Path) -> bool:
+    """Return whether a file is on a disk that other machines, too, may have mounted, as far as Linux tells."""
+    try:
+        mounts = _MOUNTS.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return False
+    place, found = file.absolute(), (0, "")
+    for line in mounts:
+        _, root, kind, *_ = line.split(" ")
+        root = root.replace("\\040", " ")
+        if place.is_relative_to(root) and len(root) >= found[0]:  # a later one hides an earlier one
+            found = len(root), kind
+    return found[1].startswith(_SHARED)
 
 
 def remedy(error: sqlite3.Error) -> str:

@@ -93,7 +93,7 @@ def test_two_processes_unpack_at_once(tmp_path: Path) -> None:
         )
         for _ in range(2)
     ]
-    outputs = [process.communicate(timeout=120) for process in both]
+    outputs = [process.communicate(timeout=900) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     first, second = (Path(out.strip()) for out, _ in outputs)
     assert first == second

@@ -117,6 +117,7 @@ def test_mixup_mixes_every_picture_with_one_of_another_domain(targets):
     pixels = torch.arange(N).view(N, 1, 1, 1).expand(N, 2, 2, 3).to(torch.uint8)
     mixed, blended = between_domains(0.2)(pixels, targets)
     share = blended.share
+    assert all(len(share[domain == DOMAINS].unique()) == 1 for domain in range(3)) and len(share.unique()) == 3
     partner = ((mixed[:, 0, 0, 0] - share * torch.arange(N)) / (1 - share)).round().long()
     assert (DOMAINS[partner] != DOMAINS).all()
     assert (LABELS[partner] == blended.partners).all()

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import vl2v
-from vl2v.embeddings import EmbeddingStore
+from vl2v.embeddings import Account, EmbeddingStore, Ledger, Views
 from vl2v.errors import ConfigError
-from vl2v.runs import advise
+from vl2v.runs import advise, teaching
+from vl2v.runs.asking import asking_about
+from vl2v.runs.settings import resolve
+from vl2v.runs.sources import open_sources
+from vl2v.teachers import EncodedImage
 
 
 def asked(store: Path) -> dict[str, int]:
@@ -134,3 +141,38 @@ def test_near_duplicates_share_an_answer(quick: dict[str, Any], shapes: Path, tm
     quick["teacher"]["near_duplicates"] = 0
     without = vl2v.embed(quick, store=tmp_path / "store", dry_run=True).plan
     assert len(with_all.to_ask) - len(without.to_ask) >= 1
+
+
+def test_what_a_process_is_buying_another_does_not_buy_as_well(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = resolve(quick)
+    teacher = teaching.the_teacher(config.teacher)
+    sources = open_sources(config, tmp_path / "audit.sqlite")
+    begun, waits = threading.Event(), threading.Event()
+    bought: list[int] = []
+    embed = teacher.embed_images
+
+    def slow(images: Sequence[EncodedImage]) -> np.ndarray:
+        begun.set()
+        assert waits.wait(300)
+        bought.append(len(images))
+        return embed(images)
+
+    def ask(ledger: Ledger) -> None:
+        def report(what: str, *_: Any) -> None:
+            if what.startswith("waiting for another process"):
+                waits.set()
+
+        account = Account(ledger, "vendor:m", "EUR", 10_000, "a run")
+        with EmbeddingStore(tmp_path / "store") as store:
+            asking_about(config, store, teacher, account, sources, Views(), report).ask()
+
+    monkeypatch.setattr(teacher, "embed_images", slow)
+    with Ledger(tmp_path / "store") as ledger, ThreadPoolExecutor(2) as pool:
+        first = pool.submit(ask, ledger)
+        assert begun.wait(300)
+        second = pool.submit(ask, ledger)
+        first.result()
+        second.result()
+    assert sum(bought) == len(sources.dataset) == asked(tmp_path / "store")["image"]

@@ -21,7 +21,7 @@ from vl2v.runs.cluster import Cluster, cluster_named
 
 @pytest.fixture(scope="module")
 def settings(shapes: Path) -> dict[str, Any]:
-    return {"data": {"path": str(shapes)}, "teacher": {"spec": "tiny"}}
+    return {"data": {"path": str(shapes)}, "teacher": {"spec": "tiny", "precision": "fp32"}}
 
 
 @pytest.fixture(scope="module")

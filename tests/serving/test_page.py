@@ -38,6 +38,8 @@ class Page:
 
     def __init__(self, browser: Chrome, url: str) -> None:
         self.browser = browser
+        browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        browser.get_log("browser")  # what is in it is of the page before
         browser.get(url)
 
     def text(self, name: str) -> str:
@@ -47,7 +49,7 @@ class Page:
         return self.browser.find_element(By.ID, name).is_displayed()
 
     def until(self, condition: Callable[[], Any]) -> None:
-        WebDriverWait(self.browser, 20, 0.05).until(lambda _: condition())
+        WebDriverWait(self.browser, 300, 0.05).until(lambda _: condition())
 
     def click(self, name: str) -> None:
         self.browser.find_element(By.ID, name).click()
@@ -170,10 +172,10 @@ def test_the_camera_is_used(tmp_path: Path, served: Servers) -> None:
 def test_everything_has_a_name_and_fits_a_phone(
     browser: Chrome, served: Servers, recording: Path, picture: bytes
 ) -> None:
+    page = Page(browser, served(teacher=f"recorded:{recording}"))
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 320, "height": 700, "deviceScaleFactor": 1, "mobile": True}
     )
-    page = Page(browser, served(teacher=f"recorded:{recording}"))
     page.until(lambda: page.shown("classes"))
     page.give(picture, "drop")
     page.until(lambda: page.shown("answer"))

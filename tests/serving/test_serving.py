@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 
 import vl2v
 import vl2v.runtime
+from loopback import until_accepted
 from vendor.rented import Running, running
 from vl2v.cli.app import app
 from vl2v.data.augment import evaluation_view
@@ -295,7 +296,7 @@ def test_overload_is_turned_away(
     url = served(waiting=4)
 
     def held(self: vl2v.runtime.Exported, pixels: Any) -> Any:
-        gate.wait(20)
+        gate.wait(300)
         return run(self, pixels)
 
     monkeypatch.setattr(vl2v.runtime.Exported, "run", held)
@@ -403,11 +404,10 @@ def test_told_to_stop_it_answers_what_it_accepted(run: vl2v.Run, picture: bytes)
         body = {"pictures": [b64(picture)] * 24}  # all of them together may wait
         with ThreadPoolExecutor(4) as pool:
             futures = [pool.submit(http.post, f"{url}/predict", json=body) for _ in range(4)]
-            while "vl2v_batch_things_count 1.0" in http.get(f"{url}/metrics").text:  # 1: the first, to get warm
-                assert not all(future.done() for future in futures)
+            until_accepted(url, 1 + 96)  # the first gets it warm
             process.send_signal(signal.SIGTERM)
             answers = [future.result() for future in futures]
-        assert process.wait(30) in (0, -signal.SIGTERM)
+        assert process.wait(300) in (0, -signal.SIGTERM)
     finally:
         process.kill()
     assert [len(answer.json()["predictions"]) for answer in answers] == [24] * 4

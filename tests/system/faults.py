@@ -300,7 +300,7 @@ def campaign(folder: Path, pictures: Path, fault: str, seed: int, *, budget: int
             with proxy.lock:
                 proxy.client = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
                 proxy.kill_at = proxy.seen + draws.randrange(1, 9) if killed < kills else None
-            _, said = proxy.client.communicate(timeout=120)
+            _, said = proxy.client.communicate(timeout=900)
             ended = proxy.client.returncode
             killed += ended < 0
             assert ended in (DONE, OUT_OF_BUDGET, GAVE_UP) or ended < 0, said

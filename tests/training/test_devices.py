@@ -139,13 +139,14 @@ def test_a_killed_run_goes_on_with_more_devices_with_fewer_and_with_another_stra
 def kill_at(file: Path, command: list[str]) -> None:
     """Start torchrun, and kill -9 it and its processes once there is a file."""
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as torchrun:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 900
         while not file.exists():
             assert torchrun.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
             time.sleep(0.002)
         children = Path(f"/proc/{torchrun.pid}/task/{torchrun.pid}/children").read_text().split()
         for process in (torchrun.pid, *children):
             os.kill(int(process), signal.SIGKILL)
+    deadline = time.monotonic() + 900
     while any(Path(f"/proc/{process}").exists() for process in children):
         assert time.monotonic() < deadline, "it doesn't die"
         time.sleep(0.002)

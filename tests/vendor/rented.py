@@ -40,7 +40,7 @@ class Stub:
         return self.rows([image.data for image in images])
 
     def rows(self, contents: list[bytes]) -> np.ndarray:
-        self.gate.wait(20)
+        self.gate.wait(300)
         self.batches.append(len(contents))
         return np.stack([row(content) for content in contents])
 

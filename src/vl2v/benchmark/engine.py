@@ -28,6 +28,11 @@ CRASHES = 2  # a job at which the process died so often is given up
 class Engine(Protocol):
     """Runs jobs."""
 
+    @property
+    def processes(self) -> int:
+        """How many jobs it does at once."""
+        ...
+
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
         """Do the jobs, all of them or until each has failed; tell what happens as it happens."""
         ...
@@ -96,9 +101,12 @@ class Local:
                             fail(work, by_name[worker.job], reason, worker.said())
                             tell({"event": "failed", "job": worker.job})
                         workers.append(_Worker(worker.number, count, order, events))
-                    elif event["code"]:
+                    elif event["code"] and worker.told:  # it died between two jobs
+                        workers.append(_Worker(worker.number, count, order, events))
+                    elif event["code"] and not workers and not all(map(work.ended, jobs)):
                         raise RuntimeError(f"a worker can't start: {worker.said()}")
                     continue
+                worker.told = True
                 worker.job = event["job"] if event["event"] in ("started", "progress") else None
                 tell(event)
         finally:
@@ -120,6 +128,7 @@ class _Worker:
     ) -> None:
         self.number = number
         self.job: str | None = None
+        self.told = False
         self.errors: list[str] = []
         self.events = events
         self.process = subprocess.Popen(
@@ -175,6 +184,12 @@ class Ray(Cluster):
 
     The benchmark's folder has to be on a disk that all nodes share.
     """
+
+    @property
+    def processes(self) -> int:
+        """How many jobs it does at once: one a GPU, or as the processors allow."""
+        there = self.start().cluster_resources()
+        return max(1, int(there.get("GPU", 0) or there.get("CPU", 1) // self.processors))
 
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
         """Do the jobs; see `Engine`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vl2v.benchmark.draws import drawn
 from vl2v.benchmark.jobs import Cell, Job, Selection, digest
-from vl2v.config import DataConfig, LossConfig, PublishedConfig, Tree, merge, validate
+from vl2v.config import TOWER, DataConfig, Tree, merge, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs.settings import recipe
@@ -26,6 +26,7 @@ STUDENTS = {
     "deit_small": "deit_small_patch16_224",
     "vit_base": "vit_base_patch16_224",
 }
+_SHORT = {full: short for short, full in STUDENTS.items()}
 Draw = Callable[[Cell, int], Tree]
 """Makes the hyperparameters of a cell and the number of a draw."""
 
@@ -39,7 +40,8 @@ class Grid:
         targets: unseen domains; empty: every domain of each dataset in turn. One that a dataset doesn't have as a whole
             is several, with commas between.
         methods: names.
-        students: timm models, or short names of some (`STUDENTS`).
+        students: timm models, or short names of some (`STUDENTS`), which is how they are called then. A method that
+            starts from the teacher's tower has that as its only student, "teacher"; the zero-shot row stands once.
         seeds: how many.
         draws: hyperparameter draws of each, the first being the defaults.
         search: how the others are drawn; "optuna" goes by the results of those before.
@@ -69,7 +71,7 @@ class Grid:
     def variant(self) -> str:
         """A digest of the settings that all its jobs have in common, without those that change no result."""
         settings = merge(self.settings, {"data": {"workers": 0}})
-        train = {key: value for key, value in settings.pop("train", {}).items() if key != "strategy"}
+        train = {k: value for k, value in settings.pop("train", {}).items() if k not in ("strategy", "tensorboard")}
         settings |= {"train": train} if train else {}
         how = [word for word in (self.search, self.preset) if word not in ("random", "default")]
         return digest([settings, self.steps, self.batch, *how])
@@ -111,15 +113,25 @@ class Grid:
         methods = [method for method in self.methods if METHODS[method].stages or not some]
         for dataset, pictures in self.datasets.items():
             domains = pictures.labelled_domains
-            named = [[name] if name in pictures.domains else name.split(",") for name in self.targets]
+            named = [[name] if name in pictures.domains else split_names(name) for name in self.targets]
             targets = list(dict.fromkeys([target for names in named for target in names] or domains))
             self._check_targets(dataset, targets)
             for seed in range(self.first_seed, self.first_seed + self.seeds):
                 for target in targets:
-                    for student in dict.fromkeys(self.students):
-                        for method in methods:
-                            cell = Cell(dataset, target, method, student, seed)
-                            yield from self._cell(cell, domains, draw or _random)
+                    cells = dict.fromkeys(
+                        Cell(dataset, target, method, self._student(method, student), seed)
+                        for student in self.students
+                        for method in methods
+                    )
+                    for cell in cells:
+                        yield from self._cell(cell, domains, draw or _random)
+
+    def _student(self, method: str, student: str) -> str:
+        """Return what a method trains where a student is asked for."""
+        if METHODS[method].plain.tower:
+            return TOWER
+        name = student if METHODS[method].stages else self.students[0]
+        return _SHORT.get(name, name)
 
     def _cell(self, cell: Cell, domains: Sequence[str], draw_of: Draw) -> Iterator[Job]:
         trains = bool(METHODS[cell.method].stages)
@@ -180,6 +192,11 @@ class Grid:
                 leave_out(pictures, [target], fraction=holdout)
 
 
+def split_names(text: str) -> list[str]:
+    """Return names with commas between, without the spaces around them."""
+    return [name.strip() for name in text.split(",")]
+
+
 def methods_for(names: Sequence[str], teacher: str) -> list[str]:
     """Return method names; "all" stands for every one that the teacher allows.
 
@@ -187,7 +204,7 @@ def methods_for(names: Sequence[str], teacher: str) -> list[str]:
         ConfigError: an unknown one, or one that needs the weights of a teacher that is a black box.
         TeacherError: the teacher is of no known kind.
     """
-    towers = {name for name, entry in METHODS.items() if entry.make(LossConfig(), PublishedConfig()).tower}
+    towers = {name for name, entry in METHODS.items() if entry.plain.tower}
     white = not {"all", *towers}.isdisjoint(names) and is_white_box(teacher)  # else it makes no difference
     found: list[str] = []
     for name in names:

@@ -81,6 +81,7 @@ class Job:
         config = resolve(self.settings).model_dump(mode="json", by_alias=True)
         config["data"] |= {"path": self.dataset, "workers": 0}
         del config["train"]["strategy"]
+        config["train"]["tensorboard"] = False
         if self.version != FIRST:  # folders are older than versions
             config["version"] = self.version
         words = [self.dataset, self.target, self.held and f"without-{self.held}", self.student, self.method]

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from vl2v.benchmark.engine import Engine, Local, usual_processes
@@ -25,6 +26,7 @@ from vl2v.training.log import MetricsLog
 CANDIDATES = ("lp-ft", "erm", "kd", "adip", "vl2v")
 FEWEST_STEPS, MOST_STEPS = 20, 2000
 TRIAL_STEPS = 10
+EVALUATIONS = 10  # of a stage, where its settings don't say otherwise
 BATCH = 16  # pictures of each source domain
 FINALISTS = 2
 
@@ -150,12 +152,12 @@ def recommend(
     trials = (hold([method], TRIAL_STEPS, range(1)) for method in dict.fromkeys(["erm", *methods]))
     trial = next(filter(None, trials), [])  # of the first that can be trained
     left = enough(methods, FINALISTS)
-    step = _seconds_a_step(trial)
+    paces = _paces(trial)
     half = 60 * minutes / 2
-    first = _steps(half, step, len(left) * len(domains), engine)
+    first = _steps(half, paces, len(left) * len(domains), engine)
     opening = hold(["zero-shot", *left], first, range(1))
     ranked = sorted(enough(left, FINALISTS), key=lambda method: -mean_and_error(of(opening, method=method))[0])
-    last = max(first, _steps(half, step, FINALISTS * 2 * len(domains), engine))
+    last = max(first, _steps(half, paces, FINALISTS * 2 * len(domains), engine))
     final = hold(["zero-shot", *ranked[:FINALISTS]], last, range(1, 3))  # by others than chose the finalists
     best, second = sorted(
         enough(ranked[:FINALISTS], FINALISTS), key=lambda method: -mean_and_error(of(final, method=method))[0]
@@ -204,16 +206,21 @@ def _quick() -> Tree:
     return {"stages": {"align": first, "probe": first}}
 
 
-def _seconds_a_step(trial: Sequence[Result]) -> float:
-    """Return how long a step of the last stage takes with all processes at work."""
+def _paces(trial: Sequence[Result]) -> tuple[float, float]:
+    """Return how long a step of the last stage takes, and an evaluation, with all processes at work.
+
+    A trial evaluates after every step. Medians: the first step waits for the pictures' processes to start.
+    """
     runs = [MetricsLog(found.folder).rows() for found in trial]
-    seconds = [row["seconds"] for rows in runs for row in rows if row["stage"] == rows[-1]["stage"]]
-    return float(sum(seconds)) / (TRIAL_STEPS * len(runs))
+    last = [row for rows in runs for row in rows if row["stage"] == rows[-1]["stage"]]
+    evaluations = [row["evaluation_seconds"] for row in last]
+    return median(row["seconds"] - row["evaluation_seconds"] for row in last), median(evaluations)
 
 
-def _steps(seconds: float, step: float, runs: int, engine: Engine) -> int:
+def _steps(seconds: float, paces: tuple[float, float], runs: int, engine: Engine) -> int:
     """Return the steps of each run, so that all end in time."""
-    together = getattr(engine, "processes", 1)
-    wanted = 0.8 * seconds * min(together, runs) / (runs * step)  # the rest is starting, aligning, evaluating
+    step, evaluation = paces
+    each = 0.8 * seconds * min(engine.processes, runs) / runs  # the rest is starting, aligning, the last evaluation
+    wanted = (each - EVALUATIONS * evaluation) / step
     rounded = int(wanted) if wanted < 100 else int(wanted) // 50 * 50
     return min(max(rounded, FEWEST_STEPS), MOST_STEPS)

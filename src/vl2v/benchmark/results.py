@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vl2v.benchmark.jobs import Cell, Job, Selection
 from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import ConfigError, DataError, RunError
-from vl2v.evaluation.compare import Marks
+from vl2v.evaluation.compare import Marks, target_weights
 from vl2v.runs.predictions import Predictions
 
 DOMAINBED = {
@@ -25,6 +25,7 @@ DOMAINBED = {
     "TerraIncognita": ("location_100", "location_38", "location_43", "location_46"),
     "DomainNet": ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
 }
+_NEEDED = ("index", "domain", "label", "answer", "in_split")
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,16 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     return found
 
 
-def answers_of(work: WorkList, job: Job) -> Predictions | None:
-    """Return a finished job's answers; None, and the job isn't finished any more, where they can't be read."""
+def answers_of(work: WorkList, job: Job, only: Collection[str] = _NEEDED) -> Predictions | None:
+    """Return a finished job's answers; None, and the job isn't finished any more, where they can't be read.
+
+    Args:
+        work: the list that it is on.
+        job: the job.
+        only: the columns, by default those that figures are made of; () are all.
+    """
     try:
-        return Predictions.load(work.place(job))
+        return Predictions.load(work.place(job), only)
     except RunError:
         work.set_aside(job)
         return None
@@ -159,7 +166,9 @@ def result_of(work: WorkList, job: Job) -> Result | None:
 
 def _of_each_domain(right: NDArray[np.bool_], domains: NDArray[np.int64]) -> float:
     """Return the accuracy in each domain, the mean; NaN of no picture."""
-    return float(np.mean([right[domains == one].mean() for one in np.unique(domains)])) if len(right) else math.nan
+    counts = np.bincount(domains)
+    there = counts > 0
+    return float(np.mean(np.bincount(domains, right)[there] / counts[there])) if len(right) else math.nan
 
 
 def _corrupted(work: WorkList, job: Job) -> float:
@@ -293,21 +302,34 @@ def _domainbed_student(told: object) -> str:
 
 
 def mean_and_error(found: Iterable[Result], metric: str = "accuracy") -> tuple[float, float, int]:
-    """Return mean, standard error over seeds and the number of seeds, of accuracies averaged over cells first.
+    """Return mean, standard error over seeds and the number of seeds, of the average over all cells.
 
-    Only seeds that have every cell (dataset and target) count; where a metric wasn't measured, it is NaN.
+    That is DomainBed's: over each dataset's targets, then over datasets. Only seeds that have every cell (dataset and
+    target) count; where a metric wasn't measured, it is NaN.
     """
     by_seed: dict[int, dict[tuple[str, str], float]] = defaultdict(dict)
     for result in found:
         value = getattr(result, metric)
         if not math.isnan(value):
             by_seed[result.seed][result.dataset, result.target] = value
-    cells = {cell for scores in by_seed.values() for cell in scores}
-    means = [float(np.mean(list(scores.values()))) for scores in by_seed.values() if scores.keys() == cells]
-    if not means:
+    cells = sorted({cell for scores in by_seed.values() for cell in scores})
+    whole = [[scores[cell] for cell in cells] for scores in by_seed.values() if len(scores) == len(cells)]
+    if not whole:
         return float("nan"), float("nan"), 0
+    means = np.array(whole) @ target_weights(cells)
     error = float(np.std(means, ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("nan")
     return float(np.mean(means)), error, len(means)
+
+
+def leakage(found: Iterable[Result]) -> list[str]:
+    """Return a line for each unseen domain of which source domains have pictures, too, as its runs noticed."""
+    said: dict[tuple[str, str], list[str]] = {}
+    for result in found:
+        place, file = (result.dataset, result.target), result.folder / "evaluation.json"
+        if result.method != "zero-shot" and place not in said and file.is_file():
+            told = json.loads(file.read_text(encoding="utf-8"))["notes"]
+            said[place] = [note for note in told if note.startswith("leakage")]
+    return [f"{dataset} {target}: {note}" for (dataset, target), notes in said.items() for note in notes]
 
 
 def of(found: Sequence[Result], **wanted: object) -> list[Result]:

@@ -14,7 +14,7 @@ from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.search import searching
 from vl2v.benchmark.worklist import Corruptions, WorkList
-from vl2v.config import TOWER, LossConfig, PublishedConfig, merge
+from vl2v.config import TOWER, merge
 from vl2v.errors import RunError
 from vl2v.methods import find_method
 from vl2v.runs.cluster import Cluster
@@ -82,20 +82,35 @@ def run(
         budget: what a rented teacher may have been paid in all, ever, by the benchmark's store.
         report: told how far the asking is.
         tell: told what becomes of the jobs.
+
+    Raises:
+        StudentError: a student that isn't known, or whose weights can't be had; the teacher isn't asked then.
+        VL2VError: the teacher can't be asked.
     """
     missing = benchmark.missing
     if not missing:
         return
+    _check_students(missing)
     engine = engine or Local(usual_processes())
     _ask(benchmark.work, missing, budget, engine if isinstance(engine, Cluster) else None, report)
     engine.run(benchmark.work, missing, budget, tell)
+
+
+def _check_students(jobs: Sequence[Job]) -> None:
+    """Make each student once, as its run will."""
+    from vl2v.runs.features import new_backbone
+
+    configs = [resolve(job.settings) for job in jobs if find_method(job.method).plain.stages]
+    for config in {config.student.model_dump_json(): config for config in configs}.values():
+        if config.student.name != TOWER:
+            new_backbone(config)
 
 
 def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | None, report: Report) -> None:
     """Ask about each dataset once, before the work is shared out; a domain that no job may ask about is left out."""
     seen: dict[str, tuple[dict[str, Any], set[str]]] = {}
     for job in jobs:
-        method = find_method(job.method).make(LossConfig(), PublishedConfig())
+        method = find_method(job.method).plain
         config = resolve(job.settings)
         if method.asks != "pictures" or config.teacher.select is not None:
             continue

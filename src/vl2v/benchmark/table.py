@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.benchmark.results import Result, mean_and_error, of
-from vl2v.config import TOWER, LossConfig, PublishedConfig
+from vl2v.config import TOWER
 from vl2v.evaluation.compare import Lead, Marks, best_is_sure, leads
 from vl2v.methods import METHODS
 
 Format = Literal["md", "latex", "html", "csv"]
 Metric = Literal["accuracy", "in_split", "corrupted"]
+ZERO_SHOT = "zero-shot"
 
 
 @dataclass(frozen=True)
@@ -82,12 +83,12 @@ def as_table(
 ) -> Table:
     """Return accuracy % on unseen domains: a row a student and method, a column a target, mean and standard error.
 
-    A row is bold where the method is surely ahead of all others that trained its student, by the paired bootstrap;
-    those without answers picture by picture aren't in it.
+    A row is bold where the method is surely ahead of all others that trained its student, by the paired bootstrap, and
+    these have every target; those without answers picture by picture aren't in it.
 
     Args:
         found: results.
-        reference: the method that leads are counted from; by default "erm", if it is there.
+        reference: the method that leads are counted from; by default `reference_of` them.
         metric: on all pictures of the target, on DomainBed's 80% of them, or on all of them corrupted (leads are of
             uncorrupted pictures, and left out then).
         selection: the rule that chose the draws, for the notes.
@@ -101,7 +102,8 @@ def as_table(
     known = {(result.student, result.method): figure(result.student, result.method) for result in found}
     told = published and compared and any(known.values())
     heads = ["student", "method", *(f"{dataset} {target}" if several else target for dataset, target in cells)]
-    heads += ["mean", *([f"against {reference or 'erm'}, 95%", "wins/losses"] if compared else []), "seen", "s a run"]
+    base = reference or reference_of(found)
+    heads += ["mean", *([f"against {base}, 95%", "wins/losses"] if compared else []), "seen", "s a run"]
     heads += ["published"] if told else []
     rows: list[list[str]] = []
     bold: list[int] = []
@@ -110,21 +112,23 @@ def as_table(
         mine = of(found, student=student)
         methods = list(dict.fromkeys(result.method for result in mine))
         runs = {method: runs_of(of(mine, method=method), metric) for method in methods}
-        base = reference or "erm"
         whole = [method for method in methods if _targets(of(mine, method=method)) == len(cells)]
-        ahead = leads(runs, base) if compared and base in whole else {}
-        sure = best_is_sure(runs, [method for method in whole if compared and runs[method] and method != "zero-shot"])
+        opponent = of(found if base == ZERO_SHOT else mine, method=base)
+        fair = compared and _targets(opponent) == len(cells)
+        ahead = leads({**runs, base: runs_of(opponent, metric)}, base) if fair else {}
+        rivals = [method for method in methods if runs[method] and method != ZERO_SHOT]
+        sure = best_is_sure(runs, rivals) if compared and {*rivals} <= {*whole} else None
         for method in methods:
             own = of(mine, method=method)
-            row = [student if method != "zero-shot" else "", method]
+            row = [student if method != ZERO_SHOT else "", method]
             row += [_cell(of(own, dataset=dataset, target=target), metric) for dataset, target in cells]
             complete = method in whole
             partial |= not complete
             row += [_cell(own, metric) if complete else ""]
             row += _lead(ahead.get(method) if complete else None) if compared else ()
-            row += [f"{100 * mean_and_error(own, 'seen')[0]:.1f}" if method != "zero-shot" else ""]
+            row += [f"{100 * mean_and_error(own, 'seen')[0]:.1f}" if method != ZERO_SHOT else ""]
             times = [result.seconds for result in own if math.isfinite(result.seconds)]
-            row += [f"{sorted(times)[len(times) // 2]:.0f}" if times and method != "zero-shot" else ""]
+            row += [f"{sorted(times)[len(times) // 2]:.0f}" if times and method != ZERO_SHOT else ""]
             if told:
                 row.append(known[student, method])
             if method == sure:
@@ -136,13 +140,22 @@ def as_table(
             "Bold: ahead of every other method that trained its student here, the whole 95% interval above zero."
         )
     if partial:
-        notes.append("No mean, and no lead, where a target is missing.")
+        notes.append(
+            "No mean, and no lead, where a target is missing, and no bold beside it. A mean is over the seeds that "
+            "have every target, a lead over all runs that both methods have."
+        )
     if told:
         notes.append(
             "Published, with CLIP ViT-B/16 as the teacher, on the whole datasets: black, a ViT-B/16 that starts from "
             "ImageNet; white, the teacher's own tower. Not comparable with the rest."
         )
     return Table(heads, rows, tuple(bold), notes)
+
+
+def reference_of(found: Sequence[Result]) -> str:
+    """Return the method that leads are counted from: "erm", or the first that is there."""
+    methods = list(dict.fromkeys(result.method for result in found if result.method != ZERO_SHOT))
+    return "erm" if "erm" in methods or not methods else methods[0]
 
 
 def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
@@ -157,7 +170,7 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
         "oracle": "the target's other 20% (oracle: not deployable"
         + (", and these pictures are among the measured ones)" if metric == "accuracy" else ")"),
     }
-    rows = {(result.student, result.method) for result in found if result.method != "zero-shot"}
+    rows = {(result.student, result.method) for result in found if result.method != ZERO_SHOT}
     counts = {len({r.seed for r in of(found, student=student, method=method)}) for student, method in rows} or {1}
     few, many = min(counts), max(counts)
     over = f"{many}" if few == many else f"{few} to {many}"
@@ -191,9 +204,9 @@ def _unanswered(found: Sequence[Result]) -> list[str]:
     ]
 
 
-def runs_of(found: Sequence[Result], metric: Metric = "accuracy") -> dict[Hashable, dict[int, Marks]]:
+def runs_of(found: Sequence[Result], metric: Metric = "accuracy") -> dict[tuple[str, str], dict[int, Marks]]:
     """Return results as comparisons want them: (dataset, target) -> seed -> what was right."""
-    runs: dict[Hashable, dict[int, Marks]] = {}
+    runs: dict[tuple[str, str], dict[int, Marks]] = {}
     for result in found:
         marks = result.inside if metric == "in_split" else result.marks
         if marks is not None:
@@ -235,7 +248,7 @@ def _published(datasets: set[str]) -> Callable[[str, str], str]:
 
     def figure(student: str, method: str) -> str:
         entry = METHODS.get(method)
-        starts_there = entry is not None and (not entry.stages or entry.make(LossConfig(), PublishedConfig()).tower)
+        starts_there = entry is not None and (not entry.stages or entry.plain.tower)
         box = "white" if student == TOWER or starts_there else "black"
         found = tree[box].get(method, {}).get(column)
         return "" if found is None else f"{found:.1f} {box}"

@@ -197,9 +197,13 @@ class WorkList:
     def failure(self, job: Job) -> str | None:
         """Return why the job failed when it was last tried; None if it didn't."""
         file = self.place(job) / "failed.json"
-        if self.done(job) or not file.is_file():
+        if not file.is_file() or self.done(job):
             return None
         return str(json.loads(file.read_text(encoding="utf-8"))["error"])
+
+    def ended(self, job: Job) -> bool:
+        """Whether a job is done, or failed when it was last tried."""
+        return self.done(job) or self.failure(job) is not None
 
     def seconds(self, job: Job) -> float:
         """Return how long a finished job took."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -61,7 +62,7 @@ def benchmark(
     if context.invoked_subcommand is not None:
         return
     from vl2v.benchmark.engine import engine_named
-    from vl2v.benchmark.grid import Grid, methods_for
+    from vl2v.benchmark.grid import Grid, methods_for, split_names
     from vl2v.benchmark.run import plan, run
     from vl2v.cli.show import progress
 
@@ -70,8 +71,8 @@ def benchmark(
     grid = Grid(
         data=_datasets(data or []),
         targets=[] if targets == ["all"] else targets or [],
-        methods=methods_for(methods.split(","), spec),
-        students=students.split(","),
+        methods=methods_for(split_names(methods), spec),
+        students=split_names(students),
         seeds=seeds,
         draws=draws,
         search=one_of(search, ("random", "optuna"), "--search"),
@@ -91,7 +92,7 @@ def benchmark(
 
             with progress() as report, watching(bench, report, budget) as tell:
                 run(bench, engine=place, budget=budget, report=report, tell=tell)
-        left = len(bench.missing)
+        left = len(bench.missing) if missing else 0
         done += missing - left
     bench.work.show(grid.variant, bench.jobs)  # another command may have asked for other settings meanwhile
     failed = [job for job in bench.jobs if bench.work.failure(job)]
@@ -162,7 +163,7 @@ def recommend(
 ) -> None:
     """Hold a small tournament of methods on your own pictures, and say which to use."""
     from vl2v.benchmark.engine import engine_named
-    from vl2v.benchmark.grid import methods_for
+    from vl2v.benchmark.grid import methods_for, split_names
     from vl2v.benchmark.recommend import recommend as hold
     from vl2v.benchmark.table import as_table
     from vl2v.cli.show import progress
@@ -179,7 +180,7 @@ def recommend(
             spec,
             out,
             minutes=minutes,
-            methods=methods_for(methods.split(","), spec),
+            methods=methods_for(split_names(methods), spec),
             student=student,
             settings=settings,
             engine=engine_named(engine),
@@ -199,7 +200,7 @@ def _print_table(
     reference: str | None,
     domainbed: Sequence[Path] = (),
 ) -> None:
-    from vl2v.benchmark.results import read_domainbed, results
+    from vl2v.benchmark.results import leakage, read_domainbed, results
     from vl2v.benchmark.table import as_table
     from vl2v.benchmark.worklist import WorkList
     from vl2v.errors import ConfigError, RunError
@@ -218,9 +219,10 @@ def _print_table(
         if twice := {result.cell for result in found} & {result.cell for result in own}:
             raise ConfigError(f"{folder}: {', '.join(map(str, min(twice)))}: another of the folders has it, too")
         found += own
-        for job in filter(work.spoilt, work.shown()):
+        shown = work.shown()
+        for job in filter(work.spoilt, shown):
             typer.echo(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", err=True)
-        others = len(work.jobs()) - len(work.shown())
+        others = len(work.jobs()) - len(shown)
         if others:
             typer.echo(
                 f"{others} jobs in {folder} have other settings, or are of another version of the code, and aren't "
@@ -236,6 +238,12 @@ def _print_table(
         raise ConfigError(f"--reference {reference}: not in this table")
     if not found:
         raise RunError(f"{folders[0]}: nothing is done yet; `vl2v benchmark status {folders[0]}` tells why")
+    if measure == "corrupted" and all(math.isnan(getattr(result, measure)) for result in found):
+        raise RunError(
+            f"{folders[0]}: nothing was measured corrupted, as it was asked for last; give the `vl2v benchmark` "
+            "command with --corruptions (what was measured once is still there)"
+        )
+    notes += leakage(found)
     typer.echo(as_table(found, reference=reference, metric=measure, selection=rule, notes=notes).render(kind))
 
 
@@ -260,13 +268,18 @@ _VARIED = ("method", "seed", "student.name", "data.path", "data.target", "data.s
 
 def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> tuple[dict[str, Any], str]:
     """Return the settings of every run, and the teacher that they name."""
-    from vl2v.config import assignments, merge, validate
+    from vl2v.config import assignments, merge, read_toml, validate
     from vl2v.errors import ConfigError
 
-    changed = assignments(pairs or [])
+    changed, written = assignments(pairs or []), read_toml(file) if file else {}
     for key in _VARIED:
         if _has(changed, key.split(".")):
             raise ConfigError(f"--set {key}: this is what the runs differ in; see the options of --help")
+        if _has(written, key.split(".")):
+            raise ConfigError(
+                f"{file}: {key}: this is what the runs differ in; keep in the file only what all methods are to share "
+                "(`vl2v config` prints the settings of one method, which don't suit the others)"
+            )
     given = _settings(file, pairs, {"teacher.spec": teacher})
     data = given.get("data", {})
     data = {"path": ".", **data} if isinstance(data, dict) else data

@@ -165,12 +165,11 @@ def distill(
 
 def methods() -> None:
     """List the methods, each in a line."""
-    from vl2v.config import LossConfig, PublishedConfig
     from vl2v.methods import METHODS
 
     needs = {"pictures": "a teacher", "texts": "the teacher's texts", "nothing": "labels only"}
     for name, entry in METHODS.items():
-        method = entry.make(LossConfig(), PublishedConfig())
+        method = entry.plain
         white = ", and its weights" if method.tower else ""
         typer.echo(f"{name:9} {entry.title} ({needs[method.asks]}{white})")
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
 from vl2v.data.decoding import PictureError, decode
 from vl2v.errors import DataError
-from vl2v.sqlite import BUSY_SECONDS, write_ahead
+from vl2v.sqlite import BUSY_SECONDS, journal
 
 Progress = Callable[[int, int], None]
 _CHUNK = 256
@@ -189,7 +189,8 @@ def _open(cache: Path | None) -> sqlite3.Connection:
         raise _no_cache(cache, error) from None
     db = sqlite3.connect(cache or ":memory:", timeout=BUSY_SECONDS)
     try:
-        write_ahead(db)
+        if cache is not None:
+            journal(db, cache)
         db.execute(
             f"CREATE TABLE IF NOT EXISTS {_TABLE}"
             " (path TEXT PRIMARY KEY, size INTEGER, time INTEGER, sha256 BLOB, problem TEXT) WITHOUT ROWID"

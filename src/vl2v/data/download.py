@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from filelock import FileLock
+
 from vl2v.errors import DataError
 
 if TYPE_CHECKING:
@@ -262,8 +264,9 @@ class Lock:
 
     def keep(self, dataset: str, name: str, sha256: str, size: int) -> None:
         """Remember a file."""
-        known = self.read()
-        known.setdefault(dataset, {})[name] = {"sha256": sha256, "bytes": size}
-        temporary = self.file.with_name(self.file.name + ".new")
-        temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        os.replace(temporary, self.file)
+        with FileLock(self.file.with_name(f".{self.file.name}.lock")):  # another dataset may be downloaded beside
+            known = self.read()
+            known.setdefault(dataset, {})[name] = {"sha256": sha256, "bytes": size}
+            temporary = self.file.with_name(self.file.name + ".new")
+            temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+            os.replace(temporary, self.file)

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from vl2v.errors import StoreError
-from vl2v.sqlite import BUSY_SECONDS, remedy, write_ahead
+from vl2v.sqlite import BUSY_SECONDS, journal, remedy
 from vl2v.teachers.rented import MICRO, BudgetReached, Kind, Query, Status
 
 FILE_NAME = "ledger.sqlite"
@@ -222,7 +222,7 @@ class Ledger:
         self._db.execute(_INSERT, (*row, self._balance(teacher) - most + micro, model, note))
 
     def _prepare(self) -> None:
-        write_ahead(self._db)
+        journal(self._db, self.file)
         self._db.execute("PRAGMA synchronous = FULL")
         with self._transaction():
             (application,) = self._db.execute("PRAGMA application_id").fetchone()

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.errors import StoreError
-from vl2v.sqlite import BUSY_SECONDS, remedy, write_ahead
+from vl2v.sqlite import BUSY_SECONDS, is_shared, journal, remedy
 
 Kind = Literal["image", "text"]
 
@@ -484,13 +484,14 @@ class EmbeddingStore:
             raise StoreError(f"{self.file}: is not an embedding store of vl2v: choose another folder")
         if not self.read_only:
             self._db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
-            write_ahead(self._db)
+            journal(self._db, self.file)
             self._db.execute("PRAGMA synchronous = FULL")
             # 64 MB of log between checkpoints: an index page that many commits touch is moved once.
             self._db.execute("PRAGMA wal_autocheckpoint = 4000")
             self._db.execute("PRAGMA journal_size_limit = 67108864")
         self._db.execute("PRAGMA cache_size = -65536")
-        self._db.execute("PRAGMA mmap_size = 2147418112")
+        if not is_shared(self.file):
+            self._db.execute("PRAGMA mmap_size = 2147418112")
         if application != APPLICATION_ID:
             self._create()
         (version,) = self._db.execute("PRAGMA user_version").fetchone()

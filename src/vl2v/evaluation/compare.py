@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,21 +24,24 @@ class Marks(NamedTuple):
     right: NDArray[np.bool_]
 
 
-Runs = Mapping[Hashable, Mapping[int, Marks]]
-"""Target -> seed -> what was right."""
+Runs = Mapping[tuple[str, str], Mapping[int, Marks]]
+"""(Dataset, target) -> seed -> what was right."""
 
-_AT_ONCE = 2**15  # entries of a table of draws: it stays in a processor's cache
+# Student's t at 0.975 with 1, 2, ... degrees of freedom, as a multiple of the normal distribution's.
+_WIDER = np.array([12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]) / 1.96
+
+_AT_ONCE = 2**16  # entries of a table of draws: it stays in a processor's cache
 _ABSENT = 2  # no difference: the picture isn't among a seed's
 
-# The quantiles of Poisson(1) that 65,536 equally likely numbers stand for.
-_POISSON_1 = np.searchsorted(
-    np.cumsum([math.exp(-1) / math.factorial(k) for k in range(10)]), (np.arange(2**16) + 0.5) / 2**16
-).astype(np.float32)
+# Of 65,536 equally likely numbers those from the k-th of these on stand for more than k, as Poisson(1) has it.
+_POISSON_1 = np.round(2**16 * np.cumsum([math.exp(-1) / math.factorial(k) for k in range(8)])).astype(np.uint16)
 
 
 @dataclass(frozen=True)
 class Lead:
-    """How much more accurate one method is than another, the mean over targets; -1 to 1.
+    """How much more accurate one method is than another, the mean over each dataset's targets, then over datasets.
+
+    From -1 to 1.
 
     Attributes:
         mean: the difference.
@@ -67,9 +71,10 @@ def lead(one: Runs, other: Runs, *, rounds: int = 2000, seed: int = 0) -> Lead |
     """Return how far `one` is ahead of `other` on the pictures that both answered; None where there are none.
 
     Paired bootstrap: the targets are given; of each its seeds, and its pictures, the same for all seeds, are drawn
-    anew with replacement, each target for itself. Deviations are stretched by sqrt(k / (k - 1)) for the k seeds, of
-    which a bootstrap of so few would make too little; with a single seed only the pictures are drawn, and the
-    training's luck is not in it.
+    anew with replacement, each target for itself. Of few seeds k a bootstrap makes too little: deviations are stretched
+    by sqrt(k / (k - 1)), and by Student's t over the normal quantile, with the k - 1 degrees of freedom of all targets
+    together, as if all luck were the training's. With a single seed only the pictures are drawn, and the training's
+    luck is not in it.
 
     Args:
         one: what it got right.
@@ -77,27 +82,34 @@ def lead(one: Runs, other: Runs, *, rounds: int = 2000, seed: int = 0) -> Lead |
         rounds: draws.
         seed: of the draws.
     """
-    drawn, means, fewest = [], [], []
-    signs: list[float] = []
-    for number, target in enumerate(sorted(one.keys() & other.keys(), key=str)):
-        both = sorted(one[target].keys() & other[target].keys())
-        paired = [_paired(one[target][s], other[target][s]) for s in both]
-        paired = [pair for pair in paired if len(pair.pictures)]
-        if not paired:
-            continue
-        differences = [pair.difference.mean() for pair in paired]
-        signs += differences
-        means.append(np.mean(differences))
-        drawn.append(_draws(paired, rounds, np.random.default_rng([seed, number])))
-        fewest.append(len(paired))
-    if not means:
+    pairs = [(target, paired) for target, paired in _pairs(one, other) if paired]
+    if not pairs:
         return None
-    mean = float(np.mean(means))
-    count = min(fewest)
-    stretch = (count / (count - 1)) ** 0.5 if count > 1 else 1.0
-    low, high = mean + stretch * (np.quantile(np.mean(drawn, 0), [0.025, 0.975]) - mean)
-    wins, losses = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
-    return Lead(mean, float(low), float(high), wins, losses, len(signs), count)
+    differences = [[pair.difference.mean() for pair in paired] for _, paired in pairs]
+    weights = target_weights([target for target, _ in pairs])
+    mean = float(weights @ [np.mean(of_target) for of_target in differences])
+    drawn = [_draws(paired, rounds, np.random.default_rng([seed, n])) for n, (_, paired) in enumerate(pairs)]
+    stretch = _stretch([len(paired) for _, paired in pairs])
+    low, high = mean + stretch * (np.quantile(weights @ drawn, [0.025, 0.975]) - mean)
+    signs = np.sign(np.concatenate(differences))
+    wins, losses = int((signs > 0).sum()), int((signs < 0).sum())
+    return Lead(mean, float(low), float(high), wins, losses, len(signs), min(len(paired) for _, paired in pairs))
+
+
+def target_weights(targets: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
+    """Return what each (dataset, target) counts in a mean: datasets alike, and each one's targets alike."""
+    of_dataset = Counter(dataset for dataset, _ in targets)
+    return np.array([1 / (len(of_dataset) * of_dataset[dataset]) for dataset, _ in targets])
+
+
+def _stretch(seeds: Sequence[int]) -> float:
+    """Return by how much deviations grow, given the seeds of each target; see `lead`."""
+    fewest, freedom = min(seeds), sum(seeds) - len(seeds)
+    if fewest == 1:
+        return 1.0
+    # Beyond the table, Fisher's expansion of t in 1 / freedom (Abramowitz and Stegun, 26.7.5).
+    wider = _WIDER[freedom - 1] if freedom <= len(_WIDER) else 1 + 1.2104 / freedom + 1.4402 / freedom**2
+    return float((fewest / (fewest - 1)) ** 0.5 * wider)
 
 
 class _Pair(NamedTuple):
@@ -105,6 +117,14 @@ class _Pair(NamedTuple):
 
     pictures: NDArray[np.int64]
     difference: NDArray[np.int8]
+
+
+def _pairs(one: Runs, other: Runs) -> Iterator[tuple[tuple[str, str], list[_Pair]]]:
+    """Yield each target that both have, in order, with its seeds of which both answered pictures."""
+    for target in sorted(one.keys() & other.keys()):
+        seeds = sorted(one[target].keys() & other[target].keys())
+        paired = [_paired(one[target][seed], other[target][seed]) for seed in seeds]
+        yield target, [pair for pair in paired if len(pair.pictures)]
 
 
 def _paired(one: Marks, other: Marks) -> _Pair:
@@ -138,12 +158,17 @@ def _draws(seeds: Sequence[_Pair], rounds: int, rng: np.random.Generator) -> NDA
 def _poisson(counts: NDArray[np.int64], rounds: int, rng: np.random.Generator) -> NDArray[np.float32]:
     """Return Poisson(counts [kinds], descending) draws [rounds, kinds].
 
-    Those of Poisson(1), of which there may be very many, are taken from a table.
+    Those of Poisson(1), of which there may be very many, are numbers of two bytes, held against a table.
     """
     more = int((counts > 1).sum())
-    several = rng.poisson(counts[:more], (rounds, more)).astype(np.float32)
-    once = _POISSON_1[rng.integers(2**16, size=(rounds, len(counts) - more), dtype=np.uint16)]
-    return np.concatenate([several, once], 1)
+    drawn = rng.integers(2**16, size=(rounds, len(counts) - more), dtype=np.uint16)
+    once = np.zeros(drawn.shape, np.uint8)
+    for bound in _POISSON_1:
+        once += drawn >= bound
+    times = np.empty((rounds, len(counts)), np.float32)
+    times[:, :more] = rng.poisson(counts[:more], (rounds, more))
+    times[:, more:] = once
+    return times
 
 
 def _kinds(seeds: Sequence[_Pair]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -171,15 +196,26 @@ def leads(methods: Mapping[str, Runs], reference: str) -> dict[str, Lead]:
     return {name: found for name, found in compared.items() if found is not None}
 
 
-def _surely_ahead(one: Runs, other: Runs) -> bool:
-    found = lead(one, other)
-    return found is not None and found.sure and found.low > 0
-
-
 def best_is_sure(methods: Mapping[str, Runs], names: Sequence[str]) -> str | None:
     """Return the method that is surely ahead of every other one of `names`; None if there is none."""
     for name in names:
-        others = [other for other in names if other != name]
-        if others and all(_surely_ahead(methods[name], methods[other]) for other in others):
+        others = [methods[other] for other in names if other != name]
+        # The first half takes no draws, and all but one method fail in it.
+        if (
+            others
+            and all(_is_ahead(methods[name], other) for other in others)
+            and all(_is_surely_ahead(methods[name], other) for other in others)
+        ):
             return name
     return None
+
+
+def _is_ahead(one: Runs, other: Runs) -> bool:
+    pairs = [(target, paired) for target, paired in _pairs(one, other) if paired]
+    means = [np.mean([pair.difference.mean() for pair in paired]) for _, paired in pairs]
+    return bool(pairs) and float(target_weights([target for target, _ in pairs]) @ means) > 0
+
+
+def _is_surely_ahead(one: Runs, other: Runs) -> bool:
+    found = lead(one, other)
+    return found is not None and found.sure and found.low > 0

@@ -37,6 +37,11 @@ class Entry(NamedTuple):
     defaults: Mapping[str, Any] = {}
     version: int = 1
 
+    @property
+    def plain(self) -> Method:
+        """The method as its loss's defaults make it."""
+        return self.make(LossConfig(), PublishedConfig())
+
 
 METHODS = {
     "zero-shot": Entry("the teacher itself, without a student", zero_shot, {}),
@@ -52,9 +57,9 @@ METHODS = {
     "kd": Entry("distillation of logits", kd.kd, kd.STAGES),
     "fd": Entry("distillation of features", fd.fd, fd.STAGES),
     "simkd": Entry("distillation of features under the teacher's classifier", simkd.simkd, simkd.STAGES),
-    "rise": Entry("distillation of logits, drawn to the class texts", rise.rise, rise.STAGES, rise.DEFAULTS),
+    "rise": Entry("distillation of logits, drawn to the class texts", rise.rise, rise.STAGES, rise.DEFAULTS, 2),
     "miro": Entry("fine-tuning that stays near the pretrained features", miro.miro, miro.STAGES, version=2),
-    "mixup": Entry("fine-tuning on mixtures of domains", mixup.mixup, mixup.STAGES),
+    "mixup": Entry("fine-tuning on mixtures of domains", mixup.mixup, mixup.STAGES, version=2),
     "coral": Entry("fine-tuning with domains' features made alike", coral.coral, coral.STAGES),
     "sam": Entry("sharpness-aware fine-tuning", sam.sam, sam.STAGES),
     "sagm": Entry("sharpness-aware gradient matching", sam.sagm, sam.STAGES),

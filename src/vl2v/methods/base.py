@@ -45,8 +45,8 @@ class Targets:
         scale: the teacher's logit scale s.
         domains: [n] which source domain each picture is from.
         anchors: texts of each class in each source domain's words [C, D, d], unit rows; for methods that ask for them.
-        partners: [n] for pictures that are mixtures, the label of the second; `share` is the first one's part.
-        share: see `partners`.
+        partners: [n] for pictures that are mixtures, the label of the second.
+        share: [n] the first one's part of a mixture, 0 to 1.
     """
 
     labels: Tensor
@@ -56,11 +56,11 @@ class Targets:
     domains: Tensor | None = None
     anchors: Tensor | None = None
     partners: Tensor | None = None
-    share: float = 1.0
+    share: Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
         """Return the same on a device."""
-        names = ("labels", "images", "texts", "domains", "anchors", "partners")
+        names = ("labels", "images", "texts", "domains", "anchors", "partners", "share")
         there = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **there)
 
@@ -156,7 +156,7 @@ class Method:
     Attributes:
         name: as on the command line.
         head: "text" (projector and text classifier), "linear" (a trained head on the features), or "stacked" (a
-            linear head on a projector's embedding; one linear layer once it is trained).
+            linear head, at first the class texts, on a projector's embedding; one linear layer once it is trained).
         stages: in order; each starts from the weights that the one before ended with.
         asks: what the teacher is asked about: pictures and texts, texts alone, or nothing.
         tower: whether the student is the teacher's own image tower (white box).

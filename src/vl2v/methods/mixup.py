@@ -24,20 +24,22 @@ def mixup(loss: LossConfig, published: PublishedConfig) -> Method:
 def between_domains(alpha: float) -> Blend:
     """Return what mixes each picture with one of the next domain, domains in random order: b x1 + (1 - b) x2.
 
-    b is drawn from Beta(alpha, alpha), once a batch. With a single domain its own pictures are mixed.
+    b is drawn from Beta(alpha, alpha), once a pair of domains. With a single domain its own pictures are mixed.
     """
 
     def blend(pixels: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         import torch
 
-        share = float(torch.distributions.Beta(alpha, alpha).sample())
         groups = [group[torch.randperm(len(group))] for group in targets.of_each_domain()]
         order = torch.randperm(len(groups)).tolist()
         partner = torch.arange(len(pixels), device=pixels.device)
+        share = torch.ones(len(pixels), device=pixels.device)
         for one, other in zip(order, [*order[1:], order[0]], strict=True):
             size = len(groups[one])
             partner[groups[one]] = groups[other].repeat(-(-size // len(groups[other])))[:size]
-        mixed = share * pixels.float() + (1 - share) * pixels[partner].float()
+            share[groups[one]] = float(torch.distributions.Beta(alpha, alpha).sample())
+        of_each = share.view(-1, 1, 1, 1)
+        mixed = of_each * pixels.float() + (1 - of_each) * pixels[partner].float()
         return mixed, replace(targets, partners=targets.labels[partner], share=share)
 
     return blend
@@ -47,6 +49,9 @@ def mixed_cross_entropy(output: Output, targets: Targets) -> Tensor:
     """Return b CE(v, y1) + (1 - b) CE(v, y2), the mean over the batch."""
     from torch.nn import functional
 
-    assert targets.partners is not None
-    own, others = (functional.cross_entropy(output.projected, labels) for labels in (targets.labels, targets.partners))
-    return targets.share * own + (1 - targets.share) * others
+    assert targets.partners is not None and targets.share is not None
+    own, others = (
+        functional.cross_entropy(output.projected, labels, reduction="none")
+        for labels in (targets.labels, targets.partners)
+    )
+    return (targets.share * own + (1 - targets.share) * others).mean()

@@ -1,7 +1,7 @@
 """RISE: distillation of logits, with the student's embedding drawn to the class's text.
 
 Huang et al., "A Sentence Speaks a Thousand Images: Domain Generalization through Distilling CLIP with Language
-Guidance", ICCV 2023, sections 3.2 to 3.4; weights as in its public code.
+Guidance", ICCV 2023, sections 3.2 to 3.4; the head's start as in its public code, and the weights that it has for PACS.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ RELATIVE = 10.0  # and of the relative one within
 
 
 def rise(loss: LossConfig, published: PublishedConfig) -> Method:
-    """Return the method: a linear head on the projector's embedding; all is trained."""
+    """Return the method: a linear head, at first the class texts, on the projector's embedding; all is trained."""
     stage = Stage("distill", "all", rise_loss(kd_loss(loss.tau, loss.kd_weight)), settings=("temperature", "kd_weight"))
     return Method("rise", "stacked", (stage,), anchors=True)
 

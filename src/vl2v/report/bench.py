@@ -12,13 +12,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vl2v.benchmark.jobs import Job
-from vl2v.benchmark.results import Result, mean_and_error, of
-from vl2v.benchmark.table import runs_of
+from vl2v.benchmark.results import Result, answers_of, mean_and_error, of
+from vl2v.benchmark.table import ZERO_SHOT, reference_of, runs_of
 from vl2v.benchmark.worklist import WorkList
+from vl2v.errors import RunError
 from vl2v.evaluation.compare import Lead, leads
 from vl2v.runs.predictions import Predictions
-
-ZERO_SHOT = "zero-shot"
 
 Model = tuple[str, str]
 """A student and a method."""
@@ -38,8 +37,15 @@ class Bench:
 
     @cached_property
     def kept(self) -> dict[Path, Predictions]:
-        """Every answer of each run, by its folder."""
-        return {result.folder: Predictions.load(result.folder) for result in self.found}
+        """Every answer of each run, by its folder.
+
+        Raises:
+            RunError: there are some that can't be read; the next `vl2v benchmark` does their jobs again.
+        """
+        found = {result.folder: answers_of(self.work, self.jobs[result.folder], ()) for result in self.found}
+        if lost := [folder for folder, kept in found.items() if kept is None]:
+            raise RunError(f"{lost[0]}: its answers can't be read; give the `vl2v benchmark` command again, then this")
+        return {folder: kept for folder, kept in found.items() if kept is not None}
 
     @cached_property
     def models(self) -> list[Model]:
@@ -60,7 +66,7 @@ class Bench:
     @property
     def reference(self) -> str:
         """The method that leads are measured from."""
-        return "erm" if "erm" in self.methods else self.methods[0]
+        return reference_of(self.found)
 
     def results(self, model: Model) -> list[Result]:
         """Return a model's runs."""

@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from vl2v.benchmark.jobs import Selection
-from vl2v.benchmark.results import Result, results
-from vl2v.benchmark.table import as_table
+from vl2v.benchmark.results import Result, leakage, results
+from vl2v.benchmark.table import ZERO_SHOT, as_table
 from vl2v.benchmark.worklist import WorkList
 from vl2v.config import Tree
 from vl2v.errors import RunError
 from vl2v.evaluation.compare import Lead
-from vl2v.report.bench import ZERO_SHOT, Bench, Model
+from vl2v.report.bench import Bench, Model
 from vl2v.report.charts import Span, axis
 from vl2v.report.costs import costs
 from vl2v.report.differences import by_class, by_domain, confidence, curves, disagreements
@@ -46,7 +46,7 @@ def benchmark_page(folder: Path, report: Report, selection: Selection = "trainin
         report(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", 1, 1, "")
     if not bench.models:
         raise RunError(f"{folder}: no student is trained yet; `vl2v benchmark status {folder}` tells why")
-    table = as_table(bench.found, reference=bench.reference, selection=selection)
+    table = as_table(bench.found, reference=bench.reference, selection=selection, notes=leakage(bench.found))
     content = {
         "eyebrow": "Report of a benchmark",
         "title": f"{', '.join(dict.fromkeys(dataset for dataset, _ in bench.cells))}: {_counted(bench)}",

@@ -13,9 +13,10 @@ from safetensors import safe_open
 
 from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.results import mean_and_error, result_of
+from vl2v.benchmark.table import ZERO_SHOT
 from vl2v.data import leave_out, open_dataset
 from vl2v.errors import DataError
-from vl2v.report.bench import ZERO_SHOT, Bench, Model
+from vl2v.report.bench import Bench, Model
 from vl2v.report.charts import Chart, Series, axis, log_axis
 from vl2v.runs.settings import resolve
 

@@ -148,22 +148,42 @@ class Asking:
             ConfigError: see `buys_new_sizes`.
             TeacherError: it can't be asked, or its answers can't be used.
         """
-        questions = self.plan(pictures)
-        what, others = f"asking {self.teacher.name}", self.other_sizes(questions)
-        if others:
-            known = f"views of {self.views.size} px, those known are of {', '.join(map(str, others))} px"
-            if self.account and not self.buys_new_sizes:
-                raise ConfigError(
-                    f"teacher.views = {self.views.k}: {known}; give student.image_size={others[0]}, "
-                    "or buy these first: `vl2v embed` with the settings of this run"
-                )
-            what += f" about {known}"
+        with self._alone():
+            questions = self.plan(pictures)
+            what, others = f"asking {self.teacher.name}", self.other_sizes(questions)
+            if others:
+                known = f"views of {self.views.size} px, those known are of {', '.join(map(str, others))} px"
+                if self.account and not self.buys_new_sizes:
+                    raise ConfigError(
+                        f"teacher.views = {self.views.k}: {known}; give student.image_size={others[0]}, "
+                        "or buy these first: `vl2v embed` with the settings of this run"
+                    )
+                what += f" about {known}"
 
-        def tell(done: int, total: int) -> None:
-            self.report(what, done, total, self.account.bill() if self.account else "")
+            def tell(done: int, total: int) -> None:
+                self.report(what, done, total, self.account.bill() if self.account else "")
 
-        asked = questions, self.store, self.teacher, tell
-        return self.cluster.fetch(*asked, self.config.teacher) if self.cluster else fetch(*asked)
+            asked = questions, self.store, self.teacher, tell
+            return self.cluster.fetch(*asked, self.config.teacher) if self.cluster else fetch(*asked)
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep others from asking a rented teacher meanwhile: they would buy the same; afterwards they find it."""
+        if self.account is None:
+            yield
+            return
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.store.path / "asking.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            self.report(f"waiting for another process that asks {self.teacher.name}", 0, 1, "")
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def other_sizes(self, questions: Plan) -> list[int]:
         """Return the sizes, in pixels, of which the views are known that these questions want of another size.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import NDArray
 
 from vl2v.embeddings.select import balanced_order, k_center_order, random_order, uncertain_order
@@ -35,17 +37,21 @@ def choose(asking: Asking, sources: Sources, features: Features, run: Path | Non
     if wanted is None:
         return None
     kept = [] if run is None else [run / "asked.json"]
-    if wanted != "known":
-        kept.append(asking.store.path / "chosen" / f"{_digest(asking, sources)}.json")
-    found = next((file for file in kept if file.is_file()), None)
-    contents = asking.contents(asking.same(sources.training))
-    if found is None:
-        chosen = set(asking.contents(asking.same(_choose(asking, sources, features))))
-    else:
-        chosen = set(json.loads(found.read_text(encoding="utf-8")))
-    for file in kept:
-        if not file.is_file():
-            write_text(file, json.dumps(sorted(chosen)))
+    with ExitStack() as alone:
+        if wanted != "known":
+            shared = asking.store.path / "chosen" / f"{_digest(asking, sources)}.json"
+            kept.append(shared)
+            shared.parent.mkdir(exist_ok=True)
+            alone.enter_context(FileLock(shared.with_suffix(".lock")))
+        found = next((file for file in kept if file.is_file()), None)
+        contents = asking.contents(asking.same(sources.training))
+        if found is None:
+            chosen = set(asking.contents(asking.same(_choose(asking, sources, features))))
+        else:
+            chosen = set(json.loads(found.read_text(encoding="utf-8")))
+        for file in kept:
+            if not file.is_file():
+                write_text(file, json.dumps(sorted(chosen)))
     return sources.training[[place for place, content in enumerate(contents) if content in chosen]]
 
 

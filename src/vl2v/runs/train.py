@@ -183,6 +183,9 @@ def train(
             answers = from_first(fabric, asked)
             if asks_online(config) and teacher is not None:
                 answers = replace(answers, ask=teaching.online(config.teacher, teacher))
+    if method.head == "stacked":
+        assert answers.texts is not None
+        student.classify_by(torch.from_numpy(answers.texts))
     features.spread()
     if method.asks == "pictures":
         config = settled(config, method, run.folder, sources, answers, features, fabric, report)

@@ -53,6 +53,15 @@ class Student(nn.Module):
             out: Tensor = self.projector(features.float())
             return functional.normalize(out, dim=-1) if self.head == "text" else out
 
+    def classify_by(self, texts: Tensor) -> None:
+        """Let a linear head on a projector start as the class texts T [C, d]: logits e . T^T of the embedding e."""
+        assert isinstance(self.projector, nn.Sequential)
+        _, head = self.projector
+        assert isinstance(head, nn.Linear)
+        with torch.no_grad():
+            head.weight.copy_(texts)
+            head.bias.zero_()
+
     def fold(self) -> None:
         """Make one linear layer of a linear head on a projector; what comes out is the same."""
         if isinstance(self.projector, nn.Sequential):

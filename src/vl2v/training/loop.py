@@ -228,6 +228,7 @@ class _StageRun:
             if self.averager is not None:
                 self.averager.step(self.weights)
             if self.step % every == 0 or self.step == settings.steps:
+                trained = meter.seconds()
                 scores = self._evaluate()
                 rate = learning_rate(settings, self.step - 1)
                 row = {
@@ -236,6 +237,7 @@ class _StageRun:
                     "loss": meter.mean(),
                     "lr": rate,
                     "seconds": meter.seconds(),
+                    "evaluation_seconds": meter.seconds() - trained,
                 }
                 if self.trainer.fabric.is_global_zero:
                     self.trainer.log.write({**row, "val_accuracy": scores.accuracy, "val_loss": scores.loss})

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from vl2v.errors import StoreError
-from vl2v.sqlite import write_ahead
+from vl2v.sqlite import journal
 from vl2v.vendor.keys import Key
 
 Kind = Literal["image", "text"]
@@ -62,7 +62,7 @@ class Meter:
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
-            write_ahead(self._db)
+            journal(self._db, file)
             self._db.execute("PRAGMA synchronous = FULL")
             for statement in _SCHEMA.replace("; END", "\0 END").split(";"):
                 self._db.execute(statement.replace("\0", ";"))
