@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ from vl2v.training import (
     own_part,
     put_together,
 )
+
+KEPT = 2**27  # bytes of validation pictures that stay in memory as pixels, while a stage lasts
 
 
 def distill(
@@ -402,7 +404,8 @@ class _Work:
         else:
             size, workers = self.student.spec.image_size, self.run.config.data.workers
             own = own_part(self.trainer.fabric, pictures)
-            batches = lambda: clean_pixels(self.sources.dataset, own, size, workers=workers)  # noqa: E731
+            pixels = partial(clean_pixels, self.sources.dataset, own, size, workers=workers)
+            batches = cache(lambda: list(pixels())) if len(own) * size**2 * 3 <= KEPT else pixels
             together = partial(put_together, self.trainer.fabric, total=len(pictures))
         texts = self.answers.texts if self.student.head == "text" else None
         return Validation(
