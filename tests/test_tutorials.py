@@ -47,7 +47,7 @@ def follow(page: Path, folder: Path) -> str:
     program = script(page).replace("8000", port)
     with (folder / "said.txt").open("w") as said:  # not a pipe: one that the page left running would keep it open
         done = subprocess.run(
-            ["bash", "-c", program], cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT, timeout=3600
+            ["bash", "-c", program], cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT, timeout=1700
         )
     printed = (folder / "said.txt").read_text()
     assert done.returncode == 0, printed

@@ -54,7 +54,7 @@ def is_shared(file: Path) -> bool:
         mounts = _MOUNTS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return False
-    place, found = file.absolute(), (0, "")
+    place, found = file.resolve(), (0, "")
     for line in mounts:
         _, root, kind, *_ = line.split(" ")
         root = root.replace("\\040", " ")

@@ -19,6 +19,7 @@ from dataclasses import replace
 from functools import reduce
 from operator import getitem
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from zipfile import ZipFile
 
@@ -29,13 +30,13 @@ from typer.testing import CliRunner
 import vl2v
 from little import DOMAINS, Here, processes
 from vl2v.benchmark.draws import Range, drawn, ranges, suggested
-from vl2v.benchmark.engine import Local, Ray, engine_named
+from vl2v.benchmark.engine import Local, Ray, _Worker, engine_named
 from vl2v.benchmark.grid import Grid, methods_for
 from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.results import Result, read_domainbed, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
-from vl2v.benchmark.work import attempt, claimed, do
+from vl2v.benchmark.work import attempt, claimed, do, fail
 from vl2v.benchmark.worklist import Corruptions, WorkList
 from vl2v.cli.app import app
 from vl2v.config import assignments, merge
@@ -234,17 +235,39 @@ def test_a_killed_worker_is_replaced_and_no_job_is_lost(calm: WorkList, grid: Gr
     assert accuracies(bench.work) == accuracies(calm)
 
 
-def test_a_worker_that_dies_between_two_jobs_is_replaced(grid: Grid, tmp_path: Path) -> None:
-    bench = plan(replace(grid, methods=["zero-shot"], seeds=3), tmp_path)
-    killed: list[int] = []
+def test_a_worker_that_dies_between_two_jobs_is_replaced(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = plan(replace(grid, methods=["zero-shot"], seeds=2), tmp_path)
+    made: list[Any] = []
 
-    def kill_once(event: dict[str, Any]) -> None:
-        if event["event"] == "done" and not killed:
-            killed.extend(processes("vl2v.benchmark.work"))
-            os.kill(killed[0], signal.SIGKILL)
+    def worker(number: int, count: int, order: dict[str, Any], events: Any) -> Any:
+        if made:
+            made.append(_Worker(number, count, order, events))
+            return made[-1]
+        made.append(SimpleNamespace(number=number, job=None, told=False))
+        (job, *_) = bench.jobs
+        attempt(bench.work, job, since=order["since"], budget=0, tell=lambda event: events.put((made[0], event)))
+        for event in ({"event": "done", "job": job.name}, {"event": "ended", "code": -signal.SIGKILL}):
+            events.put((made[0], event))
+        return made[0]
 
-    run(bench, engine=Local(1), tell=kill_once)
-    assert killed and not bench.missing
+    monkeypatch.setattr("vl2v.benchmark.engine._Worker", worker)
+    run(bench, engine=Local(1))
+    assert len(made) == 2 and not bench.missing
+
+
+def test_a_worker_that_cant_start_is_no_end_of_the_list(
+    grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = plan(replace(grid, methods=["zero-shot"], seeds=2), tmp_path)
+    for job in bench.jobs:
+        fail(bench.work, job, "it failed yesterday", "")
+        (bench.work.place(job) / "failed.json").write_text(json.dumps({"error": "it failed yesterday", "at": 0.0}))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "vl2v.py").write_text("raise SystemExit('no memory')")
+    with pytest.raises(RuntimeError, match="a worker can't start: no memory"):
+        run(bench, engine=Local(2))
 
 
 def test_a_job_at_which_the_process_always_dies_is_given_up(grid: Grid, tmp_path: Path) -> None:

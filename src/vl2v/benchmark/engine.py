@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vl2v.benchmark.jobs import Job
-from vl2v.benchmark.work import Tell, attempt, fail, seldom
+from vl2v.benchmark.work import Tell, attempt, fail, given_up, seldom
 from vl2v.benchmark.worklist import WorkList
 from vl2v.devices import processors
 from vl2v.errors import ConfigError
@@ -78,10 +78,11 @@ class Local:
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
         """Do the jobs; see `Engine`."""
         events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
+        since = time.time()
         order = {
             "folder": str(work.folder),
             "jobs": [job.row for job in jobs],
-            "since": time.time(),
+            "since": since,
             "budget": budget,
         }
         by_name = {job.name: job for job in jobs}
@@ -103,7 +104,7 @@ class Local:
                         workers.append(_Worker(worker.number, count, order, events))
                     elif event["code"] and worker.told:  # it died between two jobs
                         workers.append(_Worker(worker.number, count, order, events))
-                    elif event["code"] and not workers and not all(map(work.ended, jobs)):
+                    elif event["code"] and not workers and any(not given_up(work, job, since) for job in jobs):
                         raise RuntimeError(f"a worker can't start: {worker.said()}")
                     continue
                 worker.told = True

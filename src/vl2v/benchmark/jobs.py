@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from vl2v.config import Tree
+from vl2v.config import TOWER, Tree
 from vl2v.methods import METHODS, version_of
 from vl2v.runs.settings import resolve
 
@@ -73,7 +73,9 @@ class Job:
     @property
     def of_today(self) -> bool:
         """Whether today's code would train it so."""
-        return self.method in METHODS and self.version == version_of(self.method)
+        if self.method not in METHODS or self.version != version_of(self.method):
+            return False
+        return self.student == TOWER or not METHODS[self.method].plain.tower  # which once stood under any student
 
     @cached_property
     def name(self) -> str:

@@ -209,12 +209,18 @@ def _quick() -> Tree:
 def _paces(trial: Sequence[Result]) -> tuple[float, float]:
     """Return how long a step of the last stage takes, and an evaluation, with all processes at work.
 
-    A trial evaluates after every step. Medians: the first step waits for the pictures' processes to start.
+    Medians: the first step waits for the pictures' processes to start.
     """
-    runs = [MetricsLog(found.folder).rows() for found in trial]
-    last = [row for rows in runs for row in rows if row["stage"] == rows[-1]["stage"]]
-    evaluations = [row["evaluation_seconds"] for row in last]
-    return median(row["seconds"] - row["evaluation_seconds"] for row in last), median(evaluations)
+    steps, evaluations = [], []
+    for found in trial:
+        done, rows = 0, MetricsLog(found.folder).rows()
+        for row in rows:
+            if row["stage"] == rows[-1]["stage"]:
+                evaluation = row.get("evaluation_seconds", 0.0)  # runs of earlier versions don't tell
+                steps.append((row["seconds"] - evaluation) / (row["step"] - done))
+                evaluations.append(evaluation)
+                done = row["step"]
+    return median(steps), median(evaluations)
 
 
 def _steps(seconds: float, paces: tuple[float, float], runs: int, engine: Engine) -> int:

@@ -84,8 +84,11 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     Raises:
         ConfigError: there are draws, and none has the runs that the rule goes by.
     """
-    found = []
+    found: list[Result] = []
+    teachers: set[Cell] = set()
     for cell, draws in by_cell(work.shown()).items():
+        if cell.method == "zero-shot" and cell._replace(student="") in teachers:
+            continue  # one row, whichever students were asked for when it was measured
         finished = {draw: jobs for draw, jobs in draws.items() if "" in jobs and work.trained(jobs[""])}
         if len(draws) > 1 and selection == "leave-one-out":
             if all(len(jobs) == 1 for jobs in draws.values()):
@@ -98,6 +101,8 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
         merits = {draw: worth for draw, worth in merits.items() if worth != -math.inf}
         if merits and (result := result_of(work, finished[max(merits, key=merits.__getitem__)][""])) is not None:
             found.append(result)
+            if cell.method == "zero-shot":
+                teachers.add(cell._replace(student=""))
     return found
 
 

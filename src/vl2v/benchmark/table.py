@@ -153,8 +153,9 @@ def as_table(
 
 
 def reference_of(found: Sequence[Result]) -> str:
-    """Return the method that leads are counted from: "erm", or the first that is there."""
-    methods = list(dict.fromkeys(result.method for result in found if result.method != ZERO_SHOT))
+    """Return the method that leads are counted from: "erm", or the first, of small students if there are any."""
+    trained = [result for result in found if result.method != ZERO_SHOT]
+    methods = [result.method for result in sorted(trained, key=lambda result: result.student == TOWER)]
     return "erm" if "erm" in methods or not methods else methods[0]
 
 
@@ -176,7 +177,9 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
     over = f"{many}" if few == many else f"{few} to {many}"
     spread = f"mean ± standard error over {over} seeds" if many > 1 else "one seed"
     told = f"Accuracy % on {where[metric]}, {spread}; selected by {rules[selection]}."
-    leads_are = " Leads: points, the mean over targets, paired bootstrap over seeds and pictures."
+    several = len({result.dataset for result in found}) > 1
+    of_targets = "each dataset's targets, then over datasets (so are means)" if several else "targets"
+    leads_are = f" Leads: points, the mean over {of_targets}, paired bootstrap over seeds and pictures."
     return told + (leads_are if metric != "corrupted" else "")
 
 

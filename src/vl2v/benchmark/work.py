@@ -139,10 +139,10 @@ def attempt(work: WorkList, job: Job, *, since: float, budget: float, tell: Tell
 
     None: it was left alone, since it is done, has failed since then, or is another process's just now.
     """
-    if work.done(job) or _failed_since(work, job, since):
+    if given_up(work, job, since):
         return None
     with claimed(work, job) as mine:
-        if not mine or work.done(job) or _failed_since(work, job, since):
+        if not mine or given_up(work, job, since):
             return None
         tell({"event": "started", "job": job.name})
 
@@ -189,9 +189,11 @@ def main() -> None:
     work_through(work, jobs, since=order["since"], budget=order["budget"], tell=seldom(tell))
 
 
-def _failed_since(work: WorkList, job: Job, since: float) -> bool:
+def given_up(work: WorkList, job: Job, since: float) -> bool:
+    """Return whether nothing is to be done for a job: it is done, or has failed since then (seconds, the epoch's)."""
     file = work.place(job) / "failed.json"
-    return file.is_file() and float(json.loads(file.read_text(encoding="utf-8"))["at"]) >= since
+    failed = file.is_file() and float(json.loads(file.read_text(encoding="utf-8"))["at"]) >= since
+    return failed or work.done(job)
 
 
 def _spent(place: Path) -> float:

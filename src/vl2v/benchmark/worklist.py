@@ -201,10 +201,6 @@ class WorkList:
             return None
         return str(json.loads(file.read_text(encoding="utf-8"))["error"])
 
-    def ended(self, job: Job) -> bool:
-        """Whether a job is done, or failed when it was last tried."""
-        return self.done(job) or self.failure(job) is not None
-
     def seconds(self, job: Job) -> float:
         """Return how long a finished job took."""
         file = self.place(job) / "seconds.json"

@@ -72,9 +72,9 @@ def lead(one: Runs, other: Runs, *, rounds: int = 2000, seed: int = 0) -> Lead |
 
     Paired bootstrap: the targets are given; of each its seeds, and its pictures, the same for all seeds, are drawn
     anew with replacement, each target for itself. Of few seeds k a bootstrap makes too little: deviations are stretched
-    by sqrt(k / (k - 1)), and by Student's t over the normal quantile, with the k - 1 degrees of freedom of all targets
-    together, as if all luck were the training's. With a single seed only the pictures are drawn, and the training's
-    luck is not in it.
+    by sqrt(k / (k - 1)), and by Student's t over the normal quantile, as if all luck were the training's and every
+    target's alike; the degrees of freedom are Satterthwaite's, for targets that count alike the k - 1 of each
+    together. With a single seed only the pictures are drawn, and the training's luck is not in it.
 
     Args:
         one: what it got right.
@@ -89,7 +89,7 @@ def lead(one: Runs, other: Runs, *, rounds: int = 2000, seed: int = 0) -> Lead |
     weights = target_weights([target for target, _ in pairs])
     mean = float(weights @ [np.mean(of_target) for of_target in differences])
     drawn = [_draws(paired, rounds, np.random.default_rng([seed, n])) for n, (_, paired) in enumerate(pairs)]
-    stretch = _stretch([len(paired) for _, paired in pairs])
+    stretch = _stretch(np.array([len(paired) for _, paired in pairs]), weights)
     low, high = mean + stretch * (np.quantile(weights @ drawn, [0.025, 0.975]) - mean)
     signs = np.sign(np.concatenate(differences))
     wins, losses = int((signs > 0).sum()), int((signs < 0).sum())
@@ -102,13 +102,16 @@ def target_weights(targets: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
     return np.array([1 / (len(of_dataset) * of_dataset[dataset]) for dataset, _ in targets])
 
 
-def _stretch(seeds: Sequence[int]) -> float:
-    """Return by how much deviations grow, given the seeds of each target; see `lead`."""
-    fewest, freedom = min(seeds), sum(seeds) - len(seeds)
+def _stretch(seeds: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
+    """Return by how much deviations grow, given the seeds of each target and what it counts; see `lead`."""
+    fewest = int(seeds.min())
     if fewest == 1:
         return 1.0
+    variances = weights**2 / seeds
+    freedom = float(variances.sum() ** 2 / (variances**2 / (seeds - 1)).sum())
+    whole = int(freedom + 1e-9)
     # Beyond the table, Fisher's expansion of t in 1 / freedom (Abramowitz and Stegun, 26.7.5).
-    wider = _WIDER[freedom - 1] if freedom <= len(_WIDER) else 1 + 1.2104 / freedom + 1.4402 / freedom**2
+    wider = _WIDER[whole - 1] if whole <= len(_WIDER) else 1 + 1.2104 / freedom + 1.4402 / freedom**2
     return float((fewest / (fewest - 1)) ** 0.5 * wider)
 
 

@@ -49,6 +49,23 @@ Indices = NDArray[np.int64]
 
 
 @contextmanager
+def buying(store: EmbeddingStore, teacher: Teacher, report: Report) -> Iterator[None]:
+    """Keep others from asking a rented teacher meanwhile: they would buy the same; afterwards they find it known."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(store.path / f"buying-{teacher.fingerprint}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        report(f"waiting for another process that asks {teacher.name}", 0, 1, "")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
 def with_purse(teacher: Teacher, store: Path, budget: float, asker: str) -> Iterator[Account | None]:
     """Give a rented teacher its purse while the block lasts; a teacher that costs nothing needs none.
 
@@ -148,42 +165,28 @@ class Asking:
             ConfigError: see `buys_new_sizes`.
             TeacherError: it can't be asked, or its answers can't be used.
         """
-        with self._alone():
-            questions = self.plan(pictures)
-            what, others = f"asking {self.teacher.name}", self.other_sizes(questions)
-            if others:
-                known = f"views of {self.views.size} px, those known are of {', '.join(map(str, others))} px"
-                if self.account and not self.buys_new_sizes:
-                    raise ConfigError(
-                        f"teacher.views = {self.views.k}: {known}; give student.image_size={others[0]}, "
-                        "or buy these first: `vl2v embed` with the settings of this run"
-                    )
-                what += f" about {known}"
+        questions = self.plan(pictures)
+        if self.account is None or not questions.questions:
+            return self._ask(questions)
+        with buying(self.store, self.teacher, self.report):
+            return self._ask(self.plan(pictures))  # what another process has bought meanwhile is known now
 
-            def tell(done: int, total: int) -> None:
-                self.report(what, done, total, self.account.bill() if self.account else "")
+    def _ask(self, questions: Plan) -> list[Refusal]:
+        what, others = f"asking {self.teacher.name}", self.other_sizes(questions)
+        if others:
+            known = f"views of {self.views.size} px, those known are of {', '.join(map(str, others))} px"
+            if self.account and not self.buys_new_sizes:
+                raise ConfigError(
+                    f"teacher.views = {self.views.k}: {known}; give student.image_size={others[0]}, "
+                    "or buy these first: `vl2v embed` with the settings of this run"
+                )
+            what += f" about {known}"
 
-            asked = questions, self.store, self.teacher, tell
-            return self.cluster.fetch(*asked, self.config.teacher) if self.cluster else fetch(*asked)
+        def tell(done: int, total: int) -> None:
+            self.report(what, done, total, self.account.bill() if self.account else "")
 
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep others from asking a rented teacher meanwhile: they would buy the same; afterwards they find it."""
-        if self.account is None:
-            yield
-            return
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.store.path / "asking.lock")
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            self.report(f"waiting for another process that asks {self.teacher.name}", 0, 1, "")
-            lock.acquire()
-        try:
-            yield
-        finally:
-            lock.release()
+        asked = questions, self.store, self.teacher, tell
+        return self.cluster.fetch(*asked, self.config.teacher) if self.cluster else fetch(*asked)
 
     def other_sizes(self, questions: Plan) -> list[int]:
         """Return the sizes, in pixels, of which the views are known that these questions want of another size.

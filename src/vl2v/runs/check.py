@@ -17,7 +17,7 @@ from vl2v.config import PromptConfig, RunConfig
 from vl2v.embeddings import Account, EmbeddingStore, Plan, Refusal, Views, fetch, fetch_texts, image_key, plan, text_key
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
-from vl2v.runs.asking import cost, with_purse
+from vl2v.runs.asking import buying, cost, with_purse
 from vl2v.runs.embed import Asked
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.judge import Check, Skipped, judge
@@ -74,7 +74,7 @@ def check_teacher(
     with _opened(settings, pictures, store, budget, report) as opened:
         asked = opened.everything()
         tell(asked.summary())
-        refused, skipped = _ask(opened, asked.plan, report)
+        refused, skipped = _ask(opened, report)
         answers, teacher, sample = opened.store, opened.teacher, opened.sample
         judged = _answerable(opened.wordings, skipped, opened.config.prompts, sample)
         tables = {setting: _texts(answers, teacher, groups) for setting, groups in judged.items()}
@@ -185,7 +185,7 @@ def _templates(*templates: str) -> str:
     return f"prompts.templates=[{listed}]"
 
 
-def _ask(opened: _Opened, everything: Plan, report: Report) -> tuple[list[Refusal], list[Skipped]]:
+def _ask(opened: _Opened, report: Report) -> tuple[list[Refusal], list[Skipped]]:
     """Ask what isn't known; return the refused pictures, and the wordings that the teacher can't answer.
 
     Raises:
@@ -198,7 +198,8 @@ def _ask(opened: _Opened, everything: Plan, report: Report) -> tuple[list[Refusa
         report(f"asking {teacher.name}", done, total, account.bill() if account else "")
 
     if as_rented(teacher) is not None:
-        return fetch(everything, store, teacher, progress), []
+        with buying(store, teacher, report):
+            return fetch(opened.everything().plan, store, teacher, progress), []
     refused = fetch(opened.plan(opened.wordings[""]), store, teacher, progress)
     skipped = []
     for setting, groups in opened.wordings.items():

@@ -405,7 +405,8 @@ class _Work:
             size, workers = self.student.spec.image_size, self.run.config.data.workers
             own = own_part(self.trainer.fabric, pictures)
             pixels = partial(clean_pixels, self.sources.dataset, own, size, workers=workers)
-            batches = cache(lambda: list(pixels())) if len(own) * size**2 * 3 <= KEPT else pixels
+            kept = cache(lambda: [x.clone() for x in pixels()])  # out of the loader's shared memory
+            batches = kept if len(own) * size**2 * 3 <= KEPT else pixels
             together = partial(put_together, self.trainer.fabric, total=len(pictures))
         texts = self.answers.texts if self.student.head == "text" else None
         return Validation(
