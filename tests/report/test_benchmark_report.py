@@ -38,7 +38,7 @@ def test_its_table_is_the_benchmarks(of_benchmark: Written, page: Page) -> None:
 def test_every_run_is_listed_with_its_folder(of_benchmark: Written, page: Page) -> None:
     found = results(WorkList(of_benchmark.folder))
     rows = {row["folder"]: row for row in page.rows("Every run")}
-    assert rows.keys() == {result.folder.name for result in found} and len(rows) == 12
+    assert rows.keys() == {result.folder.name for result in found} and len(rows) == 10
     for result in found:
         row = rows[result.folder.name]
         assert (row["accuracy %"], row["seen %"]) == (percent(result.accuracy), percent(result.seen))
