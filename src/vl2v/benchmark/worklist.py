@@ -64,6 +64,7 @@ class WorkList:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "jobs.jsonl"
+        self._places = folder / "jobs"
 
     def lock(self) -> BaseFileLock:
         """Return what is to be held while a list of the folder is changed: two commands may work on one."""
@@ -138,7 +139,7 @@ class WorkList:
 
     def place(self, job: Job) -> Path:
         """Return the job's run folder."""
-        return self.folder / "jobs" / job.name
+        return self._places / job.name
 
     @cached_property
     def corruptions(self) -> Corruptions | None:
