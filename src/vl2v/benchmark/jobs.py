@@ -14,6 +14,7 @@ from vl2v.methods import METHODS, version_of
 from vl2v.runs.settings import resolve
 
 Selection = Literal["training", "leave-one-out", "oracle"]
+ZERO_SHOT = "zero-shot"  # the method that is the teacher itself
 FIRST = "1.1"  # a version that names of jobs leave out
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from vl2v.benchmark.engine import Engine, Local, usual_processes
 from vl2v.benchmark.grid import STUDENTS, Grid
+from vl2v.benchmark.jobs import ZERO_SHOT
 from vl2v.benchmark.results import Result, mean_and_error, of, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import runs_of
@@ -155,14 +156,14 @@ def recommend(
     paces = _paces(trial)
     half = 60 * minutes / 2
     first = _steps(half, paces, len(left) * len(domains), engine)
-    opening = hold(["zero-shot", *left], first, range(1))
+    opening = hold([ZERO_SHOT, *left], first, range(1))
     ranked = sorted(enough(left, FINALISTS), key=lambda method: -mean_and_error(of(opening, method=method))[0])
     last = max(first, _steps(half, paces, FINALISTS * 2 * len(domains), engine))
-    final = hold(["zero-shot", *ranked[:FINALISTS]], last, range(1, 3))  # by others than chose the finalists
+    final = hold([ZERO_SHOT, *ranked[:FINALISTS]], last, range(1, 3))  # by others than chose the finalists
     best, second = sorted(
         enough(ranked[:FINALISTS], FINALISTS), key=lambda method: -mean_and_error(of(final, method=method))[0]
     )
-    runs = {method: runs_of(of(final, method=method)) for method in (best, second, "zero-shot")}
+    runs = {method: runs_of(of(final, method=method)) for method in (best, second, ZERO_SHOT)}
     ahead = lead(runs[best], runs[second])
     assert ahead is not None
     *_, stage = find_method(best).stages
@@ -171,9 +172,7 @@ def recommend(
     accuracy = mean_and_error(of(final, method=best))[0]
     took = (time.monotonic() - start) / 60
     failed = {method: why for method, why in reasons.items() if method in methods}
-    return Advice(
-        best, second, accuracy, ahead, lead(runs[best], runs["zero-shot"]), final, last, took, command, failed
-    )
+    return Advice(best, second, accuracy, ahead, lead(runs[best], runs[ZERO_SHOT]), final, last, took, command, failed)
 
 
 def _command(data: Path, student: str, method: str, settings: Tree) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import Cell, Job, Selection
+from vl2v.benchmark.jobs import ZERO_SHOT, Cell, Job, Selection
 from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.evaluation.compare import Marks, target_weights
@@ -87,7 +87,7 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     found: list[Result] = []
     teachers: set[Cell] = set()
     for cell, draws in by_cell(work.shown()).items():
-        if cell.method == "zero-shot" and cell._replace(student="") in teachers:
+        if cell.method == ZERO_SHOT and cell._replace(student="") in teachers:
             continue  # one row, whichever students were asked for when it was measured
         finished = {draw: jobs for draw, jobs in draws.items() if "" in jobs and work.trained(jobs[""])}
         if len(draws) > 1 and selection == "leave-one-out":
@@ -101,7 +101,7 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
         merits = {draw: worth for draw, worth in merits.items() if worth != -math.inf}
         if merits and (result := result_of(work, finished[max(merits, key=merits.__getitem__)][""])) is not None:
             found.append(result)
-            if cell.method == "zero-shot":
+            if cell.method == ZERO_SHOT:
                 teachers.add(cell._replace(student=""))
     return found
 
@@ -331,7 +331,7 @@ def leakage(found: Iterable[Result]) -> list[str]:
     said: dict[tuple[str, str], list[str]] = {}
     for result in found:
         place, file = (result.dataset, result.target), result.folder / "evaluation.json"
-        if result.method != "zero-shot" and place not in said and file.is_file():
+        if result.method != ZERO_SHOT and place not in said and file.is_file():
             told = json.loads(file.read_text(encoding="utf-8"))["notes"]
             said[place] = [note for note in told if note.startswith("leakage")]
     return [f"{dataset} {target}: {note}" for (dataset, target), notes in said.items() for note in notes]

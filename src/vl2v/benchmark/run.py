@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from vl2v.benchmark.engine import Engine, Local, usual_processes
 from vl2v.benchmark.grid import Grid
-from vl2v.benchmark.jobs import Job
+from vl2v.benchmark.jobs import ZERO_SHOT, Job
 from vl2v.benchmark.search import searching
 from vl2v.benchmark.worklist import Corruptions, WorkList
 from vl2v.config import TOWER, merge
@@ -100,10 +100,9 @@ def _check_students(jobs: Sequence[Job]) -> None:
     """Make each student once, as its run will."""
     from vl2v.runs.features import new_backbone
 
-    configs = [resolve(job.settings) for job in jobs if find_method(job.method).plain.stages]
-    for config in {config.student.model_dump_json(): config for config in configs}.values():
-        if config.student.name != TOWER:
-            new_backbone(config)
+    trained = [job for job in jobs if find_method(job.method).plain.stages and job.student != TOWER]
+    for job in {json.dumps(job.settings["student"], sort_keys=True, default=str): job for job in trained}.values():
+        new_backbone(resolve(job.settings))
 
 
 def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | None, report: Report) -> None:
@@ -114,10 +113,10 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
         config = resolve(job.settings)
         if method.asks != "pictures" or config.teacher.select is not None:
             continue
-        unseen = set() if job.method == "zero-shot" else set(config.data.target)
+        unseen = set() if job.method == ZERO_SHOT else set(config.data.target)
         student = TOWER if has_tower(config, method) else config.student.name
         of_size = student if config.teacher.views else ""  # views are of the student's input size
-        online = config.teacher.online and job.method != "zero-shot"  # which is measured on its plain answers
+        online = config.teacher.online and job.method != ZERO_SHOT  # which is measured on its plain answers
         key = json.dumps([str(config.data.path), config.teacher.spec, of_size, online])
         asking = {"method": "adip", "student": {"name": student}, "teacher": {"online": online}}
         tree = merge(job.settings, asking)

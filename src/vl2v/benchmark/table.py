@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.benchmark.jobs import ZERO_SHOT
 from vl2v.benchmark.results import Result, mean_and_error, of
 from vl2v.config import TOWER
 from vl2v.evaluation.compare import Lead, Marks, best_is_sure, leads
@@ -23,7 +24,6 @@ from vl2v.methods import METHODS
 
 Format = Literal["md", "latex", "html", "csv"]
 Metric = Literal["accuracy", "in_split", "corrupted"]
-ZERO_SHOT = "zero-shot"
 
 
 @dataclass(frozen=True)

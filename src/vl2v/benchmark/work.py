@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vl2v.benchmark.jobs import Job
+from vl2v.benchmark.jobs import ZERO_SHOT, Job
 from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import RunError, VL2VError
 from vl2v.runs.folder import follow, write_text
@@ -48,7 +48,7 @@ def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) 
     store, shelf = work.folder / "store", work.folder / "shelf"
     try:
         follow(place, resolve(job.settings).data.path)
-        if job.method == "zero-shot":
+        if job.method == ZERO_SHOT:
             measure_teacher(job.settings, place, store=store, report=report)
         elif not work.trained(job):
             distill(job.settings, place, store=store, budget=budget, shelf=shelf, report=report)

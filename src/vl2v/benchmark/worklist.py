@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 from zipfile import is_zipfile
 
-from vl2v.benchmark.jobs import Job, digest, slug
+from vl2v.benchmark.jobs import ZERO_SHOT, Job, digest, slug
 from vl2v.data.corruptions import CORRUPTIONS
 from vl2v.errors import RunError, writing
 from vl2v.runs.folder import write_text
@@ -183,7 +183,7 @@ class WorkList:
 
     def unmeasured(self, job: Job) -> list[str]:
         """Return the corruptions that a job's student has still to be measured on."""
-        if self.corruptions is None or job.held or job.method == "zero-shot":
+        if self.corruptions is None or job.held or job.method == ZERO_SHOT:
             return []
         return self.corruptions.unmeasured(self.place(job))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,18 +82,16 @@ def lead(one: Runs, other: Runs, *, rounds: int = 2000, seed: int = 0) -> Lead |
         rounds: draws.
         seed: of the draws.
     """
-    pairs = [(target, paired) for target, paired in _pairs(one, other) if paired]
+    pairs = _pairs(one, other)
     if not pairs:
         return None
-    differences = [[pair.difference.mean() for pair in paired] for _, paired in pairs]
-    weights = target_weights([target for target, _ in pairs])
-    mean = float(weights @ [np.mean(of_target) for of_target in differences])
-    drawn = [_draws(paired, rounds, np.random.default_rng([seed, n])) for n, (_, paired) in enumerate(pairs)]
-    stretch = _stretch(np.array([len(paired) for _, paired in pairs]), weights)
-    low, high = mean + stretch * (np.quantile(weights @ drawn, [0.025, 0.975]) - mean)
-    signs = np.sign(np.concatenate(differences))
-    wins, losses = int((signs > 0).sum()), int((signs < 0).sum())
-    return Lead(mean, float(low), float(high), wins, losses, len(signs), min(len(paired) for _, paired in pairs))
+    mean, weights = _mean(pairs), target_weights([*pairs])
+    seeds = np.array([len(paired) for paired in pairs.values()])
+    drawn = [_draws(paired, rounds, np.random.default_rng([seed, n])) for n, paired in enumerate(pairs.values())]
+    low, high = mean + _stretch(seeds, weights) * (np.quantile(weights @ drawn, [0.025, 0.975]) - mean)
+    signs = [pair.difference.mean() for paired in pairs.values() for pair in paired]
+    wins, losses = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
+    return Lead(mean, float(low), float(high), wins, losses, len(signs), int(seeds.min()))
 
 
 def target_weights(targets: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
@@ -122,12 +120,19 @@ class _Pair(NamedTuple):
     difference: NDArray[np.int8]
 
 
-def _pairs(one: Runs, other: Runs) -> Iterator[tuple[tuple[str, str], list[_Pair]]]:
-    """Yield each target that both have, in order, with its seeds of which both answered pictures."""
+def _pairs(one: Runs, other: Runs) -> dict[tuple[str, str], list[_Pair]]:
+    """Return the targets of which both answered the same pictures, in order, each with its seeds."""
+    found = {}
     for target in sorted(one.keys() & other.keys()):
         seeds = sorted(one[target].keys() & other[target].keys())
         paired = [_paired(one[target][seed], other[target][seed]) for seed in seeds]
-        yield target, [pair for pair in paired if len(pair.pictures)]
+        found[target] = [pair for pair in paired if len(pair.pictures)]
+    return {target: paired for target, paired in found.items() if paired}
+
+
+def _mean(pairs: Mapping[tuple[str, str], list[_Pair]]) -> float:
+    means = [np.mean([pair.difference.mean() for pair in paired]) for paired in pairs.values()]
+    return float(target_weights([*pairs]) @ means)
 
 
 def _paired(one: Marks, other: Marks) -> _Pair:
@@ -214,9 +219,8 @@ def best_is_sure(methods: Mapping[str, Runs], names: Sequence[str]) -> str | Non
 
 
 def _is_ahead(one: Runs, other: Runs) -> bool:
-    pairs = [(target, paired) for target, paired in _pairs(one, other) if paired]
-    means = [np.mean([pair.difference.mean() for pair in paired]) for _, paired in pairs]
-    return bool(pairs) and float(target_weights([target for target, _ in pairs]) @ means) > 0
+    pairs = _pairs(one, other)
+    return bool(pairs) and _mean(pairs) > 0
 
 
 def _is_surely_ahead(one: Runs, other: Runs) -> bool:

@@ -11,9 +11,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import Job
+from vl2v.benchmark.jobs import ZERO_SHOT, Job
 from vl2v.benchmark.results import Result, answers_of, mean_and_error, of
-from vl2v.benchmark.table import ZERO_SHOT, reference_of, runs_of
+from vl2v.benchmark.table import reference_of, runs_of
 from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import RunError
 from vl2v.evaluation.compare import Lead, leads

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vl2v.benchmark.jobs import Selection
+from vl2v.benchmark.jobs import ZERO_SHOT, Selection
 from vl2v.benchmark.results import Result, leakage, results
-from vl2v.benchmark.table import ZERO_SHOT, as_table
+from vl2v.benchmark.table import as_table
 from vl2v.benchmark.worklist import WorkList
 from vl2v.config import Tree
 from vl2v.errors import RunError

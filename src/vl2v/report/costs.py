@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from vl2v.benchmark.jobs import Job
+from vl2v.benchmark.jobs import ZERO_SHOT, Job
 from vl2v.benchmark.results import mean_and_error, result_of
-from vl2v.benchmark.table import ZERO_SHOT
 from vl2v.data import leave_out, open_dataset
 from vl2v.errors import DataError
 from vl2v.report.bench import Bench, Model
