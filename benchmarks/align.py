@@ -49,12 +49,12 @@ def main() -> None:
     settings = config.stages["align"]
     fabric = Fabric(accelerator="cpu", devices=1, precision=fabric_precision(config.train))
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
-        sources = open_sources(config, Path(folder) / "audit.sqlite")
+        sources = open_sources(config, Path(folder))
         teacher = teaching.the_teacher(config.teacher)
         asking = asking_about(config, store, teacher, None, sources, Views(), silent)
         asking.ask()
         answers = asking.answers()
-    method = find_method("adip").make(config.loss, config.published)
+    method = find_method("adip").make(config.loss)
     loss_of = cosine_loss(config.loss.image_share)
     sampler = DomainBalancedSampler(sources.groups(sources.split.unlabelled), settings.batch_per_domain, 0)
     student = new_student(config, method, len(sources.dataset.classes), teacher, teacher.dim)

@@ -21,8 +21,8 @@ from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.runs import Run, silent, teaching
 from vl2v.runs.asking import asking_about
 from vl2v.runs.features import Features
-from vl2v.runs.share import align_again
 from vl2v.runs.sources import open_sources
+from vl2v.runs.tuning import align_again
 from vl2v.students import Student, new_projector
 from vl2v.training import new_fabric
 
@@ -38,9 +38,9 @@ def main() -> None:
     found = []
     for job in sorted(jobs, key=lambda job: (job.target, job.seed)):
         before = 100 * result_of(work, job).accuracy
-        after, share = refitted(Run(work.place(job)), work.folder / "store")
+        after, lam = refitted(Run(work.place(job)), work.folder / "store")
         found.append((before, after))
-        print(f"| {job.target} | {job.seed} | {before:.1f} | {after:.1f} | {share} |", flush=True)
+        print(f"| {job.target} | {job.seed} | {before:.1f} | {after:.1f} | {lam} |", flush=True)
     before, after = np.mean(found, 0)
     print(f"| mean | | {before:.1f} | {after:.1f} | |")
 
@@ -48,19 +48,19 @@ def main() -> None:
 def refitted(run: Run, store: Path) -> tuple[float, float | None]:
     """Return accuracy % on the unseen domain with a projector fitted to the run's backbone, and the lambda."""
     config, student = run.config, run.classifier.student.eval()
-    sources = open_sources(config, store / "audit.sqlite")
+    sources = open_sources(config, store)
     with EmbeddingStore(store, read_only=True) as known:
         teacher = teaching.the_teacher(config.teacher)
         answers = asking_about(config, known, teacher, None, sources, Views(), silent).answers()
     if student.head != "text":
         student = Student(student.backbone, new_projector(student.width, answers.texts.shape[1], 0), student.spec)
     fabric, workers = new_fabric(config.train), config.data.workers
-    share = align_again(student, sources, answers, Features(student, sources.dataset, fabric, workers, silent))
+    lam = align_again(student, sources, answers, Features(student, sources.dataset, fabric, workers, silent))
     everything = open_dataset(config.data.path, layout=config.data.layout, exclude=config.data.exclude)
     unseen = np.concatenate([everything.indices(domain) for domain in config.data.target])
     with torch.no_grad():
         z = student.project(Features(student, everything, fabric, workers, silent).of(unseen)).numpy()
-    return 100 * float(((z @ answers.texts.T).argmax(1) == everything.labels[unseen]).mean()), share
+    return 100 * float(((z @ answers.texts.T).argmax(1) == everything.labels[unseen]).mean()), lam
 
 
 if __name__ == "__main__":

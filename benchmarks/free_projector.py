@@ -16,15 +16,15 @@ import numpy as np
 
 import vl2v
 from vl2v.benchmark.worklist import WorkList
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods import METHODS, Method
 from vl2v.methods.adip import adip
 from vl2v.runs import Run
 
 
-def free(loss: LossConfig, published: PublishedConfig) -> Method:
+def free(loss: LossConfig) -> Method:
     """Return ADiP whose Distill trains the projector, too."""
-    method = adip(loss, published)
+    method = adip(loss)
     align, distill = method.stages
     return replace(method, stages=(align, replace(distill, trains="all")))
 

@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="pairs")
     parser.add_argument("--out", type=Path, default=Path("runs/queries"))
     given = parser.parse_args()
-    pictures = len(open_sources(resolve(settings(given, 0)), given.out / "store" / "audit.sqlite").training)
+    pictures = len(open_sources(resolve(settings(given, 0)), given.out / "store").training)
     table = {
         (name, share): [accuracy(given, pictures, name, share, seed) for seed in given.seeds] for name, share in cells()
     }

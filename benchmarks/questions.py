@@ -16,12 +16,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.config import PromptConfig
 from vl2v.data.audit import audit, set_aside
 from vl2v.data.layouts import open_dataset
 from vl2v.data.splits import leave_out
 from vl2v.embeddings import EmbeddingStore, Views, fetch, plan, targets, text_key
 from vl2v.teachers import EncodedImage, Teacher, open_teacher
-from vl2v.teachers.prompts import Prompts, prompts_for
+from vl2v.teachers.prompts import prompts_for
 
 
 class Counted:
@@ -54,9 +55,8 @@ def main() -> None:
     dataset = open_dataset(given.data)
     dataset = set_aside(dataset, audit(dataset))
     found = audit(dataset)
-    texts = [
-        text for of_class in prompts_for(dataset.classes, Prompts(articles=not given.no_articles)) for text in of_class
-    ]
+    prompts = PromptConfig(articles=not given.no_articles)
+    texts = [text for of_class in prompts_for(dataset.classes, prompts) for text in of_class]
     views = Views()
     runs = first_images = first_texts = 0
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:

@@ -17,10 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
+from vl2v.config import PromptConfig
 from vl2v.data import open_dataset
 from vl2v.data.samples import icondg
 from vl2v.teachers import EncodedImage, open_teacher
-from vl2v.teachers.prompts import Prompts, prompts_for, text_classifier
+from vl2v.teachers.prompts import prompts_for, text_classifier
 
 CHUNK = 256
 
@@ -39,7 +40,7 @@ def main() -> None:
         dataset = dataset.subset(np.array([i for i, path in enumerate(dataset.paths) if path in wanted]))
     teacher = open_teacher(given.teacher)
     began = time.monotonic()
-    texts = prompts_for(dataset.classes, Prompts())
+    texts = prompts_for(dataset.classes, PromptConfig())
     classifier = text_classifier([teacher.embed_texts(of_class) for of_class in texts])
     answers = np.empty(len(dataset), np.int64)
     for start in range(0, len(dataset), CHUNK):

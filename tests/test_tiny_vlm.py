@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vl2v.config import PromptConfig
 from vl2v.data import open_dataset
 from vl2v.data.samples import icondg, tiny_vlm
-from vl2v.teachers import EncodedImage, Prompts, Teacher, open_teacher, prompts_for, text_classifier
+from vl2v.teachers import EncodedImage, Teacher, open_teacher, prompts_for, text_classifier
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def cosines(teacher: Teacher, text: str, others: list[str]) -> dict[str, float]:
 def accuracy(teacher: Teacher, every: int) -> tuple[float, dict[str, float]]:
     dataset = open_dataset(icondg())
     chosen = np.arange(0, len(dataset), every)
-    texts = prompts_for(dataset.classes, Prompts())
+    texts = prompts_for(dataset.classes, PromptConfig())
     classifier = text_classifier([teacher.embed_texts(of_class) for of_class in texts])
     images = teacher.embed_images([EncodedImage(dataset.paths[i], dataset.read(i)) for i in chosen])
     right: NDArray[np.bool_] = (images @ classifier.T).argmax(1) == dataset.labels[chosen]

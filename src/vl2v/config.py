@@ -15,12 +15,13 @@ from vl2v.errors import ConfigError
 
 Tree = dict[str, Any]
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
+FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change no weight
 
 
 class Section(BaseModel):
     """A group of settings; an unknown key is an error, never silently ignored."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True, populate_by_name=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True)
 
 
 class DataConfig(Section):
@@ -108,6 +109,9 @@ class LossConfig(Section):
         description="of the softened logits (KD); auto: the teacher's answers have 3/4 of a blind guess's entropy",
     )
     kd_weight: float = Field(default=0.5, ge=0, le=1, description="share of the teacher's term (KD)")
+    kd_probabilities: bool = Field(
+        default=False, description="KD feeds probabilities for log-probabilities, as the authors' code does"
+    )
     class_weight: float = Field(default=0.5, ge=0, description="of the term between classes (vl2v)")
     miro_weight: float = Field(default=0.1, ge=0, description="of MIRO's penalty")
     coral_weight: float = Field(default=1.0, ge=0, description="of CORAL's penalty")
@@ -174,7 +178,6 @@ class PublishedConfig(Section):
         default=False,
         description="the next stage starts from the raw best weights, not the averaged",
     )
-    kd_probabilities: bool = Field(default=False, description="KD feeds probabilities for log-probabilities")
     target_in_split: bool = Field(
         default=False,
         description="the unseen domain is scored on the 80% that DomainBed would train on",
@@ -218,6 +221,7 @@ def paper_preset(stages: Iterable[str]) -> Tree:
         "teacher": {"online": True, "statistics": "imagenet"},
         "student": {"image_size": 224, "statistics": "imagenet"},
         "stages": {name: dict(stage) for name in stages},
+        "loss": {"kd_probabilities": True},
         "train": {"swad": True},
         "published": dict.fromkeys(PublishedConfig.model_fields, True),
     }
@@ -242,23 +246,41 @@ def assignments(pairs: Iterable[str]) -> Tree:
     Raises:
         ConfigError: a pair without `=`.
     """
-    tree: Tree = {}
+    values: Tree = {}
     for pair in pairs:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {pair!r}: write it as key=value, for example stages.distill.lr=1e-3")
-        branch: Tree = {}
-        leaf = branch
-        *folders, name = _parts(key.strip())
-        for folder in folders:
-            leaf = leaf.setdefault(folder, {})
-        leaf[name] = _toml_value(text.strip())
-        tree = merge(tree, branch)
+        values[key.strip()] = _toml_value(text.strip())
+    return nested(values)
+
+
+def nested(values: Mapping[str, Any]) -> Tree:
+    """Return settings with dotted names as a tree; later ones win."""
+    tree: Tree = {}
+    for name, value in values.items():
+        for part in reversed(_parts(name)):
+            value = {part: value}
+        tree = merge(tree, value)
     return tree
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
+    """Return a tree of settings as one level with dotted names, for example `teacher.views`; an empty table stays."""
+    values: Tree = {}
+    for key, value in tree.items():
+        name = prefix + toml_key(key)
+        values |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
+    return values
+
+
+def deciding(tree: Mapping[str, Any]) -> Tree:
+    """Return the settings that decide a run's weights, with dotted names; an empty table decides nothing."""
+    return {name: value for name, value in flat(tree).items() if name not in FREE and value != {}}
+
+
 def toml_key(name: str) -> str:
-    """Return a part of a dotted key, in quotes where it needs them: a class may be called anything."""
+    """Return a part of a dotted name, in quotes where it needs them: a class may be called anything."""
     plain = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
     return name if plain else json.dumps(name, ensure_ascii=False)
 

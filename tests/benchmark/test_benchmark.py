@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import reduce
+from itertools import product
 from operator import getitem
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,11 +30,12 @@ from typer.testing import CliRunner
 
 import vl2v
 from little import DOMAINS, Here, processes
+from vl2v.benchmark.domainbed import read_domainbed
 from vl2v.benchmark.draws import Range, drawn, ranges, suggested
 from vl2v.benchmark.engine import Local, Ray, _Worker, engine_named
 from vl2v.benchmark.grid import Grid, methods_for
 from vl2v.benchmark.jobs import Job
-from vl2v.benchmark.results import Result, read_domainbed, results
+from vl2v.benchmark.results import Result, gather, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
 from vl2v.benchmark.work import attempt, claimed, do, fail
@@ -46,6 +48,7 @@ from vl2v.errors import ConfigError, DataError, RunError, StudentError
 from vl2v.evaluation.compare import Marks
 from vl2v.methods import METHODS
 from vl2v.report.bench import Bench
+from vl2v.report.differences import _reader
 from vl2v.runs.embed import embed
 from vl2v.runs.evaluate import evaluate_run
 from vl2v.runs.predictions import Predictions
@@ -192,6 +195,14 @@ def test_a_student_that_cant_be_had_is_told_before_the_teacher_is_asked(grid: Gr
     with pytest.raises(StudentError, match="timm has no such model"):
         run(bench, engine=Here())
     assert not (tmp_path / "store").exists() and len(bench.missing) == len(bench.jobs)
+
+
+def test_what_a_black_box_cant_teach_is_told_before_it_is_asked(grid: Grid, tmp_path: Path) -> None:
+    online = merge(grid.settings, {"teacher": {"online": True}})
+    for wanted in (replace(grid, students=["test_efficientnet", "teacher"]), replace(grid, settings=online)):
+        with pytest.raises(ConfigError, match="is a black box, and "):
+            run(plan(wanted, tmp_path), engine=Here())  # the zero-shot row, which it can answer, comes first
+    assert not (tmp_path / "store").exists()
 
 
 def test_a_student_has_one_name(grid: Grid) -> None:
@@ -502,11 +513,35 @@ def test_a_killed_job_counts_the_time_that_it_took(grid: Grid, tmp_path: Path, m
 def test_what_libraries_print_is_not_taken_for_news(tmp_path: Path) -> None:
     program = "import os, vl2v.benchmark.work as work; work.attempt = lambda *_, **__: bool(os.write(1, b'noise'))"
     job = {"name": "a", "dataset": "d", "target": "t", "method": "erm", "student": "s", "seed": 0, "draw": 0}
-    order = {"folder": str(tmp_path), "jobs": [{**job, "held": "", "settings": {}}], "since": 0, "budget": 0}
+    job |= {"held": "", "version": "1.1", "settings": {}}
+    order = {"folder": str(tmp_path), "jobs": [job], "since": 0, "budget": 0}
     command = [sys.executable, "-c", f"{program}; work.main()"]
     told = subprocess.run(command, input=f"{json.dumps(order)}\n", capture_output=True, text=True, check=True)
     assert [json.loads(line) for line in told.stdout.splitlines()] == [{"event": "done", "job": "a"}]
     assert "noise" in told.stderr
+
+
+def test_a_job_whose_command_was_killed_has_not_failed(tmp_path: Path) -> None:
+    program = """
+import sys
+import vl2v.benchmark.work as work, vl2v.runs.train as train
+train.distill = lambda *_, report, **__: (sys.stdin.readline(), report("training", 1, 1, ""))
+work.main()
+"""
+    job = {"name": "a", "dataset": "d", "target": "t", "method": "erm", "student": "s", "seed": 0, "draw": 0}
+    job |= {"held": "", "version": "1.1", "settings": {"method": "erm", "data": {"path": "."}}}
+    order = {"folder": str(tmp_path), "jobs": [job], "since": 0, "budget": 0}
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as worker:
+        assert worker.stdin is not None and worker.stdout is not None
+        worker.stdin.write(f"{json.dumps(order)}\n")
+        worker.stdin.flush()
+        assert json.loads(worker.stdout.readline())["event"] == "started"
+        worker.stdout.close()  # as when the one who reads dies
+        worker.stdin.write("go on\n")
+        worker.stdin.close()
+        assert worker.wait() == 1
+    assert not (tmp_path / "jobs/a/failed.json").exists()
 
 
 def test_a_job_has_the_path_that_it_is_given_now(grid: Grid, shapes: Path, tmp_path: Path) -> None:
@@ -589,6 +624,10 @@ def test_a_sweep_of_domainbeds_is_selected_by_the_rule_of_the_table(tmp_path: Pa
     assert found.in_split == pytest.approx(0.7) and not notes
     (found,), _ = read_domainbed(file, "oracle")  # the last step of each run only
     assert found.in_split == pytest.approx(0.9)
+    coral = domainbed_line(300, [0.5] * 4, inside=0.4).replace('"ERM"', '"CORAL"')
+    file.write_text("".join([*lines, coral]))
+    (_, single), notes = read_domainbed(file, "leave-one-out")
+    assert single.method == "CORAL (DomainBed)" and "no runs to select CORAL by leaving" in notes[0]
     file.write_text("".join(line for line in lines if '"test_envs": [3]' in line))
     (found,), notes = read_domainbed(file, "leave-one-out")
     assert found.in_split == 0.6 and "selected by source validation" in notes[0]
@@ -599,6 +638,9 @@ def test_domainbeds_students_are_told_apart_and_stop_no_bold_row(calm: WorkList,
     kinds = [{"resnet18": True}, {}, {"vit": True, "dinov2": True}, {"vit": True}]
     file.write_text("".join(domainbed_line(300, [0.5] * 4, seed=seed, **kind) for seed, kind in enumerate(kinds)))
     imported, _ = read_domainbed(file)
+    alike = [domainbed_line(300, [0.5] * 4, **kind) for kind in kinds]  # the same seed: nothing but the student differs
+    (tmp_path / "alike.jsonl").write_text("".join(alike))
+    assert len(read_domainbed(tmp_path / "alike.jsonl", "oracle")[0]) == 4
     assert [result.student for result in imported] == ["resnet18", "resnet50", "dinov2", "vit"]
     rng = np.random.default_rng(0)
     right = {"erm": 0.5, "adip": 0.9}
@@ -801,7 +843,7 @@ def test_a_rule_whose_runs_are_missing_selects_nothing(grid: Grid, tmp_path: Pat
     parts = [("paint", True, 10, 0.5), ("chalk", True, 10, 0.5), ("ink", True, 10, 0.5)]
     for job in bench.jobs:
         finish(bench.work, job, parts)
-    with pytest.raises(ConfigError, match=r"erm has 2 draws, and no runs .* again with --selection leave-one-out"):
+    with pytest.raises(ConfigError, match=r"there are draws, and no runs .* again with --selection leave-one-out"):
         results(bench.work, "leave-one-out")
     with pytest.raises(ConfigError, match="nothing is left of paint to select by"):
         results(bench.work, "oracle")
@@ -845,6 +887,57 @@ def test_students_are_measured_on_corrupted_pictures_without_training_anew(
     run(more, engine=Here(), tell=lambda event: looked.append(event.get("words", "")) if "what" in event else None)
     assert {words for words in looked if words.endswith("-3")} == {"contrast-3"}  # the others aren't measured again
     assert not more.missing and not plan(one, work.folder).missing
+    others = replace(one, data={"drawn": grid.data["shapes"]}, methods=["erm"])
+    plan(others, tmp_path / "others", Corruptions(("fog",), 5))
+    both = [str(work.folder), str(tmp_path / "others")]
+    told = CliRunner().invoke(app, ["benchmark", "table", *both, "--metric", "corrupted"])
+    assert "have other corruptions or severities" in str(told.exception)
+
+
+def test_a_mean_under_corruptions_is_of_every_target() -> None:
+    rows = [replace(found(*row, [True, False]), corrupted=0.4) for row in product(("erm", "kd"), ("ink", "wash"))]
+    rows[-1] = replace(rows[-1], corrupted=math.nan)  # not measured yet
+    rows += [found("lp", target, [True]) for target in ("ink", "wash")]
+    table = as_table(rows, metric="corrupted")
+    assert {row[1]: row[table.heads.index("mean")] for row in table.rows} == {"erm": "40.0", "kd": "", "lp": ""}
+    assert any(note.startswith("No mean") for note in table.notes)
+    assert not any(note.startswith("No mean") for note in as_table([*rows[:2], *rows[4:]], metric="corrupted").notes)
+
+
+def test_runs_on_other_files_are_not_compared_picture_by_picture(calm: WorkList, tmp_path: Path) -> None:
+    work = copied(calm, tmp_path)
+    one, other = (job for job in work.jobs() if job.method == "adip")
+    replace(Predictions.load(work.place(one)), content="of a file that was mended").save(work.place(one))
+    results_, notes = gather([work.folder])
+    assert [result.folder for result in results_ if result.marks is None] == [work.place(one)]
+    assert "1 run(s) had other files than the rest" in notes[0] and one.name in notes[0]
+    assert notes[0] in CliRunner().invoke(app, ["benchmark", "table", str(work.folder)]).stdout
+    bench = Bench(work, results_)
+    assert _reader(bench, one) is None and _reader(bench, other) is not None  # no other picture beside an answer
+
+
+def test_the_teacher_has_one_row_whichever_student_it_was_measured_with(grid: Grid, tmp_path: Path) -> None:
+    for target, student in (("paint", "lite0"), ("ink", "resnet50")):
+        wanted = replace(grid, targets=[target], methods=["zero-shot", "erm"], students=[student], seeds=1)
+        bench = plan(wanted, tmp_path)
+        for job in bench.jobs:
+            finish(bench.work, job, [(name, True, 10, 0.5) for name in DOMAINS])
+    found, _ = gather([tmp_path])
+    table = as_table(found)
+    (row,) = [row for row in table.rows if row[1] == "zero-shot"]
+    assert row[table.heads.index("mean")] == "50.0"
+
+
+def test_what_a_rule_cant_judge_yet_is_left_out_and_told(grid: Grid, tmp_path: Path) -> None:
+    wanted = replace(grid, methods=["erm"], seeds=2, draws=3)
+    plan(wanted, tmp_path)
+    plan(replace(wanted, seeds=1, draws=2, selection="leave-one-out"), tmp_path)
+    work = WorkList(tmp_path)
+    for job in work.shown():  # the third draw, which no rule can judge, has the best answers
+        finish(work, job, [(name, True, 10, 0.5 + job.draw / 10) for name in DOMAINS])
+    (found,), (note,) = gather([tmp_path], "leave-one-out")
+    assert found.seed == 0 and found.accuracy == pytest.approx(0.6)
+    assert "1 more have students" in note and ", erm, " in note
 
 
 def test_a_table_says_what_it_cant_know(calm: WorkList, tmp_path: Path) -> None:
@@ -939,9 +1032,9 @@ def test_published_figures_stand_beside_their_own_kind_only(calm: WorkList) -> N
         assert "black, a ViT-B/16 that starts from ImageNet; white, the teacher's own tower" in table.notes[-1]
         return {row[1]: row[table.heads.index("published")] for row in table.rows}
 
-    pacs = {"zero-shot": "96.5 white", "sd": "96.7 white", "adip": "94.9 black", "miro": "", "erm": "90.3 black"}
-    assert figures(["PACS"]) == pacs
-    assert figures(["PACS"], "teacher") == {**pacs, "adip": "", "miro": "96.4 white", "erm": ""}
+    white = {"zero-shot": "96.5 white", "sd": "96.7 white"}
+    assert figures(["PACS"]) == {**white, "adip": "94.9 black", "miro": "89.5 black", "erm": "90.3 black"}
+    assert figures(["PACS"], "teacher") == {**white, "adip": "", "miro": "96.4 white", "erm": f"{91.35:.1f} white"}
     assert figures(["office_home"])["adip"] == "85.7 black"  # the folder that `vl2v data download` makes
     five = ["office_home", "terra_incognita", "VLCS", "PACS", "domain_net"]
     assert figures(five)["adip"] == "75.5 black"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vl2v.evaluation.alignment import Confusion, align, confusions, probe, shares
+from vl2v.evaluation.alignment import Confusion, accuracy_by_group, align, confusions, probe
 
 TEXTS = np.eye(3, dtype=np.float32)
 
@@ -26,7 +26,7 @@ def test_confusions_come_with_counts_and_an_example_the_most_frequent_first() ->
 
 
 def test_groups_without_pictures_have_no_share() -> None:
-    (share,) = shares(("ink", "paint"), np.array([1, 1]), np.array([True, False]))
+    (share,) = accuracy_by_group(("ink", "paint"), np.array([1, 1]), np.array([True, False]))
     assert (share.name, share.pictures, share.correct) == ("paint", 2, 1)
 
 

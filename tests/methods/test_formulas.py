@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods import Output, Targets, find_method
 from vl2v.methods.adip import cosine_loss
 from vl2v.methods.clipood import margin_softmax
@@ -185,10 +185,7 @@ def test_miro_is_the_gaussian_bound_on_the_pretrained_features():
 
 
 def test_stages_of_methods_that_change_the_step_or_the_weights():
-    made = {
-        name: find_method(name).make(LossConfig(), PublishedConfig())
-        for name in ("sam", "sagm", "soup", "wise-ft", "clipood")
-    }
+    made = {name: find_method(name).make(LossConfig()) for name in ("sam", "sagm", "soup", "wise-ft", "clipood")}
     ascents = [made[name].stages[0].ascent for name in ("sam", "sagm")]
     assert [(a.rho, a.alpha, a.first) for a in ascents] == [(0.05, 0.0, 0.0), (0.05, 1e-3, 0.5)]
     assert [(stage.key, stage.member) for stage in made["soup"].stages] == [
@@ -202,10 +199,10 @@ def test_stages_of_methods_that_change_the_step_or_the_weights():
 def test_making_a_method_is_light():
     code = """
 import sys
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods import METHODS
 for entry in METHODS.values():
-    entry.make(LossConfig(), PublishedConfig())
+    entry.make(LossConfig())
 print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

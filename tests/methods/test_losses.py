@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.errors import ConfigError
 from vl2v.methods import METHODS, Output, Targets, find_method
 from vl2v.methods.adip import cosine_loss
@@ -83,7 +83,7 @@ def test_kd_is_zero_at_the_teachers_own_logits(batch: tuple[torch.Tensor, Target
 
 
 def test_adip_aligns_the_projector_and_then_distils_into_the_backbone_alone() -> None:
-    method = find_method("adip").make(LossConfig(), PublishedConfig())
+    method = find_method("adip").make(LossConfig())
     assert [(stage.name, stage.trains) for stage in method.stages] == [
         ("align", "projector"),
         ("distill", "backbone"),
@@ -92,7 +92,7 @@ def test_adip_aligns_the_projector_and_then_distils_into_the_backbone_alone() ->
 
 
 def test_only_methods_that_learn_from_pictures_answers_ask_about_them() -> None:
-    made = {name: entry.make(LossConfig(), PublishedConfig()) for name, entry in METHODS.items()}
+    made = {name: entry.make(LossConfig()) for name, entry in METHODS.items()}
     assert {name for name, method in made.items() if method.asks == "pictures"} == {
         *("zero-shot", "adip", "vl2v", "sd", "kd", "fd", "simkd", "rise")
     }
@@ -107,7 +107,7 @@ def test_a_method_depends_on_what_it_says(
 ) -> None:
     z, targets = batch
     targets = replace(targets, anchors=torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(2)))
-    made = [find_method(method).make(LossConfig(**{setting: value}), PublishedConfig()) for value in values]
+    made = [find_method(method).make(LossConfig(**{setting: value})) for value in values]
     output = Output(z, z if made[0].head == "text" else z[:, :3], z)
     one, other = ([stage.loss(output, targets).item() for stage in each.stages] for each in made)
     assert made[0].depends_on(setting) == (one != other)

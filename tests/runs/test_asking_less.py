@@ -148,7 +148,7 @@ def test_what_a_process_is_buying_another_does_not_buy_as_well(
 ) -> None:
     config = resolve(quick)
     teacher = teaching.the_teacher(config.teacher)
-    sources = open_sources(config, tmp_path / "audit.sqlite")
+    sources = open_sources(config, tmp_path)
     begun, waits = threading.Event(), threading.Event()
     bought: list[int] = []
     embed = teacher.embed_images

@@ -6,12 +6,15 @@ import csv
 import json
 import shutil
 import sys
+import threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from filelock import FileLock
 
 from little import CLASSES, DIM
 from vl2v.cli import main
@@ -228,6 +231,25 @@ def test_a_rented_teacher_is_asked_when_its_price_is_known_and_within_the_budget
     before = asked(store)
     assert check_teacher(quick, pictures=30, store=store, budget=5) == found
     assert set((asked(store) - before).values()) <= {len(found.refused)}, "only what was refused, and the canaries"
+
+
+def test_what_another_process_is_buying_is_waited_for(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vl2v.runs.check.the_teacher", lambda config: Vendor())
+    store, waits = tmp_path / "store", threading.Event()
+    store.mkdir()
+
+    def report(what: str, *_: Any) -> None:
+        if what.startswith("waiting for another process"):
+            waits.set()
+
+    with ThreadPoolExecutor(1) as pool:
+        with FileLock(store / f"buying-{Vendor.fingerprint}.lock"):
+            check = pool.submit(check_teacher, quick, pictures=12, store=store, budget=5, report=report)
+            assert waits.wait(300)
+            assert not asked(store)
+        assert check.result().everything.accuracy == 1
 
 
 def test_the_command_prints_a_verdict_or_json(

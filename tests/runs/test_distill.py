@@ -100,6 +100,34 @@ def test_swad_ships_the_averaged_weights(quick: dict[str, Any], tmp_path: Path) 
     assert not same(plain, averaged)
 
 
+def test_batch_norms_statistics_are_those_of_the_weights_that_are_chosen(
+    shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    settings = change(quick_settings(shapes, recording, "erm"), "student", batch_norm="train")
+    settings["stages"]["finetune"] |= {"lr": 0.1, "eval_every": 1}
+    run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    best = max(row["val_accuracy"] for row in rows)
+    assert len({row["val_accuracy"] for row in rows}) > 1 and rows[-1]["val_accuracy"] < best
+    assert run.classifier.about["validation_accuracy"] == best
+
+
+def test_a_row_of_which_no_checkpoint_was_kept_is_written_once(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise RunError("the disk is full")
+
+    monkeypatch.setattr("vl2v.training.loop.save_checkpoint", full)
+    with pytest.raises(RunError, match="the disk is full"):
+        vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 1
+    monkeypatch.undo()
+    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [10, 20, 2, 4, 6]
+
+
 def test_predict_evaluate_and_add_a_class(quick: dict[str, Any], shapes: Path, tmp_path: Path) -> None:
     run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
     picture = shapes / "ink" / "ball" / "00.png"

@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 
 import vl2v
 from little import Interrupted, quick_settings, stopping
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.errors import ConfigError
-from vl2v.evaluation.shares import SHARES, best_share
+from vl2v.evaluation.ridge import LAMBDAS, best_lambda
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs import silent, teaching
 from vl2v.runs.asking import asking_about
 from vl2v.runs.features import Features
-from vl2v.runs.share import align_again
 from vl2v.runs.sources import open_sources
+from vl2v.runs.tuning import align_again
 from vl2v.training import new_fabric
 
 FIGURES = Path(__file__).with_name("trained.json")
@@ -126,7 +126,7 @@ def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path
     told = json.loads((run.folder / "chosen.json").read_text())
     accuracies = {float(share): accuracy for share, accuracy in told["accuracies"].items()}
     learnt = sum(run.classifier.about["pictures"].values())
-    assert told["lambda"] == best_share(accuracies, learnt)
+    assert told["lambda"] == best_lambda(accuracies, learnt)
     settings["loss"] = {"lambda": told["lambda"], "temperature": told["temperature"]}
     given = vl2v.distill(settings, tmp_path / "given", store=tmp_path / "store")
     assert same(weights(run), weights(given)) and not (given.folder / "chosen.json").exists()
@@ -244,7 +244,7 @@ def test_vl2v_ends_where_source_validation_is_best(shapes: Path, recording: Path
 def test_vl2v_fits_its_projector_to_the_backbone_it_ends_with(shapes: Path, recording: Path, tmp_path: Path) -> None:
     run = vl2v.distill(quick_settings(shapes, recording, "vl2v"), tmp_path / "run", store=tmp_path / "store")
     config, student = run.config, run.classifier.student
-    sources = open_sources(config, tmp_path / "audit.sqlite")
+    sources = open_sources(config, tmp_path)
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:
         teacher = teaching.the_teacher(config.teacher)
         answers = asking_about(config, store, teacher, None, sources, Views(), silent).answers()
@@ -253,11 +253,11 @@ def test_vl2v_fits_its_projector_to_the_backbone_it_ends_with(shapes: Path, reco
         student.projector.weight.zero_()
     found = Features(student, sources.dataset, new_fabric(config.train), 0, silent)
     share = align_again(student, sources, answers, found)
-    assert share in SHARES
+    assert share in LAMBDAS
     assert torch.allclose(student.projector.weight, before["projector.weight"], rtol=1e-2, atol=1e-2)
     images = answers.images.copy()
     images[others] = 0  # they weren't asked about: their classes' texts stand for what the teacher would have said
-    assert align_again(student, sources, replace(answers, images=images), found) in SHARES
+    assert align_again(student, sources, replace(answers, images=images), found) in LAMBDAS
     half = student.projector.weight.detach().clone()
     assert half.isfinite().all()
     images[others, 0] = answers.texts[answers.labels[others]]
@@ -278,5 +278,5 @@ def test_any_method_starts_from_a_white_boxs_tower_on_request(shapes: Path, reco
 
 
 def test_find_method_knows_what_trains() -> None:
-    stages = find_method("soup").make(LossConfig(), PublishedConfig()).stages
+    stages = find_method("soup").make(LossConfig()).stages
     assert [stage.trains for stage in stages] == ["projector", "all", "all", "all"]

@@ -76,7 +76,7 @@ def test_a_first_stage_of_another_lambda_is_not_taken(
 ) -> None:
     shelf, store, ended = tmp_path / "shelf", tmp_path / "store", []
     for share in (0.0, 1.0):  # chosen on the same pictures, as after a change of the rule
-        monkeypatch.setattr("vl2v.runs.share.best_share", lambda *found, share=share: share)
+        monkeypatch.setattr("vl2v.runs.tuning.best_lambda", lambda *found, share=share: share)
         settings = quick_settings(shapes, recording, "vl2v")
         alone = vl2v.distill(settings, tmp_path / f"alone-{share}", store=store)
         ended.append(vl2v.distill(settings, tmp_path / f"shared-{share}", store=store, shelf=shelf))

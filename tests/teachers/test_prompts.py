@@ -3,12 +3,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from vl2v.config import PromptConfig
 from vl2v.errors import ConfigError
-from vl2v.teachers import Prompts, prompts_for, text_classifier
+from vl2v.teachers import prompts_for, text_classifier
 
 
 def said(name: str, **settings) -> list[str]:
-    return prompts_for([name], Prompts(**settings))[0]
+    return prompts_for([name], PromptConfig(**settings))[0]
 
 
 @pytest.mark.parametrize(
@@ -83,14 +84,14 @@ def test_only_the_article_before_the_class_changes():
 
 def test_overrides():
     overrides = {"tv": "television set", "bat": ["flying bat", "animal_bat"]}
-    texts = prompts_for(["tv", "bat", "dog"], Prompts(overrides=overrides))
+    texts = prompts_for(["tv", "bat", "dog"], PromptConfig(overrides=overrides))
     assert texts[0] == ["a photo of a television set"]
     assert texts[1] == ["a photo of a flying bat", "a photo of an animal_bat"]
     assert texts[2] == ["a photo of a dog"]
 
 
 def test_domain_prompts():
-    prompts = Prompts(domain_prompts=True)
+    prompts = PromptConfig(domain_prompts=True)
     texts = prompts_for(["dog", "elephant"], prompts, ["art_painting", "cartoon", "sketches"])
     assert texts[0] == [
         "a photo of a dog",
@@ -99,12 +100,12 @@ def test_domain_prompts():
         "sketches of a dog",
     ]
     assert "an art painting of an elephant" in texts[1]
-    bare = prompts_for(["elephant"], Prompts(domain_prompts=True, articles=False), ["art_painting"])
+    bare = prompts_for(["elephant"], PromptConfig(domain_prompts=True, articles=False), ["art_painting"])
     assert bare == [["a photo of a elephant", "a art painting of a elephant"]]
 
 
 def test_domains_are_not_used_unless_asked():
-    assert prompts_for(["dog"], Prompts(), ["cartoon"]) == [["a photo of a dog"]]
+    assert prompts_for(["dog"], PromptConfig(), ["cartoon"]) == [["a photo of a dog"]]
 
 
 def test_none_twice():
@@ -129,41 +130,6 @@ def test_a_name_with_braces_is_left_alone():
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ConfigError, match=message.replace("{", r"\{")):
         said("dog", **settings)
-
-
-def test_from_toml(tmp_path):
-    file = tmp_path / "prompts.toml"
-    file.write_text('templates = ["an icon of a {class}"]\narticles = false\n[overrides]\ntv = ["set", "telly"]\n')
-    prompts = Prompts.from_toml(file)
-    assert prompts == Prompts(["an icon of a {class}"], False, {"tv": ["set", "telly"]})
-    assert prompts_for(["tv"], prompts) == [["an icon of a set", "an icon of a telly"]]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("templates = [", "not readable as TOML"),
-        ("template = []", "unknown key template"),
-        ('templates = "a {class}"', "isn't a list of texts"),
-        ("templates = [1]", "isn't a list of texts"),
-        ('articles = "no"', "isn't true or false"),
-        ("overrides = 3", "isn't a table"),
-        ("[overrides]\ntv = 3", "isn't a table"),
-        ("domain_prompts = 1", "isn't true or false"),
-    ],
-)
-def test_from_toml_refuses(tmp_path, text, message):
-    file = tmp_path / "prompts.toml"
-    file.write_text(text)
-    with pytest.raises(ConfigError, match=message) as caught:
-        Prompts.from_toml(file)
-    assert str(file) in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_from_toml_without_a_file(tmp_path):
-    with pytest.raises(ConfigError, match="not readable"):
-        Prompts.from_toml(tmp_path / "none.toml")
 
 
 def test_text_classifier_averages_directions():

@@ -22,9 +22,8 @@ _LAST_STAGE = {"erm": "finetune", "kd": "distill", "adip": "distill"}
 
 @dataclass(frozen=True)
 class Demo:
-    """The finished runs, by method, and where they are."""
+    """The finished runs, by method."""
 
-    folder: Path
     runs: dict[str, Run]
 
     def results(self) -> dict[str, dict[str, float | None]]:
@@ -58,7 +57,7 @@ def run_demo(out: Path, *, target: str = TARGET, report: Report = silent) -> Dem
     # Training is over: now the teacher may be asked about the unseen style, for its own row in the table.
     embed({**settings("adip", target), "data": {"path": icondg()}}, store=store, report=report)
     runs["adip"].save_evaluation(evaluate_run(runs["adip"], store=store, report=report))
-    demo = Demo(out, runs)
+    demo = Demo(runs)
     write_text(out / "results.json", json.dumps(demo.results(), indent=2))
     return demo
 

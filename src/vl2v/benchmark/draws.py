@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import reduce
-from operator import getitem
 from typing import Any
 
 import numpy as np
 
-from vl2v.config import RunConfig, Tree
+from vl2v.config import RunConfig, Tree, flat, nested
 from vl2v.errors import need_extra
 from vl2v.methods import METHODS
 from vl2v.seeds import derive
@@ -92,16 +90,8 @@ def drawn(method: str, seed: int, draw: int) -> Tree:
     steps: ten times the range; white boxes smaller ones, a tenth. CLIPood's weight decay is ten times the range.
     """
     rng = np.random.default_rng(derive(seed, "draw", method, draw))
-    values = {
-        name: found.value(rng.uniform(found.low, found.high))
-        for name, found in ranges(method).items()
-        if name.startswith("stages.")
-    }
-    for other, (name, found) in _OWN.items():  # every one in turn: the stream of draws is older than this table
-        value = found.value(rng.uniform(found.low, found.high))
-        if other == method:
-            values[f"loss.{name}"] = value
-    return _tree(values)
+    found = ranges(method).items()
+    return nested({name: span.value(rng.uniform(span.low, span.high)) for name, span in found})
 
 
 def suggested(method: str, seed: int, draw: int, results: Sequence[tuple[RunConfig, float]]) -> Tree:
@@ -128,25 +118,14 @@ def suggested(method: str, seed: int, draw: int, results: Sequence[tuple[RunConf
             continue  # it has no place in a range
         places = {name: known[name].place(value) for name, value in values.items()}
         study.add_trial(optuna.trial.create_trial(params=places, distributions=distributions, value=worth))
-    return _tree({name: known[name].value(place) for name, place in study.ask(distributions).params.items()})
+    return nested({name: known[name].value(place) for name, place in study.ask(distributions).params.items()})
 
 
 def repeated(method: str, config: RunConfig) -> Tree:
     """Return the hyperparameters of a run, as `drawn` and `suggested` do."""
-    return _tree(_values(method, config))
+    return nested(_values(method, config))
 
 
 def _values(method: str, config: RunConfig) -> dict[str, Any]:
-    tree: Any = config.model_dump(by_alias=True)
-    return {name: reduce(getitem, name.split("."), tree) for name in ranges(method)}
-
-
-def _tree(values: Mapping[str, float]) -> Tree:
-    tree: Tree = {}
-    for name, value in values.items():
-        *sections, key = name.split(".")
-        branch = tree
-        for section in sections:
-            branch = branch.setdefault(section, {})
-        branch[key] = value
-    return tree
+    values = flat(config.model_dump(by_alias=True))
+    return {name: values[name] for name in ranges(method)}

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -49,12 +49,7 @@ def engine_named(spec: str) -> Engine:
         raise ConfigError(f"engine {spec!r}: there are local, local:N, ray and ray:N")
     if kind == "ray":
         return Ray(int(number or 1))
-    return Local(int(number) if number else usual_processes())
-
-
-def usual_processes() -> int:
-    """Return one process a GPU, or one a processor where there is none."""
-    return len(_gpus()) or processors()
+    return Local(int(number)) if number else Local()
 
 
 def _gpus() -> list[str]:
@@ -70,10 +65,10 @@ class Local:
     """Processes of this machine. One that dies is started again and goes on with the job that it died at.
 
     Attributes:
-        processes: how many.
+        processes: how many; by default one a GPU, or one a processor.
     """
 
-    processes: int
+    processes: int = field(default_factory=lambda: len(_gpus()) or processors())
 
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
         """Do the jobs; see `Engine`."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from vl2v.benchmark.draws import drawn
 from vl2v.benchmark.jobs import Cell, Job, Selection, digest
-from vl2v.config import TOWER, DataConfig, Tree, merge, validate
+from vl2v.config import TOWER, DataConfig, Tree, deciding, merge, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs.settings import recipe
@@ -70,11 +70,8 @@ class Grid:
     @property
     def variant(self) -> str:
         """A digest of the settings that all its jobs have in common, without those that change no result."""
-        settings = merge(self.settings, {"data": {"workers": 0}})
-        train = {k: value for k, value in settings.pop("train", {}).items() if k not in ("strategy", "tensorboard")}
-        settings |= {"train": train} if train else {}
-        how = [word for word in (self.search, self.preset) if word not in ("random", "default")]
-        return digest([settings, self.steps, self.batch, *how])
+        settings = {**deciding(self.settings), "data.exclude": None}  # what it leaves out, the dataset's listing tells
+        return digest([settings, self.steps, self.batch, self.search, self.preset])
 
     @cached_property
     def datasets(self) -> dict[str, DomainDataset]:
@@ -83,10 +80,9 @@ class Grid:
         Raises:
             DataError: one that can't be read.
         """
-        from vl2v.data import open_dataset
+        from vl2v.runs.sources import open_data
 
-        told = {name: self._told(name) for name in self.data}
-        return {name: open_dataset(data.path, layout=data.layout, exclude=data.exclude) for name, data in told.items()}
+        return {name: open_data(self._told(name)) for name in self.data}
 
     @property
     def rounds(self) -> list[Grid]:
@@ -161,7 +157,7 @@ class Grid:
         }
         stages = METHODS[cell.method].stages
         measured: Tree = {"published": {"target_in_split": False}}  # tables have both figures
-        return merge(recipe(self.preset, stages), measured, _only_stages(self.settings, stages), own)
+        return merge(recipe(self.preset, stages), measured, only_stages(self.settings, stages), own)
 
     def _sized(self, cell: Cell, settings: Tree) -> Tree:
         """Return settings with the steps and the batch that were asked for, whatever was drawn."""
@@ -238,7 +234,7 @@ def _check_stages(given: object) -> None:
             raise ConfigError(f"stages.{name} = {stage!r}: a table, for example stages.{name}.lr=1e-3")
 
 
-def _only_stages(settings: Tree, stages: Mapping[str, Any]) -> Tree:
+def only_stages(settings: Tree, stages: Mapping[str, Any]) -> Tree:
     """Return settings of all methods with only those stages that this one has."""
     given = settings.get("stages", {})
     return {**settings, "stages": {name: given[name] for name in stages if name in given}}

@@ -9,13 +9,12 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
-from vl2v.config import TOWER, Tree
+from vl2v.config import Tree, deciding
 from vl2v.methods import METHODS, version_of
 from vl2v.runs.settings import resolve
 
 Selection = Literal["training", "leave-one-out", "oracle"]
 ZERO_SHOT = "zero-shot"  # the method that is the teacher itself
-FIRST = "1.1"  # a version that names of jobs leave out
 
 
 class Cell(NamedTuple):
@@ -52,7 +51,7 @@ class Job:
     draw: int
     held: str
     settings: Tree = field(hash=False)
-    version: str = FIRST
+    version: str
 
     @property
     def cell(self) -> Cell:
@@ -74,21 +73,15 @@ class Job:
     @property
     def of_today(self) -> bool:
         """Whether today's code would train it so."""
-        if self.method not in METHODS or self.version != version_of(self.method):
-            return False
-        return self.student == TOWER or not METHODS[self.method].plain.tower  # which once stood under any student
+        return self.method in METHODS and self.version == version_of(self.method)
 
     @cached_property
     def name(self) -> str:
         """Its folder: words for people, and a digest of everything that decides the result."""
-        config = resolve(self.settings).model_dump(mode="json", by_alias=True)
-        config["data"] |= {"path": self.dataset, "workers": 0}
-        del config["train"]["strategy"]
-        config["train"]["tensorboard"] = False
-        if self.version != FIRST:  # folders are older than versions
-            config["version"] = self.version
+        decides = deciding(resolve(self.settings).model_dump(mode="json", by_alias=True))
+        decides |= {"data.path": self.dataset, "data.exclude": None, "version": self.version}  # wherever these lie
         words = [self.dataset, self.target, self.held and f"without-{self.held}", self.student, self.method]
-        return "-".join([*(slug(word) for word in words if word), f"seed{self.seed}", digest(config)])
+        return "-".join([*(slug(word) for word in words if word), f"seed{self.seed}", digest(decides)])
 
 
 def digest(tree: object) -> str:

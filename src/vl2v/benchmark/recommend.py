@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from vl2v.benchmark.engine import Engine, Local, usual_processes
-from vl2v.benchmark.grid import STUDENTS, Grid
+from vl2v.benchmark.engine import Engine, Local
+from vl2v.benchmark.grid import STUDENTS, Grid, only_stages
 from vl2v.benchmark.jobs import ZERO_SHOT
 from vl2v.benchmark.results import Result, mean_and_error, of, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import runs_of
-from vl2v.config import Tree, merge, toml_key
+from vl2v.config import Tree, flat, merge
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation.compare import Lead, lead
 from vl2v.methods import find_method
@@ -44,7 +43,6 @@ class Advice:
         over_teacher: and over the zero-shot teacher.
         table: the last round's results.
         steps: of each run of the last round.
-        minutes: that it took.
         command: that trains the student on all domains.
         failed: candidates that couldn't be trained, and why.
     """
@@ -56,7 +54,6 @@ class Advice:
     over_teacher: Lead | None
     table: list[Result]
     steps: int
-    minutes: float
     command: str
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -119,7 +116,6 @@ def recommend(
         DataError: fewer than three domains with labels.
         ConfigError: fewer than two candidates, or fewer than two that can be trained.
     """
-    start = time.monotonic()
     methods = [method for method in dict.fromkeys(methods) if find_method(method).stages]  # the teacher isn't one
     if len(methods) < FINALISTS:
         raise ConfigError(f"--methods: a tournament takes {FINALISTS} or more, for example {','.join(CANDIDATES)}")
@@ -132,7 +128,7 @@ def recommend(
             f"{data}: {len(domains)} domain(s); a tournament leaves one out and learns from at least two others. "
             "Sort the pictures into domain/class/ folders, by source or style"
         )
-    engine = engine or Local(usual_processes())
+    engine = engine or Local()
     reasons: dict[str, str] = {}
 
     def hold(methods: Sequence[str], steps: int, seeds: range) -> list[Result]:
@@ -170,33 +166,20 @@ def recommend(
     sizes = {"stages": {stage: {"steps": max(1000, last), "batch_per_domain": BATCH}}}
     command = _command(data, STUDENTS.get(student, student), best, merge(whole, sizes))
     accuracy = mean_and_error(of(final, method=best))[0]
-    took = (time.monotonic() - start) / 60
     failed = {method: why for method, why in reasons.items() if method in methods}
-    return Advice(best, second, accuracy, ahead, lead(runs[best], runs[ZERO_SHOT]), final, last, took, command, failed)
+    return Advice(best, second, accuracy, ahead, lead(runs[best], runs[ZERO_SHOT]), final, last, command, failed)
 
 
 def _command(data: Path, student: str, method: str, settings: Tree) -> str:
     """Return the command that trains a student with a tournament's settings on all domains."""
-    entry = find_method(method)
-    own = {
-        **settings,
-        "stages": {name: settings["stages"][name] for name in entry.stages if name in settings["stages"]},
-    }
+    own = only_stages(settings, find_method(method).stages)
     spec = own["teacher"]["spec"]
     words = ["vl2v", "distill", "--data", str(data), "--teacher", spec, "--student", student, "--method", method]
     told = ("teacher.spec", "student.name", "method", "data.path", "data.target")
-    for key, value in _leaves(own):
+    for key, value in flat(own).items():
         if key not in told:
             words += ["--set", f"{key}={json.dumps(value, default=str, ensure_ascii=False)}"]
     return shlex.join([*words, "--out", f"runs/{method}"])
-
-
-def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{toml_key(key)}.")
-        else:
-            yield prefix + toml_key(key), value
 
 
 def _quick() -> Tree:
@@ -215,9 +198,8 @@ def _paces(trial: Sequence[Result]) -> tuple[float, float]:
         done, rows = 0, MetricsLog(found.folder).rows()
         for row in rows:
             if row["stage"] == rows[-1]["stage"]:
-                evaluation = row.get("evaluation_seconds", 0.0)  # runs of earlier versions don't tell
-                steps.append((row["seconds"] - evaluation) / (row["step"] - done))
-                evaluations.append(evaluation)
+                steps.append((row["seconds"] - row["evaluation_seconds"]) / (row["step"] - done))
+                evaluations.append(row["evaluation_seconds"])
                 done = row["step"]
     return median(steps), median(evaluations)
 

@@ -1,30 +1,24 @@
-"""The figures of finished jobs, selected as DomainBed does, and figures that come from elsewhere."""
+"""The figures of finished jobs, selected as DomainBed does."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.benchmark.jobs import ZERO_SHOT, Cell, Job, Selection
 from vl2v.benchmark.worklist import WorkList
-from vl2v.errors import ConfigError, DataError, RunError
+from vl2v.errors import ConfigError, RunError
 from vl2v.evaluation.compare import Marks, target_weights
 from vl2v.runs.predictions import Predictions
 
-DOMAINBED = {
-    "PACS": ("art_painting", "cartoon", "photo", "sketch"),
-    "VLCS": ("Caltech101", "LabelMe", "SUN09", "VOC2007"),
-    "OfficeHome": ("Art", "Clipart", "Product", "Real World"),
-    "TerraIncognita": ("location_100", "location_38", "location_43", "location_46"),
-    "DomainNet": ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"),
-}
 _NEEDED = ("index", "domain", "label", "answer", "in_split")
 
 
@@ -46,6 +40,7 @@ class Result:
         marks: which pictures of the target were answered, and which of them correctly; None where that isn't known.
         corrupted: on the target's pictures corrupted, the mean over the corruptions asked for; NaN where not measured.
         inside: as `marks`, of the 80% that DomainBed measures.
+        content: a digest of the dataset that `marks` point to; "" where that isn't known.
     """
 
     dataset: str
@@ -61,6 +56,7 @@ class Result:
     marks: Marks | None = None
     corrupted: float = math.nan
     inside: Marks | None = None
+    content: str = ""
 
     @property
     def cell(self) -> Cell:
@@ -86,17 +82,20 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     """
     found: list[Result] = []
     teachers: set[Cell] = set()
-    for cell, draws in by_cell(work.shown()).items():
+    cells = by_cell(work.shown())
+    several = [jobs for draws in cells.values() if len(draws) > 1 for jobs in draws.values()]
+    if selection == "leave-one-out" and several and all(len(jobs) == 1 for jobs in several):
+        raise ConfigError(
+            f"{work.folder}: there are draws, and no runs that leave another domain out to select one by; give the "
+            "`vl2v benchmark` command again with --selection leave-one-out"
+        )
+    for cell, draws in cells.items():
         if cell.method == ZERO_SHOT and cell._replace(student="") in teachers:
             continue  # one row, whichever students were asked for when it was measured
         finished = {draw: jobs for draw, jobs in draws.items() if "" in jobs and work.trained(jobs[""])}
         if len(draws) > 1 and selection == "leave-one-out":
-            if all(len(jobs) == 1 for jobs in draws.values()):
-                raise ConfigError(
-                    f"{work.folder}: {cell.method} has {len(draws)} draws, and no runs that leave another domain out "
-                    "to select one by; give the `vl2v benchmark` command again with --selection leave-one-out"
-                )
-            finished = {draw: jobs for draw, jobs in finished.items() if all(map(work.trained, jobs.values()))}
+            judged = {draw: jobs for draw, jobs in finished.items() if len(jobs) > 1}
+            finished = {draw: jobs for draw, jobs in judged.items() if all(map(work.trained, jobs.values()))}
         merits = {draw: merit(work, jobs, selection) if len(finished) > 1 else 0 for draw, jobs in finished.items()}
         merits = {draw: worth for draw, worth in merits.items() if worth != -math.inf}
         if merits and (result := result_of(work, finished[max(merits, key=merits.__getitem__)][""])) is not None:
@@ -104,6 +103,70 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
             if cell.method == ZERO_SHOT:
                 teachers.add(cell._replace(student=""))
     return found
+
+
+def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[list[Result], list[str]]:
+    """Return the results of benchmark folders that are to stand in one table, and what is to be said about them.
+
+    The zero-shot teacher stands once, beside the first student. Runs on other files than the most of their dataset
+    have no `marks`: what they answered can't be compared picture by picture.
+
+    Args:
+        folders: of benchmarks.
+        selection: the rule, see `results`.
+
+    Raises:
+        ConfigError: folders whose pictures or settings differ, or that have the same cell.
+        RunError: not a benchmark folder.
+    """
+    found: list[Result] = []
+    notes: list[str] = []
+    told: dict[str, Any] = {}
+    for folder in folders:
+        work = WorkList(folder)
+        own = results(work, selection)
+        for name, about in work.tells().items():
+            if told.setdefault(name, about) != about:
+                raise ConfigError(f"{folder}: {name} has other pictures or settings than in another of the folders")
+        measured = {result.cell for result in found if result.method != ZERO_SHOT}
+        if twice := measured & {result.cell for result in own}:
+            raise ConfigError(f"{folder}: {', '.join(map(str, min(twice)))}: another of the folders has it, too")
+        found += own
+        trained = {job.cell for job in work.shown() if job.method != ZERO_SHOT and not job.held and work.trained(job)}
+        if waiting := trained - {result.cell for result in own}:
+            notes.append(
+                f"{folder.name}: {len(waiting)} more have students, and no draw that this rule can judge yet: "
+                f"{', '.join(map(str, min(waiting)))}, for example."
+            )
+    found, changed = _of_same_pictures(found)
+    return _one_teacher(found), notes + changed
+
+
+def _one_teacher(found: Sequence[Result]) -> list[Result]:
+    """Return results with one row for the zero-shot teacher, whichever students were asked for with it."""
+    student = next((result.student for result in found if result.method != ZERO_SHOT), None)
+    one: dict[Cell, Result] = {}
+    for result in found:
+        if result.method == ZERO_SHOT and student is not None:
+            result = replace(result, student=student)
+        one.setdefault(result.cell, result)
+    return list(one.values())
+
+
+def _of_same_pictures(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Return results, those on other files than the most of their dataset without marks, and a line about these."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for result in found:
+        counts[result.dataset][result.content] += 1
+    usual = {dataset: contents.most_common(1)[0][0] for dataset, contents in counts.items()}
+    others = [result.folder.name for result in found if result.content != usual[result.dataset]]
+    if not others:
+        return list(found), []
+    marked = [r if r.content == usual[r.dataset] else replace(r, marks=None, inside=None) for r in found]
+    return marked, [
+        f"{len(others)} run(s) had other files than the rest under the same names ({others[0]}, for example): one has "
+        "changed since, or couldn't be read then. They have no lead; delete their folders to have them trained again."
+    ]
 
 
 def answers_of(work: WorkList, job: Job, only: Collection[str] = _NEEDED) -> Predictions | None:
@@ -134,7 +197,7 @@ def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
     kept = answers_of(work, jobs[""])
     if kept is None:
         return -math.inf
-    right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(jobs[""].target)
+    right, target = kept.right, kept.in_domain(jobs[""].target)
     if selection == "training":
         return _of_each_domain(right[~target], kept["domain"][~target])
     if selection == "oracle":
@@ -151,7 +214,7 @@ def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
             kept = answers_of(work, job)
             if kept is None:
                 return -math.inf
-            scores.append(float((kept["label"] == kept["answer"])[kept["domain"] == kept.domains.index(held)].mean()))
+            scores.append(float(kept.right[kept.in_domain(held)].mean()))
     return float(np.mean(scores)) if scores else -np.inf
 
 
@@ -160,13 +223,14 @@ def result_of(work: WorkList, job: Job) -> Result | None:
     place, kept = work.place(job), answers_of(work, job)
     if kept is None:
         return None
-    right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(job.target)
+    right, target = kept.right, kept.in_domain(job.target)
     inside = target & kept["in_split"]
     whole, part = (float(right[rows].mean()) if rows.any() else math.nan for rows in (target, inside))
     marks, marks_inside = (Marks(kept["index"][rows], right[rows]) for rows in (target, inside))
     seen = _of_each_domain(right[~target], kept["domain"][~target])
     corrupted = _corrupted(work, job)
-    return Result(*job.cell, whole, part, seen, work.seconds(job), place, marks, corrupted, marks_inside)
+    seconds = work.seconds(job)
+    return Result(*job.cell, whole, part, seen, seconds, place, marks, corrupted, marks_inside, kept.content)
 
 
 def _of_each_domain(right: NDArray[np.bool_], domains: NDArray[np.int64]) -> float:
@@ -182,128 +246,6 @@ def _corrupted(work: WorkList, job: Job) -> float:
         return math.nan
     accuracies = wanted.measured(work.place(job)).values()
     return float(np.mean(list(accuracies))) if accuracies else math.nan
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line of DomainBed's results.jsonl: the accuracies of a run at a step; `run` is everything but `targets`."""
-
-    run: tuple[str, str, int, int]
-    targets: tuple[int, ...]
-    step: int
-    accuracies: dict[str, float]
-    holdout: float
-    student: str
-    file: Path
-
-    def seen(self) -> float:
-        """Return the mean accuracy on the source domains' validation splits."""
-        outside = [
-            key for key in self.accuracies if "_out_" in key and int(key[3 : key.index("_")]) not in self.targets
-        ]
-        return float(np.mean([self.accuracies[key] for key in outside]))
-
-    def result(self) -> Result:
-        """Return the figures of a run with a single target."""
-        (target,), (dataset, algorithm, seed, _) = self.targets, self.run
-        names = DOMAINBED.get(dataset)
-        domain = names[target] if names else f"env{target}"
-        inside = self.accuracies[f"env{target}_in_acc"]
-        outside = self.accuracies.get(f"env{target}_out_acc")
-        whole = inside if outside is None else (1 - self.holdout) * inside + self.holdout * outside
-        method = f"{algorithm} (DomainBed)"
-        return Result(dataset, domain, method, self.student, seed, whole, inside, self.seen(), math.nan, self.file)
-
-
-def read_domainbed(path: Path, selection: Selection = "training") -> tuple[list[Result], list[str]]:
-    """Return results of DomainBed's own program (its `results.jsonl` files), and what is to be said about them.
-
-    Of a cell's runs and steps its rule of that name selects one: "training", the best mean accuracy on the source
-    domains' validation splits; "leave-one-out", the best mean on each source domain in turn, of runs that left it out
-    as well (lines with two test environments), else, where there are none, the rule before; "oracle", of the runs'
-    last steps the best accuracy on the target's validation split.
-
-    Args:
-        path: a results.jsonl, or a folder with some in it.
-        selection: the rule.
-
-    Raises:
-        DataError: no such file, or a line that isn't DomainBed's.
-    """
-    files = sorted(path.rglob("results.jsonl")) if path.is_dir() else [path]
-    lines = [line for file in files for line in _domainbed_lines(file)]
-    alone = [line for line in lines if len(line.targets) == 1]
-    if not alone:
-        raise DataError(f"{path}: no results.jsonl with results of a single test environment in it")
-    notes = []
-    judged = _judged(alone, lines, selection)
-    if not judged:
-        judged = _judged(alone, lines, "training")
-        notes.append(
-            f"{path}: no runs to select by leaving another domain out; its rows are selected by source validation."
-        )
-    elif selection != "leave-one-out" and len(lines) > len(alone):
-        notes.append(f"{path}: {len(lines) - len(alone):,} lines with several test environments aren't in the table.")
-    best: dict[Hashable, tuple[float, Result]] = {}
-    for merit, line in judged:
-        result = line.result()
-        key = result.dataset, result.target, result.method, result.student, result.seed
-        if key not in best or merit > best[key][0]:
-            best[key] = merit, result
-    return [result for _, result in best.values()], notes
-
-
-def _judged(alone: Sequence[_Line], lines: Sequence[_Line], selection: Selection) -> list[tuple[float, _Line]]:
-    """Return the lines that the rule may select, with what it judges each by."""
-    if selection == "training":
-        return [(line.seen(), line) for line in alone]
-    if selection == "oracle":
-        last = {(line.run, line.targets): line for line in sorted(alone, key=lambda line: line.step)}
-        return [(line.accuracies[f"env{line.targets[0]}_out_acc"], line) for line in last.values()]
-    held: dict[Hashable, dict[int, float]] = defaultdict(dict)
-    for line in lines:
-        if len(line.targets) == 2:
-            for target, other in (line.targets, line.targets[::-1]):
-                held[line.run, line.step, target][other] = line.accuracies[f"env{other}_in_acc"]
-    found = []
-    for line in alone:
-        scores = held[line.run, line.step, line.targets[0]]
-        if scores and len(scores) == sum(key.endswith("_in_acc") for key in line.accuracies) - 1:
-            found.append((float(np.mean(list(scores.values()))), line))
-    return found
-
-
-def _domainbed_lines(file: Path) -> Iterator[_Line]:
-    try:
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: not DomainBed's results ({error})") from None
-    for number, row in enumerate(rows, 1):
-        try:
-            told = row["args"]
-            line = _Line(
-                (told["dataset"], told["algorithm"], int(told.get("trial_seed", 0)), int(told.get("hparams_seed", 0))),
-                tuple(int(target) for target in told["test_envs"]),
-                int(row["step"]),
-                {key: float(value) for key, value in row.items() if key.endswith("_acc")},
-                float(told.get("holdout_fraction", 0.2)),
-                _domainbed_student(row.get("hparams")),
-                file,
-            )
-            if len(line.targets) == 1:
-                line.result()
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(f"{file}, line {number}: not DomainBed's results ({error!r})") from None
-        yield line
-
-
-def _domainbed_student(told: object) -> str:
-    """Return the student that a run's hparams name."""
-    if not isinstance(told, dict) or "resnet18" not in told:
-        return "?"
-    if told.get("vit"):
-        return "dinov2" if told.get("dinov2") else "vit"
-    return "resnet18" if told["resnet18"] else "resnet50"
 
 
 def mean_and_error(found: Iterable[Result], metric: str = "accuracy") -> tuple[float, float, int]:

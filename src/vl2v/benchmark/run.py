@@ -4,30 +4,30 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vl2v.benchmark.engine import Engine, Local, usual_processes
+from vl2v.benchmark.engine import Engine, Local
 from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.jobs import ZERO_SHOT, Job
 from vl2v.benchmark.search import searching
+from vl2v.benchmark.work import Tell
 from vl2v.benchmark.worklist import Corruptions, WorkList
 from vl2v.config import TOWER, merge
-from vl2v.errors import RunError
-from vl2v.methods import find_method
+from vl2v.errors import ConfigError, RunError
+from vl2v.methods import find_method, method_of
 from vl2v.runs.cluster import Cluster
 from vl2v.runs.embed import embed
 from vl2v.runs.folder import write_text
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 from vl2v.runs.teaching import has_tower
+from vl2v.teachers import is_white_box
 
 if TYPE_CHECKING:
     from vl2v.data import DomainDataset
-
-Tell = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
@@ -85,24 +85,37 @@ def run(
 
     Raises:
         StudentError: a student that isn't known, or whose weights can't be had; the teacher isn't asked then.
+        ConfigError: one that a black box can't teach.
         VL2VError: the teacher can't be asked.
     """
     missing = benchmark.missing
     if not missing:
         return
     _check_students(missing)
-    engine = engine or Local(usual_processes())
+    engine = engine or Local()
     _ask(benchmark.work, missing, budget, engine if isinstance(engine, Cluster) else None, report)
     engine.run(benchmark.work, missing, budget, tell)
 
 
 def _check_students(jobs: Sequence[Job]) -> None:
-    """Make each student once, as its run will."""
+    """Make each student once, as its run will; refuse those that a black box can't teach."""
+    from vl2v.runs.asking import asks_online
     from vl2v.runs.features import new_backbone
 
-    trained = [job for job in jobs if find_method(job.method).plain.stages and job.student != TOWER]
-    for job in {json.dumps(job.settings["student"], sort_keys=True, default=str): job for job in trained}.values():
-        new_backbone(resolve(job.settings))
+    trained = [job for job in jobs if find_method(job.method).plain.stages]
+    kinds = {json.dumps([job.method, job.settings["student"]], sort_keys=True, default=str): job for job in trained}
+    configs = [resolve(job.settings) for job in kinds.values()]
+    for config in configs:
+        tower, online = has_tower(config, method_of(config)), asks_online(config)
+        if (tower or online) and not is_white_box(config.teacher.spec):
+            what = "the student is its image tower" if tower else "teacher.online asks it at every step"
+            raise ConfigError(
+                f"method {config.method}: {config.teacher.spec} is a black box, and {what}; leave the method or the "
+                "student out, or set teacher.online=false"
+            )
+    small = [config for config in configs if config.student.name != TOWER]
+    for config in {config.student.model_dump_json(): config for config in small}.values():
+        new_backbone(config)
 
 
 def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | None, report: Report) -> None:
@@ -136,23 +149,21 @@ def _same_data(grid: Grid, out: Path) -> None:
     """
     file = out / "datasets.json"
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    now = dict(known)
+    found = {name: {"pictures": len(data), "listing": _listing(data)} for name, data in grid.datasets.items()}
     for name, dataset in grid.datasets.items():
-        told = known.get(name, {})
-        before: dict[str, Any] = told if isinstance(told, dict) else {"pictures": told}  # as earlier versions wrote it
-        now[name] = {"pictures": len(dataset), "listing": _listing(dataset)}
-        if before.get("pictures", len(dataset)) != len(dataset):
+        before = known.get(name, found[name])
+        if before["pictures"] != len(dataset):
             raise RunError(
                 f"{out}: {name} had {before['pictures']:,} pictures when this benchmark began and has "
                 f"{len(dataset):,} now; choose another --out"
             )
-        if before.get("listing", now[name]["listing"]) != now[name]["listing"]:
+        if before["listing"] != found[name]["listing"]:
             raise RunError(
                 f"{out}: {name} has as many pictures as when this benchmark began, but other names, classes or "
                 "domains; choose another --out"
             )
-    if now != known:
-        write_text(file, json.dumps(now, indent=2))
+    if not found.keys() <= known.keys():
+        write_text(file, json.dumps(known | found, indent=2))
 
 
 def _listing(dataset: DomainDataset) -> str:

@@ -112,7 +112,8 @@ def as_table(
         mine = of(found, student=student)
         methods = list(dict.fromkeys(result.method for result in mine))
         runs = {method: runs_of(of(mine, method=method), metric) for method in methods}
-        whole = [method for method in methods if _targets(of(mine, method=method)) == len(cells)]
+        covered = {method: _targets(of(mine, method=method), metric) for method in methods}
+        whole = [method for method in methods if covered[method] == len(cells)]
         opponent = of(found if base == ZERO_SHOT else mine, method=base)
         fair = compared and _targets(opponent) == len(cells)
         ahead = leads({**runs, base: runs_of(opponent, metric)}, base) if fair else {}
@@ -123,7 +124,7 @@ def as_table(
             row = [student if method != ZERO_SHOT else "", method]
             row += [_cell(of(own, dataset=dataset, target=target), metric) for dataset, target in cells]
             complete = method in whole
-            partial |= not complete
+            partial |= 0 < covered[method] < len(cells)
             row += [_cell(own, metric) if complete else ""]
             row += _lead(ahead.get(method) if complete else None) if compared else ()
             row += [f"{100 * mean_and_error(own, 'seen')[0]:.1f}" if method != ZERO_SHOT else ""]
@@ -179,7 +180,10 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
     told = f"Accuracy % on {where[metric]}, {spread}; selected by {rules[selection]}."
     several = len({result.dataset for result in found}) > 1
     of_targets = "each dataset's targets, then over datasets (so are means)" if several else "targets"
-    leads_are = f" Leads: points, the mean over {of_targets}, paired bootstrap over seeds and pictures."
+    alone = "pictures alone, without the training's luck"
+    some = f", where there is one seed over {alone}" if few == 1 else ""
+    drawn = alone if many == 1 else f"seeds and pictures{some}"
+    leads_are = f" Leads: points, the mean over {of_targets}, paired bootstrap over {drawn}."
     return told + (leads_are if metric != "corrupted" else "")
 
 
@@ -232,8 +236,9 @@ def _lead(found: Lead | None) -> tuple[str, str]:
     return interval, f"{found.wins}/{found.losses}"
 
 
-def _targets(found: Sequence[Result]) -> int:
-    return len({(result.dataset, result.target) for result in found})
+def _targets(found: Sequence[Result], metric: Metric = "accuracy") -> int:
+    """Return of how many targets there are figures."""
+    return len({(result.dataset, result.target) for result in found if math.isfinite(getattr(result, metric))})
 
 
 def _published(datasets: set[str]) -> Callable[[str, str], str]:

@@ -83,10 +83,10 @@ def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], report: R
     """Measure a trained student on the unseen domain corrupted; the pictures are written once for all jobs."""
     from filelock import FileLock
 
-    from vl2v.data import open_dataset
     from vl2v.data.corrupted import corrupt_dataset
     from vl2v.runs.evaluate import STUDENT, evaluate_run
     from vl2v.runs.folder import Run
+    from vl2v.runs.sources import open_data
 
     assert work.corruptions is not None
     run, severity = Run(work.place(job)), work.corruptions.severity
@@ -94,7 +94,7 @@ def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], report: R
     pictures.parent.mkdir(parents=True, exist_ok=True)
     tell = lambda done, total: report("corrupting", done, total, "")  # noqa: E731
     with FileLock(pictures.with_name(f"{pictures.name}.lock")):
-        clean = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+        clean = open_data(data)
         levels = [severity]
         corrupt_dataset(clean, pictures, kinds=kinds, severities=levels, domains=[job.target], progress=tell)
     names = {f"{kind}-{severity}": kind for kind in kinds}
@@ -182,8 +182,11 @@ def main() -> None:
     sys.stdout = sys.stderr
 
     def tell(what: dict[str, Any]) -> None:
-        out.write(json.dumps(what) + "\n")
-        out.flush()
+        try:
+            out.write(json.dumps(what) + "\n")
+            out.flush()
+        except BrokenPipeError:  # the one who reads was killed; the job hasn't failed
+            raise SystemExit(1) from None
 
     work, jobs = WorkList(Path(order["folder"])), map(Job.of_row, order["jobs"])
     work_through(work, jobs, since=order["since"], budget=order["budget"], tell=seldom(tell))

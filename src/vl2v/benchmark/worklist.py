@@ -34,6 +34,9 @@ class Corruptions:
     kinds: tuple[str, ...]
     severity: int
 
+    def __str__(self) -> str:
+        return f"{', '.join(self.kinds)}, severity {self.severity}"
+
     def measured(self, place: Path) -> dict[str, float]:
         """Return the accuracy (0 to 1) of a job's student under each corruption that it was measured on."""
         file = self._file(place)

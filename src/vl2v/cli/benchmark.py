@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec, _settings
+from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec, settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vl2v.benchmark.results import Result
     from vl2v.benchmark.worklist import Corruptions
 
 app = typer.Typer(help="Compare methods: one protocol, any number of machines.", invoke_without_command=True)
@@ -200,7 +199,8 @@ def _print_table(
     reference: str | None,
     domainbed: Sequence[Path] = (),
 ) -> None:
-    from vl2v.benchmark.results import leakage, read_domainbed, results
+    from vl2v.benchmark.domainbed import read_domainbed
+    from vl2v.benchmark.results import gather, leakage
     from vl2v.benchmark.table import as_table
     from vl2v.benchmark.worklist import WorkList
     from vl2v.errors import ConfigError, RunError
@@ -208,17 +208,9 @@ def _print_table(
     rule = one_of(selection, RULES, "--selection")
     kind = one_of(form, ("md", "latex", "html", "csv"), "--format")
     measure = one_of(metric, ("accuracy", "in_split", "corrupted"), "--metric")
-    found: list[Result] = []
-    told: dict[str, Any] = {}
-    for folder in folders:
-        work = WorkList(folder)
-        own = results(work, rule)
-        for name, about in work.tells().items():
-            if told.setdefault(name, about) != about:
-                raise ConfigError(f"{folder}: {name} has other pictures or settings than in another of the folders")
-        if twice := {result.cell for result in found} & {result.cell for result in own}:
-            raise ConfigError(f"{folder}: {', '.join(map(str, min(twice)))}: another of the folders has it, too")
-        found += own
+    found, notes = gather(folders, rule)
+    works = [WorkList(folder) for folder in folders]
+    for folder, work in zip(folders, works, strict=True):
         shown = work.shown()
         for job in filter(work.spoilt, shown):
             typer.echo(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", err=True)
@@ -229,7 +221,6 @@ def _print_table(
                 "shown",
                 err=True,
             )
-    notes: list[str] = []
     for path in domainbed:
         imported, said = read_domainbed(path, rule)
         found += imported
@@ -238,11 +229,16 @@ def _print_table(
         raise ConfigError(f"--reference {reference}: not in this table")
     if not found:
         raise RunError(f"{folders[0]}: nothing is done yet; `vl2v benchmark status {folders[0]}` tells why")
+    kinds = {work.corruptions for work in works}
+    if measure == "corrupted" and len(kinds) > 1:
+        raise ConfigError(f"--metric corrupted: {' and '.join(map(str, folders))} have other corruptions or severities")
     if measure == "corrupted" and all(math.isnan(getattr(result, measure)) for result in found):
         raise RunError(
             f"{folders[0]}: nothing was measured corrupted, as it was asked for last; give the `vl2v benchmark` "
             "command with --corruptions (what was measured once is still there)"
         )
+    if measure == "corrupted":
+        notes += [f"Corruptions: {kind}." for kind in kinds]
     notes += leakage(found)
     typer.echo(as_table(found, reference=reference, metric=measure, selection=rule, notes=notes).render(kind))
 
@@ -268,32 +264,23 @@ _VARIED = ("method", "seed", "student.name", "data.path", "data.target", "data.s
 
 def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> tuple[dict[str, Any], str]:
     """Return the settings of every run, and the teacher that they name."""
-    from vl2v.config import assignments, merge, read_toml, validate
+    from vl2v.config import assignments, flat, merge, read_toml, validate
     from vl2v.errors import ConfigError
 
-    changed, written = assignments(pairs or []), read_toml(file) if file else {}
+    changed, written = flat(assignments(pairs or [])), flat(read_toml(file) if file else {})
     for key in _VARIED:
-        if _has(changed, key.split(".")):
+        if key in changed:
             raise ConfigError(f"--set {key}: this is what the runs differ in; see the options of --help")
-        if _has(written, key.split(".")):
+        if key in written:
             raise ConfigError(
                 f"{file}: {key}: this is what the runs differ in; keep in the file only what all methods are to share "
                 "(`vl2v config` prints the settings of one method, which don't suit the others)"
             )
-    given = _settings(file, pairs, {"teacher.spec": teacher})
+    given = settings_of(file, pairs, {"teacher.spec": teacher})
     data = given.get("data", {})
     data = {"path": ".", **data} if isinstance(data, dict) else data
     spec = validate({**given, "data": data, "stages": {}}).teacher.spec  # which stages there are depends on the method
     return merge(given, {"teacher": {"spec": spec}}), spec
-
-
-def _has(tree: Any, keys: Sequence[str]) -> bool:
-    """Return whether a tree of settings has one."""
-    for key in keys:
-        if not isinstance(tree, dict) or key not in tree:
-            return False
-        tree = tree[key]
-    return True
 
 
 def _corruptions(kinds: str | None, severity: int) -> Corruptions | None:

@@ -30,11 +30,12 @@ def inspect(
     from vl2v.data import audit, open_dataset
     from vl2v.data import inspect as look_at
     from vl2v.runs import default_store
+    from vl2v.runs.sources import audit_cache
 
     dataset = open_dataset(path, layout=layout, exclude=exclude)
     with progress() as report:
         tell = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
-        found = audit(dataset, cache=default_store() / "audit.sqlite", progress=tell)
+        found = audit(dataset, cache=audit_cache(default_store()), progress=tell)
     inspection = look_at(dataset, found, target or [])
     if json:
         typer.echo(as_json.dumps(inspection.to_json(), indent=2))

@@ -28,17 +28,12 @@ Preset = Annotated[str, typer.Option(help="default, or paper: as published, oddi
 Store = Annotated[Path | None, typer.Option(help="Folder of the embedding store; by default one for all runs.")]
 
 
-def _settings(file: Path | None, pairs: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
+def settings_of(file: Path | None, pairs: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
     """Return the file's settings, under the options that were given, under `--set`."""
-    from vl2v.config import assignments, merge, read_toml
+    from vl2v.config import assignments, merge, nested, read_toml
 
-    tree: dict[str, Any] = {}
-    for key, value in options.items():
-        if value is None:
-            continue
-        section, _, name = key.rpartition(".")
-        tree = merge(tree, {section: {name: value}} if section else {name: value})
-    return merge(read_toml(file) if file else {}, tree, assignments(pairs or []))
+    given = nested({key: value for key, value in options.items() if value is not None})
+    return merge(read_toml(file) if file else {}, given, assignments(pairs or []))
 
 
 def embed(
@@ -83,7 +78,7 @@ def embed(
         "method": method,
         "seed": seed,
     }
-    settings = _settings(config, pairs, options)
+    settings = settings_of(config, pairs, options)
     if advise:
         from vl2v.runs import advise as advice  # brings torch
 
@@ -154,7 +149,7 @@ def distill(
         "seed": seed,
     }
     with progress() as report:
-        settings = _settings(config, pairs, options)
+        settings = settings_of(config, pairs, options)
         run = train(settings, out, preset=preset, store=store, budget=budget, report=report)
     if rank():
         return

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vl2v.cli.learn import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec, _settings
+from vl2v.cli.learn import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec, settings_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,7 +43,7 @@ def check(
     from vl2v.cli.show import progress
     from vl2v.runs.check import check_cost, check_teacher
 
-    settings = _settings(config, pairs, {"data.path": data, "teacher.spec": teacher, "data.target": target})
+    settings = settings_of(config, pairs, {"data.path": data, "teacher.spec": teacher, "data.target": target})
     if dry_run:
         with progress() as report:
             asked = check_cost(settings, pictures=pictures, store=store, report=report)

@@ -3,7 +3,7 @@
 from vl2v.embeddings.fetch import Refusal, fetch, fetch_image, fetch_texts
 from vl2v.embeddings.ledger import Account, Entry, Ledger, money
 from vl2v.embeddings.merge import Merged, merge
-from vl2v.embeddings.plan import Plan, plan, targets
+from vl2v.embeddings.plan import Plan, plan, targets, text_targets
 from vl2v.embeddings.store import EmbeddingStore, Question, TeacherRecord, image_key, text_key
 from vl2v.embeddings.views import Views
 
@@ -27,4 +27,5 @@ __all__ = [
     "plan",
     "targets",
     "text_key",
+    "text_targets",
 ]

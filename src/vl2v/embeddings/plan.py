@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from vl2v.embeddings.store import EmbeddingStore, image_key, text_key
 from vl2v.embeddings.views import Views
 from vl2v.errors import DataError
+from vl2v.teachers import text_classifier
 
 if TYPE_CHECKING:
     from vl2v.data.audit import Audit
@@ -144,6 +145,20 @@ def targets(
     keys = [image_key(hashes[index], name) for index in chosen for name in views.names]
     rows = store.get_half(fingerprint, keys)
     return rows.reshape(len(chosen), len(views), rows.shape[1])
+
+
+def text_targets(store: EmbeddingStore, fingerprint: str, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+    """Return the class targets T [C, d] of training, unit rows.
+
+    Args:
+        store: where the answers are.
+        fingerprint: whose answers.
+        prompts: every text of each class.
+
+    Raises:
+        StoreError: answers are missing or damaged.
+    """
+    return text_classifier([store.get(fingerprint, [text_key(text) for text in group]) for group in prompts])
 
 
 def _missing(store: EmbeddingStore | None, teacher: TeacherFacts, keys: Sequence[bytes]) -> list[int]:

@@ -80,7 +80,7 @@ def confusions(labels: Indices, answers: Indices) -> list[Confusion]:
     return sorted(found, key=lambda pair: -pair.count)
 
 
-def shares(names: tuple[str, ...], ids: Indices, right: Right) -> tuple[Share, ...]:
+def accuracy_by_group(names: tuple[str, ...], ids: Indices, right: Right) -> tuple[Share, ...]:
     """Return the accuracy of each group of pictures that has any.
 
     Args:

@@ -68,4 +68,4 @@ class Evaluation:
             Row(**{k: row[k] for k in heads}, metrics=Metrics(**{k: v for k, v in row.items() if k not in heads}))
             for row in rows
         ]
-        return cls(tuple(made), tuple(tree["notes"]), tuple(tree.get("classes", ())))
+        return cls(tuple(made), tuple(tree["notes"]), tuple(tree["classes"]))

@@ -22,7 +22,7 @@ from vl2v.export.student import Exporter, open_pictures
 from vl2v.runs.folder import Run, write_bytes, write_text
 from vl2v.runs.report import Report, silent
 from vl2v.runs.teaching import the_teacher
-from vl2v.students import BackboneSpec, Classifier, Student
+from vl2v.students import Classifier, Student
 from vl2v.teachers import gives_weights
 
 REFERENCE = "eager fp32"
@@ -165,7 +165,7 @@ def _teacher(run: Run, against: str, folder: Path) -> Way:
             "for example open_clip:ViT-B-16/laion2b_s34b_b88k"
         )
     tower, spec = teacher.image_tower()
-    student = Student(tower, nn.Identity(), BackboneSpec(spec.build, spec.image_size, spec.mean, spec.std))
+    student = Student(tower, nn.Identity(), spec)
     Classifier(student, ["anything"], torch.zeros(1, teacher.dim)).save(folder)  # it is timed, and asked about nothing
     return Way(f"teacher, {spec.image_size} px", folder, spec.image_size)
 

@@ -204,7 +204,7 @@ def check_format(kind: str, *, int8: bool = False) -> None:
 
 def open_pictures(run: Run, store: Path | None, report: Report = silent) -> Sources:
     """Open the pictures that a run learnt from."""
-    return open_sources(run.config, (store or default_store()) / "audit.sqlite", report)
+    return open_sources(run.config, store or default_store(), report)
 
 
 def export_student(

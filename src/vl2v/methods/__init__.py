@@ -6,13 +6,13 @@ import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig, RunConfig
 from vl2v.errors import ConfigError
 from vl2v.methods import adip, clipood, coral, erm, fd, kd, miro, mixup, rise, sam, sd, simkd, soup, vl2v, wise_ft
 from vl2v.methods.base import Ascent, Loss, Method, Output, Stage, Targets
 
 
-def zero_shot(loss: LossConfig, published: PublishedConfig) -> Method:
+def zero_shot(loss: LossConfig) -> Method:
     """Return the teacher as it is: pictures against class texts. Nothing is trained."""
     return Method("zero-shot", "text", ())
 
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
     """
 
     title: str
-    make: Callable[[LossConfig, PublishedConfig], Method]
+    make: Callable[[LossConfig], Method]
     stages: Mapping[str, Any]
     defaults: Mapping[str, Any] = {}
     version: int = 1
@@ -40,7 +40,7 @@ class Entry(NamedTuple):
     @property
     def plain(self) -> Method:
         """The method as its loss's defaults make it."""
-        return self.make(LossConfig(), PublishedConfig())
+        return self.make(LossConfig())
 
 
 METHODS = {
@@ -82,9 +82,30 @@ def find_method(name: str) -> Entry:
     raise ConfigError(f"method {name!r}: unknown; {hint}")
 
 
+def method_of(config: RunConfig) -> Method:
+    """Return a run's method, as its settings make it.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    return find_method(config.method).make(config.loss)
+
+
 def version_of(name: str) -> str:
     """Return the version of a method and of the loop; results of different ones don't stand beside each other."""
     return f"{LOOP}.{find_method(name).version}"
 
 
-__all__ = ["METHODS", "Ascent", "Entry", "Loss", "Method", "Output", "Stage", "Targets", "find_method", "version_of"]
+__all__ = [
+    "METHODS",
+    "Ascent",
+    "Entry",
+    "Loss",
+    "Method",
+    "Output",
+    "Stage",
+    "Targets",
+    "find_method",
+    "method_of",
+    "version_of",
+]

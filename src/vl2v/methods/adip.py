@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Loss, Method, Output, Stage, Targets
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ STAGES = {
 }
 
 
-def adip(loss: LossConfig, published: PublishedConfig) -> Method:
+def adip(loss: LossConfig) -> Method:
     """Return the method: train P with F frozen, then F with P frozen; the text embeddings classify."""
     distill = Stage("distill", "backbone", cosine_loss(loss.image_share), settings=("lambda",))
     return Method("adip", "text", (align(loss), distill))
@@ -37,7 +37,7 @@ def cosine_loss(lambda_: float) -> Loss:
         from torch.nn import functional
 
         z, (images, texts) = output.z, targets.answers()
-        of_image, of_label = targets.shares(lambda_)
+        of_image, of_label = targets.weights(lambda_)
         image_term = functional.cosine_similarity(z, images, dim=-1)
         text_term = functional.cosine_similarity(z, texts[targets.labels], dim=-1)
         return -(of_image * image_term + of_label * text_term).mean()

@@ -64,18 +64,23 @@ class Targets:
         there = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **there)
 
+    @property
+    def asked(self) -> Tensor:
+        """[n], 1 where the teacher was asked about the picture, else 0."""
+        images, _ = self.answers()
+        return (images != 0).any(-1).float()
+
     def answers(self) -> tuple[Tensor, Tensor]:
         """Return I(x) and T of a batch that was asked about."""
         assert self.images is not None and self.texts is not None
         return self.images, self.texts
 
-    def shares(self, weight: float) -> tuple[Tensor, Tensor]:
+    def weights(self, weight: float) -> tuple[Tensor, Tensor]:
         """Return how much of each picture's loss is the image term's and the label term's, [n] each.
 
         `weight` and 1 - `weight` where a picture has both; all of it where it has one; nothing where it has none.
         """
-        images, _ = self.answers()
-        asked = weight * (images != 0).any(-1).float()
+        asked = weight * self.asked
         labelled = (1 - weight) * (self.labels >= 0).float()
         both = (asked + labelled).clamp(min=1e-30)
         return asked / both, labelled / both

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Loss, Method, Output, Stage, Targets
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 STAGES = {"finetune": {"steps": 1000, "lr": 5e-6, "weight_decay": 0.1}}
 
 
-def clipood(loss: LossConfig, published: PublishedConfig) -> Method:
+def clipood(loss: LossConfig) -> Method:
     """Return the method: the student is the teacher's image tower, the texts are its frozen classifier."""
     stage = Stage("finetune", "all", margin_softmax(loss.margin), average="beta")
     return Method("clipood", "text", (stage,), asks="texts", tower=True)

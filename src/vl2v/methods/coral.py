@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Loss, Method, Output, Stage, Targets
 from vl2v.methods.erm import FINETUNE, cross_entropy
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 STAGES = {"finetune": FINETUNE}
 
 
-def coral(loss: LossConfig, published: PublishedConfig) -> Method:
+def coral(loss: LossConfig) -> Method:
     """Return ERM with CORAL's penalty."""
     stage = Stage("finetune", "all", coral_loss(loss.coral_weight), pairs=True)
     return Method("coral", "linear", (stage,), asks="nothing")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Method, Output, Stage, Targets
 
 if TYPE_CHECKING:
@@ -40,12 +40,12 @@ PROBE = Stage("probe", "projector", cross_entropy, settings=())
 _finetune = Stage("finetune", "all", cross_entropy)
 
 
-def erm(loss: LossConfig, published: PublishedConfig) -> Method:
+def erm(loss: LossConfig) -> Method:
     """Return empirical risk minimisation by full fine-tuning (FFT)."""
     return Method("erm", "linear", (_finetune,), asks="nothing")
 
 
-def erm_text(loss: LossConfig, published: PublishedConfig) -> Method:
+def erm_text(loss: LossConfig) -> Method:
     """Return full fine-tuning with the class texts as a frozen classifier, the zero-shot head.
 
     From a white box's own image tower (`student.name="teacher"`) it is fine-tuning of CLIP from its zero-shot
@@ -54,11 +54,11 @@ def erm_text(loss: LossConfig, published: PublishedConfig) -> Method:
     return Method("erm-text", "text", (Stage("finetune", "all", text_cross_entropy),), asks="texts")
 
 
-def lp(loss: LossConfig, published: PublishedConfig) -> Method:
+def lp(loss: LossConfig) -> Method:
     """Return the linear probe: the backbone stays as it was pretrained."""
     return Method("lp", "linear", (PROBE,), asks="nothing")
 
 
-def lp_ft(loss: LossConfig, published: PublishedConfig) -> Method:
+def lp_ft(loss: LossConfig) -> Method:
     """Return the linear probe followed by full fine-tuning."""
     return Method("lp-ft", "linear", (PROBE, _finetune), asks="nothing")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Method, Output, Stage, Targets
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 STAGES = {"distill": {"steps": 1000, "lr": 1e-3}}
 
 
-def fd(loss: LossConfig, published: PublishedConfig) -> Method:
+def fd(loss: LossConfig) -> Method:
     """Return the method: backbone and projector are trained together, labels aren't used, texts classify."""
     return Method("fd", "text", (Stage("distill", "all", cosine_distance, settings=()),))
 
@@ -24,5 +24,4 @@ def fd(loss: LossConfig, published: PublishedConfig) -> Method:
 def cosine_distance(output: Output, targets: Targets) -> Tensor:
     """Return L = mean(1 - cos(z, I(x))); a picture that wasn't asked about adds nothing."""
     images, _ = targets.answers()
-    asked = (images != 0).any(-1).float()
-    return (asked - (output.z * images).sum(-1)).mean()
+    return (targets.asked - (output.z * images).sum(-1)).mean()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Loss, Method, Output, Stage, Targets
 
 if TYPE_CHECKING:
@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 STAGES = {"distill": {"steps": 1000, "lr": 3e-4}}
 
 
-def kd(loss: LossConfig, published: PublishedConfig) -> Method:
+def kd(loss: LossConfig) -> Method:
     """Return the method: a linear head learns labels and the teacher's zero-shot distribution."""
-    term = kd_loss(loss.tau, loss.kd_weight, probabilities=published.kd_probabilities)
-    return Method("kd", "linear", (Stage("distill", "all", term, settings=("temperature", "kd_weight")),))
+    term = kd_loss(loss.tau, loss.kd_weight, probabilities=loss.kd_probabilities)
+    distill = Stage("distill", "all", term, settings=("temperature", "kd_weight", "kd_probabilities"))
+    return Method("kd", "linear", (distill,))
 
 
 def kd_loss(temperature: float, weight: float, *, probabilities: bool = False) -> Loss:
@@ -40,7 +41,7 @@ def kd_loss(temperature: float, weight: float, *, probabilities: bool = False) -
         soft = functional.softmax if probabilities else functional.log_softmax
         divergence = functional.kl_div(soft(logits / temperature, dim=-1), teacher, reduction="none").sum(-1)
         hard_term = functional.cross_entropy(logits, targets.labels, ignore_index=-1, reduction="none")
-        of_image, of_label = targets.shares(weight)
+        of_image, of_label = targets.weights(weight)
         return (of_image * temperature**2 * divergence + of_label * hard_term).mean()
 
     return loss

@@ -10,7 +10,7 @@ from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Method, Output, Stage
 from vl2v.methods.erm import FINETUNE, cross_entropy
 
@@ -23,7 +23,7 @@ STAGES = {"finetune": FINETUNE}
 QUICKER = 10.0  # the variances' learning rate, as in the authors' code
 
 
-def miro(loss: LossConfig, published: PublishedConfig) -> Method:
+def miro(loss: LossConfig) -> Method:
     """Return ERM with MIRO's penalty."""
     penalty = partial(oracle, weight=loss.miro_weight)
     stage = Stage("finetune", "all", cross_entropy, regularizer=penalty, regularizer_rate=QUICKER)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Blend, Method, Output, Stage, Targets
 from vl2v.methods.erm import FINETUNE
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 STAGES = {"finetune": FINETUNE}
 
 
-def mixup(loss: LossConfig, published: PublishedConfig) -> Method:
+def mixup(loss: LossConfig) -> Method:
     """Return ERM on mixtures of two pictures, each of another source domain."""
     stage = Stage("finetune", "all", mixed_cross_entropy, blend=between_domains(loss.mixup_alpha), pairs=True)
     return Method("mixup", "linear", (stage,), asks="nothing")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Loss, Method, Output, Stage, Targets
 from vl2v.methods.kd import kd_loss
 
@@ -22,7 +22,7 @@ DISTANCES = 0.5  # weight of both distances
 RELATIVE = 10.0  # and of the relative one within
 
 
-def rise(loss: LossConfig, published: PublishedConfig) -> Method:
+def rise(loss: LossConfig) -> Method:
     """Return the method: a linear head, at first the class texts, on the projector's embedding; all is trained."""
     stage = Stage("distill", "all", rise_loss(kd_loss(loss.tau, loss.kd_weight)), settings=("temperature", "kd_weight"))
     return Method("rise", "stacked", (stage,), anchors=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Method, Output, Stage, Targets
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 STAGES = {"distill": {"steps": 1000, "lr": 1e-3}}
 
 
-def simkd(loss: LossConfig, published: PublishedConfig) -> Method:
+def simkd(loss: LossConfig) -> Method:
     """Return the method: backbone and projector are trained together, labels aren't used, texts classify."""
     return Method("simkd", "text", (Stage("distill", "all", squared_distance, settings=()),))
 
@@ -25,5 +25,4 @@ def simkd(loss: LossConfig, published: PublishedConfig) -> Method:
 def squared_distance(output: Output, targets: Targets) -> Tensor:
     """Return L = mean ||P(F(x)) - I(x)||^2, P's output not normalised; a picture not asked about adds nothing."""
     images, _ = targets.answers()
-    asked = (images != 0).any(-1).float()
-    return (asked * (output.projected - images).square().sum(-1)).mean()
+    return (targets.asked * (output.projected - images).square().sum(-1)).mean()

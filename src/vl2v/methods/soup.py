@@ -6,7 +6,7 @@ round of DART (Jain et al., CVPR 2023), whose members differ in their augmentati
 
 from __future__ import annotations
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.base import Method, Stage
 from vl2v.methods.erm import LP_FT_STAGES, PROBE, cross_entropy
 
@@ -14,7 +14,7 @@ STAGES = LP_FT_STAGES
 MEMBERS = 3
 
 
-def soup(loss: LossConfig, published: PublishedConfig) -> Method:
+def soup(loss: LossConfig) -> Method:
     """Return the method: a linear probe, and the mean of fine-tunings from it."""
     numbers = range(1, MEMBERS + 1)
     members = (Stage(f"finetune {k}/{MEMBERS}", "all", cross_entropy, member=(k, MEMBERS)) for k in numbers)

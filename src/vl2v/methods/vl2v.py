@@ -2,7 +2,7 @@
 
 The cosines of ADiP draw a picture's embedding to its own answer and its own class's text; nothing tells how near the
 other classes' texts are to be. The added term does, by Hinton's divergence (arXiv 1503.02531) under the text
-classifier. Lambda is chosen before anything is trained, by domains left out (`vl2v.evaluation.shares`): a teacher that
+classifier. Lambda is chosen before anything is trained, by domains left out (`vl2v.evaluation.ridge`): a teacher that
 knows the domains is followed further than one that doesn't. And what Align had kept of the pretrained features is not
 all given up: the backbone ends where source validation is best, halfway, three quarters of the way or all the way from
 the pretrained one to the distilled one (as WiSE-FT does between zero-shot and fine-tuned weights, Wortsman et al., CVPR
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig, PublishedConfig
+from vl2v.config import LossConfig
 from vl2v.methods.adip import STAGES as STAGES
 from vl2v.methods.adip import align, cosine_loss
 from vl2v.methods.base import Loss, Method, Output, Stage, Targets
@@ -26,7 +26,7 @@ DEFAULTS = {"loss": {"temperature": "auto", "lambda": "auto"}}
 WAYS = (0.5, 0.75, 1.0)  # from the pretrained backbone to the distilled one
 
 
-def vl2v(loss: LossConfig, published: PublishedConfig) -> Method:
+def vl2v(loss: LossConfig) -> Method:
     """Return the method: Align as ADiP does, Distill with the added term, Align again; the text embeddings classify."""
     both = classwise_loss(cosine_loss(loss.image_share), loss.class_weight, loss.tau)
     distill = Stage("distill", "backbone", both, interpolate=WAYS, settings=("lambda", "class_weight", "temperature"))
@@ -47,8 +47,7 @@ def classwise_loss(cosine: Loss, weight: float, temperature: float) -> Loss:
         teacher = (sharpness * images @ texts.T).softmax(-1)
         student = (sharpness * output.z @ texts.T).log_softmax(-1)
         divergence = functional.kl_div(student, teacher, reduction="none").sum(-1)
-        asked = (images != 0).any(-1).float()
-        added = weight * temperature**2 / targets.scale * (asked * divergence).mean()
+        added = weight * temperature**2 / targets.scale * (targets.asked * divergence).mean()
         return cosine(output, targets) + added
 
     return loss

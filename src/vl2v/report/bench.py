@@ -99,7 +99,7 @@ class Bench:
     def of_target(self, result: Result) -> dict[str, NDArray[Any]]:
         """Return the answers about the unseen domain's pictures."""
         kept = self.kept[result.folder]
-        mine = kept["domain"] == kept.domains.index(result.target)
+        mine = kept.in_domain(result.target)
         return {name: kept[name][mine] for name in ("index", "label", "answer", "probability", "teacher")}
 
     @property

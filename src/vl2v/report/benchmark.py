@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from vl2v.benchmark.jobs import ZERO_SHOT, Selection
-from vl2v.benchmark.results import Result, leakage, results
+from vl2v.benchmark.results import Result, gather, leakage
 from vl2v.benchmark.table import as_table
 from vl2v.benchmark.worklist import WorkList
-from vl2v.config import Tree
+from vl2v.config import Tree, flat
 from vl2v.errors import RunError
 from vl2v.evaluation.compare import Lead
 from vl2v.report.bench import Bench, Model
@@ -41,12 +41,13 @@ def benchmark_page(folder: Path, report: Report, selection: Selection = "trainin
         RunError: nothing is done yet.
     """
     work = WorkList(folder)
-    bench = Bench(work, results(work, selection))
+    found, notes = gather([folder], selection)
+    bench = Bench(work, found)
     for job in filter(work.spoilt, work.shown()):
         report(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", 1, 1, "")
     if not bench.models:
         raise RunError(f"{folder}: no student is trained yet; `vl2v benchmark status {folder}` tells why")
-    table = as_table(bench.found, reference=bench.reference, selection=selection, notes=leakage(bench.found))
+    table = as_table(bench.found, reference=bench.reference, selection=selection, notes=[*notes, *leakage(found)])
     content = {
         "eyebrow": "Report of a benchmark",
         "title": f"{', '.join(dict.fromkeys(dataset for dataset, _ in bench.cells))}: {_counted(bench)}",
@@ -164,20 +165,12 @@ def _settings(bench: Bench) -> list[tuple[str, str]]:
             tree = without_places(
                 resolve(bench.jobs[result.folder].settings).model_dump(by_alias=True, exclude_none=True)
             )
-            by_method[result.method].append({key: v for key, v in _flat(tree) if key not in OWN})
+            by_method[result.method].append({key: v for key, v in flat(tree).items() if key not in OWN})
     common = _shared([tree for trees in by_method.values() for tree in trees])
     parts = [("all runs", common)]
     for method, trees in by_method.items():
         parts.append((method, {key: v for key, v in _shared(trees).items() if key not in common}))
     return [(name, "\n".join(f"{key} = {json.dumps(v)}" for key, v in part.items())) for name, part in parts if part]
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _shared(trees: Sequence[Tree]) -> Tree:

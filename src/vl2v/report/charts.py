@@ -124,14 +124,12 @@ class Span:
 class Heat:
     """A table of numbers, shaded: `cells` are rows of (text, shade from 0 to 1, words); None where there is nothing."""
 
-    corner: str
     rows: list[str]
     columns: list[str]
     cells: list[list[tuple[str, float, str] | None]]
 
 
 def heat(
-    corner: str,
     rows: Sequence[str],
     columns: Sequence[str],
     shares: NDArray[np.floating],
@@ -152,7 +150,7 @@ def heat(
         ]
         for row, line in zip(rows, shares.tolist(), strict=True)
     ]
-    return Heat(corner, list(rows), list(columns), cells)
+    return Heat(list(rows), list(columns), cells)
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,13 @@ from safetensors import safe_open
 
 from vl2v.benchmark.jobs import ZERO_SHOT, Job
 from vl2v.benchmark.results import mean_and_error, result_of
-from vl2v.data import leave_out, open_dataset
+from vl2v.config import deciding
+from vl2v.data import leave_out
 from vl2v.errors import DataError
 from vl2v.report.bench import Bench, Model
 from vl2v.report.charts import Chart, Series, axis, log_axis
 from vl2v.runs.settings import resolve
+from vl2v.runs.sources import open_data
 
 
 def costs(bench: Bench) -> Iterator[Chart]:
@@ -66,7 +68,10 @@ def _parameters(folder: Path) -> int:
 
 
 def _queries(bench: Bench) -> Iterator[Chart]:
-    """Yield accuracy against questions, of jobs that differ from those shown only in how many were asked."""
+    """Yield accuracy against questions, of jobs that differ from those shown only in how many were asked.
+
+    Points of a line are of the same targets and seeds.
+    """
     shown = {_family(bench.jobs[result.folder]) for result in bench.found if result.method != ZERO_SHOT}
     found: dict[Model, dict[str, list[Job]]] = defaultdict(lambda: defaultdict(list))
     for job in bench.work.jobs():
@@ -77,11 +82,13 @@ def _queries(bench: Bench) -> Iterator[Chart]:
     for number, (model, groups) in enumerate(found.items()):
         if len(groups) < 2:
             continue
+        everywhere = set.intersection(*({job.cell for job in jobs} for jobs in groups.values()))
         rows = []
         for jobs in groups.values():
+            jobs = [job for job in jobs if job.cell in everywhere]
             results = [result for job in jobs if (result := result_of(bench.work, job)) is not None]
             mean, error, seeds = mean_and_error(results)
-            count = float(np.mean([_asked(job, bench.work.place(job)) for job in jobs]))
+            count = float(np.mean([_asked(job, bench.work.place(job)) for job in jobs])) if jobs else math.nan
             if results and math.isfinite(count):
                 rows.append((count, 100 * mean, 100 * error if seeds > 1 else 0.0))
         rows.sort()
@@ -98,9 +105,8 @@ def _queries(bench: Bench) -> Iterator[Chart]:
 
 def _family(job: Job) -> str:
     """Return everything that decides a job's result but how many pictures the teacher was asked about."""
-    tree = resolve(job.settings).model_dump(mode="json", by_alias=True)
-    tree["data"]["workers"] = tree["teacher"]["select"] = tree["teacher"]["strategy"] = None
-    return json.dumps(tree, sort_keys=True)
+    decides = deciding(resolve(job.settings).model_dump(mode="json", by_alias=True))
+    return json.dumps({**decides, "teacher.select": None, "teacher.strategy": None}, sort_keys=True)
 
 
 def _asked(job: Job, place: Path) -> float:
@@ -113,7 +119,7 @@ def _asked(job: Job, place: Path) -> float:
         return len(json.loads(chosen.read_text(encoding="utf-8")))
     data = resolve(job.settings).data
     try:
-        dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+        dataset = open_data(data)
     except DataError:
         return math.nan
     return len(leave_out(dataset, data.target, fraction=data.holdout, trial_seed=data.split_seed).train)

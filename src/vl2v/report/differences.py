@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.results import Result, mean_and_error, of
-from vl2v.data import decode, open_dataset
+from vl2v.data import decode
 from vl2v.errors import DataError
 from vl2v.report.bench import Bench
 from vl2v.report.charts import Chart, Heat, Series, axis, calibration, heat
@@ -20,8 +20,9 @@ from vl2v.report.page import percent
 from vl2v.report.thumbnails import thumbnail
 from vl2v.runs import Report, silent
 from vl2v.runs.evaluate import TEACHER
+from vl2v.runs.predictions import content
 from vl2v.runs.settings import resolve
-from vl2v.runs.sources import usable
+from vl2v.runs.sources import open_data, usable
 from vl2v.training.log import MetricsLog
 
 SHOWN = 5  # pictures of each kind of disagreement
@@ -40,7 +41,7 @@ def by_domain(bench: Bench) -> Heat:
         [mean_and_error(of(found, dataset=dataset, target=target))[0] for dataset, target in bench.cells]
         for _, found in rows
     ]
-    return heat("", [name for name, _ in rows], [bench.place(cell) for cell in bench.cells], np.array(shares))
+    return heat([name for name, _ in rows], [bench.place(cell) for cell in bench.cells], np.array(shares))
 
 
 def by_class(bench: Bench) -> Iterator[tuple[str, Heat]]:
@@ -59,7 +60,7 @@ def by_class(bench: Bench) -> Iterator[tuple[str, Heat]]:
         for number, part in enumerate(parts, 1):
             words = dataset if len(parts) == 1 else f"{dataset}, part {number} of {len(parts)}"
             names = [classes[place] for place in part]
-            yield words, heat("", [name for name, _ in rows], names, shares[:, part], low=0, high=1)
+            yield words, heat([name for name, _ in rows], names, shares[:, part], low=0, high=1)
 
 
 def _recalls(bench: Bench, found: Sequence[Result], classes: int) -> NDArray[np.float64]:
@@ -81,7 +82,7 @@ def confidence(bench: Bench) -> dict[str, Any]:
         seen: list[Answers] = []
         for result in bench.results(model):
             kept = bench.kept[result.folder]
-            right, target = kept["label"] == kept["answer"], kept["domain"] == kept.domains.index(result.target)
+            right, target = kept.right, kept.in_domain(result.target)
             for mine, into in ((target, unseen), (~target, seen)):
                 if mine.any():
                     into.append((kept["probability"][mine], right[mine]))
@@ -132,14 +133,15 @@ def disagreements(bench: Bench, report: Report) -> Iterator[dict[str, Any]]:
 
 
 def _reader(bench: Bench, job: Job) -> Any:
-    """Return what makes thumbnails of some of a target's pictures; None where they aren't at hand."""
-    data = resolve(job.settings).data
+    """Return what makes thumbnails of some of a target's pictures; None where they aren't at hand, or have changed."""
     try:
-        dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
-        dataset, _ = usable(dataset, bench.work.folder / "store" / "audit.sqlite", silent)
+        dataset, found = usable(open_data(resolve(job.settings).data), bench.work.folder / "store", silent)
     except DataError:
         return None
-    classes = bench.kept[bench.work.place(job)].classes
+    kept = bench.kept[bench.work.place(job)]
+    if kept.content != content(dataset, found):
+        return None
+    classes = kept.classes
 
     def pictures(group: NDArray[np.bool_], rows: dict[str, NDArray[Any]], teacher: NDArray[np.int64]) -> Iterator[Any]:
         places = np.flatnonzero(group)

@@ -10,15 +10,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vl2v.data import Audit, DomainDataset, decode, open_dataset
+from vl2v.data import Audit, DomainDataset, decode
 from vl2v.embeddings import EmbeddingStore, image_key
+from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import RunError
 from vl2v.evaluation import Evaluation, Row, measure
 from vl2v.report.thumbnails import thumbnail
 from vl2v.runs import Report, Run, evaluate_run
 from vl2v.runs.evaluate import TEACHER, zero_shot_logits
 from vl2v.runs.predictions import Predictions, content
-from vl2v.runs.sources import usable
+from vl2v.runs.sources import open_data, usable
 from vl2v.students import Classifier
 
 Indices = NDArray[np.int64]
@@ -74,7 +75,7 @@ class Looked:
     @cached_property
     def right(self) -> NDArray[np.bool_]:
         """Whether the student's answer about each is right."""
-        return np.asarray(self.kept["label"] == self.kept["answer"])
+        return self.kept.right
 
     def thumbnail(self, place: int) -> str:
         """Return a measured picture, small, as a data URI."""
@@ -83,7 +84,7 @@ class Looked:
     def teacher_vectors(self, places: Indices) -> tuple[Indices, NDArray[np.float32]]:
         """Return which of some measured pictures the teacher's embedding is known of, and those [m, d]."""
         about = self.classifier.about["teacher"]
-        if about is None or not (self.store / "answers.sqlite").is_file():
+        if about is None or not (self.store / FILE_NAME).is_file():
             return places[:0], np.zeros((0, 0), np.float32)
         keys = [image_key(self.audit.sha256[i]) for i in self.kept["index"][places]]
         with EmbeddingStore(self.store, read_only=True) as answers:
@@ -102,9 +103,7 @@ def look(run: Run, store: Path, report: Report) -> Looked:
         DataError: the pictures aren't where they were.
     """
     classifier = run.classifier
-    data = run.config.data
-    dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
-    dataset, audit = usable(dataset, store / "audit.sqlite", report)
+    dataset, audit = usable(open_data(run.config.data), store, report)
     kept, evaluation = _kept(run, dataset, audit), run.evaluation
     if kept is None or evaluation is None:
         evaluation = evaluate_run(run, store=store, keep=True, report=report)
@@ -113,7 +112,7 @@ def look(run: Run, store: Path, report: Report) -> Looked:
     teacher, rows = kept["teacher"].copy(), list(evaluation.rows)
     measured = {row.domain for row in evaluation.of(TEACHER)}
     for row in evaluation.of():
-        mine = kept["domain"] == kept.domains.index(row.domain)
+        mine = kept.in_domain(row.domain)
         if (teacher[mine] >= 0).all():
             continue
         logits = zero_shot_logits(classifier, audit, kept["index"][mine], store)

@@ -17,9 +17,9 @@ from PIL import Image
 
 from vl2v.embeddings import money
 from vl2v.evaluation import Row
-from vl2v.evaluation.alignment import confusions, shares
+from vl2v.evaluation.alignment import accuracy_by_group, confusions
 from vl2v.evaluation.intervals import Share, paired_difference, wilson
-from vl2v.methods import Method, find_method
+from vl2v.methods import Method, method_of
 from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration
 from vl2v.report.confidence import confidence
 from vl2v.report.insight import lit, occlusion
@@ -31,8 +31,9 @@ from vl2v.runs import Report, Run, read_bill
 from vl2v.runs.evaluate import STUDENT, TEACHER
 from vl2v.runs.settings import without_places
 from vl2v.runs.sources import open_sources
-from vl2v.runs.teaching import anchor_prompts, class_prompts
+from vl2v.runs.teaching import anchor_prompts
 from vl2v.seeds import derive
+from vl2v.teachers import prompts_for
 from vl2v.training import clean_pixels
 from vl2v.training.log import MetricsLog
 
@@ -150,8 +151,8 @@ def _wilson(row: Row) -> tuple[float, float]:
 def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     """Yield what was trained on what, and what it cost."""
     run, config, about = looked.run, looked.run.config, looked.classifier.about
-    sources = open_sources(config, looked.store / "audit.sqlite")
-    method = find_method(config.method).make(config.loss, config.published)
+    sources = open_sources(config, looked.store)
+    method = method_of(config)
     yield (
         "Data",
         f"{config.data.path.resolve().name}: {len(looked.dataset):,} pictures of {len(looked.dataset.classes)} classes",
@@ -184,7 +185,7 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
 def _questions(looked: Looked, method: Method, classes: Sequence[str], training: int) -> str:
     """Return about what the teacher was asked, for this run or an earlier one."""
     config, folder = looked.run.config, looked.run.folder
-    groups = class_prompts(classes, config.prompts, looked.sources)
+    groups = prompts_for(classes, config.prompts, looked.sources)
     if method.anchors:
         groups += chain.from_iterable(anchor_prompts(classes, config.prompts, looked.sources))
     texts = len({text for group in groups for text in group})
@@ -242,7 +243,7 @@ def _accuracy(looked: Looked) -> dict[str, Any]:
             low, high = _wilson(other)
             made["teacher"] = interval(other.metrics.accuracy, low, high)
             found.append(Span(other.metrics.accuracy, low, high, "teacher"))
-            mine = kept["domain"] == kept.domains.index(row.domain)
+            mine = kept.in_domain(row.domain)
             if (looked.teacher[mine] >= 0).all():
                 gap = paired_difference(looked.right[mine], looked.teacher[mine] == kept["label"][mine])
                 made["difference"] = lead(gap.mean, gap.low, gap.high)
@@ -256,10 +257,10 @@ def _mistakes(looked: Looked) -> dict[str, Any]:
     kept, places = looked.kept, np.flatnonzero(looked.focus)
     labels, answers, right = kept["label"][places], kept["answer"][places], looked.right[places]
     teacher = looked.teacher[places]
-    by_class = shares(tuple(kept.classes), labels, right)
-    of_teacher = {
-        s.name: s for s in shares(tuple(kept.classes), labels[teacher >= 0], (teacher == labels)[teacher >= 0])
-    }
+    by_class = accuracy_by_group(tuple(kept.classes), labels, right)
+    known = teacher >= 0
+    told = accuracy_by_group(tuple(kept.classes), labels[known], (teacher == labels)[known])
+    of_teacher = {share.name: share for share in told}
     taken: dict[str, list[str]] = defaultdict(list)
     for pair in confusions(labels, answers):
         taken[kept.classes[pair.label]].append(f"{kept.classes[pair.answer]} ({pair.count})")
@@ -326,7 +327,7 @@ def _matrix(classes: list[str], shown: list[str], labels: Places, answers: Place
                 for column, said in zip(ids, shown, strict=True)
             ]
         )
-    return Heat("", shown, shown, cells)
+    return Heat(shown, shown, cells)
 
 
 def _saliency(looked: Looked, report: Report) -> Iterator[dict[str, str]]:

@@ -101,7 +101,7 @@ def advise(
     """
     config = resolve(settings, preset)
     store = Path(store) if store else default_store()
-    sources = open_sources(config, store / "audit.sqlite", report)
+    sources = open_sources(config, store, report)
     teacher = the_teacher(config.teacher)
     with EmbeddingStore(store) as answers, with_purse(teacher, store, 0, "vl2v embed --advise") as account:
         asking = asking_about(config, answers, teacher, account, sources, Views(), report)

@@ -28,14 +28,14 @@ from vl2v.embeddings import (
     money,
     plan,
     targets,
-    text_key,
+    text_targets,
 )
 from vl2v.errors import ConfigError, TeacherError
-from vl2v.methods import find_method
+from vl2v.methods import method_of
 from vl2v.runs.report import Report
-from vl2v.runs.sources import Sources
-from vl2v.runs.teaching import anchor_prompts, class_prompts, online
-from vl2v.teachers import Teacher, text_classifier
+from vl2v.runs.sources import Sources, audit_cache
+from vl2v.runs.teaching import anchor_prompts, online
+from vl2v.teachers import Teacher, prompts_for
 from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, MICRO, Forecast, as_rented
 
 if TYPE_CHECKING:
@@ -142,13 +142,13 @@ class Asking:
     @cached_property
     def anchors(self) -> list[list[list[str]]]:
         """For methods that want them, the texts of every class in each source domain's words; else nothing."""
-        method = find_method(self.config.method).make(self.config.loss, self.config.published)
+        method = method_of(self.config)
         return anchor_prompts(self.dataset.classes, self.config.prompts, self.sources) if method.anchors else []
 
     @property
     def prompts(self) -> list[list[str]]:
         """Every text of every class."""
-        return class_prompts(self.dataset.classes, self.config.prompts, self.sources)
+        return prompts_for(self.dataset.classes, self.config.prompts, self.sources)
 
     def plan(self, pictures: Indices | None = None) -> Plan:
         """Return what is to be asked about the texts and these pictures (None: all), and what is known."""
@@ -232,16 +232,13 @@ class Asking:
         texts = self.texts()
         scale = self._scale(chosen, images[:, 0], texts)
         ask = online(self.config.teacher, self.teacher) if asks_online(self.config) else None
-        anchors = np.stack([self._embedded(groups) for groups in self.anchors], 1) if self.anchors else None
+        of_domains = [text_targets(self.store, self.teacher.fingerprint, prompts) for prompts in self.anchors]
+        anchors = np.stack(of_domains, 1) if of_domains else None
         return Answers(self.dataset.labels, images, texts, scale, ask, self.dataset.domain_ids, anchors)
 
     def texts(self) -> NDArray[np.float32]:
         """Return T [C, d]."""
-        return self._embedded(self.prompts)
-
-    def _embedded(self, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
-        known = [[text_key(text) for text in group] for group in prompts]
-        return text_classifier([self.store.get(self.teacher.fingerprint, keys) for keys in known])
+        return text_targets(self.store, self.teacher.fingerprint, self.prompts)
 
     def _scale(self, chosen: Indices, images: NDArray[np.float16], texts: NDArray[np.float32]) -> float:
         """Return the logit scale; of a vendor that doesn't tell, the one that fits its own answers best.
@@ -295,13 +292,13 @@ def asking_about(
     near = None
     if wanted.near_duplicates is not None:
         tell = lambda done, total: report("looking for near-duplicates", done, total, "")  # noqa: E731
-        near = near_duplicates(dataset, audit, wanted.near_duplicates, cache=store.path / "audit.sqlite", progress=tell)
+        near = near_duplicates(dataset, audit, wanted.near_duplicates, cache=audit_cache(store.path), progress=tell)
     return Asking(config, store, teacher, account, dataset, audit, sources.names, views, report, near)
 
 
 def asks_online(config: RunConfig) -> bool:
     """Return whether the teacher is asked about every augmented batch: by methods that learn from such answers."""
-    return config.teacher.online and find_method(config.method).make(config.loss, config.published).asks == "pictures"
+    return config.teacher.online and method_of(config).asks == "pictures"
 
 
 def _check_names(overrides: Iterable[str], classes: Sequence[str]) -> None:

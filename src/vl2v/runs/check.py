@@ -14,7 +14,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vl2v.config import PromptConfig, RunConfig
-from vl2v.embeddings import Account, EmbeddingStore, Plan, Refusal, Views, fetch, fetch_texts, image_key, plan, text_key
+from vl2v.embeddings import (
+    Account,
+    EmbeddingStore,
+    Plan,
+    Refusal,
+    Views,
+    fetch,
+    fetch_texts,
+    image_key,
+    plan,
+    text_targets,
+)
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
 from vl2v.runs.asking import buying, cost, with_purse
@@ -24,9 +35,9 @@ from vl2v.runs.judge import Check, Skipped, judge
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sample import Sample, draw_sample
 from vl2v.runs.settings import resolve
-from vl2v.runs.teaching import class_prompts, default_store, the_teacher
+from vl2v.runs.teaching import default_store, the_teacher
 from vl2v.students import Student
-from vl2v.teachers import Teacher, text_classifier
+from vl2v.teachers import Teacher, prompts_for
 from vl2v.teachers.rented import as_rented
 from vl2v.training import new_fabric
 
@@ -77,7 +88,7 @@ def check_teacher(
         refused, skipped = _ask(opened, report)
         answers, teacher, sample = opened.store, opened.teacher, opened.sample
         judged = _answerable(opened.wordings, skipped, opened.config.prompts, sample)
-        tables = {setting: _texts(answers, teacher, groups) for setting, groups in judged.items()}
+        tables = {setting: text_targets(answers, teacher.fingerprint, groups) for setting, groups in judged.items()}
         keys = [image_key(sha256) for sha256 in sample.audit.sha256]
         answered = np.flatnonzero(answers.known(teacher.fingerprint, keys))
         if not len(answered):
@@ -144,7 +155,7 @@ def _opened(
         raise ConfigError(f"pictures = {pictures}: a sample has 1 or more")
     config = resolve(settings)
     store = Path(store) if store else default_store()
-    drawn = draw_sample(config, max(pictures, FREE), store / "audit.sqlite", report)
+    drawn = draw_sample(config, max(pictures, FREE), store, report)
     sample = drawn.of(np.arange(min(pictures, len(drawn.dataset))))
     teacher = the_teacher(config.teacher)
     wordings = _wordings(config.prompts, sample)
@@ -159,7 +170,7 @@ def _wordings(wanted: PromptConfig, sample: Sample) -> dict[str, list[list[str]]
     changes["prompts.domain_prompts=true"] = {"domain_prompts": True}
     found: dict[str, list[list[str]]] = {}
     for setting, change in changes.items():
-        texts = class_prompts(sample.dataset.classes, wanted.model_copy(update=change), sample.domains)
+        texts = prompts_for(sample.dataset.classes, wanted.model_copy(update=change), sample.domains)
         if texts not in found.values():
             found[setting] = texts
     return found
@@ -174,7 +185,7 @@ def _answerable(
     found = {setting: groups for setting, groups in wordings.items() if setting not in unsuitable}
     if templates:
         change = {"templates": templates}
-        together = class_prompts(sample.dataset.classes, wanted.model_copy(update=change), sample.domains)
+        together = prompts_for(sample.dataset.classes, wanted.model_copy(update=change), sample.domains)
         if together not in found.values():
             found[_templates(*templates)] = together
     return found
@@ -208,10 +219,6 @@ def _ask(opened: _Opened, report: Report) -> tuple[list[Refusal], list[Skipped]]
         except TeacherError as error:  # a recording has the texts that it has
             skipped.append(Skipped(setting, str(error).partition(";")[0]))
     return refused, skipped
-
-
-def _texts(store: EmbeddingStore, teacher: Teacher, groups: Sequence[list[str]]) -> Vectors:
-    return text_classifier([store.get(teacher.fingerprint, [text_key(text) for text in group]) for group in groups])
 
 
 def _student_answers(config: RunConfig, drawn: Sample, report: Report) -> dict[bytes, int] | str:

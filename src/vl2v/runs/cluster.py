@@ -50,8 +50,17 @@ class Cluster:
         return ray
 
     def task(self, work: Callable[..., Any]) -> Any:
-        """Return what starts a function as a task: `cluster.task(work).remote(...)`."""
+        """Return what starts a function as a task: `cluster.task(work).remote(...)`.
+
+        Raises:
+            ConfigError: no node has the processors that a task is to have.
+        """
         ray = self.start()
+        largest = int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0))
+        if self.processors > largest:
+            raise ConfigError(
+                f"--engine ray:{self.processors}: the largest node of the cluster has {largest} processors"
+            )
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         return ray.remote(num_cpus=self.processors, num_gpus=gpus, max_retries=RETRIES)(work)
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
 from vl2v.embeddings import EmbeddingStore, Plan, Refusal, Views
-from vl2v.methods import find_method
+from vl2v.methods import method_of
 from vl2v.runs.asking import Asking, Cost, asking_about, cost, with_purse
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
@@ -75,7 +75,7 @@ def embed(
     config = resolve(settings, preset)
     store = Path(store) if store else default_store()
     opened = open_everything if config.teacher.select is None else open_sources
-    sources = opened(config, store / "audit.sqlite", report)
+    sources = opened(config, store, report)
     teacher = the_teacher(config.teacher)
     views = _views(config, teacher)
     with EmbeddingStore(store) as answers, with_purse(teacher, store, budget, "vl2v embed") as account:
@@ -92,7 +92,7 @@ def _views(config: RunConfig, teacher: Teacher) -> Views:
         return Views()
     from vl2v.students.backbone import image_size_of
 
-    if has_tower(config, find_method(config.method).make(config.loss, config.published)):
+    if has_tower(config, method_of(config)):
         size = tower(teacher)[1].image_size
     else:
         size = image_size_of(config.student.name, config.student.image_size)

@@ -11,19 +11,20 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vl2v.config import DataConfig, PromptConfig, RunConfig
-from vl2v.data import Audit, DomainDataset, domainbed_split, leave_out, open_dataset, seed_hash
+from vl2v.data import Audit, DomainDataset, domainbed_split, leave_out, seed_hash
 from vl2v.devices import keep_freed_memory
-from vl2v.embeddings import EmbeddingStore, image_key, text_key
+from vl2v.embeddings import EmbeddingStore, image_key, text_key, text_targets
+from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.runs.folder import Run
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report, silent
-from vl2v.runs.sources import usable
-from vl2v.runs.teaching import class_prompts, default_store
+from vl2v.runs.sources import open_data, usable
+from vl2v.runs.teaching import default_store
 from vl2v.runs.use import load
 from vl2v.students import Classifier, is_on_hub
-from vl2v.teachers import text_classifier
+from vl2v.teachers import prompts_for
 from vl2v.training import clean_pixels
 
 STUDENT, TEACHER = "student", "teacher, zero-shot"
@@ -63,13 +64,9 @@ def evaluate_run(
     classifier = load(run or student)
     config = run.config if run else RunConfig(data=DataConfig(path=data or Path()))
     own = run is not None and (data is None or data.resolve() == config.data.path.resolve())
-    dataset = open_dataset(
-        data or config.data.path,
-        layout=config.data.layout if own else "auto",
-        exclude=config.data.exclude if own else None,
-    )
+    dataset = open_data(config.data if own or data is None else DataConfig(path=data))
     _check_classes(dataset, classifier)
-    dataset, found = usable(dataset, store / "audit.sqlite", report)
+    dataset, found = usable(dataset, store, report)
     sources = classifier.about["sources"] if own else []
     val = validation(config.data, dataset, sources)
     rows: list[Row] = []
@@ -129,17 +126,16 @@ def _labels(dataset: DomainDataset, pictures: NDArray[np.int64], classifier: Cla
 def zero_shot_logits(classifier: Classifier, found: Audit, pictures: NDArray[np.int64], store: Path) -> Tensor | None:
     """Return the teacher's logits [n, C] of pictures (dataset indices), if the store knows all answers; else None."""
     about = classifier.about
-    if about["teacher"] is None or not (store / "answers.sqlite").exists():
+    if about["teacher"] is None or not (store / FILE_NAME).exists():
         return None
     fingerprint = about["teacher"]["fingerprint"]
-    prompts = class_prompts(classifier.classes, PromptConfig(**about["prompts"]), about["sources"])
+    prompts = prompts_for(classifier.classes, PromptConfig(**about["prompts"]), about["sources"])
     with EmbeddingStore(store, read_only=True) as answers:
         images = [image_key(found.sha256[i]) for i in pictures]
-        texts = [[text_key(text) for text in group] for group in prompts]
-        wanted: Sequence[bytes] = [*images, *(key for group in texts for key in group)]
+        wanted: Sequence[bytes] = [*images, *(text_key(text) for group in prompts for text in group)]
         if not answers.known(fingerprint, wanted).all():
             return None
-        table = text_classifier([answers.get(fingerprint, group) for group in texts])
+        table = text_targets(answers, fingerprint, prompts)
         return classifier.scale * torch.from_numpy(answers.get(fingerprint, images) @ table.T)
 
 

@@ -150,7 +150,7 @@ def aligned(
     settings = (config if "align" in config.stages else resolve({"data": {"path": config.data.path}})).stages["align"]
     if steps is not None:
         settings = settings.model_copy(update={"steps": steps, "eval_every": None})
-    stage = find_method("adip").make(config.loss, config.published).stages[0]
+    stage = find_method("adip").make(config.loss).stages[0]
     assert answers.images is not None and answers.texts is not None
     spec, dim = features.student.spec, answers.texts.shape[1]
     train, val = sources.training, sources.split.val

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vl2v.config import RunConfig, read_toml, validate
+from vl2v.config import RunConfig, deciding, read_toml, validate
 from vl2v.embeddings import Refusal
 from vl2v.errors import RunError, writing
 
@@ -21,14 +21,10 @@ if TYPE_CHECKING:
     from vl2v.evaluation import Evaluation
     from vl2v.students import Classifier
 
-# These can differ between the parts of an interrupted run: they change no weight.
-_FREE = ("data.workers", "train.strategy", "train.tensorboard")
-
 PICTURES = "pictures.sha256"  # a digest of those that a run learns from
 
-# What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about,
-# `lambda.json` what an earlier version chose.
-_FIRST_FILES = ("config.toml", PICTURES, "asked.json", "refused.csv", "chosen.json", "lambda.json")
+# What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
+_FIRST_FILES = ("config.toml", PICTURES, "asked.json", "refused.csv", "chosen.json")
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 
 # What a benchmark keeps in the folder of a job that failed, which may have been before there was a run.
@@ -116,7 +112,8 @@ def open_run(folder: Path, config: RunConfig, same_pictures: Callable[[Run], boo
     others = [entry for entry in folder.iterdir() if entry.name not in ours] if folder.is_dir() else []
     if path.is_file():
         run = Run(folder)
-        changed = sorted(_differences(run.config.model_dump(by_alias=True), config.model_dump(by_alias=True)))
+        before, now = (deciding(settings.model_dump(by_alias=True)) for settings in (run.config, config))
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if not changed:
             return run
         if others and changed == ["data.path"] and same_pictures(run):
@@ -196,12 +193,3 @@ def write_bytes(path: Path, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(data)
         temporary.replace(path)
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Iterator[str]:
-    for key in old.keys() | new.keys():
-        one, other, name = old.get(key), new.get(key), prefix + key
-        if isinstance(one, dict) and isinstance(other, dict):
-            yield from _differences(one, other, name + ".")
-        elif one != other and name not in _FREE:
-            yield name

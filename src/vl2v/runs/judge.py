@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vl2v.config import RunConfig, toml_key
 from vl2v.embeddings import Refusal
-from vl2v.evaluation.alignment import Alignment, align, confusions, probe, shares
+from vl2v.evaluation.alignment import Alignment, accuracy_by_group, align, confusions, probe
 from vl2v.evaluation.intervals import Difference, Right, Share, paired_difference
 from vl2v.runs.sample import Sample
 from vl2v.teachers import Teacher
@@ -242,8 +242,8 @@ def judge(
         teacher=teacher.name,
         prompts=tuple(config.prompts.templates),
         everything=Share("all", len(labels), int(right.sum())),
-        domains=shares(dataset.domains, dataset.domain_ids, right),
-        classes=shares(dataset.classes, labels, right),
+        domains=accuracy_by_group(dataset.domains, dataset.domain_ids, right),
+        classes=accuracy_by_group(dataset.classes, labels, right),
         alignment=align(images, texts, labels),
         swaps=tuple(swapped),
         wordings=_compared(images, tables, labels, right),
@@ -291,7 +291,7 @@ def _odd_names(
     np.fill_diagonal(cosines, -1)
     right = answers == labels
     swaps = {pair.label: pair for pair in reversed(confusions(labels, answers))}  # of each class the most frequent one
-    for share in shares(tuple(names), labels, right):
+    for share in accuracy_by_group(tuple(names), labels, right):
         label = names.index(share.name)
         nearest = int(cosines[label].argmax())
         here = labels == label

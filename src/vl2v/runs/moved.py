@@ -5,12 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from vl2v.config import RunConfig
-from vl2v.data import open_dataset
 from vl2v.errors import RunError
 from vl2v.runs.folder import PICTURES, Run, write_text
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report
-from vl2v.runs.sources import Sources, open_sources, usable
+from vl2v.runs.sources import Sources, open_data, open_sources, usable
 
 
 def keep_pictures(run: Run, sources: Sources) -> None:
@@ -19,22 +18,22 @@ def keep_pictures(run: Run, sources: Sources) -> None:
         write_text(run.folder / PICTURES, content(sources.dataset, sources.audit))
 
 
-def same_pictures(run: Run, config: RunConfig, cache: Path, report: Report) -> bool:
+def same_pictures(run: Run, config: RunConfig, store: Path, report: Report) -> bool:
     """Return whether pictures are, byte for byte, a run's: what it learns from, once it is evaluated all of them.
 
     Args:
         run: begun with pictures at another path.
         config: the run's, with the path where the pictures are to be now.
-        cache: of what is known of files.
+        store: keeps what is known of files.
         report: told how far it is.
     """
     if (answers := answers_of(run)) is not None:
-        dataset = open_dataset(config.data.path, layout=config.data.layout, exclude=config.data.exclude)
-        return answers.content == content(*usable(dataset, cache, report))
+        dataset = open_data(config.data)
+        return answers.content == content(*usable(dataset, store, report))
     kept = run.folder / PICTURES
     if not kept.is_file():
         return False
-    sources = open_sources(config, cache, report)
+    sources = open_sources(config, store, report)
     return kept.read_text(encoding="utf-8") == content(sources.dataset, sources.audit)
 
 

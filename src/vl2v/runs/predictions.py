@@ -38,14 +38,14 @@ class Predictions:
         label: of each.
         answer: of the student, its most likely class.
         probability: of that.
-        uncalibrated: the same before the temperature (files of earlier versions don't have it).
+        uncalibrated: the same before the temperature.
         teacher: the zero-shot teacher's answer, -1 where it isn't known.
         in_split: whether the picture is in the 80% of its domain that DomainBed measures a target on.
 
     Attributes:
         classes: names that `label`, `answer` and `teacher` point to.
         domains: names that `domain` points to.
-        content: of the dataset, "" where it isn't known (files of earlier versions don't have it).
+        content: of the dataset, see `content`.
         columns: the arrays, in parts.
     """
 
@@ -94,6 +94,15 @@ class Predictions:
     def __getitem__(self, name: str) -> NDArray[Any]:
         return np.concatenate(self.columns[name])
 
+    @property
+    def right(self) -> NDArray[np.bool_]:
+        """[n], whether the student's answer is the label."""
+        return np.asarray(self["label"] == self["answer"])
+
+    def in_domain(self, name: str) -> NDArray[np.bool_]:
+        """Return for each picture [n] whether it is of that domain."""
+        return np.asarray(self["domain"] == self.domains.index(name))
+
     def save(self, folder: Path) -> None:
         """Write `predictions.npz`."""
         buffer = io.BytesIO()
@@ -108,7 +117,7 @@ class Predictions:
 
         Args:
             folder: of the run.
-            only: read these columns, and neither others nor the classes' names; by default all there is.
+            only: read these columns, neither others nor the classes' names; by default all there is.
 
         Raises:
             RunError: the file is missing or corrupt.
@@ -117,7 +126,7 @@ class Predictions:
             with np.load(io.BytesIO((folder / FILE).read_bytes()), allow_pickle=False) as file:  # read at once: quicker
                 wanted = only or [name for name in file.files if name not in _NOT_COLUMNS]
                 columns = {name: [file[name]] for name in wanted}
-                content = str(file["content"]) if "content" in file.files and not only else ""
+                content = str(file["content"])
                 classes = [] if only else file["classes"].tolist()
                 return cls(classes, file["domains"].tolist(), content, columns)
         except _UNREADABLE as error:

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
-from vl2v.data import Audit, DomainDataset, audit, open_dataset
+from vl2v.data import Audit, DomainDataset, audit
 from vl2v.embeddings.select import random_order
 from vl2v.errors import DataError
-from vl2v.evaluation.shares import held_out
+from vl2v.evaluation.ridge import held_out
 from vl2v.runs.report import Report
+from vl2v.runs.sources import audit_cache, open_data
 
 Indices = NDArray[np.int64]
 
@@ -40,15 +41,14 @@ class Sample:
         return Sample(self.dataset.subset(places), self.audit.subset(places))
 
 
-def draw_sample(config: RunConfig, count: int, cache: Path, report: Report) -> Sample:
+def draw_sample(config: RunConfig, count: int, store: Path, report: Report) -> Sample:
     """Return so many labelled pictures, balanced over classes and domains; unreadable ones and copies are passed over.
 
     Raises:
         DataError: unknown domains, no labelled pictures, one class only.
     """
-    data = config.data
-    dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
-    unseen = [dataset.domain_index(name) for name in data.target]
+    dataset = open_data(config.data)
+    unseen = [dataset.domain_index(name) for name in config.data.target]
     labelled = np.flatnonzero((dataset.labels >= 0) & ~np.isin(dataset.domain_ids, unseen))
     if len(np.unique(dataset.labels[labelled])) < 2:
         raise DataError(f"{dataset.root}: a teacher is checked on labelled pictures of two classes or more; none such")
@@ -57,7 +57,7 @@ def draw_sample(config: RunConfig, count: int, cache: Path, report: Report) -> S
     tell = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
     while len(chosen) < count and len(order):
         looked, order = order[: count - len(chosen)], order[count - len(chosen) :]
-        found = audit(dataset.subset(looked), cache=cache, progress=tell)
+        found = audit(dataset.subset(looked), cache=audit_cache(store), progress=tell)
         for place, picture in enumerate(looked):
             if place not in found.problems:
                 chosen.setdefault(found.sha256[place], int(picture))

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vl2v.config import RunConfig
+from vl2v.config import RunConfig, deciding
 from vl2v.methods import METHODS, Stage, version_of
 from vl2v.runs.folder import write_tensors
 from vl2v.students import Student
@@ -107,7 +108,7 @@ def backbone_name(student: Student, precision: str, view: str) -> str:
         precision: that it computes in.
         view: of the pictures.
     """
-    decides = hashlib.sha256(json.dumps([student.spec.to_json(), precision, view]).encode())
+    decides = hashlib.sha256(json.dumps([asdict(student.spec), precision, view]).encode())
     for key, value in student.backbone.state_dict().items():
         decides.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
     return decides.hexdigest()[:24]
@@ -124,11 +125,11 @@ def stage_name(config: RunConfig, stage: Stage, student: Student, answers: str) 
     """
     if stage.trains != "projector":
         return None
-    tree = config.model_dump(mode="json", by_alias=True, exclude={"method", "stages"})
-    tree["data"] = {key: tree["data"][key] for key in ("target", "holdout", "split_seed")}
-    del tree["train"]["strategy"]
+    places = {"path", "layout", "exclude", "unlabelled"}
+    tree = config.model_dump(mode="json", by_alias=True, exclude={"method": True, "stages": True, "data": places})
     if stage.settings is not None:
         tree["loss"] = {name: tree["loss"][name] for name in stage.settings}
+    tree = deciding(tree)
     owner = stage.loss.__module__.rpartition(".")[2]  # methods that begin alike take their beginning from one file
     tree["version"] = version_of(owner if owner in METHODS else config.method)
     tree["stage"] = [stage.name, getattr(stage.loss, "__qualname__", ""), config.stages[stage.key].model_dump()]

@@ -49,7 +49,21 @@ class Sources:
         return {self.dataset.domains[i]: int(count) for i, count in zip(domains, counts, strict=True)}
 
 
-def open_sources(config: RunConfig, cache: Path, report: Report = silent) -> Sources:
+def audit_cache(store: Path) -> Path:
+    """Return the file in a store's folder that keeps what is known of pictures' files."""
+    return store / "audit.sqlite"
+
+
+def open_data(data: DataConfig) -> DomainDataset:
+    """Open a dataset as its settings say, without the unlabelled pictures that lie elsewhere.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    return open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+
+
+def open_sources(config: RunConfig, store: Path, report: Report = silent) -> Sources:
     """Open the source domains; what can't be decoded is set aside.
 
     The unseen domains' files are not opened: what is in them can't change a weight.
@@ -61,11 +75,11 @@ def open_sources(config: RunConfig, cache: Path, report: Report = silent) -> Sou
     everything = _opened(data)
     split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
     pictures = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
-    dataset, found = usable(everything.subset(pictures), cache, report)
+    dataset, found = usable(everything.subset(pictures), store, report)
     return Sources(dataset, found, leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed))
 
 
-def open_everything(config: RunConfig, cache: Path, report: Report = silent) -> Sources:
+def open_everything(config: RunConfig, store: Path, report: Report = silent) -> Sources:
     """Open all pictures but the unseen domains', to be asked about: every one counts as a training picture.
 
     Raises:
@@ -76,7 +90,7 @@ def open_everything(config: RunConfig, cache: Path, report: Report = silent) -> 
     unseen = [dataset.domain_index(name) for name in data.target]
     if unseen:
         dataset = dataset.subset(np.flatnonzero(~np.isin(dataset.domain_ids, unseen)))
-    dataset, found = usable(dataset, cache, report, trust=True)
+    dataset, found = usable(dataset, store, report, trust=True)
     labelled = dataset.labels >= 0
     nothing = np.zeros(0, np.int64)
     return Sources(dataset, found, Split(np.flatnonzero(labelled), nothing, nothing, np.flatnonzero(~labelled)))
@@ -91,16 +105,17 @@ def _opened(data: DataConfig) -> DomainDataset:
     return dataset
 
 
-def usable(dataset: DomainDataset, cache: Path, report: Report, *, trust: bool = False) -> tuple[DomainDataset, Audit]:
+def usable(dataset: DomainDataset, store: Path, report: Report, *, trust: bool = False) -> tuple[DomainDataset, Audit]:
     """Return the dataset and its audit, without what can't be decoded.
 
     Args:
         dataset: the pictures.
-        cache: of audits.
+        store: keeps the audit.
         report: told how far it is.
         trust: take a manifest's hashes as they are, to plan.
     """
     tell = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
+    cache = audit_cache(store)
     found = audit(dataset, cache=cache, progress=tell, trust=trust)
     if not found.problems:
         return dataset, found

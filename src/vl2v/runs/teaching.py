@@ -11,15 +11,14 @@ import platformdirs
 from numpy.typing import NDArray
 
 from vl2v.config import TOWER, PromptConfig, RunConfig, TeacherConfig
-from vl2v.embeddings import EmbeddingStore, Views, text_key
+from vl2v.embeddings import EmbeddingStore, Views, text_key, text_targets
 from vl2v.errors import ConfigError
 from vl2v.methods import Method
-from vl2v.teachers import Prompts, Teacher, domain_template, gives_weights, open_teacher, prompts_for, text_classifier
+from vl2v.teachers import BackboneSpec, Teacher, domain_template, gives_weights, open_teacher, prompts_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vl2v.students import BackboneSpec
     from vl2v.training.batches import Ask
 
 
@@ -32,11 +31,6 @@ def the_teacher(config: TeacherConfig) -> Teacher:
     """Open the teacher of a configuration."""
     options = {} if config.precision == "auto" else {"precision": config.precision}
     return open_teacher(config.spec, **options)
-
-
-def class_prompts(classes: Sequence[str], prompts: PromptConfig, domains: Sequence[str]) -> list[list[str]]:
-    """Return every text of every class; `domains` are the source domains, for domain prompts."""
-    return prompts_for(classes, Prompts(**prompts.model_dump()), domains)
 
 
 def class_text(
@@ -60,18 +54,18 @@ def class_text(
     Raises:
         StoreError: they still aren't.
     """
-    (texts,) = class_prompts([name], prompts, domains)
+    (texts,) = prompts_for([name], prompts, domains)
     keys = [text_key(text) for text in texts]
     if not answers.known(fingerprint, keys).all():
         ask(texts)
-    return np.asarray(text_classifier([answers.get(fingerprint, keys)])[0])
+    return np.asarray(text_targets(answers, fingerprint, [texts])[0])
 
 
 def anchor_prompts(classes: Sequence[str], prompts: PromptConfig, domains: Sequence[str]) -> list[list[list[str]]]:
     """Return the texts of every class in each domain's words alone: for each domain those of every class."""
     templates = [domain_template(domain, articles=prompts.articles) for domain in domains]
     alone = [prompts.model_copy(update={"templates": [text], "domain_prompts": False}) for text in templates]
-    return [class_prompts(classes, one, []) for one in alone]
+    return [prompts_for(classes, one, []) for one in alone]
 
 
 def online(config: TeacherConfig, teacher: Teacher) -> Ask:
@@ -85,9 +79,10 @@ def online(config: TeacherConfig, teacher: Teacher) -> Ask:
             f"teacher.online: {teacher.name} is a black box, each question would be paid for at every step; "
             "use teacher.views=K for fixed augmented views, or teacher.online=false"
         )
-    from vl2v.students.backbone import IMAGENET_MEAN, IMAGENET_STD
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-    mean, std = (IMAGENET_MEAN, IMAGENET_STD) if config.statistics == "imagenet" else (None, None)
+    imagenet = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    mean, std = imagenet if config.statistics == "imagenet" else (None, None)
 
     def ask(pixels: Tensor) -> Tensor:
         return teacher.embed_pixels(pixels.permute(0, 3, 1, 2), mean=mean, std=std)
@@ -113,7 +108,4 @@ def tower(teacher: Teacher) -> tuple[nn.Module, BackboneSpec]:
     """
     if not gives_weights(teacher):
         raise ConfigError(f"{teacher.name}: a black box; a student can't start from its image tower, use method adip")
-    from vl2v.students import BackboneSpec
-
-    module, spec = teacher.image_tower()
-    return module, BackboneSpec(spec.build, spec.image_size, spec.mean, spec.std)
+    return teacher.image_tower()

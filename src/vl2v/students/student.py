@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vl2v.students.backbone import BackboneSpec
+from vl2v.teachers import BackboneSpec
 
 
 class Student(nn.Module):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vl2v.teachers.prompts import Prompts, domain_template, prompts_for, text_classifier
-from vl2v.teachers.protocol import EncodedImage, Teacher, TowerSpec, WhiteBox, gives_weights
+from vl2v.teachers.prompts import domain_template, prompts_for, text_classifier
+from vl2v.teachers.protocol import BackboneSpec, EncodedImage, Teacher, WhiteBox, gives_weights
 from vl2v.teachers.registry import is_white_box, open_teacher, teacher_kinds
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def build_tower(build: dict[str, Any]) -> nn.Module:
-    """Return an image tower without its weights, from `TowerSpec.build`."""
+    """Return an image tower without its weights, from `BackboneSpec.build`."""
     if build["kind"] == "open_clip":
         from vl2v.teachers.open_clip import build_open_clip_tower
 
@@ -24,10 +24,9 @@ def build_tower(build: dict[str, Any]) -> nn.Module:
 
 
 __all__ = [
+    "BackboneSpec",
     "EncodedImage",
-    "Prompts",
     "Teacher",
-    "TowerSpec",
     "WhiteBox",
     "build_tower",
     "domain_template",

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from vl2v.errors import TeacherError, need_extra
 from vl2v.teachers.local import PROBE, LocalTeacher
-from vl2v.teachers.protocol import TowerSpec
+from vl2v.teachers.protocol import BackboneSpec
 
 KINDS = ("clip", "siglip")
 # What in a configuration says where and when it was saved, and not what the model answers.
@@ -60,11 +60,11 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
         names = ("input_ids",) if siglip else ("input_ids", "attention_mask")
         return {name: tokens[name].to(model.device) for name in names}
 
-    def tower() -> tuple[nn.Module, TowerSpec]:
+    def tower() -> tuple[nn.Module, BackboneSpec]:
         build = {"kind": "hf", "model_type": config.model_type, "config": vision_settings(config)}
         copied = build_hf_tower(build)
         copied.load_state_dict(_tower_state(copied, model))
-        return copied, TowerSpec(build, size, tuple(processor.image_mean), tuple(processor.image_std))
+        return copied, BackboneSpec(build, size, tuple(processor.image_mean), tuple(processor.image_std))
 
     return LocalTeacher(
         f"hf:{rest}",

@@ -17,7 +17,7 @@ from torch.nn import functional
 from vl2v.data import PictureError, decode
 from vl2v.devices import best_device, has_bfloat16, keep_freed_memory
 from vl2v.errors import TeacherError
-from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, TowerSpec, Vectors
+from vl2v.teachers.protocol import ANSWER_VERSION, BackboneSpec, EncodedImage, Vectors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -56,7 +56,7 @@ class LocalTeacher:
         preprocess: Callable[[Image.Image], Tensor],
         encode_images: Callable[[Tensor], Tensor],
         encode_texts: Callable[[Sequence[str]], Tensor],
-        tower: Callable[[], tuple[nn.Module, TowerSpec]],
+        tower: Callable[[], tuple[nn.Module, BackboneSpec]],
         logit_scale: float,
         size: int,
         mean: Sequence[float],
@@ -120,7 +120,7 @@ class LocalTeacher:
         )
         return self._answers(self._encode_images, (x - shift) / scale)
 
-    def image_tower(self) -> tuple[nn.Module, TowerSpec]:
+    def image_tower(self) -> tuple[nn.Module, BackboneSpec]:
         """Return a copy of the image encoder, normalised pixels [n, 3, s, s] -> [n, d], and what rebuilds it."""
         with _swapped(self._exact):
             tower, spec = self._tower()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vl2v.errors import TeacherError
 from vl2v.teachers.local import PROBE, LocalTeacher
-from vl2v.teachers.protocol import TowerSpec
+from vl2v.teachers.protocol import BackboneSpec
 
 LOCAL = "local-dir:"
 
@@ -43,11 +43,11 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
     size = config["size"] if isinstance(config["size"], int) else config["size"][0]
     settings = {**_settings(open_clip, model_name), "quick_gelu": _is_quick(model)}
 
-    def tower() -> tuple[nn.Module, TowerSpec]:
+    def tower() -> tuple[nn.Module, BackboneSpec]:
         build = {"kind": "open_clip", **_image_half(settings)}
         copied = build_open_clip_tower(build)
         copied.load_state_dict(model.visual.state_dict())
-        return copied, TowerSpec(build, size, tuple(config["mean"]), tuple(config["std"]))
+        return copied, BackboneSpec(build, size, tuple(config["mean"]), tuple(config["std"]))
 
     def encode_texts(texts: Any) -> Tensor:
         encoded: Tensor = model.encode_text(tokenizer(list(texts)).to(model.logit_scale.device))

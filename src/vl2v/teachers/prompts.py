@@ -3,58 +3,20 @@
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.config import PromptConfig
 from vl2v.errors import ConfigError
 
 DOMAIN_TEMPLATE = "a {domain} of a {class}"
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """How class names become texts.
-
-    Attributes:
-        templates: each with `{class}`.
-        articles: "an elephant" where a template says "a {class}".
-        overrides: class -> the name, or names, to use for it.
-        domain_prompts: add "a {domain} of a {class}" for every source domain.
-    """
-
-    templates: list[str] = field(default_factory=lambda: ["a photo of a {class}"])
-    articles: bool = True
-    overrides: dict[str, str | list[str]] = field(default_factory=dict)
-    domain_prompts: bool = False
-
-    @classmethod
-    def from_toml(cls, path: Path) -> Prompts:
-        """Read a TOML file with the attributes as keys; `[overrides]` is a table.
-
-        Raises:
-            ConfigError: missing file, not TOML, an unknown key, or a value of another type.
-        """
-        try:
-            tree = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-            raise ConfigError(f"{path}: not readable as TOML ({error})") from None
-        unknown = tree.keys() - cls.__dataclass_fields__.keys()
-        if unknown:
-            raise ConfigError(f"{path}: unknown key {min(unknown)}; there are {', '.join(cls.__dataclass_fields__)}")
-        for key, value in tree.items():
-            if not _TYPES[key](value):
-                raise ConfigError(f"{path}: {key} = {value!r} isn't {_WANTED[key]}")
-        return cls(**tree)
-
-
-def prompts_for(classes: Sequence[str], prompts: Prompts, domains: Sequence[str] = ()) -> list[list[str]]:
+def prompts_for(classes: Sequence[str], prompts: PromptConfig, domains: Sequence[str] = ()) -> list[list[str]]:
     """Return every text of every class, none of them twice.
 
     Args:
@@ -161,21 +123,3 @@ def _inflect() -> Any:
     import inflect
 
     return inflect.engine()
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-
-
-_TYPES: dict[str, Callable[[Any], bool]] = {
-    "templates": lambda value: isinstance(value, list) and _is_name(value),
-    "articles": lambda value: isinstance(value, bool),
-    "overrides": lambda value: isinstance(value, dict) and all(map(_is_name, value.values())),
-    "domain_prompts": lambda value: isinstance(value, bool),
-}
-_WANTED = {
-    "templates": "a list of texts",
-    "articles": "true or false",
-    "overrides": "a table of class = name, or a list of names",
-    "domain_prompts": "true or false",
-}

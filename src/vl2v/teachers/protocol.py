@@ -52,8 +52,8 @@ class Teacher(Protocol):
 
 
 @dataclass(frozen=True)
-class TowerSpec:
-    """What rebuilds an image tower without its weights, and how pictures are put to it."""
+class BackboneSpec:
+    """What rebuilds a backbone, or a teacher's image tower, without its weights, and how pictures are put to it."""
 
     build: dict[str, Any]
     image_size: int
@@ -64,7 +64,7 @@ class TowerSpec:
 class WhiteBox(Teacher, Protocol):
     """A teacher whose weights are at hand."""
 
-    def image_tower(self) -> tuple[nn.Module, TowerSpec]:
+    def image_tower(self) -> tuple[nn.Module, BackboneSpec]:
         """Return a copy of the image encoder, normalised pixels [n, 3, s, s] -> [n, d], and what rebuilds it."""
         ...
 

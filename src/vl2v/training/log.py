@@ -38,6 +38,8 @@ class MetricsLog:
 
     def rewind(self, done: list[str], stage: str, step: int) -> None:
         """Drop the rows that came after the checkpoint at `step` of `stage`; `done` stages are before it."""
+        if not self.path.is_file():
+            return
         kept = [
             row for row in self.rows() if row["stage"] in done or (row["stage"], row["step"] <= step) == (stage, True)
         ]

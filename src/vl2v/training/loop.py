@@ -97,7 +97,6 @@ class Trainer:
         swad_overlapping: an oddity of the authors' code (see `Swad`).
         swad_discarded: another: a next stage starts from the raw best weights, not from the averaged ones.
         progress: told after every step.
-        stage_ended: told the number of each stage once its checkpoint is written.
         alone: train in this process, even if it is one of several of a run.
     """
 
@@ -111,7 +110,6 @@ class Trainer:
         swad_overlapping: bool = False,
         swad_discarded: bool = False,
         progress: Progress | None = None,
-        stage_ended: Callable[[int], None] | None = None,
         alone: bool = False,
     ) -> None:
         self.folder = folder
@@ -121,7 +119,6 @@ class Trainer:
         self.swad_overlapping = swad_overlapping
         self.swad_discarded = swad_discarded
         self.progress = progress
-        self.stage_ended = stage_ended
         self.fabric = new_fabric(config) if alone else launched_fabric(config)
         if self.fabric.device.type == "cpu":
             keep_freed_memory()
@@ -143,13 +140,19 @@ class Trainer:
         student.to(memory_format=torch.channels_last)
         quick_depthwise(student.backbone)
 
-    def fit(self, student: Student, stages: Sequence[tuple[Stage, Callable[[], StageWork]]]) -> Scores:
+    def fit(
+        self,
+        student: Student,
+        stages: Sequence[tuple[Stage, Callable[[], StageWork]]],
+        ended: Callable[[int], None] | None = None,
+    ) -> Scores:
         """Train the student in place through all stages.
 
         Args:
             student: as it starts; its weights are replaced by the checkpoint's where there is one.
             stages: each, and what makes the stage's work when its turn comes (cached features are computed
                 from the weights that the student has by then).
+            ended: told the number of each stage once its checkpoint is written.
 
         Returns:
             Validation scores of the weights it ends with.
@@ -167,16 +170,17 @@ class Trainer:
                     self.progress(corrupt, 1, 1, "")
             first = checkpoint.state["stage"]
             _load(student, _under("model/", checkpoint.tensors))
-            if self.fabric.is_global_zero:
-                self.log.rewind(names[:first], names[first] if first < len(names) else "", checkpoint.state["step"])
+        if self.fabric.is_global_zero:
+            step = checkpoint.state["step"] if checkpoint is not None else 0
+            self.log.rewind(names[:first], names[first] if first < len(names) else "", step)
         self.prepare(student)
         for number in range(first, len(stages)):
             run = _StageRun(self, stages[number][1](), student, number, regularizers[number])
             if checkpoint is not None:
                 run.restore(checkpoint)
             checkpoint = run.train(last=number == len(stages) - 1)
-            if self.stage_ended is not None and self.fabric.is_global_zero:
-                self.stage_ended(number)
+            if ended is not None and self.fabric.is_global_zero:
+                ended(number)
         assert checkpoint is not None
         return Scores(*checkpoint.state["scores"])
 
@@ -201,6 +205,8 @@ class _StageRun:
             groups.append({"params": [*self.extra.values()], "rate": work.stage.regularizer_rate})
         self.optimizer = _new_optimizer(groups, work.settings)
         self.wrapped = trainer.fabric.setup_optimizers(self.optimizer)
+        if trainer.batch_norm == "train":
+            self.weights |= _statistics(learner.student)  # chosen and averaged with the weights that they belong to
         self.averager: BetaAverage | Swad | None = None
         if work.stage.average == "beta":
             self.averager = BetaAverage(self.weights, work.settings.steps)
@@ -468,6 +474,11 @@ def _trained(module: nn.Module) -> Weights:
 def _copied(weights: Mapping[str, Tensor]) -> Weights:
     """Return whole weights in the computer's memory, as checkpoints have them."""
     return {key: whole(value.detach()).to("cpu", copy=True) for key, value in weights.items()}
+
+
+def _statistics(module: nn.Module) -> Weights:
+    """Return the running means and variances of batch-norm layers."""
+    return {key: value for key, value in module.named_buffers() if key.endswith(("running_mean", "running_var"))}
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Weights:

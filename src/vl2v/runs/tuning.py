@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vl2v.config import RunConfig
-from vl2v.evaluation.shares import Taught, best_share, fitted, image_shares
+from vl2v.evaluation.ridge import Taught, best_lambda, fitted, lambda_accuracies
 from vl2v.evaluation.softness import soft_temperature
 from vl2v.methods import Method
 from vl2v.runs.features import Features
@@ -86,8 +86,8 @@ def _best_lambda(sources: Sources, answers: Answers, features: Features, fabric:
     places = pictures[known]
     labels, groups = answers.labels[places], sources.dataset.domain_ids[places]
     taught = Taught(found[known], images[known].astype(np.float32), texts, labels, groups)
-    accuracies = from_first(fabric, lambda: image_shares(taught))
-    return {"lambda": best_share(accuracies, len(places)), "accuracies": accuracies}
+    accuracies = from_first(fabric, lambda: lambda_accuracies(taught))
+    return {"lambda": best_lambda(accuracies, len(places)), "accuracies": accuracies}
 
 
 def align_again(student: Student, sources: Sources, answers: Answers, features: Features) -> float | None:
@@ -114,7 +114,7 @@ def align_again(student: Student, sources: Sources, answers: Answers, features: 
     with torch.no_grad():
         student.projector.weight.copy_(torch.from_numpy(fit.weight))
         student.projector.bias.copy_(torch.from_numpy(fit.bias))
-    return fit.share
+    return fit.lambda_
 
 
 def _pictures(sources: Sources, answers: Answers) -> NDArray[np.int64]:

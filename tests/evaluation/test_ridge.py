@@ -6,7 +6,16 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vl2v.evaluation.shares import RIDGES, SHARES, Taught, accuracies, best_share, fitted, image_shares, moments_of
+from vl2v.evaluation.ridge import (
+    LAMBDAS,
+    RIDGES,
+    Taught,
+    accuracies,
+    best_lambda,
+    fitted,
+    lambda_accuracies,
+    moments_of,
+)
 
 Table = NDArray[np.float32]
 COUNT, FEATURES, DIM, CLASSES = 300, 6, 8, 4
@@ -30,11 +39,11 @@ def test_a_teacher_that_knows_is_followed_one_that_guesses_is_not(
     drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]],
 ) -> None:
     features, images, texts, labels, groups = drawn
-    known = image_shares(Taught(features, images, texts, labels, groups))
-    assert known[1.0] > known[0.0] and best_share(known, COUNT) >= 0.5
+    known = lambda_accuracies(Taught(features, images, texts, labels, groups))
+    assert known[1.0] > known[0.0] and best_lambda(known, COUNT) >= 0.5
     noise = unit(np.random.default_rng(1).normal(size=images.shape))
-    guessed = image_shares(Taught(features, noise, texts, labels, groups))
-    assert guessed[0.0] > guessed[1.0] + 0.2 and best_share(guessed, COUNT) <= 0.5
+    guessed = lambda_accuracies(Taught(features, noise, texts, labels, groups))
+    assert guessed[0.0] > guessed[1.0] + 0.2 and best_lambda(guessed, COUNT) <= 0.5
 
 
 def test_it_is_ridge_regression_on_each_groups_others(
@@ -45,8 +54,8 @@ def test_it_is_ridge_regression_on_each_groups_others(
     x = (features / features.std()).astype(float)
     found = {}
     for ridge in RIDGES:
-        for share in SHARES:
-            target, right = share * images + (1 - share) * texts[labels], []
+        for lam in LAMBDAS:
+            target, right = lam * images + (1 - lam) * texts[labels], []
             for held in range(3):
                 weight = np.where(groups == held, 0, 1 / np.bincount(groups)[groups] / 2)
                 centre, mean = weight @ x, weight @ target
@@ -57,10 +66,10 @@ def test_it_is_ridge_regression_on_each_groups_others(
                 projector = np.linalg.lstsq(above, wanted, rcond=None)[0]
                 answers = (((x - centre) @ projector + mean) @ texts.T).argmax(1)
                 right.append((answers == labels)[groups == held].mean())
-            found[ridge, share] = np.mean(right)
-    best = max(RIDGES, key=lambda ridge: max(found[ridge, share] for share in SHARES))
-    expected = {share: found[best, share] for share in SHARES}
-    assert image_shares(Taught(features, images, texts, labels, groups)) == pytest.approx(expected)
+            found[ridge, lam] = np.mean(right)
+    best = max(RIDGES, key=lambda ridge: max(found[ridge, lam] for lam in LAMBDAS))
+    expected = {lam: found[best, lam] for lam in LAMBDAS}
+    assert lambda_accuracies(Taught(features, images, texts, labels, groups)) == pytest.approx(expected)
 
 
 def test_the_projector_fitted_is_the_regression_that_is_best_for_groups_left_out(
@@ -68,10 +77,10 @@ def test_the_projector_fitted_is_the_regression_that_is_best_for_groups_left_out
 ) -> None:
     features, images, texts, labels, _ = drawn
     groups = np.repeat([0, 1, 2], [200, 60, 40])
-    shares = image_shares(Taught(features, images, texts, labels, groups))
+    by_lambda = lambda_accuracies(Taught(features, images, texts, labels, groups))
     fit = fitted(Taught(features, images, texts, labels, groups))
-    assert fit.share == max(shares, key=lambda share: (shares[share], -abs(share - 0.5)))
-    weight, target = 1 / np.bincount(groups)[groups] / 3, fit.share * images + (1 - fit.share) * texts[labels]
+    assert fit.lambda_ == max(by_lambda, key=lambda lam: (by_lambda[lam], -abs(lam - 0.5)))
+    weight, target = 1 / np.bincount(groups)[groups] / 3, fit.lambda_ * images + (1 - fit.lambda_) * texts[labels]
     centre, mean = weight @ features, weight @ target
     known, wanted = (
         (table - middle) * np.sqrt(weight)[:, None] for table, middle in ((features, centre), (target, mean))
@@ -87,21 +96,21 @@ def test_the_projector_fitted_is_the_regression_that_is_best_for_groups_left_out
         others = [moments_of(features[groups == one], targets[groups == one]) for one in range(3) if one != held]
         right.append(accuracies(others, features[groups == held], texts, labels[groups == held]))
     means = np.mean(right, 0)
-    assert means[int(np.argmin(gaps)), SHARES.index(fit.share)] == means.max()
+    assert means[int(np.argmin(gaps)), LAMBDAS.index(fit.lambda_)] == means.max()
 
 
 def test_where_everything_is_right_neither_picture_nor_label_is_left_out() -> None:
     labels = np.arange(30) % 3
     features, texts = np.eye(3, dtype=np.float32)[labels], np.eye(3, dtype=np.float32)
-    assert fitted(Taught(features, texts[labels], texts, labels, np.arange(30) // 10)).share == 0.5
+    assert fitted(Taught(features, texts[labels], texts, labels, np.arange(30) // 10)).lambda_ == 0.5
 
 
 def test_of_one_domain_every_fifth_picture_is_left_out(
     drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]],
 ) -> None:
     features, images, texts, labels, _ = drawn
-    alone = image_shares(Taught(features, images, texts, labels, np.zeros(COUNT, np.int64)))
-    assert alone == image_shares(Taught(features, images, texts, labels, np.arange(COUNT) % 5))
+    alone = lambda_accuracies(Taught(features, images, texts, labels, np.zeros(COUNT, np.int64)))
+    assert alone == lambda_accuracies(Taught(features, images, texts, labels, np.arange(COUNT) % 5))
 
 
 @pytest.mark.parametrize("away", [0, 5])
@@ -113,15 +122,15 @@ def test_one_picture_teaches_its_own_answer(
     features = np.round(features) if not away else features + np.float32(away)
     alone = moments_of(features[:1], np.hstack([images, texts[labels]])[:1])
     right = accuracies([alone], features[1:], texts, labels[1:])
-    said = np.outer(SHARES, images[0]) + np.outer(1 - np.array(SHARES), texts[labels[0]])
+    said = np.outer(LAMBDAS, images[0]) + np.outer(1 - np.array(LAMBDAS), texts[labels[0]])
     expected = [(labels[1:] == answer).mean() for answer in (said @ texts.T).argmax(1)]
     assert right == pytest.approx(np.tile(expected, (len(RIDGES), 1)))
 
 
 def test_what_may_be_chance_is_left_at_the_lambda_nearest_to_a_half() -> None:
     accuracies = {0.0: 0.40, 0.4: 0.60, 0.7: 0.69, 0.8: 0.70, 1.0: 0.71}
-    assert best_share(accuracies, 100_000) == 1.0  # a standard error of 0.1 points
-    assert best_share(accuracies, 1_500) == 0.8  # 1.2
-    assert best_share(accuracies, 400) == 0.7  # 2.3
-    assert best_share({0.0: 0.5, 0.4: 0.7, 0.6: 0.7, 0.9: 0.7}, 1_000) in (0.4, 0.6)
-    assert best_share({0.4: 0.69, 0.6: 0.7}, 1_000) == 0.6  # as near: the better one
+    assert best_lambda(accuracies, 100_000) == 1.0  # a standard error of 0.1 points
+    assert best_lambda(accuracies, 1_500) == 0.8  # 1.2
+    assert best_lambda(accuracies, 400) == 0.7  # 2.3
+    assert best_lambda({0.0: 0.5, 0.4: 0.7, 0.6: 0.7, 0.9: 0.7}, 1_000) in (0.4, 0.6)
+    assert best_lambda({0.4: 0.69, 0.6: 0.7}, 1_000) == 0.6  # as near: the better one

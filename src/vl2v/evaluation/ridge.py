@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-SHARES = tuple(round(0.1 * number, 1) for number in range(11))
+LAMBDAS = tuple(round(0.1 * number, 1) for number in range(11))
 RIDGES = (0.03, 0.1, 0.3, 1.0)  # times the mean variance of a feature
 FOLDS = 5  # where there is one domain only
 ROUNDING = 1e-4  # of the features' squares; less than that of a variance is no variance: that of one picture, say
@@ -46,7 +46,7 @@ class Moments(NamedTuple):
     xt: NDArray[np.float64]
 
 
-def image_shares(taught: Taught) -> dict[float, float]:
+def lambda_accuracies(taught: Taught) -> dict[float, float]:
     """Return how accurate a student would be on groups it didn't learn from (0 to 1, their mean), by lambda.
 
     The student is a linear projector in closed form: ridge regression of lambda I(x) + (1 - lambda) T(y) on the frozen
@@ -55,7 +55,7 @@ def image_shares(taught: Taught) -> dict[float, float]:
     """
     means, _ = _left_out(taught)
     best = means[means.max(1).argmax()]
-    return dict(zip(SHARES, best.tolist(), strict=True))
+    return dict(zip(LAMBDAS, best.tolist(), strict=True))
 
 
 class Fit(NamedTuple):
@@ -63,22 +63,22 @@ class Fit(NamedTuple):
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
-    share: float
+    lambda_: float
 
 
 def fitted(taught: Taught) -> Fit:
     """Return the ridge regression of lambda I(x) + (1 - lambda) T(y) on the features, each group weighted alike.
 
     Ridge and lambda are those that are best for groups left out, of equals the lambda nearest to a half and the largest
-    ridge; for the rest see `image_shares`.
+    ridge; for the rest see `lambda_accuracies`.
     """
     means, moments = _left_out(taught)
     equals = np.argwhere(means == means.max()).tolist()
-    place, number = min(equals, key=lambda found: (round(abs(SHARES[found[1]] - 0.5), 6), -found[0]))
-    share, mean = SHARES[number], _mean(moments)
+    place, number = min(equals, key=lambda found: (round(abs(LAMBDAS[found[1]] - 0.5), 6), -found[0]))
+    lam, mean = LAMBDAS[number], _mean(moments)
     halves = np.split(_solved(mean, RIDGES[place]), 2, axis=1), np.split(mean.t, 2)  # of the images, of the texts
-    weight, target = (share * of_image.T + (1 - share) * of_text.T for of_image, of_text in halves)
-    return Fit(weight, target - weight @ mean.x, share)
+    weight, target = (lam * of_image.T + (1 - lam) * of_text.T for of_image, of_text in halves)
+    return Fit(weight, target - weight @ mean.x, lam)
 
 
 def _left_out(taught: Taught) -> tuple[NDArray[np.float64], list[Moments]]:
@@ -100,7 +100,7 @@ def held_out(groups: NDArray[np.int64]) -> NDArray[np.int64]:
     return groups if len(np.unique(groups)) > 1 else np.arange(len(groups)) % FOLDS
 
 
-def best_share(accuracies: dict[float, float], pictures: int) -> float:
+def best_lambda(accuracies: dict[float, float], pictures: int) -> float:
     """Return the lambda nearest to a half whose accuracy is within a standard error of the best.
 
     The difference may be chance then, and pictures and labels together teach more surely than either alone. (The rule
@@ -111,8 +111,8 @@ def best_share(accuracies: dict[float, float], pictures: int) -> float:
         pictures: that they were measured on.
     """
     best = max(accuracies.values())
-    good = [share for share in accuracies if accuracies[share] >= best - math.sqrt(best * (1 - best) / pictures)]
-    return min(good, key=lambda share: (round(abs(share - 0.5), 6), -accuracies[share]))
+    good = [lam for lam in accuracies if accuracies[lam] >= best - math.sqrt(best * (1 - best) / pictures)]
+    return min(good, key=lambda lam: (round(abs(lam - 0.5), 6), -accuracies[lam]))
 
 
 def moments_of(features: NDArray[np.float32], targets: NDArray[np.float32]) -> Moments:
@@ -133,10 +133,10 @@ def accuracies(
         labels: [m] classes.
     """
     mean = _mean(learnt)
-    right = np.zeros((len(RIDGES), len(SHARES)))
+    right = np.zeros((len(RIDGES), len(LAMBDAS)))
     for place, ridge in enumerate(RIDGES):
         of_image, of_text = np.split((features - mean.x) @ _solved(mean, ridge) + mean.t, 2, axis=1)
-        scores = [(share * of_image + (1 - share) * of_text) @ texts.T for share in SHARES]
+        scores = [(lam * of_image + (1 - lam) * of_text) @ texts.T for lam in LAMBDAS]
         right[place] = [(score.argmax(1) == labels).mean() for score in scores]
     return right
 

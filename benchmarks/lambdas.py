@@ -1,6 +1,6 @@
 """Lambda on frozen features: what domains left out say, and what is best for the domain that is really unseen.
 
-    python benchmarks/shares.py PACS --teacher recorded:pacs-vendor --size 96 --set prompts.articles=false
+    python benchmarks/lambdas.py PACS --teacher recorded:pacs-vendor --size 96 --set prompts.articles=false
 
 For each domain as the unseen one: the lambda that `loss.lambda="auto"` chooses by the others, and the accuracy of a
 linear projector (Align in closed form) on the unseen domain for every lambda.
@@ -18,7 +18,7 @@ from torch import nn
 
 from vl2v.config import assignments, merge
 from vl2v.embeddings import EmbeddingStore, Views
-from vl2v.evaluation.shares import SHARES, Taught, accuracies, best_share, image_shares, moments_of
+from vl2v.evaluation.ridge import LAMBDAS, Taught, accuracies, best_lambda, lambda_accuracies, moments_of
 from vl2v.runs import resolve, silent, teaching
 from vl2v.runs.asking import asking_about
 from vl2v.runs.features import Features, new_backbone
@@ -41,7 +41,7 @@ def main() -> None:
     }
     config = resolve(merge(tree, assignments(given.pairs)))
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
-        sources = open_sources(config, Path(folder) / "audit.sqlite")
+        sources = open_sources(config, Path(folder))
         asking = asking_about(config, store, teaching.the_teacher(config.teacher), None, sources, Views(), silent)
         asking.ask()
         answers = asking.answers()
@@ -54,12 +54,12 @@ def main() -> None:
     labels, domains = answers.labels[pictures], sources.dataset.domain_ids[pictures]
     names, targets = sources.dataset.domains, np.hstack([images, texts[labels]])
     moments = {domain: moments_of(x[domains == domain], targets[domains == domain]) for domain in np.unique(domains)}
-    print("| unseen | auto | " + " | ".join(f"{share:g}" for share in SHARES) + " | s |")
-    print("| --- " * (len(SHARES) + 3) + "|")
+    print("| unseen | auto | " + " | ".join(f"{lam:g}" for lam in LAMBDAS) + " | s |")
+    print("| --- " * (len(LAMBDAS) + 3) + "|")
     for unseen in moments:
         others, begun = domains != unseen, time.perf_counter()
-        found = image_shares(Taught(x[others], images[others], texts, labels[others], domains[others]))
-        chosen = best_share(found, int(others.sum()))
+        found = lambda_accuracies(Taught(x[others], images[others], texts, labels[others], domains[others]))
+        chosen = best_lambda(found, int(others.sum()))
         took = time.perf_counter() - begun
         learnt = [part for domain, part in moments.items() if domain != unseen]
         right = accuracies(learnt, x[~others], texts, labels[~others])
