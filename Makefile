@@ -9,10 +9,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: .setup
 	$(BIN)/vl2v demo --out runs/demo
 
-# A process that uses OpenVINO can die when it is traced: the tests of exports are run without coverage.
 test: .setup
-	$(BIN)/python -m pytest $(PARALLEL) tests/export
-	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/export --cov
+	$(BIN)/python -m pytest $(PARALLEL)
 
 check: .setup
 	$(BIN)/ruff check .

@@ -251,6 +251,7 @@ def assignments(pairs: Iterable[str]) -> Tree:
         key, equals, text = pair.partition("=")
         if not equals or not key.strip():
             raise ConfigError(f"--set {pair!r}: write it as key=value, for example stages.distill.lr=1e-3")
+        values.pop(key.strip(), None)  # the later one stands later
         values[key.strip()] = _toml_value(text.strip())
     return nested(values)
 

@@ -35,7 +35,7 @@ from vl2v.benchmark.draws import Range, drawn, ranges, suggested
 from vl2v.benchmark.engine import Local, Ray, _Worker, engine_named
 from vl2v.benchmark.grid import Grid, methods_for
 from vl2v.benchmark.jobs import Job
-from vl2v.benchmark.results import Result, gather, results
+from vl2v.benchmark.results import Result, gather, of, of_same_pictures, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
 from vl2v.benchmark.work import attempt, claimed, do, fail
@@ -556,6 +556,24 @@ def test_a_job_has_the_path_that_it_is_given_now(grid: Grid, shapes: Path, tmp_p
     bench = plan(two, tmp_path / "bench", Corruptions(("fog",), 3))  # the same jobs, elsewhere
     run(bench, engine=Local(1))
     assert len(bench.work.jobs()) == 2 and not bench.missing
+
+
+def test_a_job_goes_on_wherever_its_list_of_exceptions_lies(grid: Grid, shapes: Path, tmp_path: Path) -> None:
+    left_out = next((shapes / "ink").rglob("*.png")).relative_to(shapes).as_posix()
+    benches = []
+    for name in ("before", "now"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "exclude.txt").write_text(f"{left_out}\n")
+        told = merge(grid.settings, {"data": {"exclude": str(tmp_path / name / "exclude.txt")}})
+        wanted = replace(grid, methods=["erm"], seeds=1, settings=told)
+        benches.append(plan(wanted, tmp_path / "bench", Corruptions(("fog",), 3)))
+    (before,), (now,) = (bench.jobs for bench in benches)
+    assert before.name == now.name
+    with pytest.raises(KeyboardInterrupt):
+        do(benches[0].work, before, report=killed_in_finetune)
+    shutil.rmtree(tmp_path / "before")
+    run(benches[1], engine=Here())
+    assert not benches[1].missing
 
 
 def test_another_dataset_under_the_same_name_is_refused(grid: Grid, shapes: Path, tmp_path: Path) -> None:
@@ -1099,6 +1117,22 @@ def test_a_lead_is_of_the_very_targets_that_the_mean_is_of(calm: WorkList) -> No
     assert Bench(calm, rows).leads("lite0") == {}
     whole = [*rows, found("erm", "wash|line", bad)]
     assert set(Bench(calm, whole).leads("lite0")) == {"adip", "kd"}
+
+
+def test_a_run_on_other_files_leaves_its_method_without_a_lead(calm: WorkList) -> None:
+    rights = {"adip": [True] * 40, "erm": [False] * 40}
+    rows = [
+        replace(found(method, target, rights[method]), seed=seed, content="as it was")
+        for method, target, seed in product(rights, ("ink", "wash"), (0, 1))
+    ]
+    assert as_table(rows).bold
+    changed = [replace(row, content="mended") if (row.method, row.target) == ("adip", "ink") else row for row in rows]
+    (same, (note,)) = of_same_pictures([*changed, *of(rows, method="erm", target="ink")])
+    table = as_table(same)
+    assert "2 run(s) had other files" in note and not table.bold
+    (row,) = [row for row in table.rows if row[1] == "adip"]
+    assert (row[table.heads.index("mean")], row[table.heads.index("against erm, 95%")]) == ("100.0 ± 0.0", "")
+    assert Bench(calm, same).leads("lite0") == {}
 
 
 def test_names_are_text_in_every_format() -> None:

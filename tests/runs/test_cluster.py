@@ -56,8 +56,8 @@ def test_on_ray_with_a_worker_killed(settings: dict[str, Any], calm: Path, tmp_p
             os.kill(workers[0], signal.SIGKILL)
 
     try:
-        with pytest.raises(ConfigError, match="ray:3: the largest node of the cluster has 2 processors"):
-            Cluster(3, {"num_cpus": 2}).task(len)
+        with pytest.raises(ConfigError, match="ray:3: this machine has 2 processors"):
+            Cluster(3, {"num_cpus": 2}).check()
         embed(settings, store=tmp_path, cluster=Cluster(1, {"num_cpus": 2}), report=kill_once)
         assert killed and same(tmp_path, calm)
         with EmbeddingStore(tmp_path) as store:

@@ -104,12 +104,11 @@ def test_batch_norms_statistics_are_those_of_the_weights_that_are_chosen(
     shapes: Path, recording: Path, tmp_path: Path
 ) -> None:
     settings = change(quick_settings(shapes, recording, "erm"), "student", batch_norm="train")
-    settings["stages"]["finetune"] |= {"lr": 0.1, "eval_every": 1}
+    settings["stages"]["finetune"] |= {"lr": 0.03, "steps": 24}
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
     rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    best = max(row["val_accuracy"] for row in rows)
-    assert len({row["val_accuracy"] for row in rows}) > 1 and rows[-1]["val_accuracy"] < best
-    assert run.classifier.about["validation_accuracy"] == best
+    accuracies = [row["val_accuracy"] for row in rows]
+    assert len(set(accuracies)) > 2 and run.classifier.about["validation_accuracy"] == max(accuracies)
 
 
 def test_a_row_of_which_no_checkpoint_was_kept_is_written_once(

@@ -33,7 +33,7 @@ def kept(self, parts):
     return loss
 
 
-def averaging(loss, published):
+def averaging(loss):
     """A method of two members, with a regularizer, averaged over its steps, and interpolated."""
     stages = [
         Stage(

@@ -13,7 +13,7 @@ from typing import Any
 from vl2v.benchmark.engine import Engine, Local
 from vl2v.benchmark.grid import STUDENTS, Grid, only_stages
 from vl2v.benchmark.jobs import ZERO_SHOT
-from vl2v.benchmark.results import Result, mean_and_error, of, results
+from vl2v.benchmark.results import Result, mean_and_error, of, of_same_pictures, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import runs_of
 from vl2v.config import Tree, flat, merge
@@ -21,6 +21,7 @@ from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation.compare import Lead, lead
 from vl2v.methods import find_method
 from vl2v.runs.report import Report, silent
+from vl2v.teachers import is_white_box
 from vl2v.training.log import MetricsLog
 
 CANDIDATES = ("lp-ft", "erm", "kd", "adip", "vl2v")
@@ -130,6 +131,9 @@ def recommend(
         )
     engine = engine or Local()
     reasons: dict[str, str] = {}
+    towers = [method for method in methods if find_method(method).plain.tower]
+    if towers and not is_white_box(teacher):
+        reasons = dict.fromkeys(towers, f"it starts from the teacher's weights, and {teacher} is a black box")
 
     def hold(methods: Sequence[str], steps: int, seeds: range) -> list[Result]:
         part = replace(grid, methods=methods, first_seed=seeds.start, seeds=len(seeds), steps=steps)
@@ -138,7 +142,8 @@ def recommend(
         names = {bench.work.place(job) for job in bench.jobs}
         for job in bench.missing:
             reasons.setdefault(job.method, bench.work.failure(job) or "another process has its runs")
-        return [found for found in results(bench.work) if found.folder in names and found.method not in reasons]
+        found = [one for one in results(bench.work) if one.folder in names and one.method not in reasons]
+        return of_same_pictures(found)[0]
 
     def enough(methods: Sequence[str], wanted: int) -> list[str]:
         left = [method for method in methods if method not in reasons]
@@ -146,7 +151,8 @@ def recommend(
             raise ConfigError("; ".join(f"{method}: {why}" for method, why in reasons.items()))
         return left
 
-    trials = (hold([method], TRIAL_STEPS, range(1)) for method in dict.fromkeys(["erm", *methods]))
+    tried = [method for method in dict.fromkeys(["erm", *methods]) if method not in reasons]
+    trials = (hold([method], TRIAL_STEPS, range(1)) for method in tried)
     trial = next(filter(None, trials), [])  # of the first that can be trained
     left = enough(methods, FINALISTS)
     paces = _paces(trial)

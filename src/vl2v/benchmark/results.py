@@ -108,7 +108,7 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
 def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[list[Result], list[str]]:
     """Return the results of benchmark folders that are to stand in one table, and what is to be said about them.
 
-    The zero-shot teacher stands once, beside the first student. Runs on other files than the most of their dataset
+    The zero-shot teacher stands once, beside the first student. Runs on other files than the most of their target
     have no `marks`: what they answered can't be compared picture by picture.
 
     Args:
@@ -138,7 +138,7 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
                 f"{folder.name}: {len(waiting)} more have students, and no draw that this rule can judge yet: "
                 f"{', '.join(map(str, min(waiting)))}, for example."
             )
-    found, changed = _of_same_pictures(found)
+    found, changed = of_same_pictures(found)
     return _one_teacher(found), notes + changed
 
 
@@ -153,16 +153,17 @@ def _one_teacher(found: Sequence[Result]) -> list[Result]:
     return list(one.values())
 
 
-def _of_same_pictures(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
-    """Return results, those on other files than the most of their dataset without marks, and a line about these."""
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
+def of_same_pictures(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Return results, those on other files than the most of their target without marks, and a line about these."""
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for result in found:
-        counts[result.dataset][result.content] += 1
-    usual = {dataset: contents.most_common(1)[0][0] for dataset, contents in counts.items()}
-    others = [result.folder.name for result in found if result.content != usual[result.dataset]]
+        counts[result.dataset, result.target][result.content] += 1
+    usual = {target: contents.most_common(1)[0][0] for target, contents in counts.items()}
+    same = [result.content == usual[result.dataset, result.target] for result in found]
+    others = [result.folder.name for result, one in zip(found, same, strict=True) if not one]
     if not others:
         return list(found), []
-    marked = [r if r.content == usual[r.dataset] else replace(r, marks=None, inside=None) for r in found]
+    marked = [r if one else replace(r, marks=None, inside=None) for r, one in zip(found, same, strict=True)]
     return marked, [
         f"{len(others)} run(s) had other files than the rest under the same names ({others[0]}, for example): one has "
         "changed since, or couldn't be read then. They have no lead; delete their folders to have them trained again."

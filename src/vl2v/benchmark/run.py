@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,7 +86,7 @@ def run(
 
     Raises:
         StudentError: a student that isn't known, or whose weights can't be had; the teacher isn't asked then.
-        ConfigError: one that a black box can't teach.
+        ConfigError: one that a black box can't teach, or an engine that can't start a job.
         VL2VError: the teacher can't be asked.
     """
     missing = benchmark.missing
@@ -93,7 +94,10 @@ def run(
         return
     _check_students(missing)
     engine = engine or Local()
-    _ask(benchmark.work, missing, budget, engine if isinstance(engine, Cluster) else None, report)
+    cluster = engine if isinstance(engine, Cluster) else None
+    if cluster is not None:
+        cluster.check()
+    _ask(benchmark.work, missing, budget, cluster, report)
     engine.run(benchmark.work, missing, budget, tell)
 
 
@@ -105,13 +109,18 @@ def _check_students(jobs: Sequence[Job]) -> None:
     trained = [job for job in jobs if find_method(job.method).plain.stages]
     kinds = {json.dumps([job.method, job.settings["student"]], sort_keys=True, default=str): job for job in trained}
     configs = [resolve(job.settings) for job in kinds.values()]
+    white = cache(is_white_box)
     for config in configs:
-        tower, online = has_tower(config, method_of(config)), asks_online(config)
-        if (tower or online) and not is_white_box(config.teacher.spec):
-            what = "the student is its image tower" if tower else "teacher.online asks it at every step"
+        tower, spec = has_tower(config, method_of(config)), config.teacher.spec
+        if tower and not white(spec):
             raise ConfigError(
-                f"method {config.method}: {config.teacher.spec} is a black box, and {what}; leave the method or the "
-                "student out, or set teacher.online=false"
+                f"method {config.method}: {spec} is a black box, and the student would be its image tower; leave the "
+                "method, or the student, out"
+            )
+        if asks_online(config) and not white(spec):
+            raise ConfigError(
+                f"method {config.method}: {spec} is a black box, and teacher.online would ask it at every step; set "
+                "teacher.online=false"
             )
     small = [config for config in configs if config.student.name != TOWER]
     for config in {config.student.model_dump_json(): config for config in small}.values():

@@ -115,10 +115,12 @@ def as_table(
         covered = {method: _targets(of(mine, method=method), metric) for method in methods}
         whole = [method for method in methods if covered[method] == len(cells)]
         opponent = of(found if base == ZERO_SHOT else mine, method=base)
-        fair = compared and _targets(opponent) == len(cells)
-        ahead = leads({**runs, base: runs_of(opponent, metric)}, base) if fair else {}
+        held_against = runs_of(opponent, metric)
+        marked = {method: runs[method] for method in whole if len(runs[method]) == len(cells)}
+        fair = compared and len(held_against) == len(cells)
+        ahead = leads({**marked, base: held_against}, base) if fair else {}
         rivals = [method for method in methods if runs[method] and method != ZERO_SHOT]
-        sure = best_is_sure(runs, rivals) if compared and {*rivals} <= {*whole} else None
+        sure = best_is_sure(marked, rivals) if compared and {*rivals} <= {*marked} else None
         for method in methods:
             own = of(mine, method=method)
             row = [student if method != ZERO_SHOT else "", method]
@@ -126,7 +128,7 @@ def as_table(
             complete = method in whole
             partial |= 0 < covered[method] < len(cells)
             row += [_cell(own, metric) if complete else ""]
-            row += _lead(ahead.get(method) if complete else None) if compared else ()
+            row += _lead(ahead.get(method)) if compared else ()
             row += [f"{100 * mean_and_error(own, 'seen')[0]:.1f}" if method != ZERO_SHOT else ""]
             times = [result.seconds for result in own if math.isfinite(result.seconds)]
             row += [f"{sorted(times)[len(times) // 2]:.0f}" if times and method != ZERO_SHOT else ""]
@@ -172,8 +174,8 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
         "oracle": "the target's other 20% (oracle: not deployable"
         + (", and these pictures are among the measured ones)" if metric == "accuracy" else ")"),
     }
-    rows = {(result.student, result.method) for result in found if result.method != ZERO_SHOT}
-    counts = {len({r.seed for r in of(found, student=student, method=method)}) for student, method in rows} or {1}
+    seeds = Counter(result.cell._replace(seed=0) for result in found if result.method != ZERO_SHOT)
+    counts = set(seeds.values()) or {1}
     few, many = min(counts), max(counts)
     over = f"{many}" if few == many else f"{few} to {many}"
     spread = f"mean ± standard error over {over} seeds" if many > 1 else "one seed"

@@ -47,7 +47,7 @@ def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) 
     report = _saving(place, spent, report)
     store, shelf = work.folder / "store", work.folder / "shelf"
     try:
-        follow(place, resolve(job.settings).data.path)
+        follow(place, resolve(job.settings).data)
         if job.method == ZERO_SHOT:
             measure_teacher(job.settings, place, store=store, report=report)
         elif not work.trained(job):

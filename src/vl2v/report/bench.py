@@ -85,7 +85,8 @@ class Bench:
     def leads(self, student: str) -> dict[str, Lead]:
         """Return each method's lead over the reference, of methods that have every unseen domain."""
         whole = [m for m in self.models if m[0] == student and math.isfinite(self.mean(self.results(m))[0])]
-        runs = {method: runs_of(self.results((student, method))) for _, method in whole}
+        marked = {method: runs_of(self.results((student, method))) for _, method in whole}
+        runs = {method: found for method, found in marked.items() if len(found) == len(self.cells)}
         return leads(runs, self.reference) if self.reference in runs else {}
 
     def named(self, model: Model) -> str:

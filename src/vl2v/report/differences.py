@@ -104,14 +104,14 @@ def confidence(bench: Bench) -> dict[str, Any]:
 def disagreements(bench: Bench, report: Report) -> Iterator[dict[str, Any]]:
     """Yield for each unseen domain how often the best model and the teacher are right, and where only one is."""
     best = bench.best
-    teachers = {(r.dataset, r.target): bench.of_target(r) for r in bench.teachers}
+    teachers = {(r.dataset, r.target, r.content): bench.of_target(r) for r in bench.teachers}
     for number, cell in enumerate(bench.cells):
         report("disagreements", number + 1, len(bench.cells), bench.place(cell))
-        mine = [r for r in bench.results(best) if (r.dataset, r.target) == cell]
-        if not mine or cell not in teachers:
+        mine = [r for r in bench.results(best) if (*cell, r.content) in teachers and (r.dataset, r.target) == cell]
+        if not mine:
             continue
         result = min(mine, key=lambda result: result.seed)
-        rows, known = bench.of_target(result), teachers[cell]
+        rows, known = bench.of_target(result), teachers[*cell, result.content]
         said = dict(zip(known["index"].tolist(), known["answer"].tolist(), strict=True))
         teacher = np.array([said.get(index, -1) for index in rows["index"].tolist()])
         student, other = rows["answer"] == rows["label"], teacher == rows["label"]

@@ -49,18 +49,19 @@ class Cluster:
             ray.init(log_to_driver=False, logging_level="ERROR", **own, **self.options)
         return ray
 
-    def task(self, work: Callable[..., Any]) -> Any:
-        """Return what starts a function as a task: `cluster.task(work).remote(...)`.
+    def check(self) -> None:
+        """Look whether tasks can start at all; a cluster may grow, one of this machine alone doesn't.
 
         Raises:
-            ConfigError: no node has the processors that a task is to have.
+            ConfigError: it hasn't as many processors as a task is to have.
         """
+        nodes = [node["Resources"].get("CPU", 0) for node in self.start().nodes() if node["Alive"]]
+        if len(nodes) == 1 and 0 < nodes[0] < self.processors and not os.environ.get("RAY_ADDRESS"):
+            raise ConfigError(f"--engine ray:{self.processors}: this machine has {nodes[0]:.0f} processors for Ray")
+
+    def task(self, work: Callable[..., Any]) -> Any:
+        """Return what starts a function as a task: `cluster.task(work).remote(...)`."""
         ray = self.start()
-        largest = int(max((node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]), default=0))
-        if self.processors > largest:
-            raise ConfigError(
-                f"--engine ray:{self.processors}: the largest node of the cluster has {largest} processors"
-            )
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
         return ray.remote(num_cpus=self.processors, num_gpus=gpus, max_retries=RETRIES)(work)
 

@@ -71,9 +71,12 @@ def embed(
 
     Raises:
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
+        ConfigError: a cluster that can't start a task.
     """
     config = resolve(settings, preset)
     store = Path(store) if store else default_store()
+    if cluster is not None:
+        cluster.check()
     opened = open_everything if config.teacher.select is None else open_sources
     sources = opened(config, store, report)
     teacher = the_teacher(config.teacher)

