@@ -9,8 +9,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 demo: .setup
 	$(BIN)/vl2v demo --out runs/demo
 
+# OpenVINO can crash a process into which other tests have loaded their libraries: exports are tested apart.
 test: .setup
-	$(BIN)/python -m pytest $(PARALLEL)
+	$(BIN)/python -m pytest $(PARALLEL) tests/export
+	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/export
 
 check: .setup
 	$(BIN)/ruff check .
