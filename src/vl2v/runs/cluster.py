@@ -90,6 +90,7 @@ class Cluster:
         Raises:
             TeacherError: it can't be asked, or is another one elsewhere.
             StoreError: another process fills the same store on a cluster.
+            ConfigError: no task can start.
         """
         if as_rented(teacher) is not None:
             return fetch(plan, store, teacher, progress)
@@ -111,6 +112,7 @@ class Cluster:
         """Do a plan's questions about pictures; yield the number of each part's when its answers are in the store."""
         if not plan.to_ask:
             return
+        self.check()
         ray = self.start()
         at_once = max(1, int(ray.cluster_resources().get("CPU", 1)) // self.processors)
         size = min(PART, -(-len(plan.to_ask) // at_once))

@@ -75,8 +75,6 @@ def embed(
     """
     config = resolve(settings, preset)
     store = Path(store) if store else default_store()
-    if cluster is not None:
-        cluster.check()
     opened = open_everything if config.teacher.select is None else open_sources
     sources = opened(config, store, report)
     teacher = the_teacher(config.teacher)
