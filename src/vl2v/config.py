@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -280,6 +281,7 @@ def deciding(tree: Mapping[str, Any]) -> Tree:
     return {name: value for name, value in flat(tree).items() if name not in FREE and value != {}}
 
 
+@cache
 def toml_key(name: str) -> str:
     """Return a part of a dotted name, in quotes where it needs them: a class may be called anything."""
     plain = name.isascii() and name.replace("_", "").replace("-", "").isalnum()

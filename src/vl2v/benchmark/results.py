@@ -132,6 +132,8 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
         if twice := measured & {result.cell for result in own}:
             raise ConfigError(f"{folder}: {', '.join(map(str, min(twice)))}: another of the folders has it, too")
         found += own
+        if selection != "leave-one-out":  # only this rule leaves out what is trained
+            continue
         trained = {job.cell for job in work.shown() if job.method != ZERO_SHOT and not job.held and work.trained(job)}
         if waiting := trained - {result.cell for result in own}:
             notes.append(
