@@ -81,17 +81,14 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
         ConfigError: there are draws, and none has the runs that the rule goes by.
     """
     found: list[Result] = []
-    teachers: set[Cell] = set()
-    cells = by_cell(work.shown())
-    several = [jobs for draws in cells.values() if len(draws) > 1 for jobs in draws.values()]
+    cells = by_cell(work.shown()).values()
+    several = [jobs for draws in cells if len(draws) > 1 for jobs in draws.values()]
     if selection == "leave-one-out" and several and all(len(jobs) == 1 for jobs in several):
         raise ConfigError(
             f"{work.folder}: there are draws, and no runs that leave another domain out to select one by; give the "
             "`vl2v benchmark` command again with --selection leave-one-out"
         )
-    for cell, draws in cells.items():
-        if cell.method == ZERO_SHOT and cell._replace(student="") in teachers:
-            continue  # one row, whichever students were asked for when it was measured
+    for draws in cells:
         finished = {draw: jobs for draw, jobs in draws.items() if "" in jobs and work.trained(jobs[""])}
         if len(draws) > 1 and selection == "leave-one-out":
             judged = {draw: jobs for draw, jobs in finished.items() if len(jobs) > 1}
@@ -100,8 +97,6 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
         merits = {draw: worth for draw, worth in merits.items() if worth != -math.inf}
         if merits and (result := result_of(work, finished[max(merits, key=merits.__getitem__)][""])) is not None:
             found.append(result)
-            if cell.method == ZERO_SHOT:
-                teachers.add(cell._replace(student=""))
     return found
 
 
