@@ -43,7 +43,7 @@ def test_every_run_is_listed_with_its_folder(of_benchmark: Written, page: Page) 
         row = rows[result.folder.name]
         assert (row["accuracy %"], row["seen %"]) == (percent(result.accuracy), percent(result.seen))
         assert (row["method"], row["student"], row["seed"]) == (result.method, result.student, str(result.seed))
-        assert (of_benchmark.folder / "jobs" / row["folder"] / "predictions.npz").is_file()
+        assert (of_benchmark.folder / "jobs" / row["folder"] / "predictions.safetensors").is_file()
 
 
 def test_leads_have_the_intervals_of_the_paired_bootstrap(of_benchmark: Written, page: Page) -> None:

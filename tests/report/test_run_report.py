@@ -118,7 +118,7 @@ def test_names_that_are_markup_are_shown_as_text(of_nasty: Written) -> None:
 
 def test_a_run_that_kept_no_answers_is_evaluated_again(of_run: Written, tmp_path: Path) -> None:
     old = shutil.copytree(of_run.folder, tmp_path / "old")
-    (old / "predictions.npz").unlink()
+    (old / "predictions.safetensors").unlink()
     page = Page(write_report(old, tmp_path / "page.html", store=of_run.store).read_text())
     assert page.tables["Accuracy by domain"] == Page(of_run.html).tables["Accuracy by domain"]
     assert "uncalibrated" in Predictions.load(old).columns
@@ -140,7 +140,7 @@ def test_pictures_that_have_changed_are_measured_again(of_run: Written, shapes: 
     folder = shutil.copytree(of_run.folder, tmp_path / "run")
     config = folder / "config.toml"
     config.write_text(config.read_text().replace(str(shapes), str(data)))
-    kept = folder / "predictions.npz"
+    kept = folder / "predictions.safetensors"
     before = kept.read_bytes()
     look(Run(folder), of_run.store, silent)
     assert kept.read_bytes() == before  # the same pictures elsewhere

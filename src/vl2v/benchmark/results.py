@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,6 @@ from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import ConfigError, RunError
 from vl2v.evaluation.compare import Marks, target_weights
 from vl2v.runs.predictions import Predictions
-
-_NEEDED = ("index", "domain", "label", "answer", "in_split")
 
 
 @dataclass(frozen=True)
@@ -167,16 +165,10 @@ def of_same_pictures(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
     ]
 
 
-def answers_of(work: WorkList, job: Job, only: Collection[str] = _NEEDED) -> Predictions | None:
-    """Return a finished job's answers; None, and the job isn't finished any more, where they can't be read.
-
-    Args:
-        work: the list that it is on.
-        job: the job.
-        only: the columns, by default those that figures are made of; () are all.
-    """
+def answers_of(work: WorkList, job: Job) -> Predictions | None:
+    """Return a finished job's answers; None, and the job isn't finished any more, where they can't be read."""
     try:
-        return Predictions.load(work.place(job), only)
+        return Predictions.load(work.place(job))
     except RunError:
         work.set_aside(job)
         return None

@@ -10,13 +10,12 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
-from zipfile import is_zipfile
 
 from vl2v.benchmark.jobs import ZERO_SHOT, Job, digest, slug
 from vl2v.data.corruptions import CORRUPTIONS
 from vl2v.errors import RunError, writing
 from vl2v.runs.folder import write_text
-from vl2v.runs.predictions import FILE
+from vl2v.runs.predictions import FILE, has_predictions
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -164,8 +163,8 @@ class WorkList:
         self.__dict__["corruptions"] = corruptions
 
     def trained(self, job: Job) -> bool:
-        """Whether there is a result on uncorrupted pictures; of its file only the end is looked at."""
-        return self._ended(job) and is_zipfile(self.place(job) / FILE)
+        """Whether there is a result on uncorrupted pictures; of its file only the head is looked at."""
+        return self._ended(job) and has_predictions(self.place(job))
 
     def spoilt(self, job: Job) -> bool:
         """Whether there was a result that can't be read any more; the job is to be done again."""

@@ -31,6 +31,7 @@ Runs = Mapping[tuple[str, str], Mapping[int, Marks]]
 _WIDER = np.array([12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]) / 1.96
 
 _AT_ONCE = 2**16  # entries of a table of draws: it stays in a processor's cache
+_FEW = 16  # as many pictures of a kind are quicker drawn one at a time
 _ABSENT = 2  # no difference: the picture isn't among a seed's
 
 # Of 65,536 equally likely numbers those from the k-th of these on stand for more than k, as Poisson(1) has it.
@@ -169,10 +170,11 @@ def _poisson(counts: NDArray[np.int64], rounds: int, rng: np.random.Generator) -
     Those of Poisson(1), of which there may be very many, are numbers of two bytes, held against a table.
     """
     more = int((counts > 1).sum())
-    drawn = rng.integers(2**16, size=(rounds, len(counts) - more), dtype=np.uint16)
+    alone = rounds * (len(counts) - more)
+    drawn = rng.bit_generator.random_raw(-(-alone // 4)).view(np.uint16)[:alone].reshape(rounds, -1)
     once = np.zeros(drawn.shape, np.uint8)
     for bound in _POISSON_1:
-        once += drawn >= bound
+        once += (drawn >= bound).view(np.uint8)
     times = np.empty((rounds, len(counts)), np.float32)
     times[:, :more] = rng.poisson(counts[:more], (rounds, more))
     times[:, more:] = once
@@ -182,7 +184,7 @@ def _poisson(counts: NDArray[np.int64], rounds: int, rng: np.random.Generator) -
 def _kinds(seeds: Sequence[_Pair]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Return the kinds of pictures there are [seeds, kinds], and how many there are of each [kinds], most first.
 
-    A kind is each seed's difference; NaN where a picture isn't among that seed's.
+    A kind is each seed's difference; NaN where a picture isn't among that seed's. Each picture of a rare kind is one.
     """
     pictures = seeds[0].pictures
     if any(not np.array_equal(pictures, pair.pictures) for pair in seeds):
@@ -194,8 +196,10 @@ def _kinds(seeds: Sequence[_Pair]) -> tuple[NDArray[np.float64], NDArray[np.int6
     words = table.view(f"V{len(seeds)}").ravel()  # quicker to sort than rows
     _, examples, counts = np.unique(words, return_index=True, return_counts=True)
     order = np.argsort(-counts, kind="stable")
-    found = table[examples[order]].T
-    return np.where(found == _ABSENT, np.nan, found), counts[order]
+    counts = counts[order]
+    columns = np.where(counts > _FEW, 1, counts)
+    found = np.repeat(table[examples[order]].T, columns, axis=1)
+    return np.where(found == _ABSENT, np.nan, found), np.repeat(counts // columns, columns)
 
 
 def leads(methods: Mapping[str, Runs], reference: str) -> dict[str, Lead]:

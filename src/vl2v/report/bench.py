@@ -42,7 +42,7 @@ class Bench:
         Raises:
             RunError: there are some that can't be read; the next `vl2v benchmark` does their jobs again.
         """
-        found = {result.folder: answers_of(self.work, self.jobs[result.folder], ()) for result in self.found}
+        found = {result.folder: answers_of(self.work, self.jobs[result.folder]) for result in self.found}
         if lost := [folder for folder, kept in found.items() if kept is None]:
             raise RunError(f"{lost[0]}: its answers can't be read; give the `vl2v benchmark` command again, then this")
         return {folder: kept for folder, kept in found.items() if kept is not None}

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
-import zlib
-from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
 
+from vl2v.checksum import checksum
 from vl2v.config import DataConfig
 from vl2v.data import Audit, DomainDataset, domainbed_split, seed_hash
 from vl2v.errors import RunError
@@ -23,9 +22,7 @@ from vl2v.runs.folder import write_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-FILE = "predictions.npz"
-_UNREADABLE = (OSError, EOFError, ValueError, KeyError, RuntimeError, BadZipFile, zlib.error)  # what numpy ends with
-_NOT_COLUMNS = ("classes", "domains", "content")
+FILE = "predictions.safetensors"
 
 
 @dataclass(frozen=True)
@@ -104,33 +101,36 @@ class Predictions:
         return np.asarray(self["domain"] == self.domains.index(name))
 
     def save(self, folder: Path) -> None:
-        """Write `predictions.npz`."""
-        buffer = io.BytesIO()
-        arrays: dict[str, Any] = {name: self[name] for name in self.columns}
-        arrays |= {name: np.array(getattr(self, name)) for name in _NOT_COLUMNS}
-        np.savez_compressed(buffer, **arrays)
-        write_bytes(folder / FILE, buffer.getvalue())
+        """Write `predictions.safetensors`."""
+        arrays = {name: self[name] for name in self.columns}
+        told = {"classes": self.classes, "domains": self.domains, "content": self.content}
+        write_bytes(folder / FILE, save(arrays, {"told": json.dumps(told), "crc": checksum(arrays)}))
 
     @classmethod
-    def load(cls, folder: Path, only: Collection[str] = ()) -> Predictions:
+    def load(cls, folder: Path) -> Predictions:
         """Return what `save` wrote.
-
-        Args:
-            folder: of the run.
-            only: read these columns, neither others nor the classes' names; by default all there is.
 
         Raises:
             RunError: the file is missing or corrupt.
         """
         try:
-            with np.load(io.BytesIO((folder / FILE).read_bytes()), allow_pickle=False) as file:  # read at once: quicker
-                wanted = only or [name for name in file.files if name not in _NOT_COLUMNS]
-                columns = {name: [file[name]] for name in wanted}
-                content = str(file["content"])
-                classes = [] if only else file["classes"].tolist()
-                return cls(classes, file["domains"].tolist(), content, columns)
-        except _UNREADABLE as error:
+            with safe_open(folder / FILE, "numpy") as file:
+                metadata = file.metadata()
+                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            if metadata["crc"] != checksum(arrays):
+                raise ValueError("checksum")
+            return cls(**json.loads(metadata["told"]), columns={name: [array] for name, array in arrays.items()})
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
             raise RunError(f"{folder / FILE}: can't be read ({type(error).__name__}); evaluate the run again") from None
+
+
+def has_predictions(folder: Path) -> bool:
+    """Whether a run's answers are kept; of their file only the head is looked at, and its length."""
+    try:
+        with safe_open(folder / FILE, "numpy"):
+            return True
+    except (OSError, SafetensorError):
+        return False
 
 
 def content(dataset: DomainDataset, found: Audit) -> str:

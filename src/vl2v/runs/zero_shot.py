@@ -32,7 +32,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
 
     Args:
         settings: as for `distill`; the target domains are marked unseen.
-        out: a folder for `evaluation.json` and `predictions.npz`.
+        out: a folder for `evaluation.json` and `predictions.safetensors`.
         store: the folder of the embedding store.
         report: told how far it is.
 

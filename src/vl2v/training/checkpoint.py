@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from vl2v.checksum import checksum
 from vl2v.errors import RunError
 
 
@@ -33,7 +33,7 @@ def save_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, keep: int =
         RunError: the disk is full or the folder can't be written to.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}
-    metadata = {"state": json.dumps(checkpoint.state), "crc": str(_crc(tensors))}
+    metadata = {"state": json.dumps(checkpoint.state), "crc": _checksum(tensors)}
     target = folder / f"{name}.safetensors"
     temporary = target.with_suffix(".new")
     try:
@@ -62,7 +62,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if metadata["crc"] != str(_crc(tensors)):
+            if metadata["crc"] != _checksum(tensors):
                 raise ValueError("checksum")
             return Checkpoint(tensors, json.loads(metadata["state"]), passed_over)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -76,11 +76,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"), reverse=True)
 
 
-def _crc(tensors: Mapping[str, Tensor]) -> int:
-    crc = 0
-    for key in sorted(tensors):
-        crc = zlib.crc32(tensors[key].numpy().tobytes(), zlib.crc32(key.encode(), crc))
-    return crc
+def _checksum(tensors: Mapping[str, Tensor]) -> str:
+    return checksum({name: tensor.numpy() for name, tensor in tensors.items()})
 
 
 def _sync(path: Path) -> None:
