@@ -9,9 +9,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 
-def checksum(arrays: Mapping[str, NDArray[Any]]) -> str:
-    """Return the CRC-32 of contiguous arrays and their names, whatever their order."""
-    crc = 0
+def checksum(arrays: Mapping[str, NDArray[Any]], told: str) -> str:
+    """Return the CRC-32 of contiguous arrays, their names, and what is told beside them."""
+    crc = zlib.crc32(told.encode())
     for name in sorted(arrays):
         crc = zlib.crc32(arrays[name].data, zlib.crc32(name.encode(), crc))
     return str(crc)

@@ -30,8 +30,11 @@ def test_the_temperature_undoes_a_scale() -> None:
 
 
 def test_the_temperature_stays_finite_where_all_answers_are_right() -> None:
-    logits = torch.eye(3) * 4
-    assert 0 < fit_temperature(logits, torch.arange(3)) < 1
+    for count, sharpness in ((3, 4), (300, 4), (300, 1000)):
+        labels = torch.arange(count) % 3
+        logits = sharpness * torch.eye(3)[labels]
+        surest = (logits / fit_temperature(logits, labels)).softmax(-1).amax(-1)
+        torch.testing.assert_close(surest, torch.full((count,), 1 - 2 / 3 / (count + 2)), atol=1e-4, rtol=0)
 
 
 def test_the_threshold_keeps_95_in_100_right_answers() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import combinations
 
 import numpy as np
@@ -129,6 +130,14 @@ def test_mixup_mixes_every_picture_with_one_of_another_domain(targets):
     assert mixed_cross_entropy(Output(logits, logits), blended).item() == pytest.approx(
         expected.mean().item(), rel=1e-5
     )
+
+
+def test_mixup_of_one_domain_mixes_each_picture_with_another_of_it(targets):
+    torch.manual_seed(3)
+    pixels = torch.arange(N).view(N, 1, 1, 1).expand(N, 2, 2, 3).to(torch.uint8)
+    mixed, blended = between_domains(0.2)(pixels, replace(targets, domains=torch.zeros(N, dtype=torch.long)))
+    partner = ((mixed[:, 0, 0, 0] - blended.share * torch.arange(N)) / (1 - blended.share)).round().long()
+    assert (partner != torch.arange(N)).all() and (LABELS[partner] == blended.partners).all()
 
 
 def test_coral_adds_the_differences_of_means_and_covariances(targets):

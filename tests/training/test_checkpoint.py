@@ -24,7 +24,7 @@ def test_the_last_two_are_kept_and_the_newest_is_read(tmp_path: Path) -> None:
     assert found.tensors["model/w"].tolist() == [3, 3, 3]
 
 
-@pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "state", "empty"])
 def test_a_corrupt_one_is_passed_over_and_said(tmp_path: Path, damage: str) -> None:
     write(tmp_path, 1)
     write(tmp_path, 2)
@@ -32,7 +32,9 @@ def test_a_corrupt_one_is_passed_over_and_said(tmp_path: Path, damage: str) -> N
     data = bytearray(newest.read_bytes())
     if damage == "flip":
         data[-1] ^= 1
-    newest.write_bytes({"cut": data[: len(data) // 2], "flip": data, "empty": b""}[damage])
+    if damage == "state":
+        data = data.replace(rb'{\"step\": 2}', rb'{\"step\": 1}')
+    newest.write_bytes({"cut": data[: len(data) // 2], "empty": b""}.get(damage, data))
     found = load_checkpoint(tmp_path)
     assert found is not None and found.state == {"step": 1}
     assert len(found.passed_over) == 1 and "corrupt" in found.passed_over[0]

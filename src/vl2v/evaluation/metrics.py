@@ -46,14 +46,20 @@ def measure(logits: Tensor, labels: Tensor, threshold: float = 0.0) -> Metrics:
 
 
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
-    """Return the temperature that minimises the cross-entropy of logits / temperature (Guo et al., ICML 2017)."""
+    """Return the temperature that minimises the cross-entropy of logits / temperature (Guo et al., ICML 2017).
+
+    Of n pictures that are all answered correctly there is no such temperature, and probabilities would be 1: their
+    labels are smoothed by 1 / (n + 2) then, as Platt does (1999, section 2.2).
+    """
     inverse = torch.zeros((), dtype=torch.float64, requires_grad=True)  # its logarithm: stays positive
     optimizer = torch.optim.LBFGS([inverse], max_iter=100, line_search_fn="strong_wolfe")
     logits = logits.double()
+    perfect = bool((logits.argmax(-1) == labels).all())
+    smoothed = 1 / (len(labels) + 2) if perfect else 0.0
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        loss = functional.cross_entropy(logits * inverse.clamp(-7, 7).exp(), labels)
+        loss = functional.cross_entropy(logits * inverse.clamp(-7, 7).exp(), labels, label_smoothing=smoothed)
         loss.backward()
         return loss
 

@@ -36,7 +36,8 @@ def between_domains(alpha: float) -> Blend:
         share = torch.ones(len(pixels), device=pixels.device)
         for one, other in zip(order, [*order[1:], order[0]], strict=True):
             size = len(groups[one])
-            partner[groups[one]] = groups[other].repeat(-(-size // len(groups[other])))[:size]
+            others = groups[other].roll(1) if one == other else groups[other]
+            partner[groups[one]] = others.repeat(-(-size // len(others)))[:size]
             share[groups[one]] = float(torch.distributions.Beta(alpha, alpha).sample())
         of_each = share.view(-1, 1, 1, 1)
         mixed = of_each * pixels.float() + (1 - of_each) * pixels[partner].float()

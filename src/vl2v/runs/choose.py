@@ -86,7 +86,7 @@ def _uncertain(asking: Asking, sources: Sources, features: Features, pictures: I
     rest = np.setdiff1d(np.arange(len(pictures)), half)
     with torch.no_grad():
         logits = student.logits(torch.from_numpy(found[rest]), torch.from_numpy(answers.texts), answers.scale)
-    more = rest[uncertain_order(logits.numpy())[: count - len(half)]]
+    more = rest[uncertain_order(logits.cpu().numpy())[: count - len(half)]]
     return np.concatenate([pictures[half], pictures[more]])
 
 

@@ -12,15 +12,16 @@ from torch import Tensor
 
 from vl2v.config import DataConfig, PromptConfig, RunConfig
 from vl2v.data import Audit, DomainDataset, domainbed_split, leave_out, seed_hash
-from vl2v.devices import keep_freed_memory
+from vl2v.devices import best_device, keep_freed_memory
 from vl2v.embeddings import EmbeddingStore, image_key, text_key, text_targets
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.runs.folder import Run
+from vl2v.runs.moved import have_changed, same_pictures
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report, silent
-from vl2v.runs.sources import open_data, usable
+from vl2v.runs.sources import Sources, open_data, open_sources, usable
 from vl2v.runs.teaching import default_store
 from vl2v.runs.use import load
 from vl2v.students import Classifier, is_on_hub
@@ -45,7 +46,8 @@ def evaluate_run(
 
     Args:
         student: a finished run, its folder, or hf:USER/REPO[@REVISION] for one on the Hugging Face hub.
-        data: a dataset; by default the run's own, which a student on the hub doesn't have.
+        data: a dataset; by default the run's own, which a student on the hub doesn't have. The very same pictures are
+            the run's own wherever they lie.
         domains: on these only; by default on all.
         store: of the teacher's answers; the zero-shot row is there for domains whose answers are all known.
         keep: write every answer into the run folder, too; only for the run's own data.
@@ -62,9 +64,13 @@ def evaluate_run(
         raise DataError(f"{student}: comes without its pictures; give some (--data)")
     keep_freed_memory()
     classifier = load(run or student)
-    config = run.config if run else RunConfig(data=DataConfig(path=data or Path()))
-    own = run is not None and (data is None or data.resolve() == config.data.path.resolve())
-    dataset = open_data(config.data if own or data is None else DataConfig(path=data))
+    given = run.config if run else RunConfig(data=DataConfig(path=data or Path()))
+    config = given if data is None else given.model_copy(update={"data": _at(given.data, data)})
+    own = run is not None and (data is None or _is_own(run, config, store, report))
+    if not own:
+        config = RunConfig(data=DataConfig(path=config.data.path, workers=config.data.workers), train=config.train)
+    classifier.student.to("cpu" if config.train.accelerator == "cpu" else best_device())
+    dataset = open_data(config.data)
     _check_classes(dataset, classifier)
     dataset, found = usable(dataset, store, report)
     sources = classifier.about["sources"] if own else []
@@ -88,8 +94,25 @@ def evaluate_run(
     report("evaluating", len(wanted), len(wanted), "")
     if keep and own and run is not None:
         kept.save(run.folder)
-    notes = (*_leakage(dataset, found, sources), *_left_out(dataset))
-    return Evaluation(tuple(rows), notes, tuple(classifier.classes))
+    notes = _namesakes(wanted, classifier)
+    if own and run is not None:
+        learnt = open_sources(config, store, report)
+        notes = [*_leakage(dataset, found, sources, learnt), *_changed(run, learnt)]
+    return Evaluation(tuple(rows), (*notes, *_left_out(dataset)), tuple(classifier.classes))
+
+
+def _at(data: DataConfig, path: Path) -> DataConfig:
+    return data.model_copy(update={"path": path})
+
+
+def _is_own(run: Run, config: RunConfig, store: Path, report: Report) -> bool:
+    """Whether pictures are those of a run, byte for byte if they lie elsewhere."""
+    if config.data.path.resolve() == run.config.data.path.resolve():
+        return True
+    try:
+        return same_pictures(run, config, store, report)
+    except DataError:  # they can't even be opened as the run's own: other domains, another layout
+        return False
 
 
 def classifier_logits(
@@ -115,7 +138,8 @@ def validation(config: DataConfig, dataset: DomainDataset, sources: Sequence[str
     """Return the source domains' validation pictures, the very ones of the run; none for other data."""
     if not sources:
         return np.zeros(0, np.int64)
-    return leave_out(dataset, config.target, fraction=config.holdout, trial_seed=config.split_seed).val
+    val = leave_out(dataset, config.target, fraction=config.holdout, trial_seed=config.split_seed).val
+    return val[np.isin(dataset.domain_ids[val], [dataset.domain_index(name) for name in sources])]
 
 
 def _labels(dataset: DomainDataset, pictures: NDArray[np.int64], classifier: Classifier) -> Tensor:
@@ -136,7 +160,8 @@ def zero_shot_logits(classifier: Classifier, found: Audit, pictures: NDArray[np.
         if not answers.known(fingerprint, wanted).all():
             return None
         table = text_targets(answers, fingerprint, prompts)
-        return classifier.scale * torch.from_numpy(answers.get(fingerprint, images) @ table.T)
+        scale: float = about["teacher"]["scale"]
+        return scale * torch.from_numpy(answers.get(fingerprint, images) @ table.T)
 
 
 def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
@@ -148,12 +173,31 @@ def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
         )
 
 
-def _leakage(dataset: DomainDataset, found: Audit, sources: Sequence[str]) -> list[str]:
-    """Return a line if pictures of source domains are in unseen ones, too."""
-    of = [dataset.domains[i] in sources for i in dataset.domain_ids]
-    seen = {digest for digest, source in zip(found.sha256, of, strict=True) if source}
-    count = sum(digest in seen for digest, source in zip(found.sha256, of, strict=True) if not source)
+def _leakage(dataset: DomainDataset, found: Audit, sources: Sequence[str], learnt: Sources) -> list[str]:
+    """Return a line if pictures of unseen domains are among the sources, or the unlabelled ones, as well."""
+    pictures, names = learnt.dataset, learnt.dataset.domains
+    ours = [
+        label < 0 or names[domain] in sources
+        for label, domain in zip(pictures.labels, pictures.domain_ids, strict=True)
+    ]
+    seen = {digest for digest, one in zip(learnt.audit.sha256, ours, strict=True) if one}
+    unseen = [dataset.domains[domain] not in sources for domain in dataset.domain_ids]
+    count = sum(one and digest in seen for digest, one in zip(found.sha256, unseen, strict=True))
     return [f"leakage: {count} pictures of unseen domains are in source domains, too"] if count else []
+
+
+def _changed(run: Run, learnt: Sources) -> list[str]:
+    """Return a line if the validation pictures can't be told any more from those that were learnt from."""
+    if not have_changed(run, learnt):
+        return []
+    return ["pictures have changed since the run: some that count as seen may be pictures that it was trained on"]
+
+
+def _namesakes(domains: Collection[str], classifier: Classifier) -> list[str]:
+    """Return a line if other pictures than the run's are in domains that are called as its sources are."""
+    names = [domain for domain in domains if domain in classifier.about["sources"]]
+    said = f"it was trained on domains called {', '.join(names)}; here every picture of them counts, as unseen"
+    return [said] if names else []
 
 
 def _left_out(dataset: DomainDataset) -> list[str]:

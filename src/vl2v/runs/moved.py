@@ -1,4 +1,4 @@
-"""Whether pictures at another path are the very same that a run began with."""
+"""Whether pictures are the very same that a run began with."""
 
 from __future__ import annotations
 
@@ -13,9 +13,25 @@ from vl2v.runs.sources import Sources, open_data, open_sources, usable
 
 
 def keep_pictures(run: Run, sources: Sources) -> None:
-    """Keep what a run learns from, so that it can be gone on with when the pictures have moved."""
-    if not (run.folder / PICTURES).is_file():
-        write_text(run.folder / PICTURES, content(sources.dataset, sources.audit))
+    """Keep what a run learns from, so that it is gone on with on these pictures alone, wherever they lie then.
+
+    Raises:
+        RunError: it has begun to learn from others.
+    """
+    if have_changed(run, sources):
+        if (run.folder / "checkpoints").exists():
+            raise RunError(
+                f"{run.folder}: pictures in {sources.dataset.root} have changed since this run began to learn from "
+                "them, or some can't be read now; put them back, or delete the folder to begin again"
+            )
+        (run.folder / "chosen.json").unlink(missing_ok=True)  # by the pictures of then
+    write_text(run.folder / PICTURES, content(sources.dataset, sources.audit))
+
+
+def have_changed(run: Run, sources: Sources) -> bool:
+    """Whether a run began with other pictures than these."""
+    kept = run.folder / PICTURES
+    return kept.is_file() and kept.read_text(encoding="utf-8") != content(sources.dataset, sources.audit)
 
 
 def same_pictures(run: Run, config: RunConfig, store: Path, report: Report) -> bool:
@@ -30,11 +46,7 @@ def same_pictures(run: Run, config: RunConfig, store: Path, report: Report) -> b
     if (answers := answers_of(run)) is not None:
         dataset = open_data(config.data)
         return answers.content == content(*usable(dataset, store, report))
-    kept = run.folder / PICTURES
-    if not kept.is_file():
-        return False
-    sources = open_sources(config, store, report)
-    return kept.read_text(encoding="utf-8") == content(sources.dataset, sources.audit)
+    return (run.folder / PICTURES).is_file() and not have_changed(run, open_sources(config, store, report))
 
 
 def answers_of(run: Run) -> Predictions | None:

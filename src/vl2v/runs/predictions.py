@@ -103,8 +103,8 @@ class Predictions:
     def save(self, folder: Path) -> None:
         """Write `predictions.safetensors`."""
         arrays = {name: self[name] for name in self.columns}
-        told = {"classes": self.classes, "domains": self.domains, "content": self.content}
-        write_bytes(folder / FILE, save(arrays, {"told": json.dumps(told), "crc": checksum(arrays)}))
+        told = json.dumps({"classes": self.classes, "domains": self.domains, "content": self.content})
+        write_bytes(folder / FILE, save(arrays, {"told": told, "crc": checksum(arrays, told)}))
 
     @classmethod
     def load(cls, folder: Path) -> Predictions:
@@ -117,7 +117,7 @@ class Predictions:
             with safe_open(folder / FILE, "numpy") as file:
                 metadata = file.metadata()
                 arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            if metadata["crc"] != checksum(arrays):
+            if metadata["crc"] != checksum(arrays, metadata["told"]):
                 raise ValueError("checksum")
             return cls(**json.loads(metadata["told"]), columns={name: [array] for name, array in arrays.items()})
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:

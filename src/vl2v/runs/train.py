@@ -203,20 +203,31 @@ def train(
         trained = Features(student, sources.dataset, fabric, config.data.workers, report)
         if (best := align_again(student, sources, answers, trained)) is not None:
             report(f"aligned again, lambda {best:g}", 1, 1, "")
-    about = {
+    texts = torch.from_numpy(answers.texts) if student.head == "text" and answers.texts is not None else None
+    scale = answers.scale if student.head == "text" else 1.0
+    classifier = Classifier(
+        student, list(sources.dataset.classes), texts, scale=scale, about=_about(config, sources, teacher, answers)
+    )
+    _calibrate(classifier, sources, config.data.workers)
+    classifier.save(run.folder / "student")
+
+
+def _about(config: RunConfig, sources: Sources, teacher: Teacher | None, answers: Answers) -> dict[str, Any]:
+    """Return where a student comes from."""
+    told = None
+    if teacher is not None:
+        asked = answers.texts is not None
+        scale = answers.scale if asked else config.teacher.logit_scale or teacher.logit_scale or 1.0
+        told = {"spec": teacher.name, "fingerprint": teacher.fingerprint, "scale": scale}
+    return {
         "method": config.method,
         "seed": config.seed,
         "sources": sources.names,
         "target": config.data.target,
         "pictures": sources.counts,
-        "teacher": {"spec": teacher.name, "fingerprint": teacher.fingerprint} if teacher else None,
+        "teacher": told,
         "prompts": config.prompts.model_dump(),
     }
-    texts = torch.from_numpy(answers.texts) if student.head == "text" and answers.texts is not None else None
-    scale = answers.scale if student.head == "text" else 1.0
-    classifier = Classifier(student, list(sources.dataset.classes), texts, scale=scale, about=about)
-    _calibrate(classifier, sources, config.data.workers)
-    classifier.save(run.folder / "student")
 
 
 def _calibrate(classifier: Classifier, sources: Sources, workers: int) -> None:
@@ -385,10 +396,11 @@ class _Work:
         if not from_first(fabric, file.is_file):
             found = self.features.of(pictures)[torch.from_numpy(np.searchsorted(pictures, unasked))]
             with torch.no_grad():
-                predicted = {"images": self.student.project(found).half().contiguous()}
+                predicted = {"images": self.student.project(found).half(), "pictures": torch.from_numpy(unasked)}
             from_first(fabric, lambda: write_tensors(file, predicted))
+        kept = from_first(fabric, lambda: load_file(file))
         images = images.copy()
-        images[unasked, 0] = from_first(fabric, lambda: load_file(file)["images"].numpy())
+        images[kept["pictures"].numpy(), 0] = kept["images"].numpy()
         return replace(self.answers, images=images)
 
     def _validation(self, *, cached: bool) -> Validation:

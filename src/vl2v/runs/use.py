@@ -124,3 +124,5 @@ def _view(file: Path, size: int) -> NDArray[np.uint8] | str:
         return evaluation_view(decode(file.read_bytes()), size)
     except DataError as error:
         return str(error)
+    except OSError as error:
+        return f"can't be read ({error.strerror})"

@@ -74,9 +74,9 @@ class Classifier:
     about: dict[str, Any] = field(default_factory=dict)
 
     def logits(self, pixels: Tensor) -> Tensor:
-        """Return logits [n, C], before the temperature, of uint8 pixels [n, s, s, 3]."""
+        """Return logits [n, C] on the CPU, before the temperature, of uint8 pixels [n, s, s, 3]."""
         with evaluating(self.student):
-            return as_logits(self.student(pixels), self.texts, self.scale)
+            return as_logits(self.student(pixels), self.texts, self.scale).cpu()
 
     def probabilities(self, pixels: Tensor) -> Tensor:
         """Return calibrated probabilities [n, C] of uint8 pixels [n, s, s, 3]."""

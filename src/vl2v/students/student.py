@@ -18,6 +18,8 @@ class Student(nn.Module):
     The projector is one linear layer with bias: R^p -> R^d into the teacher's space, where the text
     classifier decides; R^p -> R^C for methods that train a head of their own (`head="linear"`); and nothing
     at all where the backbone already ends in the space (VL2V-SD).
+
+    Pixels and features may be on any device; what comes out is on the student's.
     """
 
     mean: Tensor
@@ -40,7 +42,7 @@ class Student(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return F(x) [n, p] of uint8 pixels [n, s, s, 3] (0 to 255)."""
-        x = pixels.permute(0, 3, 1, 2).to(self.mean.dtype)  # stays channels-last in memory
+        x = pixels.permute(0, 3, 1, 2).to(self.mean)  # stays channels-last in memory
         features: Tensor = self.backbone((x - self.mean) / self.std)
         return features.float()
 
@@ -49,8 +51,8 @@ class Student(nn.Module):
 
         Always in full precision: a cosine in bfloat16 has three digits.
         """
-        with torch.autocast(features.device.type, enabled=False):
-            out: Tensor = self.projector(features.float())
+        with torch.autocast(self.mean.device.type, enabled=False):
+            out: Tensor = self.projector(features.to(self.mean.device).float())
             return functional.normalize(out, dim=-1) if self.head == "text" else out
 
     def classify_by(self, texts: Tensor) -> None:
@@ -94,7 +96,7 @@ class Student(nn.Module):
 
 def as_logits(out: Tensor, classifier: Tensor | None, scale: float) -> Tensor:
     """Return a student's output as logits [n, C]."""
-    return out if classifier is None else scale * out @ classifier.T
+    return out if classifier is None else scale * out @ classifier.to(out.device).T
 
 
 def new_projector(features: int, dim: int, seed: int) -> nn.Linear:

@@ -33,7 +33,8 @@ def save_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, keep: int =
         RunError: the disk is full or the folder can't be written to.
     """
     tensors = {key: value.detach().cpu().contiguous() for key, value in checkpoint.tensors.items()}
-    metadata = {"state": json.dumps(checkpoint.state), "crc": _checksum(tensors)}
+    state = json.dumps(checkpoint.state)
+    metadata = {"state": state, "crc": _checksum(tensors, state)}
     target = folder / f"{name}.safetensors"
     temporary = target.with_suffix(".new")
     try:
@@ -62,7 +63,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             with safe_open(path, "pt") as file:
                 metadata = file.metadata()
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            if metadata["crc"] != _checksum(tensors):
+            if metadata["crc"] != _checksum(tensors, metadata["state"]):
                 raise ValueError("checksum")
             return Checkpoint(tensors, json.loads(metadata["state"]), passed_over)
         except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
@@ -76,8 +77,8 @@ def _newest_first(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.safetensors"), reverse=True)
 
 
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    return checksum({name: tensor.numpy() for name, tensor in tensors.items()})
+def _checksum(tensors: Mapping[str, Tensor], state: str) -> str:
+    return checksum({name: tensor.numpy() for name, tensor in tensors.items()}, state)
 
 
 def _sync(path: Path) -> None:

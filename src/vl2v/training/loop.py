@@ -317,9 +317,12 @@ class _StageRun:
         return fabric.all_reduce(torch.tensor(total, device=fabric.device)).item() if several else total
 
     def _ascend(self, ascent: Ascent, parts: Sequence[tuple[Tensor, Targets]]) -> None:
-        """Take the gradient again where the weights are after a step up, and put it together with the first."""
+        """Take the gradient again where the weights are after a step up, and put it together with the first.
+
+        Batch-norm statistics are those of the first pass.
+        """
         weights = [weight for weight in self.weights.values() if weight.grad is not None]
-        before = [weight.detach().clone() for weight in weights]
+        before = {key: weight.detach().clone() for key, weight in self.weights.items()}
         first = [weight.grad.clone() for weight in weights if weight.grad is not None]
         length = whole(torch.stack([gradient.norm() for gradient in first]).norm())
         with torch.no_grad():
@@ -327,8 +330,9 @@ class _StageRun:
                 weight.add_(gradient * (ascent.rho / (length + 1e-12) - ascent.alpha))
         self._backward(parts)
         with torch.no_grad():
-            for weight, old, gradient in zip(weights, before, first, strict=True):
-                weight.copy_(old)
+            for key, weight in self.weights.items():
+                weight.copy_(before[key])
+            for weight, gradient in zip(weights, first, strict=True):
                 assert weight.grad is not None
                 weight.grad.lerp_(gradient, ascent.first)
 

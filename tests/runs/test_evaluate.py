@@ -1,0 +1,115 @@
+"""A finished run on pictures."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vl2v
+from little import Interrupted, quick_settings, stopping
+from vl2v.errors import RunError
+from vl2v.evaluation import Evaluation
+
+
+@pytest.fixture(scope="module")
+def run(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
+    folder = tmp_path_factory.mktemp("evaluate")
+    return vl2v.distill(quick_settings(shapes, recording), folder / "run", store=folder / "store")
+
+
+def test_a_runs_own_pictures_are_its_own_wherever_they_lie(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(shapes, tmp_path / "elsewhere")
+    store = run.folder.with_name("store")
+    for data in (None, shapes, elsewhere):
+        found = vl2v.evaluate_run(run, data, store=store)
+        assert found == run.evaluation and not any("every picture" in note for note in found.notes)
+
+
+def test_other_pictures_in_domains_of_the_same_name_all_count(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
+    others = shutil.copytree(shapes, tmp_path / "others")
+    (others / "ink" / "ball" / "00.png").unlink()
+    found = vl2v.evaluate_run(run, others, store=run.folder.with_name("store"))
+    assert {row.role for row in found.rows} == {"unseen"}
+    assert found.notes[-1].startswith("it was trained on domains called chalk, ink; here every picture")
+    shutil.rmtree(others / "paint")  # not even the domain that was left out
+    assert vl2v.evaluate_run(run, others, store=run.folder.with_name("store")).notes == found.notes
+
+
+def copied(run: vl2v.Run, shapes: Path, folder: Path) -> tuple[vl2v.Run, Path]:
+    """Return a copy of a run, with a copy of its pictures at the path that it knows."""
+    data = shutil.copytree(shapes, folder / "shapes")
+    config = shutil.copytree(run.folder, folder / "run") / "config.toml"
+    config.write_text(config.read_text().replace(str(shapes), str(data)))
+    return vl2v.Run(folder / "run"), data
+
+
+def test_it_is_told_when_the_runs_own_pictures_have_changed(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
+    mine, data = copied(run, shapes, tmp_path)
+
+    def evaluation() -> Evaluation:
+        return vl2v.evaluate_run(mine, store=run.folder.with_name("store"))
+
+    assert evaluation() == run.evaluation
+    more = data / "new" / "ball"
+    more.mkdir(parents=True)
+    for file in (data / "paint" / "ball").iterdir():
+        shutil.copy(file, more)
+    found = evaluation()
+    (new,) = (row for row in found.rows if row.domain == "new" and row.who == "student")
+    assert new.role == "unseen" and new.metrics.pictures == len(list(more.iterdir()))  # it validates nothing
+    assert any(note.startswith("pictures have changed since the run") for note in found.notes)
+
+
+def test_leakage_by_unlabelled_pictures_is_told(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for number in range(3):
+        shutil.copy(shapes / "paint" / "ball" / f"{number:02}.png", pool)
+    settings = quick_settings(shapes, recording)
+    settings["data"]["unlabelled"] = str(pool)
+    found = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store").evaluation
+    assert found is not None and found.notes[0].startswith("leakage: 3 pictures of unseen domains")
+
+
+def test_a_run_that_has_begun_to_learn_takes_no_other_pictures(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(shapes, tmp_path / "shapes")
+    settings: dict[str, Any] = quick_settings(data, recording)
+
+    def distilled(**how: Any) -> vl2v.Run:
+        return vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", **how)
+
+    with pytest.raises(Interrupted):
+        distilled(report=stopping("distill", 4))
+    gone = data / "ink" / "ball" / "00.png"
+    kept = gone.read_bytes()
+    gone.unlink()
+    with pytest.raises(RunError, match="have changed since this run began to learn from them"):
+        distilled()
+    gone.write_bytes(kept)
+    assert distilled().finished
+
+
+@pytest.mark.parametrize("method", ["kd", "adip"])
+def test_the_teachers_row_has_the_teachers_own_scale(
+    method: str, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    settings = quick_settings(shapes, recording, method)
+    settings["teacher"]["logit_scale"] = 50.0
+    found = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store").evaluation
+    assert found is not None
+    (row,) = (row for row in found.rows if row.who != "student" and row.domain == "ink")
+    assert row.metrics.accuracy == 1 and row.metrics.ece < 0.1  # of bare cosines it is 0.46
+
+
+def test_sam_keeps_the_statistics_of_its_first_pass(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    found = []
+    for method in ("erm", "sam"):
+        settings = quick_settings(shapes, recording, method)
+        settings["student"]["batch_norm"] = "train"
+        settings["stages"]["finetune"]["steps"] = 1
+        run = vl2v.distill(settings, tmp_path / method, store=tmp_path / "store")
+        found.append({k: v for k, v in run.classifier.student.state_dict().items() if "running" in k})
+    assert found[0] and all((value == found[1][key]).all() for key, value in found[0].items())
