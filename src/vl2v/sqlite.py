@@ -1,10 +1,15 @@
-"""What every SQLite file of vl2v needs: a journal that fits its disk, made by any number of processes; plain errors."""
+"""What every SQLite file of vl2v needs: a fitting journal, made once by any number of processes; plain errors."""
 
 from __future__ import annotations
 
 import sqlite3
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from vl2v.errors import StoreError
 
 BUSY_SECONDS = 30.0
 _MOUNTS = Path("/proc/self/mounts")
@@ -46,6 +51,78 @@ def journal(db: sqlite3.Connection, file: Path) -> None:
             if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > until:
                 raise
             time.sleep(0.01)
+
+
+@contextmanager
+def transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing, on the disk when the block ends."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+        db.execute("COMMIT")
+    except BaseException:
+        if db.in_transaction:  # SQLite itself rolls back when the disk is full
+            db.execute("ROLLBACK")
+        raise
+
+
+@contextmanager
+def explained(file: Path) -> Iterator[None]:
+    """Raise SQLite's errors as a `StoreError`, with what the person can do about them."""
+    try:
+        yield
+    except sqlite3.ProgrammingError:
+        raise  # our mistake, not the person's
+    except sqlite3.Error as error:
+        raise StoreError(f"{file}: {remedy(error)}") from error
+
+
+def statements(schema: str) -> list[str]:
+    """Return the statements of a schema; those of a trigger belong together."""
+    return [part.replace("\0", ";") for part in schema.replace("; END", "\0 END").split(";")]
+
+
+@dataclass(frozen=True)
+class Format:
+    """One kind of file, known by the numbers in its header.
+
+    Attributes:
+        what: it is, and what to do where something else stands in its place.
+        application: the number of the kind.
+        version: of the schema.
+        schema: its statements.
+    """
+
+    what: str
+    application: int
+    version: int
+    schema: str
+
+    def is_in(self, db: sqlite3.Connection, file: Path) -> bool:
+        """Return whether a file is of this kind; False: it is empty.
+
+        Raises:
+            StoreError: it is something else, or was written by a newer vl2v.
+        """
+        # Whoever sees tables sees the numbers that came with them; asked the other way round, another process may
+        # have made the file in between.
+        (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        if application != self.application and (application or objects):
+            raise StoreError(f"{file}: is not {self.what}")
+        if version > self.version:
+            raise StoreError(f"{file}: was written by a newer vl2v (schema {version}): upgrade vl2v")
+        return bool(application == self.application)
+
+    def make(self, db: sqlite3.Connection, file: Path) -> None:
+        """Make the tables, unless another process was faster; raises as `is_in` does."""
+        with transaction(db):
+            if not self.is_in(db, file):
+                for statement in statements(self.schema):
+                    db.execute(statement)
+                db.execute(f"PRAGMA application_id = {self.application}")
+                db.execute(f"PRAGMA user_version = {self.version}")
 
 
 def is_shared(file: Path) -> bool:

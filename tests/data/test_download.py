@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import resource
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -270,3 +271,16 @@ def test_the_lock_keeps_the_first_hash(tmp_path: Path) -> None:
     (tmp_path / "lock.json").write_text("{")
     with pytest.raises(DataError, match=r"lock\.json: can't be read"):
         lock.sha256("pacs", "PACS.zip")
+
+
+def test_a_full_disk_is_told_where_the_hash_can_not_be_kept(tmp_path: Path) -> None:
+    lock = Lock(tmp_path / "lock.json")
+    lock.keep("pacs", "PACS.zip", "ab" * 32, 7)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(DataError, match=r"lock\.json: can't be written .*free some space"):
+            lock.keep("vlcs", "VLCS.tar.gz", "cd" * 32, 8)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert lock.sha256("pacs", "PACS.zip") == "ab" * 32

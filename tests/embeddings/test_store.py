@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vl2v.embeddings import EmbeddingStore, image_key, text_key
 from vl2v.embeddings import store as store_module
 from vl2v.errors import StoreError
+from vl2v.sqlite import transaction
 
 DIM = 24
 
@@ -153,7 +154,7 @@ def test_a_known_fingerprint_with_another_dimension_is_refused(filled: Path) -> 
 
 def test_reading_works_while_another_writes(filled: Path) -> None:
     with EmbeddingStore(filled) as writer, EmbeddingStore(filled, read_only=True) as reader:
-        with writer._transaction():
+        with transaction(writer._db):
             writer._db.execute("UPDATE teachers SET name = 'half-written'")
             assert reader.known(ONE.fingerprint, some_keys(50)).all()
             assert reader.teachers()[0].name == ONE.name
@@ -168,7 +169,7 @@ def test_a_second_writer_waits_its_turn_then_says_so(filled: Path, monkeypatch: 
         monkeypatch.setattr(f"{module}.BUSY_SECONDS", 0.3)
     with EmbeddingStore(filled) as first, EmbeddingStore(filled) as second:
         started = time.monotonic()
-        with first._transaction(), pytest.raises(StoreError, match=r"another process has been writing for 0.3 s"):
+        with transaction(first._db), pytest.raises(StoreError, match=r"another process has been writing for 0.3 s"):
             second.put(ONE.fingerprint, some_keys(1, start=90), unit_rows(1), kind="text")
         assert time.monotonic() - started >= 0.25
         second.put(ONE.fingerprint, some_keys(1, start=90), unit_rows(1), kind="text")

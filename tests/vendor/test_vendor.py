@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from contextlib import closing
 from typing import Any
 
 import httpx2
@@ -256,16 +256,34 @@ def test_metrics_count_and_name_nobody(vendor):
     assert "client" not in text
 
 
-def test_a_failing_model_tells_nothing_of_itself(tmp_path):
+def test_a_failing_model_tells_its_log_alone(tmp_path, caplog):
     class Broken(Stub):
         def rows(self, contents):
-            raise RuntimeError(f"secret path {Path.home()}")
+            raise RuntimeError("out of memory")
 
     with running(tmp_path / "vendor", Broken()) as vendor:
-        answer = ask(vendor, "a")
+        answer = ask(vendor, "what only the client knows")
         assert answer.status_code == 500
         assert answer.json()["error"]["message"] == "the model failed; nothing was billed"
         assert sold(vendor) == []
+        (record,) = caplog.records
+        assert record.levelname == "ERROR" and "RuntimeError: out of memory" in caplog.text
+        assert "what only the client knows" not in caplog.text and vendor.key not in caplog.text
+
+
+def test_a_ledger_that_can_not_be_written_is_told_logged_and_gone_on_with(vendor, caplog):
+    with closing(sqlite3.connect(vendor.ledger)) as db:
+        db.execute("CREATE TRIGGER full BEFORE INSERT ON sold BEGIN SELECT RAISE(ABORT, 'no room'); END")
+        for _ in range(2):
+            answer = ask(vendor, "what only the client knows")
+            assert answer.status_code == 503
+            assert answer.json()["error"]["message"] == "the ledger can't be written; nothing was billed"
+        db.execute("DROP TRIGGER full")
+    assert [record.exc_info[1].args for record in caplog.records] == [("no room",)] * 2
+    assert "what only the client knows" not in caplog.text and vendor.key not in caplog.text
+    assert ask(vendor, "a").status_code == 200
+    assert sold(vendor) == [("client", "text", 1, 5)]
+    assert vendor.meter.sold("client") == 1 and vendor.meter._held["client"] == 0
 
 
 def test_keys_are_kept_as_hashes_and_never_written(vendor, tmp_path, capfd):

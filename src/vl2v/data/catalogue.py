@@ -183,8 +183,8 @@ def _archives(wanted: Benchmark, out: Path, files: Sequence[Path], report: Repor
     found = {}
     for file in wanted.files:
         known = file.sha256 or lock.sha256(wanted.name, file.name)
-        found[file.name] = given.get(file.name) or _downloaded(wanted, file, out, report)
-        sha256 = sha256_of(found[file.name])
+        here = given.get(file.name)
+        found[file.name], sha256 = (here, sha256_of(here)) if here else _downloaded(wanted, file, out, report)
         if known not in (None, sha256):
             whose = "the published one is" if file.sha256 else f"at its first download it was, says {out / LOCK},"
             raise DataError(
@@ -213,17 +213,18 @@ def _given(wanted: Benchmark, files: Sequence[Path]) -> dict[str, Path]:
     return {file.name: file for file in files}
 
 
-def _downloaded(wanted: Benchmark, file: Archive, out: Path, report: Report) -> Path:
+def _downloaded(wanted: Benchmark, file: Archive, out: Path, report: Report) -> tuple[Path, str]:
+    """Return where an archive is, after it was downloaded if need be, and its SHA-256."""
     target = _downloads(wanted, out) / file.name
     target.parent.mkdir(exist_ok=True)
-    if not target.exists():
-        tell = lambda done, total: report(f"downloading {file.name}", done, total or file.bytes)  # noqa: E731
-        try:
-            fetch(file.urls, target, sha256=file.sha256, most=2 * file.bytes + 1024**2, progress=tell)
-        except DataError as error:
-            by_hand = f"; by hand: {wanted.by_hand}, then --from {file.name}" if wanted.by_hand else ""
-            raise DataError(f"{error}{by_hand}") from None
-    return target
+    if target.exists():
+        return target, sha256_of(target)
+    tell = lambda done, total: report(f"downloading {file.name}", done, total or file.bytes)  # noqa: E731
+    try:
+        return target, fetch(file.urls, target, sha256=file.sha256, most=2 * file.bytes + 1024**2, progress=tell)
+    except DataError as error:
+        by_hand = f"; by hand: {wanted.by_hand}, then --from {file.name}" if wanted.by_hand else ""
+        raise DataError(f"{error}{by_hand}") from None
 
 
 def _lay_out(wanted: Benchmark, out: Path, archives: dict[str, Path], report: Report) -> None:

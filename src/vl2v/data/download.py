@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock
 
-from vl2v.errors import DataError
+from vl2v.errors import DataError, writing
 
 if TYPE_CHECKING:
     import httpx2
@@ -52,7 +52,8 @@ class _Part:
         return said.get("validator") if isinstance(said, dict) and said.get("url") == url else None
 
     def note(self, url: str, validator: str | None) -> None:
-        self.notes.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
+        with writing(self.notes, DataError):
+            self.notes.write_text(json.dumps({"url": url, "validator": validator}), encoding="utf-8")
 
     def remove(self) -> None:
         self.file.unlink(missing_ok=True)
@@ -263,8 +264,13 @@ class Lock:
         return known
 
     def keep(self, dataset: str, name: str, sha256: str, size: int) -> None:
-        """Remember a file."""
-        with FileLock(self.file.with_name(f".{self.file.name}.lock")):  # another dataset may be downloaded beside
+        """Remember a file.
+
+        Raises:
+            DataError: the file of hashes is broken, or can't be written.
+        """
+        lock = FileLock(self.file.with_name(f".{self.file.name}.lock"))  # another dataset may be downloaded beside
+        with writing(self.file, DataError), lock:
             known = self.read()
             known.setdefault(dataset, {})[name] = {"sha256": sha256, "bytes": size}
             temporary = self.file.with_name(self.file.name + ".new")

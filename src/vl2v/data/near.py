@@ -17,6 +17,7 @@ from vl2v.data.audit import Audit
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import decode
 from vl2v.errors import DataError
+from vl2v.sqlite import BUSY_SECONDS
 
 MOST = 7  # bits: two hashes that differ by no more have one of their eight parts in common
 SIDE, KEPT = 64, 16
@@ -92,9 +93,9 @@ def _hashes(
     workers: int,
     progress: Callable[[int, int], None] | None,
 ) -> list[int]:
-    contents = [bytes(sha256) for sha256 in audit.sha256]
+    contents = audit.sha256
     try:
-        with closing(sqlite3.connect(cache or ":memory:", timeout=60)) as db:
+        with closing(sqlite3.connect(cache or ":memory:", timeout=BUSY_SECONDS)) as db:
             db.execute(f"CREATE TABLE IF NOT EXISTS {_TABLE} (sha256 BLOB PRIMARY KEY, look BLOB) WITHOUT ROWID")
             known = dict(db.execute(f"SELECT sha256, look FROM {_TABLE}"))
             first = {content: index for index, content in reversed(list(enumerate(contents))) if content not in known}

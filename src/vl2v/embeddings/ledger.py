@@ -10,20 +10,16 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from vl2v.errors import StoreError
-from vl2v.sqlite import BUSY_SECONDS, journal, remedy
+from vl2v.sqlite import BUSY_SECONDS, Format, explained, journal, transaction
 from vl2v.teachers.rented import MICRO, BudgetReached, Kind, Query, Status
 
 FILE_NAME = "ledger.sqlite"
-APPLICATION_ID = 0x564C3242  # "VL2B"
-SCHEMA_VERSION = 1
 RESERVED = "reserved"
 
 _SCHEMA = """
@@ -48,6 +44,7 @@ CREATE UNIQUE INDEX once ON entries (query) WHERE status != 'reserved';
 CREATE TRIGGER kept BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
+_FORMAT = Format("a ledger of vl2v: move it aside", 0x564C3242, 1, _SCHEMA)  # "VL2B"
 
 _COLUMNS = "at, query, teacher, asker, kind, status, count, tokens, micro, currency, balance, model, note"
 _INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 13)})"
@@ -122,8 +119,11 @@ class Ledger:
     def __init__(self, path: Path) -> None:
         self.file = Path(path) / FILE_NAME
         self._lock = threading.Lock()
-        with self._explained():
+        try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"{self.file}: cannot be made ({error.strerror}): choose another place") from None
+        with explained(self.file):
             self._db = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
@@ -141,12 +141,12 @@ class Ledger:
 
     def committed(self, teacher: str) -> int:
         """Return what is spent and reserved of a teacher, in millionths of its currency."""
-        with self._explained():
+        with explained(self.file):
             return self._balance(teacher)
 
     def entries(self, asker: str | None = None) -> list[Entry]:
         """Return every query, oldest first; only one asker's if wanted."""
-        with self._explained():
+        with explained(self.file):
             return [Entry(*row) for row in self._db.execute(_QUERIES, (asker,))]
 
     def reserve(self, teacher: str, asker: str, currency: str, query: Query, budget: int | None) -> int:
@@ -155,7 +155,7 @@ class Ledger:
         Raises:
             BudgetReached: it would pass the budget; nothing is written.
         """
-        with self._explained(), self._transaction():
+        with explained(self.file), self._lock, transaction(self._db):
             before = self._balance(teacher)
             if budget is not None and before + query.micro > budget:
                 raise BudgetReached(
@@ -169,7 +169,7 @@ class Ledger:
         self, number: int, status: Status, tokens: int | None, micro: int | None, model: str = "", note: str = ""
     ) -> None:
         """Write how a query ended; what is None stays as it was reserved, what was rejected costs nothing."""
-        with self._explained(), self._transaction():
+        with explained(self.file), self._lock, transaction(self._db):
             self._settle(number, time.time(), status, tokens, micro, model, note)
 
     def absorb(self, other: Ledger) -> int:
@@ -178,11 +178,11 @@ class Ledger:
         A query is known by when it left, who asked whom about what, and what was reserved: taking a ledger over
         again counts nothing twice.
         """
-        with other._explained():
+        with explained(other.file):
             reservations = other._db.execute(_RESERVATIONS).fetchall()
             ends = {query: end for query, *end in other._db.execute(_ENDS)}
         new = 0
-        with self._explained(), self._transaction():
+        with explained(self.file), self._lock, transaction(self._db):
             here = {tuple(facts): number for number, *facts in self._db.execute(_RESERVATIONS)}
             ended = {query for query, *_ in self._db.execute(_ENDS)}
             for theirs, *facts in reservations:
@@ -224,42 +224,7 @@ class Ledger:
     def _prepare(self) -> None:
         journal(self._db, self.file)
         self._db.execute("PRAGMA synchronous = FULL")
-        with self._transaction():
-            (application,) = self._db.execute("PRAGMA application_id").fetchone()
-            (version,) = self._db.execute("PRAGMA user_version").fetchone()
-            (objects,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-            if application != APPLICATION_ID and (application or objects):
-                raise StoreError(f"{self.file}: is not a ledger of vl2v: move it aside")
-            if version > SCHEMA_VERSION:
-                raise StoreError(f"{self.file}: was written by a newer vl2v (schema {version}): upgrade vl2v")
-            if not objects:
-                for statement in _SCHEMA.replace("; END", "\0 END").split(";"):
-                    self._db.execute(statement.replace("\0", ";"))
-                self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.ProgrammingError:
-            raise  # our mistake, not the person's
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.file}: {remedy(error)}") from error
-        except OSError as error:
-            raise StoreError(f"{self.file}: cannot be made ({error.strerror}): choose another place") from None
+        _FORMAT.make(self._db, self.file)
 
 
 @dataclass(frozen=True)

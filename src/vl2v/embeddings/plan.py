@@ -101,7 +101,7 @@ def plan(
     if audit.problems:
         index, reason = next(iter(sorted(audit.problems.items())))
         raise DataError(f"{dataset.paths[index]}: {reason} ({len(audit.problems)} such pictures): set them aside first")
-    hashes = _hashes(audit)
+    hashes = audit.sha256
     first = {sha256: index for index, sha256 in reversed(list(enumerate(hashes)))}
     asked = [(index, view) for index in sorted(first.values()) for view in range(len(views))]
     names = views.names
@@ -140,9 +140,8 @@ def targets(
     Raises:
         StoreError: answers are missing or damaged; the message counts them and says what asks for them.
     """
-    hashes = _hashes(audit)
-    chosen = range(len(hashes)) if indices is None else [int(i) for i in indices]
-    keys = [image_key(hashes[index], name) for index in chosen for name in views.names]
+    chosen = range(len(audit.sha256)) if indices is None else [int(i) for i in indices]
+    keys = [image_key(audit.sha256[index], name) for index in chosen for name in views.names]
     rows = store.get_half(fingerprint, keys)
     return rows.reshape(len(chosen), len(views), rows.shape[1])
 
@@ -165,8 +164,3 @@ def _missing(store: EmbeddingStore | None, teacher: TeacherFacts, keys: Sequence
     if store is None:
         return list(range(len(keys)))
     return [int(i) for i in np.flatnonzero(~store.known(teacher.fingerprint, keys))]
-
-
-def _hashes(audit: Audit) -> tuple[bytes, ...]:
-    # numpy's byte strings drop trailing zeros when they are read: give them back
-    return tuple(bytes(sha256).ljust(32, b"\0") for sha256 in audit.sha256)

@@ -23,13 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.errors import StoreError
-from vl2v.sqlite import BUSY_SECONDS, is_shared, journal, remedy
+from vl2v.sqlite import BUSY_SECONDS, Format, explained, is_shared, journal, transaction
 
 Kind = Literal["image", "text"]
 
 FILE_NAME = "answers.sqlite"
-APPLICATION_ID = 0x564C3256  # "VL2V"
-SCHEMA_VERSION = 1
 KEY_BYTES = 16
 PAGE_BYTES = 16384
 GATHERED = 8192  # entries of `new_places` that join `places` at a time
@@ -67,6 +65,7 @@ CREATE TABLE new_places (
     PRIMARY KEY (teacher, half_key, answer)
 ) STRICT, WITHOUT ROWID;
 """
+_FORMAT = Format("an embedding store of vl2v: choose another folder", 0x564C3256, 1, _SCHEMA)  # "VL2V"
 
 _FIND = """
 SELECT key, {columns} FROM (
@@ -157,7 +156,7 @@ class EmbeddingStore:
         self.file = self.path / FILE_NAME
         self.read_only = read_only
         self._teacher_ids: dict[str, tuple[int, TeacherRecord]] = {}
-        with self._explained():
+        with explained(self.file):
             self._db = self._connect()
             try:
                 self._prepare()
@@ -187,7 +186,7 @@ class EmbeddingStore:
         """
         known = self._teacher(teacher.fingerprint)
         if known is None:
-            with self._explained(), self._transaction():
+            with explained(self.file), transaction(self._db):
                 self._db.execute(
                     "INSERT OR IGNORE INTO teachers (fingerprint, name, dim, logit_scale) VALUES (?, ?, ?, ?)",
                     (teacher.fingerprint, teacher.name, teacher.dim, teacher.logit_scale),
@@ -201,13 +200,13 @@ class EmbeddingStore:
 
     def teachers(self) -> list[TeacherRecord]:
         """Return the teachers that answers are kept of, oldest first."""
-        with self._explained():
+        with explained(self.file):
             rows = self._db.execute("SELECT fingerprint, name, dim, logit_scale FROM teachers ORDER BY id")
             return [TeacherRecord(*row) for row in rows]
 
     def questions(self) -> list[Question]:
         """Return every batch that was ever asked, oldest first."""
-        with self._explained():
+        with explained(self.file):
             rows = self._db.execute(
                 "SELECT asked_at, fingerprint, name, kind, count FROM questions "
                 "JOIN teachers ON teachers.id = questions.teacher ORDER BY questions.id"
@@ -224,7 +223,7 @@ class EmbeddingStore:
             return out
         for start in range(0, len(keys), CHUNK):
             chunk = keys[start : start + CHUNK]
-            with self._explained():
+            with explained(self.file):
                 there = self._present(teacher[0], chunk)
             out[start : start + len(chunk)] = [key in there for key in chunk]
         return out
@@ -274,7 +273,7 @@ class EmbeddingStore:
         number, teacher = self._require(fingerprint)
         half = self._checked(teacher, len(keys), vectors)
         raw, width = half.tobytes(), 2 * teacher.dim
-        with self._explained(), self._transaction():
+        with explained(self.file), transaction(self._db):
             there = self._present(number, keys)
             question = self._db.execute(
                 "INSERT INTO questions (asked_at, teacher, kind, count) VALUES (?, ?, ?, ?)",
@@ -303,12 +302,12 @@ class EmbeddingStore:
         """
         for teacher in other.teachers():
             self.register(teacher)
-        with self._explained(), self._transaction():
+        with explained(self.file), transaction(self._db):
             yield sum(self._absorb(other, teacher) for teacher in other.teachers())
 
     def repair(self) -> int:
         """Drop the answers that fail their checksum, so that `vl2v embed` asks for them again; return how many."""
-        with self._explained(), self._transaction():
+        with explained(self.file), transaction(self._db):
             rows = self._db.execute("SELECT id, key, crc, vector FROM answers")
             bad = [(number,) for number, key, crc, vector in rows if _crc(key, vector) != crc]
             self._db.executemany("DELETE FROM answers WHERE id = ?", bad)
@@ -332,7 +331,7 @@ class EmbeddingStore:
         missing, damaged = 0, []
         for start in range(0, len(keys), CHUNK):
             chunk = keys[start : start + CHUNK]
-            with self._explained():
+            with explained(self.file):
                 rows = self._db.execute(sql, (number, _halves(chunk))).fetchall()
             found = {key: (crc, vector) for key, crc, vector in rows}
             vectors = []
@@ -415,7 +414,7 @@ class EmbeddingStore:
 
     def _asked(self, fingerprint: str) -> dict[tuple[float, str, int], int]:
         """Return a teacher's questions, (when, kind, count) -> id."""
-        with self._explained():
+        with explained(self.file):
             rows = self._db.execute(
                 "SELECT asked_at, kind, count, id FROM questions WHERE teacher = ?", (self._require(fingerprint)[0],)
             )
@@ -423,7 +422,7 @@ class EmbeddingStore:
 
     def _answered(self, fingerprint: str) -> Iterator[list[tuple[bytes, int]]]:
         """Yield a teacher's answers as (key, question), in the order of arrival, some at a time."""
-        with self._explained():
+        with explained(self.file):
             rows = self._db.execute(
                 "SELECT key, question FROM answers CROSS JOIN questions ON questions.id = question WHERE teacher = ?",
                 (self._require(fingerprint)[0],),
@@ -443,7 +442,7 @@ class EmbeddingStore:
 
     def _teacher(self, fingerprint: str) -> tuple[int, TeacherRecord] | None:
         if fingerprint not in self._teacher_ids:
-            with self._explained():
+            with explained(self.file):
                 row = self._db.execute(
                     "SELECT id, fingerprint, name, dim, logit_scale FROM teachers WHERE fingerprint = ?",
                     (fingerprint,),
@@ -476,12 +475,9 @@ class EmbeddingStore:
         return sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None)
 
     def _prepare(self) -> None:
-        # Whoever sees tables sees the number that came with them; asked the other way round, another process may
-        # have made the store in between.
-        (objects,) = self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()
-        (application,) = self._db.execute("PRAGMA application_id").fetchone()
-        if application != APPLICATION_ID and (application or objects or self.read_only):
-            raise StoreError(f"{self.file}: is not an embedding store of vl2v: choose another folder")
+        made = _FORMAT.is_in(self._db, self.file)
+        if self.read_only and not made:
+            raise StoreError(f"{self.file}: is not {_FORMAT.what}")
         if not self.read_only:
             self._db.execute(f"PRAGMA page_size = {PAGE_BYTES}")
             journal(self._db, self.file)
@@ -492,42 +488,8 @@ class EmbeddingStore:
         self._db.execute("PRAGMA cache_size = -65536")
         if not is_shared(self.file):
             self._db.execute("PRAGMA mmap_size = 2147418112")
-        if application != APPLICATION_ID:
-            self._create()
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version > SCHEMA_VERSION:
-            raise StoreError(f"{self.file}: was written by a newer vl2v (schema {version}): upgrade vl2v")
-
-    def _create(self) -> None:
-        with self._transaction():
-            if self._db.execute("PRAGMA application_id").fetchone() == (APPLICATION_ID,):
-                return  # another process was faster
-            for statement in _SCHEMA.split(";"):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-            self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        """All or nothing, on the disk when the block ends."""
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-            self._db.execute("COMMIT")
-        except BaseException:
-            if self._db.in_transaction:  # SQLite itself rolls back when the disk is full
-                self._db.execute("ROLLBACK")
-            raise
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn SQLite's errors into what the person can do about them."""
-        try:
-            yield
-        except sqlite3.ProgrammingError:
-            raise  # our mistake, not the person's
-        except sqlite3.Error as error:
-            raise StoreError(f"{self.file}: {remedy(error)}") from error
+        if not made:
+            _FORMAT.make(self._db, self.file)
 
 
 def _half(key: bytes) -> int:

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import logging
 import time
 import uuid
 from collections import OrderedDict
@@ -27,7 +28,7 @@ from starlette.exceptions import HTTPException
 from vl2v.teachers import EncodedImage, Teacher
 from vl2v.vendor import desk
 from vl2v.vendor.addresses import Address, Addresses, Unfetched
-from vl2v.vendor.desk import BadPicture, Desk
+from vl2v.vendor.desk import BadPicture, Desk, Unbilled
 from vl2v.vendor.keys import Key, Keys
 from vl2v.vendor.meter import Meter, Sale
 from vl2v.web.batches import Busy, Waited
@@ -140,11 +141,12 @@ STATUSES = {
     422: "the body isn't of the form that is described here",
     429: "too fast, or too many are waiting; Retry-After tells for how long",
     500: "the model failed; nothing was billed",
-    503: "waited too long, or the server is being stopped; nothing was billed",
+    503: "waited too long, the ledger can't be written, or the server is being stopped; nothing was billed",
 }
 RESPONSES: dict[int | str, dict[str, Any]] = {
     status: {"description": words, "model": Failure} for status, words in STATUSES.items()
 }
+_log = logging.getLogger(__name__)
 _STARTED, _NUMBERS = uuid.uuid4().hex, count(1)
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "insufficient_quota", 429: "rate_limit_error"}
 
@@ -331,7 +333,7 @@ async def _sell(question: Question, key: Key, counter: Desk, meter: Meter, model
 
 
 def _why(error: Exception) -> Refusal:
-    """Return what a client is told of a request that came to nothing; nothing of the model's own words."""
+    """Return what a client is told of a request that came to nothing; the model's own words are for the log."""
     if isinstance(error, Waited):
         return Refusal(503, f"{error}, try again", "overloaded", headers=_after(1))
     if isinstance(error, Busy):
@@ -341,6 +343,9 @@ def _why(error: Exception) -> Refusal:
     if isinstance(error, BadPicture):
         where = f"input[{error.index}]"
         return Refusal(400, f"{where} can't be decoded: {error}", "invalid_image", where)
+    if isinstance(error, Unbilled):
+        return Refusal(503, "the ledger can't be written; nothing was billed", "server_error")
+    _log.error("a request came to nothing", exc_info=error)
     return Refusal(500, "the model failed; nothing was billed", "server_error")
 
 

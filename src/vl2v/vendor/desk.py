@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -11,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.data.decoding import PictureError, decode
-from vl2v.errors import VL2VError
 from vl2v.vendor.meter import Meter, Sale
 from vl2v.web.batches import Batches
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 Rows = NDArray[np.float32]
 Things = Sequence["EncodedImage"] | Sequence[str]
+_log = logging.getLogger(__name__)
 
 
 class BadPicture(Exception):
@@ -29,6 +30,10 @@ class BadPicture(Exception):
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(reason)
         self.index = index
+
+
+class Unbilled(Exception):
+    """The ledger can't be written; the log tells why."""
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,8 @@ class Desk:
 
         Raises:
             Busy, Waited: nothing is billed.
-            BadPicture: nothing is billed.
-            VL2VError: the teacher failed; nothing is billed.
+            BadPicture, Unbilled: nothing is billed.
+            Exception: what the teacher raised; nothing is billed.
         """
         return await self._batches.ask(request, len(request.things))
 
@@ -98,8 +103,9 @@ class Desk:
         if sold:
             try:
                 self.meter.write(sold)
-            except Exception as error:  # what can't be billed isn't answered
-                return [error] * len(batch)
+            except Exception:  # what can't be billed isn't answered
+                _log.exception("the ledger can't be written")
+                return [result if isinstance(result, Exception) else Unbilled() for result in results]
         return results
 
     def _alone(self, request: Request) -> Rows | Exception:
@@ -122,4 +128,4 @@ def _culprit(request: Request, error: Exception) -> Exception:
             decode(thing.data)
         except PictureError as reason:
             return BadPicture(index, str(reason))
-    return error if isinstance(error, VL2VError) else VL2VError("the model failed")
+    return error

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from vl2v.errors import StoreError
-from vl2v.sqlite import journal
+from vl2v.sqlite import BUSY_SECONDS, journal, statements, transaction
 from vl2v.vendor.keys import Key
 
 Kind = Literal["image", "text"]
@@ -61,11 +61,11 @@ class Meter:
         self._requests: dict[str, deque[float]] = defaultdict(deque)
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(file, isolation_level=None, check_same_thread=False)
+            self._db = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             journal(self._db, file)
             self._db.execute("PRAGMA synchronous = FULL")
-            for statement in _SCHEMA.replace("; END", "\0 END").split(";"):
-                self._db.execute(statement.replace("\0", ";"))
+            for statement in statements(_SCHEMA):
+                self._db.execute(statement)
             rows = self._db.execute("SELECT client, sum(count) FROM sold GROUP BY client")
             self._sold: dict[str, int] = defaultdict(int, rows)
         except (sqlite3.Error, OSError) as error:
@@ -100,15 +100,17 @@ class Meter:
             self._held[key.name] -= count
 
     def write(self, sales: Sequence[Sale]) -> None:
-        """Write sales durably, all in one commit; what was held for them is sold then."""
+        """Write sales durably, all in one commit; what was held for them is sold then.
+
+        Raises:
+            sqlite3.Error: they can't be written; none of them is sold.
+        """
         now = time.time()
         rows = [(now, sale.client, sale.kind, sale.count, sale.micro, sale.request) for sale in sales]
-        with self._writing:
-            self._db.execute("BEGIN IMMEDIATE")
+        with self._writing, transaction(self._db):
             self._db.executemany(
                 "INSERT INTO sold (at, client, kind, count, micro, request) VALUES (?, ?, ?, ?, ?, ?)", rows
             )
-            self._db.execute("COMMIT")
         with self._lock:
             for sale in sales:
                 self._held[sale.client] -= sale.count
