@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ import tomli_w
 from little import quick_settings
 from typed import Said, typed
 from vendor.rented import running
+from vl2v.embeddings import EmbeddingStore
+from vl2v.runs.embed import embed
 
 PRICE = 20
 
@@ -83,6 +86,23 @@ def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> Non
     assert asked == [(kind, "1", str(PRICE)) for kind in ("text", "image", "text")], "the canaries and the zebra"
     table = command("bill").stdout
     assert "answered" in table and "in all: 0.00164 USD" in table
+
+
+def test_what_the_common_store_knows_is_not_bought_again(
+    command, vendor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("embed", "--budget", "0.01").returncode == 0
+    bought = vendor.meter.sold("client")
+    monkeypatch.setattr("vl2v.runs.asking.default_store", lambda: tmp_path / "store")
+    monkeypatch.setenv("VL2V_API_KEY", vendor.key)
+    settings = tomllib.loads((tmp_path / "config.toml").read_text())
+    said: list[str] = []
+    report = lambda what, done, total, words: said.append(what)  # noqa: E731
+    asked = embed(settings, store=tmp_path / "another", budget=0.01, report=report)
+    assert vendor.meter.sold("client") == bought and not asked.refused
+    assert f"taken over from {tmp_path / 'store'}: 77 answers of" in next(what for what in said if "taken" in what)
+    with EmbeddingStore(tmp_path / "store") as one, EmbeddingStore(tmp_path / "another") as other:
+        assert one.questions() == other.questions()
 
 
 def test_an_interrupted_embedding_is_gone_on_with_by_a_run(command, vendor, tmp_path: Path) -> None:

@@ -170,13 +170,13 @@ def recommend(
     assert ahead is not None
     *_, stage = find_method(best).stages
     sizes = {"stages": {stage: {"steps": max(1000, last), "batch_per_domain": BATCH}}}
-    command = _command(data, STUDENTS.get(student, student), best, merge(whole, sizes))
+    command = _command(data, STUDENTS.get(student, student), best, merge(whole, sizes), out / "store")
     accuracy = mean_and_error(of(final, method=best))[0]
     failed = {method: why for method, why in reasons.items() if method in methods}
     return Advice(best, second, accuracy, ahead, lead(runs[best], runs[ZERO_SHOT]), final, last, command, failed)
 
 
-def _command(data: Path, student: str, method: str, settings: Tree) -> str:
+def _command(data: Path, student: str, method: str, settings: Tree, store: Path) -> str:
     """Return the command that trains a student with a tournament's settings on all domains."""
     own = only_stages(settings, find_method(method).stages)
     spec = own["teacher"]["spec"]
@@ -185,7 +185,7 @@ def _command(data: Path, student: str, method: str, settings: Tree) -> str:
     for key, value in flat(own).items():
         if key not in told:
             words += ["--set", f"{key}={json.dumps(value, default=str, ensure_ascii=False)}"]
-    return shlex.join([*words, "--out", f"runs/{method}"])
+    return shlex.join([*words, "--store", str(store), "--out", f"runs/{method}"])
 
 
 def _quick() -> Tree:

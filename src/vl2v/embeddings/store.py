@@ -288,11 +288,15 @@ class EmbeddingStore:
             self._append(number, answers)
 
     @contextmanager
-    def absorbing(self, other: EmbeddingStore) -> Iterator[int]:
+    def absorbing(self, other: EmbeddingStore, fingerprint: str | None = None) -> Iterator[int]:
         """Take over another store's questions and answers, durably when the block ends; nothing if the block fails.
 
         What is here already stays as it is, so a store can be taken over again, whole or grown. A question is known by
         its time, teacher, kind and count.
+
+        Args:
+            other: is left as it is.
+            fingerprint: of the teacher whose answers are taken over; None: all teachers'.
 
         Yields:
             How many answers are new here.
@@ -300,10 +304,11 @@ class EmbeddingStore:
         Raises:
             StoreError: an answer of either fails its checksum, or the two give different answers to one question.
         """
-        for teacher in other.teachers():
+        wanted = [teacher for teacher in other.teachers() if fingerprint in (None, teacher.fingerprint)]
+        for teacher in wanted:
             self.register(teacher)
         with explained(self.file), transaction(self._db):
-            yield sum(self._absorb(other, teacher) for teacher in other.teachers())
+            yield sum(self._absorb(other, teacher) for teacher in wanted)
 
     def repair(self) -> int:
         """Drop the answers that fail their checksum, so that `vl2v embed` asks for them again; return how many."""

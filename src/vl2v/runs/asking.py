@@ -30,11 +30,12 @@ from vl2v.embeddings import (
     targets,
     text_targets,
 )
-from vl2v.errors import ConfigError, TeacherError
+from vl2v.embeddings.store import FILE_NAME
+from vl2v.errors import ConfigError, StoreError, TeacherError
 from vl2v.methods import method_of
 from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources, audit_cache
-from vl2v.runs.teaching import anchor_prompts, online
+from vl2v.runs.teaching import anchor_prompts, default_store, online
 from vl2v.teachers import Teacher, prompts_for
 from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, MICRO, Forecast, as_rented
 
@@ -63,6 +64,24 @@ def buying(store: EmbeddingStore, teacher: Teacher, report: Report) -> Iterator[
         yield
     finally:
         lock.release()
+
+
+def take_over(store: EmbeddingStore, teacher: Teacher, report: Report) -> None:
+    """Copy what the common store knows of a teacher into another store, so that it isn't bought again.
+
+    The bill stays where it was paid.
+    """
+    common = default_store()
+    if not (common / FILE_NAME).is_file() or common.resolve() == store.path.resolve():
+        return
+    try:
+        with EmbeddingStore(common, read_only=True) as theirs, store.absorbing(theirs, teacher.fingerprint) as new:
+            pass
+    except StoreError as error:
+        report(f"nothing is taken over from {common}: {error}", 1, 1, "")
+        return
+    if new:
+        report(f"taken over from {common}: {new:,} answers of {teacher.name}", 1, 1, "")
 
 
 @contextmanager
@@ -169,6 +188,7 @@ class Asking:
         if self.account is None or not questions.questions:
             return self._ask(questions)
         with buying(self.store, self.teacher, self.report):
+            take_over(self.store, self.teacher, self.report)
             return self._ask(self.plan(pictures))  # what another process has bought meanwhile is known now
 
     def _ask(self, questions: Plan) -> list[Refusal]:

@@ -121,7 +121,9 @@ class Predictions:
                 raise ValueError("checksum")
             return cls(**json.loads(metadata["told"]), columns={name: [array] for name, array in arrays.items()})
         except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{folder / FILE}: can't be read ({type(error).__name__}); evaluate the run again") from None
+            raise RunError(
+                f"{folder / FILE}: can't be read ({type(error).__name__}); give its `vl2v distill` command again"
+            ) from None
 
 
 def has_predictions(folder: Path) -> bool:
