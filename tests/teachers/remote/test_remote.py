@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import traceback
+from functools import partial
 
 import httpx2
 import numpy as np
@@ -17,11 +18,16 @@ import stamina
 from PIL import Image
 
 from vl2v.embeddings import EmbeddingStore, fetch_texts, text_key
-from vl2v.errors import ConfigError, TeacherError
+from vl2v.errors import ConfigError, StoreError, TeacherError
+from vl2v.runs.asking import Cost
 from vl2v.teachers import EncodedImage, open_teacher
+from vl2v.teachers.remote import client
+from vl2v.teachers.remote.failures import retry_after
+from vl2v.teachers.remote.pace import Pace
 from vl2v.teachers.remote.pictures import prepare
 from vl2v.teachers.rented import Answered, BudgetReached, Refused
 
+from .test_pace import Clock
 from .vendor import DIM, KEY, Purse, Vendor, row
 
 KINDS = {
@@ -128,7 +134,7 @@ def test_the_budget_is_reserved_before_a_request_leaves(rent, vendor):
         for answer in teacher.answers("image", pictures(20)):
             got += answer.positions
             answer.settle()
-    assert sorted(got) == list(range(6)), "what is in flight is still answered, and nothing more leaves"
+    assert len(got) == len(set(got)) == 6, "what is in flight is still answered, and nothing more leaves"
     assert vendor.sold == 6 and teacher.purse.committed == 6000
 
 
@@ -145,12 +151,66 @@ def test_a_vendor_that_tells_its_prices_is_believed_before_anything_is_asked(ren
     assert len(vendor.requests) == 1
 
 
+NOTHING_TOLD = "no price known: counted as free"
+
+
+def test_a_server_whose_price_nobody_knows_is_free_and_said_to_be_doubtful(rent, vendor, monkeypatch):
+    vendor.models = [{"id": "m-2"}]
+    teacher = rent(model="m-2", budget=0)
+    cost = Cost(teacher.forecast("image", [(9, 9)] * 3), "USD", "", teacher.doubt)
+    assert cost.price() == f"at most 0.00 USD, unverified ({NOTHING_TOLD})"
+    assert len(teacher.embed_images(pictures(2))) == 2
+    assert [entry["note"] for entry in teacher.purse.settled.values()] == [NOTHING_TOLD], "the bill says so, too"
+
+    vendor.models = [{"id": "m-2", "dim": DIM, "price_micro": {"image": 40, "text": 4}}]
+    monkeypatch.delenv("VL2V_API_KEY")
+    plan = open_teacher(teacher.name)
+    assert plan.forecast("image", [(9, 9)]).micro == 0
+    assert plan.doubt == f"{NOTHING_TOLD}; asked for its prices it said 401"
+    monkeypatch.setenv("VL2V_API_KEY", KEY)
+    plan = open_teacher(teacher.name)
+    assert plan.forecast("image", [(9, 9)]).micro == 40 and plan.doubt == ""
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "http://127.0.0.1:x"])
+def test_a_server_that_cannot_be_reached_told_no_prices(address, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    teacher = open_teacher(f"openai-compatible:{address}#m")
+    assert teacher.forecast("image", [(9, 9)]).micro == 0
+    assert teacher.doubt.startswith(f"{NOTHING_TOLD}; asked for its prices it said ")
+    teacher.purse = Purse()
+    with pytest.raises(TeacherError, match="asked 8 times in vain, the last time: no connection"):
+        teacher.embed_texts(["a"])
+    assert set(teacher.purse.statuses()) == {"rejected"}
+
+
+def test_what_an_answer_says_it_cost_is_reserved_from_then_on(rent, vendor):
+    vendor.always = changed(lambda answer: answer["usage"].update(micro=20 * len(answer["data"])))
+    teacher = rent(model="m-2", more="[openai-compatible]\nimages_a_request = 2", budget=90)
+    with pytest.raises(BudgetReached):
+        teacher.embed_images(pictures(20))
+    assert [query.micro for query in teacher.purse.reserved] == [0, 40] and teacher.purse.committed == 80
+
+
 def test_many_requests_at_once_but_the_first_alone(rent, vendor):
-    vendor.latency = 0.05
     teacher = rent(more="images_a_request = 1\nin_flight = 6")
     assert len(teacher.embed_images(pictures(1))) == 1 and vendor.most_at_once == 1
+    vendor.always, met = together(vendor, 6)
     teacher.embed_images(pictures(25))
-    assert 2 < vendor.most_at_once <= 6
+    assert met.is_set() and vendor.most_at_once == 6
+
+
+def together(vendor, count):
+    """Return a fault that holds requests until so many are in, and the event of that."""
+    met = threading.Event()
+
+    def held(handler, body):
+        if vendor.now >= count:
+            met.set()
+        met.wait(60)
+        return False
+
+    return held, met
 
 
 def status(code, content=None, **headers):
@@ -179,10 +239,15 @@ def put(answer, number, value):
     answer["data"][number]["embedding"] = value
 
 
+REDUCED = "You have not yet added your payment method in the billing page and will have reduced rate limits of 3 RPM"
 FAULTS = {
     "429": (status(429), "rejected"),
+    "429 of one who hasn't paid yet": (status(429, {"detail": REDUCED}), "rejected"),
     "429 with a date": (status(429, Retry_After="Wed, 21 Oct 2015 07:28:00 GMT"), "rejected"),
     "503": (status(503, b"<html>busy</html>", Retry_After="0.01"), "rejected"),
+    "408": (status(408), "lost"),
+    "425": (status(425), "lost"),
+    "499": (status(499), "lost"),
     "500": (status(500), "lost"),
     "504 in HTML": (status(504, b"<html>gateway</html>"), "lost"),
     "HTML with 200": (lambda h, b: h.answer(200, b"<html>welcome</html>") or True, "lost"),
@@ -209,6 +274,59 @@ def test_what_goes_wrong_is_asked_again_and_stays_on_the_bill(name, rent, vendor
     assert teacher.purse.committed == 3000 * (1 if outcome == "rejected" else 2)
     keys = [headers["Idempotency-Key"] for headers, _ in vendor.requests]
     assert len(keys) == 2 and keys[0] == keys[1]
+
+
+def test_an_answer_that_does_not_come_in_time_may_have_been_counted(rent, vendor, monkeypatch):
+    monkeypatch.setattr(client, "TIMEOUT", 0.3)
+    over = threading.Event()
+    vendor.faults = [lambda handler, body: over.wait(60)]
+    teacher = rent()
+    try:
+        assert len(teacher.embed_images(pictures(3))) == 3
+    finally:
+        over.set()
+    *lost, answered = teacher.purse.statuses()
+    assert set(lost) == {"lost"} and answered == "answered", "on a busy machine more than one may be late"
+    assert teacher.purse.settled[0]["note"] == "the connection broke (ReadTimeout)"
+    assert teacher.purse.committed == 3000 * (len(lost) + 1)
+
+
+@pytest.mark.parametrize(("code", "outcome"), [(429, "rejected"), (503, "rejected"), (500, "lost"), (408, "lost")])
+def test_nobody_waits_for_a_month(code, outcome, rent, vendor):
+    vendor.always = status(code, Retry_After="2592000")
+    teacher = rent()
+    with pytest.raises(TeacherError, match=f"{code}, the vendor wants to be left alone for 43200 minutes; all answers"):
+        teacher.embed_texts(["a"])
+    assert len(vendor.requests) == 1 and teacher.purse.statuses() == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"retry-after": "7"}, 7),
+        ({"retry-after": "0.5"}, 0.5),
+        ({"retry-after": "Fri, 15 Jan 2027 08:01:30 GMT"}, 90),
+        ({"retry-after-ms": "1500"}, 1.5),
+        ({"x-ratelimit-reset": "1800000030"}, 30),
+        ({"x-ratelimit-reset": "1800000030000"}, 30),
+        ({"x-ratelimit-reset": "30"}, 30),
+        ({"retry-after-ms": "1500", "retry-after": "7"}, 1.5),
+        ({"retry-after": "7", "x-ratelimit-reset": "30"}, 7),
+        ({"retry-after-ms": "soon", "retry-after": "7"}, 7),
+        ({"retry-after": "soon"}, None),
+        # of no use: the attempts' own pauses, which grow, take their place
+        ({"retry-after": "0"}, None),
+        ({"retry-after": "Wed, 21 Oct 2015 07:28:00 GMT"}, None),
+        ({"retry-after-ms": "nan"}, None),
+        ({"x-ratelimit-reset": "1700000000"}, None),
+    ],
+)
+def test_how_long_a_vendor_wants_to_be_left_alone(headers, seconds, monkeypatch):
+    monkeypatch.setattr(client, "time", lambda: 1_800_000_000.0)
+    assert retry_after(httpx2.Response(429, headers=headers)) == seconds
+    every_answer_has_it = "x-ratelimit-reset" in headers and "retry-after" not in headers
+    assert retry_after(httpx2.Response(500, headers=headers)) == (None if every_answer_has_it else seconds)
 
 
 def test_an_unknown_models_dimension_is_not_what_its_first_answer_says(rent, vendor, tmp_path):
@@ -249,10 +367,10 @@ TERMINAL = {
         status(429, {"error": {"code": "insufficient_quota"}}),
         "money or quota is used up: insufficient_quota",
     ),
-    "429 for a month": (
-        status(429, Retry_After="2592000"),
-        "429, the vendor wants to be left alone for 43200 minutes; all answers are kept",
-    ),
+    "402": (status(402), "money or quota is used up: no"),
+    "403 billing": (status(403, {"error": {"message": "see Billing"}}), "money or quota is used up: see Billing"),
+    "403": (status(403), "403, the key in VL2V_API_KEY isn't accepted: no"),
+    "498": (status(498), "498: no"),
     "404": (status(404, {"detail": "INPUT_MODEL_NOT_FOUND"}), "404, no such model or address: INPUT_MODEL_NOT_FOUND"),
     "302": (status(302, Location="http://example.invalid/"), "302"),
 }
@@ -289,7 +407,71 @@ def test_after_the_end_what_is_in_flight_is_still_answered(rent, vendor):
     assert len(got) == len(vendor.requests) - 1 >= 3
 
 
-def test_one_bad_picture_is_found_and_the_rest_answered(rent, vendor):
+@pytest.fixture
+def warm(rent, vendor):
+    """A teacher of which nobody wonders what a first answer costs, and who is at rest."""
+    teacher = rent(more="images_a_request = 1\nin_flight = 4")
+    teacher.embed_images(pictures(1))
+    vendor.requests.clear()
+    return teacher
+
+
+def test_a_ledger_that_fails_costs_no_answer_that_is_in_flight(warm, vendor):
+    held, met = together(vendor, 3)
+    gate = threading.Event()
+
+    class Full(Purse):
+        left = 3
+
+        def reserve(self, query):
+            with self.lock:
+                self.left -= 1
+                last = self.left < 0
+            if not last:
+                return super().reserve(query)
+            assert met.wait(60)
+            gate.set()
+            raise StoreError("the disk is full")
+
+    vendor.always = lambda handler, body: held(handler, body) or not gate.wait(60)
+    warm.purse = Full()
+    got = []
+    with pytest.raises(StoreError, match="the disk is full"):
+        for answer in warm.answers("image", pictures(30)):
+            got += answer.positions
+            answer.settle()
+    assert len(set(got)) == len(got) == len(vendor.requests) == 3
+    assert warm.purse.statuses() == ["answered"] * 3
+
+
+def test_a_payment_that_cannot_be_noted_costs_no_answer_that_is_in_flight(warm, vendor):
+    class Locked(Purse):
+        failed = False
+
+        def settle(self, *args, **about):
+            if not self.failed:
+                self.failed = True
+                raise StoreError("another writes")
+            super().settle(*args, **about)
+
+    vendor.always, _ = together(vendor, 4)
+    warm.purse = Locked()
+    got = []
+    with pytest.raises(StoreError, match="another writes"):
+        for answer in warm.answers("image", pictures(30)):
+            got += answer.positions
+            answer.settle()
+    assert len(set(got)) == len(got) == len(vendor.requests) == 4
+    assert sorted(warm.purse.statuses()) == ["answered"] * 3 + ["reserved"], "counted in full"
+
+    vendor.always, warm.purse = None, Locked()
+    (answer,) = warm.answers("image", pictures(1))
+    with pytest.raises(StoreError, match="another writes"):
+        answer.settle()
+
+
+@pytest.mark.parametrize("code", [400, 413, 422])
+def test_one_bad_picture_is_found_and_the_rest_answered(code, rent, vendor):
     images = pictures(8)
     bad = images[5].data
 
@@ -297,7 +479,7 @@ def test_one_bad_picture_is_found_and_the_rest_answered(rent, vendor):
         contents = [handler.content(thing) for thing in body["input"]]
         if bad not in contents:
             return False
-        return status(400, {"error": {"message": "cannot identify image"}})(handler, body)
+        return status(code, {"error": {"message": "cannot identify image"}})(handler, body)
 
     vendor.always = choosy
     teacher = rent()
@@ -307,8 +489,52 @@ def test_one_bad_picture_is_found_and_the_rest_answered(rent, vendor):
     answered = sorted(i for answer in found if isinstance(answer, Answered) for i in answer.positions)
     assert answered == [0, 1, 2, 3, 4, 6, 7]
     assert vendor.sold == 7, "each picture is paid for once"
-    with pytest.raises(TeacherError, match=r"won't take '5\.png': 400 cannot identify image"):
+    with pytest.raises(TeacherError, match=rf"won't take '5\.png': {code} cannot identify image"):
         teacher.embed_images(images)
+
+
+def test_a_request_that_is_too_large_is_halved_until_it_fits(rent, vendor):
+    def small(handler, body):
+        return len(body["input"]) > 3 and status(413, b"<html>too large</html>")(handler, body)
+
+    vendor.always = small
+    teacher = rent()
+    assert len(teacher.embed_images(pictures(16))) == 16
+    assert vendor.sold == 16 and teacher.purse.committed == 16_000, "each picture is paid for once"
+    assert sorted(set(teacher.purse.statuses())) == ["answered", "rejected"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_request_is_larger_than_the_vendor_takes(kind, rent, vendor):
+    image, text = picture(1), "東京タワーの写真" * 9
+    limit = 6 * len(image)
+    teacher = rent(kind, more=f"images_a_request = 50\ntexts_a_request = 500\nrequest_bytes = {limit}")
+    teacher.embed_images([EncodedImage("a", image)] * 20)
+    assert len(vendor.requests) == 5, "four fit in"
+    teacher.embed_texts([text] * 200)
+    sizes = [int(headers["Content-Length"]) for headers, _ in vendor.requests]
+    assert limit / 2 < max(sizes) <= limit and vendor.sold == 220
+    assert len(rent(kind, more="request_bytes = 1000").embed_images(pictures(2))) == 2, "each alone if nothing helps"
+
+
+@pytest.mark.parametrize("limit", ["tokens_a_request = 35", "tokens_a_minute = 35", "items_a_minute = 3"])
+def test_no_request_has_more_than_is_allowed_at_once(limit, rent, vendor, monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(client, "Pace", partial(Pace, clock=clock, sleep=clock.sleep))
+    teacher = rent(more=f"tokens_an_image = 10\nimages_a_request = 16\nin_flight = 1\n{limit}")
+    teacher.embed_images(pictures(7))
+    assert [len(body["input"]) for _, body in vendor.requests] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("limit", ["requests_a_minute = 2", "items_a_minute = 4", "tokens_a_minute = 40"])
+def test_a_minute_has_no_more_than_the_vendor_allows(limit, rent, vendor, monkeypatch):
+    clock, times = Clock(), []
+    monkeypatch.setattr(client, "Pace", partial(Pace, clock=clock, sleep=clock.sleep))
+    teacher = rent(more=f"tokens_an_image = 10\nimages_a_request = 2\nin_flight = 1\n{limit}")
+    assert teacher.forecast("image", [(9, 9)] * 12).seconds == 180
+    vendor.always = lambda handler, body: times.append(clock.now)
+    teacher.embed_images(pictures(12))
+    assert times == [0, 0, 60, 60, 120, 120]
 
 
 def test_another_model_in_the_middle(rent, vendor):
@@ -396,6 +622,9 @@ def test_a_price_that_nobody_published_is_called_unverified_until_it_is_ones_own
     teacher = open_teacher("jina:jina-clip-v2")
     assert teacher.doubt == "" and teacher.dim == 1024
     assert teacher.forecast("image", [(500, 500)] * 1000).micro == 80_000
+    table.write_text("[jina]\nprice = { image = 1 }\n[openai-compatible]\nprice = { image = 0.5 }\n")
+    assert open_teacher("jina:jina-clip-v2").doubt, "the model's price is still the table's"
+    assert open_teacher("openai-compatible:http://127.0.0.1:1#m").doubt == ""
 
 
 def test_another_treatment_of_pictures_is_another_teacher(rent):

@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import threading
-import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -35,7 +34,6 @@ class Vendor(ThreadingHTTPServer):
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.faults: list[Fault] = []  # the next requests', one each
         self.always: Fault | None = None
-        self.latency = 0.0
         self.models: list[dict[str, Any]] = []
         self.most_at_once = self.now = 0
         self.sold = 0
@@ -53,7 +51,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         found = self.server.models
-        self.answer(200 if found else 404, {"object": "list", "data": found})
+        if self.headers["Authorization"] != f"Bearer {KEY}":
+            self.answer(401, {"error": {"message": "a valid key is needed"}})
+        else:
+            self.answer(200 if found else 404, {"object": "list", "data": found})
 
     def do_POST(self) -> None:
         vendor = self.server
@@ -64,7 +65,6 @@ class Handler(BaseHTTPRequestHandler):
             vendor.most_at_once = max(vendor.most_at_once, vendor.now)
             fault = vendor.faults.pop(0) if vendor.faults else vendor.always
         try:
-            time.sleep(vendor.latency)
             if fault is None or not fault(self, body):
                 self.answer(200, self.made(body))
         finally:

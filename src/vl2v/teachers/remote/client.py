@@ -10,11 +10,10 @@ import hashlib
 import json
 import threading
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
-from time import time
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,6 +22,7 @@ from vl2v.errors import DataError, TeacherError, VL2VError
 from vl2v.secret import read_secret
 from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
 from vl2v.teachers.remote import pictures
+from vl2v.teachers.remote.failures import WORDS, retry_after, words_of
 from vl2v.teachers.remote.pace import Pace
 from vl2v.teachers.remote.pictures import Picture, prepare
 from vl2v.teachers.remote.terms import Price, Terms
@@ -36,9 +36,11 @@ ATTEMPTS = 8
 PATIENCE = 900.0  # seconds that one request may take with all its retries
 TIMEOUT = 120.0  # seconds for one answer
 CONNECT = 10.0
-WORDS = 300  # of a vendor's own words, characters that are shown
+HEAD = 512  # bytes of a request beside its items, and of each item beside its text or picture, at most
+FRAME = 128
 
-_OUT_OF_MONEY = ("insufficient_balance", "insufficient_quota", "insufficient balance", "billing", "payment")
+_OUT_OF_MONEY = ("insufficient_balance", "insufficient_quota", "insufficient balance", "exceeded your current quota")
+_OF_MONEY = ("billing", "payment")  # where the status doesn't mean "too fast": then they are the way to higher limits
 
 
 class _TryAgain(Exception):
@@ -61,7 +63,38 @@ class _Item:
 
     @property
     def bytes(self) -> int:
-        return len(self.thing.encode()) if isinstance(self.thing, str) else 4 * len(self.thing.data) // 3 + 64
+        """Of a request, at most."""
+        size = len(json.dumps(self.thing)) if isinstance(self.thing, str) else 4 * (len(self.thing.data) // 3 + 1)
+        return size + FRAME
+
+
+class _Trouble:
+    """The first error of a session; it is raised when all that is in flight, and so is paid for, has been handed on."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.over = False
+
+    def close(self) -> None:
+        self.over = True
+
+    def add(self, error: BaseException | None) -> None:
+        self.error = self.error or error
+
+    def patient(self, answer: Answered | Refused) -> Answered | Refused:
+        """Return the answer such that an error in settling it waits, too."""
+        return replace(answer, settle=self._patient(answer.settle)) if isinstance(answer, Answered) else answer
+
+    def _patient(self, settle: Callable[[], None]) -> Callable[[], None]:
+        def settled() -> None:
+            try:
+                settle()
+            except VL2VError as error:
+                if self.over:
+                    raise
+                self.add(error)
+
+        return settled
 
 
 class RemoteTeacher:
@@ -92,6 +125,7 @@ class RemoteTeacher:
         self._dim = dimensions or terms.dim
         self._said: str | None = None  # the model's name in answers
         self._most: dict[Kind, float] = {"image": 0.0, "text": 0.0}  # tokens of an item, the most so far
+        self._dearest: dict[Kind, int] = {"image": 0, "text": 0}  # what an item was said to cost, the most so far
         self._pace = Pace(terms.requests_a_minute, terms.items_a_minute, terms.tokens_a_minute)
         self._lock = threading.Lock()
         self._client: httpx2.Client | None = None
@@ -145,29 +179,30 @@ class RemoteTeacher:
     def answers(self, kind: Kind, items: Iterable[EncodedImage] | Iterable[str]) -> Iterator[Answered | Refused]:
         """See `vl2v.teachers.rented.Rented`."""
         self._open()
-        trouble: BaseException | None = None
+        trouble = _Trouble()
         batches = self._batches(kind, items)
-        with ThreadPoolExecutor(self.terms.in_flight, thread_name_prefix="vendor") as pool:
+        workers = ThreadPoolExecutor(self.terms.in_flight, thread_name_prefix="vendor")
+        with closing(trouble), workers as pool:
             running: set[Future[tuple[list[Answered | Refused], Exception | None]]] = set()
             room = self.terms.in_flight if kind in self._answered else 1  # the first alone tells what others may cost
             while True:
                 try:
-                    while trouble is None and len(running) < room and (batch := next(batches, None)):
+                    while trouble.error is None and len(running) < room and (batch := next(batches, None)):
                         running.add(pool.submit(self._ask, kind, batch))
                     done = wait(running, return_when=FIRST_COMPLETED).done
-                except (VL2VError, KeyboardInterrupt) as error:  # what is in flight is paid for: wait for it first
-                    trouble = error
+                except (Exception, KeyboardInterrupt) as error:  # what is in flight is paid for: wait for it first
+                    trouble.add(error)
                     continue
                 if not running:
                     break
                 running -= done
                 for future in done:
                     found, wrong = future.result()
-                    trouble = trouble or wrong
-                    yield from found
+                    trouble.add(wrong)
+                    yield from map(trouble.patient, found)
                 room = self.terms.in_flight
-        if trouble is not None:
-            raise trouble
+        if trouble.error is not None:
+            raise trouble.error
 
     def _embed(self, kind: Kind, items: Sequence[EncodedImage] | Sequence[str]) -> Vectors:
         rows: dict[int, Any] = {}
@@ -184,14 +219,14 @@ class RemoteTeacher:
         """Yield requests within the vendor's limits of items, bytes and tokens."""
         terms = self.terms
         batch: list[_Item] = []
+        size, tokens = HEAD, 0
         for position, thing in enumerate(items):
             item = self._item(position, thing)
-            full = len(batch) == terms.items(kind) or sum(i.bytes for i in batch) + item.bytes > terms.request_bytes
-            if terms.tokens_a_request is not None:
-                full |= sum(i.tokens for i in batch) + item.tokens > terms.tokens_a_request
-            if batch and full:
-                yield batch
-                batch = []
+            size, tokens = size + item.bytes, tokens + item.tokens
+            if len(batch) == terms.items(kind) or size > terms.request_bytes or tokens > terms.most_tokens:
+                if batch:
+                    yield batch
+                batch, size, tokens = [], HEAD + item.bytes, item.tokens
             batch.append(item)
         if batch:
             yield batch
@@ -216,7 +251,7 @@ class RemoteTeacher:
                 f"{self.name}: asked {ATTEMPTS} times in vain, the last time: {error}; all answers are kept, the "
                 "same command goes on"
             )
-        except TeacherError as error:
+        except Exception as error:  # the ledger's, too: others have been answered meanwhile
             return [], error
         if len(batch) == 1:
             return [Refused(batch[0].position, reason)], None
@@ -249,8 +284,9 @@ class RemoteTeacher:
         assert self.purse is not None
         purse, count = self.purse, len(batch)
         tokens = max(sum(item.tokens for item in batch), int(np.ceil(self._most[kind] * count)))
+        micro = max(self._price().micro(kind, count, tokens), self._dearest[kind] * count)
         self._pace.wait(1, count, tokens)
-        number = purse.reserve(Query(kind, count, tokens, self._price().micro(kind, count, tokens)))
+        number = purse.reserve(Query(kind, count, tokens, micro))
         response, trouble, status = self._send(body, same)
         if response is None:
             purse.settle(number, status, note=trouble)
@@ -276,6 +312,8 @@ class RemoteTeacher:
             purse.settle(number, "lost", note="not an answer in JSON")
             raise _TryAgain("an answer that isn't JSON") from None
         said, micro = str(answer.get("model") or ""), self._wire.micro(answer)
+        note = self.doubt if micro is None else ""
+        self._dearest[kind] = max(self._dearest[kind], -(-(micro or 0) // count))
         if tokens is not None:
             micro = self._price().micro(kind, count, tokens) if micro is None else micro
             self._most[kind] = max(self._most[kind], tokens / count)
@@ -294,7 +332,7 @@ class RemoteTeacher:
         self._answered.add(kind)
 
         def settle() -> None:
-            purse.settle(number, "answered", tokens=tokens, micro=micro, model=said)
+            purse.settle(number, "answered", tokens=tokens, micro=micro, model=said, note=note)
 
         return Answered(tuple(item.position for item in batch), vectors, settle)
 
@@ -324,28 +362,36 @@ class RemoteTeacher:
         headers = {"Content-Type": "application/json", "Idempotency-Key": same}
         try:
             return self._connected().post(self._url + self._wire.path, content=body, headers=headers), "", "answered"
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
+        except (
+            httpx2.ConnectError,
+            httpx2.ConnectTimeout,
+            httpx2.PoolTimeout,
+            httpx2.InvalidURL,
+            httpx2.UnsupportedProtocol,
+        ) as error:
             return None, f"no connection ({type(error).__name__})", "rejected"
-        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+        except httpx2.RequestError as error:
             return None, f"the connection broke ({type(error).__name__})", "lost"
 
     def _failure(self, response: httpx2.Response) -> tuple[Exception, Status]:
         """Return what a status other than 200 means, and whether it may have been billed."""
-        status, words = response.status_code, self._clean(_words(response))
-        after = _retry_after(response)
-        broke = any(sign in words.lower() for sign in _OUT_OF_MONEY)
-        if status in (402, 403, 429) and broke:
+        status, words = response.status_code, self._clean(words_of(response))
+        after = retry_after(response)
+        signs = _OUT_OF_MONEY if status == 429 else (*_OUT_OF_MONEY, *_OF_MONEY)
+        if status == 402 or (status in (403, 429) and any(sign in words.lower() for sign in signs)):
             return TeacherError(f"{self.name}: the vendor says that the money or quota is used up: {words}"), "rejected"
-        if status in (429, 503):
+        busy = status in (429, 503)
+        if busy or status >= 500 or status in (408, 425, 499):
+            outcome: Status = "rejected" if busy else "lost"
             if after is not None and after > PATIENCE:
                 wait = f"the vendor wants to be left alone for {after / 60:.0f} minutes"
-                return TeacherError(f"{self.name}: {status}, {wait}; all answers are kept: {words}"), "rejected"
-            self._pace.hold(after or 0.0)
-            return _TryAgain(f"{status}, too fast or too busy", after), "rejected"
+                return TeacherError(f"{self.name}: {status}, {wait}; all answers are kept: {words}"), outcome
+            if busy:
+                self._pace.hold(after or 0.0)
+                words = f"too fast or too busy: {words}"
+            return _TryAgain(f"{status}, {words}", after), outcome
         if status in (400, 413, 422):
             return _Rejected(f"{status} {words} {self._wire.hint}".strip()), "rejected"
-        if status >= 500 or status in (408, 425, 499):
-            return _TryAgain(f"{status} {words[:80]}", after), "lost"
         if status in (401, 403):
             return TeacherError(
                 f"{self.name}: {status}, the key in {self._wire.key} isn't accepted: {words}"
@@ -361,15 +407,24 @@ class RemoteTeacher:
         if not self._wire.prices or self._told:
             return
         self._told = True
+        said = ""
         try:
-            listed = self._connected().get(f"{self._url}/models", timeout=CONNECT).json()["data"]
+            response = self._connected().get(f"{self._url}/models", timeout=CONNECT)
+            said = "" if response.status_code == 200 else str(response.status_code)
+            listed = [] if said else response.json()["data"]
             about = next(item for item in listed if item["id"] == self._model)
             price = {kind: int(about["price_micro"][kind]) / MICRO for kind in ("image", "text")}
             dim = int(about["dim"])
-        except (httpx2.HTTPError, ValueError, KeyError, TypeError, StopIteration):
-            return
-        self.terms = self.terms.model_copy(update={"price": Price(**price), "unverified": ""})
-        self._dim = self._dim or dim
+        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+            said = type(error).__name__
+        except (ValueError, KeyError, TypeError, StopIteration):
+            pass
+        else:
+            self.terms = self.terms.model_copy(update={"price": Price(**price), "unverified": ""})
+            self._dim = self._dim or dim
+        if said and self.terms.unverified:
+            doubt = f"{self.terms.unverified}; asked for its prices it said {said}"
+            self.terms = self.terms.model_copy(update={"unverified": doubt})
 
     def _price(self) -> Price:
         if self.terms.price is None:
@@ -434,38 +489,6 @@ def _again(error: Exception) -> bool | float:
     if not isinstance(error, _TryAgain):
         return False
     return True if error.after is None else error.after
-
-
-def _words(response: httpx2.Response) -> str:
-    """Return what a vendor says of an error: OpenAI's, Cohere's or FastAPI's form, else the start of the body."""
-    try:
-        said = json.loads(response.content)
-    except ValueError:
-        return response.text[:WORDS]
-    if not isinstance(said, dict):
-        return str(said)
-    error = said.get("error", said)
-    if isinstance(error, dict):
-        return " ".join(str(error[name]) for name in ("code", "message", "detail") if error.get(name)) or str(error)
-    return str(error)
-
-
-def _retry_after(response: httpx2.Response) -> float | None:
-    """Return the seconds that the vendor wants to be left alone, by whichever header it says so."""
-    headers = response.headers
-    try:
-        if "retry-after-ms" in headers:
-            return max(0.0, float(headers["retry-after-ms"]) / 1000)
-        if "retry-after" in headers:
-            value = headers["retry-after"]
-            if value.strip().replace(".", "", 1).isdigit():
-                return float(value)
-            return max(0.0, parsedate_to_datetime(value).timestamp() - time())
-        if "x-ratelimit-reset" in headers:
-            return max(0.0, float(headers["x-ratelimit-reset"]) - time())
-    except (ValueError, TypeError):
-        return None
-    return None
 
 
 def _fingerprint(name: str, url: str, model: str, dimensions: int | None, terms: Terms) -> str:

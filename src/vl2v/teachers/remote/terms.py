@@ -49,7 +49,7 @@ class Terms(_Table):
     image_bytes: int = Field(ge=1000)
     request_bytes: int = Field(ge=1000)
     image_pixels: int = Field(ge=1)
-    tokens_a_request: int | None = None
+    tokens_a_request: int | None = Field(default=None, ge=1)
     requests_a_minute: int | None = Field(default=None, ge=1)
     items_a_minute: int | None = Field(default=None, ge=1)
     tokens_a_minute: int | None = Field(default=None, ge=1)
@@ -75,8 +75,15 @@ class Terms(_Table):
         return math.ceil(min(max(width * height, least), most) / self.pixels_a_token)
 
     def items(self, kind: Kind) -> int:
-        """Return how many items a request may have."""
-        return self.images_a_request if kind == "image" else self.texts_a_request
+        """Return how many items a request may have; no more pictures than a minute may."""
+        if kind == "text":
+            return self.texts_a_request
+        return min(self.images_a_request, self.items_a_minute or self.images_a_request)
+
+    @property
+    def most_tokens(self) -> float:
+        """How many tokens a request may have; no more than a minute may."""
+        return min(self.tokens_a_request or math.inf, self.tokens_a_minute or math.inf)
 
 
 def find_terms(kind: str, model: str, url: str | None) -> Terms:
@@ -96,7 +103,8 @@ def find_terms(kind: str, model: str, url: str | None) -> Terms:
     own = read_toml(file) if named or file.is_file() else {}
     vendor: dict[str, Any] = merge(shipped, own)[kind]
     about = _of_model(vendor.pop("models", {}), model, url)
-    if "price" in _of_model(own.get(kind, {}).get("models", {}), model, url):
+    mine = own.get(kind, {})
+    if "price" in _of_model(mine.get("models", {}), model, url) or ("price" in mine and "price" not in about):
         about = {**about, "unverified": ""}
     try:
         return Terms.model_validate({**vendor, **about})

@@ -1,0 +1,65 @@
+"""What a vendor's answer other than 200 says: its words, and how long it wants to be left alone."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from email.utils import parsedate_to_datetime
+from time import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import httpx2
+
+WORDS = 300  # of a vendor's own words, characters that are shown
+RESET = "x-ratelimit-reset"
+
+
+def words_of(response: httpx2.Response) -> str:
+    """Return what a vendor says of an error: OpenAI's, Cohere's or FastAPI's form, else the start of the body."""
+    try:
+        said = json.loads(response.content)
+    except ValueError:
+        return response.text[:WORDS]
+    if not isinstance(said, dict):
+        return str(said)
+    error = said.get("error", said)
+    if isinstance(error, dict):
+        return " ".join(str(error[name]) for name in ("code", "message", "detail") if error.get(name)) or str(error)
+    return str(error)
+
+
+def retry_after(response: httpx2.Response) -> float | None:
+    """Return the seconds that the vendor wants to be left alone, by whichever header it says so."""
+    for header, read in _WAITS.items():
+        if header == RESET and response.status_code != 429:
+            continue  # many send it with every answer
+        try:
+            seconds = read(response.headers[header])
+        except (KeyError, ValueError, TypeError):
+            continue
+        if 0 < seconds < math.inf:  # with nothing to wait, all attempts would be over at once
+            return seconds
+    return None
+
+
+def _moment(value: str) -> float:
+    """Return the seconds until a Unix time, in seconds or milliseconds; what is too small for one is seconds."""
+    number = float(value)
+    number = number / 1000 if number > 1e11 else number
+    return number - time() if number > 1e9 else number
+
+
+def _delay(value: str) -> float:
+    """Return the seconds of Retry-After: a number, or a date."""
+    if value.strip().replace(".", "", 1).isdigit():
+        return float(value)
+    return parsedate_to_datetime(value).timestamp() - time()
+
+
+_WAITS: dict[str, Callable[[str], float]] = {
+    "retry-after-ms": lambda value: float(value) / 1000,
+    "retry-after": _delay,
+    RESET: _moment,
+}
