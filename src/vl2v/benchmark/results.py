@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -17,6 +16,7 @@ from vl2v.benchmark.jobs import ZERO_SHOT, Cell, Job, Selection
 from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import ConfigError, RunError
 from vl2v.evaluation.compare import Marks, target_weights
+from vl2v.runs.folder import read_json
 from vl2v.runs.predictions import Predictions
 
 
@@ -262,9 +262,9 @@ def leakage(found: Iterable[Result]) -> list[str]:
     """Return a line for each unseen domain of which source domains have pictures, too, as its runs noticed."""
     said: dict[tuple[str, str], list[str]] = {}
     for result in found:
-        place, file = (result.dataset, result.target), result.folder / "evaluation.json"
-        if result.method != ZERO_SHOT and place not in said and file.is_file():
-            told = json.loads(file.read_text(encoding="utf-8"))["notes"]
+        place = result.dataset, result.target
+        if result.method != ZERO_SHOT and place not in said:
+            told = read_json(result.folder / "evaluation.json", {"notes": []})["notes"]
             said[place] = [note for note in told if note.startswith("leakage")]
     return [f"{dataset} {target}: {note}" for (dataset, target), notes in said.items() for note in notes]
 

@@ -21,7 +21,7 @@ from vl2v.errors import ConfigError, RunError
 from vl2v.methods import find_method, method_of
 from vl2v.runs.cluster import Cluster
 from vl2v.runs.embed import embed
-from vl2v.runs.folder import write_text
+from vl2v.runs.folder import read_json, write_text
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 from vl2v.runs.teaching import has_tower
@@ -157,7 +157,7 @@ def _same_data(grid: Grid, out: Path) -> None:
         RunError: a dataset has changed.
     """
     file = out / "datasets.json"
-    known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    known: dict[str, Any] = read_json(file, {})
     found = {name: {"pictures": len(data), "listing": _listing(data)} for name, data in grid.datasets.items()}
     for name, dataset in grid.datasets.items():
         before = known.get(name, found[name])

@@ -16,7 +16,7 @@ from typing import Any
 from vl2v.benchmark.jobs import ZERO_SHOT, Job
 from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import RunError, VL2VError
-from vl2v.runs.folder import follow, write_text
+from vl2v.runs.folder import follow, read_json, write_text
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 
@@ -194,14 +194,12 @@ def main() -> None:
 
 def given_up(work: WorkList, job: Job, since: float) -> bool:
     """Return whether nothing is to be done for a job: it is done, or has failed since then (seconds, the epoch's)."""
-    file = work.place(job) / "failed.json"
-    failed = file.is_file() and float(json.loads(file.read_text(encoding="utf-8"))["at"]) >= since
-    return failed or work.done(job)
+    failed = read_json(work.place(job) / "failed.json")
+    return (failed is not None and float(failed["at"]) >= since) or work.done(job)
 
 
 def _spent(place: Path) -> float:
-    file = place / "spent.json"
-    return float(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else 0.0
+    return float(read_json(place / "spent.json", 0.0))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from vl2v.benchmark.jobs import ZERO_SHOT, Job, digest, slug
 from vl2v.data.corruptions import CORRUPTIONS
 from vl2v.errors import RunError, writing
-from vl2v.runs.folder import write_text
+from vl2v.runs.folder import read_json, write_text
 from vl2v.runs.predictions import FILE, has_predictions
 
 if TYPE_CHECKING:
@@ -38,8 +38,7 @@ class Corruptions:
 
     def measured(self, place: Path) -> dict[str, float]:
         """Return the accuracy (0 to 1) of a job's student under each corruption that it was measured on."""
-        file = self._file(place)
-        known = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        known = read_json(self._file(place), {})
         return {kind: known[kind] for kind in self.kinds if kind in known}
 
     def unmeasured(self, place: Path) -> list[str]:
@@ -129,14 +128,12 @@ class WorkList:
         return [job for job in asked if job.of_today]
 
     def _shown(self) -> dict[str, Any]:
-        file = self.folder / "shown.json"
-        told: dict[str, Any] = {"variant": "", "jobs": {}}
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else told
+        told: dict[str, Any] = read_json(self.folder / "shown.json", {"variant": "", "jobs": {}})
+        return told
 
     def tells(self) -> dict[str, Any]:
         """Return what decides, besides its name, whether a dataset's results may stand beside another folder's."""
-        file, variant = self.folder / "datasets.json", self._shown()["variant"]
-        datasets = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+        datasets, variant = read_json(self.folder / "datasets.json", {}), self._shown()["variant"]
         return {name: [listing, variant] for name, listing in datasets.items()}
 
     def place(self, job: Job) -> Path:
@@ -146,11 +143,8 @@ class WorkList:
     @cached_property
     def corruptions(self) -> Corruptions | None:
         """What students are measured on besides, as it was asked for last."""
-        file = self.folder / "corruptions.json"
-        if not file.is_file():
-            return None
-        told = json.loads(file.read_text(encoding="utf-8"))
-        return Corruptions(tuple(told["kinds"]), told["severity"])
+        told = read_json(self.folder / "corruptions.json")
+        return None if told is None else Corruptions(tuple(told["kinds"]), told["severity"])
 
     def ask_for(self, corruptions: Corruptions | None) -> None:
         """Have students measured on these corruptions, or on none."""
@@ -199,15 +193,12 @@ class WorkList:
 
     def failure(self, job: Job) -> str | None:
         """Return why the job failed when it was last tried; None if it didn't."""
-        file = self.place(job) / "failed.json"
-        if not file.is_file() or self.done(job):
-            return None
-        return str(json.loads(file.read_text(encoding="utf-8"))["error"])
+        failed = read_json(self.place(job) / "failed.json")
+        return None if failed is None or self.done(job) else str(failed["error"])
 
     def seconds(self, job: Job) -> float:
         """Return how long a finished job took."""
-        file = self.place(job) / "seconds.json"
-        return float(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else math.nan
+        return float(read_json(self.place(job) / "seconds.json", math.nan))
 
 
 def _torn(file: BinaryIO) -> bool:

@@ -5,7 +5,7 @@ from vl2v.data.augment import domainbed_augment, evaluation_view
 from vl2v.data.dataset import DomainDataset, Excluded
 from vl2v.data.decoding import PictureError, decode, picture_size
 from vl2v.data.layouts import open_dataset
-from vl2v.data.splits import Split, domainbed_split, leave_out, seed_hash
+from vl2v.data.splits import Split, domainbed_split, in_split, leave_out, seed_hash
 
 __all__ = [
     "Audit",
@@ -19,6 +19,7 @@ __all__ = [
     "domainbed_augment",
     "domainbed_split",
     "evaluation_view",
+    "in_split",
     "inspect",
     "leave_out",
     "open_dataset",

@@ -109,8 +109,7 @@ def _choose(dataset: DomainDataset, domains: Sequence[str], pictures: int | None
     """Return indices, sorted."""
     chosen = []
     for domain in domains or dataset.domains:
-        indices = dataset.indices(domain)
-        indices = indices[dataset.labels[indices] >= 0]
+        indices = dataset.labelled(domain)
         if pictures is not None:
             rng = np.random.default_rng(derive(seed, "corrupted pictures", domain))
             indices = rng.permutation(indices)[:pictures]

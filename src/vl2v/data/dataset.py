@@ -97,6 +97,10 @@ class DomainDataset:
         """Return the pictures of a domain."""
         return np.flatnonzero(self.domain_ids == self.domain_index(domain))
 
+    def labelled(self, domain: str) -> NDArray[np.int64]:
+        """Return the pictures of a domain that have a label."""
+        return np.flatnonzero((self.domain_ids == self.domain_index(domain)) & (self.labels >= 0))
+
     def subset(self, indices: Iterable[int] | NDArray[np.int64]) -> DomainDataset:
         """Return the dataset of some of the pictures; classes and domains keep their indices."""
         chosen = np.fromiter(indices, np.int64)

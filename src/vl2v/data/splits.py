@@ -45,6 +45,13 @@ def domainbed_split(count: int, fraction: float, seed: int) -> tuple[Indices, In
     return np.array(order[held_out:], np.int64), np.array(order[:held_out], np.int64)
 
 
+def in_split(dataset: DomainDataset, domain: str, fraction: float, trial_seed: int) -> Indices:
+    """Return the pictures of a target that DomainBed measures: all but the share that its oracle selects by."""
+    pictures = dataset.labelled(domain)
+    seed = seed_hash(trial_seed, dataset.domain_index(domain))
+    return np.sort(pictures[domainbed_split(len(pictures), fraction, seed)[0]])
+
+
 def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float = 0.2, trial_seed: int = 0) -> Split:
     """Split the source domains into training and validation; the target domains are kept apart whole.
 

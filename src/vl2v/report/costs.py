@@ -18,6 +18,7 @@ from vl2v.data import leave_out
 from vl2v.errors import DataError
 from vl2v.report.bench import Bench, Model
 from vl2v.report.charts import Chart, Series, axis, log_axis
+from vl2v.runs.folder import read_json
 from vl2v.runs.settings import resolve
 from vl2v.runs.sources import open_data
 
@@ -114,9 +115,8 @@ def _asked(job: Job, place: Path) -> float:
 
     NaN where that can't be told, since the pictures aren't at hand.
     """
-    chosen = place / "asked.json"
-    if chosen.is_file():
-        return len(json.loads(chosen.read_text(encoding="utf-8")))
+    if (chosen := read_json(place / "asked.json")) is not None:
+        return len(chosen)
     data = resolve(job.settings).data
     try:
         dataset = open_data(data)

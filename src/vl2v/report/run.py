@@ -29,6 +29,7 @@ from vl2v.report.page import duration, interval, lead, page, percent
 from vl2v.report.thumbnails import data_uri
 from vl2v.runs import Report, Run, read_bill
 from vl2v.runs.evaluate import STUDENT, TEACHER
+from vl2v.runs.folder import read_json
 from vl2v.runs.settings import without_places
 from vl2v.runs.sources import open_sources
 from vl2v.runs.teaching import anchor_prompts
@@ -191,8 +192,8 @@ def _questions(looked: Looked, method: Method, classes: Sequence[str], training:
     texts = len({text for group in groups for text in group})
     if method.asks == "texts":
         return f"{texts:,} texts"
-    chosen = folder / "asked.json"
-    pictures = len(json.loads(chosen.read_text(encoding="utf-8"))) if chosen.is_file() else training
+    chosen = read_json(folder / "asked.json")
+    pictures = training if chosen is None else len(chosen)
     views = f", {1 + config.teacher.views} views of each" if config.teacher.views else ""
     return f"{pictures:,} training pictures{views}, and {texts:,} texts"
 
@@ -211,11 +212,10 @@ def _notes(looked: Looked) -> Iterator[str]:
     known = {row.domain for row in looked.evaluation.of(TEACHER)}
     missing = [row.domain for row in looked.evaluation.of() if row.domain not in known]
     if missing and looked.classifier.about["teacher"]:
+        said = f"The teacher wasn't asked about all pictures of {', '.join(missing)}."
         folder = shlex.quote(looked.name)
-        yield (
-            f"The teacher wasn't asked about all pictures of {', '.join(missing)}. With this, the next report has it: "
-            f"vl2v embed --config {folder}/config.toml --set 'data.target=[]'"
-        )
+        how = f"With this, the next report has it: vl2v embed --config {folder}/config.toml --set 'data.target=[]'"
+        yield said if looked.run.config.teacher.select else f"{said} {how}"
 
 
 def _accuracy(looked: Looked) -> dict[str, Any]:

@@ -251,10 +251,9 @@ class Asking:
         images[chosen] = targets(self.store, self.teacher.fingerprint, self.audit, self.views, self.same(chosen))
         texts = self.texts()
         scale = self._scale(chosen, images[:, 0], texts)
-        ask = online(self.config.teacher, self.teacher) if asks_online(self.config) else None
         of_domains = [text_targets(self.store, self.teacher.fingerprint, prompts) for prompts in self.anchors]
         anchors = np.stack(of_domains, 1) if of_domains else None
-        return Answers(self.dataset.labels, images, texts, scale, ask, self.dataset.domain_ids, anchors)
+        return Answers(self.dataset.labels, images, texts, scale, domains=self.dataset.domain_ids, anchors=anchors)
 
     def texts(self) -> NDArray[np.float32]:
         """Return T [C, d]."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from vl2v.embeddings.select import balanced_order, k_center_order, random_order, uncertain_order
 from vl2v.runs.asking import Asking
 from vl2v.runs.features import Features, aligned
-from vl2v.runs.folder import write_text
+from vl2v.runs.folder import read_json, write_text
 from vl2v.runs.sources import Sources
 
 Indices = NDArray[np.int64]
@@ -48,7 +48,7 @@ def choose(asking: Asking, sources: Sources, features: Features, run: Path | Non
         if found is None:
             chosen = set(asking.contents(asking.same(_choose(asking, sources, features))))
         else:
-            chosen = set(json.loads(found.read_text(encoding="utf-8")))
+            chosen = set(read_json(found))
         for file in kept:
             if not file.is_file():
                 write_text(file, json.dumps(sorted(chosen)))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vl2v.config import DataConfig, PromptConfig, RunConfig
-from vl2v.data import Audit, DomainDataset, domainbed_split, leave_out, seed_hash
+from vl2v.data import Audit, DomainDataset, in_split, leave_out
 from vl2v.devices import best_device, keep_freed_memory
 from vl2v.embeddings import EmbeddingStore, image_key, text_key, text_targets
 from vl2v.embeddings.store import FILE_NAME
@@ -125,13 +125,12 @@ def classifier_logits(
 
 def measured(config: RunConfig, dataset: DomainDataset, domain: str, val: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the pictures of a domain that count: of a source domain those in `val`."""
-    pictures = dataset.indices(domain)
-    pictures = pictures[dataset.labels[pictures] >= 0]
+    pictures = dataset.labelled(domain)
     seen = np.intersect1d(pictures, val)
-    if len(seen) or not config.published.target_in_split:
-        return seen if len(seen) else pictures
-    seed = seed_hash(config.data.split_seed, dataset.domain_index(domain))
-    return np.sort(pictures[domainbed_split(len(pictures), config.data.holdout, seed)[0]])
+    if len(seen):
+        return seen
+    data = config.data
+    return in_split(dataset, domain, data.holdout, data.split_seed) if config.published.target_in_split else pictures
 
 
 def validation(config: DataConfig, dataset: DomainDataset, sources: Sequence[str]) -> NDArray[np.int64]:

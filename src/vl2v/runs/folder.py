@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vl2v.config import DataConfig, RunConfig, deciding, read_toml, validate
 from vl2v.embeddings import Refusal
@@ -163,6 +163,20 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def read_json(path: Path, otherwise: Any = None) -> Any:
+    """Return what a JSON file says; `otherwise` where there is none.
+
+    Raises:
+        RunError: it can't be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return otherwise
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: can't be read ({error}); delete it, and give the same command again") from None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from safetensors.numpy import save
 
 from vl2v.checksum import checksum
 from vl2v.config import DataConfig
-from vl2v.data import Audit, DomainDataset, domainbed_split, seed_hash
+from vl2v.data import Audit, DomainDataset, in_split
 from vl2v.errors import RunError
 from vl2v.runs.folder import write_bytes
 
@@ -70,9 +70,7 @@ class Predictions:
     ) -> None:
         """Add pictures of one domain (dataset indices [m]), labels [m], the student's logits [m, C] as they come."""
         domain = int(dataset.domain_ids[pictures[0]])
-        everything = dataset.indices(dataset.domains[domain])
-        everything = everything[dataset.labels[everything] >= 0]
-        train, _ = domainbed_split(len(everything), config.holdout, seed_hash(config.split_seed, domain))
+        inside = in_split(dataset, dataset.domains[domain], config.holdout, config.split_seed)
         probability, answer = (logits / temperature).softmax(-1).max(-1)
         unknown = np.full(len(pictures), -1)
         rows = {
@@ -83,7 +81,7 @@ class Predictions:
             "probability": probability.numpy().astype(np.float32),
             "uncalibrated": logits.softmax(-1).amax(-1).numpy().astype(np.float32),
             "teacher": unknown if teacher is None else teacher.argmax(-1).numpy(),
-            "in_split": np.isin(pictures, everything[train]),
+            "in_split": np.isin(pictures, inside),
         }
         for name, column in rows.items():
             self.columns.setdefault(name, []).append(column)

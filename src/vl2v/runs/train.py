@@ -179,7 +179,7 @@ def train(
                 nothing = np.zeros(0, np.int64)
                 chosen = nothing if method.asks == "texts" else choose(asking, sources, features, run.folder)
                 run.save_refused(asking.ask(chosen))
-                return replace(asking.answers(chosen), ask=None)
+                return asking.answers(chosen)
 
             answers = from_first(fabric, asked)
             if asks_online(config) and teacher is not None:

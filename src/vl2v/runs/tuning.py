@@ -17,7 +17,7 @@ from vl2v.evaluation.ridge import Taught, best_lambda, fitted, lambda_accuracies
 from vl2v.evaluation.softness import soft_temperature
 from vl2v.methods import Method
 from vl2v.runs.features import Features
-from vl2v.runs.folder import write_text
+from vl2v.runs.folder import read_json, write_text
 from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources
 from vl2v.students import Student
@@ -52,7 +52,7 @@ def settled(
     """
     file, wanted = run / "chosen.json", {"lambda": config.loss.lambda_, "temperature": config.loss.temperature}
     names = [name for name, value in wanted.items() if value == "auto" and method.depends_on(name)]
-    kept: dict[str, Any] = from_first(fabric, lambda: json.loads(file.read_text("utf-8")) if file.is_file() else {})
+    kept: dict[str, Any] = from_first(fabric, lambda: read_json(file, {}))
     missing = [name for name in names if name not in kept]
     if "lambda" in missing:
         kept |= _best_lambda(sources, answers, features, fabric)
