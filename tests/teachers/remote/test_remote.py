@@ -323,7 +323,7 @@ def test_nobody_waits_for_a_month(code, outcome, rent, vendor):
     ],
 )
 def test_how_long_a_vendor_wants_to_be_left_alone(headers, seconds, monkeypatch):
-    monkeypatch.setattr(client, "time", lambda: 1_800_000_000.0)
+    monkeypatch.setattr("vl2v.teachers.remote.failures.time", lambda: 1_800_000_000.0)
     assert retry_after(httpx2.Response(429, headers=headers)) == seconds
     every_answer_has_it = "x-ratelimit-reset" in headers and "retry-after" not in headers
     assert retry_after(httpx2.Response(500, headers=headers)) == (None if every_answer_has_it else seconds)
