@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from vl2v.cli.app import app
-from vl2v.config import RunConfig, StageConfig
+from vl2v.config import RunConfig, StageConfig, flat
 from vl2v.methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,7 +28,7 @@ SECTIONS = {
     "prompts": "How class names become texts. See [Texts](teachers.md#texts).",
     "teacher": "Who is asked, and about what. See [Teachers](teachers.md) and [Views](concepts.md#views).",
     "student": "The network that is trained and shipped.",
-    "loss": "Weights of the losses. See [Methods](methods.md).",
+    "loss": "Weights of the losses. See [Methods](methods.md); some have [their own defaults](#defaults-of-methods).",
     "train": "The loop that all methods share.",
     "published": "Oddities of the authors' code. See [As published](methods.md#as-published).",
 }
@@ -59,12 +59,14 @@ def commands(command: Any, words: str) -> list[tuple[str, Any]]:
 
 
 def name(parameter: Any) -> str:
-    """Return how a parameter is written, and its default."""
-    if parameter.param_type_name == "argument":
-        return f"`{parameter.name.upper()}`"
+    """Return how a parameter is written, and its default, or that it has to be given."""
+    if _is_argument(parameter):
+        return f"`{_argument(parameter)}`"
+    written = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
     default = parameter.default
-    said = f" (default `{default}`)" if isinstance(default, str | Path) else ""
-    return f"`{parameter.opts[0]}`{said}"
+    if parameter.required:
+        return f"{written} (required)"
+    return written if default is None or default is False or default == [] else f"{written} (default `{default}`)"
 
 
 def settings_page() -> str:
@@ -81,13 +83,20 @@ def settings_page() -> str:
         lines += table(("setting", "default", "what"), settings(model, section))
     lines += ["## stages", "", "One table for each stage of the method, for example `[stages.distill]`.", ""]
     lines += table(("setting", "default", "what"), settings(StageConfig, "stages.STAGE"))
-    lines += ["What is not in this table is as above:", ""]
+    lines += ["What is not in this table is as in the one above:", ""]
     rows = [
         (f"`{method}`", f"`{stage}`", ", ".join(f"{key} {value}" for key, value in given.items()))
         for method, entry in METHODS.items()
         for stage, given in entry.stages.items()
     ]
-    return "\n".join([*lines, *table(("method", "stage", "defaults"), rows)])
+    lines += table(("method", "stage", "defaults"), rows)
+    lines += ["## Defaults of methods", "", "These methods have other defaults than those above:", ""]
+    own = [
+        (f"`{method}`", f"`{key}`", _shown(value))
+        for method, entry in METHODS.items()
+        for key, value in flat(entry.defaults).items()
+    ]
+    return "\n".join([*lines, *table(("method", "setting", "default"), own)])
 
 
 def settings(model: type[BaseModel], section: str) -> Iterator[tuple[str, str, str]]:
@@ -110,9 +119,18 @@ def table(head: tuple[str, ...], rows: Any) -> list[str]:
 
 
 def _usage(words: str, command: Any) -> list[str]:
-    arguments = [p for p in command.params if p.param_type_name == "argument"]
-    written = [p.name.upper() + ("..." if p.nargs == -1 else "") for p in arguments]
-    return ["```", " ".join([words, *written, "[OPTIONS]"]), "```", ""]
+    arguments = [_argument(p) + ("..." if p.nargs == -1 else "") for p in command.params if _is_argument(p)]
+    return ["```", " ".join([words, *arguments, "[OPTIONS]"]), "```", ""]
+
+
+def _is_argument(parameter: Any) -> bool:
+    return str(parameter.param_type_name) == "argument"
+
+
+def _argument(parameter: Any) -> str:
+    """Return an argument's name, in brackets if it may be left out."""
+    written = str(parameter.name.upper())
+    return written if parameter.required else f"[{written}]"
 
 
 def _parameters(command: Any) -> list[Any]:
