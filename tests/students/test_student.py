@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from vl2v.students import BackboneSpec, Classifier, Student, as_logits, new_projector
+from vl2v.students import BackboneSpec, Student, new_projector
 
 
 class Mean(nn.Module):
@@ -30,6 +30,4 @@ def test_inputs_come_from_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
     pixels, features = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.zeros(2, 3)
     elsewhere = student().to("meta")  # computes no values, and mixes with no other device
     for x in (pixels, features):
-        out = elsewhere(x)
-        assert out.device.type == "meta" and as_logits(out, torch.zeros(7, 5), 1.0).shape == (2, 7)
-    assert Classifier(student(), [*"abcdefg"], torch.zeros(7, 5)).logits(pixels).device.type == "cpu"
+        assert elsewhere(x).device.type == "meta"

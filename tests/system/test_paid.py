@@ -9,13 +9,14 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import stamina
 import tomli_w
 
 from little import quick_settings
 from typed import Said, typed
-from vendor.rented import running
+from vendor.rented import row, running
 from vl2v.embeddings import EmbeddingStore
 from vl2v.runs.embed import embed
 
@@ -88,21 +89,31 @@ def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> Non
     assert "answered" in table and "in all: 0.00164 USD" in table
 
 
+@pytest.mark.parametrize("changed", [False, True])
 def test_what_the_common_store_knows_is_not_bought_again(
-    command, vendor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    changed: bool, command, vendor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command("embed", "--budget", "0.01").returncode == 0
     bought = vendor.meter.sold("client")
     monkeypatch.setattr("vl2v.runs.asking.default_store", lambda: tmp_path / "store")
     monkeypatch.setenv("VL2V_API_KEY", vendor.key)
+    if changed:  # another model under the same name
+        monkeypatch.setattr(vendor.teacher, "rows", lambda all_: np.stack([row(b"new" + content) for content in all_]))
     settings = tomllib.loads((tmp_path / "config.toml").read_text())
     said: list[str] = []
     report = lambda what, done, total, words: said.append(what)  # noqa: E731
-    asked = embed(settings, store=tmp_path / "another", budget=0.01, report=report)
-    assert vendor.meter.sold("client") == bought and not asked.refused
-    assert f"taken over from {tmp_path / 'store'}: 77 answers of" in next(what for what in said if "taken" in what)
+    embed(settings, store=tmp_path / "another", budget=0.01, report=report)
     with EmbeddingStore(tmp_path / "store") as one, EmbeddingStore(tmp_path / "another") as other:
-        assert one.questions() == other.questions()
+        (teacher,) = other.teachers()
+        taken = {question.asked_at for question in one.questions()} & {q.asked_at for q in other.questions()}
+        assert len(taken) == (0 if changed else len(one.questions()))
+    told = next(what for what in said if "taken over" in what)
+    if changed:
+        assert told.startswith("nothing is taken over") and "of another model" in told
+        assert vendor.meter.sold("client") > 2 * bought - 4
+    else:
+        assert told == f"taken over from {tmp_path / 'store'}: 75 answers of {teacher.name}"
+        assert vendor.meter.sold("client") == bought + 2  # whether it answers as before
 
 
 def test_an_interrupted_embedding_is_gone_on_with_by_a_run(command, vendor, tmp_path: Path) -> None:

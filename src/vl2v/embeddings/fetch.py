@@ -107,7 +107,7 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *
     rented = as_rented(teacher)
     if missing and rented is not None:
         if not checked:
-            _same_model(store, rented)
+            same_model(store, rented)
         _buy_texts(store, rented, missing, lambda count: None)
     elif missing:
         vectors = _checked(teacher, teacher.embed_texts(missing), len(missing))
@@ -135,7 +135,7 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
         rented = as_rented(teacher)
         if rented is not None:
             if not checked:
-                _same_model(store, rented)
+                same_model(store, rented)
             for refused in _kept(store, rented, "image", [key], iter([image]), lambda count: None):
                 raise TeacherError(f"{teacher.name}: won't take the picture: {refused.reason}")
         else:
@@ -147,7 +147,7 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
 
 def _buy(plan: Plan, store: EmbeddingStore, teacher: Rented, report: Callable[[int, int], None]) -> list[Refusal]:
     """Ask a rented teacher, several requests in flight; every answer is kept first and paid for then."""
-    _same_model(store, teacher)
+    same_model(store, teacher)
     done = 0
 
     def tell(count: int) -> None:
@@ -197,7 +197,7 @@ def _kept(
         tell(len(answer.positions))
 
 
-def _same_model(store: EmbeddingStore, teacher: Rented) -> None:
+def same_model(store: EmbeddingStore, teacher: Rented) -> None:
     """Ask one known text and picture again; a vendor can change a model under its name.
 
     Nothing is kept of a new teacher before both are answered in one dimension: a single wrong answer decides nothing.

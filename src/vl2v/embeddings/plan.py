@@ -56,11 +56,15 @@ class Plan:
         """How many questions are still to be asked: pictures' views and texts."""
         return len(self.to_ask) + len(self.texts_to_ask)
 
+    @property
+    def keys(self) -> list[bytes]:
+        """Of the questions about pictures that are still to be asked."""
+        names = self.views.names
+        return [image_key(self.sha256[index], names[view]) for index, view in self.to_ask]
+
     def left(self, store: EmbeddingStore, teacher: TeacherFacts) -> Plan:
         """Return the plan without the questions about pictures that a store has answers to by now."""
-        names = self.views.names
-        keys = [image_key(self.sha256[index], names[view]) for index, view in self.to_ask]
-        return replace(self, to_ask=tuple(self.to_ask[i] for i in _missing(store, teacher, keys)))
+        return replace(self, to_ask=tuple(self.to_ask[i] for i in _missing(store, teacher, self.keys)))
 
     def summary(self) -> str:
         """Return two lines for people: the pictures, and the texts."""

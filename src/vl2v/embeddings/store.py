@@ -392,7 +392,8 @@ class EmbeddingStore:
                 asked[question] = row.lastrowid or 0
             own_question[theirs] = asked[question]
         new = 0
-        for rows in other._answered(teacher.fingerprint):
+        for found in other._answered(teacher.fingerprint):
+            rows = [(key, question) for key, question in found if question in own_question]  # others are newer
             keys = [key for key, _ in rows]
             vectors, there = other.get_half(teacher.fingerprint, keys), self.known(teacher.fingerprint, keys)
             self._agree(other, teacher, [keys[i] for i in np.flatnonzero(there)], vectors[there])

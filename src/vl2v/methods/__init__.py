@@ -17,7 +17,7 @@ def zero_shot(loss: LossConfig) -> Method:
     return Method("zero-shot", "text", ())
 
 
-LOOP = 1  # raised when what all methods share trains or measures differently: batches, augmentation, averaging
+LOOP = 2  # raised when what all methods share trains or measures differently: batches, augmentation, averaging
 
 
 class Entry(NamedTuple):

@@ -28,8 +28,10 @@ from vl2v.embeddings import (
     money,
     plan,
     targets,
+    text_key,
     text_targets,
 )
+from vl2v.embeddings.fetch import same_model
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import ConfigError, StoreError, TeacherError
 from vl2v.methods import method_of
@@ -37,7 +39,7 @@ from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources, audit_cache
 from vl2v.runs.teaching import anchor_prompts, default_store, online
 from vl2v.teachers import Teacher, prompts_for
-from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, MICRO, Forecast, as_rented
+from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, MICRO, Forecast, Rented, as_rented
 
 if TYPE_CHECKING:
     from vl2v.runs.cluster import Cluster
@@ -66,22 +68,32 @@ def buying(store: EmbeddingStore, teacher: Teacher, report: Report) -> Iterator[
         lock.release()
 
 
-def take_over(store: EmbeddingStore, teacher: Teacher, report: Report) -> None:
+def take_over(questions: Plan, store: EmbeddingStore, teacher: Rented, report: Report) -> None:
     """Copy what the common store knows of a teacher into another store, so that it isn't bought again.
 
-    The bill stays where it was paid.
+    The bill stays where it was paid. Nothing is taken over if the teacher answers differently by now.
+
+    Args:
+        questions: that are to be asked; where the common store knows none of the answers, nothing is copied.
+        store: gets the answers.
+        teacher: has its purse.
+        report: told what was taken over.
     """
     common = default_store()
     if not (common / FILE_NAME).is_file() or common.resolve() == store.path.resolve():
         return
-    try:
-        with EmbeddingStore(common, read_only=True) as theirs, store.absorbing(theirs, teacher.fingerprint) as new:
-            pass
-    except StoreError as error:
-        report(f"nothing is taken over from {common}: {error}", 1, 1, "")
-        return
-    if new:
-        report(f"taken over from {common}: {new:,} answers of {teacher.name}", 1, 1, "")
+    with EmbeddingStore(common, read_only=True) as theirs:
+        wanted = [*questions.keys, *map(text_key, questions.texts_to_ask)]
+        if not theirs.known(teacher.fingerprint, wanted).any():
+            return
+        same_model(store, teacher)  # its first answers there: those of the common store have to agree
+        try:
+            with store.absorbing(theirs, teacher.fingerprint) as new:
+                pass
+        except StoreError as error:
+            report(f"nothing is taken over from {common}: {error}", 1, 1, "")
+            return
+    report(f"taken over from {common}: {new:,} answers of {teacher.name}", 1, 1, "")
 
 
 @contextmanager
@@ -188,7 +200,8 @@ class Asking:
         if self.account is None or not questions.questions:
             return self._ask(questions)
         with buying(self.store, self.teacher, self.report):
-            take_over(self.store, self.teacher, self.report)
+            if (rented := as_rented(self.teacher)) is not None:
+                take_over(self.plan(pictures), self.store, rented, self.report)
             return self._ask(self.plan(pictures))  # what another process has bought meanwhile is known now
 
     def _ask(self, questions: Plan) -> list[Refusal]:

@@ -227,7 +227,8 @@ def _student_answers(config: RunConfig, drawn: Sample, report: Report) -> dict[b
         backbone, spec = new_backbone(config)
     except StudentError as error:
         return str(error)
-    student = Student(backbone, nn.Identity(), spec)
-    features = Features(student, drawn.dataset, new_fabric(config.train), config.data.workers, report)
+    fabric = new_fabric(config.train)
+    student = Student(backbone, nn.Identity(), spec).to(fabric.device)
+    features = Features(student, drawn.dataset, fabric, config.data.workers, report)
     found = probe(features.of(np.arange(len(drawn.dataset))).numpy(), drawn.dataset.labels, drawn.groups)
     return dict(zip(drawn.audit.sha256, found.tolist(), strict=True))

@@ -121,5 +121,6 @@ def free_features(config: RunConfig, sources: Sources, report: Report) -> Featur
     from vl2v.training import new_fabric
 
     backbone, spec = new_backbone(config)
-    student = Student(backbone, nn.Identity(), spec)
-    return Features(student, sources.dataset, new_fabric(config.train), config.data.workers, report)
+    fabric = new_fabric(config.train)
+    student = Student(backbone, nn.Identity(), spec).to(fabric.device)
+    return Features(student, sources.dataset, fabric, config.data.workers, report)

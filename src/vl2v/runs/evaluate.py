@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -21,10 +22,10 @@ from vl2v.runs.folder import Run
 from vl2v.runs.moved import have_changed, same_pictures
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report, silent
-from vl2v.runs.sources import Sources, open_data, open_sources, usable
+from vl2v.runs.sources import open_data, open_sources, usable
 from vl2v.runs.teaching import default_store
 from vl2v.runs.use import load
-from vl2v.students import Classifier, is_on_hub
+from vl2v.students import Classifier, Student, is_on_hub
 from vl2v.teachers import prompts_for
 from vl2v.training import clean_pixels
 
@@ -69,36 +70,47 @@ def evaluate_run(
     own = run is not None and (data is None or _is_own(run, config, store, report))
     if not own:
         config = RunConfig(data=DataConfig(path=config.data.path, workers=config.data.workers), train=config.train)
-    classifier.student.to("cpu" if config.train.accelerator == "cpu" else best_device())
     dataset = open_data(config.data)
     _check_classes(dataset, classifier)
     dataset, found = usable(dataset, store, report)
-    sources = classifier.about["sources"] if own else []
+    sources = [name for name in classifier.about["sources"] if own and name in dataset.domains]
     val = validation(config.data, dataset, sources)
     rows: list[Row] = []
     kept = Predictions.nothing(classifier.classes, dataset.domains, content(dataset, found))
     wanted = [domain for domain in dataset.domains if not domains or domain in domains]
-    for number, domain in enumerate(wanted):
-        pictures = measured(config, dataset, domain, val)
-        report("evaluating", number, len(wanted), domain)
-        if not len(pictures):
-            continue
-        role: Role = "seen" if domain in sources else "unseen"
-        labels = _labels(dataset, pictures, classifier)
-        logits = classifier_logits(classifier, dataset, pictures, config.data.workers)
-        rows.append(Row(STUDENT, domain, role, measure(logits / classifier.temperature, labels, classifier.threshold)))
-        teacher = zero_shot_logits(classifier, found, pictures, store)
-        if teacher is not None:
-            rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
-        kept.add(dataset, pictures, labels, logits, classifier.temperature, teacher, config.data)
+    with _at_its_quickest(classifier.student, config):
+        for number, domain in enumerate(wanted):
+            pictures = measured(config, dataset, domain, val)
+            report("evaluating", number, len(wanted), domain)
+            if not len(pictures):
+                continue
+            role: Role = "seen" if domain in sources else "unseen"
+            labels = _labels(dataset, pictures, classifier)
+            logits = classifier_logits(classifier, dataset, pictures, config.data.workers)
+            rows.append(
+                Row(STUDENT, domain, role, measure(logits / classifier.temperature, labels, classifier.threshold))
+            )
+            teacher = zero_shot_logits(classifier, found, pictures, store)
+            if teacher is not None:
+                rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
+            kept.add(dataset, pictures, labels, logits, classifier.temperature, teacher, config.data)
     report("evaluating", len(wanted), len(wanted), "")
     if keep and own and run is not None:
         kept.save(run.folder)
     notes = _namesakes(wanted, classifier)
     if own and run is not None:
-        learnt = open_sources(config, store, report)
-        notes = [*_leakage(dataset, found, sources, learnt), *_changed(run, learnt)]
+        notes = _of_sources(run, config, dataset, found, store, report)
     return Evaluation(tuple(rows), (*notes, *_left_out(dataset)), tuple(classifier.classes))
+
+
+@contextmanager
+def _at_its_quickest(student: Student, config: RunConfig) -> Iterator[None]:
+    """Let a student compute on the GPU, if there is one, while the block lasts."""
+    student.to("cpu" if config.train.accelerator == "cpu" else best_device())
+    try:
+        yield
+    finally:
+        student.to("cpu")
 
 
 def _at(data: DataConfig, path: Path) -> DataConfig:
@@ -172,24 +184,36 @@ def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
         )
 
 
-def _leakage(dataset: DomainDataset, found: Audit, sources: Sequence[str], learnt: Sources) -> list[str]:
-    """Return a line if pictures of unseen domains are among the sources, or the unlabelled ones, as well."""
-    pictures, names = learnt.dataset, learnt.dataset.domains
-    ours = [
-        label < 0 or names[domain] in sources
-        for label, domain in zip(pictures.labels, pictures.domain_ids, strict=True)
-    ]
-    seen = {digest for digest, one in zip(learnt.audit.sha256, ours, strict=True) if one}
-    unseen = [dataset.domains[domain] not in sources for domain in dataset.domain_ids]
-    count = sum(one and digest in seen for digest, one in zip(found.sha256, unseen, strict=True))
-    return [f"leakage: {count} pictures of unseen domains are in source domains, too"] if count else []
+def _of_sources(
+    run: Run, config: RunConfig, dataset: DomainDataset, found: Audit, store: Path, report: Report
+) -> list[str]:
+    """Return what there is to be said about the pictures that a run learnt from: leakage, and whether they are others.
 
-
-def _changed(run: Run, learnt: Sources) -> list[str]:
-    """Return a line if the validation pictures can't be told any more from those that were learnt from."""
-    if not have_changed(run, learnt):
-        return []
-    return ["pictures have changed since the run: some that count as seen may be pictures that it was trained on"]
+    Args:
+        run: the run.
+        config: its settings, with the path of now.
+        dataset: all its pictures.
+        found: of them.
+        store: keeps what is known of files.
+        report: told how far it is.
+    """
+    try:
+        learnt = open_sources(config, store, report)
+    except DataError as error:
+        return [f"leakage, and whether pictures have changed since the run, can't be told: {error}"]
+    names = run.classifier.about["sources"]
+    pictures = zip(learnt.dataset.labels, learnt.dataset.domain_ids, learnt.audit.sha256, strict=True)
+    seen = {digest for label, domain, digest in pictures if label < 0 or learnt.dataset.domains[domain] in names}
+    measured = zip(dataset.labels, dataset.domain_ids, found.sha256, strict=True)
+    count = sum(
+        label >= 0 and dataset.domains[domain] not in names and digest in seen for label, domain, digest in measured
+    )
+    notes = [f"leakage: {count} pictures of unseen domains are among those to learn from, too"] if count else []
+    if have_changed(run, learnt):
+        notes.append(
+            "pictures have changed since the run: some that count as seen may be pictures that it was trained on"
+        )
+    return notes
 
 
 def _namesakes(domains: Collection[str], classifier: Classifier) -> list[str]:

@@ -24,7 +24,8 @@ def keep_pictures(run: Run, sources: Sources) -> None:
                 f"{run.folder}: pictures in {sources.dataset.root} have changed since this run began to learn from "
                 "them, or some can't be read now; put them back, or delete the folder to begin again"
             )
-        (run.folder / "chosen.json").unlink(missing_ok=True)  # by the pictures of then
+        for made in ("asked.json", "chosen.json"):  # by the pictures of then
+            (run.folder / made).unlink(missing_ok=True)
     write_text(run.folder / PICTURES, content(sources.dataset, sources.audit))
 
 

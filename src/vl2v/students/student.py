@@ -42,7 +42,7 @@ class Student(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return F(x) [n, p] of uint8 pixels [n, s, s, 3] (0 to 255)."""
-        x = pixels.permute(0, 3, 1, 2).to(self.mean)  # stays channels-last in memory
+        x = pixels.to(self.mean.device).permute(0, 3, 1, 2).to(self.mean.dtype)  # stays channels-last in memory
         features: Tensor = self.backbone((x - self.mean) / self.std)
         return features.float()
 

@@ -406,10 +406,10 @@ class RemoteTeacher:
 
         if not self._wire.prices or self._told:
             return
-        self._told = True
         said = ""
         try:
             response = self._connected().get(f"{self._url}/models", timeout=CONNECT)
+            self._told = True
             said = "" if response.status_code == 200 else str(response.status_code)
             listed = [] if said else response.json()["data"]
             about = next(item for item in listed if item["id"] == self._model)
@@ -423,7 +423,8 @@ class RemoteTeacher:
             self.terms = self.terms.model_copy(update={"price": Price(**price), "unverified": ""})
             self._dim = self._dim or dim
         if said and self.terms.unverified:
-            doubt = f"{self.terms.unverified}; asked for its prices it said {said}"
+            known, _, _ = self.terms.unverified.partition("; asked")
+            doubt = f"{known}; asked for its prices it said {said}"
             self.terms = self.terms.model_copy(update={"unverified": doubt})
 
     def _price(self) -> Price:
