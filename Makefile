@@ -1,7 +1,7 @@
 # make demo: the main job on the embedded sample; make test: all tests. Both set up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
-PARALLEL := --numprocesses auto --dist loadfile --max-worker-restart 0
+PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .PHONY: demo test check docs lock clean

@@ -19,6 +19,59 @@ from little import CLASSES, DOMAINS, draw, quick_settings, record
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
+TOGETHER = ("tests/report/", "tests/serving/")  # folders whose files share what takes long to make
+FIRST = (
+    "tests/test_tutorials.py",
+    "tests/benchmark/test_benchmark.py",
+    "tests/runs/test_methods.py",
+    "tests/serving/",
+    "tests/report/",
+    "tests/benchmark/test_odd_data.py",
+    "tests/runs/test_cluster.py",
+    "tests/runs/test_asking_less.py",
+    "tests/system/test_faults.py",
+    "tests/system/test_kill.py",
+    "tests/system/test_paid.py",
+)  # of what takes long, so that no process is left with it in the end
+
+
+def whole(nodeid: str) -> str:
+    """Return what one process does as a whole: a test's file, or its folder."""
+    file = nodeid.partition("::")[0]
+    return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where there are several processes, let what takes long come first."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        places = {name: place for place, name in enumerate(FIRST)}
+        items.sort(key=lambda item: places.get(whole(item.nodeid), len(FIRST)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Return what gives out wholes. (`--dist loadgroup` gives out single tests: xdist 3.8 marks groups in names that
+    pytest 9.2 doesn't read.)
+    """
+    from xdist.scheduler import LoadFileScheduling
+
+    class Wholes(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return whole(nodeid)
+
+    return Wholes(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def new_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep out what the user of this machine has in caches and settings; all processes share the new ones."""
+    base = tmp_path_factory.getbasetemp()
+    home = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "home"
+    with pytest.MonkeyPatch.context() as patch:
+        for kind in ("cache", "config", "data"):
+            patch.setenv(f"XDG_{kind.upper()}_HOME", str(home / kind))
+        yield
+
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:

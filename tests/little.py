@@ -19,6 +19,8 @@ from PIL import Image, ImageDraw
 from vl2v.methods import METHODS
 
 if TYPE_CHECKING:
+    import pytest
+
     from vl2v.benchmark.jobs import Job
     from vl2v.benchmark.work import Tell
     from vl2v.benchmark.worklist import WorkList
@@ -97,6 +99,12 @@ class Here:
         from vl2v.benchmark.work import work_through
 
         work_through(work, jobs, since=time.time(), budget=budget, tell=tell)
+
+
+def quick_tournament(patch: pytest.MonkeyPatch) -> None:
+    """Let the runs of a tournament take three steps, on however slow a machine."""
+    for name, value in {"BATCH": 4, "TRIAL_STEPS": 3, "FEWEST_STEPS": 3, "MOST_STEPS": 3}.items():
+        patch.setattr(f"vl2v.benchmark.recommend.{name}", value)
 
 
 def processes(words: str) -> list[int]:

@@ -5,21 +5,34 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from typing import Any
 
 import httpx2
 import uvicorn
 
 
-def until_accepted(url: str, things: int) -> None:
-    """Wait until a server has taken in so many things in all; they may wait, be worked on or be answered already."""
-    accepted = 0.0
-    while accepted < things:
+def until(condition: Callable[[], object], futures: Sequence[Future[Any]] = (), seconds: float = 120) -> None:
+    """Wait until something is so; what went wrong meanwhile in a future is raised at once."""
+    end = time.monotonic() + seconds
+    while not condition():
+        for future in futures:
+            if future.done():
+                future.result()
+        assert time.monotonic() < end, f"it isn't so after {seconds} s"
         time.sleep(0.01)
-        told = httpx2.get(f"{url}/metrics").text
-        accepted = sum(
-            float(value) for value in re.findall(r"^vl2v_(?:batch_things_sum|queued_things) (\S+)$", told, re.MULTILINE)
-        )
+
+
+def until_accepted(url: str, things: int, futures: Sequence[Future[Any]] = ()) -> None:
+    """Wait until a server has taken in so many things in all; they may wait, be worked on or be answered already."""
+
+    def accepted() -> float:
+        told = httpx2.get(f"{url}/metrics", timeout=60).text
+        counts = re.findall(r"^vl2v_(?:batch_things_sum|queued_things) (\S+)$", told, re.MULTILINE)
+        return sum(float(count) for count in counts)
+
+    until(lambda: accepted() >= things, futures)
 
 
 class Loopback:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -35,16 +37,22 @@ def script(page: Path) -> str:
     return SHELL + "".join(parts)
 
 
+def free_port() -> int:
+    """Return a port that is still free when the page comes to it: below those that the system gives to others."""
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    while True:
+        with socket.socket() as one, suppress(OSError):
+            one.bind(("127.0.0.1", random.randrange(lowest // 2, lowest)))
+            return int(one.getsockname()[1])
+
+
 def follow(page: Path, folder: Path) -> str:
     """Return what is printed by following a page in a new user's empty folder, a free port in place of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
     home = {"HOME": folder, "XDG_CACHE_HOME": folder / "cache", "XDG_DATA_HOME": folder / "data"}
     environment = {**os.environ, **{key: str(value) for key, value in home.items()}}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # vl2v, python
     environment |= {"PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    program = script(page).replace("8000", port)
+    program = script(page).replace("8000", str(free_port()))
     with (folder / "said.txt").open("w") as said:  # not a pipe: one that the page left running would keep it open
         done = subprocess.run(
             ["bash", "-c", program], cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT, timeout=1700

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from little import CLASSES, DOMAINS, Here, record
+from little import CLASSES, DOMAINS, Here, quick_tournament, record
 from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.recommend import recommend
 from vl2v.benchmark.run import plan, run
@@ -140,7 +140,7 @@ def test_a_job_that_failed_before_it_was_a_run_is_tried_again(grid: Grid, tmp_pa
 def test_a_tournament_goes_on_without_those_that_cant_learn_a_class(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vl2v.benchmark.recommend.BATCH", 4)
+    quick_tournament(monkeypatch)
     data = Path(some(shapes, tmp_path / "data", "chalk/cone", *(f"{d}/{c}" for d in DOMAINS for c in CLASSES[:2])))
     for domain in DOMAINS:
         (data / domain / "box").rename(data / domain / "box.v2")

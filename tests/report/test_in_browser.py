@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -147,17 +148,24 @@ def test_runs_are_filtered_by_words_and_by_a_methods_link(bench: Chrome) -> None
     }
 
 
+@pytest.fixture
+def phone(browser: Chrome) -> Iterator[Chrome]:
+    metrics = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    yield browser
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
 @pytest.mark.parametrize("which", ["of_run", "of_benchmark"])
-def test_it_fits_a_phone_and_the_dark(browser: Chrome, which: str, request: pytest.FixtureRequest) -> None:
+def test_it_fits_a_phone_and_the_dark(phone: Chrome, which: str, request: pytest.FixtureRequest) -> None:
     page: Path = request.getfixturevalue(which).page
     grounds = {}
     for scheme in ("light", "dark"):
         features = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        metrics = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        browser.get(page.as_uri())
-        assert browser.execute_script("return document.documentElement.scrollWidth") == 360
-        body = browser.find_element(By.TAG_NAME, "body")
+        phone.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        phone.get(page.as_uri())
+        assert phone.execute_script("return document.documentElement.scrollWidth") == 360
+        body = phone.find_element(By.TAG_NAME, "body")
         grounds[scheme] = body.value_of_css_property("background-color"), body.value_of_css_property("color")
     assert grounds["light"] != grounds["dark"]

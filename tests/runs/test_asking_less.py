@@ -47,8 +47,9 @@ def test_so_many_are_asked_about_and_no_more(strategy: str, quick: dict[str, Any
     assert len(json.loads((run.folder / "asked.json").read_text())) == 12
     quick["teacher"]["select"] = 20
     vl2v.embed(quick, store=tmp_path / "store")
-    if strategy != "uncertainty":
-        assert asked(tmp_path / "store") == {"image": 20, "text": 3}, "more is asked on top"
+    most = 20 if strategy != "uncertainty" else 12 + 20 - 6  # of which the first six by k-center are the same
+    images, texts = asked(tmp_path / "store").values()
+    assert 20 <= images <= most and texts == 3, "more is asked on top"
 
 
 def test_a_run_does_not_depend_on_what_else_is_known(quick: dict[str, Any], tmp_path: Path) -> None:
@@ -95,7 +96,9 @@ def test_kd_learns_from_some_answers_too(quick: dict[str, Any], tmp_path: Path) 
     assert asked(tmp_path / "store")["image"] == 5
 
 
-def test_advice_is_a_curve_and_a_verdict(quick: dict[str, Any], tmp_path: Path) -> None:
+def test_advice_is_a_curve_and_a_verdict(
+    quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     quick["data"]["target"] = []
     with pytest.raises(ConfigError, match="0 of 87 training pictures and 0 of 3 texts are answered; ask"):
         advise(quick, store=tmp_path / "store")
@@ -104,10 +107,12 @@ def test_advice_is_a_curve_and_a_verdict(quick: dict[str, Any], tmp_path: Path) 
     advice = advise(quick, store=tmp_path / "store")
     assert [point.pictures for point in advice.points] == [8, 16, 32, 64]
     assert advice.left == 23
-    assert "worth" in advice.verdict() or "hard to tell" in advice.verdict()
+    assert all(1 / 3 < point.accuracy <= 1 for point in advice.points), "better than chance"
+    assert f"the 23 pictures that are left may add {100 * advice.gain()[0]:.1f} points" in advice.verdict()
     assert asked(tmp_path / "store") == {"image": 64, "text": 3}
     del quick["teacher"]["select"]
     vl2v.embed(quick, store=tmp_path / "store")
+    monkeypatch.setattr("vl2v.runs.advice.SHARES", (1,))  # the curve isn't looked at
     assert "nothing left" in advise(quick, store=tmp_path / "store").verdict()
 
 

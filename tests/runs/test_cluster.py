@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -45,7 +46,9 @@ def same(one: Path, other: Path) -> bool:
     return first.keys() == second.keys() and all(np.allclose(first[key], second[key], atol=2e-3) for key in first)
 
 
-def test_on_ray_with_a_worker_killed(settings: dict[str, Any], calm: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_on_ray_with_a_worker_killed(
+    settings: dict[str, Any], calm: Path, shapes: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
     ray = pytest.importorskip("ray")
     monkeypatch.setattr("vl2v.runs.cluster.PART", 12)  # nine parts
     killed: list[int] = []
@@ -65,18 +68,16 @@ def test_on_ray_with_a_worker_killed(settings: dict[str, Any], calm: Path, tmp_p
         assert sum(asked) <= 108 + 12, "the killed one's batch, and nothing else, was asked about twice"
         assert not list((tmp_path / "shards").glob("[0-9]*"))
         assert embed(settings, store=tmp_path, cluster=Cluster()).plan.questions == 0
-        gone = next(path for path in (Path(settings["data"]["path"])).rglob("*.png"))
+        mine = shutil.copytree(shapes, tmp_path / "shapes")
+        gone = next(mine.rglob("*.png"))
         data = gone.read_bytes()
-        try:
-            with pytest.raises(DataError, match="has changed since it was read"):
-                embed(
-                    settings,
-                    store=tmp_path / "other",
-                    cluster=Cluster(),
-                    report=lambda what, *_: gone.write_bytes(data + b"x") if "asking" in what else None,
-                )
-        finally:
-            gone.write_bytes(data)
+        with pytest.raises(DataError, match="has changed since it was read"):
+            embed(
+                {**settings, "data": {"path": str(mine)}},
+                store=tmp_path / "other",
+                cluster=Cluster(),
+                report=lambda what, *_: gone.write_bytes(data + b"x") if "asking" in what else None,
+            )
     finally:
         ray.shutdown()
 

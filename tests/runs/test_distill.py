@@ -27,9 +27,22 @@ def same(one: vl2v.Run, other: vl2v.Run) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
 
-def test_a_run_learns_and_says_how_well(quick: dict[str, Any], tmp_path: Path) -> None:
-    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
-    evaluation = run.evaluation
+@pytest.fixture(scope="module")
+def calm(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
+    """Return a run that nothing happens to, its store beside it."""
+    folder = tmp_path_factory.mktemp("calm")
+    return vl2v.distill(quick_settings(shapes, recording), folder / "run", store=folder / "store")
+
+
+@pytest.fixture
+def run(calm: vl2v.Run, tmp_path: Path) -> vl2v.Run:
+    """Return a copy of it, to be changed; the store is copied, too."""
+    shutil.copytree(calm.folder.parent, tmp_path, dirs_exist_ok=True)
+    return vl2v.Run(tmp_path / "run")
+
+
+def test_a_run_learns_and_says_how_well(calm: vl2v.Run) -> None:
+    evaluation = calm.evaluation
     assert evaluation is not None
     assert {(row.domain, row.role) for row in evaluation.of("student")} == {
         ("chalk", "seen"),
@@ -39,7 +52,7 @@ def test_a_run_learns_and_says_how_well(quick: dict[str, Any], tmp_path: Path) -
     assert {row.metrics.pictures for row in evaluation.of("student", "seen")} == {7}  # int(0.2 x 36)
     assert {row.metrics.pictures for row in evaluation.of("student", "unseen")} == {36}
     assert {row.domain for row in evaluation.of("teacher, zero-shot")} == {"chalk", "ink"}
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (calm.folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["step"]) for row in rows] == [
         ("align", 10),
         ("align", 20),
@@ -62,9 +75,8 @@ def test_align_trains_the_projector_alone_and_distill_the_backbone_alone(quick: 
 
 
 def test_the_target_is_not_looked_at_before_the_end(
-    quick: dict[str, Any], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    calm: vl2v.Run, quick: dict[str, Any], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    untouched = vl2v.distill(quick, tmp_path / "untouched", store=tmp_path / "store")
     other = tmp_path / "shapes"
     shutil.copytree(shapes, other)
     for file in (other / "paint").rglob("*.png"):
@@ -74,9 +86,9 @@ def test_the_target_is_not_looked_at_before_the_end(
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(str(path)) or read(path))
     module = sys.modules["vl2v.runs.train"]  # the name in the package is the function
-    monkeypatch.setattr(module, "evaluate_run", lambda *args, **kwargs: untouched.evaluation)
-    blind = vl2v.distill(settings, tmp_path / "blind", store=tmp_path / "store2")
-    assert same(untouched, blind)
+    monkeypatch.setattr(module, "evaluate_run", lambda *args, **kwargs: calm.evaluation)
+    blind = vl2v.distill(settings, tmp_path / "blind", store=tmp_path / "store")
+    assert same(calm, blind)
     assert any("/chalk/" in path for path in opened)
     assert not any("/paint/" in path for path in opened)
 
@@ -93,11 +105,10 @@ def test_the_teacher_is_asked_once_whatever_is_run(quick: dict[str, Any], tmp_pa
     assert asked == {"image": 3 * 36, "text": 3}
 
 
-def test_swad_ships_the_averaged_weights(quick: dict[str, Any], tmp_path: Path) -> None:
-    plain = vl2v.distill(quick, tmp_path / "plain", store=tmp_path / "store")
+def test_swad_ships_the_averaged_weights(calm: vl2v.Run, quick: dict[str, Any], tmp_path: Path) -> None:
     quick["train"]["swad"] = True
     averaged = vl2v.distill(quick, tmp_path / "swad", store=tmp_path / "store")
-    assert not same(plain, averaged)
+    assert not same(calm, averaged)
 
 
 def test_batch_norms_statistics_are_those_of_the_weights_that_are_chosen(
@@ -127,8 +138,7 @@ def test_a_row_of_which_no_checkpoint_was_kept_is_written_once(
     assert [row["step"] for row in rows] == [10, 20, 2, 4, 6]
 
 
-def test_predict_evaluate_and_add_a_class(quick: dict[str, Any], shapes: Path, tmp_path: Path) -> None:
-    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+def test_predict_evaluate_and_add_a_class(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
     picture = shapes / "ink" / "ball" / "00.png"
     (answer,) = vl2v.load(run.folder).predict([picture])
     assert answer.best in ("ball", "box", "cone") and sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-5)
@@ -156,13 +166,12 @@ def test_a_linear_head_takes_no_new_class(shapes: Path, recording: Path, tmp_pat
         vl2v.add_class(run, "star", store=tmp_path / "store")
 
 
-def test_a_folder_belongs_to_one_configuration(quick: dict[str, Any], tmp_path: Path) -> None:
-    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+def test_a_folder_belongs_to_one_configuration(run: vl2v.Run, quick: dict[str, Any], tmp_path: Path) -> None:
     stamp = (run.folder / "student" / "student.safetensors").stat().st_mtime_ns
-    vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")  # finished: nothing is done again
+    vl2v.distill(quick, run.folder, store=tmp_path / "store")  # finished: nothing is done again
     assert (run.folder / "student" / "student.safetensors").stat().st_mtime_ns == stamp
     with pytest.raises(RunError, match=r"other settings \(seed\)"):
-        vl2v.distill({**quick, "seed": 9}, tmp_path / "run", store=tmp_path / "store")
+        vl2v.distill({**quick, "seed": 9}, run.folder, store=tmp_path / "store")
     with pytest.raises(RunError, match="not empty, and not a run folder"):
         (tmp_path / "mine").mkdir()
         (tmp_path / "mine" / "thesis.txt").write_text("words")
@@ -171,7 +180,7 @@ def test_a_folder_belongs_to_one_configuration(quick: dict[str, Any], tmp_path: 
 
 @pytest.mark.parametrize("stop", [("distill", 4), ("evaluating", 1), None])
 def test_a_run_goes_on_with_the_very_same_pictures_elsewhere(
-    stop: tuple[str, int] | None, quick: dict[str, Any], shapes: Path, tmp_path: Path
+    stop: tuple[str, int] | None, calm: vl2v.Run, quick: dict[str, Any], shapes: Path, tmp_path: Path
 ) -> None:
     def given(path: Path, **others: Any) -> vl2v.Run:
         data = {**quick["data"], "path": str(path)}
@@ -180,7 +189,6 @@ def test_a_run_goes_on_with_the_very_same_pictures_elsewhere(
     before, after = tmp_path / "before", tmp_path / "after"
     shutil.copytree(shapes, before)
     quick["data"]["path"] = str(before)
-    calm = vl2v.distill(quick, tmp_path / "calm", store=tmp_path / "store")
     if stop is None:
         given(before)
     else:
@@ -219,19 +227,13 @@ BAD: list[tuple[str, dict[str, Any], type[VL2VError], str]] = [
 ]
 
 
-@pytest.mark.parametrize(("section", "values", "kind", "message"), BAD)
-def test_a_mistake_is_said_in_one_line(
-    section: str, values: dict[str, Any], kind: type[VL2VError], message: str, quick: dict[str, Any], tmp_path: Path
+def test_a_mistake_is_said_in_one_line_and_can_be_mended_in_the_same_folder(
+    quick: dict[str, Any], tmp_path: Path
 ) -> None:
-    with pytest.raises(kind, match=message) as error:
-        vl2v.distill(change(quick, section, **values), tmp_path / "run", store=tmp_path / "store")
-    assert "\n" not in str(error.value)
-
-
-def test_a_mistake_can_be_mended_in_the_same_folder(quick: dict[str, Any], tmp_path: Path) -> None:
-    for section, values, kind, _ in BAD:
-        with pytest.raises(kind):
+    for section, values, kind, message in BAD:
+        with pytest.raises(kind, match=message) as error:
             vl2v.distill(change(quick, section, **values), tmp_path / "run", store=tmp_path / "store")
+        assert "\n" not in str(error.value)
     assert vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store").config.data.target == ["paint"]
 
 
@@ -261,8 +263,7 @@ def test_weights_of_another_model_are_refused(quick: dict[str, Any], tmp_path: P
         )
 
 
-def test_a_student_that_was_tampered_with_is_refused(quick: dict[str, Any], tmp_path: Path) -> None:
-    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+def test_a_student_that_was_tampered_with_is_refused(run: vl2v.Run) -> None:
     file = run.folder / "student" / "student.safetensors"
     file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(StudentError, match="the student is corrupt"):

@@ -82,7 +82,7 @@ def test_a_student_of_every_method_predicts(method: str, undisturbed: Callable[[
         assert run.classifier.student.projector.out_features == 3  # the head on the projector is one layer now
 
 
-@pytest.mark.parametrize("method", ["adip", "kd", "erm", "lp", "lp-ft", "rise", "mixup", "soup", "miro"])
+@pytest.mark.parametrize("method", ["adip", "kd", "erm", "lp", "lp-ft", "mixup"])  # more are interrupted below
 def test_every_method_gives_the_same_weights_twice(
     method: str, undisturbed: Callable[[str], vl2v.Run], shapes: Path, recording: Path, tmp_path: Path
 ) -> None:

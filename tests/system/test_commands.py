@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -72,9 +73,10 @@ def test_predict_names_pictures_and_folders(vl2v, run: Path, shapes: Path, tmp_p
     assert done.returncode == 2 and "set aside: empty file" in done.stderr
 
 
-def test_a_class_is_added_by_its_name(vl2v, run: Path) -> None:
-    assert vl2v("classes", "add", run, "star", "--store", run.parent / "store").returncode == 0
-    assert vl2v("classes", "list", run).stdout.split() == ["ball", "box", "cone", "star"]
+def test_a_class_is_added_by_its_name(vl2v, run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(run, tmp_path / "copy")
+    assert vl2v("classes", "add", copy, "star", "--store", run.parent / "store").returncode == 0
+    assert vl2v("classes", "list", copy).stdout.split() == ["ball", "box", "cone", "star"]
 
 
 def test_inspect_counts(vl2v, shapes: Path) -> None:

@@ -1,0 +1,56 @@
+"""The README's first command, with two steps a stage on a few pictures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from typed import typed
+from vl2v.benchmark import demo
+from vl2v.data.samples import icondg
+
+
+@pytest.fixture
+def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Let the demonstration take little: of IconDG six pictures of three classes a style, and two steps a stage."""
+    for style in ("emoji", "outline", "pixel"):
+        for name in ("car", "cup", "key"):
+            folder = tmp_path / "icondg" / style / name
+            folder.mkdir(parents=True)
+            for file in sorted((icondg() / style / name).glob("*.png"))[:6]:
+                shutil.copy(file, folder)
+    settings = demo.settings
+
+    def quick(method: str, target: str) -> dict[str, Any]:
+        chosen = settings(method, target)
+        for stage in chosen["stages"].values():
+            stage |= {"steps": 2, "eval_every": 1}
+        chosen["data"]["workers"] = 0
+        return chosen
+
+    monkeypatch.setattr(demo, "settings", quick)
+    monkeypatch.setattr(demo, "icondg", lambda: tmp_path / "icondg")
+    return tmp_path
+
+
+def test_three_students_and_their_teacher_are_compared(few: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out = few / "demo"
+    told = typed(capfd, "demo", "--out", out)
+    assert told.returncode == 0, told.stderr
+    results = json.loads((out / "results.json").read_text())
+    assert list(results) == ["teacher, zero-shot", "erm", "kd", "adip"]
+    rows = {cells[1].strip(): cells[2:4] for line in told.stdout.splitlines() if len(cells := line.split("│")) == 5}
+    for name, row in results.items():
+        assert [cell.strip() for cell in rows[name]] == [f"{100 * row[role]:.1f}" for role in ("seen", "unseen")]
+    for name in ("accuracy.png", "answers.png"):
+        with Image.open(out / name) as picture:
+            assert min(picture.size) > 100
+    students = {file: file.stat().st_mtime_ns for file in out.glob("*/student/*.safetensors")}
+    again = typed(capfd, "demo", "--out", out)
+    assert again.stdout == told.stdout
+    assert len(students) == 3 and {file: file.stat().st_mtime_ns for file in students} == students
