@@ -33,7 +33,7 @@ def test_a_corrupt_one_is_passed_over_and_said(tmp_path: Path, damage: str) -> N
     if damage == "flip":
         data[-1] ^= 1
     if damage == "state":
-        data = data.replace(rb'{\"step\": 2}', rb'{\"step\": 1}')
+        data = data.replace(rb"{\"step\": 2}", rb"{\"step\": 1}")
     newest.write_bytes({"cut": data[: len(data) // 2], "empty": b""}.get(damage, data))
     found = load_checkpoint(tmp_path)
     assert found is not None and found.state == {"step": 1}
