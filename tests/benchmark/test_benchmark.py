@@ -45,7 +45,7 @@ from vl2v.data import open_dataset
 from vl2v.data.corrupted import corrupt_dataset
 from vl2v.errors import ConfigError, DataError, RunError, StudentError
 from vl2v.evaluation.compare import Marks
-from vl2v.methods import METHODS
+from vl2v.methods import LOOP, METHODS
 from vl2v.report.bench import Bench
 from vl2v.report.differences import _reader
 from vl2v.runs.embed import embed
@@ -809,11 +809,11 @@ def test_results_of_older_code_are_done_again_and_not_shown(
     calm: WorkList, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = copied(calm, tmp_path)
-    monkeypatch.setitem(METHODS, "erm", METHODS["erm"]._replace(version=2))
+    monkeypatch.setitem(METHODS, "erm", METHODS["erm"]._replace(version=METHODS["erm"].version + 1))
     bench = plan(grid, work.folder)
     assert [job.method for job in bench.missing] == ["erm", "erm"]
     assert {result.method for result in results(work)} == {"zero-shot", "adip"}
-    monkeypatch.setattr("vl2v.methods.LOOP", 2)
+    monkeypatch.setattr("vl2v.methods.LOOP", LOOP + 1)
     assert len(plan(grid, work.folder).missing) == 6 and not results(work)
     monkeypatch.undo()
     assert not plan(grid, work.folder).missing and accuracies(work) == accuracies(calm)
