@@ -416,6 +416,16 @@ def warm(rent, vendor):
     return teacher
 
 
+def handed_on_before(teacher, error: str) -> list[int]:
+    """Return the pictures whose answers are handed on, and settled, before the ledger's error is raised."""
+    got: list[int] = []
+    with pytest.raises(StoreError, match=error):
+        for answer in teacher.answers("image", pictures(30)):
+            got += answer.positions
+            answer.settle()
+    return got
+
+
 def test_a_ledger_that_fails_costs_no_answer_that_is_in_flight(warm, vendor):
     held, met = together(vendor, 3)
     gate = threading.Event()
@@ -435,11 +445,7 @@ def test_a_ledger_that_fails_costs_no_answer_that_is_in_flight(warm, vendor):
 
     vendor.always = lambda handler, body: held(handler, body) or not gate.wait(60)
     warm.purse = Full()
-    got = []
-    with pytest.raises(StoreError, match="the disk is full"):
-        for answer in warm.answers("image", pictures(30)):
-            got += answer.positions
-            answer.settle()
+    got = handed_on_before(warm, "the disk is full")
     assert len(set(got)) == len(got) == len(vendor.requests) == 3
     assert warm.purse.statuses() == ["answered"] * 3
 
@@ -456,11 +462,7 @@ def test_a_payment_that_cannot_be_noted_costs_no_answer_that_is_in_flight(warm, 
 
     vendor.always, _ = together(vendor, 4)
     warm.purse = Locked()
-    got = []
-    with pytest.raises(StoreError, match="another writes"):
-        for answer in warm.answers("image", pictures(30)):
-            got += answer.positions
-            answer.settle()
+    got = handed_on_before(warm, "another writes")
     assert len(set(got)) == len(got) == len(vendor.requests) == 4
     assert sorted(warm.purse.statuses()) == ["answered"] * 3 + ["reserved"], "counted in full"
 
