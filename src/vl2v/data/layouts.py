@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
 from vl2v.data.samples import icondg
 from vl2v.errors import DataError, need_extra
+from vl2v.prediction import check_name
 
 SAMPLE = Path("icondg")
 LAYOUTS = ("auto", "domains", "classes", "manifest")
@@ -297,10 +298,16 @@ def _read_parquet(path: Path) -> Iterable[dict[str, str | None]]:
 
 
 def _from_rows(root: Path, rows: Iterable[Row], excluded: Sequence[Excluded]) -> DomainDataset:
-    """Return the dataset of rows, sorted as DomainBed's ImageFolder does: by domain, class, folder and file name."""
+    """Return the dataset of rows, sorted as DomainBed's ImageFolder does: by domain, class, folder and file name.
+
+    Raises:
+        DataError: a class or a domain whose name can't be seen as it is.
+    """
     kept = sorted(rows, key=lambda row: (row[2], row[1], *os.path.split(row[0])))
     classes = tuple(sorted({row[1] for row in kept if row[1]}))
     domains = tuple(sorted({row[2] for row in kept}))
+    for name in (*classes, *domains):
+        check_name(name)
     label = {name: i for i, name in enumerate(classes)} | {"": -1}
     place = {name: i for i, name in enumerate(domains)}
     return DomainDataset(

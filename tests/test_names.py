@@ -1,0 +1,62 @@
+"""Names that can't be seen as they are written are refused, wherever a class or a domain enters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vl2v.data import open_dataset
+from vl2v.errors import DataError, StudentError
+from vl2v.prediction import check_name
+from vl2v.runtime import Exported
+
+UNSEEN = {
+    "zero width space": "\u200b",
+    "zero width joiner": "\u200d",
+    "word joiner": "\u2060",
+    "byte order mark": "\ufeff",
+    "soft hyphen": "\u00ad",
+    "right-to-left mark": "\u200f",
+    "right-to-left override": "\u202e",
+    "isolate": "\u2066",
+    "tag": "\U000e0061",
+    "hangul filler": "\u3164",
+    "line separator": "\u2028",
+    "escape": "\x1b",
+    "new line": "\n",
+}
+
+
+@pytest.mark.parametrize("sign", UNSEEN.values(), ids=UNSEEN)
+def test_a_name_with_what_cant_be_seen_is_refused(sign: str) -> None:
+    for name in (f"ca{sign}t", f"{sign}cat", f"cat{sign}"):
+        with pytest.raises(DataError, match=rf"U\+{ord(sign):04X}.*rename it"):
+            check_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["cat", "hot dog", "a|b", "<b>", "katze-ß", "дом", "猫", "كلب", "मछली", "e\u0301", "🚗"]
+)
+def test_names_of_all_languages_are_taken(name: str) -> None:
+    assert check_name(name) == name
+
+
+def test_names_are_checked_where_they_enter(tmp_path: Path) -> None:
+    for path in ("photo/ca\u202et/1.png", "pho\u200bto/cat/1.png"):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        (root / path).parent.mkdir(parents=True)
+        Image.new("RGB", (4, 4)).save(root / path)
+        with pytest.raises(DataError, match=r"U\+20"):
+            open_dataset(root)
+    manifest = tmp_path / "m.csv"
+    manifest.write_text(
+        f"path,class,domain\n0/{'photo/ca' + chr(0x202E) + 't'}/1.png,do\u2066g,photo\n", encoding="utf-8"
+    )
+    with pytest.raises(DataError, match=r"U\+2066"):
+        open_dataset(manifest)
+    card = {"form": "open", "classes": ["cat"], "texts": "AACAPw==", "scale": 1.0}
+    with pytest.raises(StudentError, match=r"U\+200B"):
+        Exported(lambda pixels: np.zeros((len(pixels), 1), np.float32), card).check_new("do\u200bg")
