@@ -13,9 +13,10 @@ def serve_app(app: Any, told: Callable[[int], None]) -> None:
     """Serve until the process is killed, as our servers do; tell the port once it is open."""
     import uvicorn
 
+    from vl2v.web.server import configured
     from vl2v.web.steady import spare_what_is_there
 
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", access_log=False))
+    server = uvicorn.Server(configured(app, port=0))
     startup = server.startup
 
     async def started(sockets: Any = None) -> None:

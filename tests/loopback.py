@@ -12,6 +12,8 @@ from typing import Any
 import httpx2
 import uvicorn
 
+from vl2v.web.server import configured
+
 
 def until(condition: Callable[[], object], futures: Sequence[Future[Any]] = (), seconds: float = 120) -> None:
     """Wait until something is so; what went wrong meanwhile in a future is raised at once."""
@@ -39,7 +41,7 @@ class Loopback:
     """A running ASGI app and its address."""
 
     def __init__(self, app: Any) -> None:
-        self.server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+        self.server = uvicorn.Server(configured(app, port=0))
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         started, startup = threading.Event(), self.server.startup
 

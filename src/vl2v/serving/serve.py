@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.runtime import Exported, exports_in, load, load_current
 from vl2v.secret import read_secret
-from vl2v.web.places import check_host, listen
+from vl2v.web.places import check_host
+from vl2v.web.server import listen
 from vl2v.web.steady import spare_what_is_there
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
 KEY = "VL2V_SERVE_KEY"
-NEEDED = ("uvicorn", "fastapi", "prometheus_client", "python_multipart")
+NEEDED = ("uvicorn", "httptools", "fastapi", "prometheus_client", "python_multipart")
 
 
 def to_serve(path: Path, *, open_form: bool) -> list[tuple[Path, str]]:
@@ -81,7 +82,7 @@ def serve(
         StudentError: not an export.
         TeacherError: the teacher can't be opened.
         DataError: the log can't be written.
-        MissingExtra: fastapi, uvicorn, prometheus-client or python-multipart isn't installed.
+        MissingExtra: fastapi, httptools, uvicorn, prometheus-client or python-multipart isn't installed.
     """
     for module in NEEDED:
         need_extra(module, "serve")

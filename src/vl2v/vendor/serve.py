@@ -10,7 +10,8 @@ from vl2v.places import public_name
 from vl2v.teachers import open_teacher
 from vl2v.vendor.keys import read_keys
 from vl2v.vendor.meter import Meter
-from vl2v.web.places import check_host, listen
+from vl2v.web.places import check_host
+from vl2v.web.server import listen
 from vl2v.web.steady import spare_what_is_there
 
 
@@ -44,6 +45,7 @@ def serve(
         MissingExtra: fastapi, uvicorn or prometheus_client isn't installed.
     """
     need_extra("uvicorn", "vendor")
+    need_extra("httptools", "vendor")
     need_extra("fastapi", "vendor")
     need_extra("prometheus_client", "vendor")
     from vl2v.vendor.addresses import Addresses
