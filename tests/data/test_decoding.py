@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import struct
+import subprocess
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from vl2v.data import PictureError, decode
+from vl2v.data import PictureError, decode, decoding
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -174,3 +176,56 @@ def test_the_process_keeps_its_warnings() -> None:
     before = list(warnings.filters)
     decode(PHOTO)
     assert list(warnings.filters) == before
+
+
+def large(mode: str, kind: str, **options: object) -> bytes:
+    return encoded(Image.new(mode, (3000, 2000), 1 if mode in ("L", "I;16") else None), kind, **options)
+
+
+TURNED = Image.Exif()
+TURNED[274] = 6
+LARGE = {
+    "16-bit grey": large("I;16", "PNG"),
+    "transparent": large("RGBA", "PNG"),
+    "grey and alpha": large("LA", "PNG"),
+    "palette": encoded(Image.new("P", (3000, 2000)), "PNG", transparency=0),
+    "grey": large("L", "JPEG"),
+    "CMYK": large("CMYK", "JPEG"),
+    "progressive": large("RGB", "JPEG", progressive=True),
+    "turned": large("RGB", "JPEG", exif=TURNED.tobytes()),
+    "WebP": large("RGB", "WEBP"),
+    "transparent WebP": large("RGBA", "WEBP", lossless=True),
+}
+PEAK = """
+import resource, sys
+from vl2v.data.decoding import decode, decoding_bytes
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+data = sys.stdin.buffer.read()
+needed, before = decoding_bytes(data), peak()
+assert peak() - before < 2**20 * 8
+decode(data)
+print(needed, peak() - before)
+"""
+
+
+@pytest.mark.parametrize("kind", LARGE)
+def test_decoding_needs_no_more_memory_than_its_header_tells(kind: str) -> None:
+    found = subprocess.run([sys.executable, "-c", PEAK], input=LARGE[kind], capture_output=True, check=True)
+    needed, used = map(int, found.stdout.split())
+    assert used < needed + 16 * 2**20, "beside it: a strip, and what libraries need themselves"
+    assert decode(LARGE[kind], most_bytes=needed).width in (3000, 2000)
+    with pytest.raises(PictureError, match=r"too large \(3000x2000 pixels need \d+ MB while decoding, of \d+ MB\)"):
+        decode(LARGE[kind], most_bytes=needed - 1)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "RGBA", "LA", "P", "L", "1"])
+def test_strips_give_the_pixels_that_a_conversion_of_the_whole_gives(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    image = Image.fromarray(rng.integers(0, 256, (50, 30, 4), dtype=np.uint8), "RGBA")
+    made = Image.fromarray(rng.integers(0, 2**16, (50, 30), dtype=np.uint16)) if mode == "I;16" else image.convert(mode)
+    data = encoded(made, "PNG")
+    whole = decode(data).tobytes()
+    monkeypatch.setattr(decoding, "_STRIP", 7 * 30)
+    assert decode(data).tobytes() == whole
