@@ -155,9 +155,9 @@ def test_a_known_fingerprint_with_another_dimension_is_refused(filled: Path) -> 
 def test_reading_works_while_another_writes(filled: Path) -> None:
     with EmbeddingStore(filled) as writer, EmbeddingStore(filled, read_only=True) as reader:
         with transaction(writer._db):
-            writer._db.execute("UPDATE teachers SET name = 'half-written'")
+            writer._db.execute("UPDATE questions SET count = 7")
             assert reader.known(ONE.fingerprint, some_keys(50)).all()
-            assert reader.teachers()[0].name == ONE.name
+            assert reader.questions()[0].count == 50
         writer.put(ONE.fingerprint, some_keys(5, start=50), unit_rows(5), kind="text")
         assert reader.known(ONE.fingerprint, some_keys(55)).all()
         with pytest.raises(StoreError, match="cannot be opened or written"):

@@ -8,12 +8,14 @@ kept narrow (the first half of the key), and new entries gather in a small one t
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 import os
 import sqlite3
 import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +24,9 @@ from typing import Literal, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.embeddings.ledger import FILE_NAME as LEDGER
 from vl2v.errors import StoreError
+from vl2v.places import without_secrets
 from vl2v.sqlite import BUSY_SECONDS, Format, explained, is_shared, journal, transaction
 
 Kind = Literal["image", "text"]
@@ -40,7 +44,10 @@ CREATE TABLE teachers (
     fingerprint TEXT NOT NULL UNIQUE,
     name TEXT NOT NULL,
     dim INTEGER NOT NULL,
-    logit_scale REAL
+    logit_scale REAL,
+    same_as INTEGER,
+    answers INTEGER NOT NULL DEFAULT 0,
+    crc INTEGER NOT NULL DEFAULT 0
 ) STRICT;
 CREATE TABLE questions (
     id INTEGER PRIMARY KEY,
@@ -65,15 +72,31 @@ CREATE TABLE new_places (
     PRIMARY KEY (teacher, half_key, answer)
 ) STRICT, WITHOUT ROWID;
 """
-_FORMAT = Format("an embedding store of vl2v: choose another folder", 0x564C3256, 1, _SCHEMA)  # "VL2V"
+_FORMAT = Format("an embedding store of vl2v: choose another folder", 0x564C3256, 2, _SCHEMA)  # "VL2V"
+_FROM_1 = (  # version 1 had no counts, no checksums of teachers, and those of answers didn't cover the teacher
+    "ALTER TABLE teachers ADD COLUMN same_as INTEGER",
+    "ALTER TABLE teachers ADD COLUMN answers INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE teachers ADD COLUMN crc INTEGER NOT NULL DEFAULT 0",
+    "UPDATE teachers SET name = clean_name(name), answers = (SELECT count(*) FROM answers "
+    "JOIN questions ON questions.id = question WHERE questions.teacher = teachers.id)",
+    "UPDATE teachers SET crc = teacher_crc(fingerprint, name, dim, logit_scale, same_as, answers)",
+    "UPDATE answers SET crc = newer_crc(crc, key, vector, (SELECT fingerprint FROM questions JOIN teachers "
+    "ON teachers.id = questions.teacher WHERE questions.id = question))",
+    "PRAGMA user_version = 2",
+)
 
 _FIND = """
 SELECT key, {columns} FROM (
-    SELECT answer FROM places WHERE teacher = ?1 AND half_key IN (SELECT value FROM json_each(?2))
+    SELECT answer, teacher FROM places
+    WHERE teacher IN (SELECT value FROM json_each(?1)) AND half_key IN (SELECT value FROM json_each(?2))
     UNION ALL
-    SELECT answer FROM new_places WHERE teacher = ?1 AND half_key IN (SELECT value FROM json_each(?2))
+    SELECT answer, teacher FROM new_places
+    WHERE teacher IN (SELECT value FROM json_each(?1)) AND half_key IN (SELECT value FROM json_each(?2))
 ) CROSS JOIN answers ON answers.id = answer
 """
+_TEACHER = "id, fingerprint, name, dim, logit_scale, same_as, answers, crc"
+
+log = logging.getLogger(__name__)
 
 
 class TeacherFacts(Protocol):
@@ -97,6 +120,20 @@ class TeacherRecord:
     name: str
     dim: int
     logit_scale: float | None
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A teacher's row: under which numbers its answers stand, its own and those of its address's other spellings."""
+
+    number: int
+    record: TeacherRecord
+    numbers: tuple[int, ...]
+
+    @property
+    def group(self) -> str:
+        """The numbers, as a parameter of `_FIND`."""
+        return json.dumps(self.numbers)
 
 
 @dataclass(frozen=True)
@@ -140,7 +177,8 @@ def flaw(vectors: NDArray[np.floating], shape: tuple[int, int]) -> str | None:
 class EmbeddingStore:
     """The answers of any number of teachers, in a folder; one writer at a time, any number of readers.
 
-    A vector is kept in half precision with a CRC-32 over its key and itself. `put` returns only when its rows are on
+    A vector is kept in half precision with a CRC-32 over its teacher, its key and itself; a teacher's row has one, too,
+    and counts its answers, so that what gets lost is missed. `put` returns only when its rows are on
     the disk. A second writer waits up to `BUSY_SECONDS` for its turn. Use it from the thread that opened it.
 
     Args:
@@ -155,7 +193,8 @@ class EmbeddingStore:
         self.path = Path(path)
         self.file = self.path / FILE_NAME
         self.read_only = read_only
-        self._teacher_ids: dict[str, tuple[int, TeacherRecord]] = {}
+        self._teacher_ids: dict[str, _Row] = {}
+        self._complete: set[str] = set()  # fingerprints of teachers none of whose answers is lost
         with explained(self.file):
             self._db = self._connect()
             try:
@@ -187,22 +226,51 @@ class EmbeddingStore:
         known = self._teacher(teacher.fingerprint)
         if known is None:
             with explained(self.file), transaction(self._db):
+                facts = (teacher.fingerprint, without_secrets(teacher.name), teacher.dim, teacher.logit_scale)
                 self._db.execute(
-                    "INSERT OR IGNORE INTO teachers (fingerprint, name, dim, logit_scale) VALUES (?, ?, ?, ?)",
-                    (teacher.fingerprint, teacher.name, teacher.dim, teacher.logit_scale),
+                    "INSERT OR IGNORE INTO teachers (fingerprint, name, dim, logit_scale, crc) VALUES (?, ?, ?, ?, ?)",
+                    (*facts, _teacher_crc(*facts, None, 0)),
                 )
             known = self._require(teacher.fingerprint)
-        if known[1].dim != teacher.dim:
+        if known.record.dim != teacher.dim:
             raise StoreError(
                 f"{self.file}: teacher {teacher.name} ({teacher.fingerprint}) answers with {teacher.dim} numbers, "
-                f"its answers here have {known[1].dim}: give it a store of its own"
+                f"its answers here have {known.record.dim}: give it a store of its own"
             )
+        self.recognise(teacher)
+
+    def recognise(self, teacher: TeacherFacts) -> None:
+        """Take what is stored under other spellings of a teacher's address for its own.
+
+        A store that can't be written to, or doesn't know the teacher by its present spelling, remembers that only
+        while it is open.
+        """
+        spelt = getattr(teacher, "was_spelt", None)
+        if spelt is None:
+            return
+        known = self._teacher(teacher.fingerprint)
+        records = [one for one in self.teachers() if one.fingerprint != teacher.fingerprint]
+        others = [self._require(one.fingerprint) for one in records if spelt(one.name, one.fingerprint)]
+        numbers = {number for row in others for number in row.numbers}
+        if not numbers or (known is not None and numbers <= set(known.numbers)):
+            return
+        if known is not None and not self.read_only:
+            with explained(self.file), transaction(self._db):
+                for number in sorted(numbers):
+                    self._db.execute("UPDATE teachers SET same_as = ? WHERE id = ?", (known.number, number))
+                    self._sign(number)
+            self._teacher_ids.clear()
+            return
+        own = known or others[0]
+        record = TeacherRecord(teacher.fingerprint, teacher.name, own.record.dim, own.record.logit_scale)
+        together = tuple(sorted({*numbers, *(known.numbers if known else ())}))
+        self._teacher_ids[teacher.fingerprint] = _Row(own.number, record, together)
 
     def teachers(self) -> list[TeacherRecord]:
         """Return the teachers that answers are kept of, oldest first."""
         with explained(self.file):
             rows = self._db.execute("SELECT fingerprint, name, dim, logit_scale FROM teachers ORDER BY id")
-            return [TeacherRecord(*row) for row in rows]
+            return [TeacherRecord(fingerprint, without_secrets(name), *row) for fingerprint, name, *row in rows]
 
     def questions(self) -> list[Question]:
         """Return every batch that was ever asked, oldest first."""
@@ -211,22 +279,50 @@ class EmbeddingStore:
                 "SELECT asked_at, fingerprint, name, kind, count FROM questions "
                 "JOIN teachers ON teachers.id = questions.teacher ORDER BY questions.id"
             )
-            return [Question(*row) for row in rows]
+            return [Question(at, of, without_secrets(name), *row) for at, of, name, *row in rows]
 
     # Answers
 
     def known(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.bool_]:
-        """Return, for each of the n keys, whether its answer is kept: bool [n]."""
+        """Return, for each of the n keys, whether its answer is kept: bool [n].
+
+        Where one isn't, it is seen to that none got lost, which would be asked, and paid, again.
+
+        Raises:
+            StoreError: answers of this teacher got lost; the message counts them.
+        """
         teacher = self._teacher(fingerprint)
         out = np.zeros(len(keys), dtype=np.bool_)
         if teacher is None:
+            self._check_teachers()
             return out
         for start in range(0, len(keys), CHUNK):
             chunk = keys[start : start + CHUNK]
             with explained(self.file):
-                there = self._present(teacher[0], chunk)
+                there = self._present(teacher, chunk)
             out[start : start + len(chunk)] = [key in there for key in chunk]
+        if not out.all():
+            self.check(fingerprint)
         return out
+
+    def check(self, fingerprint: str) -> None:
+        """See that all answers that a teacher ever gave are there and undamaged; once while the store is open.
+
+        Raises:
+            StoreError: they aren't; the message counts them.
+        """
+        if fingerprint in self._complete or self._version() == 1:
+            return
+        self._check_teachers()
+        teacher = self._require(fingerprint)
+        with explained(self.file), self._snapshot():
+            found, due = self._intact(teacher), self._due(teacher)
+        if found < due:
+            raise StoreError(
+                f"{self.file}: {due - found} of {due} answers of {teacher.record.name} are lost or damaged: put back a "
+                "copy, or save what is left with EmbeddingStore.repair(), then `vl2v embed` asks for the others again"
+            )
+        self._complete.add(fingerprint)
 
     def get(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.float32]:
         """Return the answers to n keys: float32 [n, dim], unit rows, in the order of the keys.
@@ -234,7 +330,7 @@ class EmbeddingStore:
         Raises:
             StoreError: some answers are missing, or fail their checksum; the message counts them.
         """
-        out = np.empty((len(keys), self._require(fingerprint)[1].dim), dtype=np.float32)
+        out = np.empty((len(keys), self._require(fingerprint).record.dim), dtype=np.float32)
         for start, half in self._read(fingerprint, keys):
             rows = out[start : start + len(half)]
             rows[:] = half
@@ -243,7 +339,7 @@ class EmbeddingStore:
 
     def get_half(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.float16]:
         """Return the answers bit for bit as they are kept: float16 [n, dim]. Raises as `get` does."""
-        out = np.empty((len(keys), self._require(fingerprint)[1].dim), dtype=np.float16)
+        out = np.empty((len(keys), self._require(fingerprint).record.dim), dtype=np.float16)
         for start, half in self._read(fingerprint, keys):
             out[start : start + len(half)] = half
         return out
@@ -270,22 +366,22 @@ class EmbeddingStore:
             StoreError: the vectors have another shape or are not finite unit rows; the disk is full; another process
                 kept the store busy. Nothing of the batch is kept then.
         """
-        number, teacher = self._require(fingerprint)
-        half = self._checked(teacher, len(keys), vectors)
-        raw, width = half.tobytes(), 2 * teacher.dim
+        teacher = self._require(fingerprint)
+        half = self._checked(teacher.record, len(keys), vectors)
+        raw, width = half.tobytes(), 2 * teacher.record.dim
         with explained(self.file), transaction(self._db):
-            there = self._present(number, keys)
+            there = self._present(teacher, keys)
             question = self._db.execute(
                 "INSERT INTO questions (asked_at, teacher, kind, count) VALUES (?, ?, ?, ?)",
-                (time.time(), number, kind, len(keys)),
+                (time.time(), teacher.number, kind, len(keys)),
             ).lastrowid
             answers = []
             for i, key in enumerate(keys):
                 if key not in there:
                     there.add(key)
                     vector = raw[i * width : (i + 1) * width]
-                    answers.append((question, key, _crc(key, vector), vector))
-            self._append(number, answers)
+                    answers.append((question, key, _crc(fingerprint, key, vector), vector))
+            self._append(teacher.number, answers)
 
     @contextmanager
     def absorbing(self, other: EmbeddingStore, fingerprint: str | None = None) -> Iterator[int]:
@@ -311,11 +407,25 @@ class EmbeddingStore:
             yield sum(self._absorb(other, teacher) for teacher in wanted)
 
     def repair(self) -> int:
-        """Drop the answers that fail their checksum, so that `vl2v embed` asks for them again; return how many."""
+        """Drop the answers that fail their checksum, so that `vl2v embed` asks for them again; return how many.
+
+        What the index had lost is found again. Answers that are gone altogether are no longer missed.
+        """
         with explained(self.file), transaction(self._db):
-            rows = self._db.execute("SELECT id, key, crc, vector FROM answers")
-            bad = [(number,) for number, key, crc, vector in rows if _crc(key, vector) != crc]
-            self._db.executemany("DELETE FROM answers WHERE id = ?", bad)
+            rows = self._db.execute(
+                "SELECT answers.id, key, vector, crc, (SELECT fingerprint FROM questions JOIN teachers "
+                "ON teachers.id = questions.teacher WHERE questions.id = question) FROM answers"
+            )
+            bad = [(*row[:4],) for row in rows if row[4] is None or _crc(row[4], *row[1:3]) != row[3]]
+            teachers = self._db.execute("SELECT id, fingerprint FROM teachers").fetchall()
+            lost = []
+            for number, key, vector, crc in bad:
+                of = next((teacher for teacher, name in teachers if _crc(name, key, vector) == crc), None)
+                if of is None:
+                    lost.append((number,))
+                else:  # only its question was lost
+                    self._db.execute("UPDATE answers SET question = ? WHERE id = ?", (self._question_of(of), number))
+            self._db.executemany("DELETE FROM answers WHERE id = ?", lost)
             self._db.execute("DELETE FROM places")
             self._db.execute("DELETE FROM new_places")
             rows = self._db.execute(
@@ -324,27 +434,38 @@ class EmbeddingStore:
             places = ((teacher, _half(key), number) for teacher, key, number in rows)
             self._db.executemany("INSERT INTO new_places VALUES (?, ?, ?)", places)
             self._gather()
-        return len(bad)
+            for (number,) in self._db.execute("SELECT id FROM teachers").fetchall():
+                count = "SELECT count(*) FROM places WHERE teacher = ?1"
+                self._db.execute(f"UPDATE teachers SET answers = ({count}) WHERE id = ?1", (number,))
+                self._sign(number)
+        self._teacher_ids.clear()
+        self._complete.clear()
+        return len(lost)
 
     # Inside
 
     def _read(self, fingerprint: str, keys: Sequence[bytes]) -> Iterator[tuple[int, NDArray[np.float16]]]:
         """Yield (start, float16 [chunk, dim]); raise at the end if any was missing or damaged."""
-        number, teacher = self._require(fingerprint)
-        sql = _FIND.format(columns="crc, vector")
+        row, crc_of = self._require(fingerprint), self._checksums(fingerprint)
+        teacher = row.record
+        sql = _FIND.format(columns="teacher, crc, vector")
         nothing = bytes(2 * teacher.dim)
         missing, damaged = 0, []
         for start in range(0, len(keys), CHUNK):
             chunk = keys[start : start + CHUNK]
             with explained(self.file):
-                rows = self._db.execute(sql, (number, _halves(chunk))).fetchall()
-            found = {key: (crc, vector) for key, crc, vector in rows}
+                rows = self._db.execute(sql, (row.group, _halves(chunk))).fetchall()
+            found: dict[bytes, tuple[int, int, bytes]] = {}
+            for key, *there in rows:
+                found.setdefault(key, (there[0], there[1], there[2]))
             vectors = []
             for key in chunk:
-                crc, vector = found.get(key, (None, nothing))
-                if crc is None:
+                if key not in found:
                     missing += 1
-                elif crc != _crc(key, vector) or len(vector) != len(nothing):
+                    vectors.append(nothing)
+                    continue
+                number, crc, vector = found[key]
+                if crc != crc_of(number, key, vector) or len(vector) != len(nothing):
                     damaged.append(key)
                     vector = nothing
                 vectors.append(vector)
@@ -356,17 +477,18 @@ class EmbeddingStore:
                 f"key {damaged[0].hex()}): drop them with EmbeddingStore.repair(), then `vl2v embed` asks again"
             )
         if missing:
+            self.check(fingerprint)  # more may be missing
             raise StoreError(
                 f"{self.file}: {missing} of {len(keys)} answers of {teacher.name} ({fingerprint}) are missing: "
                 "`vl2v embed` asks for them"
             )
 
-    def _present(self, teacher: int, keys: Sequence[bytes]) -> set[bytes]:
+    def _present(self, teacher: _Row, keys: Sequence[bytes]) -> set[bytes]:
         """Return those of the keys that are kept (and possibly others that share their first half)."""
         sql = _FIND.format(columns="id")
         found: set[bytes] = set()
         for start in range(0, len(keys), CHUNK):
-            rows = self._db.execute(sql, (teacher, _halves(keys[start : start + CHUNK])))
+            rows = self._db.execute(sql, (teacher.group, _halves(keys[start : start + CHUNK])))
             found.update(key for key, _ in rows)
         return found
 
@@ -377,12 +499,88 @@ class EmbeddingStore:
         self._db.executemany(
             "INSERT INTO new_places VALUES (?, ?, ?)", ((teacher, _half(row[1]), n) for n, row in numbered)
         )
+        if answers:
+            self._db.execute("UPDATE teachers SET answers = answers + ? WHERE id = ?", (len(answers), teacher))
+            self._sign(teacher)
         if last // GATHERED != (last + len(answers)) // GATHERED:
             self._gather()
 
+    def _question_of(self, teacher: int) -> int:
+        """Return the last question that a teacher was asked, made up if all are lost."""
+        sql = "SELECT max(id) FROM questions WHERE teacher = ?"
+        (found,) = self._db.execute(sql, (teacher,)).fetchone()
+        if found is None:
+            made = "INSERT INTO questions (asked_at, teacher, kind, count) VALUES (?, ?, 'image', 0)"
+            found = self._db.execute(made, (time.time(), teacher)).lastrowid
+        return int(found)
+
+    def _sign(self, teacher: int) -> None:
+        """Write the checksum of a teacher's row, which was changed."""
+        row = self._db.execute(f"SELECT {_TEACHER} FROM teachers WHERE id = ?", (teacher,)).fetchone()
+        self._db.execute("UPDATE teachers SET crc = ? WHERE id = ?", (_teacher_crc(*row[1:-1]), teacher))
+
+    def _check_teachers(self) -> None:
+        """See that no teacher's row was changed or is gone."""
+        if self._version() == 1:
+            return
+        with explained(self.file):
+            rows = self._db.execute(f"SELECT {_TEACHER} FROM teachers").fetchall()
+            (orphans,) = self._db.execute(
+                "SELECT count(*) FROM questions WHERE teacher NOT IN (SELECT id FROM teachers)"
+            ).fetchone()
+        bad = [str(row[2]) for row in rows if _teacher_crc(*row[1:-1]) != row[-1]]
+        if bad or orphans:
+            what = f"the record of {', '.join(bad)} is damaged" if bad else "the record of a teacher is lost"
+            raise StoreError(f"{self.file}: {what}, so its answers can't be found: put back a copy")
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Read one state of the file, whoever writes meanwhile."""
+        if self._db.in_transaction:
+            yield
+            return
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def _due(self, teacher: _Row) -> int:
+        """Return how many answers were ever kept of a teacher."""
+        sql = "SELECT sum(answers) FROM teachers WHERE id IN (SELECT value FROM json_each(?))"
+        return int(self._db.execute(sql, (teacher.group,)).fetchone()[0])
+
+    def _intact(self, teacher: _Row) -> int:
+        """Return how many answers of a teacher are there, undamaged, and found by their key."""
+        crc_of, find = self._checksums(teacher.record.fingerprint), _FIND.format(columns="id")
+        rows = self._db.execute(
+            "SELECT answers.id, teacher, key, crc, vector FROM answers CROSS JOIN questions ON questions.id = question "
+            "WHERE teacher IN (SELECT value FROM json_each(?))",
+            (teacher.group,),
+        )
+        intact = 0
+        while chunk := rows.fetchmany(CHUNK):
+            good = [(n, key) for n, of, key, crc, vector in chunk if crc == crc_of(of, key, vector)]
+            keys = [key for _, key in good]
+            there = {number for _, number in self._db.execute(find, (teacher.group, _halves(keys)))} if good else set()
+            intact += sum(number in there for number, _ in good)
+        return intact
+
+    def _checksums(self, fingerprint: str) -> Callable[[int, bytes, bytes], int]:
+        """Return what gives the checksum that (teacher's number, key, vector) should have."""
+        old = self._version() == 1
+        rows = self._db.execute("SELECT id, fingerprint FROM teachers")
+        fingerprints: dict[int, str] = dict(rows)
+        return lambda number, key, vector: _crc("" if old else fingerprints.get(number, "?"), key, vector)
+
+    def _version(self) -> int:
+        with explained(self.file):
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        return int(version)
+
     def _absorb(self, other: EmbeddingStore, teacher: TeacherRecord) -> int:
         """Take over one teacher's questions and answers; return how many answers are new."""
-        number, _ = self._require(teacher.fingerprint)
+        number = self._require(teacher.fingerprint).number
         asked, own_question = self._asked(teacher.fingerprint), {}
         for question, theirs in other._asked(teacher.fingerprint).items():
             if question not in asked:
@@ -400,7 +598,7 @@ class EmbeddingStore:
             answers = []
             for i in np.flatnonzero(~there):
                 (key, question_of), vector = rows[i], vectors[i].tobytes()
-                answers.append((own_question[question_of], key, _crc(key, vector), vector))
+                answers.append((own_question[question_of], key, _crc(teacher.fingerprint, key, vector), vector))
             self._append(number, answers)
             new += len(answers)
         return new
@@ -422,7 +620,8 @@ class EmbeddingStore:
         """Return a teacher's questions, (when, kind, count) -> id."""
         with explained(self.file):
             rows = self._db.execute(
-                "SELECT asked_at, kind, count, id FROM questions WHERE teacher = ?", (self._require(fingerprint)[0],)
+                "SELECT asked_at, kind, count, id FROM questions WHERE teacher = ?",
+                (self._require(fingerprint).number,),
             )
             return {(at, kind, count): number for at, kind, count, number in rows}
 
@@ -431,7 +630,7 @@ class EmbeddingStore:
         with explained(self.file):
             rows = self._db.execute(
                 "SELECT key, question FROM answers CROSS JOIN questions ON questions.id = question WHERE teacher = ?",
-                (self._require(fingerprint)[0],),
+                (self._require(fingerprint).number,),
             )
             while chunk := rows.fetchmany(CHUNK):
                 yield chunk
@@ -446,21 +645,36 @@ class EmbeddingStore:
             raise StoreError(f"{self.file}: {teacher.name}: {wrong}; nothing of this batch was kept: check the teacher")
         return np.ascontiguousarray(vectors, dtype="<f2")
 
-    def _teacher(self, fingerprint: str) -> tuple[int, TeacherRecord] | None:
+    def _teacher(self, fingerprint: str) -> _Row | None:
         if fingerprint not in self._teacher_ids:
+            old = self._version() == 1
             with explained(self.file):
+                columns = "id, fingerprint, name, dim, logit_scale" if old else _TEACHER
                 row = self._db.execute(
-                    "SELECT id, fingerprint, name, dim, logit_scale FROM teachers WHERE fingerprint = ?",
-                    (fingerprint,),
+                    f"SELECT {columns} FROM teachers WHERE fingerprint = ?", (fingerprint,)
                 ).fetchone()
-            if row is None:
-                return None
-            self._teacher_ids[fingerprint] = (row[0], TeacherRecord(*row[1:]))
+                if row is None:
+                    return None
+                number, _, name, dim, scale = row[:5]
+                if not old and _teacher_crc(*row[1:-1]) != row[-1]:
+                    raise StoreError(f"{self.file}: the record of {name} is damaged: put back a copy")
+                group = (
+                    [(number,)]
+                    if old
+                    else self._db.execute(
+                        "SELECT id FROM teachers WHERE coalesce(same_as, id) = ? ORDER BY id = ? DESC, id",
+                        (number if row[5] is None else row[5], number),
+                    )
+                )
+                numbers = tuple(other for (other,) in group)
+            record = TeacherRecord(fingerprint, without_secrets(name), dim, scale)
+            self._teacher_ids[fingerprint] = _Row(number, record, numbers)
         return self._teacher_ids[fingerprint]
 
-    def _require(self, fingerprint: str) -> tuple[int, TeacherRecord]:
+    def _require(self, fingerprint: str) -> _Row:
         teacher = self._teacher(fingerprint)
         if teacher is None:
+            self._check_teachers()
             raise StoreError(f"{self.file}: holds no answers of teacher {fingerprint}: run `vl2v embed` with it first")
         return teacher
 
@@ -496,6 +710,38 @@ class EmbeddingStore:
             self._db.execute("PRAGMA mmap_size = 2147418112")
         if not made:
             _FORMAT.make(self._db, self.file)
+            self._miss_what_was_paid()
+        if not self.read_only and self._version() == 1:
+            self._upgrade()
+
+    def _miss_what_was_paid(self) -> None:
+        """Say of a new store that the ledger beside it knows of embeddings that were paid for."""
+        ledger = self.path / LEDGER
+        if not ledger.is_file():
+            return
+        sql = "SELECT coalesce(sum(count), 0) FROM entries WHERE status = 'answered'"
+        with explained(ledger), closing(sqlite3.connect(f"{ledger.absolute().as_uri()}?mode=ro", uri=True)) as bills:
+            try:
+                (paid,) = bills.execute(sql).fetchone()
+            except sqlite3.OperationalError:  # it is being made
+                return
+        if paid:
+            log.warning(
+                "%s: is new or was emptied, but %s embeddings were paid for by %s: put back a copy, or they are paid "
+                "for again", self.file, f"{paid:,}", ledger,
+            )  # fmt: skip
+
+    def _upgrade(self) -> None:
+        """Bring a file of version 1 to today's; what it holds stays, what was damaged stays damaged."""
+        self._db.create_function("clean_name", 1, without_secrets, deterministic=True)
+        self._db.create_function("teacher_crc", 6, _teacher_crc, deterministic=True)
+        self._db.create_function("newer_crc", 4, _newer_crc, deterministic=True)
+        self._db.execute("PRAGMA secure_delete = ON")  # of a name with a password nothing stays
+        with transaction(self._db):
+            for statement in _FROM_1 if self._version() == 1 else ():  # another process may have been faster
+                self._db.execute(statement)
+        self._db.execute("PRAGMA secure_delete = OFF")
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _half(key: bytes) -> int:
@@ -511,6 +757,18 @@ def _halves(keys: Sequence[bytes]) -> str:
     return str(np.frombuffer(joined, dtype=">i8")[::2].tolist())
 
 
-def _crc(key: bytes, vector: bytes) -> int:
-    """CRC-32 over key and vector, as the signed integer that takes SQLite the fewest bytes."""
-    return zlib.crc32(vector, zlib.crc32(key)) - 2**31
+def _crc(fingerprint: str, key: bytes, vector: bytes) -> int:
+    """CRC-32 over teacher, key and vector, as the signed integer that takes SQLite the fewest bytes."""
+    return zlib.crc32(vector, zlib.crc32(key, zlib.crc32(fingerprint.encode()) if fingerprint else 0)) - 2**31
+
+
+def _newer_crc(crc: int, key: bytes, vector: bytes, fingerprint: str | None) -> int:
+    """Return the checksum of an answer of version 1; where that was wrong, this one is, too."""
+    newer = _crc(fingerprint or "?", key, vector)
+    return newer if crc == _crc("", key, vector) else newer ^ 1
+
+
+def _teacher_crc(
+    fingerprint: str, name: str, dim: int, logit_scale: float | None, same_as: int | None, answers: int
+) -> int:
+    return zlib.crc32(repr((fingerprint, name, dim, logit_scale, same_as, answers)).encode())
