@@ -9,14 +9,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def serve_app(app: Any, told: Callable[[int], None]) -> None:
-    """Serve until the process is killed, as our servers do; tell the port once it is open."""
+def serve_app(app: Any, told: Callable[[int], None], **options: Any) -> None:
+    """Serve until the process is killed, as our servers do but for options; tell the port once it is open."""
     import uvicorn
 
     from vl2v.web.server import configured
     from vl2v.web.steady import spare_what_is_there
 
-    server = uvicorn.Server(configured(app, port=0))
+    server = uvicorn.Server(configured(app, port=0, **options))
     startup = server.startup
 
     async def started(sockets: Any = None) -> None:

@@ -1,27 +1,38 @@
-"""The vendor's server against a bare FastAPI route, and what it does when it is asked too much.
+"""The vendor's server against a bare FastAPI route, what it does when it is queried too much, and who waits for whom.
 
     python benchmarks/vendor.py
 
 Both answer as many bytes to the same request (one text, base64) from 32 connections, in turns, each in a process of
-its own; the teacher is a stub. Then the vendor's queue is made short and it is asked by four times as many connections:
-answers by status, and how long those took that were answered.
+its own; the teacher is a stub. The bare route runs once with uvicorn's plain loop and parser, and once with those of
+the vendor. Every request has an Idempotency-Key of its own, as our own client sends it. What counts is the processor
+time a request of the whole server process: other work on the machine changes it less than the rate. Then the vendor's
+queue is made short and it is queried by four times as many connections: answers by status, and how long those took
+that were answered. Last, a polite client (ten requests a second, texts and small images in turns) beside another key
+that sends what takes longest, with the teacher `tiny`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
+import io
 import json
 import multiprocessing
+import os
 import statistics
 import sys
 import tempfile
 import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from loopback import load, serve_app
 
@@ -45,76 +56,159 @@ class Stub:
 
 
 def serve(kind: str, folder: Path, seconds: float, waiting: int, pipe: Connection) -> None:
+    if kind.startswith("bare"):
+        app, keys = bare(), ["none"]
+        options = {"http": "h11", "loop": "asyncio"} if kind == "bare, h11" else {}
+    else:
+        from vl2v.teachers import open_teacher
+        from vl2v.vendor.app import create_app
+        from vl2v.vendor.keys import add_key, read_keys
+        from vl2v.vendor.meter import Meter
+
+        file, options = folder / f"{time.time_ns()}.toml", {}
+        keys = [add_key(file, name, price=1) for name in ("polite", "hostile")]
+        teacher = open_teacher("tiny") if kind == "tiny" else Stub(seconds)
+        meter = Meter(file.with_suffix(".sqlite"))
+        app = create_app(teacher, read_keys(file), meter, batch=CONNECTIONS, waiting=waiting)
+    serve_app(app, lambda port: pipe.send((port, keys)), **options)
+
+
+def bare() -> Any:
     from fastapi import FastAPI, Response
 
-    from vl2v.vendor.app import create_app
-    from vl2v.vendor.keys import add_key, read_keys
-    from vl2v.vendor.meter import Meter
+    app = FastAPI()
+    fixed = json.dumps({"data": [{"index": 0, "embedding": "A" * (4 * DIM * 4 // 3)}], "model": "stub", "usage": {}})
 
-    key = "none"
-    if kind == "bare":
-        app = FastAPI()
-        fixed = json.dumps(
-            {"data": [{"index": 0, "embedding": "A" * (4 * DIM * 4 // 3)}], "model": "stub", "usage": {}}
-        ).encode()
+    @app.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        return Response(fixed.encode(), media_type="application/json")
 
-        @app.post("/v1/embeddings")
-        async def embeddings() -> Response:
-            return Response(fixed, media_type="application/json")
-    else:
-        file = folder / f"{time.time_ns()}.toml"
-        key = add_key(file, "benchmark", price=1)
-        app = create_app(
-            Stub(seconds), read_keys(file), Meter(file.with_suffix(".sqlite")), batch=CONNECTIONS, waiting=waiting
-        )
-    serve_app(app, lambda port: pipe.send((port, key)))
+    return app
 
 
-def request(key: str) -> bytes:
-    """Return a whole request."""
-    body = json.dumps({"model": "stub", "input": "a photo of a dog", "encoding_format": "base64"})
-    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\nContent-Type: application/json"
-    return f"{head}\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+class Requests:
+    """Whole requests of one client, each with an Idempotency-Key of its own."""
+
+    def __init__(self, key: str, things: list[Any], model: str = "stub", repeated: bool = False) -> None:
+        self.bodies = []
+        for thing in things:
+            modality = "image" if thing[0].startswith("data:") else "text"
+            asked = {"model": model, "input": thing, "encoding_format": "base64", "modality": modality}
+            self.bodies.append(json.dumps(asked).encode())
+        self.key, self.repeated = key, repeated
+
+    def __len__(self) -> int:
+        return 2**62
+
+    def __getitem__(self, number: int) -> bytes:
+        body = self.bodies[number % len(self.bodies)]
+        same = "" if self.repeated else f"Idempotency-Key: {uuid.uuid4()}\r\n"
+        head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {self.key}\r\n{same}"
+        return f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def measure(kind: str, folder: Path, connections: int, seconds: float, pause: float = 0.0, waiting: int = 512) -> Any:
+@contextmanager
+def running(kind: str, folder: Path, pause: float = 0.0, waiting: int = 512) -> Iterator[tuple[int, int, list[str]]]:
+    """Run a server; yield its process, port and keys."""
     ours, theirs = multiprocessing.Pipe()
     context = multiprocessing.get_context("spawn")
     process = context.Process(target=serve, args=(kind, folder, pause, waiting, theirs), daemon=True)
     process.start()
-    port, key = ours.recv()
     try:
-        asyncio.run(load(port, [request(key)], connections, 0.5))
-        return asyncio.run(load(port, [request(key)], connections, seconds))
+        port, keys = ours.recv()
+        yield process.pid or 0, port, keys
     finally:
         process.kill()
+        process.join()
+
+
+def processor_time(process: int) -> float:
+    """Return the seconds that a process has had."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(kind: str, folder: Path, seconds: float) -> tuple[float, float]:
+    """Return microseconds of processor time a request, and requests a second."""
+    with running(kind, folder) as (process, port, keys):
+        asked: Any = Requests(keys[0], [["a photo of a dog"]])
+        asyncio.run(load(port, asked, CONNECTIONS, 1.0))
+        before = processor_time(process)
+        statuses, _ = asyncio.run(load(port, asked, CONNECTIONS, seconds))
+        assert set(statuses) == {200}, statuses
+        return 1e6 * (processor_time(process) - before) / statuses.total(), statuses.total() / seconds
+
+
+def crowd(folder: Path, seconds: float) -> None:
+    print("| 50 ms a batch, queue of 32 | answered/s | 429 | errors | p50 ms | p99 ms |\n" + "| --- " * 6 + "|")
+    for connections in (CONNECTIONS, 4 * CONNECTIONS):
+        with running("vendor", folder, 0.05, CONNECTIONS) as (_, port, keys):
+            asked: Any = Requests(keys[0], [["a photo of a dog"]])
+            statuses, times = asyncio.run(load(port, asked, connections, seconds))
+        errors = statuses.total() - statuses[200] - statuses[429]
+        p50, p99 = (1000 * np.percentile(times, share) for share in (50, 99))
+        rate = statuses[200] / seconds
+        print(f"| {connections} connections | {rate:.0f} | {statuses[429]} | {errors} | {p50:.0f} | {p99:.0f} |")
+
+
+def png(width: int, height: int) -> str:
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def fairness(folder: Path, seconds: float) -> None:
+    polite = [["a photo of a dog"], [png(224, 224)]]
+    cases: dict[str, list[Any]] = {
+        "nobody": [],
+        "32 images of 8000 x 8000": [[png(8000, 8000)] * 32],
+        "2 images of 8000 x 8000": [[png(8000, 8000)] * 2],
+        "32 images of 2000 x 2000, the last one broken": [[png(2000, 2000)] * 31 + [png(2000, 2000)[:-400]]],
+        "2,048 texts of 10,000 characters": [["x y " * 2500] * 2048],
+        "50 texts of 10,000 characters": [["x y " * 2500] * 50],
+        "2,048 texts of 240 characters": [["x y " * 60] * 2048],
+    }
+    print("| beside it, on 4 connections | its answers | polite p50 ms | p99 ms | errors |\n" + "| --- " * 5 + "|")
+    for words, hostile in cases.items():
+        with running("tiny", folder) as (_, port, keys):
+
+            async def both(port: int = port, keys: list[str] = keys, hostile: list[Any] = hostile) -> Any:
+                asked: Any = Requests(keys[0], polite, "tiny")
+                theirs: Any = Requests(keys[1], hostile, "tiny") if hostile else None
+                await load(port, asked, 1, 1.0)
+                tasks = [load(port, asked, 2, seconds, rate=10)]
+                return await asyncio.gather(*tasks, *([load(port, theirs, 4, seconds)] if theirs else []))
+
+            (statuses, times), *others = asyncio.run(both())
+        answers = ", ".join(f"{count} of {status}" for status, count in sorted(others[0][0].items())) if others else "-"
+        p50, p99 = (1000 * np.percentile(times, share) for share in (50, 99))
+        errors = statuses.total() - statuses[200]
+        print(f"| {words} | {answers} | {p50:.0f} | {p99:.0f} | {errors} |", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=("time", "crowd", "fairness"))
     given = parser.parse_args()
-    ratios = []
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        print("| requests/s, 32 connections | bare route | vendor | ratio |\n| --- | --- | --- | --- |")
-        for repeat in range(given.repeats):
-            rates = []
-            for kind in ("bare", "vendor"):
-                statuses, _ = measure(kind, folder, CONNECTIONS, given.seconds)
-                assert set(statuses) == {200}, statuses
-                rates.append(statuses.total() / given.seconds)
-            ratios.append(rates[1] / rates[0])
-            print(f"| {repeat + 1} | {rates[0]:.0f} | {rates[1]:.0f} | {ratios[-1]:.2f} |", flush=True)
-        print(f"\nmedian ratio {statistics.median(ratios):.2f} (bar 0.5)\n")
-        print("| 50 ms a batch, queue of 32 | answered/s | 429 | errors | p50 ms | p99 ms |\n" + "| --- " * 6 + "|")
-        for connections in (CONNECTIONS, 4 * CONNECTIONS):
-            statuses, times = measure("vendor", folder, connections, given.seconds, 0.05, CONNECTIONS)
-            errors = statuses.total() - statuses[200] - statuses[429]
-            p50, p99 = (1000 * np.percentile(times, share) for share in (50, 99))
-            rate = statuses[200] / given.seconds
-            print(f"| {connections} connections | {rate:.0f} | {statuses[429]} | {errors} | {p50:.0f} | {p99:.0f} |")
+        if given.only in (None, "time"):
+            kinds = ("bare, h11", "bare", "vendor")
+            print("| us of processor time a request (requests/s) | bare, h11 | bare | vendor | vendor / bare |")
+            print("| --- " * 5 + "|")
+            ratios = []
+            for repeat in range(given.repeats):
+                found = [measure(kind, folder, given.seconds) for kind in kinds]
+                ratios.append(found[2][0] / found[1][0])
+                cells = " | ".join(f"{time:.0f} ({rate:.0f})" for time, rate in found)
+                print(f"| {repeat + 1} | {cells} | {ratios[-1]:.2f} |", flush=True)
+            print(f"\nmedian ratio {statistics.median(ratios):.2f} (bar: under 1)\n")
+        if given.only in (None, "crowd"):
+            crowd(folder, given.seconds)
+        if given.only in (None, "fairness"):
+            fairness(folder, given.seconds)
 
 
 if __name__ == "__main__":

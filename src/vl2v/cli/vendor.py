@@ -7,24 +7,28 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Rent out a teacher: embeddings of texts and pictures over HTTP.", no_args_is_help=True)
+app = typer.Typer(help="Rent out a teacher: embeddings of texts and images over HTTP.", no_args_is_help=True)
+
+keys_app = typer.Typer(help="The clients' keys.", no_args_is_help=True)
+app.add_typer(keys_app, name="keys")
 
 KeyFile = Annotated[Path, typer.Option(help="The clients' keys, hashed, in TOML.")]
+LedgerFile = Annotated[Path, typer.Option(help="What was sold, a SQLite file.")]
 
 
 @app.command("serve")
 def serve(
     teacher: Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, hf:REPO, tiny.")],
     keys: KeyFile = Path("keys.toml"),
-    ledger: Annotated[Path, typer.Option(help="What was sold, a SQLite file.")] = Path("sold.sqlite"),
+    ledger: LedgerFile = Path("sold.sqlite"),
     name: Annotated[str | None, typer.Option(help="What clients call the model; default: as here.")] = None,
     host: Annotated[str, typer.Option(help="To listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; 0: a free one.")] = 8000,
     allow_url_host: Annotated[
-        list[str] | None, typer.Option(help="HOST or HOST:PORT that pictures are fetched from; default: none.")
+        list[str] | None, typer.Option(help="HOST or HOST:PORT that images are fetched from; default: none.")
     ] = None,
 ) -> None:
-    """Answer clients that have a key, until stopped."""
+    """Answer clients that have a key, until stopped; SIGHUP reads the keys again."""
     from vl2v.vendor.serve import serve as run
 
     def told(address: str) -> None:
@@ -33,15 +37,66 @@ def serve(
     run(teacher, keys, ledger, name=name, host=host, port=port, allow_url_hosts=allow_url_host or [], told=told)
 
 
-@app.command("key")
-def key(
+@keys_app.command("add")
+@app.command("key", hidden=True)
+def add(
     name: Annotated[str, typer.Argument(help="The client, as the ledger will have it.")],
     keys: KeyFile = Path("keys.toml"),
     rate: Annotated[int | None, typer.Option(help="Requests a minute; default: no limit.")] = None,
-    quota: Annotated[int | None, typer.Option(help="Questions in all; default: no limit.")] = None,
-    price: Annotated[int, typer.Option(help="Of a question, in millionths of the currency.")] = 0,
+    quota: Annotated[int | None, typer.Option(help="Texts and images in all; default: no limit.")] = None,
+    price: Annotated[int, typer.Option(help="Of a text or an image, in millionths of the currency.")] = 0,
+    price_image: Annotated[int | None, typer.Option(help="Of an image, where it differs.")] = None,
+    price_text: Annotated[int | None, typer.Option(help="Of a text, where it differs.")] = None,
 ) -> None:
     """Make a new client's key and print it, this once; the file has only its hash."""
     from vl2v.vendor.keys import add_key
 
-    typer.echo(add_key(keys, name, rate=rate, quota=quota, price=price))
+    prices = {"price": price, "price_image": price_image, "price_text": price_text}
+    typer.echo(add_key(keys, name, rate=rate, quota=quota, **prices))  # type: ignore[arg-type]
+
+
+@keys_app.command("list")
+def list_keys(
+    keys: KeyFile = Path("keys.toml"),
+    ledger: LedgerFile = Path("sold.sqlite"),
+) -> None:
+    """List the clients: limits, prices in millionths, and what each has bought."""
+    from vl2v.vendor.keys import read_keys
+    from vl2v.vendor.meter import sums
+
+    found = read_keys(keys).keys
+    bought = sums(ledger) if ledger.exists() else {}
+    rows: list[tuple[str, ...]] = [
+        ("NAME", "RATE", "QUOTA", "IMAGE", "TEXT", "REQUESTS", "IMAGES", "TEXTS", "SUM", "REVOKED")
+    ]
+    for key in found:
+        had = bought.pop(key.name, {})
+        limits = ["-" if limit is None else str(limit) for limit in (key.rate, key.quota)]
+        prices = [str(key.price_of("image")), str(key.price_of("text"))]
+        revoked = "-" if key.revoked is None else f"{key.revoked:%Y-%m-%d}"
+        rows.append((key.name, *limits, *prices, *_sums(had), revoked))
+    rows += [(name, "-", "-", "-", "-", *_sums(had), "no key") for name, had in bought.items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if not ledger.exists():
+        typer.echo(f"{ledger}: no ledger yet, so nothing is counted; name another with --ledger", err=True)
+
+
+@keys_app.command("revoke")
+def revoke(
+    name: Annotated[str, typer.Argument(help="The client.")],
+    keys: KeyFile = Path("keys.toml"),
+) -> None:
+    """Have a client's key not be accepted any more, once the server reads the file again (SIGHUP)."""
+    from vl2v.vendor.keys import revoke_key
+
+    revoke_key(keys, name)
+    typer.echo(f"{name}: revoked in {keys}; a running server reads it on SIGHUP (kill -HUP PID)", err=True)
+
+
+def _sums(had: dict[str, tuple[int, int, int]]) -> tuple[str, ...]:
+    """Return requests, images, texts and money of a client."""
+    none = (0, 0, 0)
+    images, texts = had.get("image", none), had.get("text", none)
+    return str(images[0] + texts[0]), str(images[1]), str(texts[1]), f"{(images[2] + texts[2]) / 10**6:.6f}"

@@ -6,6 +6,7 @@ from fastapi import APIRouter, Response
 
 from vl2v.serving.described import failures
 from vl2v.serving.service import Service
+from vl2v.web.metrics import TEXT
 
 
 def health_routes(service: Service) -> APIRouter:
@@ -29,6 +30,6 @@ def health_routes(service: Service) -> APIRouter:
     def metrics() -> Response:
         """Return Prometheus metrics; they name no client."""
         service.metrics.watched(service.watch)
-        return service.metrics.page()
+        return Response(service.metrics.text(), media_type=TEXT)
 
     return routes

@@ -97,6 +97,21 @@ class LocalTeacher:
         with _lanes(len(batches), self._kind) as lanes:
             return self._checked(list(lanes.map(self._answers_to_files, batches)))
 
+    def prepare_image(self, image: EncodedImage) -> Tensor:
+        """Return the model's input [3, s, s] of an image, for `embed_prepared`; may run beside it in other threads.
+
+        Raises:
+            PictureError: it can't be decoded.
+        """
+        return self._preprocess(decode(image.data))
+
+    def embed_prepared(self, inputs: Sequence[Tensor]) -> Vectors:
+        """Return I(x) [n, d], unit rows, of what `prepare_image` returned."""
+        chunks = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]
+        return self._checked(
+            [self._answers(self._encode_images, torch.stack(list(chunk)).to(self.device)) for chunk in chunks]
+        )
+
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Return the texts' embeddings [n, d], unit rows."""
         chunks = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
@@ -134,7 +149,7 @@ class LocalTeacher:
 
     def _input(self, image: EncodedImage) -> Tensor:
         try:
-            return self._preprocess(decode(image.data))
+            return self.prepare_image(image)
         except PictureError as error:
             raise TeacherError(f"{image.name}: {error}") from None
 

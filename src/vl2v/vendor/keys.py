@@ -1,13 +1,14 @@
-"""Who may ask: API keys, stored hashed in a TOML file, each with a rate, a quota and a price."""
+"""Who may query: API keys, stored hashed in a TOML file, each with a rate, a quota and prices."""
 
 from __future__ import annotations
 
 import hashlib
-import hmac
 import os
 import secrets
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Literal
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -22,8 +23,11 @@ class Key(BaseModel):
         name: of the client, for the ledger.
         sha256: of the key; the key has 256 random bits, so nothing slower is needed.
         rate: requests a minute; None: no limit.
-        quota: questions in all, ever; None: no limit.
-        price: of a question, in millionths of the currency.
+        quota: texts and images in all, ever; None: no limit.
+        price: of a text or an image, in millionths of the currency.
+        price_image: of an image, where it differs.
+        price_text: of a text, where it differs.
+        revoked: since when the key isn't accepted; None: it is.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -33,6 +37,14 @@ class Key(BaseModel):
     rate: int | None = Field(default=None, ge=1)
     quota: int | None = Field(default=None, ge=0)
     price: int = Field(default=0, ge=0)
+    price_image: int | None = Field(default=None, ge=0)
+    price_text: int | None = Field(default=None, ge=0)
+    revoked: datetime | None = None
+
+    def price_of(self, kind: Literal["image", "text"]) -> int:
+        """Return what one costs, in millionths of the currency."""
+        own = self.price_image if kind == "image" else self.price_text
+        return self.price if own is None else own
 
 
 class Keys:
@@ -43,16 +55,24 @@ class Keys:
     """
 
     def __init__(self, keys: list[Key]) -> None:
+        self.replace(keys)
+
+    def replace(self, keys: list[Key]) -> None:
+        """Let these be the keys from now on."""
         self.keys = keys
+        self._valid = {key.sha256: key for key in keys if key.revoked is None}
+
+    @property
+    def accepted(self) -> int:
+        """How many keys aren't revoked."""
+        return len(self._valid)
 
     def find(self, given: str) -> Key | None:
-        """Return whose key this is; takes as long for a wrong one as for a right one."""
-        digest = _digest(given)
-        found = None
-        for key in self.keys:
-            if hmac.compare_digest(key.sha256, digest):
-                found = key
-        return found
+        """Return whose key this is, unless it is revoked.
+
+        It is looked up by its hash, so that the time that takes says nothing about the key.
+        """
+        return self._valid.get(_digest(given))
 
 
 def read_keys(file: Path) -> Keys:
@@ -65,13 +85,15 @@ def read_keys(file: Path) -> Keys:
         tables = tomllib.loads(file.read_text(encoding="utf-8")).get("key", [])
         keys = [Key.model_validate(table) for table in tables]
     except OSError as error:
-        raise ConfigError(f"{file}: can't be read ({error.strerror}); `vl2v vendor key` makes it") from None
+        raise ConfigError(f"{file}: can't be read ({error.strerror}); `vl2v vendor keys add` makes it") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file}: not a TOML file: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{file}: [[key]] {where}: {first['msg'].lower()}") from None
+    except (TypeError, AttributeError):
+        raise ConfigError(f"{file}: keys are tables [[key]]; `vl2v vendor keys add` writes them") from None
     names = [key.name for key in keys]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -79,25 +101,65 @@ def read_keys(file: Path) -> Keys:
     return Keys(keys)
 
 
-def add_key(file: Path, name: str, *, rate: int | None = None, quota: int | None = None, price: int = 0) -> str:
+def add_key(
+    file: Path,
+    name: str,
+    *,
+    rate: int | None = None,
+    quota: int | None = None,
+    price: int = 0,
+    price_image: int | None = None,
+    price_text: int | None = None,
+) -> str:
     """Add a new key to a file, made if it is not there, and return the key: it is nowhere else from now on.
 
     Raises:
         ConfigError: the name is taken, the file is wrong or can't be written.
     """
     if file.exists() and name in [key.name for key in read_keys(file).keys]:
-        raise ConfigError(f"{file}: there is a key named {name!r} already; choose another name, or delete its table")
+        raise ConfigError(f"{file}: there is a key named {name!r} already; choose another name")
     key = f"vl2v-{secrets.token_urlsafe(32)}"
-    made = Key(name=name, sha256=_digest(key), rate=rate, quota=quota, price=price)
-    table = "\n[[key]]\n" + tomli_w.dumps(made.model_dump(exclude_none=True))
+    prices = {"price": price, "price_image": price_image, "price_text": price_text}
+    made = Key(name=name, sha256=_digest(key), rate=rate, quota=quota, **prices)  # type: ignore[arg-type]
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "a", encoding="utf-8") as opened:
-            opened.write(table)
+            opened.write(_table(made))
     except OSError as error:
         raise ConfigError(f"{file}: can't be written ({error.strerror})") from None
     return key
 
 
+def revoke_key(file: Path, name: str) -> None:
+    """Have a key not be accepted any more; its table stays, so that the ledger's name isn't given to somebody else.
+
+    Raises:
+        ConfigError: there is no such key, it is revoked already, or the file is wrong or can't be written.
+    """
+    keys = read_keys(file).keys
+    found = next((key for key in keys if key.name == name), None)
+    if found is None:
+        raise ConfigError(
+            f"{file}: no key is named {name!r}; there are {', '.join(key.name for key in keys) or 'none'}"
+        )
+    if found.revoked is not None:
+        raise ConfigError(f"{file}: {name!r} was revoked on {found.revoked:%Y-%m-%d} already")
+    now = datetime.now(UTC).replace(microsecond=0)
+    tables = [_table(key.model_copy(update={"revoked": now}) if key is found else key) for key in keys]
+    whole = file.with_name(f"{file.name}.new")
+    try:
+        with os.fdopen(os.open(whole, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, 0o600), "w", encoding="utf-8") as opened:
+            opened.write("".join(tables))
+            opened.flush()
+            os.fsync(opened.fileno())
+        os.replace(whole, file)
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be written ({error.strerror})") from None
+
+
+def _table(key: Key) -> str:
+    return "\n[[key]]\n" + tomli_w.dumps(key.model_dump(exclude_none=True))
+
+
 def _digest(key: str) -> str:
-    return hashlib.sha256(key.encode()).hexdigest()
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()

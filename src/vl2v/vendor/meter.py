@@ -1,4 +1,4 @@
-"""What was sold: an append-only SQLite file, written before the bytes leave."""
+"""What was sold: a SQLite file, written before the bytes leave; beside each sale, for a while, what was answered."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from collections import defaultdict, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
 
 from vl2v.errors import StoreError
 from vl2v.sqlite import BUSY_SECONDS, journal, statements, transaction
@@ -17,6 +20,10 @@ from vl2v.vendor.keys import Key
 
 Kind = Literal["image", "text"]
 MINUTE = 60.0
+KEPT = 24 * 3600.0  # seconds that a reply is saved for the same Idempotency-Key
+REPLIES = 256 * 2**20  # bytes of a client's saved replies; the oldest go first
+OVERHEAD = 512  # bytes that a saved reply takes beside its embeddings
+VERSION = 2  # 1 had no replies
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sold (
@@ -29,45 +36,84 @@ CREATE TABLE IF NOT EXISTS sold (
     request TEXT NOT NULL
 ) STRICT;
 CREATE TRIGGER IF NOT EXISTS kept BEFORE DELETE ON sold BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER IF NOT EXISTS fixed BEFORE UPDATE ON sold BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END
+CREATE TRIGGER IF NOT EXISTS fixed BEFORE UPDATE ON sold BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
+CREATE TABLE IF NOT EXISTS replies (
+    id INTEGER PRIMARY KEY REFERENCES sold (id),
+    client TEXT NOT NULL,
+    digest BLOB NOT NULL UNIQUE,
+    asked BLOB NOT NULL,
+    vectors BLOB NOT NULL
+) STRICT;
+CREATE INDEX IF NOT EXISTS replies_of ON replies (client, id)
 """
 
 
-@dataclass(frozen=True)
+@dataclass
 class Sale:
-    """One request that is answered: of whom, what, how many, for how much, under which number."""
+    """One request that is answered: of whom, what, how many, for how much, under which number.
+
+    Attributes:
+        client: the key's name.
+        kind: of the items.
+        count: of items.
+        micro: the price of them all.
+        request: its number.
+        digest: of the client and the Idempotency-Key; empty where there is none.
+        asked: digest of the request's body.
+        at: when it was written; 0 before.
+    """
 
     client: str
     kind: Kind
     count: int
     micro: int
     request: str
+    digest: bytes = b""
+    asked: bytes = b""
+    at: float = 0.0
+
+
+@dataclass
+class _Saved:
+    """A client's saved replies, the oldest first."""
+
+    replies: deque[tuple[int, float, int]]  # id, when, bytes
+    bytes: int = 0
 
 
 class Meter:
-    """Quotas, rates and the ledger; safe for threads.
+    """Quotas, rates, the ledger and saved replies; safe for threads.
 
     Args:
         file: the ledger, made if it is not there.
 
     Raises:
-        StoreError: it can't be opened or written.
+        StoreError: it can't be opened or written, or was written by a newer vl2v.
     """
 
     def __init__(self, file: Path) -> None:
         self._lock = threading.Lock()  # of the counts
         self._writing = threading.Lock()  # of the file: a commit waits for the disk, the counts don't
-        self._held: dict[str, int] = defaultdict(int)  # questions that are being worked on
+        self._held: dict[str, int] = defaultdict(int)  # items that are being worked on
         self._requests: dict[str, deque[float]] = defaultdict(deque)
+        self._saved: dict[str, _Saved] = defaultdict(lambda: _Saved(deque()))
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             journal(self._db, file)
             self._db.execute("PRAGMA synchronous = FULL")
+            (version,) = self._db.execute("PRAGMA user_version").fetchone()
+            if version > VERSION:
+                raise StoreError(f"{file}: was written by a newer vl2v (schema {version}): upgrade vl2v")
             for statement in statements(_SCHEMA):
                 self._db.execute(statement)
+            self._db.execute(f"PRAGMA user_version = {VERSION}")
+            self._reading = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             rows = self._db.execute("SELECT client, sum(count) FROM sold GROUP BY client")
             self._sold: dict[str, int] = defaultdict(int, rows)
+            found = "SELECT r.client, r.id, s.at, length(r.vectors) FROM replies r JOIN sold s USING (id) ORDER BY r.id"
+            for client, number, at, size in self._db.execute(found):
+                self._note(client, number, at, size)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{file}: can't be a ledger ({error}); choose another --ledger") from None
 
@@ -86,7 +132,7 @@ class Meter:
         return 0.0
 
     def hold(self, key: Key, count: int) -> bool:
-        """Set questions aside from the key's quota while they are worked on; False: it doesn't suffice."""
+        """Set items aside from the key's quota while they are worked on; False: it doesn't suffice."""
         with self._lock:
             taken = self._sold[key.name] + self._held[key.name]
             if key.quota is not None and taken + count > key.quota:
@@ -95,32 +141,112 @@ class Meter:
         return True
 
     def release(self, key: Key, count: int) -> None:
-        """Give back what was held: the questions came to nothing."""
+        """Give back what was held: the items came to nothing."""
         with self._lock:
             self._held[key.name] -= count
 
-    def write(self, sales: Sequence[Sale]) -> None:
-        """Write sales durably, all in one commit; what was held for them is sold then.
+    def write(self, sales: Sequence[tuple[Sale, NDArray[np.float32]]]) -> None:
+        """Write sales durably, all in one commit, with their embeddings [n, d] where they have an Idempotency-Key.
+
+        What was held for them is sold then, and their `at` is set.
 
         Raises:
             sqlite3.Error: they can't be written; none of them is sold.
         """
         now = time.time()
-        rows = [(now, sale.client, sale.kind, sale.count, sale.micro, sale.request) for sale in sales]
-        with self._writing, transaction(self._db):
-            self._db.executemany(
-                "INSERT INTO sold (at, client, kind, count, micro, request) VALUES (?, ?, ?, ?, ?, ?)", rows
-            )
+        added: list[tuple[str, int, int]] = []
+        with self._writing:
+            with transaction(self._db):
+                gone = self._expired(now)
+                if gone:
+                    self._db.executemany("DELETE FROM replies WHERE id = ?", [(number,) for _, number in gone])
+                for sale, vectors in sales:
+                    number = self._db.execute(
+                        "INSERT INTO sold (at, client, kind, count, micro, request) VALUES (?, ?, ?, ?, ?, ?)",
+                        (now, sale.client, sale.kind, sale.count, sale.micro, sale.request),
+                    ).lastrowid
+                    if sale.digest:
+                        raw = np.ascontiguousarray(vectors, "<f4").tobytes()
+                        self._db.execute(
+                            "INSERT OR REPLACE INTO replies (id, client, digest, asked, vectors) "
+                            "VALUES (?, ?, ?, ?, ?)",
+                            (number, sale.client, sale.digest, sale.asked, raw),
+                        )
+                        added.append((sale.client, number or 0, len(raw)))
+            for client, _ in gone:
+                saved = self._saved[client]
+                saved.bytes -= saved.replies.popleft()[2]
+            for client, number, size in added:
+                self._note(client, number, now, size)
         with self._lock:
-            for sale in sales:
+            for sale, _ in sales:
+                sale.at = now
                 self._held[sale.client] -= sale.count
                 self._sold[sale.client] += sale.count
 
+    def reply(self, digest: bytes) -> tuple[Sale, NDArray[np.float32]] | None:
+        """Return the sale under an Idempotency-Key, and its embeddings [n, d]; None: there is none, or no longer.
+
+        Raises:
+            sqlite3.Error: the file can't be read.
+        """
+        row: Any = self._reading.execute(
+            "SELECT s.client, s.kind, s.count, s.micro, s.request, r.digest, r.asked, s.at, r.vectors "
+            "FROM replies r JOIN sold s USING (id) WHERE r.digest = ?",
+            (digest,),
+        ).fetchone()
+        if row is None or row[7] <= time.time() - KEPT:
+            return None
+        sale = Sale(*row[:-1])
+        return sale, np.frombuffer(row[-1], "<f4").reshape(sale.count, -1)
+
     def sold(self, client: str) -> int:
-        """Return how many questions a client was answered, ever."""
+        """Return how many items a client was answered, ever."""
         with self._lock:
             return self._sold[client]
 
     def close(self) -> None:
         """Close the file."""
+        self._reading.close()
         self._db.close()
+
+    def _note(self, client: str, number: int, at: float, size: int) -> None:
+        saved = self._saved[client]
+        saved.replies.append((number, at, size + OVERHEAD))
+        saved.bytes += size + OVERHEAD
+
+    def _expired(self, now: float) -> list[tuple[str, int]]:
+        """Return client and id of the replies that are too old, or of a client who has too many; each is seen once."""
+        gone = []
+        for client, saved in self._saved.items():
+            left = saved.bytes
+            for number, at, size in saved.replies:
+                if at > now - KEPT and left <= REPLIES:
+                    break
+                gone.append((client, number))
+                left -= size
+        return gone
+
+
+def sums(file: Path) -> dict[str, dict[str, tuple[int, int, int]]]:
+    """Return what each client bought: requests, items and millionths of the currency, by kind.
+
+    Raises:
+        StoreError: there is no ledger, or it can't be read.
+    """
+    if not file.is_file():
+        raise StoreError(f"{file}: there is no such ledger; name it with --ledger")
+    found: dict[str, dict[str, tuple[int, int, int]]] = defaultdict(dict)
+    query = (
+        "SELECT client, kind, count(*), sum(count), sum(micro) FROM sold GROUP BY client, kind ORDER BY client, kind"
+    )
+    try:
+        db = sqlite3.connect(f"file:{file}?mode=ro", uri=True, timeout=BUSY_SECONDS)
+        try:
+            for client, kind, requests, count, micro in db.execute(query):
+                found[client][kind] = requests, count, micro
+        finally:
+            db.close()
+    except sqlite3.Error as error:
+        raise StoreError(f"{file}: can't be read as a ledger ({error})") from None
+    return dict(found)

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import logging
+import signal
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vl2v.errors import ConfigError, need_extra
 from vl2v.places import public_name
 from vl2v.teachers import open_teacher
-from vl2v.vendor.keys import read_keys
+from vl2v.vendor.keys import Keys, read_keys
 from vl2v.vendor.meter import Meter
 from vl2v.web.places import check_host
 from vl2v.web.server import listen
 from vl2v.web.steady import spare_what_is_there
+
+_log = logging.getLogger(__name__)
 
 
 def serve(
@@ -28,6 +32,8 @@ def serve(
 ) -> None:
     """Serve until the process is told to stop (SIGTERM, SIGINT); what was accepted is answered and billed first.
 
+    SIGHUP reads the keys anew; if their file is wrong then, those that were read before stay.
+
     Args:
         spec: of a teacher whose weights are at hand.
         keys: a TOML file from `vl2v vendor key`.
@@ -42,24 +48,37 @@ def serve(
         ConfigError: no key, a host that can't be listened on, or one of `allow_url_hosts` that is no host.
         TeacherError: the teacher can't be opened.
         StoreError: the ledger can't be written.
-        MissingExtra: fastapi, uvicorn or prometheus_client isn't installed.
+        MissingExtra: uvicorn, httptools, msgspec or prometheus_client isn't installed.
     """
-    need_extra("uvicorn", "vendor")
-    need_extra("httptools", "vendor")
-    need_extra("fastapi", "vendor")
-    need_extra("prometheus_client", "vendor")
+    for module in ("uvicorn", "httptools", "msgspec", "prometheus_client"):
+        need_extra(module, "vendor")
     from vl2v.vendor.addresses import Addresses
-    from vl2v.vendor.app import BODY, create_app
+    from vl2v.vendor.app import create_app
+    from vl2v.vendor.requests import BODY
 
     found = read_keys(keys)
     if not found.keys:
-        raise ConfigError(f"{keys}: no [[key]] in it; `vl2v vendor key NAME --keys {keys}` adds one")
+        raise ConfigError(f"{keys}: no [[key]] in it; `vl2v vendor keys add NAME --keys {keys}` adds one")
     check_host(host)
     addresses = Addresses(allow_url_hosts, BODY)
     meter = Meter(ledger)
     app = create_app(open_teacher(spec), found, meter, name=name or public_name(spec), addresses=addresses)
+    _reload_on_hangup(found, keys)
     spare_what_is_there()
     try:
         listen(app, host, port, told)
     finally:
         meter.close()
+
+
+def _reload_on_hangup(keys: Keys, file: Path) -> None:
+    def reload(number: int, frame: object) -> None:
+        try:
+            keys.replace(read_keys(file).keys)
+        except ConfigError as error:
+            _log.error("the keys stay as they were: %s", error)
+        else:
+            _log.warning("%s: %d keys are accepted", file, keys.accepted)
+
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, reload)

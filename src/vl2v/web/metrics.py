@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.responses import Response
+
+TEXT = "text/plain; version=0.0.4"  # what Prometheus reads
 
 
 class Metrics:
@@ -13,6 +14,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._by_status: dict[int, Any] = {}
         options: dict[str, Any] = {"registry": self.registry}
         self.requests = Counter("vl2v_requests", "answers by status", ["status"], **options)
         self.seconds = Histogram("vl2v_request_seconds", "time to answer", **options)
@@ -21,9 +23,12 @@ class Metrics:
 
     def answered(self, status: int, seconds: float) -> None:
         """Count an answer."""
-        self.requests.labels(str(status)).inc()
+        counter = self._by_status.get(status)
+        if counter is None:
+            counter = self._by_status[status] = self.requests.labels(str(status))
+        counter.inc()
         self.seconds.observe(seconds)
 
-    def page(self) -> Response:
+    def text(self) -> bytes:
         """Return all of them as Prometheus reads them."""
-        return Response(generate_latest(self.registry), media_type="text/plain; version=0.0.4")
+        return generate_latest(self.registry)

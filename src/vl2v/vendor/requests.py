@@ -1,0 +1,232 @@
+"""What clients send: the form of a request, and its limits, checked before anything is worked on."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+import struct
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from vl2v.data import decoding
+from vl2v.data.decoding import PictureError, picture_size
+from vl2v.teachers import EncodedImage
+from vl2v.vendor.addresses import Address, Addresses, Unfetched
+from vl2v.vendor.desk import Image
+
+IMAGES, TEXTS = 32, 2048  # a request
+TEXT_LENGTH = 10_000
+CHARACTERS = 500_000  # of all texts of a request
+IMAGE_PIXELS = decoding.MAX_PIXELS
+PIXELS = 2 * IMAGE_PIXELS  # of all images of a request
+LAYERS = 10  # scans of a progressive JPEG that cost no more than one image; more are counted as more pixels
+BODY = 64 * 2**20
+INLINE = 2**15  # bytes of a body that is read in less time than another thread takes to start
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_AT = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
+Text = Annotated[str, msgspec.Meta(min_length=1)]
+
+
+class Query(msgspec.Struct, forbid_unknown_fields=True):
+    """What is queried: texts, or images as data URIs (or URLs, of hosts that the server fetches from)."""
+
+    model: str
+    input: Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=TEXTS)]
+    modality: Literal["text", "image"] | None = "text"
+    encoding_format: Literal["float", "base64"] | None = "float"
+    dimensions: int | None = None
+    user: str | None = None
+
+
+class Embedding(msgspec.Struct):
+    """One embedding; base64 is of little-endian float32."""
+
+    index: int
+    embedding: list[float] | str
+    object: Literal["embedding"] = "embedding"
+
+
+class Usage(msgspec.Struct):
+    """What is billed: a text or an image is a token, and `micro` is millionths of the currency."""
+
+    prompt_tokens: int
+    total_tokens: int
+    micro: int
+
+
+class Answer(msgspec.Struct):
+    """The embeddings, in the order of the input."""
+
+    model: str
+    id: str
+    created: int
+    data: list[Embedding]
+    usage: Usage
+    object: Literal["list"] = "list"
+
+
+class Problem(msgspec.Struct):
+    """What was wrong, in OpenAI's form."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(msgspec.Struct):
+    """A problem."""
+
+    error: Problem
+
+
+class Refusal(Exception):
+    """An answer other than 200, in OpenAI's form."""
+
+    def __init__(
+        self, status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = headers or {}
+
+
+@dataclass(frozen=True)
+class Read:
+    """A request that was read and is within its limits.
+
+    Attributes:
+        query: as it was sent.
+        kind: of the items.
+        texts: the items; empty for images.
+        images: likewise, or where they are that have to be fetched; empty for texts.
+        asked: digest of the body.
+    """
+
+    query: Query
+    kind: Literal["text", "image"]
+    texts: list[str]
+    images: list[Image | Address]
+    asked: bytes
+
+    @property
+    def count(self) -> int:
+        """How many items there are."""
+        return len(self.texts) or len(self.images)
+
+
+_decoder = msgspec.json.Decoder(Query)
+
+
+def read(body: bytes, model: str, dim: int, addresses: Addresses) -> Read:
+    """Return what a body asks for.
+
+    Raises:
+        Refusal: it isn't of that form, for another model or dimension, over a limit, or an image isn't given in it.
+    """
+    try:
+        query = _decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise Refusal(400, f"not JSON: {error}", "invalid_json") from None
+    if query.model != model:
+        raise Refusal(404, f"no model {query.model[:100]!r}; there is {model!r}", "model_not_found", "model")
+    if query.dimensions is not None and query.dimensions != dim:
+        message = f"dimensions: {query.dimensions}; this model's embeddings have {dim}, leave it out"
+        raise Refusal(400, message, "invalid_dimensions", "dimensions")
+    given = [query.input] if isinstance(query.input, str) else query.input
+    asked = hashlib.sha256(body).digest()
+    if query.modality != "image":
+        return Read(query, "text", _texts(given), [], asked)
+    if len(given) > IMAGES:
+        raise Refusal(400, f"input: {len(given)} images; at most {IMAGES} a request", "too_many_images", "input")
+    images = [_image(i, text, addresses) for i, text in enumerate(given)]
+    check_pixels([image for image in images if isinstance(image, Image)])
+    return Read(query, "image", [], images, asked)
+
+
+def image_of(index: int, data: bytes) -> Image:
+    """Return an image with its size, without decoding it.
+
+    Raises:
+        Refusal: no image, or too large.
+    """
+    where = f"input[{index}]"
+    try:
+        width, height = struct.unpack(">II", data[16:24]) if data[:8] == _PNG and len(data) > 24 else picture_size(data)
+    except PictureError as error:
+        raise Refusal(400, f"{where} can't be decoded: {error}", "invalid_image", where) from None
+    if width * height > IMAGE_PIXELS:
+        message = f"{where} can't be decoded: too large ({width}x{height} pixels); at most {IMAGE_PIXELS}"
+        raise Refusal(400, message, "invalid_image", where)
+    layers = data.count(b"\xff\xda") if data[:2] == b"\xff\xd8" else 1
+    return Image(index, EncodedImage(where, data), width * height * max(1, -(-layers // LAYERS)))
+
+
+def check_pixels(images: list[Image]) -> None:
+    """Raise for images that are too much together.
+
+    Raises:
+        Refusal: they are.
+    """
+    pixels = sum(image.pixels for image in images)
+    if pixels > PIXELS:
+        message = (
+            f"input: {-(-pixels // 10**6)} megapixels to decode; at most {PIXELS // 10**6} a request: "
+            "send fewer images at a time, or smaller ones"
+        )
+        raise Refusal(400, message, "too_many_pixels", "input")
+
+
+def _texts(given: list[str]) -> list[str]:
+    for i, text in enumerate(given):
+        if len(text) > TEXT_LENGTH:
+            raise Refusal(400, f"input[{i}]: over {TEXT_LENGTH} characters", "text_too_long", f"input[{i}]")
+    total = sum(map(len, given))
+    if total > CHARACTERS:
+        message = f"input: {total} characters; at most {CHARACTERS} a request: send fewer texts at a time"
+        raise Refusal(400, message, "text_too_long", "input")
+    return given
+
+
+def _image(index: int, text: str, addresses: Addresses) -> Image | Address:
+    where = f"input[{index}]"
+    head, comma, rest = text.partition(",")
+    try:
+        if not text.startswith("data:"):
+            return addresses.parse(text)
+        if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
+            raise Refusal(400, f"{where}: give images as data:image/...;base64,...", "invalid_image", where)
+        return image_of(index, base64.b64decode(rest, validate=True))
+    except Unfetched as error:
+        raise Refusal(400, f"{where}: {error}; give it as data:image/...;base64,...", "invalid_image", where) from None
+    except (binascii.Error, ValueError):
+        raise Refusal(400, f"{where}: not base64", "invalid_image", where) from None
+
+
+def _invalid(error: str) -> Refusal:
+    """Return what is said of a body that is not a `Query`."""
+    found = _AT.match(error)
+    what, where = found.groups() if found else (error, "")
+    param = (where or "").partition("[")[0] or None
+    if param == "input" and re.search(r"got `(int|float|array)`", what):
+        message = (
+            f"{where}: tokens aren't taken, only the texts themselves "
+            "(LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
+        )
+        return Refusal(422, message, "tokens_not_taken", "input")
+    return Refusal(422, f"{where}: {what}" if where else what, "invalid_request", where or None)
+
+
+def schemas() -> dict[str, Any]:
+    """Return the JSON schemas of what is sent and answered, by name."""
+    _, found = msgspec.json.schema_components([Query, Answer, Failure], ref_template="#/components/schemas/{name}")
+    return found
