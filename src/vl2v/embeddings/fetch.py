@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.embeddings.store import SAME, EmbeddingStore, flaw, image_key, text_key
+from vl2v.embeddings.store import EmbeddingStore, flaw, image_key, text_key
 from vl2v.errors import DataError, TeacherError
+from vl2v.teachers.rented import SAME
 
 if TYPE_CHECKING:
     from vl2v.embeddings.plan import Plan

@@ -17,10 +17,11 @@ from typing import Self
 
 from vl2v.errors import StoreError
 from vl2v.sqlite import BUSY_SECONDS, Format, explained, journal, transaction
-from vl2v.teachers.rented import MICRO, BudgetReached, Kind, Query, Status
+from vl2v.teachers.rented import BudgetReached, Kind, Query, Status, money
 
 FILE_NAME = "ledger.sqlite"
 RESERVED = "reserved"
+REMEMBERED = 24 * 3600.0  # seconds for which vendors that honour an Idempotency-Key usually know it
 
 _SCHEMA = """
 CREATE TABLE entries (
@@ -37,22 +38,36 @@ CREATE TABLE entries (
     currency TEXT NOT NULL,
     balance INTEGER NOT NULL,
     model TEXT NOT NULL,
-    note TEXT NOT NULL
+    note TEXT NOT NULL,
+    digest TEXT NOT NULL DEFAULT '',
+    key TEXT NOT NULL DEFAULT ''
 ) STRICT;
 CREATE INDEX by_teacher ON entries (teacher, id);
 CREATE UNIQUE INDEX once ON entries (query) WHERE status != 'reserved';
+CREATE INDEX by_digest ON entries (digest) WHERE digest != '';
 CREATE TRIGGER kept BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
-_FORMAT = Format("a ledger of vl2v: move it aside", 0x564C3242, 1, _SCHEMA)  # "VL2B"
+_FORMAT = Format("a ledger of vl2v: move it aside", 0x564C3242, 2, _SCHEMA)  # "VL2B"
+_FROM_1 = (
+    "ALTER TABLE entries ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
+    "ALTER TABLE entries ADD COLUMN key TEXT NOT NULL DEFAULT ''",
+    "CREATE INDEX by_digest ON entries (digest) WHERE digest != ''",
+    "PRAGMA user_version = 2",
+)
 
-_COLUMNS = "at, query, teacher, asker, kind, status, count, tokens, micro, currency, balance, model, note"
-_INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 13)})"
+_COLUMNS = "at, query, teacher, asker, kind, status, count, tokens, micro, currency, balance, model, note, digest, key"
+_INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 15)})"
 _BALANCE = "SELECT balance FROM entries WHERE teacher = ? ORDER BY id DESC LIMIT 1"
 
 _RESERVATIONS = (
-    "SELECT id, at, teacher, asker, kind, count, tokens, micro, currency FROM entries WHERE status = 'reserved' "
-    "ORDER BY id"
+    "SELECT id, at, teacher, asker, kind, count, tokens, micro, currency, digest, key FROM entries "
+    "WHERE status = 'reserved' ORDER BY id"
+)
+_LAST_OF = (
+    "SELECT first.key, first.at, last.status FROM entries first "
+    "LEFT JOIN entries last ON last.query = first.id AND last.status != 'reserved' "
+    "WHERE first.digest = ? AND first.digest != '' AND first.teacher = ? ORDER BY first.id DESC LIMIT 1"
 )
 _ENDS = "SELECT query, at, status, tokens, micro, model, note FROM entries WHERE status != 'reserved'"
 
@@ -163,14 +178,50 @@ class Ledger:
                     f"next query may cost {money(query.micro, currency)}; all answers are kept: raise --budget to go on"
                 )
             asked = (query.kind, query.count, query.tokens, query.micro)
-            return self._reserve(time.time(), teacher, asker, *asked, currency)
+            return self._reserve(time.time(), teacher, asker, *asked, currency, query.digest, query.key)
+
+    def key_of(self, teacher: str, digest: str) -> str | None:
+        """Return the Idempotency-Key of a request of the last day whose embeddings never arrived; else None."""
+        with explained(self.file), self._lock:
+            row = self._db.execute(_LAST_OF, (digest, teacher)).fetchone()
+        if row is None or not row[0] or row[2] not in (None, "lost") or row[1] < time.time() - REMEMBERED:
+            return None
+        return str(row[0])
 
     def settle(
-        self, number: int, status: Status, tokens: int | None, micro: int | None, model: str = "", note: str = ""
-    ) -> None:
-        """Write how a query ended; what is None stays as it was reserved, what was rejected costs nothing."""
+        self,
+        number: int,
+        status: Status,
+        tokens: int | None,
+        micro: int | None,
+        model: str = "",
+        note: str = "",
+        budget: int | None = None,
+    ) -> int:
+        """Write how a query ended; what is None stays as it was reserved, what was rejected costs nothing.
+
+        Args:
+            number: from `reserve`.
+            status: how it ended.
+            tokens: as the vendor counts them.
+            micro: the price; where it is higher than reserved, what passes the budget isn't counted.
+            model: the model's name in the answer.
+            note: a few words.
+            budget: None: without limit.
+
+        Returns:
+            What wasn't counted, in millionths.
+        """
         with explained(self.file), self._lock, transaction(self._db):
+            over = 0
+            if micro is not None and budget is not None:
+                teacher, most = self._db.execute(
+                    "SELECT teacher, micro FROM entries WHERE id = ?", (number,)
+                ).fetchone()
+                over = max(0, micro - most - max(0, budget - self._balance(teacher)))
+                micro -= over
             self._settle(number, time.time(), status, tokens, micro, model, note)
+        return over
 
     def absorb(self, other: Ledger) -> int:
         """Take over another ledger's queries that aren't here yet, and how open ones ended; return how many are new.
@@ -201,11 +252,21 @@ class Ledger:
         return int(row[0]) if row else 0
 
     def _reserve(
-        self, at: float, teacher: str, asker: str, kind: Kind, count: int, tokens: int, micro: int, currency: str
+        self,
+        at: float,
+        teacher: str,
+        asker: str,
+        kind: Kind,
+        count: int,
+        tokens: int,
+        micro: int,
+        currency: str,
+        digest: str,
+        key: str,
     ) -> int:
         (number,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM entries").fetchone()
         row = (at, number, teacher, asker, kind, RESERVED, count, tokens, micro, currency)
-        self._db.execute(_INSERT, (*row, self._balance(teacher) + micro, "", ""))
+        self._db.execute(_INSERT, (*row, self._balance(teacher) + micro, "", "", digest, key))
         return int(number)
 
     def _settle(
@@ -219,12 +280,20 @@ class Ledger:
             tokens, micro = 0, 0
         tokens, micro = (most_tokens if tokens is None else tokens), (most if micro is None else micro)
         row = (at, number, teacher, asker, kind, status, count, tokens, micro, currency)
-        self._db.execute(_INSERT, (*row, self._balance(teacher) - most + micro, model, note))
+        self._db.execute(_INSERT, (*row, self._balance(teacher) - most + micro, model, note, "", ""))
 
     def _prepare(self) -> None:
         journal(self._db, self.file)
         self._db.execute("PRAGMA synchronous = FULL")
         _FORMAT.make(self._db, self.file)
+        if self._version() == 1:
+            with transaction(self._db):
+                for statement in _FROM_1 if self._version() == 1 else ():  # another process may have been faster
+                    self._db.execute(statement)
+
+    def _version(self) -> int:
+        (version,) = self._db.execute("PRAGMA user_version").fetchone()
+        return int(version)
 
 
 @dataclass(frozen=True)
@@ -265,16 +334,18 @@ class Account:
         note: str = "",
     ) -> None:
         """See `vl2v.teachers.rented.Purse`."""
-        self.ledger.settle(number, status, tokens, micro, model, note)
+        over = self.ledger.settle(number, status, tokens, micro, model, note, self.budget)
+        if over:
+            raise BudgetReached(
+                f"{self.teacher}: a query cost {money(over, self.currency)} more than the budget had left, by the "
+                "vendor's own word; all embeddings are saved: check its bill and its prices, then raise --budget"
+            )
+
+    def key_of(self, digest: str) -> str | None:
+        """See `vl2v.teachers.rented.Purse`."""
+        return self.ledger.key_of(self.teacher, digest)
 
     def bill(self) -> str:
         """Return the bill so far in a few words: "0.12 of 5.00 USD"."""
         spent = money(self.committed, self.currency)
         return spent if self.budget is None else f"{spent} of {money(self.budget, self.currency)}"
-
-
-def money(micro: int, currency: str) -> str:
-    """Return an amount for people: two digits after the point, or as many as it takes."""
-    whole = f"{micro / MICRO:.6f}".rstrip("0")
-    point = whole.index(".")
-    return f"{whole}{'0' * max(0, 3 - len(whole) + point)} {currency}"

@@ -28,6 +28,7 @@ from vl2v.embeddings.ledger import FILE_NAME as LEDGER
 from vl2v.errors import StoreError
 from vl2v.places import without_secrets
 from vl2v.sqlite import BUSY_SECONDS, Format, explained, is_shared, journal, transaction
+from vl2v.teachers.rented import SAME
 
 Kind = Literal["image", "text"]
 
@@ -36,7 +37,6 @@ KEY_BYTES = 16
 PAGE_BYTES = 16384
 GATHERED = 8192  # entries of `new_places` that join `places` at a time
 CHUNK = 1000  # rows a statement: enough to amortise the statement, little enough to keep memory flat
-SAME = 0.98  # cosine between two answers of one model to one question; half precision and batching stay far above it
 
 _SCHEMA = """
 CREATE TABLE teachers (

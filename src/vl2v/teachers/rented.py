@@ -16,6 +16,7 @@ Status = Literal["answered", "wrong", "lost", "rejected"]
 vendor may have counted it (time-out, broken connection); refused by the vendor, which costs nothing."""
 
 MICRO = 1_000_000  # money is integer micro-units of the vendor's currency
+SAME = 0.98  # cosine between two answers of one model to one query; half precision and batching stay far above it
 
 # Asked at the start of each session with a rented teacher: another answer than last time is another model.
 CANARY_TEXT = "a photo of a canary"
@@ -43,12 +44,16 @@ class Query:
         count: how many pictures or texts.
         tokens: at most, as the vendor counts them; 0 where it doesn't.
         micro: the price at most, in millionths of the currency.
+        digest: of the request's content; "" where it isn't to be known again.
+        key: the Idempotency-Key that it is sent with.
     """
 
     kind: Kind
     count: int
     tokens: int
     micro: int
+    digest: str = ""
+    key: str = ""
 
 
 class Purse(Protocol):
@@ -60,6 +65,14 @@ class Purse(Protocol):
         Raises:
             BudgetReached: with this query the spent and reserved money would pass the budget. Nothing is noted.
         """
+        ...
+
+    def key_of(self, digest: str) -> str | None:
+        """Return the Idempotency-Key of a request of the last day whose embeddings never arrived, to be used again."""
+        ...
+
+    def bill(self) -> str:
+        """Return the bill so far in a few words."""
         ...
 
     def settle(
@@ -81,6 +94,9 @@ class Purse(Protocol):
             micro: the price.
             model: the model's name as the vendor answers with it.
             note: a few words; never a key, never a picture.
+
+        Raises:
+            BudgetReached: it cost more than was reserved, and more than the budget has left, which is noted then.
         """
         ...
 
@@ -145,6 +161,10 @@ class Rented(Teacher, Protocol):
         """
         ...
 
+    def stop(self) -> None:
+        """End, soon and for good, what is being asked in other threads; they get a TeacherError."""
+        ...
+
     def answers(self, kind: Kind, items: Iterable[EncodedImage] | Iterable[str]) -> Iterator[Answered | Refused]:
         """Ask about all items, several requests in flight, and yield answers as they come, in any order.
 
@@ -153,8 +173,16 @@ class Rented(Teacher, Protocol):
         Raises:
             BudgetReached: see above.
             TeacherError: wrong key, no money at the vendor, unknown model, retries used up; after what is in flight.
+            Stopped, Terminated: Ctrl-C or SIGTERM came; what was in flight is yielded, or broken off and counted.
         """
         ...
+
+
+def money(micro: int, currency: str) -> str:
+    """Return an amount for people: two digits after the point, or as many as it takes."""
+    whole = f"{micro / MICRO:.6f}".rstrip("0")
+    point = whole.index(".")
+    return f"{whole}{'0' * max(0, 3 - len(whole) + point)} {currency}"
 
 
 def as_rented(teacher: Teacher) -> Rented | None:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import asyncio
+
 from vl2v.teachers.remote.pace import Pace
 
 
@@ -10,7 +12,7 @@ class Clock:
     def __call__(self) -> float:
         return self.now
 
-    def sleep(self, seconds: float) -> None:
+    async def sleep(self, seconds: float) -> None:
         assert seconds > 0
         self.now += seconds
 
@@ -24,7 +26,7 @@ def test_no_minute_has_more_than_the_limit() -> None:
     pace, clock = paced(10, None, 1000)
     times = []
     for _ in range(35):
-        pace.wait(1, 5, 30)
+        asyncio.run(pace.wait(1, 5, 30))
         times.append(clock.now)
     assert times[9] == 0 and times[10] == 60 and times[34] == 180
     assert all(sum(t - 60 < other <= t for other in times) <= 10 for t in times)
@@ -33,7 +35,7 @@ def test_no_minute_has_more_than_the_limit() -> None:
 def test_tokens_count_too() -> None:
     pace, clock = paced(None, None, 100)
     for tokens in (60, 40, 50):
-        pace.wait(1, 1, tokens)
+        asyncio.run(pace.wait(1, 1, tokens))
     assert clock.now == 60
 
 
@@ -41,5 +43,5 @@ def test_the_vendors_word_counts_for_all() -> None:
     pace, clock = paced(None)
     pace.hold(7)
     pace.hold(3)
-    pace.wait(1)
+    asyncio.run(pace.wait(1))
     assert clock.now == 7

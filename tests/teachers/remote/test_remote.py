@@ -23,6 +23,7 @@ from vl2v.runs.asking import Cost
 from vl2v.teachers import EncodedImage, open_teacher
 from vl2v.teachers.remote import client
 from vl2v.teachers.remote.failures import retry_after
+from vl2v.teachers.remote.line import Reply
 from vl2v.teachers.remote.pace import Pace
 from vl2v.teachers.remote.pictures import prepare
 from vl2v.teachers.rented import Answered, BudgetReached, Refused
@@ -287,7 +288,7 @@ def test_an_answer_that_does_not_come_in_time_may_have_been_counted(rent, vendor
         over.set()
     *lost, answered = teacher.purse.statuses()
     assert set(lost) == {"lost"} and answered == "answered", "on a busy machine more than one may be late"
-    assert teacher.purse.settled[0]["note"] == "the connection broke (ReadTimeout)"
+    assert teacher.purse.settled[0]["note"] == "no whole answer within 0.3 seconds"
     assert teacher.purse.committed == 3000 * (len(lost) + 1)
 
 
@@ -324,9 +325,9 @@ def test_nobody_waits_for_a_month(code, outcome, rent, vendor):
 )
 def test_how_long_a_vendor_wants_to_be_left_alone(headers, seconds, monkeypatch):
     monkeypatch.setattr("vl2v.teachers.remote.failures.time", lambda: 1_800_000_000.0)
-    assert retry_after(httpx2.Response(429, headers=headers)) == seconds
+    assert retry_after(Reply(429, headers, b"")) == seconds
     every_answer_has_it = "x-ratelimit-reset" in headers and "retry-after" not in headers
-    assert retry_after(httpx2.Response(500, headers=headers)) == (None if every_answer_has_it else seconds)
+    assert retry_after(Reply(500, headers, b"")) == (None if every_answer_has_it else seconds)
 
 
 def test_an_unknown_models_dimension_is_not_what_its_first_answer_says(rent, vendor, tmp_path):

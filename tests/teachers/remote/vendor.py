@@ -147,5 +147,11 @@ class Purse:
             paid = 0 if status == "rejected" else query.micro if micro is None else micro
             self.settled[number] = {"status": status, "tokens": tokens, "micro": paid, "model": model, "note": note}
 
+    def key_of(self, digest: str) -> str | None:
+        return None
+
+    def bill(self) -> str:
+        return f"{self.committed} millionths"
+
     def statuses(self) -> list[str]:
         return [self.settled[i]["status"] if i in self.settled else "reserved" for i in range(len(self.reserved))]

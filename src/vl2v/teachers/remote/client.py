@@ -6,36 +6,55 @@ from its answer; where there is none it may have been counted by the vendor, and
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
+import logging
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import closing
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 
 from vl2v.errors import DataError, TeacherError, VL2VError
 from vl2v.secret import read_secret
+from vl2v.stopping import heeding
 from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
 from vl2v.teachers.remote import pictures
 from vl2v.teachers.remote.failures import WORDS, retry_after, words_of
+from vl2v.teachers.remote.line import CONNECT, Line, Reply, Unusable
 from vl2v.teachers.remote.pace import Pace
 from vl2v.teachers.remote.pictures import Picture, prepare
+from vl2v.teachers.remote.session import Outcome, Session
 from vl2v.teachers.remote.terms import Price, Terms
+from vl2v.teachers.remote.usage import Usage
 from vl2v.teachers.remote.wires import Wire, vector
-from vl2v.teachers.rented import MICRO, Answered, Forecast, Kind, Purse, Query, Refused, Status
-
-if TYPE_CHECKING:
-    import httpx2
+from vl2v.teachers.rented import (
+    CANARY_IMAGE,
+    CANARY_TEXT,
+    MICRO,
+    SAME,
+    Answered,
+    Forecast,
+    Kind,
+    Purse,
+    Query,
+    Refused,
+    Status,
+    money,
+)
 
 ATTEMPTS = 8
 PATIENCE = 900.0  # seconds that one request may take with all its retries
-TIMEOUT = 120.0  # seconds for one answer
-CONNECT = 10.0
+TIMEOUT = 120.0  # seconds for one answer, all of it
+ABOUT = 2**20  # bytes of an answer beside its vectors, at most
+NUMBER = 32  # bytes of a number in it, at most
+DIM = 16_384  # numbers in a vector of unknown dimension, at most
+NAMES = 8  # that a model may have in answers
+STALE = 4  # signs that a vendor has tied something useless to an Idempotency-Key
 HEAD = 512  # bytes of a request beside its items, and of each item beside its text or picture, at most
 FRAME = 128
 
@@ -43,12 +62,24 @@ _OUT_OF_MONEY = ("insufficient_balance", "insufficient_quota", "insufficient bal
 _OF_MONEY = ("billing", "payment")  # where the status doesn't mean "too fast": then they are the way to higher limits
 
 
-class _TryAgain(Exception):
-    """An attempt that came to nothing; `after` is how long the vendor wants to be left alone."""
+_log = logging.getLogger(__name__)
 
-    def __init__(self, reason: str, after: float | None = None) -> None:
+
+class _TryAgain(Exception):
+    """An attempt that came to nothing.
+
+    Args:
+        reason: in words.
+        after: seconds that the vendor wants to be left alone.
+        counted: whether it stays on the bill.
+        stale: how much it speaks for another Idempotency-Key, of `STALE`.
+    """
+
+    def __init__(self, reason: str, after: float | None = None, *, counted: bool = False, stale: int = 0) -> None:
         super().__init__(reason)
         self.after = after
+        self.counted = counted
+        self.stale = stale
 
 
 class _Rejected(Exception):
@@ -68,33 +99,34 @@ class _Item:
         return size + FRAME
 
 
-class _Trouble:
-    """The first error of a session; it is raised when all that is in flight, and so is paid for, has been handed on."""
+@dataclass
+class _Sent:
+    """A request, over all its attempts.
 
-    def __init__(self) -> None:
-        self.error: BaseException | None = None
-        self.over = False
+    Attributes:
+        kind: of its items.
+        batch: its items.
+        body: of the request.
+        key: a vendor that honours it bills the attempts at one request once.
+        counted: whether an attempt with this key is on the bill already.
+        stale: see `_TryAgain`.
+        known: whether the model's name in the answer needs no proof.
+    """
 
-    def close(self) -> None:
-        self.over = True
+    kind: Kind
+    batch: list[_Item]
+    body: bytes
+    key: str
+    counted: bool
+    stale: int = 0
+    known: bool = False
 
-    def add(self, error: BaseException | None) -> None:
-        self.error = self.error or error
-
-    def patient(self, answer: Answered | Refused) -> Answered | Refused:
-        """Return the answer such that an error in settling it waits, too."""
-        return replace(answer, settle=self._patient(answer.settle)) if isinstance(answer, Answered) else answer
-
-    def _patient(self, settle: Callable[[], None]) -> Callable[[], None]:
-        def settled() -> None:
-            try:
-                settle()
-            except VL2VError as error:
-                if self.over:
-                    raise
-                self.add(error)
-
-        return settled
+    def failed(self, attempt: _TryAgain) -> None:
+        """Note it; an answer that was of no use again and again may be what the vendor remembers for the key."""
+        self.counted |= attempt.counted
+        self.stale += attempt.stale
+        if self.stale >= STALE:
+            self.key, self.counted, self.stale = str(uuid.uuid4()), False, 0
 
 
 class RemoteTeacher:
@@ -123,12 +155,14 @@ class RemoteTeacher:
         self._model = model
         self._dimensions = dimensions
         self._dim = dimensions or terms.dim
-        self._said: str | None = None  # the model's name in answers
-        self._most: dict[Kind, float] = {"image": 0.0, "text": 0.0}  # tokens of an item, the most so far
-        self._dearest: dict[Kind, int] = {"image": 0, "text": 0}  # what an item was said to cost, the most so far
+        self._names: list[str] = []  # of the model in answers; all of them are one model
+        self._naming = asyncio.Lock()
+        self._canaries: dict[tuple[Kind, str], Vectors] = {}  # by the name under which they were answered
+        self._usage = Usage()
+        self._doubted = False  # whether its usage was found odd, and the person told
         self._pace = Pace(terms.requests_a_minute, terms.items_a_minute, terms.tokens_a_minute)
-        self._lock = threading.Lock()
-        self._client: httpx2.Client | None = None
+        self._ended = threading.Event()
+        self._line: Line | None = None
         self._key = ""
         self._answered: set[Kind] = set()
         self._told = False  # whether the vendor was asked for its prices
@@ -176,33 +210,31 @@ class RemoteTeacher:
         """Return the texts' embeddings [n, d], unit rows, in order. Raises as `embed_images` does."""
         return self._embed("text", texts)
 
+    def stop(self) -> None:
+        """See `vl2v.teachers.rented.Rented`."""
+        self._ended.set()
+
     def answers(self, kind: Kind, items: Iterable[EncodedImage] | Iterable[str]) -> Iterator[Answered | Refused]:
         """See `vl2v.teachers.rented.Rented`."""
-        self._open()
-        trouble = _Trouble()
-        batches = self._batches(kind, items)
-        workers = ThreadPoolExecutor(self.terms.in_flight, thread_name_prefix="vendor")
-        with closing(trouble), workers as pool:
-            running: set[Future[tuple[list[Answered | Refused], Exception | None]]] = set()
-            room = self.terms.in_flight if kind in self._answered else 1  # the first alone tells what others may cost
-            while True:
-                try:
-                    while trouble.error is None and len(running) < room and (batch := next(batches, None)):
-                        running.add(pool.submit(self._ask, kind, batch))
-                    done = wait(running, return_when=FIRST_COMPLETED).done
-                except (Exception, KeyboardInterrupt) as error:  # what is in flight is paid for: wait for it first
-                    trouble.add(error)
-                    continue
-                if not running:
-                    break
-                running -= done
-                for future in done:
-                    found, wrong = future.result()
-                    trouble.add(wrong)
-                    yield from map(trouble.patient, found)
-                room = self.terms.in_flight
-        if trouble.error is not None:
-            raise trouble.error
+        line, purse, words = self._open(), self.purse, ""
+        assert purse is not None
+        with heeding() as stop:
+            session = Session(line, lambda: stop.wanted or self._ended.is_set())
+            ask, most = partial(self._ask, session, kind), self.terms.in_flight
+            first = most if kind in self._answered else 1  # the first alone tells what others may cost
+            try:
+                yield from session.run(self._batches(kind, items), ask, first, most)
+            except VL2VError:
+                if not session.stopped:
+                    raise
+            finally:
+                if session.stopped:
+                    words = session.words(self.currency, purse.bill())
+                    _log.warning("%s: %s", self.name, words)
+        if stop.signal is not None:
+            stop.end()
+        if words:
+            raise TeacherError(f"{self.name}: {words}")
 
     def _embed(self, kind: Kind, items: Sequence[EncodedImage] | Sequence[str]) -> Vectors:
         rows: dict[int, Any] = {}
@@ -240,10 +272,17 @@ class RemoteTeacher:
             raise DataError(f"{thing.name}: {error}") from None
         return _Item(position, picture, self.terms.tokens("image", (picture.width, picture.height)))
 
-    def _ask(self, kind: Kind, batch: list[_Item]) -> tuple[list[Answered | Refused], Exception | None]:
+    async def _ask(self, session: Session, kind: Kind, batch: list[_Item]) -> Outcome:
         """Return what came of a request, and what ends the session; one bad item in it is looked for by halves."""
+        with session.task():
+            try:
+                return await self._halves(session, kind, batch)
+            except asyncio.CancelledError:
+                return [], None
+
+    async def _halves(self, session: Session, kind: Kind, batch: list[_Item]) -> Outcome:
         try:
-            return [self._request(kind, batch)], None
+            return await self._request(session, kind, batch)
         except _Rejected as error:
             reason = str(error)
         except _TryAgain as error:
@@ -256,13 +295,16 @@ class RemoteTeacher:
         if len(batch) == 1:
             return [Refused(batch[0].position, reason)], None
         middle = len(batch) // 2
-        found, trouble = self._ask(kind, batch[:middle])
+        found, trouble = await self._halves(session, kind, batch[:middle])
         if trouble is None:
-            more, trouble = self._ask(kind, batch[middle:])
-            found += more
+            try:
+                more, trouble = await self._halves(session, kind, batch[middle:])
+                found += more
+            except asyncio.CancelledError:
+                pass  # the first half is there
         return found, trouble
 
-    def _request(self, kind: Kind, batch: list[_Item]) -> Answered:
+    async def _request(self, session: Session, kind: Kind, batch: list[_Item], *, known: bool = False) -> Outcome:
         """Try until there is an answer that can be used.
 
         Raises:
@@ -271,70 +313,153 @@ class RemoteTeacher:
         """
         import stamina
 
+        assert self.purse is not None
         things: Any = [item.thing for item in batch]
         body = json.dumps(self._wire.body(self._model, kind, things, self._dimensions)).encode()
-        same = str(uuid.uuid4())  # a vendor that honours it bills the attempts at one request once
+        before = self.purse.key_of(hashlib.sha256(body).hexdigest())
+        sent = _Sent(kind, batch, body, before or str(uuid.uuid4()), before is not None, known=known)
         backoff = {"wait_initial": 0.2, "wait_max": 30.0, "wait_jitter": 1.0}
-        for attempt in stamina.retry_context(on=_again, attempts=ATTEMPTS, timeout=PATIENCE, **backoff):
+        async for attempt in stamina.retry_context(on=_again, attempts=ATTEMPTS, timeout=PATIENCE, **backoff):
             with attempt:
-                return self._attempt(kind, batch, body, same)
+                try:
+                    return await self._attempt(session, sent)
+                except _TryAgain as error:
+                    sent.failed(error)
+                    raise
         raise AssertionError
 
-    def _attempt(self, kind: Kind, batch: list[_Item], body: bytes, same: str) -> Answered:
+    async def _attempt(self, session: Session, sent: _Sent) -> Outcome:
         assert self.purse is not None
-        purse, count = self.purse, len(batch)
-        tokens = max(sum(item.tokens for item in batch), int(np.ceil(self._most[kind] * count)))
-        micro = max(self._price().micro(kind, count, tokens), self._dearest[kind] * count)
-        self._pace.wait(1, count, tokens)
-        number = purse.reserve(Query(kind, count, tokens, micro))
-        response, trouble, status = self._send(body, same)
-        if response is None:
+        if session.over:
+            raise asyncio.CancelledError
+        purse, count, price = self.purse, len(sent.batch), self._price()
+        tokens, micro = self._usage.at_most(sent.kind, [item.tokens for item in sent.batch], price)
+        query = Query(sent.kind, count, tokens, micro, hashlib.sha256(sent.body).hexdigest(), sent.key)
+        number = await _reserved(purse, query)  # before its turn comes: what can't be paid needn't wait for one
+        try:
+            await self._pace.wait(1, count, tokens)
+        except asyncio.CancelledError:
+            purse.settle(number, "rejected", note="stopped before it left")
+            raise
+        try:
+            with session.in_flight(micro):
+                reply, trouble, status = await self._send(sent)
+        except asyncio.CancelledError:
+            purse.settle(number, "lost", note="stopped while it was in flight")
+            raise
+        if reply is None:
             purse.settle(number, status, note=trouble)
-            raise _TryAgain(trouble)
-        if response.status_code != 200:
-            failure, status = self._failure(response)
-            purse.settle(number, status, note=f"{response.status_code}")
+            raise _TryAgain(trouble, counted=status != "rejected", stale=STALE // 2 * (status == "wrong"))
+        if reply.status != 200:
+            failure, status = self._failure(reply)
+            purse.settle(number, status, note=f"{reply.status}")
             raise failure
-        return self._read(kind, batch, response.content, number)
+        return await self._read(session, sent, query, reply, number)
 
-    def _read(self, kind: Kind, batch: list[_Item], content: bytes, number: int) -> Answered:
+    async def _read(self, session: Session, sent: _Sent, query: Query, reply: Reply, number: int) -> Outcome:
         """Return a checked answer.
 
         Raises:
             _TryAgain: it can't be used; it is paid for all the same.
         """
         assert self.purse is not None
-        purse, count = self.purse, len(batch)
+        purse, kind, count = self.purse, sent.kind, len(sent.batch)
         try:
-            answer = json.loads(content)
-            tokens = self._wire.tokens(answer)
-        except (ValueError, AttributeError, TypeError, KeyError):
+            answer = json.loads(reply.content)
+            tokens, price = self._wire.tokens(answer), self._wire.micro(answer)
+        except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
             purse.settle(number, "lost", note="not an answer in JSON")
-            raise _TryAgain("an answer that isn't JSON") from None
-        said, micro = str(answer.get("model") or ""), self._wire.micro(answer)
-        note = self.doubt if micro is None else ""
-        self._dearest[kind] = max(self._dearest[kind], -(-(micro or 0) // count))
-        if tokens is not None:
-            micro = self._price().micro(kind, count, tokens) if micro is None else micro
-            self._most[kind] = max(self._most[kind], tokens / count)
+            raise _TryAgain("an answer that isn't JSON", counted=True, stale=STALE // 2) from None
+        said = self._clean(str(answer.get("model") or ""))
+        sized = self.terms.tokens(kind, (8, 8)) > 0
+        cost = self._usage.count(query, tokens, price, self._price(), first=kind not in self._answered, sized=sized)
+        used, micro, note = cost.tokens, cost.micro, cost.doubt or (self.doubt if price is None else "")
+        if sent.counted and reply.headers.get("idempotent-replayed", "").lower() == "true":
+            used, micro, note = 0, 0, "billed with an earlier attempt"
+        self._doubt(cost.doubt)
         try:
             vectors = self._vectors(self._wire.rows(answer), count)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             wrong = f"an answer that can't be used ({self._clean(str(error))})"
-            purse.settle(number, "wrong", tokens=tokens, micro=micro, model=said, note=wrong)
-            raise _TryAgain(wrong) from None
-        with self._lock:
-            if self._said is not None and said != self._said:
-                purse.settle(number, "wrong", tokens=tokens, micro=micro, model=said, note="another model")
-                raise TeacherError(f"{self.name}: the model changed from {self._said!r} to {said!r} while it was asked")
-            self._said = said
-
+            purse.settle(number, "wrong", tokens=used, micro=micro, model=said, note=wrong)
+            raise _TryAgain(wrong, counted=True, stale=STALE // 2) from None
+        self._note_canary(sent, said, vectors)
+        if not sent.known:
+            try:
+                await self._prove(session, said)
+            except TeacherError:
+                purse.settle(number, "wrong", tokens=used, micro=micro, model=said, note="another name of the model")
+                raise
         self._answered.add(kind)
 
         def settle() -> None:
-            purse.settle(number, "answered", tokens=tokens, micro=micro, model=said, note=note)
+            purse.settle(number, "answered", tokens=used, micro=micro, model=said, note=note)
 
-        return Answered(tuple(item.position for item in batch), vectors, settle)
+        found: list[Answered | Refused] = [Answered(tuple(item.position for item in sent.batch), vectors, settle)]
+        return found, None if cost.said is None else TeacherError(
+            f"{self.name}: says that a query cost {money(cost.said, self.currency)}, where "
+            f"{money(query.micro, self.currency)} was possible: its counting can't be trusted, and what was possible "
+            "is counted; all embeddings are saved: check its prices and its bill before you resume"
+        )
+
+    def _doubt(self, doubt: str) -> None:
+        if doubt and not self._doubted:
+            self._doubted = True
+            _log.warning("%s: %s; `vl2v bill --csv` notes where, doubtful figures count as reserved", self.name, doubt)
+
+    def _note_canary(self, sent: _Sent, said: str, vectors: Vectors) -> None:
+        if len(sent.batch) == 1 and sent.batch[0].thing == self._canary(sent.kind).thing:
+            self._canaries[sent.kind, said] = vectors[0]
+
+    def _canary(self, kind: Kind) -> _Item:
+        return self._item(0, CANARY_TEXT if kind == "text" else EncodedImage("canary", CANARY_IMAGE))
+
+    async def _prove(self, session: Session, said: str) -> None:
+        """Find out whether a name that no answer had so far is of the same model: gateways have several for one.
+
+        Raises:
+            TeacherError: it answers differently about what was asked under another name, or doesn't tell.
+        """
+        if said in self._names or not said:
+            return
+        async with self._naming:
+            if said in self._names:
+                return
+            if self._names:
+                changed = f"{self.name}: the model changed from {self._names[0]!r} to {said!r} while it was asked"
+                if len(self._names) == NAMES:
+                    raise TeacherError(f"{changed}: too many names for one model")
+                kinds: tuple[Kind, ...] = ("text", "image")
+                for kind in kinds:
+                    await self._compare(session, kind, said, changed)
+                _log.warning(
+                    "%s: answers as %r and as %r; the same model by what it answers about a known text and image",
+                    self.name,
+                    self._names[0],
+                    said,
+                )
+            self._names.append(said)
+
+    async def _compare(self, session: Session, kind: Kind, said: str, changed: str) -> None:
+        """Ask about a canary until it was answered under the new name and under one that is known; compare."""
+        for _ in range(2 * NAMES):
+            known = [vector for (of, name), vector in self._canaries.items() if of == kind and name in self._names]
+            new = self._canaries.get((kind, said))
+            if known and new is not None:
+                cosine = float(known[0] @ new)
+                if cosine < SAME:
+                    raise TeacherError(f"{changed}: it answers a known {kind} differently (cosine {cosine:.3f})")
+                return
+            try:
+                found, trouble = await self._request(session, kind, [self._canary(kind)], known=True)
+            except (_TryAgain, _Rejected) as error:
+                raise TeacherError(f"{changed}: and a known {kind} isn't answered ({error})") from None
+            for answer in found:
+                if isinstance(answer, Answered):
+                    answer.settle()
+            if trouble is not None:
+                raise trouble
+        raise TeacherError(f"{changed}: and whether it is the same one can't be seen")
 
     def _vectors(self, rows: list[Any], count: int) -> Vectors:
         """Return unit rows [n, d].
@@ -345,23 +470,24 @@ class RemoteTeacher:
         if len(rows) != count:
             raise ValueError(f"{len(rows)} vectors for {count} questions")
         vectors = np.stack([vector(row) for row in rows])
-        with self._lock:
-            if vectors.ndim != 2 or (self._dim is not None and vectors.shape[1] != self._dim):
-                raise ValueError(f"vectors of shape {vectors.shape[1:]}, not ({self._dim},)")
-            norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
-            if not np.isfinite(norms).all() or not (norms > 0).all():
-                raise ValueError("NaN or zero vectors")
-            self._dim = vectors.shape[1]
+        if vectors.ndim != 2 or (self._dim is not None and vectors.shape[1] != self._dim):
+            raise ValueError(f"vectors of shape {vectors.shape[1:]}, not ({self._dim},)")
+        norms = np.linalg.norm(vectors.astype(np.float64), axis=1, keepdims=True)
+        if not np.isfinite(norms).all() or not (norms > 0).all():
+            raise ValueError("NaN or zero vectors")
+        self._dim = vectors.shape[1]
         unit: Vectors = (vectors / norms).astype(np.float32)
         return unit
 
-    def _send(self, body: bytes, same: str) -> tuple[httpx2.Response | None, str, Status]:
+    async def _send(self, sent: _Sent) -> tuple[Reply | None, str, Status]:
         """Return the response; or why there is none, and whether the vendor may have counted the request."""
         import httpx2
 
-        headers = {"Content-Type": "application/json", "Idempotency-Key": same}
+        headers = {"Content-Type": "application/json", "Idempotency-Key": sent.key}
+        most = ABOUT + len(sent.batch) * (self._dim or DIM) * NUMBER
         try:
-            return self._connected().post(self._url + self._wire.path, content=body, headers=headers), "", "answered"
+            url = self._url + self._wire.path
+            reply = await self._connected().send("POST", url, headers, sent.body, seconds=TIMEOUT, most=most)
         except (
             httpx2.ConnectError,
             httpx2.ConnectTimeout,
@@ -372,10 +498,15 @@ class RemoteTeacher:
             return None, f"no connection ({type(error).__name__})", "rejected"
         except httpx2.RequestError as error:
             return None, f"the connection broke ({type(error).__name__})", "lost"
+        except TimeoutError:
+            return None, f"no whole answer within {TIMEOUT:g} seconds", "lost"
+        except Unusable as error:
+            return None, str(error), "wrong"
+        return reply, "", "answered"
 
-    def _failure(self, response: httpx2.Response) -> tuple[Exception, Status]:
+    def _failure(self, response: Reply) -> tuple[Exception, Status]:
         """Return what a status other than 200 means, and whether it may have been billed."""
-        status, words = response.status_code, self._clean(words_of(response))
+        status, words = response.status, self._clean(words_of(response))
         after = retry_after(response)
         signs = _OUT_OF_MONEY if status == 429 else (*_OUT_OF_MONEY, *_OF_MONEY)
         if status == 402 or (status in (403, 429) and any(sign in words.lower() for sign in signs)):
@@ -389,7 +520,9 @@ class RemoteTeacher:
             if busy:
                 self._pace.hold(after or 0.0)
                 words = f"too fast or too busy: {words}"
-            return _TryAgain(f"{status}, {words}", after), outcome
+            return _TryAgain(f"{status}, {words}", after, counted=outcome != "rejected"), outcome
+        if status == 409:  # a request with this key, of a client that is gone, is still being worked on
+            return _TryAgain(f"{status}, {words}", after, stale=1), "rejected"
         if status in (400, 413, 422):
             return _Rejected(f"{status} {words} {self._wire.hint}".strip()), "rejected"
         if status in (401, 403):
@@ -408,14 +541,16 @@ class RemoteTeacher:
             return
         said = ""
         try:
-            response = self._connected().get(f"{self._url}/models", timeout=CONNECT)
+            line = self._connected()
+            asked = line.send("GET", f"{self._url}/models", {}, seconds=CONNECT, most=ABOUT)
+            response = line.start(asked).result()
             self._told = True
-            said = "" if response.status_code == 200 else str(response.status_code)
-            listed = [] if said else response.json()["data"]
+            said = "" if response.status == 200 else str(response.status)
+            listed = [] if said else json.loads(response.content)["data"]
             about = next(item for item in listed if item["id"] == self._model)
             price = {kind: int(about["price_micro"][kind]) / MICRO for kind in ("image", "text")}
             dim = int(about["dim"])
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
+        except (httpx2.HTTPError, httpx2.InvalidURL, TimeoutError, Unusable) as error:
             said = type(error).__name__
         except (ValueError, KeyError, TypeError, StopIteration):
             pass
@@ -436,8 +571,8 @@ class RemoteTeacher:
             )
         return self.terms.price
 
-    def _open(self) -> None:
-        """Have a client, a price and a key.
+    def _open(self) -> Line:
+        """Return the line to the vendor, with a price and a key at hand.
 
         Raises:
             TeacherError: there is no purse, no price or no key.
@@ -446,25 +581,19 @@ class RemoteTeacher:
             raise TeacherError(f"{self.name}: is paid for: ask it through `vl2v embed` or `distill`, with a --budget")
         self._learn_prices()
         self._price()
-        self._connected()
+        line = self._connected()
         if self._wire.key_needed and not self._key:
             raise TeacherError(
                 f"{self.name}: wants a key; put it into the environment as {self._wire.key}, or into a file of "
                 f"mode 600 that {self._wire.key}_FILE names"
             )
+        return line
 
-    def _connected(self) -> httpx2.Client:
-        import httpx2
-
-        if self._client is None:
+    def _connected(self) -> Line:
+        if self._line is None or not self._line.works:
             self._key = read_secret(self._wire.key)
-            self._client = httpx2.Client(
-                auth=_Bearer(self._key) if self._key else None,
-                timeout=httpx2.Timeout(TIMEOUT, connect=CONNECT),
-                limits=httpx2.Limits(max_connections=self.terms.in_flight),
-                follow_redirects=False,
-            )
-        return self._client
+            self._line = Line(self, _Bearer(self._key) if self._key else None, self.terms.in_flight)
+        return self._line
 
     def _clean(self, words: str) -> str:
         """Return a vendor's words on one line, short, and without the key."""
@@ -484,6 +613,16 @@ def _Bearer(key: str) -> Any:  # noqa: N802
             yield request
 
     return Bearer()
+
+
+async def _reserved(purse: Purse, query: Query) -> int:
+    """Reserve a query in another thread: the disk may take its time."""
+    writing = asyncio.ensure_future(asyncio.to_thread(purse.reserve, query))
+    try:
+        return await asyncio.shield(writing)
+    except asyncio.CancelledError:
+        purse.settle(await writing, "rejected", note="stopped before it left")
+        raise
 
 
 def _again(error: Exception) -> bool | float:

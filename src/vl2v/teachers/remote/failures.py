@@ -7,21 +7,19 @@ import math
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from time import time
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import httpx2
+from vl2v.teachers.remote.line import Reply
 
 WORDS = 300  # of a vendor's own words, characters that are shown
 RESET = "x-ratelimit-reset"
 
 
-def words_of(response: httpx2.Response) -> str:
+def words_of(reply: Reply) -> str:
     """Return what a vendor says of an error: OpenAI's, Cohere's or FastAPI's form, else the start of the body."""
     try:
-        said = json.loads(response.content)
+        said = json.loads(reply.content)
     except ValueError:
-        return response.text[:WORDS]
+        return reply.content.decode(errors="replace")[:WORDS]
     if not isinstance(said, dict):
         return str(said)
     error = said.get("error", said)
@@ -30,13 +28,13 @@ def words_of(response: httpx2.Response) -> str:
     return str(error)
 
 
-def retry_after(response: httpx2.Response) -> float | None:
+def retry_after(reply: Reply) -> float | None:
     """Return the seconds that the vendor wants to be left alone, by whichever header it says so."""
     for header, read in _WAITS.items():
-        if header == RESET and response.status_code != 429:
+        if header == RESET and reply.status != 429:
             continue  # many send it with every answer
         try:
-            seconds = read(response.headers[header])
+            seconds = read(reply.headers[header])
         except (KeyError, ValueError, TypeError):
             continue
         if 0 < seconds < math.inf:  # with nothing to wait, all attempts would be over at once

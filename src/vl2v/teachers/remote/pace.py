@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
+import asyncio
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 MINUTE = 60.0
 
 
 class Pace:
-    """At most so many requests, items and tokens in any 60 seconds; safe for threads.
+    """At most so many requests, items and tokens in any 60 seconds; for one event loop.
 
     Args:
         limits: requests, items and tokens a minute; None: no limit.
@@ -23,29 +23,23 @@ class Pace:
         self,
         *limits: int | None,
         clock: Callable[[], float] = time.monotonic,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         self.limits = limits
         self._clock = clock
         self._sleep = sleep
-        self._lock = threading.Lock()
         self._sent: deque[tuple[float, tuple[int, ...]]] = deque()
         self._not_before = 0.0
 
-    def wait(self, *counts: int) -> None:
+    async def wait(self, *counts: int) -> None:
         """Wait until so many requests, items and tokens may leave, and count them."""
-        while True:
-            with self._lock:
-                delay = self._delay(counts)
-                if delay <= 0:
-                    self._sent.append((self._clock(), counts))
-                    return
-            self._sleep(delay)
+        while (delay := self._delay(counts)) > 0:
+            await self._sleep(delay)
+        self._sent.append((self._clock(), counts))
 
     def hold(self, seconds: float) -> None:
         """Let nothing leave for a while: the vendor said so."""
-        with self._lock:
-            self._not_before = max(self._not_before, self._clock() + seconds)
+        self._not_before = max(self._not_before, self._clock() + seconds)
 
     def _delay(self, counts: tuple[int, ...]) -> float:
         now = self._clock()

@@ -30,8 +30,8 @@ class Wire:
         key_needed: whether nothing is answered without one.
         body: (model, kind, things, dimensions) -> the request.
         rows: answer -> the vectors as they were sent, in the order in which things were asked.
-        tokens: answer -> tokens that are billed; None where the answer doesn't say.
-        micro: answer -> what it cost, where a vendor says so itself.
+        tokens: answer -> tokens that are billed, to be summed up, as the vendor gives them; none where it doesn't.
+        micro: answer -> what it cost, where a vendor says so itself; None where it doesn't.
         prices: whether GET /models may tell prices and the dimension, as `vl2v vendor serve` does.
         hint: what to say of a request that was refused, beside the vendor's own words.
     """
@@ -41,8 +41,8 @@ class Wire:
     key_needed: bool
     body: Callable[[str, Kind, Things, int | None], Json]
     rows: Callable[[Json], list[Any]]
-    tokens: Callable[[Json], int | None]
-    micro: Callable[[Json], int | None] = lambda answer: None
+    tokens: Callable[[Json], list[Any]]
+    micro: Callable[[Json], Any] = lambda answer: None
     prices: bool = False
     hint: str = ""
 
@@ -70,16 +70,21 @@ def by_index(answer: Json) -> list[Any]:
     return [found[i] for i in range(len(found))]
 
 
-def total_tokens(answer: Json) -> int | None:
+def total_tokens(answer: Json) -> list[Any]:
     """Return `usage.total_tokens`."""
-    usage = answer.get("usage") or {}
-    return None if usage.get("total_tokens") is None else int(usage["total_tokens"])
+    return _given(answer.get("usage"), "total_tokens")
 
 
-def _own_price(answer: Json) -> int | None:
+def _own_price(answer: Json) -> Any:
     """Return `usage.micro`, which `vl2v vendor serve` gives."""
-    micro = (answer.get("usage") or {}).get("micro")
-    return micro if isinstance(micro, int) and micro >= 0 else None
+    return next(iter(_given(answer.get("usage"), "micro")), None)
+
+
+def _given(figures: Json, *names: str) -> list[Any]:
+    """Return those figures that there are; what should be a table and isn't stands for itself."""
+    if not isinstance(figures, dict):
+        return [] if figures is None else [str(figures)]
+    return [figures[name] for name in names if figures.get(name) is not None]
 
 
 def _openai_body(model: str, kind: Kind, things: Things, dimensions: int | None) -> Json:
@@ -109,10 +114,10 @@ def _cohere_rows(answer: Json) -> list[Any]:
     return list(answer["embeddings"]["float"])
 
 
-def _cohere_tokens(answer: Json) -> int | None:
-    billed = (answer.get("meta") or {}).get("billed_units") or {}
-    counts = [billed[name] for name in ("input_tokens", "image_tokens") if billed.get(name) is not None]
-    return int(sum(counts)) if counts else None
+def _cohere_tokens(answer: Json) -> list[Any]:
+    meta = answer.get("meta")
+    billed = meta.get("billed_units") if isinstance(meta, dict) else meta
+    return _given(billed, "input_tokens", "image_tokens")
 
 
 def _voyage_body(model: str, kind: Kind, things: Things, dimensions: int | None) -> Json:
