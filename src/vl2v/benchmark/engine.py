@@ -9,8 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +21,7 @@ from vl2v.benchmark.worklist import WorkList
 from vl2v.devices import processors
 from vl2v.errors import ConfigError
 from vl2v.runs.cluster import Cluster, settle_in
+from vl2v.stopping import sigterm_raised
 
 CRASHES = 2  # a job at which the process died so often is given up
 
@@ -84,7 +85,7 @@ class Local:
         crashes: dict[str, int] = {}
         count = min(self.processes, len(jobs))
         workers: list[_Worker] = []
-        try:
+        with sigterm_raised(), _ending(workers):
             workers += (_Worker(number, count, order, events) for number in range(count))
             while workers:
                 worker, event = events.get()
@@ -105,11 +106,18 @@ class Local:
                 worker.told = True
                 worker.job = event["job"] if event["event"] in ("started", "progress") else None
                 tell(event)
-        finally:
-            for worker in workers:
-                worker.process.terminate()
-            for worker in workers:
-                worker.process.wait()
+
+
+@contextmanager
+def _ending(workers: Sequence[_Worker]) -> Iterator[None]:
+    """End the processes with the block; one that pays for something gets the time to note it."""
+    try:
+        yield
+    finally:
+        for worker in workers:
+            worker.process.terminate()
+        for worker in workers:
+            worker.process.wait()
 
 
 class _Worker:

@@ -9,15 +9,18 @@ def main() -> None:
     """Run the command line; exit code 2 for the person's mistake, 1 for ours."""
     from vl2v.cli.app import app
     from vl2v.errors import VL2VError
+    from vl2v.stopping import Stopped
 
     try:
         app()
     except VL2VError as error:
         sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted; the same command goes on where it stopped\n")
-        sys.exit(130)
+    except SystemExit as error:
+        cause = getattr(error.__context__, "__cause__", None)  # typer ends with 130, and without a word
+        if isinstance(cause, KeyboardInterrupt) and not isinstance(cause, Stopped):
+            sys.stderr.write("interrupted; the same command resumes where it stopped\n")
+        raise
 
 
 __all__ = ["main"]

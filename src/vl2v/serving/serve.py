@@ -92,7 +92,7 @@ def serve(
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is broken
     student = load(file, threads=1)
     app = application(student, teacher, budget, store, log, origins, name, key)
-    listen(app, host, port, lambda address: told(f"{file} ({student.kind}) at {address}"))
+    listen(app, host, port, lambda address: told(f"{file} ({student.kind}) at {address}"), app.state.stopping)
 
 
 def application(
@@ -115,5 +115,6 @@ def application(
     asked = None if teacher is None else open_teacher(teacher)
     tutor = Tutor(student, store or default_store(), asked, budget)
     app = create_app(student, tutor, Watch(student, log), name=name, key=key, origins=origins)
+    app.state.stopping = tutor.stop
     spare_what_is_there()
     return app

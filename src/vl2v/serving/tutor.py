@@ -112,6 +112,11 @@ class Tutor:
         (row,) = softmax(self.student.card["scale"] * image[None] @ texts.T).tolist()
         return prediction(classes, row, 0.0)
 
+    def stop(self) -> None:
+        """End what is being asked of a rented teacher: the server is told to stop."""
+        if self.teacher is not None and (rented := as_rented(self.teacher)) is not None:
+            rented.stop()
+
     def about(self) -> dict[str, Any] | None:
         """Return what people are told of the teacher, and of its bill; None: there is none to ask."""
         if self.teacher is None:

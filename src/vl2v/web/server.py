@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vl2v.errors import ConfigError
@@ -26,7 +27,9 @@ SPARE = 128  # file descriptors for everything else
 LOG_BYTES = 2**16  # a minute
 
 
-def listen(app: Any, host: str, port: int, told: Callable[[str], None]) -> None:
+def listen(
+    app: Any, host: str, port: int, told: Callable[[str], None], stopping: Callable[[], None] = lambda: None
+) -> None:
     """Serve until the process is told to stop (SIGTERM, SIGINT); what was accepted is answered first.
 
     Args:
@@ -34,11 +37,17 @@ def listen(app: Any, host: str, port: int, told: Callable[[str], None]) -> None:
         host: an IP address, or localhost.
         port: 0 takes a free one.
         told: is given the address that is listened on.
+        stopping: called when the process is told to stop.
 
     Raises:
         ConfigError: nothing can be listened on there.
     """
     import uvicorn
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+            stopping()
+            super().handle_exit(sig, frame)
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
@@ -52,7 +61,7 @@ def listen(app: Any, host: str, port: int, told: Callable[[str], None]) -> None:
         with bound, suppress(KeyboardInterrupt):
             name = f"[{host}]" if family == socket.AF_INET6 else host
             told(f"http://{name}:{bound.getsockname()[1]}")
-            uvicorn.Server(configured(app)).run([bound])
+            Server(configured(app)).run([bound])
     finally:
         logging.getLogger().removeHandler(handler)
 

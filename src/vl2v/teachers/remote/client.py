@@ -13,30 +13,27 @@ import logging
 import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 
-from vl2v.errors import DataError, TeacherError, VL2VError
+from vl2v.errors import TeacherError, VL2VError
 from vl2v.secret import read_secret
 from vl2v.stopping import heeding
 from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
 from vl2v.teachers.remote import pictures
 from vl2v.teachers.remote.failures import WORDS, retry_after, words_of
 from vl2v.teachers.remote.line import CONNECT, Line, Reply, Unusable
+from vl2v.teachers.remote.names import Names
 from vl2v.teachers.remote.pace import Pace
-from vl2v.teachers.remote.pictures import Picture, prepare
+from vl2v.teachers.remote.requests import STALE, Item, Rejected, Sent, TryAgain, batched
 from vl2v.teachers.remote.session import Outcome, Session
 from vl2v.teachers.remote.terms import Price, Terms
 from vl2v.teachers.remote.usage import Usage
 from vl2v.teachers.remote.wires import Wire, vector
 from vl2v.teachers.rented import (
-    CANARY_IMAGE,
-    CANARY_TEXT,
     MICRO,
-    SAME,
     Answered,
     Forecast,
     Kind,
@@ -53,80 +50,12 @@ TIMEOUT = 120.0  # seconds for one answer, all of it
 ABOUT = 2**20  # bytes of an answer beside its vectors, at most
 NUMBER = 32  # bytes of a number in it, at most
 DIM = 16_384  # numbers in a vector of unknown dimension, at most
-NAMES = 8  # that a model may have in answers
-STALE = 4  # signs that a vendor has tied something useless to an Idempotency-Key
-HEAD = 512  # bytes of a request beside its items, and of each item beside its text or picture, at most
-FRAME = 128
 
 _OUT_OF_MONEY = ("insufficient_balance", "insufficient_quota", "insufficient balance", "exceeded your current quota")
 _OF_MONEY = ("billing", "payment")  # where the status doesn't mean "too fast": then they are the way to higher limits
 
 
 _log = logging.getLogger(__name__)
-
-
-class _TryAgain(Exception):
-    """An attempt that came to nothing.
-
-    Args:
-        reason: in words.
-        after: seconds that the vendor wants to be left alone.
-        counted: whether it stays on the bill.
-        stale: how much it speaks for another Idempotency-Key, of `STALE`.
-    """
-
-    def __init__(self, reason: str, after: float | None = None, *, counted: bool = False, stale: int = 0) -> None:
-        super().__init__(reason)
-        self.after = after
-        self.counted = counted
-        self.stale = stale
-
-
-class _Rejected(Exception):
-    """A request that the vendor won't take as it is: one of its items may be at fault."""
-
-
-@dataclass(frozen=True)
-class _Item:
-    position: int
-    thing: Picture | str
-    tokens: int
-
-    @property
-    def bytes(self) -> int:
-        """Of a request, at most."""
-        size = len(json.dumps(self.thing)) if isinstance(self.thing, str) else 4 * (len(self.thing.data) // 3 + 1)
-        return size + FRAME
-
-
-@dataclass
-class _Sent:
-    """A request, over all its attempts.
-
-    Attributes:
-        kind: of its items.
-        batch: its items.
-        body: of the request.
-        key: a vendor that honours it bills the attempts at one request once.
-        counted: whether an attempt with this key is on the bill already.
-        stale: see `_TryAgain`.
-        known: whether the model's name in the answer needs no proof.
-    """
-
-    kind: Kind
-    batch: list[_Item]
-    body: bytes
-    key: str
-    counted: bool
-    stale: int = 0
-    known: bool = False
-
-    def failed(self, attempt: _TryAgain) -> None:
-        """Note it; an answer that was of no use again and again may be what the vendor remembers for the key."""
-        self.counted |= attempt.counted
-        self.stale += attempt.stale
-        if self.stale >= STALE:
-            self.key, self.counted, self.stale = str(uuid.uuid4()), False, 0
 
 
 class RemoteTeacher:
@@ -155,9 +84,7 @@ class RemoteTeacher:
         self._model = model
         self._dimensions = dimensions
         self._dim = dimensions or terms.dim
-        self._names: list[str] = []  # of the model in answers; all of them are one model
-        self._naming = asyncio.Lock()
-        self._canaries: dict[tuple[Kind, str], Vectors] = {}  # by the name under which they were answered
+        self._names = Names(name, terms)
         self._usage = Usage()
         self._doubted = False  # whether its usage was found odd, and the person told
         self._pace = Pace(terms.requests_a_minute, terms.items_a_minute, terms.tokens_a_minute)
@@ -223,7 +150,7 @@ class RemoteTeacher:
             ask, most = partial(self._ask, session, kind), self.terms.in_flight
             first = most if kind in self._answered else 1  # the first alone tells what others may cost
             try:
-                yield from session.run(self._batches(kind, items), ask, first, most)
+                yield from session.run(batched(self.terms, kind, items), ask, first, most)
             except VL2VError:
                 if not session.stopped:
                     raise
@@ -247,32 +174,7 @@ class RemoteTeacher:
             rows.update(zip(answer.positions, answer.vectors, strict=True))
         return np.stack([rows[i] for i in range(len(items))]) if rows else np.zeros((0, self.dim), np.float32)
 
-    def _batches(self, kind: Kind, items: Iterable[EncodedImage | str]) -> Iterator[list[_Item]]:
-        """Yield requests within the vendor's limits of items, bytes and tokens."""
-        terms = self.terms
-        batch: list[_Item] = []
-        size, tokens = HEAD, 0
-        for position, thing in enumerate(items):
-            item = self._item(position, thing)
-            size, tokens = size + item.bytes, tokens + item.tokens
-            if len(batch) == terms.items(kind) or size > terms.request_bytes or tokens > terms.most_tokens:
-                if batch:
-                    yield batch
-                batch, size, tokens = [], HEAD + item.bytes, item.tokens
-            batch.append(item)
-        if batch:
-            yield batch
-
-    def _item(self, position: int, thing: EncodedImage | str) -> _Item:
-        if isinstance(thing, str):
-            return _Item(position, thing, self.terms.tokens("text", (len(thing.encode()), 1)))
-        try:
-            picture = prepare(thing.data, self.terms.formats, self.terms.image_bytes, self.terms.image_pixels)
-        except DataError as error:
-            raise DataError(f"{thing.name}: {error}") from None
-        return _Item(position, picture, self.terms.tokens("image", (picture.width, picture.height)))
-
-    async def _ask(self, session: Session, kind: Kind, batch: list[_Item]) -> Outcome:
+    async def _ask(self, session: Session, kind: Kind, batch: list[Item]) -> Outcome:
         """Return what came of a request, and what ends the session; one bad item in it is looked for by halves."""
         with session.task():
             try:
@@ -280,12 +182,12 @@ class RemoteTeacher:
             except asyncio.CancelledError:
                 return [], None
 
-    async def _halves(self, session: Session, kind: Kind, batch: list[_Item]) -> Outcome:
+    async def _halves(self, session: Session, kind: Kind, batch: list[Item]) -> Outcome:
         try:
             return await self._request(session, kind, batch)
-        except _Rejected as error:
+        except Rejected as error:
             reason = str(error)
-        except _TryAgain as error:
+        except TryAgain as error:
             return [], TeacherError(
                 f"{self.name}: asked {ATTEMPTS} times in vain, the last time: {error}; all answers are kept, the "
                 "same command goes on"
@@ -304,11 +206,11 @@ class RemoteTeacher:
                 pass  # the first half is there
         return found, trouble
 
-    async def _request(self, session: Session, kind: Kind, batch: list[_Item], *, known: bool = False) -> Outcome:
+    async def _request(self, session: Session, kind: Kind, batch: list[Item], *, known: bool = False) -> Outcome:
         """Try until there is an answer that can be used.
 
         Raises:
-            _Rejected, _TryAgain: see there.
+            Rejected, TryAgain: see there.
             TeacherError: there is no point in trying.
         """
         import stamina
@@ -317,18 +219,18 @@ class RemoteTeacher:
         things: Any = [item.thing for item in batch]
         body = json.dumps(self._wire.body(self._model, kind, things, self._dimensions)).encode()
         before = self.purse.key_of(hashlib.sha256(body).hexdigest())
-        sent = _Sent(kind, batch, body, before or str(uuid.uuid4()), before is not None, known=known)
+        sent = Sent(kind, batch, body, before or str(uuid.uuid4()), before is not None, known=known)
         backoff = {"wait_initial": 0.2, "wait_max": 30.0, "wait_jitter": 1.0}
         async for attempt in stamina.retry_context(on=_again, attempts=ATTEMPTS, timeout=PATIENCE, **backoff):
             with attempt:
                 try:
                     return await self._attempt(session, sent)
-                except _TryAgain as error:
+                except TryAgain as error:
                     sent.failed(error)
                     raise
         raise AssertionError
 
-    async def _attempt(self, session: Session, sent: _Sent) -> Outcome:
+    async def _attempt(self, session: Session, sent: Sent) -> Outcome:
         assert self.purse is not None
         if session.over:
             raise asyncio.CancelledError
@@ -349,18 +251,18 @@ class RemoteTeacher:
             raise
         if reply is None:
             purse.settle(number, status, note=trouble)
-            raise _TryAgain(trouble, counted=status != "rejected", stale=STALE // 2 * (status == "wrong"))
+            raise TryAgain(trouble, counted=status != "rejected", stale=STALE // 2 * (status == "wrong"))
         if reply.status != 200:
             failure, status = self._failure(reply)
             purse.settle(number, status, note=f"{reply.status}")
             raise failure
         return await self._read(session, sent, query, reply, number)
 
-    async def _read(self, session: Session, sent: _Sent, query: Query, reply: Reply, number: int) -> Outcome:
+    async def _read(self, session: Session, sent: Sent, query: Query, reply: Reply, number: int) -> Outcome:
         """Return a checked answer.
 
         Raises:
-            _TryAgain: it can't be used; it is paid for all the same.
+            TryAgain: it can't be used; it is paid for all the same.
         """
         assert self.purse is not None
         purse, kind, count = self.purse, sent.kind, len(sent.batch)
@@ -369,7 +271,7 @@ class RemoteTeacher:
             tokens, price = self._wire.tokens(answer), self._wire.micro(answer)
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
             purse.settle(number, "lost", note="not an answer in JSON")
-            raise _TryAgain("an answer that isn't JSON", counted=True, stale=STALE // 2) from None
+            raise TryAgain("an answer that isn't JSON", counted=True, stale=STALE // 2) from None
         said = self._clean(str(answer.get("model") or ""))
         sized = self.terms.tokens(kind, (8, 8)) > 0
         cost = self._usage.count(query, tokens, price, self._price(), first=kind not in self._answered, sized=sized)
@@ -382,11 +284,11 @@ class RemoteTeacher:
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             wrong = f"an answer that can't be used ({self._clean(str(error))})"
             purse.settle(number, "wrong", tokens=used, micro=micro, model=said, note=wrong)
-            raise _TryAgain(wrong, counted=True, stale=STALE // 2) from None
-        self._note_canary(sent, said, vectors)
+            raise TryAgain(wrong, counted=True, stale=STALE // 2) from None
+        self._names.hear(kind, sent.batch, said, vectors)
         if not sent.known:
             try:
-                await self._prove(session, said)
+                await self._names.prove(said, partial(self._canary, session))
             except TeacherError:
                 purse.settle(number, "wrong", tokens=used, micro=micro, model=said, note="another name of the model")
                 raise
@@ -407,59 +309,14 @@ class RemoteTeacher:
             self._doubted = True
             _log.warning("%s: %s; `vl2v bill --csv` notes where, doubtful figures count as reserved", self.name, doubt)
 
-    def _note_canary(self, sent: _Sent, said: str, vectors: Vectors) -> None:
-        if len(sent.batch) == 1 and sent.batch[0].thing == self._canary(sent.kind).thing:
-            self._canaries[sent.kind, said] = vectors[0]
-
-    def _canary(self, kind: Kind) -> _Item:
-        return self._item(0, CANARY_TEXT if kind == "text" else EncodedImage("canary", CANARY_IMAGE))
-
-    async def _prove(self, session: Session, said: str) -> None:
-        """Find out whether a name that no answer had so far is of the same model: gateways have several for one.
-
-        Raises:
-            TeacherError: it answers differently about what was asked under another name, or doesn't tell.
-        """
-        if said in self._names or not said:
-            return
-        async with self._naming:
-            if said in self._names:
-                return
-            if self._names:
-                changed = f"{self.name}: the model changed from {self._names[0]!r} to {said!r} while it was asked"
-                if len(self._names) == NAMES:
-                    raise TeacherError(f"{changed}: too many names for one model")
-                kinds: tuple[Kind, ...] = ("text", "image")
-                for kind in kinds:
-                    await self._compare(session, kind, said, changed)
-                _log.warning(
-                    "%s: answers as %r and as %r; the same model by what it answers about a known text and image",
-                    self.name,
-                    self._names[0],
-                    said,
-                )
-            self._names.append(said)
-
-    async def _compare(self, session: Session, kind: Kind, said: str, changed: str) -> None:
-        """Ask about a canary until it was answered under the new name and under one that is known; compare."""
-        for _ in range(2 * NAMES):
-            known = [vector for (of, name), vector in self._canaries.items() if of == kind and name in self._names]
-            new = self._canaries.get((kind, said))
-            if known and new is not None:
-                cosine = float(known[0] @ new)
-                if cosine < SAME:
-                    raise TeacherError(f"{changed}: it answers a known {kind} differently (cosine {cosine:.3f})")
-                return
-            try:
-                found, trouble = await self._request(session, kind, [self._canary(kind)], known=True)
-            except (_TryAgain, _Rejected) as error:
-                raise TeacherError(f"{changed}: and a known {kind} isn't answered ({error})") from None
-            for answer in found:
-                if isinstance(answer, Answered):
-                    answer.settle()
-            if trouble is not None:
-                raise trouble
-        raise TeacherError(f"{changed}: and whether it is the same one can't be seen")
+    async def _canary(self, session: Session, kind: Kind, canary: Item) -> None:
+        """Ask about a canary; `self._names` hears the answer."""
+        found, trouble = await self._request(session, kind, [canary], known=True)
+        for answer in found:
+            if isinstance(answer, Answered):
+                answer.settle()
+        if trouble is not None:
+            raise trouble
 
     def _vectors(self, rows: list[Any], count: int) -> Vectors:
         """Return unit rows [n, d].
@@ -479,7 +336,7 @@ class RemoteTeacher:
         unit: Vectors = (vectors / norms).astype(np.float32)
         return unit
 
-    async def _send(self, sent: _Sent) -> tuple[Reply | None, str, Status]:
+    async def _send(self, sent: Sent) -> tuple[Reply | None, str, Status]:
         """Return the response; or why there is none, and whether the vendor may have counted the request."""
         import httpx2
 
@@ -520,11 +377,11 @@ class RemoteTeacher:
             if busy:
                 self._pace.hold(after or 0.0)
                 words = f"too fast or too busy: {words}"
-            return _TryAgain(f"{status}, {words}", after, counted=outcome != "rejected"), outcome
+            return TryAgain(f"{status}, {words}", after, counted=outcome != "rejected"), outcome
         if status == 409:  # a request with this key, of a client that is gone, is still being worked on
-            return _TryAgain(f"{status}, {words}", after, stale=1), "rejected"
+            return TryAgain(f"{status}, {words}", after, stale=1), "rejected"
         if status in (400, 413, 422):
-            return _Rejected(f"{status} {words} {self._wire.hint}".strip()), "rejected"
+            return Rejected(f"{status} {words} {self._wire.hint}".strip()), "rejected"
         if status in (401, 403):
             return TeacherError(
                 f"{self.name}: {status}, the key in {self._wire.key} isn't accepted: {words}"
@@ -626,7 +483,7 @@ async def _reserved(purse: Purse, query: Query) -> int:
 
 
 def _again(error: Exception) -> bool | float:
-    if not isinstance(error, _TryAgain):
+    if not isinstance(error, TryAgain):
         return False
     return True if error.after is None else error.after
 

@@ -9,7 +9,7 @@ import weakref
 import zlib
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -38,8 +38,8 @@ class Reply:
     """
 
     status: int
-    headers: Mapping[str, str]
-    content: bytes
+    headers: Mapping[str, str] = field(repr=False)  # a vendor may repeat the key that it was given
+    content: bytes = field(repr=False)
 
 
 class Line:

@@ -1,0 +1,138 @@
+"""One Ctrl-C, or one SIGTERM, ends what costs money: no attempt more, what was in flight saved or on the bill."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from teachers.remote.vendor import KEY, Vendor
+from vl2v.embeddings import EmbeddingStore, Entry, Ledger
+
+TABLE = """
+["openai-compatible".models."m"]
+price = { image = 0.0001, text = 0.0001 }
+[openai-compatible]
+images_a_request = 1
+in_flight = 4
+dim = 12
+"""
+ENOUGH = 60.0  # seconds after which the test gives up; nothing is measured by it
+
+
+@pytest.fixture
+def vendor() -> Iterator[Vendor]:
+    with Vendor() as server:
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def asking(vendor: Vendor, tmp_path: Path):
+    """Return a function that starts `vl2v embed` over forty images, in a process of its own."""
+    draw = np.random.default_rng(0)
+    for number in range(40):
+        file = tmp_path / "data" / ("ink", "oil")[number % 2] / ("ball", "box")[number // 2 % 2] / f"{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    (tmp_path / "vendors.toml").write_text(TABLE)
+    environment = {**os.environ, "VL2V_VENDORS": str(tmp_path / "vendors.toml"), "VL2V_API_KEY": KEY}
+    command = [sys.executable, "-m", "vl2v", "embed", "--data", str(tmp_path / "data"), "--store"]
+    command += [str(tmp_path / "store"), "--teacher", f"openai-compatible:{vendor.url}#m", "--budget", "1"]
+
+    def started() -> subprocess.Popen[str]:
+        return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+
+    return started
+
+
+def after(count: int, fault, vendor: Vendor) -> threading.Event:
+    """Let so many requests be answered and the others meet a fault; return the event that four have met it."""
+    met, seen = threading.Event(), []
+
+    def faulty(handler, body) -> bool:
+        if len(vendor.requests) <= count:
+            return False
+        seen.append(time.monotonic())
+        if len(seen) >= 4:
+            met.set()
+        return fault(handler, body)
+
+    vendor.always = faulty
+    return met
+
+
+def refused(status: int, **headers: str):
+    return lambda handler, body: handler.answer(status, {"error": {"message": "no"}}, **headers) or True
+
+
+def bill(store: Path) -> list[Entry]:
+    with Ledger(store) as ledger:
+        return ledger.entries()
+
+
+def saved(store: Path) -> int:
+    with EmbeddingStore(store, read_only=True) as opened:
+        return len(opened.questions())
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("fault", ["500", "503", "hanging"])
+def test_a_signal_ends_the_spending(fault: str, number: signal.Signals, vendor: Vendor, asking, tmp_path: Path) -> None:
+    over = threading.Event()
+    faults = {
+        "500": refused(500),
+        "503": refused(503, Retry_After="20"),
+        "hanging": lambda handler, body: over.wait(ENOUGH),
+    }
+    met = after(12, faults[fault], vendor)
+    process = asking()
+    try:
+        assert met.wait(ENOUGH)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=ENOUGH)
+        sent = len(vendor.requests)
+    finally:
+        over.set()
+        process.kill()
+    assert process.returncode == 128 + number, said
+    (line,) = [line for line in said.splitlines() if "stopped: nothing more was sent" in line]
+    assert "Traceback" not in said and "the bill so far: 0.0" in line and "the same command resumes" in line
+    entries = bill(tmp_path / "store")
+    statuses = [entry.status for entry in entries]
+    assert "reserved" not in statuses, "each is accounted for"
+    assert sent <= len(statuses) and statuses.count("rejected") <= (4 if fault != "503" else 8)
+    assert all(entry.micro == (0 if entry.status == "rejected" else 100 * entry.count) for entry in entries)
+    if fault == "hanging":
+        assert "4 in flight are broken off and may have been billed (0.0004 USD, counted)" in line
+        assert statuses.count("lost") == 4
+    answered = sum(entry.count for entry in entries if entry.status == "answered")
+    assert saved(tmp_path / "store") == answered, "what arrived is saved"
+
+
+def test_what_still_arrives_is_saved(vendor: Vendor, asking, tmp_path: Path) -> None:
+    gate = threading.Event()
+    met = after(12, lambda handler, body: not gate.wait(ENOUGH), vendor)
+    process = asking()
+    try:
+        assert met.wait(ENOUGH)
+        process.send_signal(signal.SIGINT)
+        gate.set()
+        _, said = process.communicate(timeout=ENOUGH)
+    finally:
+        gate.set()
+        process.kill()
+    assert process.returncode == 130, said
+    entries = bill(tmp_path / "store")
+    assert {entry.status for entry in entries} == {"answered"} and len(entries) == len(vendor.requests) < 40
+    assert saved(tmp_path / "store") == sum(entry.count for entry in entries)
+    assert asking().wait(ENOUGH) == 0
