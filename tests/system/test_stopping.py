@@ -82,11 +82,13 @@ def bill(store: Path) -> list[Entry]:
 
 def saved(store: Path) -> int:
     with EmbeddingStore(store, read_only=True) as opened:
-        return len(opened.questions())
+        return sum(batch.count for batch in opened.questions())
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("fault", ["500", "503", "hanging"])
+@pytest.mark.parametrize(
+    ("fault", "number"),
+    [("500", signal.SIGINT), ("503", signal.SIGTERM), ("hanging", signal.SIGINT), ("hanging", signal.SIGTERM)],
+)
 def test_a_signal_ends_the_spending(fault: str, number: signal.Signals, vendor: Vendor, asking, tmp_path: Path) -> None:
     over = threading.Event()
     faults = {

@@ -86,7 +86,7 @@ class RemoteTeacher:
         self._dim = dimensions or terms.dim
         self._names = Names(name, terms)
         self._usage = Usage()
-        self._doubted = False  # whether its usage was found odd, and the person told
+        self._doubted: set[str] = set()  # what was found odd about its usage, and told
         self._pace = Pace(terms.requests_a_minute, terms.items_a_minute, terms.tokens_a_minute)
         self._ended = threading.Event()
         self._line: Line | None = None
@@ -305,9 +305,10 @@ class RemoteTeacher:
         )
 
     def _doubt(self, doubt: str) -> None:
-        if doubt and not self._doubted:
-            self._doubted = True
-            _log.warning("%s: %s; `vl2v bill --csv` notes where, doubtful figures count as reserved", self.name, doubt)
+        sort = doubt.partition(" ")[0]
+        if sort and sort not in self._doubted:
+            self._doubted.add(sort)
+            _log.warning("%s: %s; the note of each query in `vl2v bill --csv` says where", self.name, doubt)
 
     async def _canary(self, session: Session, kind: Kind, canary: Item) -> None:
         """Ask about a canary; `self._names` hears the answer."""

@@ -59,10 +59,9 @@ class Names:
                     raise TeacherError(f"{changed}: too many names for one model")
                 for kind in KINDS:
                     await self._compare(kind, said, changed, ask)
-                _log.warning(
-                    "%s: answers as %r and as %r: one model, by a known text and a known image",
-                    *(self._teacher, self._known[0], said),
-                )
+                if len(self._known) == 1:
+                    words = "%s: answers as %r and as %r; it is one model, by a known text and a known image"
+                    _log.warning(words, self._teacher, self._known[0], said)
             self._known.append(said)
 
     async def _compare(self, kind: Kind, said: str, changed: str, ask: Callable[[Kind, Item], Awaitable[None]]) -> None:

@@ -77,7 +77,7 @@ class Usage:
         if said is None:
             return Counted(sums, None, doubt)
         if said > query.micro:
-            limit = (FIRST if first or not sized else LATER) * query.micro
+            limit = (FIRST if first or (by_token and not sized) else LATER) * query.micro
             if said > limit and not (first and not query.micro and said <= AN_ITEM * query.count):
                 return Counted(None, None, doubt or "says more than it can have cost", said)
             doubt = doubt or ("costs more than the table says" if query.micro else "")
