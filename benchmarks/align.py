@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 
 from vl2v.config import assignments, merge
 from vl2v.embeddings import EmbeddingStore, Views
-from vl2v.methods import Targets, find_method
+from vl2v.methods import Targets, task_of
 from vl2v.methods.adip import cosine_loss
 from vl2v.runs import resolve, silent, teaching
 from vl2v.runs.asking import asking_about
@@ -54,10 +54,9 @@ def main() -> None:
         asking = asking_about(config, store, teacher, None, sources, Views(), silent)
         asking.ask()
         answers = asking.answers()
-    method = find_method("adip").make(config.loss)
-    loss_of = cosine_loss(config.loss.image_share)
+    task = task_of(config)
     sampler = DomainBalancedSampler(sources.groups(sources.split.unlabelled), settings.batch_per_domain, 0)
-    student = new_student(config, method, len(sources.dataset.classes), teacher, teacher.dim)
+    student = new_student(config, task, len(sources.dataset.classes), teacher, teacher.dim)
     student.to(memory_format=torch.channels_last)
     start = {key: value.clone() for key, value in student.projector.state_dict().items()}
 
@@ -69,7 +68,7 @@ def main() -> None:
 
     def loss_at(features: torch.Tensor, targets: Targets) -> torch.Tensor:
         output, _ = learner(features)
-        return loss_of(output, targets)
+        return cosine_loss(output, targets, config.loss["lambda"])["loss"]
 
     # Through the backbone: decode, forward, project, step.
     optimizer, spent, losses = optimiser(), 0.0, []

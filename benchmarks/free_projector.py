@@ -16,17 +16,21 @@ import numpy as np
 
 import vl2v
 from vl2v.benchmark.worklist import WorkList
-from vl2v.config import LossConfig
-from vl2v.methods import METHODS, Method
-from vl2v.methods.adip import adip
+from vl2v.methods import METHODS, Stage
+from vl2v.methods.adip import Adip
 from vl2v.runs import Run
 
 
-def free(loss: LossConfig) -> Method:
-    """Return ADiP whose Distill trains the projector, too."""
-    method = adip(loss)
-    align, distill = method.stages
-    return replace(method, stages=(align, replace(distill, trains="all")))
+class Free(Adip):
+    """ADiP whose Distill trains the projector, too."""
+
+    name = "adip"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Align as it is, Distill with everything."""
+        align, distill = super().stages
+        return align, replace(distill, trains="all")
 
 
 def main() -> None:
@@ -37,7 +41,7 @@ def main() -> None:
     given = parser.parse_args()
     work = WorkList(given.bench)
     jobs = [job for job in work.shown() if job.method == "adip" and job.seed in given.seeds and work.trained(job)]
-    METHODS["adip"] = METHODS["adip"]._replace(make=free)
+    METHODS["adip"] = Free
     print("| unseen | seed | P frozen: unseen | seen | P free: unseen | seen |\n| --- | --- | --- | --- | --- | --- |")
     found, shared = [], {"store": work.folder / "store", "shelf": work.folder / "shelf"}
     for job in sorted(jobs, key=lambda job: (job.target, job.seed)):

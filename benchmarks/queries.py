@@ -3,9 +3,9 @@
     python benchmarks/queries.py PACS --exclude vendor-half.csv --teacher recorded:pacs-vendor --target sketch \\
         --set prompts.articles=false
 
-ADiP with `teacher.select` and `teacher.strategy`; pictures that weren't asked about learn from their class's text, or,
-in the rows marked so, from what the aligned projector predicts too. Runs are kept in --out and not done again.
-Prints accuracy % on the unseen domain (all of its pictures): mean and standard error over the seeds, and writes a plot.
+ADiP with `teacher.select` and `teacher.strategy`; images that weren't queried learn from their class's text. Runs are
+kept in --out and not done again. Prints accuracy % on the unseen domain (all of its images): mean and standard error
+over the seeds, and writes a plot.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from vl2v.runs.sources import open_sources
 
 STRATEGIES = ("random", "balanced", "kcenter", "uncertainty")
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.25, 0.50)
-PREDICTED_AT = 0.10
 
 
 def main() -> None:
@@ -54,8 +53,6 @@ def cells() -> Iterator[tuple[str, float]]:
     for share in SHARES:
         for strategy in STRATEGIES:
             yield strategy, share
-            if share == PREDICTED_AT:
-                yield f"{strategy}, predicted", share
     yield "none", 0.0
 
 
@@ -81,10 +78,8 @@ def accuracy(given: argparse.Namespace, pictures: int, name: str, share: float, 
     if name == "none":
         teacher = {"select": 1, "strategy": "random"}
     elif name != "all":
-        strategy, _, predicted = name.partition(", ")
-        teacher = {"select": round(share * pictures), "strategy": strategy}
-        teacher["unasked"] = "predict" if predicted else "text"
-    folder = given.out / f"{name.replace(', ', '-')}-{share:g}-{seed}"
+        teacher = {"select": round(share * pictures), "strategy": name}
+    folder = given.out / f"{name}-{share:g}-{seed}"
     run = distill(settings(given, seed, teacher), folder, store=given.out / "store")
     assert run.evaluation is not None
     found = 100 * (run.evaluation.mean(role="unseen") or 0)

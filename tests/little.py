@@ -76,9 +76,9 @@ def record(dataset: Path, folder: Path, *, extra: tuple[str, ...] = ("star",), w
 def quick_settings(shapes: Path, recording: Path, method: str = "adip") -> dict[str, Any]:
     """Return settings of a run, the domain paint unseen; RISE wants a teacher that knows domains' words."""
     teacher = recording.with_name("worded") if method == "rise" else recording
-    *_, last = METHODS[method].stages
+    *_, last = METHODS[method].stage_defaults
     stages: dict[str, Any] = {last: {"steps": 6, "lr": 1e-3, "batch_per_domain": 4, "eval_every": 2}}
-    if method in ("adip", "vl2v"):
+    if method in ("adip", "adip-plus"):
         stages["align"] = {"steps": 20, "lr": 1e-2, "batch_per_domain": 8, "eval_every": 10}
     return {
         "method": method,

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from vl2v.cli.app import app
-from vl2v.config import RunConfig, StageConfig, flat
+from vl2v.config import RunConfig, StageConfig
 from vl2v.methods import METHODS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -28,7 +28,6 @@ SECTIONS = {
     "prompts": "How class names become texts. See [Texts](teachers.md#texts).",
     "teacher": "Who is asked, and about what. See [Teachers](teachers.md) and [Views](concepts.md#views).",
     "student": "The network that is trained and shipped.",
-    "loss": "Weights of the losses. See [Methods](methods.md); some have [their own defaults](#defaults-of-methods).",
     "train": "The loop that all methods share.",
     "published": "Oddities of the authors' code. See [As published](methods.md#as-published).",
 }
@@ -86,23 +85,21 @@ def settings_page() -> str:
     lines += ["What is not in this table is as in the one above:", ""]
     rows = [
         (f"`{method}`", f"`{stage}`", ", ".join(f"{key} {value}" for key, value in given.items()))
-        for method, entry in METHODS.items()
-        for stage, given in entry.stages.items()
+        for method, task in METHODS.items()
+        for stage, given in task.stage_defaults.items()
     ]
     lines += table(("method", "stage", "defaults"), rows)
-    lines += ["## Defaults of methods", "", "These methods have other defaults than those above:", ""]
-    own = [
-        (f"`{method}`", f"`{key}`", _shown(value))
-        for method, entry in METHODS.items()
-        for key, value in flat(entry.defaults).items()
-    ]
-    return "\n".join([*lines, *table(("method", "setting", "default"), own)])
+    lines += ["## Settings of methods", "", "Each method has its own; one that it doesn't have is refused.", ""]
+    own = [(f"`{method}`", *row) for method, task in METHODS.items() for row in settings(task.Settings, "loss")]
+    return "\n".join([*lines, *table(("method", "setting", "default", "what"), own)])
 
 
 def settings(model: type[BaseModel], section: str) -> Iterator[tuple[str, str, str]]:
     """Yield each setting of a section: its key, its default, what it does."""
     for field, info in model.model_fields.items():
-        if field == "stages" or (isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)):
+        if field in ("stages", "loss") or (
+            isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel)
+        ):
             continue
         key = f"{section}.{info.alias or field}".removeprefix(".")
         choices = " or ".join(f"`{choice}`" for choice in get_args(info.annotation) if isinstance(choice, str))

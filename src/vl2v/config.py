@@ -64,14 +64,6 @@ class TeacherConfig(Section):
     strategy: Literal["random", "balanced", "kcenter", "uncertainty"] = Field(
         default="kcenter", description="which pictures are selected"
     )
-    unasked: Literal["text", "predict"] = Field(
-        default="text",
-        description="what pictures that weren't asked about learn from: their class's text alone, or (adip) also "
-        "what the aligned projector predicts of the answer",
-    )
-    near_duplicates: int | None = Field(
-        default=None, ge=0, le=7, description="pictures whose perceptual hashes differ by so many bits share an answer"
-    )
     online: bool = Field(
         default=False,
         description="ask anew about every augmented batch (white boxes); cached features are of clean pictures, and "
@@ -95,43 +87,6 @@ class StudentConfig(Section):
         default="own", description="pixels' mean and deviation: of the pretrained weights, or ImageNet's"
     )
     batch_norm: Literal["eval", "train"] = Field(default="eval", description="mode while training")
-
-
-class LossConfig(Section):
-    """Weights of the losses."""
-
-    lambda_: Annotated[float, Field(ge=0, le=1)] | Literal["auto"] = Field(
-        default=0.5,
-        alias="lambda",
-        description="image target's share (ADiP); auto: as is best for domains left out, on frozen features",
-    )
-    temperature: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
-        default=2.0,
-        description="of the softened logits (KD); auto: the teacher's answers have 3/4 of a blind guess's entropy",
-    )
-    kd_weight: float = Field(default=0.5, ge=0, le=1, description="share of the teacher's term (KD)")
-    kd_probabilities: bool = Field(
-        default=False, description="KD feeds probabilities for log-probabilities, as the authors' code does"
-    )
-    class_weight: float = Field(default=0.5, ge=0, description="of the term between classes (vl2v)")
-    miro_weight: float = Field(default=0.1, ge=0, description="of MIRO's penalty")
-    coral_weight: float = Field(default=1.0, ge=0, description="of CORAL's penalty")
-    mixup_alpha: float = Field(default=0.2, gt=0, description="of Mixup's beta distribution")
-    sam_rho: float = Field(default=0.05, gt=0, description="how far SAM and SAGM step up")
-    margin: float = Field(default=0.3, ge=0, description="CLIPood's, in cosines")
-    interpolate: float = Field(
-        default=0.5, ge=0, le=1, description="where WiSE-FT ends between the zero-shot weights (0) and the trained (1)"
-    )
-
-    @property
-    def image_share(self) -> float:
-        """lambda; a half stands for one that isn't chosen yet."""
-        return 0.5 if self.lambda_ == "auto" else self.lambda_
-
-    @property
-    def tau(self) -> float:
-        """Temperature; 2 stands for one that isn't chosen yet."""
-        return 2.0 if self.temperature == "auto" else self.temperature
 
 
 class StageConfig(Section):
@@ -188,13 +143,16 @@ class PublishedConfig(Section):
 class RunConfig(Section):
     """Everything that decides what a run's weights will be."""
 
-    method: str = Field(default="adip", description="how the student learns; `vl2v methods` lists all")
+    method: str = Field(
+        default="adip",
+        description="how the student learns; `vl2v methods` lists all, path/to/file.py:CLASS is one's own",
+    )
     seed: int = Field(default=0, description="decides every draw but the split")
     data: DataConfig
     prompts: PromptConfig = PromptConfig()
     teacher: TeacherConfig = TeacherConfig()
     student: StudentConfig = StudentConfig()
-    loss: LossConfig = LossConfig()
+    loss: dict[str, Any] = Field(default={}, description="the method's own settings, typed by it")
     stages: dict[str, StageConfig] = {}
     train: TrainConfig = TrainConfig()
     published: PublishedConfig = PublishedConfig()
@@ -222,7 +180,6 @@ def paper_preset(stages: Iterable[str]) -> Tree:
         "teacher": {"online": True, "statistics": "imagenet"},
         "student": {"image_size": 224, "statistics": "imagenet"},
         "stages": {name: dict(stage) for name in stages},
-        "loss": {"kd_probabilities": True},
         "train": {"swad": True},
         "published": dict.fromkeys(PublishedConfig.model_fields, True),
     }
@@ -330,11 +287,18 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("; ".join(dict.fromkeys(_explain(item) for item in error.errors()))) from None
+        raise ConfigError(explained(error)) from None
 
 
-def _explain(item: Mapping[str, Any]) -> str:
-    key = ".".join(str(part) for part in item["loc"] if not re.search(r"^constrained-|\[", str(part)))  # no types
+def explained(error: ValidationError, prefix: str = "") -> str:
+    """Return a line that names every wrong key with its value and what was expected."""
+    return "; ".join(dict.fromkeys(_explain(item, prefix) for item in error.errors()))
+
+
+def _explain(item: Mapping[str, Any], prefix: str) -> str:
+    key = prefix + ".".join(
+        str(part) for part in item["loc"] if not re.search(r"^constrained-|\[", str(part))
+    )  # no types
     if item["type"] == "extra_forbidden":
         return f"{key}: unknown setting{_suggestion(key)}"
     if item["type"] == "missing":

@@ -370,7 +370,7 @@ def test_optuna_looks_where_results_are_good(grid: Grid) -> None:
     assert suggested("erm", 0, 3, results[:2]) == suggested("erm", 0, 3, results[:2])
 
 
-@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.stages])
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.stage_defaults])
 def test_a_value_has_one_place_in_its_range(method: str) -> None:
     for found in ranges(method).values():
         middle = (found.low + found.high) / 2
@@ -378,7 +378,7 @@ def test_a_value_has_one_place_in_its_range(method: str) -> None:
     assert Range(3, 5.5, 2, whole=True).value(5.0) == 32 and Range(3, 5.5, 2, whole=True).place(32) == pytest.approx(5)
 
 
-@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.stages])
+@pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.stage_defaults])
 def test_a_methods_own_hyperparameters_are_in_its_ranges(method: str) -> None:
     own = resolve({"data": {"path": "x"}, "method": method}).model_dump(by_alias=True)
     for name, found in ranges(method).items():
@@ -1091,7 +1091,7 @@ def test_recommend_answers_plainly(
     assert words[words.index("--data") + 1] == str(data) and words[words.index("--method") + 1] == advice.method
     assert words[words.index("--store") + 1] == str(tmp_path / "bench" / "store")  # a paid teacher isn't asked again
     told = assignments([words[place + 1] for place, word in enumerate(words) if word == "--set"])
-    *_, last = METHODS[advice.method].stages
+    *_, last = METHODS[advice.method].stage_defaults
     assert told["student"] == settings["student"] and told["data"] == settings["data"]
     assert told["stages"][last] == {"steps": 1000, "batch_per_domain": 4}
 

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,19 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from vl2v.config import LossConfig
-from vl2v.methods import Output, Targets, find_method
+from vl2v.methods import Output, Targets, find_method, own_settings
 from vl2v.methods.adip import cosine_loss
-from vl2v.methods.clipood import margin_softmax
-from vl2v.methods.coral import coral_loss
 from vl2v.methods.erm import cross_entropy, text_cross_entropy
-from vl2v.methods.fd import cosine_distance
+from vl2v.methods.fd import cosine_distance, squared_distance
 from vl2v.methods.kd import kd_loss
 from vl2v.methods.miro import oracle
 from vl2v.methods.mixup import between_domains, mixed_cross_entropy
-from vl2v.methods.rise import rise_loss
-from vl2v.methods.simkd import squared_distance
-from vl2v.methods.vl2v import classwise_loss
 
 N, D, C, P = 6, 5, 3, 4
 LABELS = torch.tensor([0, 2, 1, 2, 0, 1])
@@ -49,6 +44,11 @@ def output() -> Output:
     return Output(random(N, P, seed=5), random(N, D, seed=6))
 
 
+def made(method: str, settings: dict[str, float]) -> Any:
+    task = find_method(method)
+    return task(own_settings(task, settings))
+
+
 def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     exp = logits.double().exp()
     return -(exp[range(len(labels)), labels] / exp.sum(1)).log()
@@ -56,28 +56,28 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
 
 def test_erm_text_is_cross_entropy_under_the_frozen_texts(output, targets):
     expected = negative_log_likelihood(7 * output.z @ targets.texts.T, LABELS).mean()
-    assert text_cross_entropy(output, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    assert text_cross_entropy(output, targets)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_vl2v_adds_the_divergence_between_classes(output, targets):
     teacher = (7 / 4 * targets.images @ targets.texts.T).double().softmax(1)
     student = (7 / 4 * output.z @ targets.texts.T).double().softmax(1)
     divergence = (teacher * (teacher / student).log()).sum(1).mean()
-    cosine = cosine_loss(0.5)
-    expected = cosine(output, targets).item() + 0.5 * 16 / 7 * divergence.item()
-    assert classwise_loss(cosine, 0.5, 4.0)(output, targets).item() == pytest.approx(expected, rel=1e-5)
+    expected = cosine_loss(output, targets, 0.5)["loss"].item() + 0.5 * 16 / 7 * divergence.item()
+    task = made("adip-plus", {"lambda": 0.5, "class_weight": 0.5, "temperature": 4.0})
+    assert task.classwise(output, targets)["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_feature_distillation_is_one_minus_the_cosine(output, targets):
     expected = np.mean(
         [1 - float(normalize(p, dim=0) @ i) for p, i in zip(output.projected, targets.images, strict=True)]
     )
-    assert cosine_distance(output, targets).item() == pytest.approx(expected, rel=1e-5)
+    assert cosine_distance(output, targets)["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_simkd_is_the_squared_distance_of_the_projection_itself(output, targets):
     expected = np.mean([float(((p - i) ** 2).sum()) for p, i in zip(output.projected, targets.images, strict=True)])
-    assert squared_distance(output, targets).item() == pytest.approx(expected, rel=1e-5)
+    assert squared_distance(output, targets)["loss"].item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", [cosine_distance, squared_distance])
@@ -87,7 +87,7 @@ def test_a_picture_that_was_not_asked_about_adds_nothing(loss, output, targets):
     some = Targets(LABELS, images, targets.texts)
     asked = Targets(LABELS[:2], images[:2], targets.texts)
     first = Output(output.features[:2], output.projected[:2])
-    assert loss(output, some).item() == pytest.approx(loss(first, asked).item() * 2 / N, rel=1e-5)
+    assert loss(output, some)["loss"].item() == pytest.approx(loss(first, asked)["loss"].item() * 2 / N, rel=1e-5)
 
 
 def test_rise_adds_the_absolute_and_the_relative_distance(targets):
@@ -101,16 +101,18 @@ def test_rise_adds_the_absolute_and_the_relative_distance(targets):
         student = torch.stack([e[i] @ a for a in anchors]).softmax(0)
         teacher = torch.stack([text @ a for a in anchors]).softmax(0)
         relative.append(((student - teacher) ** 2).mean())
-    distillation = kd_loss(3.0, 0.9)
-    expected = distillation(output, targets) + 0.5 * (torch.stack(absolute).mean() + 10 * torch.stack(relative).mean())
-    assert rise_loss(distillation)(output, targets).item() == pytest.approx(expected.item(), rel=1e-5)
+    distillation = kd_loss(output, targets, 3.0, 0.9)["loss"]
+    expected = distillation + 0.5 * (torch.stack(absolute).mean() + 10 * torch.stack(relative).mean())
+    assert made("rise", {"temperature": 3.0, "kd_weight": 0.9}).training_step(output, targets)[
+        "loss"
+    ].item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_rise_uses_the_published_weights():
     from vl2v.runs import resolve
 
     loss = resolve({"method": "rise", "data": {"path": "x"}}).loss
-    assert (loss.temperature, loss.kd_weight) == (3.0, 0.9)
+    assert loss == {"temperature": 3.0, "kd_weight": 0.9}
 
 
 def test_mixup_mixes_every_picture_with_one_of_another_domain(targets):
@@ -127,7 +129,7 @@ def test_mixup_mixes_every_picture_with_one_of_another_domain(targets):
     expected = share * negative_log_likelihood(logits, LABELS) + (1 - share) * negative_log_likelihood(
         logits, LABELS[partner]
     )
-    assert mixed_cross_entropy(Output(logits, logits), blended).item() == pytest.approx(
+    assert mixed_cross_entropy(Output(logits, logits), blended)["loss"].item() == pytest.approx(
         expected.mean().item(), rel=1e-5
     )
 
@@ -147,8 +149,10 @@ def test_coral_adds_the_differences_of_means_and_covariances(targets):
         means = ((a.mean(0) - b.mean(0)) ** 2).mean()
         penalties.append(means + ((np.cov(a.T) - np.cov(b.T)) ** 2).mean())
     output = Output(features, logits)
-    expected = cross_entropy(output, targets).item() + 2.0 * np.mean(penalties)
-    assert coral_loss(2.0)(output, targets).item() == pytest.approx(expected, rel=1e-5)
+    expected = cross_entropy(output, targets)["loss"].item() + 2.0 * np.mean(penalties)
+    assert made("coral", {"coral_weight": 2.0}).training_step(output, targets)["loss"].item() == pytest.approx(
+        expected, rel=1e-5
+    )
 
 
 def test_clipoods_margins_grow_with_the_distance_of_texts(output, targets):
@@ -160,9 +164,11 @@ def test_clipoods_margins_grow_with_the_distance_of_texts(output, targets):
         ]
     )
     expected = negative_log_likelihood(logits, LABELS).mean()
-    assert margin_softmax(0.3)(output, targets).item() == pytest.approx(expected.item(), rel=1e-5)
-    assert margin_softmax(0.0)(output, targets).item() == pytest.approx(
-        text_cross_entropy(output, targets).item(), rel=1e-6
+    assert made("clipood", {"margin": 0.3}).training_step(output, targets)["loss"].item() == pytest.approx(
+        expected.item(), rel=1e-5
+    )
+    assert made("clipood", {"margin": 0.0}).training_step(output, targets)["loss"].item() == pytest.approx(
+        text_cross_entropy(output, targets)["loss"].item(), rel=1e-6
     )
 
 
@@ -194,7 +200,7 @@ def test_miro_is_the_gaussian_bound_on_the_pretrained_features():
 
 
 def test_stages_of_methods_that_change_the_step_or_the_weights():
-    made = {name: find_method(name).make(LossConfig()) for name in ("sam", "sagm", "soup", "wise-ft", "clipood")}
+    made = {name: find_method(name)() for name in ("sam", "sagm", "soup", "wise-ft", "clipood")}
     ascents = [made[name].stages[0].ascent for name in ("sam", "sagm")]
     assert [(a.rho, a.alpha, a.first) for a in ascents] == [(0.05, 0.0, 0.0), (0.05, 1e-3, 0.5)]
     assert [(stage.key, stage.member) for stage in made["soup"].stages] == [
@@ -208,10 +214,9 @@ def test_stages_of_methods_that_change_the_step_or_the_weights():
 def test_making_a_method_is_light():
     code = """
 import sys
-from vl2v.config import LossConfig
 from vl2v.methods import METHODS
-for entry in METHODS.values():
-    entry.make(LossConfig())
+for task in METHODS.values():
+    task().stages
 print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

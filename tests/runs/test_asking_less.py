@@ -75,19 +75,6 @@ def test_known_asks_about_no_more_pictures_and_is_remembered(quick: dict[str, An
     assert all(torch.equal(value, before[key]) for key, value in student(again).items())
 
 
-def test_predicted_answers_stand_in_for_those_that_were_not_asked_for(quick: dict[str, Any], tmp_path: Path) -> None:
-    quick["teacher"] |= {"select": 12, "unasked": "predict"}
-    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
-    predicted = load_file(run.folder / "predicted.safetensors")["images"].float()
-    assert predicted.shape == (2 * 29 - 12, 16)
-    np.testing.assert_allclose(predicted.norm(dim=1), 1, atol=2e-3)
-    quick["teacher"]["unasked"] = "text"
-    assert not same(run, vl2v.distill(quick, tmp_path / "text", store=tmp_path / "store"))
-    quick["teacher"] |= {"unasked": "predict", "views": 1}
-    with pytest.raises(ConfigError, match=r"teacher\.unasked = 'predict': only for method adip"):
-        vl2v.distill(quick, tmp_path / "views", store=tmp_path / "store")
-
-
 def test_kd_learns_from_some_answers_too(quick: dict[str, Any], tmp_path: Path) -> None:
     quick |= {"method": "kd", "stages": {"distill": quick["stages"]["distill"]}}
     quick["teacher"] |= {"select": 5, "strategy": "random"}
@@ -129,23 +116,6 @@ def test_verdicts(curve: tuple[float, ...], left: int, verdict: str) -> None:
 
     points = tuple(Point(125 * 2**i, accuracy, 0.001) for i, accuracy in enumerate(curve))
     assert Advice(points, left, None).verdict().startswith(verdict)
-
-
-def test_near_duplicates_share_an_answer(quick: dict[str, Any], shapes: Path, tmp_path: Path) -> None:
-    import shutil
-
-    from PIL import Image
-
-    shutil.copytree(shapes, tmp_path / "shapes")
-    first = sorted((tmp_path / "shapes" / "chalk" / "ball").glob("*.png"))[0]
-    noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    Image.fromarray(noise).resize((80, 80)).save(first)
-    Image.fromarray(noise).resize((80, 80)).save(first.with_name("zz.png"), compress_level=1)
-    quick["data"] |= {"path": str(tmp_path / "shapes"), "target": ["paint", "ink"]}
-    with_all = vl2v.embed(quick, store=tmp_path / "store", dry_run=True).plan
-    quick["teacher"]["near_duplicates"] = 0
-    without = vl2v.embed(quick, store=tmp_path / "store", dry_run=True).plan
-    assert len(with_all.to_ask) - len(without.to_ask) >= 1
 
 
 def test_what_a_process_is_buying_another_does_not_buy_as_well(

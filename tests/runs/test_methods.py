@@ -15,7 +15,6 @@ from safetensors.torch import load_file
 
 import vl2v
 from little import Interrupted, quick_settings, stopping
-from vl2v.config import LossConfig
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.errors import ConfigError
 from vl2v.evaluation.ridge import LAMBDAS, best_lambda
@@ -30,7 +29,7 @@ from vl2v.training import new_fabric
 FIGURES = Path(__file__).with_name("trained.json")
 TRAINED: dict[str, list[float]] = json.loads(FIGURES.read_text())  # method and version -> losses
 
-WHITE = [name for name, entry in METHODS.items() if entry.plain.tower]
+WHITE = [name for name, entry in METHODS.items() if entry.tower]
 BLACK = [name for name in METHODS if name not in (*WHITE, "zero-shot")]
 
 
@@ -121,7 +120,7 @@ def test_an_interrupted_run_ends_the_same(
 
 
 def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    settings = quick_settings(shapes, recording, "vl2v")
+    settings = quick_settings(shapes, recording, "adip-plus")
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
     told = json.loads((run.folder / "chosen.json").read_text())
     accuracies = {float(share): accuracy for share, accuracy in told["accuracies"].items()}
@@ -132,7 +131,7 @@ def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path
     assert same(weights(run), weights(given)) and not (given.folder / "chosen.json").exists()
 
 
-@pytest.mark.parametrize("method", ["vl2v", "kd"])
+@pytest.mark.parametrize("method", ["adip-plus", "kd"])
 def test_the_temperature_is_chosen_by_the_teachers_answers(
     method: str, shapes: Path, recording: Path, tmp_path: Path
 ) -> None:
@@ -167,7 +166,7 @@ def test_a_black_box_isnt_paid_for_what_it_cant_be_asked(shapes: Path, recording
 
 
 def test_an_interrupted_run_keeps_its_lambda(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    settings = quick_settings(shapes, recording, "vl2v")
+    settings = quick_settings(shapes, recording, "adip-plus")
     ended = {}
     for share in (0.0, 1.0):
         run = tmp_path / f"{share}"
@@ -230,7 +229,7 @@ def test_vl2v_ends_where_source_validation_is_best(shapes: Path, recording: Path
 
     def trained(*ways: float) -> tuple[dict[str, torch.Tensor], float]:
         monkeypatch.setattr("vl2v.methods.vl2v.WAYS", ways)
-        settings = quick_settings(shapes, recording, "vl2v")
+        settings = quick_settings(shapes, recording, "adip-plus")
         run = vl2v.distill(settings, tmp_path / "-".join(map(str, ways)), store=tmp_path / "store")
         return weights(run), run.classifier.about["validation_accuracy"]
 
@@ -242,7 +241,7 @@ def test_vl2v_ends_where_source_validation_is_best(shapes: Path, recording: Path
 
 
 def test_vl2v_fits_its_projector_to_the_backbone_it_ends_with(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    run = vl2v.distill(quick_settings(shapes, recording, "vl2v"), tmp_path / "run", store=tmp_path / "store")
+    run = vl2v.distill(quick_settings(shapes, recording, "adip-plus"), tmp_path / "run", store=tmp_path / "store")
     config, student = run.config, run.classifier.student
     sources = open_sources(config, tmp_path)
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:
@@ -278,5 +277,5 @@ def test_any_method_starts_from_a_white_boxs_tower_on_request(shapes: Path, reco
 
 
 def test_find_method_knows_what_trains() -> None:
-    stages = find_method("soup").make(LossConfig()).stages
+    stages = find_method("soup")().stages
     assert [stage.trains for stage in stages] == ["projector", "all", "all", "all"]

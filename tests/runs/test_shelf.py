@@ -77,7 +77,7 @@ def test_a_first_stage_of_another_lambda_is_not_taken(
     shelf, store, ended = tmp_path / "shelf", tmp_path / "store", []
     for share in (0.0, 1.0):  # chosen on the same pictures, as after a change of the rule
         monkeypatch.setattr("vl2v.runs.tuning.best_lambda", lambda *found, share=share: share)
-        settings = quick_settings(shapes, recording, "vl2v")
+        settings = quick_settings(shapes, recording, "adip-plus")
         alone = vl2v.distill(settings, tmp_path / f"alone-{share}", store=store)
         ended.append(vl2v.distill(settings, tmp_path / f"shared-{share}", store=store, shelf=shelf))
         assert same(alone, ended[-1])
@@ -86,7 +86,7 @@ def test_a_first_stage_of_another_lambda_is_not_taken(
 
 def test_methods_that_begin_alike_share_their_beginning(shapes: Path, recording: Path, tmp_path: Path) -> None:
     shelf, store = tmp_path / "shelf", tmp_path / "store"
-    for first, second, stage in (("adip", "vl2v", "align"), ("lp-ft", "soup", "probe")):
+    for first, second, stage in (("adip", "adip-plus", "align"), ("lp-ft", "soup", "probe")):
         vl2v.distill(quick_settings(shapes, recording, first), tmp_path / first, store=store, shelf=shelf)
         told: list[str] = []
         settings = quick_settings(shapes, recording, second)

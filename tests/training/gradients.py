@@ -11,9 +11,9 @@ from safetensors.torch import save_file
 from torch.distributed.tensor import DTensor
 
 import vl2v
-from vl2v.methods import METHODS, Entry, Method, Stage
-from vl2v.methods.erm import cross_entropy
-from vl2v.methods.miro import STAGES, oracle
+from vl2v.methods import Stage, register
+from vl2v.methods.erm import Finetuning, cross_entropy
+from vl2v.methods.miro import oracle
 from vl2v.training import loop
 from vl2v.training.sharding import whole
 
@@ -29,30 +29,34 @@ def kept(self, parts):
         share = sum(value.numel() for value in here) / sum(value.numel() for value in gradients.values())
         if self.trainer.fabric.is_global_zero:
             tensors = {key: value.contiguous() for key, value in gradients.items()}
-            save_file(tensors | {"loss": torch.tensor(loss), "share": torch.tensor(share)}, file)
+            save_file(tensors | {"loss": torch.tensor(loss["loss"]), "share": torch.tensor(share)}, file)
     return loss
 
 
-def averaging(loss):
-    """A method of two members, with a regularizer, averaged over its steps, and interpolated."""
-    stages = [
-        Stage(
-            f"finetune {k}/2",
-            "all",
-            cross_entropy,
-            regularizer=lambda student: oracle(student, 0.1),
-            interpolate=(0.3, 0.6),
-            average="beta",
-            member=(k, 2),
+@register("averaging")
+class Averaging(Finetuning):
+    """Two members, with a regularizer, averaged over their steps, and interpolated."""
+
+    title = "everything that is done with weights"
+
+    @property
+    def stages(self):
+        return tuple(
+            Stage(
+                f"finetune {k}/2",
+                "all",
+                cross_entropy,
+                regularizer=lambda student: oracle(student, 0.1),
+                interpolate=(0.3, 0.6),
+                average="beta",
+                member=(k, 2),
+            )
+            for k in (1, 2)
         )
-        for k in (1, 2)
-    ]
-    return Method("averaging", "linear", tuple(stages), asks="nothing")
 
 
 if __name__ == "__main__":
     loop._StageRun._backward = kept
-    METHODS["averaging"] = Entry("everything that is done with weights", averaging, STAGES)
     for name, settings in json.loads(Path(sys.argv[1]).read_text()).items():
         folder = Path(sys.argv[2]) / name
         vl2v.distill(settings, folder, store=folder.parent / "store")

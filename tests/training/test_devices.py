@@ -168,7 +168,7 @@ def test_what_cannot_be_learnt_in_parts_is_refused(
     method: str, change: dict[str, Any], message: str, shapes: Path, recording: Path
 ) -> None:
     config = validate(merge(quick_settings(shapes, recording, method), change))
-    made = find_method(method).make(config.loss)
+    made = find_method(method)()
     _check_parts(config, made, 1)
     with pytest.raises(ConfigError, match=message):
         _check_parts(config, made, 2)

@@ -15,7 +15,7 @@ from vl2v.methods import METHODS
 from vl2v.seeds import derive
 
 STARTUP = 4  # results, before which Optuna's suggestions are random as well
-RATES = dict.fromkeys(("adip", "vl2v", "fd", "simkd", "lp"), 1) | dict.fromkeys(("sd", "wise-ft", "clipood"), -1)
+RATES = dict.fromkeys(("adip", "adip-plus", "fd", "simkd", "lp"), 1) | dict.fromkeys(("sd", "wise-ft", "clipood"), -1)
 """How many powers of ten above DomainBed's range a method's learning rates are, so that its own is among them."""
 
 
@@ -65,7 +65,7 @@ _OWN = {
 
 def ranges(method: str) -> dict[str, Range]:
     """Return a method's hyperparameters, as dotted settings."""
-    *_, last = METHODS[method].stages
+    *_, last = METHODS[method].stage_defaults
     found = {
         f"stages.{last}.lr": Range(-5, -3.5, 10, shift=RATES.get(method, 0)),
         f"stages.{last}.weight_decay": Range(-6, -2, 10, shift=int(method == "clipood")),

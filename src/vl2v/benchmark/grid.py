@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from vl2v.benchmark.draws import drawn
 from vl2v.benchmark.jobs import Cell, Job, Selection, digest
 from vl2v.config import TOWER, DataConfig, Tree, deciding, merge, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import METHODS, find_method, version_of
-from vl2v.runs.settings import recipe
+from vl2v.runs.settings import applicable, foreign, recipe
 from vl2v.teachers import is_white_box
 
 if TYPE_CHECKING:
@@ -105,8 +105,9 @@ class Grid:
             DataError: a dataset that can't be read or learnt from, or a target that it doesn't have.
         """
         _check_stages(self.settings.get("stages", {}))
+        _check_settings(self.settings, self.methods)
         some = isinstance(self.settings.get("teacher", {}).get("select"), int)
-        methods = [method for method in self.methods if METHODS[method].stages or not some]
+        methods = [method for method in self.methods if METHODS[method].stage_defaults or not some]
         for dataset, pictures in self.datasets.items():
             domains = pictures.labelled_domains
             named = [[name] if name in pictures.domains else split_names(name) for name in self.targets]
@@ -124,13 +125,13 @@ class Grid:
 
     def _student(self, method: str, student: str) -> str:
         """Return what a method trains where a student is asked for."""
-        if METHODS[method].plain.tower:
+        if METHODS[method].tower:
             return TOWER
-        name = student if METHODS[method].stages else self.students[0]
+        name = student if METHODS[method].stage_defaults else self.students[0]
         return _SHORT.get(name, name)
 
     def _cell(self, cell: Cell, domains: Sequence[str], draw_of: Draw) -> Iterator[Job]:
-        trains = bool(METHODS[cell.method].stages)
+        trains = bool(METHODS[cell.method].stage_defaults)
         draws = self.draws if trains else 1
         several = trains and (self.draws > 1 or self.search == "optuna")  # whose rounds have one draw at first
         others = [domain for domain in domains if domain != cell.target]
@@ -155,13 +156,14 @@ class Grid:
             "data": {"path": path, "target": target, "split_seed": cell.seed},
             "student": {"name": STUDENTS.get(cell.student, cell.student)},
         }
-        stages = METHODS[cell.method].stages
+        task = METHODS[cell.method]
         measured: Tree = {"published": {"target_in_split": False}}  # tables have both figures
-        return merge(recipe(self.preset, stages), measured, only_stages(self.settings, stages), own)
+        shared = merge(recipe(self.preset, task.stage_defaults), measured, self.settings)
+        return merge(applicable(shared, task), own)
 
     def _sized(self, cell: Cell, settings: Tree) -> Tree:
         """Return settings with the steps and the batch that were asked for, whatever was drawn."""
-        stages = METHODS[cell.method].stages
+        stages = METHODS[cell.method].stage_defaults
         if not stages:
             return settings
         *_, last = stages
@@ -181,7 +183,7 @@ class Grid:
         from vl2v.data import leave_out
 
         pictures, holdout = self.datasets[dataset], self._told(dataset).holdout
-        trains = any(METHODS[method].stages for method in self.methods)
+        trains = any(METHODS[method].stage_defaults for method in self.methods)
         for target in targets:
             pictures.domain_index(target)
             if trains or len(pictures.labelled_domains) > 1:
@@ -200,7 +202,7 @@ def methods_for(names: Sequence[str], teacher: str) -> list[str]:
         ConfigError: an unknown one, or one that needs the weights of a teacher that is a black box.
         TeacherError: the teacher is of no known kind.
     """
-    towers = {name for name, entry in METHODS.items() if entry.plain.tower}
+    towers = {name for name, entry in METHODS.items() if entry.tower}
     white = not {"all", *towers}.isdisjoint(names) and is_white_box(teacher)  # else it makes no difference
     found: list[str] = []
     for name in names:
@@ -226,7 +228,7 @@ def _check_stages(given: object) -> None:
     """
     if not isinstance(given, Mapping):
         raise ConfigError(f"stages = {given!r}: a table of stages, for example stages.distill.lr=1e-3")
-    known = dict.fromkeys(name for entry in METHODS.values() for name in entry.stages)
+    known = dict.fromkeys(name for entry in METHODS.values() for name in entry.stage_defaults)
     if unknown := given.keys() - known.keys():
         raise ConfigError(f"stages.{min(unknown)}: no method has such a stage; there are {', '.join(known)}")
     for name, stage in given.items():
@@ -234,7 +236,13 @@ def _check_stages(given: object) -> None:
             raise ConfigError(f"stages.{name} = {stage!r}: a table, for example stages.{name}.lr=1e-3")
 
 
-def only_stages(settings: Tree, stages: Mapping[str, Any]) -> Tree:
-    """Return settings of all methods with only those stages that this one has."""
-    given = settings.get("stages", {})
-    return {**settings, "stages": {name: given[name] for name in stages if name in given}}
+def _check_settings(settings: Tree, methods: Sequence[str]) -> None:
+    """Refuse settings that none of the methods has; each method takes those that it has.
+
+    Raises:
+        ConfigError: there is one.
+    """
+    reasons = [foreign(settings, METHODS[method]) for method in methods if METHODS[method].stage_defaults]
+    if unused := set.intersection(*map(set, reasons)) if reasons else set():
+        name = min(unused)
+        raise ConfigError(f"{name}: {reasons[0][name]}; no other method of this benchmark has it, either")

@@ -11,7 +11,7 @@ from statistics import median
 from typing import Any
 
 from vl2v.benchmark.engine import Engine, Local
-from vl2v.benchmark.grid import STUDENTS, Grid, only_stages
+from vl2v.benchmark.grid import STUDENTS, Grid
 from vl2v.benchmark.jobs import ZERO_SHOT
 from vl2v.benchmark.results import Result, mean_and_error, of, of_same_pictures, results
 from vl2v.benchmark.run import plan, run
@@ -21,10 +21,11 @@ from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation.compare import Lead, lead
 from vl2v.methods import find_method
 from vl2v.runs.report import Report, silent
+from vl2v.runs.settings import applicable
 from vl2v.teachers import is_white_box
 from vl2v.training.log import MetricsLog
 
-CANDIDATES = ("lp-ft", "erm", "kd", "adip", "vl2v")
+CANDIDATES = ("lp-ft", "erm", "kd", "adip", "adip-plus")
 FEWEST_STEPS, MOST_STEPS = 20, 2000
 TRIAL_STEPS = 10
 EVALUATIONS = 10  # of a stage, where its settings don't say otherwise
@@ -117,7 +118,9 @@ def recommend(
         DataError: fewer than three domains with labels.
         ConfigError: fewer than two candidates, or fewer than two that can be trained.
     """
-    methods = [method for method in dict.fromkeys(methods) if find_method(method).stages]  # the teacher isn't one
+    methods = [
+        method for method in dict.fromkeys(methods) if find_method(method).stage_defaults
+    ]  # the teacher isn't one
     if len(methods) < FINALISTS:
         raise ConfigError(f"--methods: a tournament takes {FINALISTS} or more, for example {','.join(CANDIDATES)}")
     whole = merge(_quick(), settings or {}, {"teacher": {"spec": teacher}})
@@ -131,7 +134,7 @@ def recommend(
         )
     engine = engine or Local()
     reasons: dict[str, str] = {}
-    towers = [method for method in methods if find_method(method).plain.tower]
+    towers = [method for method in methods if find_method(method).tower]
     if towers and not is_white_box(teacher):
         reasons = dict.fromkeys(towers, f"it starts from the teacher's weights, and {teacher} is a black box")
 
@@ -168,7 +171,7 @@ def recommend(
     runs = {method: runs_of(of(final, method=method)) for method in (best, second, ZERO_SHOT)}
     ahead = lead(runs[best], runs[second])
     assert ahead is not None
-    *_, stage = find_method(best).stages
+    *_, stage = find_method(best).stage_defaults
     sizes = {"stages": {stage: {"steps": max(1000, last), "batch_per_domain": BATCH}}}
     command = _command(data, STUDENTS.get(student, student), best, merge(whole, sizes), out / "store")
     accuracy = mean_and_error(of(final, method=best))[0]
@@ -178,7 +181,7 @@ def recommend(
 
 def _command(data: Path, student: str, method: str, settings: Tree, store: Path) -> str:
     """Return the command that trains a student with a tournament's settings on all domains."""
-    own = only_stages(settings, find_method(method).stages)
+    own = applicable(settings, find_method(method))
     spec = own["teacher"]["spec"]
     words = ["vl2v", "distill", "--data", str(data), "--teacher", spec, "--student", student, "--method", method]
     told = ("teacher.spec", "student.name", "method", "data.path", "data.target")

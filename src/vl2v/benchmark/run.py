@@ -18,7 +18,7 @@ from vl2v.benchmark.work import Tell
 from vl2v.benchmark.worklist import Corruptions, WorkList
 from vl2v.config import TOWER, merge
 from vl2v.errors import ConfigError, RunError
-from vl2v.methods import find_method, method_of
+from vl2v.methods import find_method
 from vl2v.runs.cluster import Cluster
 from vl2v.runs.embed import embed
 from vl2v.runs.folder import read_json, write_text
@@ -106,12 +106,12 @@ def _check_students(jobs: Sequence[Job]) -> None:
     from vl2v.runs.asking import asks_online
     from vl2v.runs.features import new_backbone
 
-    trained = [job for job in jobs if find_method(job.method).plain.stages]
+    trained = [job for job in jobs if find_method(job.method).stage_defaults]
     kinds = {json.dumps([job.method, job.settings["student"]], sort_keys=True, default=str): job for job in trained}
     configs = [resolve(job.settings) for job in kinds.values()]
     white = cache(is_white_box)
     for config in configs:
-        tower, spec = has_tower(config, method_of(config)), config.teacher.spec
+        tower, spec = has_tower(config, find_method(config.method)), config.teacher.spec
         if tower and not white(spec):
             raise ConfigError(
                 f"method {config.method}: {spec} is a black box, and the student would be its image tower; leave the "
@@ -131,9 +131,9 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
     """Ask about each dataset once, before the work is shared out; a domain that no job may ask about is left out."""
     seen: dict[str, tuple[dict[str, Any], set[str]]] = {}
     for job in jobs:
-        method = find_method(job.method).plain
+        method = find_method(job.method)
         config = resolve(job.settings)
-        if method.asks != "pictures" or config.teacher.select is not None:
+        if method.queries != "images" or config.teacher.select is not None:
             continue
         unseen = set() if job.method == ZERO_SHOT else set(config.data.target)
         student = TOWER if has_tower(config, method) else config.student.name
@@ -146,7 +146,8 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
         seen[key] = tree, before & unseen
     for tree, unseen in seen.values():
         settings = merge(tree, {"data": {"target": sorted(unseen)}})
-        settings.pop("stages", None)
+        for name in ("stages", "loss"):
+            settings.pop(name, None)  # of the job's method
         embed(settings, store=work.folder / "store", budget=budget, cluster=cluster, report=report)
 
 

@@ -258,7 +258,7 @@ def _published(datasets: set[str]) -> Callable[[str, str], str]:
 
     def figure(student: str, method: str) -> str:
         entry = METHODS.get(method)
-        starts_there = entry is not None and (not entry.stages or entry.plain.tower)
+        starts_there = entry is not None and (not entry.stage_defaults or entry.tower)
         box = "white" if student == TOWER or starts_there else "black"
         found = tree[box].get(method, {}).get(column)
         return "" if found is None else f"{found:.1f} {box}"

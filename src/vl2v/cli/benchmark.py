@@ -152,7 +152,7 @@ def recommend(
     data: Annotated[Path, typer.Option(help="Pictures, in folders domain/class/image; three domains or more.")],
     teacher: TeacherSpec = None,
     minutes: Annotated[float, typer.Option(min=1, help="That it may take, roughly.")] = 30,
-    methods: Annotated[str, typer.Option(help="That compete, with commas between.")] = "lp-ft,erm,kd,adip,vl2v",
+    methods: Annotated[str, typer.Option(help="That compete, with commas between.")] = "lp-ft,erm,kd,adip,adip-plus",
     student: Annotated[str, typer.Option(help="The student to be trained.")] = "lite0",
     out: Annotated[Path, typer.Option(help="A folder for the tournament's runs.")] = Path("runs/recommend"),
     engine: Engine = "local",

@@ -31,9 +31,10 @@ Store = Annotated[Path | None, typer.Option(help="Folder of the embedding store;
 def settings_of(file: Path | None, pairs: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
     """Return the file's settings, under the options that were given, under `--set`."""
     from vl2v.config import assignments, merge, nested, read_toml
+    from vl2v.runs.settings import from_earlier
 
     given = nested({key: value for key, value in options.items() if value is not None})
-    return merge(read_toml(file) if file else {}, given, assignments(pairs or []))
+    return merge(from_earlier(read_toml(file)) if file else {}, given, assignments(pairs or []))
 
 
 def embed(
@@ -162,11 +163,10 @@ def methods() -> None:
     """List the methods, each in a line."""
     from vl2v.methods import METHODS
 
-    needs = {"pictures": "a teacher", "texts": "the teacher's texts", "nothing": "labels only"}
-    for name, entry in METHODS.items():
-        method = entry.plain
-        white = ", and its weights" if method.tower else ""
-        typer.echo(f"{name:9} {entry.title} ({needs[method.asks]}{white})")
+    needs = {"images": "a teacher", "texts": "the teacher's texts", "nothing": "labels only"}
+    for name, task in METHODS.items():
+        white = ", and its weights" if task.tower else ""
+        typer.echo(f"{name:9} {task.title} ({needs[task.queries]}{white})")
 
 
 def config(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from vl2v.evaluation import Evaluation, Row
 
 PUBLIC = ("method", "seed", "sources", "target", "pictures", "validation_accuracy")
-PAPER = ("adip", "vl2v", "sd")  # the methods of arXiv 2310.08255, and ours that builds on it
+PAPER = ("adip", "sd")  # the methods of arXiv 2310.08255
 
 
 def public_about(about: dict[str, Any]) -> dict[str, Any]:
@@ -40,6 +40,7 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
     from huggingface_hub import ModelCard
 
     from vl2v.methods import METHODS
+    from vl2v.methods.registry import RENAMED
 
     classifier, config, evaluation = run.classifier, run.config, run.evaluation
     about = classifier.about
@@ -61,7 +62,7 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
             size=classifier.student.spec.image_size,
             parameters=sum(weights.numel() for weights in classifier.student.parameters()),
             method=about["method"],
-            title=METHODS[about["method"]].title,
+            title=METHODS[RENAMED.get(about["method"], about["method"])].title,
             teacher=teacher,
             teacher_licence=teacher_licence(teacher) if teacher else None,
             asks=config.teacher.select,

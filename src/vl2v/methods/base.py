@@ -1,10 +1,15 @@
-"""What a method is: stages, each with what trains and the loss of a batch."""
+"""What a method is: a task with settings of its own, and stages, each with what trains and the loss of a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
+
+from pydantic import Field
+
+from vl2v.config import Section
+from vl2v.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -65,13 +70,13 @@ class Targets:
         return replace(self, **there)
 
     @property
-    def asked(self) -> Tensor:
-        """[n], 1 where the teacher was asked about the picture, else 0."""
-        images, _ = self.answers()
+    def queried(self) -> Tensor:
+        """[n], 1 where the teacher was queried about the image, else 0."""
+        images, _ = self.embeddings()
         return (images != 0).any(-1).float()
 
-    def answers(self) -> tuple[Tensor, Tensor]:
-        """Return I(x) and T of a batch that was asked about."""
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Return I(x) and T of a batch that the teacher was queried about."""
         assert self.images is not None and self.texts is not None
         return self.images, self.texts
 
@@ -80,10 +85,10 @@ class Targets:
 
         `weight` and 1 - `weight` where a picture has both; all of it where it has one; nothing where it has none.
         """
-        asked = weight * self.asked
+        queried = weight * self.queried
         labelled = (1 - weight) * (self.labels >= 0).float()
-        both = (asked + labelled).clamp(min=1e-30)
-        return asked / both, labelled / both
+        both = (queried + labelled).clamp(min=1e-30)
+        return queried / both, labelled / both
 
     def of_each_domain(self) -> Iterator[Tensor]:
         """Yield the places in the batch of each domain's pictures."""
@@ -92,8 +97,14 @@ class Targets:
             yield (self.domains == domain).nonzero().squeeze(1)
 
 
-Loss = Callable[[Output, Targets], "Tensor"]
+Terms = dict[str, "Tensor"]
+"""A batch's loss by name, scalars: `loss` is what is minimised, the others are its terms, to be logged."""
+
+Step = Callable[[Output, Targets], Terms]
 Blend = Callable[["Tensor", Targets], tuple["Tensor", Targets]]
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Temperature = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
@@ -120,7 +131,7 @@ class Stage:
     Attributes:
         name: the stage's settings are found by the first word of it.
         trains: the projector (or linear head), the backbone, or both.
-        loss: of a batch.
+        training_step: the loss of a batch, with its terms.
         blend: mixes a batch's pixels before the student sees them.
         ascent: for sharpness-aware steps.
         regularizer: made from the student as it starts; a module that is trained along and not shipped. Called with
@@ -130,14 +141,15 @@ class Stage:
             the best source validation, the first of equals.
         average: "beta": those that it ends with are the beta moving average over its steps.
         member: (k, of M): M such stages start from the same weights, the last ends with the mean of all.
-        settings: the loss settings that the loss depends on, so that runs with other ones besides can share the stage,
-            and others aren't chosen ("auto"); None: it may depend on any.
-        pairs: whether the loss compares pictures of a batch with one another, so that a batch can't be cut in parts.
+        id: names what the stage does, whichever method it is part of; runs can share a first stage of the same id
+            and the same `decides`. It changes when the same settings lead to other weights. Empty: never shared.
+        decides: the method's settings that the stage's weights depend on, for `id`.
+        pairs: whether the loss compares images of a batch with one another, so that a batch can't be cut in parts.
     """
 
     name: str
     trains: Literal["projector", "backbone", "all"]
-    loss: Loss
+    training_step: Step
     blend: Blend | None = None
     ascent: Ascent | None = None
     regularizer: Callable[[Student], nn.Module] | None = None
@@ -145,7 +157,8 @@ class Stage:
     interpolate: tuple[float, ...] = (1.0,)
     average: Literal["beta"] | None = None
     member: tuple[int, int] = (1, 1)
-    settings: tuple[str, ...] | None = None
+    id: str = ""
+    decides: Mapping[str, Any] = field(default_factory=dict)
     pairs: bool = False
 
     @property
@@ -154,29 +167,67 @@ class Stage:
         return self.name.split()[0]
 
 
-@dataclass(frozen=True)
-class Method:
-    """A way for a student to learn.
+class Task:
+    """A method: how a student learns. Subclasses are registered with `vl2v.methods.register`.
+
+    A task sees embeddings and labels, never a teacher or an image file.
 
     Attributes:
-        name: as on the command line.
+        name: as on the command line; given by `register`.
+        title: a few words for lists.
+        version: raised when the same settings lead to other weights than before; part of a benchmark's job names.
         head: "text" (projector and text classifier), "linear" (a trained head on the features), or "stacked" (a
-            linear head, at first the class texts, on a projector's embedding; one linear layer once it is trained).
-        stages: in order; each starts from the weights that the one before ended with.
-        asks: what the teacher is asked about: pictures and texts, texts alone, or nothing.
+            linear head, at first the class embeddings, on a projector's embedding; one linear layer once trained).
+        queries: what the teacher is queried about: images and texts, texts alone, or nothing.
         tower: whether the student is the teacher's own image tower (white box).
-        anchors: whether the teacher is also asked about every class in each source domain's words.
-        aligns_again: whether the projector is fitted anew, in closed form, to the backbone that the stages end with.
+        anchors: whether the teacher is also queried about every class in each source domain's words.
+        refits: whether the projector is fitted anew, in closed form, to the backbone that the stages end with.
+        stage_defaults: the stages' settings where the user gives none, by stage; none: nothing is trained.
+        Settings: the type of the method's own settings, `[loss]` of a configuration.
     """
 
-    name: str
-    head: Literal["text", "linear", "stacked"]
-    stages: tuple[Stage, ...]
-    asks: Literal["pictures", "texts", "nothing"] = "pictures"
-    tower: bool = False
-    anchors: bool = False
-    aligns_again: bool = False
+    name: ClassVar[str]
+    title: ClassVar[str]
+    version: ClassVar[int] = 1
+    head: ClassVar[Literal["text", "linear", "stacked"]] = "text"
+    queries: ClassVar[Literal["images", "texts", "nothing"]] = "images"
+    tower: ClassVar[bool] = False
+    anchors: ClassVar[bool] = False
+    refits: ClassVar[bool] = False
+    stage_defaults: ClassVar[Mapping[str, Any]] = {}
 
-    def depends_on(self, setting: str) -> bool:
-        """Whether the loss of a stage may depend on a loss setting."""
-        return any(stage.settings is None or setting in stage.settings for stage in self.stages)
+    Settings: ClassVar[type[Section]] = Section
+    settings: Section
+
+    def __init__(self, settings: Section | None = None) -> None:
+        """Make the task of its own settings, by default the defaults."""
+        own = self.Settings() if settings is None else settings
+        assert isinstance(own, self.Settings)
+        self.settings = own
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """In order; each starts from the weights that the one before ended with."""
+        return ()
+
+    @property
+    def automatic(self) -> list[str]:
+        """Names of the settings that are "auto": they are chosen on the source domains before training."""
+        given = self.settings.model_dump(by_alias=True)
+        return [name for name, value in given.items() if value == "auto"]
+
+    def with_chosen(self, chosen: Mapping[str, float]) -> Task:
+        """Return the task with numbers in place of "auto"."""
+        given = self.settings.model_dump(by_alias=True)
+        return type(self)(self.Settings.model_validate(given | dict(chosen)))
+
+
+def number(value: float | Literal["auto"], name: str) -> float:
+    """Return a setting that has to be a number by now.
+
+    Raises:
+        ConfigError: it is still "auto".
+    """
+    if value == "auto":
+        raise ConfigError(f'loss.{name} = "auto": not chosen yet; give a number')
+    return value

@@ -5,32 +5,39 @@ Shu et al., "CLIPood: Generalizing CLIP to Out-of-Distributions", ICML 2023, equ
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pydantic import Field
 
-from vl2v.config import LossConfig
-from vl2v.methods.base import Loss, Method, Output, Stage, Targets
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-STAGES = {"finetune": {"steps": 1000, "lr": 5e-6, "weight_decay": 0.1}}
+from vl2v.config import Section
+from vl2v.methods.base import Output, Stage, Targets, Task, Terms
+from vl2v.methods.registry import register
 
 
-def clipood(loss: LossConfig) -> Method:
-    """Return the method: the student is the teacher's image tower, the texts are its frozen classifier."""
-    stage = Stage("finetune", "all", margin_softmax(loss.margin), average="beta")
-    return Method("clipood", "text", (stage,), asks="texts", tower=True)
+@register("clipood")
+class Clipood(Task):
+    """The student is the teacher's image tower, the class embeddings are its frozen classifier."""
 
+    title = "fine-tuning with text margins and averaged weights"
+    queries = "texts"
+    tower = True
+    stage_defaults = {"finetune": {"steps": 1000, "lr": 5e-6, "weight_decay": 0.1}}
 
-def margin_softmax(margin: float) -> Loss:
-    """Return the cross-entropy of s (z . T(c) + margin (1 - T(y) . T(c))) over classes c, labelled pictures only."""
+    class Settings(Section):
+        """The margin."""
 
-    def loss(output: Output, targets: Targets) -> Tensor:
+        margin: float = Field(default=0.3, ge=0, description="between classes, in cosines")
+
+    settings: Settings
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything, averaged."""
+        return (Stage("finetune", "all", self.training_step, average="beta"),)
+
+    def training_step(self, output: Output, targets: Targets) -> Terms:
+        """Return the cross-entropy of s (z . T(c) + margin (1 - T(y) . T(c))) over classes c, labelled images only."""
         from torch.nn import functional
 
         assert targets.texts is not None
         distances = (1 - targets.texts @ targets.texts.T)[targets.labels]
-        logits = targets.scale * (output.z @ targets.texts.T + margin * distances)
-        return functional.cross_entropy(logits, targets.labels, ignore_index=-1)
-
-    return loss
+        logits = targets.scale * (output.z @ targets.texts.T + self.settings.margin * distances)
+        return {"loss": functional.cross_entropy(logits, targets.labels, ignore_index=-1)}

@@ -8,33 +8,43 @@ from __future__ import annotations
 from itertools import combinations
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig
-from vl2v.methods.base import Loss, Method, Output, Stage, Targets
-from vl2v.methods.erm import FINETUNE, cross_entropy
+from pydantic import Field
+
+from vl2v.config import Section
+from vl2v.methods.base import Output, Stage, Targets, Terms
+from vl2v.methods.erm import Finetuning, cross_entropy
+from vl2v.methods.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STAGES = {"finetune": FINETUNE}
 
+@register("coral")
+class Coral(Finetuning):
+    """ERM with CORAL's penalty."""
 
-def coral(loss: LossConfig) -> Method:
-    """Return ERM with CORAL's penalty."""
-    stage = Stage("finetune", "all", coral_loss(loss.coral_weight), pairs=True)
-    return Method("coral", "linear", (stage,), asks="nothing")
+    title = "fine-tuning with domains' features made alike"
 
+    class Settings(Section):
+        """The penalty's weight."""
 
-def coral_loss(weight: float) -> Loss:
-    """Return L = cross-entropy + weight * the mean over pairs of domains of `discrepancy`."""
+        coral_weight: float = Field(default=1.0, ge=0, description="of the penalty")
 
-    def loss(output: Output, targets: Targets) -> Tensor:
-        total = cross_entropy(output, targets)
+    settings: Settings
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything."""
+        return (Stage("finetune", "all", self.training_step, pairs=True),)
+
+    def training_step(self, output: Output, targets: Targets) -> Terms:
+        """Return L = cross-entropy + weight * the mean over pairs of domains of `discrepancy`."""
+        label = cross_entropy(output, targets)["loss"]
+        total = label
         pairs = list(combinations([output.features[group] for group in targets.of_each_domain()], 2))
         for one, other in pairs:
-            total = total + weight / len(pairs) * discrepancy(one, other)
-        return total
-
-    return loss
+            total = total + self.settings.coral_weight / len(pairs) * discrepancy(one, other)
+        return {"loss": total, "label": label.detach(), "penalty": (total - label).detach()}
 
 
 def discrepancy(one: Tensor, other: Tensor) -> Tensor:

@@ -6,59 +6,91 @@ ICLR 2022.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from vl2v.methods.base import Output, Stage, Targets, Task, Terms
+from vl2v.methods.registry import register
 
-from vl2v.config import LossConfig
-from vl2v.methods.base import Method, Output, Stage, Targets
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-_PROBE = {"steps": 1000, "lr": 1e-3}
 FINETUNE = {"steps": 1000, "lr": 3e-4}
-ERM_STAGES = {"finetune": FINETUNE}
-LP_STAGES = {"probe": _PROBE}
-LP_FT_STAGES = {"probe": _PROBE, "finetune": FINETUNE}
+LP_FT_STAGES = {"probe": {"steps": 1000, "lr": 1e-3}, "finetune": FINETUNE}
 
 
-def cross_entropy(output: Output, targets: Targets) -> Tensor:
-    """Return the mean cross-entropy of a linear head's logits over the labelled pictures."""
+def cross_entropy(output: Output, targets: Targets) -> Terms:
+    """Return the mean cross-entropy of a linear head's logits over the labelled images."""
     from torch.nn import functional
 
-    return functional.cross_entropy(output.projected, targets.labels, ignore_index=-1)
+    return {"loss": functional.cross_entropy(output.projected, targets.labels, ignore_index=-1)}
 
 
-def text_cross_entropy(output: Output, targets: Targets) -> Tensor:
-    """Return the mean cross-entropy of the logits s z . T^T over the labelled pictures."""
+def text_cross_entropy(output: Output, targets: Targets) -> Terms:
+    """Return the mean cross-entropy of the logits s z . T^T over the labelled images."""
     from torch.nn import functional
 
     assert targets.texts is not None
-    return functional.cross_entropy(targets.scale * output.z @ targets.texts.T, targets.labels, ignore_index=-1)
+    logits = targets.scale * output.z @ targets.texts.T
+    return {"loss": functional.cross_entropy(logits, targets.labels, ignore_index=-1)}
 
 
-PROBE = Stage("probe", "projector", cross_entropy, settings=())
-_finetune = Stage("finetune", "all", cross_entropy)
+PROBE = Stage("probe", "projector", cross_entropy, id="probe/1")
 
 
-def erm(loss: LossConfig) -> Method:
-    """Return empirical risk minimisation by full fine-tuning (FFT)."""
-    return Method("erm", "linear", (_finetune,), asks="nothing")
+class Finetuning(Task):
+    """Methods that learn from labels alone, under a linear head of their own."""
+
+    head = "linear"
+    queries = "nothing"
+    stage_defaults = {"finetune": FINETUNE}
 
 
-def erm_text(loss: LossConfig) -> Method:
-    """Return full fine-tuning with the class texts as a frozen classifier, the zero-shot head.
+@register("erm")
+class Erm(Finetuning):
+    """Empirical risk minimisation by full fine-tuning (FFT)."""
+
+    title = "plain full fine-tuning"
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything."""
+        return (Stage("finetune", "all", cross_entropy),)
+
+
+@register("lp")
+class LinearProbe(Finetuning):
+    """The linear probe: the backbone stays as it was pretrained."""
+
+    title = "linear probe"
+    stage_defaults = {"probe": LP_FT_STAGES["probe"]}
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The head alone."""
+        return (PROBE,)
+
+
+@register("lp-ft")
+class LpFt(Erm):
+    """The linear probe followed by full fine-tuning."""
+
+    title = "linear probe, then full fine-tuning"
+    stage_defaults = LP_FT_STAGES
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The head alone, then everything."""
+        return (PROBE, *super().stages)
+
+
+@register("erm-text")
+class ErmText(Task):
+    """Full fine-tuning with the class embeddings as a frozen classifier, the zero-shot head.
 
     From a white box's own image tower (`student.name="teacher"`) it is fine-tuning of CLIP from its zero-shot
     head, the strong baseline.
     """
-    return Method("erm-text", "text", (Stage("finetune", "all", text_cross_entropy),), asks="texts")
 
+    title = "full fine-tuning under the class texts (zero-shot head)"
+    queries = "texts"
+    stage_defaults = {"finetune": FINETUNE}
 
-def lp(loss: LossConfig) -> Method:
-    """Return the linear probe: the backbone stays as it was pretrained."""
-    return Method("lp", "linear", (PROBE,), asks="nothing")
-
-
-def lp_ft(loss: LossConfig) -> Method:
-    """Return the linear probe followed by full fine-tuning."""
-    return Method("lp-ft", "linear", (PROBE, _finetune), asks="nothing")
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything."""
+        return (Stage("finetune", "all", text_cross_entropy),)

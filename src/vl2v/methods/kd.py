@@ -2,46 +2,67 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from vl2v.config import LossConfig
-from vl2v.methods.base import Loss, Method, Output, Stage, Targets
+from pydantic import Field
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-STAGES = {"distill": {"steps": 1000, "lr": 3e-4}}
+from vl2v.config import Section
+from vl2v.methods.base import Output, Share, Stage, Targets, Task, Temperature, Terms, number
+from vl2v.methods.registry import register
 
 
-def kd(loss: LossConfig) -> Method:
-    """Return the method: a linear head learns labels and the teacher's zero-shot distribution."""
-    term = kd_loss(loss.tau, loss.kd_weight, probabilities=loss.kd_probabilities)
-    distill = Stage("distill", "all", term, settings=("temperature", "kd_weight", "kd_probabilities"))
-    return Method("kd", "linear", (distill,))
+class KdSettings(Section):
+    """Settings of the distillation of logits."""
+
+    temperature: Temperature | Literal["auto"] = Field(
+        default=2.0, description="of the softened logits; auto: the teacher's have 3/4 of a blind guess's entropy"
+    )
+    kd_weight: Share = Field(default=0.5, description="share of the teacher's term")
 
 
-def kd_loss(temperature: float, weight: float, *, probabilities: bool = False) -> Loss:
+@register("kd")
+class Kd(Task):
+    """A linear head learns labels and the teacher's zero-shot distribution."""
+
+    title = "distillation of logits"
+    head = "linear"
+    stage_defaults = {"distill": {"steps": 1000, "lr": 3e-4}}
+
+    class Settings(KdSettings):
+        """Settings of KD."""
+
+    settings: Settings
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything."""
+        return (Stage("distill", "all", self.training_step),)
+
+    def training_step(self, output: Output, targets: Targets) -> Terms:
+        """See `kd_loss`."""
+        temperature = number(self.settings.temperature, "temperature")
+        return kd_loss(output, targets, temperature, self.settings.kd_weight)
+
+
+def kd_loss(output: Output, targets: Targets, temperature: float, weight: float) -> Terms:
     """Return L = weight tau^2 KL(softmax(t / tau) || softmax(v / tau)) + (1 - weight) CE(v, y).
 
-    v are the student's logits and t = s I(x) . T^T the teacher's. A picture without a label, or one that wasn't
-    asked about, has one of the terms only, which counts in full then.
+    v are the student's logits and t = s I(x) . T^T the teacher's. An image without a label, or one that wasn't
+    queried, has one of the terms only, which counts in full then.
 
     Args:
+        output: of the student.
+        targets: labels and embeddings.
         temperature: tau.
         weight: the teacher's share.
-        probabilities: the authors' oddity: the student's probabilities stand where the divergence takes
-            log-probabilities.
     """
+    from torch.nn import functional
 
-    def loss(output: Output, targets: Targets) -> Tensor:
-        from torch.nn import functional
-
-        logits, (images, texts) = output.projected, targets.answers()
-        teacher = (targets.scale * images @ texts.T / temperature).softmax(-1)
-        soft = functional.softmax if probabilities else functional.log_softmax
-        divergence = functional.kl_div(soft(logits / temperature, dim=-1), teacher, reduction="none").sum(-1)
-        hard_term = functional.cross_entropy(logits, targets.labels, ignore_index=-1, reduction="none")
-        of_image, of_label = targets.weights(weight)
-        return (of_image * temperature**2 * divergence + of_label * hard_term).mean()
-
-    return loss
+    logits, (images, texts) = output.projected, targets.embeddings()
+    teacher = (targets.scale * images @ texts.T / temperature).softmax(-1)
+    student = functional.log_softmax(logits / temperature, dim=-1)
+    divergence = functional.kl_div(student, teacher, reduction="none").sum(-1)
+    cross_entropy = functional.cross_entropy(logits, targets.labels, ignore_index=-1, reduction="none")
+    of_image, of_label = targets.weights(weight)
+    soft, hard = of_image * temperature**2 * divergence, of_label * cross_entropy
+    return {"loss": (soft + hard).mean(), "soft": soft.detach().mean(), "label": hard.detach().mean()}

@@ -10,24 +10,40 @@ from copy import deepcopy
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig
-from vl2v.methods.base import Method, Output, Stage
-from vl2v.methods.erm import FINETUNE, cross_entropy
+from pydantic import Field
+
+from vl2v.config import Section
+from vl2v.methods.base import Output, Stage
+from vl2v.methods.erm import Finetuning, cross_entropy
+from vl2v.methods.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vl2v.students import Student
 
-STAGES = {"finetune": FINETUNE}
 QUICKER = 10.0  # the variances' learning rate, as in the authors' code
 
 
-def miro(loss: LossConfig) -> Method:
-    """Return ERM with MIRO's penalty."""
-    penalty = partial(oracle, weight=loss.miro_weight)
-    stage = Stage("finetune", "all", cross_entropy, regularizer=penalty, regularizer_rate=QUICKER)
-    return Method("miro", "linear", (stage,), asks="nothing")
+@register("miro")
+class Miro(Finetuning):
+    """ERM with MIRO's penalty."""
+
+    title = "fine-tuning that stays near the pretrained features"
+    version = 2
+
+    class Settings(Section):
+        """The penalty's weight."""
+
+        miro_weight: float = Field(default=0.1, ge=0, description="of the penalty")
+
+    settings: Settings
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything, and the penalty's variances."""
+        penalty = partial(oracle, weight=self.settings.miro_weight)
+        return (Stage("finetune", "all", cross_entropy, regularizer=penalty, regularizer_rate=QUICKER),)
 
 
 def oracle(student: Student, weight: float) -> nn.Module:

@@ -5,26 +5,42 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vl2v.config import LossConfig
-from vl2v.methods.base import Blend, Method, Output, Stage, Targets
-from vl2v.methods.erm import FINETUNE
+from pydantic import Field
+
+from vl2v.config import Section
+from vl2v.methods.base import Blend, Output, Stage, Targets, Terms
+from vl2v.methods.erm import Finetuning
+from vl2v.methods.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-STAGES = {"finetune": FINETUNE}
 
+@register("mixup")
+class Mixup(Finetuning):
+    """ERM on mixtures of two images, each of another source domain."""
 
-def mixup(loss: LossConfig) -> Method:
-    """Return ERM on mixtures of two pictures, each of another source domain."""
-    stage = Stage("finetune", "all", mixed_cross_entropy, blend=between_domains(loss.mixup_alpha), pairs=True)
-    return Method("mixup", "linear", (stage,), asks="nothing")
+    title = "fine-tuning on mixtures of domains"
+    version = 3
+
+    class Settings(Section):
+        """How images are mixed."""
+
+        mixup_alpha: float = Field(default=0.2, gt=0, description="of the beta distribution of shares")
+
+    settings: Settings
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything."""
+        blend = between_domains(self.settings.mixup_alpha)
+        return (Stage("finetune", "all", mixed_cross_entropy, blend=blend, pairs=True),)
 
 
 def between_domains(alpha: float) -> Blend:
-    """Return what mixes each picture with one of the next domain, domains in random order: b x1 + (1 - b) x2.
+    """Return what mixes each image with one of the next domain, domains in random order: b x1 + (1 - b) x2.
 
-    b is drawn from Beta(alpha, alpha), once a pair of domains. With a single domain its own pictures are mixed.
+    b is drawn from Beta(alpha, alpha), once a pair of domains. With a single domain its own images are mixed.
     """
 
     def blend(pixels: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
@@ -46,7 +62,7 @@ def between_domains(alpha: float) -> Blend:
     return blend
 
 
-def mixed_cross_entropy(output: Output, targets: Targets) -> Tensor:
+def mixed_cross_entropy(output: Output, targets: Targets) -> Terms:
     """Return b CE(v, y1) + (1 - b) CE(v, y2), the mean over the batch."""
     from torch.nn import functional
 
@@ -55,4 +71,4 @@ def mixed_cross_entropy(output: Output, targets: Targets) -> Tensor:
         functional.cross_entropy(output.projected, labels, reduction="none")
         for labels in (targets.labels, targets.partners)
     )
-    return (targets.share * own + (1 - targets.share) * others).mean()
+    return {"loss": (targets.share * own + (1 - targets.share) * others).mean()}

@@ -6,49 +6,65 @@ Guidance", ICCV 2023, sections 3.2 to 3.4; the head's start as in its public cod
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from vl2v.config import LossConfig
-from vl2v.methods.base import Loss, Method, Output, Stage, Targets
-from vl2v.methods.kd import kd_loss
+from pydantic import Field
+
+from vl2v.methods.base import Output, Share, Stage, Targets, Task, Temperature, Terms, number
+from vl2v.methods.kd import KdSettings, kd_loss
+from vl2v.methods.registry import register
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-STAGES = {"distill": {"steps": 1000, "lr": 3e-4}}
-DEFAULTS = {"loss": {"temperature": 3.0, "kd_weight": 0.9}}
 
 DISTANCES = 0.5  # weight of both distances
 RELATIVE = 10.0  # and of the relative one within
 
 
-def rise(loss: LossConfig) -> Method:
-    """Return the method: a linear head, at first the class texts, on the projector's embedding; all is trained."""
-    stage = Stage("distill", "all", rise_loss(kd_loss(loss.tau, loss.kd_weight)), settings=("temperature", "kd_weight"))
-    return Method("rise", "stacked", (stage,), anchors=True)
+@register("rise")
+class Rise(Task):
+    """A linear head, at first the class embeddings, on the projector's embedding; all is trained."""
 
+    title = "distillation of logits, drawn to the class texts"
+    version = 2
+    head = "stacked"
+    anchors = True
+    stage_defaults = {"distill": {"steps": 1000, "lr": 3e-4}}
 
-def rise_loss(distillation: Loss) -> Loss:
-    """Return L = distillation + 1/2 (absolute + 10 relative).
+    class Settings(KdSettings):
+        """Settings of the distillation, with RISE's defaults."""
 
-    absolute = mean(1 - cos(e, T(y))), e the embedding under the head; relative = the mean square of the differences
-    between the softmax over source domains of cos(e, A(y)) and that of cos(T(y), A(y)), A(y) being the class's text
-    in each source domain's words. Both over the labelled pictures.
-    """
+        temperature: Temperature | Literal["auto"] = Field(
+            default=3.0, description="of the softened logits; auto: the teacher's have 3/4 of a blind guess's entropy"
+        )
+        kd_weight: Share = Field(default=0.9, description="share of the teacher's term")
 
-    def loss(output: Output, targets: Targets) -> Tensor:
-        total = distillation(output, targets)
+    settings: Settings
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything."""
+        return (Stage("distill", "all", self.training_step),)
+
+    def training_step(self, output: Output, targets: Targets) -> Terms:
+        """Return L = distillation + 1/2 (absolute + 10 relative).
+
+        absolute = mean(1 - cos(e, T(y))), e the embedding under the head; relative = the mean square of the
+        differences between the softmax over source domains of cos(e, A(y)) and that of cos(T(y), A(y)), A(y) being the
+        class's text in each source domain's words. Both over the labelled images.
+        """
+        temperature = number(self.settings.temperature, "temperature")
+        terms = kd_loss(output, targets, temperature, self.settings.kd_weight)
         labelled = targets.labels >= 0
         if not labelled.any():
-            return total
+            return terms
         absolute, relative = distances(output, targets, labelled)
-        return total + DISTANCES * (absolute + RELATIVE * relative)
-
-    return loss
+        loss = terms["loss"] + DISTANCES * (absolute + RELATIVE * relative)
+        return {**terms, "loss": loss, "absolute": absolute.detach(), "relative": relative.detach()}
 
 
 def distances(output: Output, targets: Targets, labelled: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the absolute and the relative distance, see `rise_loss`."""
+    """Return the absolute and the relative distance, see `Rise.training_step`."""
     from torch.nn import functional
 
     assert output.embedding is not None and targets.texts is not None and targets.anchors is not None

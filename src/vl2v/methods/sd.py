@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from vl2v.config import LossConfig
-from vl2v.methods.adip import cosine_loss
-from vl2v.methods.base import Method, Stage
-
-STAGES = {"distill": {"steps": 1000, "lr": 1e-5}}
+from vl2v.methods.adip import Adip
+from vl2v.methods.base import Stage
+from vl2v.methods.registry import register
 
 
-def sd(loss: LossConfig) -> Method:
-    """Return the method: the student is the teacher's image tower, the teacher its frozen original."""
-    stage = Stage("distill", "all", cosine_loss(loss.image_share), settings=("lambda",))
-    return Method("sd", "text", (stage,), tower=True)
+@register("sd")
+class Sd(Adip):
+    """The student is the teacher's image tower, the teacher its frozen original."""
+
+    title = "VL2V-SD: self-distillation of a white box"
+    tower = True
+    stage_defaults = {"distill": {"steps": 1000, "lr": 1e-5}}
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage of ADiP's loss that trains everything."""
+        return (Stage("distill", "all", self.cosines),)

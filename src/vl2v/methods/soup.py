@@ -6,16 +6,23 @@ round of DART (Jain et al., CVPR 2023), whose members differ in their augmentati
 
 from __future__ import annotations
 
-from vl2v.config import LossConfig
-from vl2v.methods.base import Method, Stage
-from vl2v.methods.erm import LP_FT_STAGES, PROBE, cross_entropy
+from vl2v.methods.base import Stage
+from vl2v.methods.erm import LP_FT_STAGES, PROBE, Finetuning, cross_entropy
+from vl2v.methods.registry import register
 
-STAGES = LP_FT_STAGES
 MEMBERS = 3
 
 
-def soup(loss: LossConfig) -> Method:
-    """Return the method: a linear probe, and the mean of fine-tunings from it."""
-    numbers = range(1, MEMBERS + 1)
-    members = (Stage(f"finetune {k}/{MEMBERS}", "all", cross_entropy, member=(k, MEMBERS)) for k in numbers)
-    return Method("soup", "linear", (PROBE, *members), asks="nothing")
+@register("soup")
+class Soup(Finetuning):
+    """A linear probe, and the mean of fine-tunings from it."""
+
+    title = "mean weights of three fine-tunings"
+    stage_defaults = LP_FT_STAGES
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The probe, and the members."""
+        numbers = range(1, MEMBERS + 1)
+        members = (Stage(f"finetune {k}/{MEMBERS}", "all", cross_entropy, member=(k, MEMBERS)) for k in numbers)
+        return (PROBE, *members)

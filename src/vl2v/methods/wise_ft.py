@@ -5,14 +5,30 @@ Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, equation 1
 
 from __future__ import annotations
 
-from vl2v.config import LossConfig
-from vl2v.methods.base import Method, Stage
-from vl2v.methods.erm import text_cross_entropy
+from pydantic import Field
 
-STAGES = {"finetune": {"steps": 1000, "lr": 1e-5}}
+from vl2v.config import Section
+from vl2v.methods.base import Share, Stage
+from vl2v.methods.erm import ErmText, text_cross_entropy
+from vl2v.methods.registry import register
 
 
-def wise_ft(loss: LossConfig) -> Method:
-    """Return the method: the teacher's image tower is fine-tuned under its texts, then interpolated."""
-    stage = Stage("finetune", "all", text_cross_entropy, interpolate=(loss.interpolate,))
-    return Method("wise-ft", "text", (stage,), asks="texts", tower=True)
+@register("wise-ft")
+class WiseFt(ErmText):
+    """The teacher's image tower is fine-tuned under its texts, then interpolated."""
+
+    title = "weights between the zero-shot and the fine-tuned"
+    tower = True
+    stage_defaults = {"finetune": {"steps": 1000, "lr": 1e-5}}
+
+    class Settings(Section):
+        """Where it ends."""
+
+        interpolate: Share = Field(default=0.5, description="between the zero-shot weights (0) and the trained (1)")
+
+    settings: Settings
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything, interpolated."""
+        return (Stage("finetune", "all", text_cross_entropy, interpolate=(self.settings.interpolate,)),)

@@ -19,7 +19,7 @@ from vl2v.embeddings import money
 from vl2v.evaluation import Row
 from vl2v.evaluation.alignment import accuracy_by_group, confusions
 from vl2v.evaluation.intervals import Share, paired_difference, wilson
-from vl2v.methods import Method, method_of
+from vl2v.methods import Task, task_of
 from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration
 from vl2v.report.confidence import confidence
 from vl2v.report.insight import lit, occlusion
@@ -153,7 +153,7 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     """Yield what was trained on what, and what it cost."""
     run, config, about = looked.run, looked.run.config, looked.classifier.about
     sources = open_sources(config, looked.store)
-    method = method_of(config)
+    task = task_of(config)
     yield (
         "Data",
         f"{config.data.path.resolve().name}: {len(looked.dataset):,} pictures of {len(looked.dataset.classes)} classes",
@@ -162,7 +162,7 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     more = f", and {len(sources.split.unlabelled):,} without labels" if len(sources.split.unlabelled) else ""
     yield "Learnt from", f"{training}{more}; {len(sources.split.val):,} more to validate on"
     yield "Unseen", ", ".join(config.data.target) or "none"
-    stages = [(stage.name, config.stages[stage.key]) for stage in method.stages]
+    stages = [(stage.name, config.stages[stage.key]) for stage in task.stages]
     steps = "; ".join(
         f"{name}: {s.steps:,} steps, learning rate {s.lr:g}, {s.batch_per_domain} a domain" for name, s in stages
     )
@@ -170,7 +170,7 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     yield "Student", f"{config.student.name}, weights at the start: {without_places(config.student.weights)}"
     if about["teacher"]:
         yield "Teacher", _teacher_name(looked)
-        yield "Questions", _questions(looked, method, sources.dataset.classes, len(sources.training))
+        yield "Questions", _questions(looked, task, sources.dataset.classes, len(sources.training))
         yield "Bill", _bill(looked)
     else:
         yield "Teacher", "none: nothing was asked"
@@ -183,14 +183,14 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     )
 
 
-def _questions(looked: Looked, method: Method, classes: Sequence[str], training: int) -> str:
+def _questions(looked: Looked, task: Task, classes: Sequence[str], training: int) -> str:
     """Return about what the teacher was asked, for this run or an earlier one."""
     config, folder = looked.run.config, looked.run.folder
     groups = prompts_for(classes, config.prompts, looked.sources)
-    if method.anchors:
+    if task.anchors:
         groups += chain.from_iterable(anchor_prompts(classes, config.prompts, looked.sources))
     texts = len({text for group in groups for text in group})
-    if method.asks == "texts":
+    if task.queries == "texts":
         return f"{texts:,} texts"
     chosen = read_json(folder / "asked.json")
     pictures = training if chosen is None else len(chosen)

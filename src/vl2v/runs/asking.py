@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
 from vl2v.data import Audit, DomainDataset, PictureError, picture_size
-from vl2v.data.near import near_duplicates
 from vl2v.embeddings import (
     Account,
     EmbeddingStore,
@@ -34,9 +33,9 @@ from vl2v.embeddings import (
 from vl2v.embeddings.fetch import same_model
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import ConfigError, StoreError, TeacherError
-from vl2v.methods import method_of
+from vl2v.methods import find_method
 from vl2v.runs.report import Report
-from vl2v.runs.sources import Sources, audit_cache
+from vl2v.runs.sources import Sources
 from vl2v.runs.teaching import anchor_prompts, default_store, online
 from vl2v.teachers import Teacher, prompts_for
 from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, MICRO, Forecast, Rented, as_rented
@@ -152,7 +151,6 @@ class Asking:
         sources: the domains to learn from, for domain prompts.
         views: the fixed views, if any.
         report: told how far it is.
-        near: [n] the picture whose answer each takes; None: only exact copies share one.
         cluster: that asks; None: this process.
         buys_new_sizes: whether a rented teacher may be asked about views of one size though those of another are known.
     """
@@ -166,15 +164,14 @@ class Asking:
     sources: Sequence[str]
     views: Views
     report: Report
-    near: Indices | None = None
     cluster: Cluster | None = None
     buys_new_sizes: bool = True
 
     @cached_property
     def anchors(self) -> list[list[list[str]]]:
         """For methods that want them, the texts of every class in each source domain's words; else nothing."""
-        method = method_of(self.config)
-        return anchor_prompts(self.dataset.classes, self.config.prompts, self.sources) if method.anchors else []
+        wanted = find_method(self.config.method).anchors
+        return anchor_prompts(self.dataset.classes, self.config.prompts, self.sources) if wanted else []
 
     @property
     def prompts(self) -> list[list[str]]:
@@ -246,7 +243,7 @@ class Asking:
 
     def same(self, pictures: Indices) -> Indices:
         """Return the picture whose answer each of these takes: of copies the first."""
-        return self._first[pictures] if self.near is None else self.near[pictures]
+        return self._first[pictures]
 
     @cached_property
     def _first(self) -> Indices:
@@ -304,7 +301,7 @@ def asking_about(
     views: Views,
     report: Report,
 ) -> Asking:
-    """Return what asks a teacher about pictures to learn from; near-duplicates are looked for if that is wanted.
+    """Return what asks a teacher about pictures to learn from.
 
     Raises:
         ConfigError: settings that don't go together.
@@ -314,23 +311,14 @@ def asking_about(
         online(wanted, teacher)  # refuses a black box, before it is paid
     if wanted.online and wanted.views:
         raise ConfigError("teacher.online and teacher.views exclude one another; set teacher.online=false, or no views")
-    if wanted.unasked == "predict" and (config.method != "adip" or wanted.views):
-        raise ConfigError(
-            "teacher.unasked = 'predict': only for method adip (an aligned projector predicts) without "
-            "teacher.views; use 'text'"
-        )
     dataset, audit = sources.dataset, sources.audit
     _check_names(config.prompts.overrides, dataset.classes)
-    near = None
-    if wanted.near_duplicates is not None:
-        tell = lambda done, total: report("looking for near-duplicates", done, total, "")  # noqa: E731
-        near = near_duplicates(dataset, audit, wanted.near_duplicates, cache=audit_cache(store.path), progress=tell)
-    return Asking(config, store, teacher, account, dataset, audit, sources.names, views, report, near)
+    return Asking(config, store, teacher, account, dataset, audit, sources.names, views, report)
 
 
 def asks_online(config: RunConfig) -> bool:
     """Return whether the teacher is asked about every augmented batch: by methods that learn from such answers."""
-    return config.teacher.online and method_of(config).asks == "pictures"
+    return config.teacher.online and find_method(config.method).queries == "images"
 
 
 def _check_names(overrides: Iterable[str], classes: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
 from vl2v.embeddings import EmbeddingStore, Plan, Refusal, Views
-from vl2v.methods import method_of
+from vl2v.methods import find_method
 from vl2v.runs.asking import Asking, Cost, asking_about, cost, with_purse
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
@@ -93,7 +93,7 @@ def _views(config: RunConfig, teacher: Teacher) -> Views:
         return Views()
     from vl2v.students.backbone import image_size_of
 
-    if has_tower(config, method_of(config)):
+    if has_tower(config, find_method(config.method)):
         size = tower(teacher)[1].image_size
     else:
         size = image_size_of(config.student.name, config.student.image_size)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from vl2v.config import RunConfig
 from vl2v.data import DomainDataset
-from vl2v.methods import find_method
+from vl2v.methods.adip import align
 from vl2v.runs.report import Report
 from vl2v.runs.settings import resolve
 from vl2v.runs.shelf import Shelf, backbone_name
@@ -150,7 +150,7 @@ def aligned(
     settings = (config if "align" in config.stages else resolve({"data": {"path": config.data.path}})).stages["align"]
     if steps is not None:
         settings = settings.model_copy(update={"steps": steps, "eval_every": None})
-    stage = find_method("adip").make(config.loss).stages[0]
+    stage = align(0.5)
     assert answers.images is not None and answers.texts is not None
     spec, dim = features.student.spec, answers.texts.shape[1]
     train, val = sources.training, sources.split.val

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from vl2v.config import DataConfig, RunConfig, deciding, read_toml, validate
 from vl2v.embeddings import Refusal
 from vl2v.errors import RunError, writing
+from vl2v.runs.settings import REMOVED, from_earlier
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,7 +47,13 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / "config.toml").is_file():
             raise RunError(f"{self.folder}: not a run folder (no config.toml); `vl2v distill --out` makes one")
-        self.config: RunConfig = validate(read_toml(self.folder / "config.toml"))
+        tree = read_toml(self.folder / "config.toml")
+        gone = [
+            f"teacher.{key}" for key, default in REMOVED.items() if tree.get("teacher", {}).get(key, default) != default
+        ]
+        if gone and not self.finished:
+            raise RunError(f"{self.folder}: was begun with {', '.join(gone)}, which is gone; choose another --out")
+        self.config: RunConfig = validate(from_earlier(tree))
 
     @property
     def finished(self) -> bool:

@@ -6,31 +6,93 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vl2v.config import RunConfig, Tree, merge, paper_preset, validate
+from vl2v.config import TOWER, RunConfig, Tree, flat, merge, nested, paper_preset, validate
 from vl2v.errors import ConfigError
-from vl2v.methods import find_method
+from vl2v.methods import Task, find_method, load_method, own_settings
+from vl2v.methods.registry import RENAMED
 from vl2v.places import public_name
 
 PRESETS = ("default", "paper")
+DEFAULT_METHOD = "adip"
+REMOVED = {"unasked": "text", "near_duplicates": None}  # settings of `teacher` that earlier versions had: defaults
+
+_OF_IMAGE_QUERIES = (
+    "data.unlabelled",
+    *(f"teacher.{name}" for name in ("views", "view_seed", "select", "strategy", "online", "statistics")),
+)
+_OF_SMALL_STUDENTS = ("student.name", "student.weights", "student.image_size")
+_NEEDS = {
+    "teacher.view_seed": "teacher.views",
+    "teacher.strategy": "teacher.select",
+    "teacher.statistics": "teacher.online",
+}
 
 
 def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
     """Return the configuration: the method's defaults, then the preset, then the settings.
 
     Raises:
-        ConfigError: an unknown method, preset, stage or key, or a value out of range.
+        ConfigError: an unknown method, preset, stage or key, a value out of range, or a setting that can't apply.
     """
-    method = str(settings.get("method", "adip"))
-    entry = find_method(method)
+    task = find_method(load_method(str(settings.get("method", DEFAULT_METHOD))))
     stages = settings.get("stages", {})
     if not isinstance(stages, Mapping):
         raise ConfigError(
-            f"stages = {stages!r}: a table of stages, for example stages.{next(iter(entry.stages))}.lr=1e-3"
+            f"stages = {stages!r}: a table of stages, for example stages.{next(iter(task.stage_defaults))}.lr=1e-3"
         )
-    unknown = stages.keys() - entry.stages.keys()
+    unknown = stages.keys() - task.stage_defaults.keys()
     if unknown:
-        raise ConfigError(f"stages.{min(unknown)}: {method} has only {', '.join(entry.stages)}")
-    return validate(merge({"stages": entry.stages}, entry.defaults, recipe(preset, entry.stages), settings))
+        raise ConfigError(f"stages.{min(unknown)}: {task.name} has only {', '.join(task.stage_defaults)}")
+    published = applicable(recipe(preset, task.stage_defaults), task)
+    config = validate(merge({"stages": task.stage_defaults}, published, settings, {"method": task.name}))
+    if reasons := [f"{name}: {reason}" for name, reason in foreign(settings, task).items()]:
+        raise ConfigError("; ".join(reasons))
+    own = own_settings(task, config.loss).model_dump(mode="json", by_alias=True)
+    return config.model_copy(update={"loss": own})
+
+
+def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
+    """Return the settings that can't apply to a method, as dotted names, with the reason; a default can."""
+    given = flat({key: value for key, value in settings.items() if key not in ("stages", "method")})
+    own = {info.alias or name for name, info in task.Settings.model_fields.items()}
+    default = flat(RunConfig(data={"path": "."}).model_dump(by_alias=True))  # type: ignore[arg-type]
+    reasons = {}
+    for name, value in given.items():
+        section, _, key = name.partition(".")
+        if value is None or (name in default and value == default[name]):
+            continue
+        if section == "loss" and key not in own:
+            has = f"it has {', '.join(sorted(own))}" if own else "it has no settings of its own"
+            reasons[name] = f"method {task.name} has no such setting; {has}"
+        elif name in _OF_IMAGE_QUERIES and task.queries != "images":
+            reasons[name] = f"method {task.name} doesn't query the teacher about images"
+        elif name in _OF_SMALL_STUDENTS and task.tower and value != TOWER:
+            reasons[name] = f"method {task.name} trains the teacher's own image tower"
+        elif name in _NEEDS and not given.get(_NEEDS[name]):
+            reasons[name] = f"only with {_NEEDS[name]}"
+    return reasons
+
+
+def applicable(settings: Mapping[str, Any], task: type[Task]) -> Tree:
+    """Return settings that are given for several methods with only those, and those stages, that this one has."""
+    left = {name: value for name, value in flat(settings).items() if name not in foreign(settings, task)}
+    stages = settings.get("stages", {})
+    return {**nested(left), "stages": {name: stages[name] for name in task.stage_defaults if name in stages}}
+
+
+def from_earlier(tree: Tree) -> Tree:
+    """Return the settings that an earlier version wrote into a run folder in today's form; today's as they are.
+
+    Before methods had types of their own, every run listed the settings of all methods.
+    """
+    loss = tree.get("loss", {})
+    if "kd_probabilities" not in loss:
+        return tree
+    method = str(RENAMED.get(tree["method"], tree["method"]))
+    own = {info.alias or name for name, info in find_method(method).Settings.model_fields.items()}
+    teacher = {key: value for key, value in tree.get("teacher", {}).items() if key not in REMOVED}
+    kept = {key: value for key, value in loss.items() if key in own}
+    return {**tree, "method": method, "teacher": teacher, "loss": kept}
 
 
 def recipe(preset: str, stages: Iterable[str]) -> Tree:

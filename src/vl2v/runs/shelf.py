@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vl2v.config import RunConfig, deciding
-from vl2v.methods import METHODS, Stage, version_of
+from vl2v.methods import LOOP, Stage
 from vl2v.runs.folder import write_tensors
 from vl2v.students import Student
 
@@ -119,20 +119,19 @@ def stage_name(config: RunConfig, stage: Stage, student: Student, answers: str) 
 
     Args:
         config: of the run.
-        stage: its first; only stages with a frozen backbone are shared.
+        stage: its first, as it is once everything is chosen; only one with an id is shared.
         student: as it starts.
         answers: a digest of the pictures and of what is learnt from them.
     """
-    if stage.trains != "projector":
+    if not stage.id:
         return None
-    places = {"path", "layout", "exclude", "unlabelled"}
-    tree = config.model_dump(mode="json", by_alias=True, exclude={"method": True, "stages": True, "data": places})
-    if stage.settings is not None:
-        tree["loss"] = {name: tree["loss"][name] for name in stage.settings}
+    paths = {"path", "layout", "exclude", "unlabelled"}
+    tree = config.model_dump(
+        mode="json", by_alias=True, exclude={"method": True, "stages": True, "loss": True, "data": paths}
+    )
     tree = deciding(tree)
-    owner = stage.loss.__module__.rpartition(".")[2]  # methods that begin alike take their beginning from one file
-    tree["version"] = version_of(owner if owner in METHODS else config.method)
-    tree["stage"] = [stage.name, getattr(stage.loss, "__qualname__", ""), config.stages[stage.key].model_dump()]
+    tree["version"] = LOOP
+    tree["stage"] = [stage.name, stage.id, dict(stage.decides), config.stages[stage.key].model_dump()]
     decides = hashlib.sha256(json.dumps([tree, answers, student.head], sort_keys=True).encode())
     for key, value in student.state_dict().items():
         decides.update(key.encode() + value.cpu().contiguous().numpy().tobytes())

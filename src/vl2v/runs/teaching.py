@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from vl2v.config import TOWER, PromptConfig, RunConfig, TeacherConfig
 from vl2v.embeddings import EmbeddingStore, Views, text_key, text_targets
 from vl2v.errors import ConfigError
-from vl2v.methods import Method
+from vl2v.methods import Task
 from vl2v.teachers import BackboneSpec, Teacher, domain_template, gives_weights, open_teacher, prompts_for
 
 if TYPE_CHECKING:
@@ -95,9 +95,9 @@ def fixed_views(config: TeacherConfig, image_size: int) -> Views:
     return Views(config.views, config.view_seed, image_size) if config.views else Views()
 
 
-def has_tower(config: RunConfig, method: Method) -> bool:
+def has_tower(config: RunConfig, task: Task | type[Task]) -> bool:
     """Return whether the student is the teacher's own image tower."""
-    return method.tower or config.student.name == TOWER
+    return task.tower or config.student.name == TOWER
 
 
 def tower(teacher: Teacher) -> tuple[nn.Module, BackboneSpec]:

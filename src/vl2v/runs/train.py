@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vl2v.config import RunConfig
@@ -21,14 +20,14 @@ from vl2v.devices import rank
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation import fit_temperature, unknown_threshold
-from vl2v.methods import Method, Stage, method_of
+from vl2v.methods import Stage, Task, task_of
 from vl2v.runs import teaching
 from vl2v.runs.asking import asking_about, asks_online, dim_of, with_purse
 from vl2v.runs.bill import asker
 from vl2v.runs.choose import choose
 from vl2v.runs.evaluate import classifier_logits, evaluate_run
 from vl2v.runs.features import Features, new_backbone
-from vl2v.runs.folder import Run, locked, open_run, write_tensors
+from vl2v.runs.folder import Run, locked, open_run
 from vl2v.runs.moved import answers_of, keep_pictures, same_pictures
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
@@ -145,16 +144,16 @@ def train(
         DataError: a class that the method can't learn.
     """
     config, fabric = run.config, trainer.fabric
-    method = method_of(config)
-    if not method.stages:
+    task = task_of(config)
+    if not task.stage_defaults:
         raise ConfigError(f"method {config.method}: trains no student; it is a row of `vl2v benchmark`")
-    _check_parts(config, method, fabric.world_size)
-    if config.train.swad and any(stage.average for stage in method.stages):
+    _check_parts(config, task, fabric.world_size)
+    if config.train.swad and any(stage.average for stage in task.stages):
         report(f"train.swad changes nothing: {config.method} averages its weights in a way of its own", 1, 1, "")
     sources = from_first(fabric, lambda: _open_sources(run, store.path, report))
-    _check_classes(method, sources)
-    own_tower = teaching.has_tower(config, method)
-    wanted = method.asks != "nothing" or own_tower
+    _check_classes(task, sources)
+    own_tower = teaching.has_tower(config, task)
+    wanted = task.queries != "nothing" or own_tower
     needed = fabric.is_global_zero or own_tower or asks_online(config)
     teacher = teaching.the_teacher(config.teacher) if wanted and needed else None
     if asks_online(config) and teacher is not None:
@@ -163,13 +162,13 @@ def train(
         purse = with_purse(teacher, store.path, budget, asker(run.folder)) if teacher else nullcontext()
         account = paid.enter_context(purse) if fabric.is_global_zero else None
         dim = from_first(fabric, lambda: dim_of(store, teacher) if teacher else 0)
-        student = new_student(config, method, len(sources.dataset.classes), teacher, dim)
+        student = new_student(config, task, len(sources.dataset.classes), teacher, dim)
         trainer.prepare(student)
         features = Features(
             student, sources.dataset, trainer.fabric, config.data.workers, report, shelf, sources.audit.sha256
         )
         views, answers = Views(), Answers(sources.dataset.labels, domains=sources.dataset.domain_ids)
-        if method.asks != "nothing":
+        if task.queries != "nothing":
             views = teaching.fixed_views(config.teacher, student.spec.image_size)
 
             def asked() -> Answers:
@@ -177,29 +176,27 @@ def train(
                 asking = asking_about(config, store, teacher, account, sources, views, report)
                 asking = replace(asking, buys_new_sizes=False)
                 nothing = np.zeros(0, np.int64)
-                chosen = nothing if method.asks == "texts" else choose(asking, sources, features, run.folder)
+                chosen = nothing if task.queries == "texts" else choose(asking, sources, features, run.folder)
                 run.save_refused(asking.ask(chosen))
                 return asking.answers(chosen)
 
             answers = from_first(fabric, asked)
             if asks_online(config) and teacher is not None:
                 answers = replace(answers, ask=teaching.online(config.teacher, teacher))
-    if method.head == "stacked":
+    if task.head == "stacked":
         assert answers.texts is not None
         student.classify_by(torch.from_numpy(answers.texts))
     features.spread()
-    if method.asks == "pictures":
-        config = settled(config, method, run.folder, sources, answers, features, fabric, report)
-        method = method_of(config)
+    task = settled(task, run.folder, sources, answers, features, fabric, report)
     work = _Work(run, student, sources, answers, views, trainer, features)
     with ExitStack() as held:
         alone = fabric.world_size == 1
-        keep = work.share(shelf, config, method.stages[0], held) if shelf is not None and alone else None
-        trainer.fit(student, [(stage, partial(work.of, stage)) for stage in method.stages], keep)
+        keep = work.share(shelf, task.stages[0], held) if shelf is not None and alone else None
+        trainer.fit(student, [(stage, partial(work.of, stage)) for stage in task.stages], keep)
     if not fabric.is_global_zero:
         return
     student.fold()
-    if method.aligns_again:
+    if task.refits:
         trained = Features(student, sources.dataset, fabric, config.data.workers, report)
         if (best := align_again(student, sources, answers, trained)) is not None:
             report(f"aligned again, lambda {best:g}", 1, 1, "")
@@ -239,7 +236,7 @@ def _calibrate(classifier: Classifier, sources: Sources, workers: int) -> None:
     classifier.threshold = unknown_threshold(logits / classifier.temperature, labels)
 
 
-def _check_classes(method: Method, sources: Sources) -> None:
+def _check_classes(task: Task, sources: Sources) -> None:
     """Refuse classes without pictures to learn from, unless the student knows them by their texts.
 
     Raises:
@@ -247,14 +244,14 @@ def _check_classes(method: Method, sources: Sources) -> None:
     """
     known = set(np.unique(sources.dataset.labels))
     missing = [name for number, name in enumerate(sources.dataset.classes) if number not in known]
-    if missing and method.head != "text":
+    if missing and task.head != "text":
         raise DataError(
-            f"{sources.dataset.root}: no source domain has pictures of {', '.join(missing[:5])}, so that {method.name} "
+            f"{sources.dataset.root}: no source domain has pictures of {', '.join(missing[:5])}, so that {task.name} "
             "can't learn it; take adip, which knows a class by its text, or move its pictures out of the data"
         )
 
 
-def _check_parts(config: RunConfig, method: Method, devices: int) -> None:
+def _check_parts(config: RunConfig, task: Task, devices: int) -> None:
     """Refuse what can't be learnt from parts of a batch, before the teacher is asked.
 
     Raises:
@@ -262,7 +259,7 @@ def _check_parts(config: RunConfig, method: Method, devices: int) -> None:
     """
     if devices == 1:
         return
-    for stage in method.stages:
+    for stage in task.stages:
         per_domain = config.stages[stage.key].batch_per_domain
         if stage.pairs:
             raise ConfigError(f"method {config.method}: its loss is of a whole batch at once; train it on one device")
@@ -277,12 +274,12 @@ def _check_parts(config: RunConfig, method: Method, devices: int) -> None:
             )
 
 
-def new_student(config: RunConfig, method: Method, classes: int, teacher: Teacher | None, dim: int) -> Student:
+def new_student(config: RunConfig, task: Task, classes: int, teacher: Teacher | None, dim: int) -> Student:
     """Return the student as it starts.
 
     Args:
         config: of the run.
-        method: how it learns.
+        task: how it learns.
         classes: how many.
         teacher: whose image tower it is, for methods that start from it.
         dim: d of the teacher's space.
@@ -291,7 +288,7 @@ def new_student(config: RunConfig, method: Method, classes: int, teacher: Teache
         StudentError: unknown model, weights that can't be had or don't fit.
         ConfigError: a white box is needed and the teacher isn't one.
     """
-    own_tower = teaching.has_tower(config, method)
+    own_tower = teaching.has_tower(config, task)
     if own_tower:
         assert teacher is not None
         backbone, spec = teaching.tower(teacher)
@@ -300,14 +297,12 @@ def new_student(config: RunConfig, method: Method, classes: int, teacher: Teache
         backbone, spec = new_backbone(config)
         features = int(backbone.num_features)  # type: ignore[arg-type]
     seed = derive(config.seed, "projector")
-    if method.head == "stacked":
+    if task.head == "stacked":
         head = new_projector(dim, classes, derive(config.seed, "head"))
         return Student(backbone, nn.Sequential(new_projector(features, dim, seed), head), spec, "linear")
-    if own_tower and method.head == "text" and all(stage.trains == "all" for stage in method.stages):
+    if own_tower and task.head == "text" and all(stage.trains == "all" for stage in task.stages):
         return Student(backbone, nn.Identity(), spec)  # it ends in the teacher's space already
-    return Student(
-        backbone, new_projector(features, dim if method.head == "text" else classes, seed), spec, method.head
-    )
+    return Student(backbone, new_projector(features, dim if task.head == "text" else classes, seed), spec, task.head)
 
 
 @dataclass(frozen=True)
@@ -326,22 +321,20 @@ class _Work:
         config = self.run.config
         cached = stage.trains == "projector" and not config.published.align_through_backbone
         settings = config.stages[stage.key]
-        predict = stage.trains == "backbone" and config.teacher.unasked == "predict"
-        answers = self._predicted() if predict else self.answers
+        answers = self.answers
         groups = self.sources.groups(answers.answered(self.sources.split.unlabelled))
         seed, part = derive(config.seed, stage.name), self.trainer.part
         sampler = DomainBalancedSampler(groups, settings.batch_per_domain, seed, part)
         batches = self._feature_batches(sampler) if cached else self._pixel_batches(sampler, answers)
         return StageWork(stage, settings, batches, self._validation(cached=cached))
 
-    def share(self, shelf: Shelf, config: RunConfig, stage: Stage, held: ExitStack) -> Callable[[int], None] | None:
+    def share(self, shelf: Shelf, stage: Stage, held: ExitStack) -> Callable[[int], None] | None:
         """Start after a first stage that another run went through; else return what keeps ours for others.
 
         Until then the stage is held: others wait for it. A run that is gone on with waits for none.
 
         Args:
             shelf: where first stages are.
-            config: of the run, with what it chose.
             stage: its first.
             held: as long as the stage is.
         """
@@ -349,7 +342,7 @@ class _Work:
         learnt = hashlib.sha256(b"".join(self.sources.audit.sha256))
         for table in (answers.labels, answers.images, answers.texts, split.train, split.val):
             learnt.update(b"" if table is None else np.ascontiguousarray(table).tobytes())
-        name = stage_name(config, stage, self.student, f"{learnt.hexdigest()} {answers.scale}")
+        name = stage_name(self.run.config, stage, self.student, f"{learnt.hexdigest()} {answers.scale}")
         if name is None or answers.ask is not None:
             return None
         if not (folder / "checkpoints").exists():
@@ -383,25 +376,6 @@ class _Work:
                 table = torch.zeros(len(self.sources.dataset), len(views), found.shape[1])
             table[torch.from_numpy(pictures), number] = found
         return FeatureBatches(sampler, table, self.answers, 1 if self.views.k else 0, sampler.seed)
-
-    def _predicted(self) -> Answers:
-        """Return the answers, with what the aligned projector predicts for pictures that weren't asked about.
-
-        They are kept in the run folder: a run that is gone on with has no aligned student any more.
-        """
-        file, images, fabric = self.run.folder / "predicted.safetensors", self.answers.images, self.trainer.fabric
-        assert images is not None
-        pictures = self.sources.training
-        unasked = np.setdiff1d(pictures, self.answers.answered(pictures))
-        if not from_first(fabric, file.is_file):
-            found = self.features.of(pictures)[torch.from_numpy(np.searchsorted(pictures, unasked))]
-            with torch.no_grad():
-                predicted = {"images": self.student.project(found).half(), "pictures": torch.from_numpy(unasked)}
-            from_first(fabric, lambda: write_tensors(file, predicted))
-        kept = from_first(fabric, lambda: load_file(file))
-        images = images.copy()
-        images[kept["pictures"].numpy(), 0] = kept["images"].numpy()
-        return replace(self.answers, images=images)
 
     def _validation(self, *, cached: bool) -> Validation:
         pictures = self.sources.split.val

@@ -12,10 +12,9 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
-from vl2v.config import RunConfig
 from vl2v.evaluation.ridge import Taught, best_lambda, fitted, lambda_accuracies
 from vl2v.evaluation.softness import soft_temperature
-from vl2v.methods import Method
+from vl2v.methods import Task
 from vl2v.runs.features import Features
 from vl2v.runs.folder import read_json, write_text
 from vl2v.runs.report import Report
@@ -27,22 +26,20 @@ FEW = 10  # pictures with a label and an answer; fewer tell nothing
 
 
 def settled(
-    config: RunConfig,
-    method: Method,
+    task: Task,
     run: Path,
     sources: Sources,
     answers: Answers,
     features: Features,
     fabric: Fabric,
     report: Report,
-) -> RunConfig:
-    """Return the settings, with numbers for those of the method's losses that are chosen by the teacher's answers.
+) -> Task:
+    """Return the task with numbers for those of its settings that are "auto": chosen by the teacher's embeddings.
 
     They stand in the run's `chosen.json`, with how accurate each lambda was; what was chosen there before is taken.
 
     Args:
-        config: the settings, "auto" for what is to be chosen.
-        method: what its losses don't depend on isn't chosen.
+        task: how the student learns.
         run: the run folder.
         sources: the pictures to learn from.
         answers: the teacher's.
@@ -50,8 +47,9 @@ def settled(
         fabric: every process of a run calls this.
         report: told what was chosen.
     """
-    file, wanted = run / "chosen.json", {"lambda": config.loss.lambda_, "temperature": config.loss.temperature}
-    names = [name for name, value in wanted.items() if value == "auto" and method.depends_on(name)]
+    file, names = run / "chosen.json", task.automatic
+    if not names:
+        return task
     kept: dict[str, Any] = from_first(fabric, lambda: read_json(file, {}))
     missing = [name for name in names if name not in kept]
     if "lambda" in missing:
@@ -62,8 +60,7 @@ def settled(
         from_first(fabric, lambda: write_text(file, json.dumps(kept, indent=2)))
     for name in names:
         report(f"{name} {kept[name]:g}", 1, 1, "")
-    chosen = {"lambda_" if name == "lambda" else name: kept[name] for name in names}
-    return config.model_copy(update={"loss": config.loss.model_copy(update=chosen)})
+    return task.with_chosen({name: kept[name] for name in names})
 
 
 def _soft_temperature(sources: Sources, answers: Answers) -> float:

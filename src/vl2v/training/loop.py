@@ -228,9 +228,9 @@ class _StageRun:
         meter = _Meter()
         self._train_mode()  # evaluations give it back
         while self.step < settings.steps:
-            loss = self._optimise(batches)
+            terms = self._optimise(batches)
             self.step += 1
-            meter.add(loss)
+            meter.add(terms)
             if self.averager is not None:
                 self.averager.step(self.weights)
             if self.step % every == 0 or self.step == settings.steps:
@@ -240,7 +240,7 @@ class _StageRun:
                 row = {
                     "stage": name,
                     "step": self.step,
-                    "loss": meter.mean(),
+                    **meter.means(),
                     "lr": rate,
                     "seconds": meter.seconds(),
                     "evaluation_seconds": meter.seconds() - trained,
@@ -252,7 +252,7 @@ class _StageRun:
                     self._save()
             if self.trainer.progress is not None:
                 so_far = f", validation {self.best.accuracy:.1%}" if self.best else ""
-                self.trainer.progress(name, self.step, settings.steps, f"loss {loss:.3f}{so_far}")
+                self.trainer.progress(name, self.step, settings.steps, f"loss {terms['loss']:.3f}{so_far}")
         return self._finish(last=last)
 
     def restore(self, checkpoint: Checkpoint) -> None:
@@ -274,8 +274,8 @@ class _StageRun:
             parts = {key: like(value, self.weights[key.rpartition("/")[2]]) for key, value in averages.items()}
             self.averager.restore(state["swad"], parts)
 
-    def _optimise(self, batches: Iterator[tuple[Tensor, Targets]]) -> float:
-        """Take one optimiser step; return the loss."""
+    def _optimise(self, batches: Iterator[tuple[Tensor, Targets]]) -> dict[str, float]:
+        """Take one optimiser step; return the loss and its terms."""
         settings, stage, fabric = self.work.settings, self.work.stage, self.trainer.fabric
         drawn = [next(batches) for _ in range(settings.accumulate)]  # before the seed: a new loader draws from it
         whose = (fabric.global_rank,) if fabric.global_rank else ()
@@ -285,10 +285,10 @@ class _StageRun:
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * learning_rate(settings, self.step)
         parts = [self._moved(x, targets) for x, targets in drawn]
-        total = self._backward(parts)
-        if not math.isfinite(total):
+        terms = self._backward(parts)
+        if not math.isfinite(terms["loss"]):
             raise RunError(
-                f"{self.trainer.folder}: the loss of {stage.name} is {total} at step {self.step + 1}; "
+                f"{self.trainer.folder}: the loss of {stage.name} is {terms['loss']} at step {self.step + 1}; "
                 f"start again with a smaller stages.{stage.name}.lr (now {settings.lr:g})"
             )
         if stage.ascent is not None:
@@ -296,25 +296,32 @@ class _StageRun:
         if settings.clip is not None:
             fabric.clip_gradients(self.model, self.wrapped, max_norm=settings.clip)
         self.wrapped.step()
-        return total
+        return terms
 
     def _moved(self, x: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """Return a batch on the device, blended if the stage wants that."""
         x, targets = x.to(self.trainer.fabric.device), targets.to(self.trainer.fabric.device)
         return self.work.stage.blend(x, targets) if self.work.stage.blend else (x, targets)
 
-    def _backward(self, parts: Sequence[tuple[Tensor, Targets]]) -> float:
-        """Put the gradient of the parts' mean loss in place of the old one; return the loss."""
+    def _backward(self, parts: Sequence[tuple[Tensor, Targets]]) -> dict[str, float]:
+        """Put the gradient of the parts' mean loss in place of the old one; return the loss and its terms."""
         self.optimizer.zero_grad()
-        total, fabric = 0.0, self.trainer.fabric
+        total: dict[str, float] = {}
+        fabric = self.trainer.fabric
         several = fabric.world_size > 1
         for number, (x, targets) in enumerate(parts, 1):
             with fabric.no_backward_sync(self.model, enabled=several and number < len(parts)):
                 output, penalty = self.model(x)
-                loss = (self.work.stage.loss(output, targets) + penalty) / len(parts)
-                fabric.backward(loss)
-            total += loss.item()
-        return fabric.all_reduce(torch.tensor(total, device=fabric.device)).item() if several else total
+                terms = self.work.stage.training_step(output, targets)
+                if self.work.stage.regularizer is not None:
+                    terms = {**terms, "loss": terms["loss"] + penalty, "penalty": penalty.detach()}
+                fabric.backward(terms["loss"] / len(parts))
+            values = torch.stack([term.detach().float() for term in terms.values()]).tolist()  # one wait for the device
+            total = {name: total.get(name, 0.0) + value / len(parts) for name, value in zip(terms, values, strict=True)}
+        if several:
+            means = fabric.all_reduce(torch.tensor([*total.values()], device=fabric.device))
+            total = dict(zip(total, means.tolist(), strict=True))
+        return total
 
     def _ascend(self, ascent: Ascent, parts: Sequence[tuple[Tensor, Targets]]) -> None:
         """Take the gradient again where the weights are after a step up, and put it together with the first.
@@ -433,17 +440,18 @@ class _StageRun:
 
 
 class _Meter:
-    """Mean loss and seconds since the last evaluation."""
+    """Means of the loss and its terms, and seconds, since the last evaluation."""
 
     def __init__(self) -> None:
-        self.losses: list[float] = []
+        self.terms: dict[str, list[float]] = {}
         self.start = time.perf_counter()
 
-    def add(self, loss: float) -> None:
-        self.losses.append(loss)
+    def add(self, terms: Mapping[str, float]) -> None:
+        for name, value in terms.items():
+            self.terms.setdefault(name, []).append(value)
 
-    def mean(self) -> float:
-        return sum(self.losses) / len(self.losses)
+    def means(self) -> dict[str, float]:
+        return {name: sum(values) / len(values) for name, values in self.terms.items()}
 
     def seconds(self) -> float:
         return time.perf_counter() - self.start
