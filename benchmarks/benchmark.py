@@ -35,8 +35,8 @@ from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.worklist import WorkList
 from vl2v.config import assignments, merge
 from vl2v.data.samples import icondg
+from vl2v.io import write_text
 from vl2v.runs import Run
-from vl2v.runs.folder import write_text
 from vl2v.runs.predictions import Predictions
 
 PICTURES = 2000  # that a student of `resume` has answered about

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vl2v.data.samples import icondg
+from vl2v.io import write_text
 from vl2v.runs import Report, Run, distill, embed, evaluate_run, silent
-from vl2v.runs.folder import write_text
 
 METHODS = ("erm", "kd", "adip")
 TARGET = "outline"

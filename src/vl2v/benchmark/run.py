@@ -18,10 +18,11 @@ from vl2v.benchmark.work import Tell
 from vl2v.benchmark.worklist import Corruptions, WorkList
 from vl2v.config import TOWER, merge
 from vl2v.errors import ConfigError, RunError
+from vl2v.io import write_text
 from vl2v.methods import find_method
 from vl2v.runs.cluster import Cluster
 from vl2v.runs.embed import embed
-from vl2v.runs.folder import read_json, write_text
+from vl2v.runs.folder import read_json
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 from vl2v.runs.teaching import has_tower

@@ -16,7 +16,8 @@ from typing import Any
 from vl2v.benchmark.jobs import ZERO_SHOT, Job
 from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import RunError, VL2VError
-from vl2v.runs.folder import follow, read_json, write_text
+from vl2v.io import locked, write_text
+from vl2v.runs.folder import follow, read_json
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 
@@ -81,8 +82,6 @@ def _saving(place: Path, spent: Callable[[], float], report: Report) -> Report:
 
 def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], report: Report) -> None:
     """Measure a trained student on the unseen domain corrupted; the pictures are written once for all jobs."""
-    from filelock import FileLock
-
     from vl2v.data.corrupted import corrupt_dataset
     from vl2v.runs.evaluate import STUDENT, evaluate_run
     from vl2v.runs.folder import Run
@@ -91,9 +90,8 @@ def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], report: R
     assert work.corruptions is not None
     run, severity = Run(work.place(job)), work.corruptions.severity
     data, pictures = run.config.data, work.corrupted(job)
-    pictures.parent.mkdir(parents=True, exist_ok=True)
     tell = lambda done, total: report("corrupting", done, total, "")  # noqa: E731
-    with FileLock(pictures.with_name(f"{pictures.name}.lock")):
+    with locked(pictures.with_name(f"{pictures.name}.lock")):
         clean = open_data(data)
         levels = [severity]
         corrupt_dataset(clean, pictures, kinds=kinds, severities=levels, domains=[job.target], progress=tell)

@@ -6,19 +6,18 @@ import json
 import math
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 from vl2v.benchmark.jobs import ZERO_SHOT, Job, digest, slug
 from vl2v.data.corruptions import CORRUPTIONS
 from vl2v.errors import RunError, writing
-from vl2v.runs.folder import read_json, write_text
+from vl2v.io import locked, write_text
+from vl2v.runs.folder import read_json
 from vl2v.runs.predictions import FILE, has_predictions
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,9 @@ class WorkList:
         self.file = folder / "jobs.jsonl"
         self._places = folder / "jobs"
 
-    def lock(self) -> BaseFileLock:
+    def lock(self) -> AbstractContextManager[None]:
         """Return what is to be held while a list of the folder is changed: two commands may work on one."""
-        from filelock import FileLock
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return FileLock(self.folder / "lists.lock")
+        return locked(self.folder / "lists.lock")
 
     def add(self, jobs: Iterable[Job]) -> list[Job]:
         """Add jobs that aren't in the list yet; return all that were given."""

@@ -14,7 +14,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
 from pydantic import BaseModel, ConfigDict, Field
 
 from vl2v.data.archives import unpack
@@ -22,6 +21,7 @@ from vl2v.data.dataset import DomainDataset
 from vl2v.data.download import Lock, fetch, sha256_of
 from vl2v.data.layouts import WILDS_SPLITS, open_dataset
 from vl2v.errors import DataError
+from vl2v.io import locked
 
 Report = Callable[[str, int, int], None]
 """Told (what is done, done, of)."""
@@ -125,7 +125,7 @@ def obtain(
         raise DataError(f"{out}: can't be made ({error.strerror}); give a folder that can be written") from None
     folder = out / wanted.folder
     notes: list[str] = []
-    with FileLock(out / f".{wanted.name}.lock"):
+    with locked(out / f".{wanted.name}.lock"):
         if not folder.exists():
             archives = _archives(wanted, out, files, report, notes)
             _lay_out(wanted, out, archives, report)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from vl2v.data.corruptions import check, corrupt
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import PictureError, decode
 from vl2v.errors import ConfigError, DataError
+from vl2v.io import write_bytes, write_text
 from vl2v.seeds import derive
 
 CLEAN = "clean"
@@ -141,10 +141,9 @@ def _note(dataset: DomainDataset, chosen: NDArray[np.int64], out: Path, size: in
             return
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out}: holds something else; give a new folder")
-        out.mkdir(parents=True, exist_ok=True)
-        notes.write_text(json.dumps(made_of, indent=2) + "\n", encoding="utf-8")
     except (OSError, ValueError) as error:
-        raise DataError(f"{out}: can't be written or read ({error}); give another folder") from None
+        raise DataError(f"{out}: can't be read ({error}); give another folder") from None
+    write_text(notes, json.dumps(made_of, indent=2) + "\n", DataError)
 
 
 def _write(
@@ -166,18 +165,8 @@ def _write(
         changed = corrupt(image, kind, severity, own) if severity else image
         file = io.BytesIO()
         changed.save(file, "JPEG", quality=QUALITY)
-        _put(out / _domain(kind, severity) / kind_of / name, file.getvalue())
+        write_bytes(out / _domain(kind, severity) / kind_of / name, file.getvalue(), DataError, durable=False)
     return True
-
-
-def _put(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise DataError(f"{path}: can't be written ({error.strerror}); make room, and run it again") from None
 
 
 def _shrunk(image: Image.Image, size: int) -> Image.Image:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock
-
 from vl2v.errors import DataError, writing
+from vl2v.io import locked, write_text
 
 if TYPE_CHECKING:
     import httpx2
@@ -269,10 +268,7 @@ class Lock:
         Raises:
             DataError: the file of hashes is broken, or can't be written.
         """
-        lock = FileLock(self.file.with_name(f".{self.file.name}.lock"))  # another dataset may be downloaded beside
-        with writing(self.file, DataError), lock:
+        with locked(self.file.with_name(f".{self.file.name}.lock")):  # another dataset may be downloaded beside
             known = self.read()
             known.setdefault(dataset, {})[name] = {"sha256": sha256, "bytes": size}
-            temporary = self.file.with_name(self.file.name + ".new")
-            temporary.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-            os.replace(temporary, self.file)
+            write_text(self.file, json.dumps(known, indent=2, sort_keys=True) + "\n", DataError)

@@ -14,7 +14,8 @@ from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import png, side_by_side, timed
 from vl2v.export.student import INT8, Export, Exporter, check_format, check_name, default_name, open_pictures
-from vl2v.runs.folder import Run, write_bytes, write_text
+from vl2v.io import write_bytes, write_text
+from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources
 from vl2v.runtime import load

@@ -19,7 +19,8 @@ from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import SECONDS, TURNS, Speed, Way, png, side_by_side, workers
 from vl2v.export.student import Exporter, open_pictures
-from vl2v.runs.folder import Run, write_bytes, write_text
+from vl2v.io import write_bytes, write_text
+from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
 from vl2v.runs.teaching import the_teacher
 from vl2v.students import Classifier, Student

@@ -20,7 +20,8 @@ from vl2v.export.network import Network, as_export, card_of, with_reference
 from vl2v.export.onnx import int8_trials, put_card, write_onnx
 from vl2v.export.others import write_executorch, write_openvino, write_torchscript
 from vl2v.export.parity import POINTS, Domain, Parity, Pixels, calibration_pixels, compare, source_domains
-from vl2v.runs.folder import Run, write_bytes
+from vl2v.io import write_bytes
+from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources, open_sources
 from vl2v.runs.teaching import default_store

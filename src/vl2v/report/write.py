@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl2v.errors import RunError
+from vl2v.io import write_text
 from vl2v.runs import Report, Run, default_store, silent
-from vl2v.runs.folder import write_text
 
 if TYPE_CHECKING:
     from vl2v.benchmark.jobs import Selection

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,6 +33,7 @@ from vl2v.embeddings import (
 from vl2v.embeddings.fetch import same_model
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import ConfigError, StoreError, TeacherError
+from vl2v.io import locked
 from vl2v.methods import find_method
 from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources
@@ -53,18 +54,9 @@ Indices = NDArray[np.int64]
 @contextmanager
 def buying(store: EmbeddingStore, teacher: Teacher, report: Report) -> Iterator[None]:
     """Keep others from asking a rented teacher meanwhile: they would buy the same; afterwards they find it known."""
-    from filelock import FileLock, Timeout
-
-    lock = FileLock(store.path / f"buying-{teacher.fingerprint}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        report(f"waiting for another process that asks {teacher.name}", 0, 1, "")
-        lock.acquire()
-    try:
+    waiting = partial(report, f"waiting for another process that queries {teacher.name}", 0, 1, "")
+    with locked(store.path / f"buying-{teacher.fingerprint}.lock", waiting=waiting):
         yield
-    finally:
-        lock.release()
 
 
 def take_over(questions: Plan, store: EmbeddingStore, teacher: Rented, report: Report) -> None:

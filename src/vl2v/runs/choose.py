@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from vl2v.embeddings.select import balanced_order, k_center_order, random_order, uncertain_order
+from vl2v.io import locked, write_text
 from vl2v.runs.asking import Asking
 from vl2v.runs.features import Features, aligned
-from vl2v.runs.folder import read_json, write_text
+from vl2v.runs.folder import read_json
 from vl2v.runs.sources import Sources
 
 Indices = NDArray[np.int64]
@@ -41,8 +41,7 @@ def choose(asking: Asking, sources: Sources, features: Features, run: Path | Non
         if wanted != "known":
             shared = asking.store.path / "chosen" / f"{_digest(asking, sources)}.json"
             kept.append(shared)
-            shared.parent.mkdir(exist_ok=True)
-            alone.enter_context(FileLock(shared.with_suffix(".lock")))
+            alone.enter_context(locked(shared.with_suffix(".lock")))
         found = next((file for file in kept if file.is_file()), None)
         contents = asking.contents(asking.same(sources.training))
         if found is None:

@@ -14,6 +14,7 @@ from typing import Any
 from vl2v.config import TeacherConfig
 from vl2v.embeddings import EmbeddingStore, Plan, Refusal, fetch, merge
 from vl2v.errors import ConfigError, StoreError, TeacherError, VL2VError, need_extra
+from vl2v.io import locked
 from vl2v.runs.teaching import the_teacher
 from vl2v.teachers import Teacher
 from vl2v.teachers.rented import as_rented
@@ -192,11 +193,10 @@ def _take_over(shard: Path, store: EmbeddingStore) -> None:
 
 @contextmanager
 def _alone(shards: Path) -> Iterator[None]:
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    shards.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(shards / "claim.lock", timeout=0):
+        with locked(shards / "claim.lock", wait=False):
             yield
     except Timeout:
         raise StoreError(f"{shards.parent}: another process fills it on a cluster; wait for it to end") from None

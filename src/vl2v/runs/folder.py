@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 from vl2v.config import DataConfig, RunConfig, deciding, read_toml, validate
 from vl2v.embeddings import Refusal
 from vl2v.errors import RunError, writing
+from vl2v.io import locked as locked_file
+from vl2v.io import write_text
 from vl2v.runs.settings import REMOVED, from_earlier
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from vl2v.evaluation import Evaluation
     from vl2v.students import Classifier
 
@@ -157,19 +157,15 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         RunError: another process holds it, or it can't be written to.
     """
-    from filelock import FileLock, Timeout
+    from filelock import Timeout
 
-    lock = FileLock(folder / "run.lock", timeout=0)
-    with writing(folder, RunError):
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            lock.acquire()
-        except Timeout:
-            raise RunError(f"{folder}: another process is training in it") from None
-    try:
+    with ExitStack() as held:
+        with writing(folder, RunError):
+            try:
+                held.enter_context(locked_file(folder / "run.lock", wait=False))
+            except Timeout:
+                raise RunError(f"{folder}: another process is training in it") from None
         yield
-    finally:
-        lock.release()
 
 
 def read_json(path: Path, otherwise: Any = None) -> Any:
@@ -184,36 +180,3 @@ def read_json(path: Path, otherwise: Any = None) -> Any:
         return otherwise
     except (OSError, ValueError) as error:
         raise RunError(f"{path}: can't be read ({error}); delete it, and give the same command again") from None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file in one step.
-
-    Raises:
-        RunError: it can't be written.
-    """
-    write_bytes(path, text.encode())
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
-    """Write a safetensors file in one step.
-
-    Raises:
-        RunError: it can't be written.
-    """
-    from safetensors.torch import save
-
-    write_bytes(path, save(tensors))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file in one step.
-
-    Raises:
-        RunError: it can't be written.
-    """
-    temporary = path.with_name(path.name + ".new")
-    with writing(path, RunError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        temporary.replace(path)

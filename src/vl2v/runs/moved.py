@@ -6,7 +6,8 @@ from pathlib import Path
 
 from vl2v.config import RunConfig
 from vl2v.errors import RunError
-from vl2v.runs.folder import PICTURES, Run, write_text
+from vl2v.io import write_text
+from vl2v.runs.folder import PICTURES, Run
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources, open_data, open_sources, usable

@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from vl2v.checksum import checksum
 from vl2v.config import DataConfig
 from vl2v.data import Audit, DomainDataset, in_split
 from vl2v.errors import RunError
-from vl2v.runs.folder import write_bytes
+from vl2v.io import checksum, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor

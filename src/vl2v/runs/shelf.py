@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from vl2v.config import RunConfig, deciding
+from vl2v.io import locked, write_tensors
 from vl2v.methods import LOOP, Stage
-from vl2v.runs.folder import write_tensors
 from vl2v.students import Student
 
 
@@ -38,11 +38,7 @@ class Shelf:
 
         The operating system frees the name of a process that dies.
         """
-        from filelock import FileLock
-
-        locks = self.folder / "locks"
-        locks.mkdir(parents=True, exist_ok=True)
-        with FileLock(locks / f"{name}.lock"):
+        with locked(self.folder / "locks" / f"{name}.lock"):
             yield
 
     def features(self, name: str, contents: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:

@@ -14,9 +14,10 @@ from torch import nn
 
 from vl2v.evaluation.ridge import Taught, best_lambda, fitted, lambda_accuracies
 from vl2v.evaluation.softness import soft_temperature
+from vl2v.io import write_text
 from vl2v.methods import Task
 from vl2v.runs.features import Features
-from vl2v.runs.folder import read_json, write_text
+from vl2v.runs.folder import read_json
 from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources
 from vl2v.students import Student

@@ -13,9 +13,9 @@ import torch
 from vl2v.embeddings import EmbeddingStore, Views, image_key
 from vl2v.errors import TeacherError
 from vl2v.evaluation import Evaluation, Role, Row, measure
+from vl2v.io import write_text
 from vl2v.runs.asking import Asking
 from vl2v.runs.evaluate import TEACHER, measured, validation
-from vl2v.runs.folder import write_text
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve

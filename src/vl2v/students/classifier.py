@@ -14,11 +14,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vl2v.config import Section
-from vl2v.errors import DataError, StudentError, writing
+from vl2v.errors import DataError, StudentError
+from vl2v.io import replacing, write_tensors
 from vl2v.prediction import Prediction, prediction, why_not_new
 from vl2v.students.backbone import build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
@@ -157,16 +158,9 @@ class Classifier:
             "threshold": self.threshold,
             "about": self.about,
         }
-        files = {
-            "student.safetensors": save(tensors, metadata={"format": "pt"}),
-            "student.json": json.dumps(card, indent=2).encode(),
-        }
-        with writing(folder, StudentError):
-            folder.mkdir(parents=True, exist_ok=True)
-            for name, data in files.items():
-                (folder / f"{name}.new").write_bytes(data)
-            for name in files:
-                (folder / f"{name}.new").replace(folder / name)
+        with replacing(folder / "student.json", StudentError) as card_file:
+            card_file.write_text(json.dumps(card, indent=2))
+            write_tensors(folder / "student.safetensors", tensors, {"format": "pt"}, StudentError)
 
     @classmethod
     def load(cls, folder: Path) -> Classifier:

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from vl2v.checksum import checksum
 from vl2v.errors import RunError
+from vl2v.io import checksum, write_tensors
 
 
 @dataclass(frozen=True)
@@ -36,16 +34,12 @@ def save_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, keep: int =
     state = json.dumps(checkpoint.state)
     metadata = {"state": state, "crc": _checksum(tensors, state)}
     target = folder / f"{name}.safetensors"
-    temporary = target.with_suffix(".new")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata=metadata)
-        _sync(temporary)
-        temporary.replace(target)
-        _sync(folder)
-    except (OSError, SafetensorError) as error:
-        temporary.unlink(missing_ok=True)
-        raise RunError(f"{target}: the checkpoint can't be written ({error}); free some space and go on") from None
+        write_tensors(target, tensors, metadata)
+    except SafetensorError as error:
+        raise RunError(
+            f"{target}: can't be written ({error}); free some space, then give the same command again"
+        ) from None
     for old in _newest_first(folder)[keep:]:
         old.unlink()
 
@@ -79,11 +73,3 @@ def _newest_first(folder: Path) -> list[Path]:
 
 def _checksum(tensors: Mapping[str, Tensor], state: str) -> str:
     return checksum({name: tensor.numpy() for name, tensor in tensors.items()}, state)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vl2v.errors import RunError, need_extra, writing
+from vl2v.io import write_text
 
 Row = dict[str, Any]
 
@@ -43,10 +44,7 @@ class MetricsLog:
         kept = [
             row for row in self.rows() if row["stage"] in done or (row["stage"], row["step"] <= step) == (stage, True)
         ]
-        temporary = self.path.with_suffix(".new")
-        with writing(self.path, RunError):
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept), encoding="utf-8")
-            temporary.replace(self.path)
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
 
     def write(self, row: Row) -> None:
         """Append a row.

@@ -1,0 +1,124 @@
+"""Files that are there whole or not at all: replaced in one step and durably, with checksums and locks.
+
+The only place that puts a file where another was. What it has written survives a crash and a power cut: the new
+content is on the disk before it takes the file's name, and the name before anything that it replaces is deleted.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vl2v.errors import RunError, VL2VError, writing
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+NEW = ".new"  # ends the name of a file that is being written
+
+
+@contextmanager
+def replacing(path: Path, error: type[VL2VError] = RunError, *, durable: bool = True) -> Iterator[Path]:
+    """Yield a temporary file's path; once the block has written it, it takes the place of `path`, durably.
+
+    If the block fails, `path` is as it was. Writers of one file at a time have to be one: see `locked`.
+
+    Args:
+        path: of the file; its folder is made if it isn't there.
+        error: what is raised where the disk is full or may not be written to.
+        durable: whether to wait for the disk; what is quickly made again needn't.
+
+    Example:
+        >>> import tempfile
+        >>> file = Path(tempfile.mkdtemp()) / "a" / "notes.txt"
+        >>> with replacing(file) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> file.read_text()
+        'whole'
+    """
+    temporary = path.with_name(path.name + NEW)
+    with writing(path, error):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            if durable:
+                sync(temporary)
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if durable:
+            sync(path.parent)
+
+
+def write_bytes(path: Path, data: bytes, error: type[VL2VError] = RunError, *, durable: bool = True) -> None:
+    """Write a file in one step; see `replacing`."""
+    with replacing(path, error, durable=durable) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path, text: str, error: type[VL2VError] = RunError) -> None:
+    """Write a text file (UTF-8) in one step, durably; see `replacing`."""
+    write_bytes(path, text.encode(), error)
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, error: type[VL2VError] = RunError
+) -> None:
+    """Write a safetensors file in one step, durably; see `replacing`."""
+    from safetensors.torch import save_file
+
+    with replacing(path, error) as temporary:
+        save_file(dict(tensors), temporary, metadata)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def checksum(arrays: Mapping[str, NDArray[Any]], beside: str) -> str:
+    """Return the CRC-32 of contiguous arrays, their names, and the text that stands beside them."""
+    crc = zlib.crc32(beside.encode())
+    for name in sorted(arrays):
+        crc = zlib.crc32(arrays[name].data, zlib.crc32(name.encode(), crc))
+    return str(crc)
+
+
+@contextmanager
+def locked(file: Path, *, wait: bool = True, waiting: Callable[[], None] | None = None) -> Iterator[None]:
+    """Hold a lock between processes while the block lasts; the operating system frees that of a process that dies.
+
+    Args:
+        file: of the lock; its folder is made if it isn't there, the file stays.
+        wait: whether to wait for another process that holds it.
+        waiting: called once, before the wait, if there is one.
+
+    Raises:
+        filelock.Timeout: another process holds it, and `wait` is false.
+    """
+    from filelock import FileLock, Timeout
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(file)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise
+        if waiting is not None:
+            waiting()
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
