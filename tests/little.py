@@ -80,11 +80,12 @@ def quick_settings(shapes: Path, recording: Path, method: str = "adip") -> dict[
     stages: dict[str, Any] = {last: {"steps": 6, "lr": 1e-3, "batch_per_domain": 4, "eval_every": 2}}
     if method in ("adip", "adip-plus"):
         stages["align"] = {"steps": 20, "lr": 1e-2, "batch_per_domain": 8, "eval_every": 10}
+    student = {"name": "test_efficientnet", "weights": "none", "image_size": 32}
     return {
         "method": method,
         "data": {"path": str(shapes), "target": ["paint"], "workers": 0},
         "teacher": {"spec": f"recorded:{teacher}"},
-        "student": {"name": "test_efficientnet", "weights": "none", "image_size": 32},
+        "student": {} if METHODS[method].tower else student,
         "stages": stages,
         "train": {"precision": "fp32", "accelerator": "cpu"},
     }

@@ -248,7 +248,7 @@ def test_metrics_are_written_for_tensorboard_on_request(quick: dict[str, Any], t
 def test_sd_needs_the_weights(quick: dict[str, Any], tmp_path: Path) -> None:
     del quick["stages"]
     with pytest.raises(ConfigError, match="a black box; a student can't start from its image tower, use method adip"):
-        vl2v.distill({**quick, "method": "sd"}, tmp_path / "run", store=tmp_path / "store")
+        vl2v.distill({**quick, "method": "sd", "student": {}}, tmp_path / "run", store=tmp_path / "store")
 
 
 def test_weights_of_another_model_are_refused(quick: dict[str, Any], tmp_path: Path) -> None:
