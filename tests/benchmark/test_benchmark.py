@@ -159,11 +159,17 @@ def test_a_preset_is_of_every_method_and_settings_change_it(grid: Grid) -> None:
 
 def test_a_black_box_that_is_to_be_asked_online_is_refused_by_those_who_would(grid: Grid, tmp_path: Path) -> None:
     online = replace(grid, settings=merge(grid.settings, {"teacher": {"online": True}}), seeds=1)
-    bench = plan(replace(online, methods=["zero-shot", "erm"]), tmp_path)
-    run(bench, engine=Here())
-    assert not bench.missing
+    with pytest.raises(ConfigError, match=r"teacher\.online: method erm doesn't query .* no other method"):
+        plan(replace(online, methods=["zero-shot", "erm"]), tmp_path)
     with pytest.raises(ConfigError, match="is a black box"):
-        run(plan(replace(online, methods=["adip"]), tmp_path), engine=Here())
+        run(plan(replace(online, methods=["erm", "adip"]), tmp_path), engine=Here())
+
+
+def test_a_setting_of_one_method_renames_no_job_of_another(grid: Grid) -> None:
+    both = replace(grid, methods=["erm", "kd"], seeds=1)
+    heavier = replace(both, settings=merge(grid.settings, {"loss": {"kd_weight": 0.9}}))
+    before, after = ({job.method: job.name for job in one.jobs()} for one in (both, heavier))
+    assert before["erm"] == after["erm"] and before["kd"] != after["kd"]
 
 
 def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Grid, tmp_path: Path) -> None:

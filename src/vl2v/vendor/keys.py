@@ -14,6 +14,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vl2v.errors import ConfigError
+from vl2v.io import replacing
 
 
 class Key(BaseModel):
@@ -146,15 +147,11 @@ def revoke_key(file: Path, name: str) -> None:
         raise ConfigError(f"{file}: {name!r} was revoked on {found.revoked:%Y-%m-%d} already")
     now = datetime.now(UTC).replace(microsecond=0)
     tables = [_table(key.model_copy(update={"revoked": now}) if key is found else key) for key in keys]
-    whole = file.with_name(f"{file.name}.new")
-    try:
-        with os.fdopen(os.open(whole, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, 0o600), "w", encoding="utf-8") as opened:
-            opened.write("".join(tables))
-            opened.flush()
-            os.fsync(opened.fileno())
-        os.replace(whole, file)
-    except OSError as error:
-        raise ConfigError(f"{file}: can't be written ({error.strerror})") from None
+    with (
+        replacing(file, ConfigError) as new,
+        os.fdopen(os.open(new, os.O_WRONLY | os.O_TRUNC | os.O_CREAT, 0o600), "w", encoding="utf-8") as opened,
+    ):
+        opened.write("".join(tables))
 
 
 def _table(key: Key) -> str:
