@@ -47,7 +47,7 @@ def test_every_run_is_listed_with_its_folder(of_benchmark: Written, page: Page) 
         assert (of_benchmark.folder / "jobs" / row["folder"] / "predictions.safetensors").is_file()
 
 
-def test_leads_have_the_intervals_of_the_paired_bootstrap(of_benchmark: Written, page: Page) -> None:
+def test_leads_have_the_intervals_of_the_comparison(of_benchmark: Written, page: Page) -> None:
     found = results(WorkList(of_benchmark.folder))
     rows = {row["method"]: row["lead, points"] for row in page.rows("Leads")}
     assert len(rows) == 2

@@ -83,8 +83,8 @@ def as_table(
 ) -> Table:
     """Return accuracy % on unseen domains: a row a student and method, a column a target, mean and standard error.
 
-    A row is bold where the method is surely ahead of all others that trained its student, by the paired bootstrap, and
-    these have every target; those without answers picture by picture aren't in it.
+    A row is bold where the method is surely ahead of all others that trained its student (`best_is_sure`), and these
+    have every target; those without answers picture by picture aren't in it.
 
     Args:
         found: results.
@@ -182,10 +182,10 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
     told = f"Accuracy % on {where[metric]}, {spread}; selected by {rules[selection]}."
     several = len({result.dataset for result in found}) > 1
     of_targets = "each dataset's targets, then over datasets (so are means)" if several else "targets"
-    alone = "pictures alone, without the training's luck"
-    some = f", where there is one seed over {alone}" if few == 1 else ""
-    drawn = alone if many == 1 else f"seeds and pictures{some}"
-    leads_are = f" Leads: points, the mean over {of_targets}, paired bootstrap over {drawn}."
+    missing = "other images alone: the luck of the training is not in it, and no lead counts as sure"
+    chance = "other seeds and images" + (", a single seed's luck taken from the other targets'" if few == 1 else "")
+    drawn = missing if many == 1 else chance
+    leads_are = f" Leads: points, the mean over {of_targets}; the 95% interval is for {drawn}."
     return told + (leads_are if metric != "corrupted" else "")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from vl2v.evaluation.intervals import student_t
 
 
 class Marks(NamedTuple):
@@ -27,15 +28,9 @@ class Marks(NamedTuple):
 Runs = Mapping[tuple[str, str], Mapping[int, Marks]]
 """(Dataset, target) -> seed -> what was right."""
 
-# Student's t at 0.975 with 1, 2, ... degrees of freedom, as a multiple of the normal distribution's.
-_WIDER = np.array([12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228]) / 1.96
-
-_AT_ONCE = 2**16  # entries of a table of draws: it stays in a processor's cache
-_FEW = 16  # as many pictures of a kind are quicker drawn one at a time
-_ABSENT = 2  # no difference: the picture isn't among a seed's
-
-# Of 65,536 equally likely numbers those from the k-th of these on stand for more than k, as Poisson(1) has it.
-_POISSON_1 = np.round(2**16 * np.cumsum([math.exp(-1) / math.factorial(k) for k in range(8)])).astype(np.uint16)
+_NORMAL = student_t(np.inf)
+_BELIEVED = 0.75  # of the seeds' variance that chance images explain; the rest counts as luck
+_MOST = 10.0  # square of the largest quantile used for luck common to all targets
 
 
 @dataclass(frozen=True)
@@ -68,31 +63,32 @@ class Lead:
         return self.seeds > 1 and (self.low > 0 or self.high < 0)
 
 
-def lead(one: Runs, other: Runs, *, rounds: int = 2000, seed: int = 0) -> Lead | None:
-    """Return how far `one` is ahead of `other` on the pictures that both answered; None where there are none.
+def lead(one: Runs, other: Runs) -> Lead | None:
+    """Return how far `one` is ahead of `other` on the images that both answered; None where there are none.
 
-    Paired bootstrap: the targets are given; of each its seeds, and its pictures, the same for all seeds, are drawn
-    anew with replacement, each target for itself. Of few seeds k a bootstrap makes too little: deviations are stretched
-    by sqrt(k / (k - 1)), and by Student's t over the normal quantile, as if all luck were the training's and every
-    target's alike; the degrees of freedom are Satterthwaite's, for targets that count alike the k - 1 of each
-    together. With a single seed only the pictures are drawn, and the training's luck is not in it.
+    The interval is for other images of the same targets and other seeds. Its variance has three parts, each times the
+    square of a quantile of its own (as in Howe's and Graybill and Wang's intervals of sums of mean squares, JASA 1980):
 
-    Args:
-        one: what it got right.
-        other: what the other one did.
-        rounds: draws.
-        seed: of the draws.
+    - images: how the differences vary over a target's images, and over images and seeds together. There are many;
+      the normal quantile.
+    - luck of a target's seeds: what the variance of its seeds' means has beyond those. Pooled over targets; Student's
+      t with Satterthwaite's degrees of freedom, of targets that count alike the k - 1 of each together.
+    - luck of a seed that all targets share: covariances between targets, where their sum is positive; Student's t of
+      k - 1, but 3.2 at most: two or three seeds say too little about it.
+
+    With a single seed everywhere, only images are in it, and the luck of the training isn't. Where some targets have a
+    single seed, its luck is taken to be as large as the others'.
     """
     pairs = _pairs(one, other)
     if not pairs:
         return None
-    mean, weights = _mean(pairs), target_weights([*pairs])
-    seeds = np.array([len(paired) for paired in pairs.values()])
-    drawn = [_draws(paired, rounds, np.random.default_rng([seed, n])) for n, paired in enumerate(pairs.values())]
-    low, high = mean + _stretch(seeds, weights) * (np.quantile(weights @ drawn, [0.025, 0.975]) - mean)
-    signs = [pair.difference.mean() for paired in pairs.values() for pair in paired]
-    wins, losses = sum(sign > 0 for sign in signs), sum(sign < 0 for sign in signs)
-    return Lead(mean, float(low), float(high), wins, losses, len(signs), int(seeds.min()))
+    means = {target: np.array([pair.difference.mean() for pair in paired.values()]) for target, paired in pairs.items()}
+    mean = float(target_weights([*pairs]) @ [values.mean() for values in means.values()])
+    half = _half_width(pairs)
+    signs = np.concatenate([*means.values()])
+    wins, losses = int((signs > 0).sum()), int((signs < 0).sum())
+    fewest = min(len(paired) for paired in pairs.values())
+    return Lead(mean, max(-1.0, mean - half), min(1.0, mean + half), wins, losses, len(signs), fewest)
 
 
 def target_weights(targets: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
@@ -101,39 +97,24 @@ def target_weights(targets: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
     return np.array([1 / (len(of_dataset) * of_dataset[dataset]) for dataset, _ in targets])
 
 
-def _stretch(seeds: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
-    """Return by how much deviations grow, given the seeds of each target and what it counts; see `lead`."""
-    fewest = int(seeds.min())
-    if fewest == 1:
-        return 1.0
-    variances = weights**2 / seeds
-    freedom = float(variances.sum() ** 2 / (variances**2 / (seeds - 1)).sum())
-    whole = int(freedom + 1e-9)
-    # Beyond the table, Fisher's expansion of t in 1 / freedom (Abramowitz and Stegun, 26.7.5).
-    wider = _WIDER[whole - 1] if whole <= len(_WIDER) else 1 + 1.2104 / freedom + 1.4402 / freedom**2
-    return float((fewest / (fewest - 1)) ** 0.5 * wider)
-
-
 class _Pair(NamedTuple):
-    """Pictures [n] that two runs answered, and 1, 0 or -1 [n]: whether the one was right where the other wasn't."""
+    """Images [n] that two runs answered, and 1, 0 or -1 [n]: whether the one was right where the other wasn't."""
 
     pictures: NDArray[np.int64]
     difference: NDArray[np.int8]
 
 
-def _pairs(one: Runs, other: Runs) -> dict[tuple[str, str], list[_Pair]]:
-    """Return the targets of which both answered the same pictures, in order, each with its seeds."""
+_Pairs = Mapping[tuple[str, str], Mapping[int, _Pair]]
+
+
+def _pairs(one: Runs, other: Runs) -> _Pairs:
+    """Return the targets of which both answered the same images, in order, each with its seeds."""
     found = {}
     for target in sorted(one.keys() & other.keys()):
         seeds = sorted(one[target].keys() & other[target].keys())
-        paired = [_paired(one[target][seed], other[target][seed]) for seed in seeds]
-        found[target] = [pair for pair in paired if len(pair.pictures)]
+        paired = {seed: _paired(one[target][seed], other[target][seed]) for seed in seeds}
+        found[target] = {seed: pair for seed, pair in paired.items() if len(pair.pictures)}
     return {target: paired for target, paired in found.items() if paired}
-
-
-def _mean(pairs: Mapping[tuple[str, str], list[_Pair]]) -> float:
-    means = [np.mean([pair.difference.mean() for pair in paired]) for paired in pairs.values()]
-    return float(target_weights([*pairs]) @ means)
 
 
 def _paired(one: Marks, other: Marks) -> _Pair:
@@ -143,63 +124,93 @@ def _paired(one: Marks, other: Marks) -> _Pair:
     return _Pair(pictures, one.right[mine].astype(np.int8) - other.right[theirs])
 
 
-def _draws(seeds: Sequence[_Pair], rounds: int, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Return a target's means [rounds] over seeds and pictures drawn anew.
+class _Spread(NamedTuple):
+    """How a target's differences vary.
 
-    A picture counts Poisson(1) times in a round, the same for all seeds. Pictures on which each seed has the same
-    difference are drawn together: n of them count Poisson(n) times, and there are few such kinds.
+    Attributes:
+        seeds: how many.
+        images: variance of the target's mean over other images, the same for all seeds.
+        residual: that of a seed's mean over other images, beyond what all seeds share; 0 of a single seed, whose
+            `images` has all.
+        between: variance of the seeds' means; 0 of a single seed.
     """
-    kinds, counts = _kinds(seeds)
-    absent = np.isnan(kinds)
-    differences, there = np.nan_to_num(kinds).astype(np.float32), (~absent).astype(np.float32)
-    rows = rng.multinomial(len(seeds), np.full(len(seeds), 1 / len(seeds)), size=rounds) / len(seeds)
-    step = max(1, _AT_ONCE // len(counts))
-    found = []
-    for first in range(0, rounds, step):
-        part = rows[first : first + step]
-        times = _poisson(counts, len(part), rng)
-        of_each = times @ there.T if absent.any() else times.sum(1, keepdims=True)
-        means = times @ differences.T / np.maximum(of_each, 1)  # [part, seeds]
-        found.append((part * means).sum(1))
-    return np.concatenate(found)
+
+    seeds: int
+    images: float
+    residual: float
+    between: float
 
 
-def _poisson(counts: NDArray[np.int64], rounds: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Return Poisson(counts [kinds], descending) draws [rounds, kinds].
+def _spread(pairs: Sequence[_Pair]) -> _Spread:
+    """Return how a target's differences vary: a two-way table of images and seeds, in which cells may be missing."""
+    seeds = len(pairs)
+    pictures = pairs[0].pictures
+    if any(not np.array_equal(pictures, pair.pictures) for pair in pairs):
+        pictures = np.unique(np.concatenate([pair.pictures for pair in pairs]))
+    places = np.argsort(pictures, kind="stable")
+    count = len(pictures)
+    shares, sums, squares, answers = np.zeros(count), np.zeros(count), np.zeros(count), np.zeros(count, np.int64)
+    means = np.array([pair.difference.mean() for pair in pairs])
+    for pair, mean in zip(pairs, means, strict=True):
+        rows = places[np.searchsorted(pictures, pair.pictures, sorter=places)]
+        off = pair.difference - mean
+        shares[rows] += off / (seeds * len(off))
+        sums[rows] += off
+        squares[rows] += off**2
+        answers[rows] += 1
+    smooth = 1 / (seeds * (count + 2) ** 2)  # Agresti and Min: half an image more of each outcome
+    images = (shares**2).sum() * (count / (count + 2)) ** 2 + smooth
+    if seeds == 1:
+        return _Spread(1, float(images), 0.0, 0.0)
+    free = max((answers - 1).sum() * (1 - 1 / count), 1)
+    within = (squares - sums**2 / answers).sum() / free
+    sizes = np.array([len(pair.difference) for pair in pairs])
+    common = images - within * (1 / sizes).sum() / seeds**2
+    return _Spread(seeds, max(common, smooth), within * float((1 / sizes).mean()), float(means.var(ddof=1)))
 
-    Those of Poisson(1), of which there may be very many, are numbers of two bytes, held against a table.
-    """
-    more = int((counts > 1).sum())
-    alone = rounds * (len(counts) - more)
-    drawn = rng.bit_generator.random_raw(-(-alone // 4)).view(np.uint16)[:alone].reshape(rounds, -1)
-    once = np.zeros(drawn.shape, np.uint8)
-    for bound in _POISSON_1:
-        once += (drawn >= bound).view(np.uint8)
-    times = np.empty((rounds, len(counts)), np.float32)
-    times[:, :more] = rng.poisson(counts[:more], (rounds, more))
-    times[:, more:] = once
-    return times
+
+def _half_width(pairs: _Pairs) -> float:
+    """Return half of the interval's width, see `lead`."""
+    weights = target_weights([*pairs])
+    spreads = [_spread([*paired.values()]) for paired in pairs.values()]
+    seeds, images, residual, between = (np.array(column) for column in zip(*spreads, strict=True))
+    several = seeds > 1
+    chance = weights**2 @ images + weights**2 @ (residual / seeds)
+    if not several.any():
+        return _NORMAL * float(np.sqrt(chance))
+    freedom = np.maximum(seeds - 1, 0)
+    luck = np.where(several, between - _BELIEVED * residual, 0)
+    luck[~several] = (freedom @ luck) / freedom.sum()
+    counts = weights**2 / seeds
+    parts = counts[several] * (residual + max(luck.mean(), 0))[several]
+    free = parts.sum() ** 2 / (parts**2 / freedom[several]).sum() if parts.sum() else freedom.sum()
+    own = max(counts @ luck, 0.0)
+    explained = chance - (1 - _BELIEVED) * (weights**2 @ (residual / seeds))
+    square = max(_NORMAL**2 * explained + student_t(free) ** 2 * own, _NORMAL**2 * chance)
+    covariance, shared = _common(pairs, weights)
+    if covariance > 0:
+        square += min(student_t(shared - 1) ** 2, _MOST) * covariance
+    return float(np.sqrt(square))
 
 
-def _kinds(seeds: Sequence[_Pair]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Return the kinds of pictures there are [seeds, kinds], and how many there are of each [kinds], most first.
-
-    A kind is each seed's difference; NaN where a picture isn't among that seed's. Each picture of a rare kind is one.
-    """
-    pictures = seeds[0].pictures
-    if any(not np.array_equal(pictures, pair.pictures) for pair in seeds):
-        pictures = np.unique(np.concatenate([pair.pictures for pair in seeds]))
-    places = np.argsort(pictures)
-    table = np.full((len(pictures), len(seeds)), _ABSENT, np.int8)
-    for number, pair in enumerate(seeds):
-        table[places[np.searchsorted(pictures, pair.pictures, sorter=places)], number] = pair.difference
-    words = table.view(f"V{len(seeds)}").ravel()  # quicker to sort than rows
-    _, examples, counts = np.unique(words, return_index=True, return_counts=True)
-    order = np.argsort(-counts, kind="stable")
-    counts = counts[order]
-    columns = np.where(counts > _FEW, 1, counts)
-    found = np.repeat(table[examples[order]].T, columns, axis=1)
-    return np.where(found == _ABSENT, np.nan, found), np.repeat(counts // columns, columns)
+def _common(pairs: _Pairs, weights: NDArray[np.float64]) -> tuple[float, int]:
+    """Return what the covariances of the targets' seeds add to the mean's variance, and of how many seeds they are."""
+    all_seeds = sorted({seed for paired in pairs.values() for seed in paired})
+    means = np.full((len(pairs), len(all_seeds)), np.nan)
+    for row, paired in zip(means, pairs.values(), strict=True):
+        for seed, pair in paired.items():
+            row[all_seeds.index(seed)] = pair.difference.mean()
+    there = ~np.isnan(means)
+    total, fewest = 0.0, len(all_seeds)
+    for one in range(len(means)):
+        for other in range(one):
+            both = there[one] & there[other]
+            if (shared := int(both.sum())) < 2:
+                continue
+            covariance = np.cov(means[one, both], means[other, both])[0, 1]
+            total += 2 * weights[one] * weights[other] * shared * covariance / (there[one].sum() * there[other].sum())
+            fewest = min(fewest, shared)
+    return float(total), fewest
 
 
 def leads(methods: Mapping[str, Runs], reference: str) -> dict[str, Lead]:
@@ -212,19 +223,9 @@ def best_is_sure(methods: Mapping[str, Runs], names: Sequence[str]) -> str | Non
     """Return the method that is surely ahead of every other one of `names`; None if there is none."""
     for name in names:
         others = [methods[other] for other in names if other != name]
-        # The first half takes no draws, and all but one method fail in it.
-        if (
-            others
-            and all(_is_ahead(methods[name], other) for other in others)
-            and all(_is_surely_ahead(methods[name], other) for other in others)
-        ):
+        if others and all(_is_surely_ahead(methods[name], other) for other in others):
             return name
     return None
-
-
-def _is_ahead(one: Runs, other: Runs) -> bool:
-    pairs = _pairs(one, other)
-    return bool(pairs) and _mean(pairs) > 0
 
 
 def _is_surely_ahead(one: Runs, other: Runs) -> bool:

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import exp
 from statistics import NormalDist
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Logarithms of Student's t at 0.975: with 1, 2, ... 10, 15, 30 and any number of degrees of freedom.
+_FREE = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 30, np.inf])
+_LOG_T = np.log(
+    [12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.1314, 2.0423, 1.9600]
+)
 
 Right = NDArray[np.bool_]
 """[n] whether each picture was answered correctly."""
@@ -78,6 +85,15 @@ def paired_difference(one: Right, other: Right, *, judged: int = 1) -> Differenc
     more = (gained - lost) / (count + 2)
     half = _z(1 - 0.05 / judged) * (((gained + lost + 1) / (count + 2) - more**2) / (count + 2)) ** 0.5
     return Difference((gained - lost) / count, more - half, more + half)
+
+
+def student_t(freedom: float) -> float:
+    """Return the 0.975 quantile of Student's t, to 2%.
+
+    Args:
+        freedom: degrees of freedom, 1 or more, not only whole ones; infinite: the normal distribution's.
+    """
+    return exp(np.interp(1 / freedom, 1 / _FREE[::-1], _LOG_T[::-1]))
 
 
 def _z(confidence: float) -> float:

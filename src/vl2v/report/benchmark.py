@@ -112,7 +112,13 @@ def _tiles(bench: Bench) -> Iterator[dict[str, str]]:
     ahead = bench.leads(best[0]).get(best[1])
     if ahead is not None:
         value, interval = lead(ahead.mean, ahead.low, ahead.high)
-        sure = "beyond chance" if ahead.sure else "may be chance" if ahead.seeds > 1 else "one seed only"
+        sure = (
+            "beyond chance"
+            if ahead.sure
+            else "may be chance"
+            if ahead.seeds > 1
+            else "one seed: without the training's luck"
+        )
         yield {"label": f"its lead over {bench.reference}", "who": "", "value": value, "note": f"{interval}; {sure}"}
     teacher, _, _ = bench.mean(bench.teachers)
     if math.isfinite(teacher):
