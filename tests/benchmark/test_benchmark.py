@@ -33,7 +33,7 @@ from vl2v.benchmark.domainbed import read_domainbed
 from vl2v.benchmark.draws import Range, drawn, ranges, suggested
 from vl2v.benchmark.engine import Local, Ray, _Worker, engine_named
 from vl2v.benchmark.grid import Grid, methods_for
-from vl2v.benchmark.jobs import Job
+from vl2v.benchmark.jobs import Job, Selection
 from vl2v.benchmark.results import Result, gather, of, of_same_pictures, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
@@ -629,7 +629,9 @@ def test_domainbeds_own_results_stand_in_the_same_table(calm: WorkList, tmp_path
     ]
     assert found[0].accuracy == pytest.approx(0.8 * 0.7 + 0.2 * 0.8) and not notes
     told = as_table(found).render("md")
-    assert "77.0 ± 5.0" in told
+    assert "77.0 ± 3.5" in told and "over n seeds, not n - 1" in told  # theirs: np.std of 72 and 82, over root 2
+    ours = as_table([replace(result, theirs=False) for result in found]).render("md")
+    assert "77.0 ± 5.0" in ours and "not n - 1" not in ours
     (tmp_path / "other.jsonl").write_text('{"loss": 1}\n')
     with pytest.raises(DataError, match=r"other.jsonl, line 1: not DomainBed's"):
         read_domainbed(tmp_path / "other.jsonl")
@@ -659,6 +661,24 @@ def test_a_sweep_of_domainbeds_is_selected_by_the_rule_of_the_table(tmp_path: Pa
     file.write_text("".join(line for line in lines if '"test_envs": [3]' in line))
     (found,), notes = read_domainbed(file, "leave-one-out")
     assert found.in_split == 0.6 and "selected by source validation" in notes[0]
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
+@pytest.mark.parametrize("selection", ["training", "leave-one-out", "oracle"])
+def test_of_equal_validation_accuracies_domainbed_takes_the_last_hparams_seed(
+    selection: Selection, order: Sequence[int], tmp_path: Path
+) -> None:
+    """Its runs are sorted by hparams_seed, then by accuracy, stably, and reversed; within a run the first step wins."""
+    lines = []
+    for draw in order:
+        steps = [(300, 0.1), (600, 0.2)] if selection != "leave-one-out" else [(600, 0.2), (300, 0.1)]  # theirs sorts
+        for step, more in steps:
+            lines += [domainbed_line(step, [0.5] * 4, draw=draw, inside=0.4 + draw / 10 + more / 10)]
+            lines += [domainbed_line(step, [0.5] * 4, targets=[other, 3], draw=draw) for other in range(3)]
+    file = tmp_path / "results.jsonl"
+    file.write_text("".join(lines))
+    (found,), _ = read_domainbed(file, selection)
+    assert found.in_split == pytest.approx(0.62 if selection == "oracle" else 0.61)  # the oracle's step is the last
 
 
 def test_domainbeds_students_are_told_apart_and_stop_no_bold_row(calm: WorkList, tmp_path: Path) -> None:
@@ -1128,7 +1148,7 @@ def test_a_lead_is_of_the_very_targets_that_the_mean_is_of(calm: WorkList) -> No
     good, bad = [True] * 30 + [False] * 10, [False] * 30 + [True] * 10
     rows = [found(method, target, good) for method in ("adip", "kd") for target in ("ink", "wash|line")]
     rows += [found("erm", "ink", bad), found("lp", "ink", bad)]
-    for reference, leads in (("erm", {"adip": "", "kd": ""}), ("kd", {"adip": "+0.0 [+0.0, +0.0]", "kd": ""})):
+    for reference, leads in (("erm", {"adip": "", "kd": ""}), ("kd", {"adip": "+0.0 [-3.3, +3.3]", "kd": ""})):
         table = as_table(rows, reference=reference)
         place = table.heads.index(f"against {reference}, 95%")
         assert {row[1]: row[place] for row in table.rows if row[1] in leads} == leads

@@ -57,7 +57,8 @@ class _Line:
         outside = self.accuracies.get(f"env{target}_out_acc")
         whole = inside if outside is None else (1 - self.holdout) * inside + self.holdout * outside
         method = f"{algorithm} (DomainBed)"
-        return Result(dataset, domain, method, self.student, seed, whole, inside, self.seen(), math.nan, self.file)
+        figures = (whole, inside, self.seen(), math.nan)
+        return Result(dataset, domain, method, self.student, seed, *figures, self.file, theirs=True)
 
 
 def read_domainbed(path: Path, selection: Selection = "training") -> tuple[list[Result], list[str]]:
@@ -66,7 +67,8 @@ def read_domainbed(path: Path, selection: Selection = "training") -> tuple[list[
     Of a cell's runs and steps its rule of that name selects one: "training", the best mean accuracy on the source
     domains' validation splits; "leave-one-out", the best mean on each source domain in turn, of runs that left it out
     as well (lines with two test environments), else, where there are none, the rule before; "oracle", of the runs'
-    last steps the best accuracy on the target's validation split.
+    last steps the best accuracy on the target's validation split. Of equals, as there: the run with the highest
+    hparams_seed, and within it the first line ("leave-one-out": the first step).
 
     Args:
         path: a results.jsonl, or a folder with some in it.
@@ -91,12 +93,13 @@ def read_domainbed(path: Path, selection: Selection = "training") -> tuple[list[
         )
     if selection != "leave-one-out" and len(lines) > len(alone):
         notes.append(f"{path}: {len(lines) - len(alone):,} lines with several test environments aren't in the table.")
-    best: dict[Hashable, tuple[float, Result]] = {}
+    best: dict[Hashable, tuple[tuple[float, int], Result]] = {}
     for merit, line in judged:
         result = line.result()
         key = result.dataset, result.target, result.method, result.student, result.seed
-        if key not in best or merit > best[key][0]:
-            best[key] = merit, result
+        *_, hparams_seed = line.run
+        if key not in best or (merit, hparams_seed) > best[key][0]:
+            best[key] = (merit, hparams_seed), result
     return [result for _, result in best.values()], notes
 
 
@@ -113,7 +116,7 @@ def _judged(alone: Sequence[_Line], lines: Sequence[_Line], selection: Selection
             for target, other in (line.targets, line.targets[::-1]):
                 held[line.run, line.student, line.step, target][other] = line.accuracies[f"env{other}_in_acc"]
     found = []
-    for line in alone:
+    for line in sorted(alone, key=lambda line: line.step):
         scores = held[line.run, line.student, line.step, line.targets[0]]
         if scores and len(scores) == sum(key.endswith("_in_acc") for key in line.accuracies) - 1:
             found.append((float(np.mean(list(scores.values()))), line))

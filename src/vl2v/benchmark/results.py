@@ -39,6 +39,7 @@ class Result:
         corrupted: on the target's pictures corrupted, the mean over the corruptions asked for; NaN where not measured.
         inside: as `marks`, of the 80% that DomainBed measures.
         content: a digest of the dataset that `marks` point to; "" where that isn't known.
+        theirs: whether DomainBed's own program made it; its standard errors divide by the number of seeds.
     """
 
     dataset: str
@@ -55,6 +56,7 @@ class Result:
     corrupted: float = math.nan
     inside: Marks | None = None
     content: str = ""
+    theirs: bool = False
 
     @property
     def cell(self) -> Cell:
@@ -68,7 +70,8 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     Rules (Gulrajani and Lopez-Paz, ICLR 2021, section 3): "training", the accuracy on the source domains' validation
     pictures, the mean over domains; "leave-one-out", the mean accuracy on each source domain in turn of students that
     didn't see it, either;
-    "oracle", the accuracy on the 20% of the target that isn't measured, which nobody has who deploys.
+    "oracle", the accuracy on the 20% of the target that isn't measured, which nobody has who deploys. Of equals the
+    last draw, as in its code.
 
     Args:
         work: the list; unfinished jobs, and those of other settings than the last, are left out. A draw that can't be
@@ -93,7 +96,11 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
             finished = {draw: jobs for draw, jobs in judged.items() if all(map(work.trained, jobs.values()))}
         merits = {draw: merit(work, jobs, selection) if len(finished) > 1 else 0 for draw, jobs in finished.items()}
         merits = {draw: worth for draw, worth in merits.items() if worth != -math.inf}
-        if merits and (result := result_of(work, finished[max(merits, key=merits.__getitem__)][""])) is not None:
+        if (
+            merits
+            and (result := result_of(work, finished[max(merits, key=lambda draw: (merits[draw], draw))][""]))
+            is not None
+        ):
             found.append(result)
     return found
 
@@ -242,9 +249,12 @@ def mean_and_error(found: Iterable[Result], metric: str = "accuracy") -> tuple[f
     """Return mean, standard error over seeds and the number of seeds, of the average over all cells.
 
     That is DomainBed's: over each dataset's targets, then over datasets. Only seeds that have every cell (dataset and
-    target) count; where a metric wasn't measured, it is NaN.
+    target) count; where a metric wasn't measured, it is NaN. The error is of the sample's standard deviation; of
+    DomainBed's own results it is as they print it, of the population's (a single seed has 0 there, and NaN here).
     """
     by_seed: dict[int, dict[tuple[str, str], float]] = defaultdict(dict)
+    found = list(found)
+    ddof = 0 if found and all(result.theirs for result in found) else 1
     for result in found:
         value = getattr(result, metric)
         if not math.isnan(value):
@@ -254,7 +264,7 @@ def mean_and_error(found: Iterable[Result], metric: str = "accuracy") -> tuple[f
     if not whole:
         return float("nan"), float("nan"), 0
     means = np.array(whole) @ target_weights(cells)
-    error = float(np.std(means, ddof=1) / len(means) ** 0.5) if len(means) > 1 else float("nan")
+    error = float(np.std(means, ddof=ddof) / len(means) ** 0.5) if len(means) > 1 else float("nan")
     return float(np.mean(means)), error, len(means)
 
 

@@ -138,6 +138,8 @@ def as_table(
                 bold.append(len(rows))
             rows.append(row)
     notes = [_note(metric, selection, found), *notes, *_unanswered(found)]
+    if any(result.theirs for result in found):
+        notes.append("± of rows from DomainBed as its program prints it: over n seeds, not n - 1.")
     if bold:
         notes.append(
             "Bold: ahead of every other method that trained its student here, the whole 95% interval above zero."
