@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -139,3 +142,48 @@ def test_not_a_ledger(tmp_path: Path) -> None:
 )
 def test_money(micro: int, text: str) -> None:
     assert money(micro, "EUR") == text
+
+
+def test_the_key_of_a_request_that_never_ended_is_used_again(ledger: Ledger) -> None:
+    purse = account(ledger, budget=None)
+    sent = replace(query(5), digest="d1", key="k1")
+    assert purse.key_of("d1") is None and purse.key_of("") is None
+    number = purse.reserve(sent)
+    assert purse.key_of("d1") == "k1" and account(ledger, teacher="vendor:b").key_of("d1") is None
+    purse.settle(number, "lost")
+    assert purse.key_of("d1") == "k1", "the vendor may have an answer to it"
+    for status in ("rejected", "wrong", "answered"):
+        purse.settle(purse.reserve(replace(sent, key=status)), status)
+        assert purse.key_of("d1") is None, "only the newest request counts"
+
+
+def test_a_key_is_forgotten_after_a_day(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    purse = account(ledger)
+    purse.reserve(replace(query(5), digest="d1", key="k1"))
+    now = time.time()
+    monkeypatch.setattr("vl2v.embeddings.ledger.time.time", lambda: now + 86_401)
+    assert purse.key_of("d1") is None
+
+
+def test_what_a_query_cost_above_its_reservation_never_passes_the_budget(ledger: Ledger) -> None:
+    purse = account(ledger, budget=100)
+    first, second = purse.reserve(query(20)), purse.reserve(query(20))
+    purse.settle(first, "answered", micro=50)
+    with pytest.raises(BudgetReached, match=r"cost 0\.00002 USD more than the budget had left, by the vendor's own"):
+        purse.settle(second, "answered", micro=70)
+    assert purse.committed == 100
+    assert [entry.micro for entry in ledger.entries()] == [50, 50]
+
+
+def test_a_ledger_of_the_first_version_is_gone_on_with(tmp_path: Path) -> None:
+    before = Path(__file__).parents[1] / "formats/v1/paid/ledger.sqlite"
+    shutil.copy(before, tmp_path)
+    with Ledger(tmp_path) as opened:
+        entries = opened.entries()
+        teacher = entries[0].teacher
+        paid = opened.committed(teacher)
+        assert paid == sum(entry.micro for entry in entries if entry.teacher == teacher)
+        purse = account(opened, None, teacher)
+        purse.settle(purse.reserve(replace(query(7), digest="d", key="k")), "answered")
+    with Ledger(tmp_path) as again:
+        assert again.committed(teacher) == paid + 7 and len(again.entries()) == len(entries) + 1

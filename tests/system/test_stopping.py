@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from teachers.remote.vendor import KEY, Vendor
+from vendor.rented import running
 from vl2v.embeddings import EmbeddingStore, Entry, Ledger
 
 TABLE = """
@@ -24,7 +25,6 @@ price = { image = 0.0001, text = 0.0001 }
 [openai-compatible]
 images_a_request = 1
 in_flight = 4
-dim = 12
 """
 ENOUGH = 60.0  # seconds after which the test gives up; nothing is measured by it
 
@@ -37,7 +37,7 @@ def vendor() -> Iterator[Vendor]:
 
 
 @pytest.fixture
-def asking(vendor: Vendor, tmp_path: Path):
+def embedding(tmp_path: Path):
     """Return a function that starts `vl2v embed` over forty images, in a process of its own."""
     draw = np.random.default_rng(0)
     for number in range(40):
@@ -45,14 +45,19 @@ def asking(vendor: Vendor, tmp_path: Path):
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
     (tmp_path / "vendors.toml").write_text(TABLE)
-    environment = {**os.environ, "VL2V_VENDORS": str(tmp_path / "vendors.toml"), "VL2V_API_KEY": KEY}
-    command = [sys.executable, "-m", "vl2v", "embed", "--data", str(tmp_path / "data"), "--store"]
-    command += [str(tmp_path / "store"), "--teacher", f"openai-compatible:{vendor.url}#m", "--budget", "1"]
 
-    def started() -> subprocess.Popen[str]:
+    def started(teacher: str, key: str) -> subprocess.Popen[str]:
+        environment = {**os.environ, "VL2V_VENDORS": str(tmp_path / "vendors.toml"), "VL2V_API_KEY": key}
+        command = [sys.executable, "-m", "vl2v", "embed", "--data", str(tmp_path / "data"), "--budget", "1"]
+        command += ["--store", str(tmp_path / "store"), "--teacher", f"openai-compatible:{teacher}"]
         return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     return started
+
+
+@pytest.fixture
+def asking(vendor: Vendor, embedding):
+    return lambda: embedding(f"{vendor.url}#m", KEY)
 
 
 def after(count: int, fault, vendor: Vendor) -> threading.Event:
@@ -138,3 +143,33 @@ def test_what_still_arrives_is_saved(vendor: Vendor, asking, tmp_path: Path) -> 
     assert {entry.status for entry in entries} == {"answered"} and len(entries) == len(vendor.requests) < 40
     assert saved(tmp_path / "store") == sum(entry.count for entry in entries)
     assert asking().wait(ENOUGH) == 0
+
+
+def test_what_was_in_flight_of_a_killed_client_is_not_bought_again(embedding, tmp_path: Path) -> None:
+    with running(tmp_path / "vendor", price=100) as seller:
+        arrived = threading.Semaphore(0)
+        answer = seller.teacher.rows
+
+        def rows(contents: list[bytes]) -> np.ndarray:
+            arrived.release()
+            return answer(contents)
+
+        seller.teacher.rows = rows
+        process = embedding(f"{seller.url}/v1#stub:m", seller.key)
+        try:
+            for _ in range(8):
+                assert arrived.acquire(timeout=ENOUGH)
+            seller.teacher.gate.clear()
+            assert arrived.acquire(timeout=ENOUGH)
+        finally:
+            process.kill()
+            process.communicate()
+        seller.teacher.gate.set()
+        open_ = [entry for entry in bill(tmp_path / "store") if entry.status == "reserved"]
+        assert open_, "something was in flight"
+        again = embedding(f"{seller.url}/v1#stub:m", seller.key)
+        _, said = again.communicate(timeout=ENOUGH)
+        assert again.returncode == 0, said
+        assert seller.meter.sold("client") == 40 + 2 + 2 * 2, "images, texts, and two canaries a run"
+        entries = bill(tmp_path / "store")
+    assert sum(entry.micro for entry in entries) >= 100 * (40 + 2 + 2 * 2)

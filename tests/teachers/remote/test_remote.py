@@ -710,6 +710,27 @@ def test_what_the_budget_does_not_allow_does_not_wait_for_its_turn(rent, vendor,
     assert vendor.sold == 2 and clock.now == 60, "the second image has its turn after a minute"
 
 
+def test_another_thread_can_end_what_is_being_asked(rent, vendor):
+    vendor.always = status(503, Retry_After="600")
+    teacher = rent()
+    said: list[str] = []
+
+    def ask() -> None:
+        try:
+            teacher.embed_texts(["a"])
+        except TeacherError as error:
+            said.append(str(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    while not teacher.purse.settled:
+        thread.join(0.01)
+    teacher.stop()
+    thread.join(60)
+    assert not thread.is_alive() and "stopped: nothing more was sent; the bill so far: 0 millionths" in said[0]
+    assert len(vendor.requests) == 1 and set(teacher.purse.statuses()) == {"rejected"}
+
+
 def test_an_answer_that_is_useless_twice_is_not_asked_for_under_the_same_key(rent, vendor):
     replies: dict[str, bytes] = {}
 
