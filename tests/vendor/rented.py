@@ -19,6 +19,7 @@ from vl2v.vendor.keys import add_key, read_keys
 from vl2v.vendor.meter import Meter
 
 DIM = 16
+OPTIONS = ("rate", "quota", "price", "price_image", "price_text")
 
 
 class Stub:
@@ -58,10 +59,12 @@ class Running:
         self.teacher = teacher
         self.ledger = folder / "sold.sqlite"
         keys = folder / "keys.toml"
-        options = {name: limits.pop(name) for name in ("rate", "quota", "price") if name in limits}
-        self.key = add_key(keys, "client", **options)
+        options = {name: limits.pop(name) for name in OPTIONS if name in limits}
+        names = [key.name for key in read_keys(keys).keys] if keys.exists() else []
+        self.key = add_key(keys, f"client {len(names)}" if names else "client", **options)
         self.meter = Meter(self.ledger)
-        app = create_app(teacher, read_keys(keys), self.meter, **limits)
+        self.keys = read_keys(keys)
+        app = create_app(teacher, self.keys, self.meter, **limits)
         self.loopback = Loopback(app)
         self.url = self.loopback.url
 

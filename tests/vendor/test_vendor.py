@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -21,10 +23,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loopback import until_accepted
-from vl2v.errors import ConfigError
+from loopback import until, until_accepted
+from vl2v.errors import ConfigError, StoreError
 from vl2v.teachers import EncodedImage, open_teacher
-from vl2v.vendor.keys import add_key, read_keys
+from vl2v.vendor import meter as meters
+from vl2v.vendor.keys import add_key, read_keys, revoke_key
+from vl2v.vendor.meter import Meter, Sale
 
 from .rented import DIM, Stub, row, running
 
@@ -83,6 +87,9 @@ def test_openais_own_client_talks_to_it(vendor):
     )
     np.testing.assert_allclose(pictures.data[0].embedding, row(data), atol=1e-7)
     assert [model.id for model in client.models.list()] == ["stub:m"]
+    assert client.models.retrieve("stub:m").id == "stub:m"
+    with pytest.raises(openai.UnprocessableEntityError, match="tokens aren't taken"):
+        client.embeddings.create(model="stub:m", input=[[1, 2]])
     with pytest.raises(openai.AuthenticationError, match="a valid key is needed"):
         openai.OpenAI(base_url=f"{vendor.url}/v1", api_key="sk-no").embeddings.create(model="stub:m", input="a")
     assert sold(vendor) == [("client", "text", 2, 10), ("client", "image", 1, 5)]
@@ -268,6 +275,149 @@ def test_one_request_asked_twice_is_billed_once(vendor):
     assert len(sold(vendor)) == 1
 
 
+def test_a_reply_outlives_the_server_and_stays_one_clients_own(tmp_path):
+    same = {"Idempotency-Key": "abc"}
+    with running(tmp_path / "vendor", price=5) as vendor:
+        key, before = vendor.key, ask(vendor, ["a", "b"], headers=same).content
+        images = ask(vendor, [uri(picture(1))], "image", headers={"Idempotency-Key": "image"}).content
+    with running(tmp_path / "vendor", price=5) as vendor:  # the other key is another client's
+        assert ask(vendor, ["a", "b"], headers=same, key=key).content == before
+        again = ask(vendor, [uri(picture(1))], "image", headers={"Idempotency-Key": "image"}, key=key)
+        assert again.content == images
+        assert ask(vendor, ["c"], headers=same, key=key).status_code == 409
+        assert vendor.teacher.batches == [] and len(sold(vendor)) == 2
+        assert ask(vendor, ["c"], headers=same).status_code == 200
+
+
+def test_a_client_that_dies_finds_its_answer_and_pays_once(vendor):
+    vendor.teacher.gate.clear()
+    body = json.dumps({"model": "stub:m", "input": ["a"]}).encode()
+    head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {vendor.key}\r\nIdempotency-Key: dead\r\n"
+    with socket.create_connection(("127.0.0.1", int(vendor.url.rpartition(":")[2]))) as dying:
+        dying.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        until(lambda: vendor.meter._held["client"])
+    vendor.teacher.gate.set()
+    until(lambda: vendor.meter.sold("client"))
+    headers = {"Authorization": f"Bearer {vendor.key}", "Idempotency-Key": "dead"}
+    answer = httpx2.post(f"{vendor.url}/v1/embeddings", content=body, headers=headers, timeout=60).json()
+    np.testing.assert_allclose(answer["data"][0]["embedding"], row(b"a"), atol=1e-6)
+    assert sold(vendor) == [("client", "text", 1, 5)] and vendor.teacher.batches == [1]
+
+
+def test_saved_replies_are_bounded_by_age_and_by_client(tmp_path, monkeypatch):
+    def one(meter: Meter, client: str, number: int) -> bytes:
+        digest = f"{client} {number}".encode()
+        meter.write([(Sale(client, "text", 1, 1, "n", digest, b"asked"), np.full((1, DIM), number, np.float32))])
+        return digest
+
+    size = DIM * 4 + meters.OVERHEAD
+    monkeypatch.setattr(meters, "REPLIES", 3 * size)
+    meter = Meter(tmp_path / "sold.sqlite")
+    other = one(meter, "b", 0)
+    digests = [one(meter, "a", number) for number in range(6)]
+    one(meter, "b", 1)
+    saved = [meter.reply(digest) for digest in digests]
+    assert [found is not None for found in saved] == [False] * 3 + [True] * 3
+    np.testing.assert_array_equal(saved[-1][1], np.full((1, DIM), 5, np.float32))
+    assert meter.reply(other) is not None, "another client's flood drives out nobody's"
+    monkeypatch.setattr(meters, "KEPT", 0.0)
+    assert meter.reply(digests[-1]) is None
+    one(meter, "b", 2)
+    assert len(meter._digests) == 1
+    meter.close()
+    with closing(sqlite3.connect(tmp_path / "sold.sqlite")) as db:
+        assert db.execute("SELECT count(*) FROM replies").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM sold").fetchone() == (9,)
+
+
+def test_a_ledger_from_before_replies_is_gone_on_with(tmp_path):
+    with closing(sqlite3.connect(tmp_path / "sold.sqlite")) as db:
+        columns = "at REAL, client TEXT, kind TEXT, count INTEGER, micro INTEGER, request TEXT"
+        db.execute(f"CREATE TABLE sold (id INTEGER PRIMARY KEY, {columns}) STRICT")
+        db.execute("INSERT INTO sold VALUES (7, 1.0, 'client', 'text', 3, 15, 'x')")
+        db.commit()
+    with closing(Meter(tmp_path / "sold.sqlite")) as meter:
+        assert meter.sold("client") == 3
+        meter.write([(Sale("client", "image", 2, 10, "y", b"d", b"a"), np.ones((2, DIM), np.float32))])
+        assert meter.sold("client") == 5 and meter.reply(b"d")[0].micro == 10
+    with closing(sqlite3.connect(tmp_path / "sold.sqlite")) as db:
+        db.execute("PRAGMA user_version = 99")
+    with pytest.raises(StoreError, match="written by a newer vl2v"):
+        Meter(tmp_path / "sold.sqlite")
+
+
+def test_one_clients_load_does_not_hold_up_another(tmp_path):
+    teacher = Stub()
+    with running(tmp_path / "vendor", teacher) as vendor, ThreadPoolExecutor(8) as pool:
+        polite = add_key(tmp_path / "vendor" / "keys.toml", "polite")
+        vendor.keys.replace(read_keys(tmp_path / "vendor" / "keys.toml").keys)
+        teacher.gate.clear()
+        heavy = pool.submit(ask, vendor, [f"{i} " + "x" * 200 for i in range(2000)])
+        until(lambda: vendor.meter._held["client"] == 2000)
+        light = pool.submit(ask, vendor, "short", key=polite)
+        until(lambda: vendor.meter._held["polite"] == 1, [light])
+        teacher.gate.set()
+        assert light.result().status_code == 200
+        done = sum(teacher.batches)
+        assert heavy.result().status_code == 200
+        assert done < 1000, "of 2,000 that came first"
+
+
+def test_a_clients_quota_of_the_queue_is_its_own(tmp_path):
+    teacher = Stub()
+    with running(tmp_path / "vendor", teacher, waiting=4, batch=1) as vendor, ThreadPoolExecutor(12) as pool:
+        polite = add_key(tmp_path / "vendor" / "keys.toml", "polite")
+        vendor.keys.replace(read_keys(tmp_path / "vendor" / "keys.toml").keys)
+        teacher.gate.clear()
+        futures = [pool.submit(ask, vendor, f"text {i}") for i in range(10)]
+        until(lambda: any(future.done() and future.result().status_code == 429 for future in futures))
+        light = pool.submit(ask, vendor, "short", key=polite)
+        until(lambda: vendor.meter._held["polite"] == 1, [light])
+        teacher.gate.set()
+        assert light.result().status_code == 200
+
+
+def test_images_that_take_too_much_processor_time_are_refused(vendor, monkeypatch):
+    monkeypatch.setattr("vl2v.vendor.desk.SECONDS", 0.0)
+    answer = ask(vendor, [uri(picture(0)), uri(picture(1))], "image")
+    assert answer.status_code == 400 and answer.json()["error"]["code"] == "too_expensive"
+    assert sold(vendor) == [] and vendor.meter._held["client"] == 0
+
+
+def test_prices_by_kind(tmp_path):
+    with running(tmp_path / "vendor", price=5, price_image=40) as vendor:
+        ask(vendor, ["a", "b"])
+        ask(vendor, [uri(picture(0))], "image")
+        assert [sale[1:] for sale in sold(vendor)] == [("text", 2, 10), ("image", 1, 40)]
+        headers = {"Authorization": f"Bearer {vendor.key}"}
+        about = httpx2.get(f"{vendor.url}/v1/models/stub:m", headers=headers).json()
+        assert about["price_micro"] == {"image": 40, "text": 5} and about["id"] == "stub:m"
+        assert about == httpx2.get(f"{vendor.url}/v1/models", headers=headers).json()["data"][0]
+        assert httpx2.get(f"{vendor.url}/v1/models/other", headers=headers).status_code == 404
+
+
+def test_what_other_clients_send_by_default(vendor):
+    headers = {"Authorization": f"Bearer {vendor.key}"}
+    bodies = [  # LangChain without its tokens, LlamaIndex, litellm, curl
+        {"input": ["a"], "model": "stub:m", "encoding_format": "base64"},
+        {"input": ["a"], "model": "stub:m", "encoding_format": "base64", "user": None},
+        {"input": ["a"], "model": "stub:m", "encoding_format": None, "dimensions": None},
+        {"input": "a", "model": "stub:m"},
+        {"input": "a", "model": "stub:m", "dimensions": DIM},
+    ]
+    for body in bodies:
+        answer = httpx2.post(f"{vendor.url}/v1/embeddings", json=body, headers=headers)
+        assert answer.status_code == 200, (body, answer.text)
+        sent = answer.json()["data"][0]["embedding"]
+        vector = np.frombuffer(base64.b64decode(sent), "<f4") if isinstance(sent, str) else sent
+        np.testing.assert_allclose(vector, row(b"a"), atol=1e-6)
+    other = httpx2.post(f"{vendor.url}/v1/embeddings", json={**bodies[3], "dimensions": 8}, headers=headers)
+    assert other.status_code == 400 and other.json()["error"]["param"] == "dimensions"
+    assert f"8; this model's embeddings have {DIM}" in other.json()["error"]["message"]
+    wrong = httpx2.put(f"{vendor.url}/v1/embeddings", json=bodies[3], headers=headers)
+    assert wrong.status_code == 405 and wrong.headers["Allow"] == "POST"
+
+
 def test_metrics_count_and_name_nobody(vendor):
     ask(vendor, ["a", "b"])
     ask(vendor, "a", key="wrong")
@@ -328,6 +478,42 @@ def test_key_files(tmp_path):
         read_keys(file)
     with pytest.raises(ConfigError, match="`vl2v vendor keys add` makes it"):
         read_keys(tmp_path / "none.toml")
+
+
+def test_a_revoked_key_is_not_accepted_and_its_name_not_given_away(vendor, tmp_path):
+    file = tmp_path / "vendor" / "keys.toml"
+    before = read_keys(file).keys
+    revoke_key(file, "client")
+    (after,) = read_keys(file).keys
+    assert after.revoked is not None and after.model_copy(update={"revoked": None}) == before[0]
+    assert read_keys(file).find(vendor.key) is None and os.stat(file).st_mode & 0o077 == 0
+    assert ask(vendor, "a").status_code == 200, "until the server reads the file again"
+    vendor.keys.replace(read_keys(file).keys)
+    assert ask(vendor, "a").status_code == 401
+    for name, words in (("client", "was revoked on"), ("nobody", "there are client")):
+        with pytest.raises(ConfigError, match=words):
+            revoke_key(file, name)
+    with pytest.raises(ConfigError, match="there is a key named 'client' already"):
+        add_key(file, "client")
+
+
+def test_keys_are_listed_with_what_they_bought(tmp_path, monkeypatch):
+    from typer.testing import CliRunner
+
+    from vl2v.cli.vendor import app
+
+    monkeypatch.chdir(tmp_path)
+    runner = CliRunner()
+    runner.invoke(app, ["keys", "add", "alice", "--price", "20", "--price-image", "30"], catch_exceptions=False)
+    runner.invoke(app, ["keys", "add", "bob", "--rate", "60"], catch_exceptions=False)
+    with closing(Meter(tmp_path / "sold.sqlite")) as meter:
+        for client, kind, count, micro in [("alice", "image", 3, 90), ("alice", "text", 2, 40), ("eve", "text", 1, 7)]:
+            meter.write([(Sale(client, kind, count, micro, "n"), np.ones((count, DIM), np.float32))])
+    runner.invoke(app, ["keys", "revoke", "bob"], catch_exceptions=False)
+    lines = [line.split() for line in runner.invoke(app, ["keys", "list"], catch_exceptions=False).stdout.splitlines()]
+    assert lines[1] == ["alice", "-", "-", "30", "20", "2", "3", "2", "0.000130", "-"]
+    assert lines[2][:9] == ["bob", "60", "-", "0", "0", "0", "0", "0", "0.000000"] and len(lines[2]) == 10
+    assert lines[3] == ["eve", "-", "-", "-", "-", "1", "0", "1", "0.000007", "no", "key"]
 
 
 def test_told_to_stop_it_answers_and_bills_what_it_accepted(tmp_path):

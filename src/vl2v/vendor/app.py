@@ -198,6 +198,10 @@ class App:
         length = _header(headers, b"content-length") or b"0"
         if not length.isdigit() or int(length[:20]) > BODY:
             raise _too_large()
+        if self.desk.full(key.name):  # before its body is read
+            refusal = _why(Busy("too many requests are waiting"))
+            refusal.headers["Connection"] = "close"
+            raise refusal
         parts: list[bytes] = []
         try:
             body = await self._body(key.name, receive, parts)

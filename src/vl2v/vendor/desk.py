@@ -133,6 +133,10 @@ class Desk:
         finally:
             self._inside[sale.client] -= count
 
+    def full(self, client: str) -> bool:
+        """Whether any request of a client would be turned away."""
+        return self._inside[client] > self.waiting + self._embedding.most
+
     def close(self) -> None:
         """End the threads when they are done with their batches."""
         for queue in (self._small, self._large, self._embedding):

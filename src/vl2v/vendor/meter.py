@@ -77,7 +77,7 @@ class Sale:
 class _Saved:
     """A client's saved replies, the oldest first."""
 
-    replies: deque[tuple[int, float, int]]  # id, when, bytes
+    replies: deque[tuple[int, float, int, bytes]]  # id, when, bytes, digest
     bytes: int = 0
 
 
@@ -97,6 +97,7 @@ class Meter:
         self._held: dict[str, int] = defaultdict(int)  # items that are being worked on
         self._requests: dict[str, deque[float]] = defaultdict(deque)
         self._saved: dict[str, _Saved] = defaultdict(lambda: _Saved(deque()))
+        self._digests: set[bytes] = set()  # of all saved replies
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
@@ -111,9 +112,9 @@ class Meter:
             self._reading = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             rows = self._db.execute("SELECT client, sum(count) FROM sold GROUP BY client")
             self._sold: dict[str, int] = defaultdict(int, rows)
-            found = "SELECT r.client, r.id, s.at, length(r.vectors) FROM replies r JOIN sold s USING (id) ORDER BY r.id"
-            for client, number, at, size in self._db.execute(found):
-                self._note(client, number, at, size)
+            found = "SELECT r.client, r.id, s.at, length(r.vectors), r.digest FROM replies r JOIN sold s USING (id) "
+            for row in self._db.execute(found + "ORDER BY r.id"):
+                self._note(*row)
         except (sqlite3.Error, OSError) as error:
             raise StoreError(f"{file}: can't be a ledger ({error}); choose another --ledger") from None
 
@@ -154,30 +155,32 @@ class Meter:
             sqlite3.Error: they can't be written; none of them is sold.
         """
         now = time.time()
-        added: list[tuple[str, int, int]] = []
+        gone = self._expired(now)
+        sold: list[Any] = []
+        replies: list[Any] = []
+        added = []
         with self._writing:
             with transaction(self._db):
-                gone = self._expired(now)
                 if gone:
                     self._db.executemany("DELETE FROM replies WHERE id = ?", [(number,) for _, number in gone])
-                for sale, vectors in sales:
-                    number = self._db.execute(
-                        "INSERT INTO sold (at, client, kind, count, micro, request) VALUES (?, ?, ?, ?, ?, ?)",
-                        (now, sale.client, sale.kind, sale.count, sale.micro, sale.request),
-                    ).lastrowid
+                (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM sold").fetchone()
+                for number, (sale, vectors) in enumerate(sales, last + 1):
+                    sold += (number, now, sale.client, sale.kind, sale.count, sale.micro, sale.request)
                     if sale.digest:
                         raw = np.ascontiguousarray(vectors, "<f4").tobytes()
-                        self._db.execute(
-                            "INSERT OR REPLACE INTO replies (id, client, digest, asked, vectors) "
-                            "VALUES (?, ?, ?, ?, ?)",
-                            (number, sale.client, sale.digest, sale.asked, raw),
-                        )
-                        added.append((sale.client, number or 0, len(raw)))
+                        replies += (number, sale.client, sale.digest, sale.asked, raw)
+                        added.append((sale.client, number, len(raw), sale.digest))
+                # All rows in one statement: each costs a turn of the interpreter's lock.
+                self._db.execute(f"INSERT INTO sold VALUES {_rows(len(sales), 7)}", sold)
+                if added:
+                    self._db.execute(f"INSERT OR REPLACE INTO replies VALUES {_rows(len(added), 5)}", replies)
             for client, _ in gone:
                 saved = self._saved[client]
-                saved.bytes -= saved.replies.popleft()[2]
-            for client, number, size in added:
-                self._note(client, number, now, size)
+                _, _, size, digest = saved.replies.popleft()
+                saved.bytes -= size
+                self._digests.discard(digest)
+            for client, number, size, digest in added:
+                self._note(client, number, now, size, digest)
         with self._lock:
             for sale, _ in sales:
                 sale.at = now
@@ -190,6 +193,8 @@ class Meter:
         Raises:
             sqlite3.Error: the file can't be read.
         """
+        if digest not in self._digests:
+            return None
         row: Any = self._reading.execute(
             "SELECT s.client, s.kind, s.count, s.micro, s.request, r.digest, r.asked, s.at, r.vectors "
             "FROM replies r JOIN sold s USING (id) WHERE r.digest = ?",
@@ -210,9 +215,10 @@ class Meter:
         self._reading.close()
         self._db.close()
 
-    def _note(self, client: str, number: int, at: float, size: int) -> None:
+    def _note(self, client: str, number: int, at: float, size: int, digest: bytes) -> None:
         saved = self._saved[client]
-        saved.replies.append((number, at, size + OVERHEAD))
+        saved.replies.append((number, at, size + OVERHEAD, digest))
+        self._digests.add(digest)
         saved.bytes += size + OVERHEAD
 
     def _expired(self, now: float) -> list[tuple[str, int]]:
@@ -220,12 +226,17 @@ class Meter:
         gone = []
         for client, saved in self._saved.items():
             left = saved.bytes
-            for number, at, size in saved.replies:
+            for number, at, size, _ in saved.replies:
                 if at > now - KEPT and left <= REPLIES:
                     break
                 gone.append((client, number))
                 left -= size
         return gone
+
+
+def _rows(count: int, columns: int) -> str:
+    row = f"({', '.join('?' * columns)})"
+    return ", ".join([row] * count)
 
 
 def sums(file: Path) -> dict[str, dict[str, tuple[int, int, int]]]:

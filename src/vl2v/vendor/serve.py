@@ -36,7 +36,7 @@ def serve(
 
     Args:
         spec: of a teacher whose weights are at hand.
-        keys: a TOML file from `vl2v vendor key`.
+        keys: a TOML file from `vl2v vendor keys add`.
         ledger: a SQLite file of what was sold, made if it is not there.
         name: what clients call the model; by default as `spec` does, of a folder its last part.
         host: to listen on.

@@ -75,6 +75,7 @@ def configured(app: Any, **options: Any) -> uvicorn.Config:
         "ws": "none",
         "log_config": None,
         "access_log": False,
+        "proxy_headers": False,
         "server_header": False,
         "timeout_graceful_shutdown": GRACE,
     }
