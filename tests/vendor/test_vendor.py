@@ -529,8 +529,19 @@ def test_told_to_stop_it_answers_and_bills_what_it_accepted(tmp_path):
         url = f"http://127.0.0.1:{port}"
         _until_up(url, process)
         body = {"model": "tiny", "input": [uri(picture(i)) for i in range(32)], "modality": "image"}
+        headers = {"Authorization": f"Bearer {key}"}
+        (tmp_path / "broken").write_text("[[key")
+        keys = (tmp_path / "keys.toml").read_bytes()
+        os.replace(tmp_path / "broken", tmp_path / "keys.toml")
+        process.send_signal(signal.SIGHUP)  # the keys stay as they were
+        (tmp_path / "keys.toml.new").write_bytes(keys)
+        os.replace(tmp_path / "keys.toml.new", tmp_path / "keys.toml")
+        other = add_key(tmp_path / "keys.toml", "other")
+        process.send_signal(signal.SIGHUP)
+        models = f"{url}/v1/models"
+        until(lambda: httpx2.get(models, headers={"Authorization": f"Bearer {other}"}).status_code == 200)
+        assert httpx2.get(models, headers=headers).status_code == 200
         with ThreadPoolExecutor(4) as pool:
-            headers = {"Authorization": f"Bearer {key}"}
             futures = [
                 pool.submit(httpx2.post, f"{url}/v1/embeddings", json=body, headers=headers, timeout=300)
                 for _ in range(4)
