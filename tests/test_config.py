@@ -4,6 +4,7 @@ import tomllib
 from typing import Any, get_args
 
 import pytest
+import timm
 
 from vl2v.config import Section, assignments, merge, toml_key, validate
 from vl2v.errors import ConfigError
@@ -74,7 +75,26 @@ def test_the_paper_preset_is_the_published_recipe() -> None:
         assert (stage.batch_per_domain, stage.eval_every) == (32, 200)
     assert config.teacher.online and config.teacher.statistics == config.student.statistics == "imagenet"
     assert config.train.swad and all(config.published.model_dump().values())
+    assert config.train.precision == config.teacher.precision == "fp32"
+    assert config.published.swad_restarts[:3] == [3000, 4000, 5000]
     assert not any(resolve(DATA).published.model_dump().values())
+
+
+@pytest.mark.parametrize(
+    ("student", "tag", "apart"),
+    [
+        ("resnet50", "tv_in1k", False),
+        ("vit_base_patch16_224", "augreg_in21k_ft_in1k", True),
+        ("vit_small_patch16_224", "augreg_in21k_ft_in1k", False),
+        ("deit_small_distilled_patch16_224", "fb_in1k", False),
+    ],
+)
+def test_the_paper_preset_starts_from_the_authors_weights(student: str, tag: str, apart: bool) -> None:
+    config = resolve(merge(DATA, {"student": {"name": student}}), "paper")
+    assert config.student.name == f"{student}.{tag}" and timm.is_model_pretrained(config.student.name)
+    assert config.published.swad_overlapping == (["align"] if apart else True)
+    assert resolve(merge(DATA, {"student": {"name": student}})).student.name == student
+    assert resolve(merge(DATA, {"student": {"name": config.student.name}}), "paper") == config
 
 
 def test_settings_win_over_the_preset() -> None:

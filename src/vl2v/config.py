@@ -129,7 +129,10 @@ class PublishedConfig(Section):
     align_through_backbone: bool = Field(
         default=False, description="Align on augmented pictures through the backbone, not on cached features"
     )
-    swad_overlapping: bool = Field(default=False, description="SWAD averages overlapping prefixes")
+    swad_overlapping: bool | list[str] = Field(
+        default=False, description="SWAD averages overlapping prefixes: in all stages, or in those named"
+    )
+    swad_restarts: list[int] = Field(default=[], description="steps after which overlapping prefixes start anew")
     swad_discarded: bool = Field(
         default=False,
         description="the next stage starts from the raw best weights, not the averaged",
@@ -164,8 +167,27 @@ class RunConfig(Section):
         return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
 
 
-def paper_preset(stages: Iterable[str]) -> Tree:
-    """Return the published recipe (CVPR 2024, supplementary; authors' code) for a method's stages."""
+PAPER_STUDENTS = {
+    "resnet50": "resnet50.tv_in1k",
+    "vit_base_patch16_224": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "vit_small_patch16_224": "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "deit_small_distilled_patch16_224": "deit_small_distilled_patch16_224.fb_in1k",
+}
+"""The weights that the authors' code starts from; timm's names alone stand for other ones today."""
+
+
+def paper_student(student: str) -> str:
+    """Return a student's name with the tag of the weights that the authors' code starts from, if it has one."""
+    return PAPER_STUDENTS.get(student, student)
+
+
+def paper_preset(stages: Iterable[str], student: str = "") -> Tree:
+    """Return the published recipe (CVPR 2024, supplementary; authors' code) for a method's stages.
+
+    Their script for the Distill of ViT-B/16 alone passes the flag that keeps SWAD's segments apart.
+    """
+    stages = list(stages)
+    apart = paper_student(student) == PAPER_STUDENTS["vit_base_patch16_224"]
     stage = {
         "steps": 5001,
         "lr": 5e-5,
@@ -177,11 +199,15 @@ def paper_preset(stages: Iterable[str]) -> Tree:
     }
     return {
         "prompts": {"articles": False},
-        "teacher": {"online": True, "statistics": "imagenet"},
+        "teacher": {"online": True, "statistics": "imagenet", "precision": "fp32"},
         "student": {"image_size": 224, "statistics": "imagenet"},
         "stages": {name: dict(stage) for name in stages},
-        "train": {"swad": True},
-        "published": dict.fromkeys(PublishedConfig.model_fields, True),
+        "train": {"swad": True, "precision": "fp32"},
+        "published": {
+            **dict.fromkeys(PublishedConfig.model_fields, True),
+            "swad_overlapping": [name for name in stages if name != "distill"] if apart else True,
+            "swad_restarts": list(range(3000, 15001, 1000)),
+        },
     }
 
 

@@ -9,11 +9,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import vl2v
 from vendor.rented import Stub, running
 from vl2v.embeddings import EmbeddingStore
 from vl2v.errors import ConfigError, StudentError
+from vl2v.methods import task_of
+from vl2v.runs import teaching
+from vl2v.runs.settings import resolve
+from vl2v.runs.train import new_student
 
 
 @pytest.fixture
@@ -145,3 +150,18 @@ def test_as_published_align_asks_about_its_batches_too(
 def test_views_cannot_be_both_fixed_and_asked_anew(quick: dict[str, Any], white: WhiteBox, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"set teacher\.online=false, or no views"):
         vl2v.distill(with_(quick, "teacher", online=True, views=2), tmp_path / "run", store=tmp_path / "store")
+
+
+def test_teacher_and_student_of_self_distillation_agree_before_any_step_as_published() -> None:
+    """Both see ImageNet's statistics; with the tower's own for one of them they would not."""
+    config = resolve({"method": "sd", "data": {"path": "."}, "teacher": {"spec": "tiny"}}, "paper")
+    teacher = teaching.the_teacher(config.teacher)
+    student = new_student(config, task_of(config), 3, teacher, teacher.dim).eval()
+    assert student.spec.mean == IMAGENET_DEFAULT_MEAN and student.spec.std == IMAGENET_DEFAULT_STD
+    size = student.spec.image_size
+    pixels = torch.randint(0, 256, (4, size, size, 3), generator=torch.manual_seed(0), dtype=torch.uint8)
+    with torch.no_grad():
+        agreed = (student(pixels) * teaching.online(config.teacher, teacher)(pixels)).sum(-1)
+        own = teaching.online(config.teacher.model_copy(update={"statistics": "own"}), teacher)(pixels)
+        apart = (student(pixels) * own).sum(-1)
+    assert agreed.min() > 1 - 1e-5 and apart.max() < 1 - 1e-4

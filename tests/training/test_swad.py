@@ -47,6 +47,18 @@ def test_overlapping_segments_reach_back_to_the_first_step() -> None:
     assert mean(swad) == pytest.approx(3.5)  # steps 1 to 6
 
 
+def test_overlapping_segments_start_anew_at_the_steps_told() -> None:
+    swad = run([5, 4, 3], Swad(overlapping=True, restarts=[4]))
+    assert mean(swad) == pytest.approx(5.5)  # steps 5 and 6
+    first, second = run([5, 4], Swad(overlapping=True, restarts=[4, 6])), Swad(overlapping=True, restarts=[4, 6])
+    second.restore(*first.state())
+    for step in (5, 6, 7, 8):
+        second.step({"w": torch.tensor([float(step)])})
+        if step % 2 == 0:
+            second.evaluate(3 - step / 8)
+    assert mean(second) == pytest.approx(7.5)  # an interruption doesn't forget how far it was
+
+
 @pytest.mark.parametrize("cut", [1, 3, 5, 8])
 def test_state_restores_to_the_same_average(cut: int) -> None:
     losses = [5, 1.0, 1.1, 1.2, 1.1, 1.3, 1.2, 2, 2, 2]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vl2v.benchmark.draws import drawn
 from vl2v.benchmark.jobs import Cell, Job, Selection, digest
-from vl2v.config import TOWER, DataConfig, Tree, deciding, merge, validate
+from vl2v.config import TOWER, DataConfig, Tree, deciding, merge, paper_student, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs.settings import applicable, foreign, recipe
@@ -149,16 +149,18 @@ class Grid:
 
     def _of(self, cell: Cell, held: str) -> Tree:
         """Return the settings of a job, without its draw."""
+        student = STUDENTS.get(cell.student, cell.student)
+        student = paper_student(student) if self.preset == "paper" else student
         path, target = self.data[cell.dataset], [cell.target, *([held] if held else [])]
         own: Tree = {
             "method": cell.method,
             "seed": cell.seed,
             "data": {"path": path, "target": target, "split_seed": cell.seed},
-            "student": {"name": STUDENTS.get(cell.student, cell.student)},
+            "student": {"name": student},
         }
         task = METHODS[cell.method]
         measured: Tree = {"published": {"target_in_split": False}}  # tables have both figures
-        shared = merge(recipe(self.preset, task.stage_defaults), measured, self.settings)
+        shared = merge(recipe(self.preset, task.stage_defaults, student), measured, self.settings)
         return merge(applicable(shared, task), own)
 
     def _sized(self, cell: Cell, settings: Tree) -> Tree:

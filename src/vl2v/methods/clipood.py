@@ -19,6 +19,7 @@ class Clipood(Task):
     title = "fine-tuning with text margins and averaged weights"
     queries = "texts"
     tower = True
+    version = 2
     stage_defaults = {"finetune": {"steps": 1000, "lr": 5e-6, "weight_decay": 0.1}}
 
     class Settings(Section):

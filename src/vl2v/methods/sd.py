@@ -13,6 +13,7 @@ class Sd(Adip):
 
     title = "VL2V-SD: self-distillation of a white box"
     tower = True
+    version = 2
     stage_defaults = {"distill": {"steps": 1000, "lr": 1e-5}}
 
     @property

@@ -19,6 +19,7 @@ class WiseFt(ErmText):
 
     title = "weights between the zero-shot and the fine-tuned"
     tower = True
+    version = 2
     stage_defaults = {"finetune": {"steps": 1000, "lr": 1e-5}}
 
     class Settings(Section):

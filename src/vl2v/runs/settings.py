@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vl2v.config import TOWER, RunConfig, Tree, flat, merge, nested, paper_preset, validate
+from vl2v.config import TOWER, RunConfig, Tree, flat, merge, nested, paper_preset, paper_student, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import Task, find_method, load_method, own_settings
 from vl2v.methods.registry import RENAMED
@@ -43,12 +43,17 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
     unknown = stages.keys() - task.stage_defaults.keys()
     if unknown:
         raise ConfigError(f"stages.{min(unknown)}: {task.name} has only {', '.join(task.stage_defaults)}")
-    published = applicable(recipe(preset, task.stage_defaults), task)
-    config = validate(merge({"stages": task.stage_defaults}, published, settings, {"method": task.name}))
+    student = settings.get("student", {})
+    name = str(student.get("name", "")) if isinstance(student, Mapping) else ""
+    published = applicable(recipe(preset, task.stage_defaults, name), task)
+    own: Tree = {"method": task.name}
+    if preset == "paper" and paper_student(name) != name:
+        own["student"] = {"name": paper_student(name)}
+    config = validate(merge({"stages": task.stage_defaults}, published, settings, own))
     if reasons := [f"{name}: {reason}" for name, reason in foreign(settings, task).items()]:
         raise ConfigError("; ".join(reasons))
-    own = own_settings(task, config.loss).model_dump(mode="json", by_alias=True)
-    return config.model_copy(update={"loss": own})
+    loss = own_settings(task, config.loss).model_dump(mode="json", by_alias=True)
+    return config.model_copy(update={"loss": loss})
 
 
 def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
@@ -95,15 +100,15 @@ def from_earlier(tree: Tree) -> Tree:
     return {**tree, "method": method, "teacher": teacher, "loss": kept}
 
 
-def recipe(preset: str, stages: Iterable[str]) -> Tree:
-    """Return what a preset sets for a method of these stages.
+def recipe(preset: str, stages: Iterable[str], student: str = "") -> Tree:
+    """Return what a preset sets for a method of these stages and a student.
 
     Raises:
         ConfigError: an unknown preset.
     """
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r}: there are {', '.join(PRESETS)}")
-    return paper_preset(stages) if preset == "paper" else {}
+    return paper_preset(stages, student) if preset == "paper" else {}
 
 
 def without_places(tree: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -100,12 +101,21 @@ def has_tower(config: RunConfig, task: Task | type[Task]) -> bool:
     return task.tower or config.student.name == TOWER
 
 
-def tower(teacher: Teacher) -> tuple[nn.Module, BackboneSpec]:
+def tower(teacher: Teacher, statistics: str = "own") -> tuple[nn.Module, BackboneSpec]:
     """Return a copy of the teacher's image tower and its spec, for students that start from it.
+
+    Args:
+        teacher: a white box.
+        statistics: of the pixels, "own" or "imagenet".
 
     Raises:
         ConfigError: the teacher is a black box.
     """
     if not gives_weights(teacher):
         raise ConfigError(f"{teacher.name}: a black box; a student can't start from its image tower, use method adip")
-    return teacher.image_tower()
+    backbone, spec = teacher.image_tower()
+    if statistics == "imagenet":
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+        spec = replace(spec, mean=tuple(IMAGENET_DEFAULT_MEAN), std=tuple(IMAGENET_DEFAULT_STD))
+    return backbone, spec

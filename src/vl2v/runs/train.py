@@ -121,6 +121,7 @@ def _new_trainer(folder: Path, config: RunConfig, report: Report) -> Trainer:
         config.seed,
         batch_norm=config.student.batch_norm,
         swad_overlapping=config.published.swad_overlapping,
+        swad_restarts=config.published.swad_restarts,
         swad_discarded=config.published.swad_discarded,
         progress=report,
     )
@@ -291,7 +292,7 @@ def new_student(config: RunConfig, task: Task, classes: int, teacher: Teacher | 
     own_tower = teaching.has_tower(config, task)
     if own_tower:
         assert teacher is not None
-        backbone, spec = teaching.tower(teacher)
+        backbone, spec = teaching.tower(teacher, config.student.statistics)
         features = dim
     else:
         backbone, spec = new_backbone(config)

@@ -94,7 +94,8 @@ class Trainer:
         config: precision, SWAD, selection.
         seed: of the run.
         batch_norm: "eval" keeps batch-norm layers in eval mode while training.
-        swad_overlapping: an oddity of the authors' code (see `Swad`).
+        swad_overlapping: an oddity of the authors' code (see `Swad`), in all stages or in those named.
+        swad_restarts: steps after which overlapping segments start anew.
         swad_discarded: another: a next stage starts from the raw best weights, not from the averaged ones.
         progress: told after every step.
         alone: train in this process, even if it is one of several of a run.
@@ -107,7 +108,8 @@ class Trainer:
         seed: int,
         *,
         batch_norm: Literal["eval", "train"] = "eval",
-        swad_overlapping: bool = False,
+        swad_overlapping: bool | Sequence[str] = False,
+        swad_restarts: Sequence[int] = (),
         swad_discarded: bool = False,
         progress: Progress | None = None,
         alone: bool = False,
@@ -117,6 +119,7 @@ class Trainer:
         self.seed = seed
         self.batch_norm = batch_norm
         self.swad_overlapping = swad_overlapping
+        self.swad_restarts = swad_restarts
         self.swad_discarded = swad_discarded
         self.progress = progress
         self.fabric = new_fabric(config) if alone else launched_fabric(config)
@@ -211,7 +214,9 @@ class _StageRun:
         if work.stage.average == "beta":
             self.averager = BetaAverage(self.weights, work.settings.steps)
         elif trainer.config.swad:
-            self.averager = Swad(overlapping=trainer.swad_overlapping)
+            where = trainer.swad_overlapping
+            overlapping = where if isinstance(where, bool) else work.stage.key in where
+            self.averager = Swad(overlapping=overlapping, restarts=trainer.swad_restarts)
         self.start: Weights = {}
         if work.stage.interpolate != (1.0,) or work.stage.member[1] > 1:
             self.start = _copied(self.weights)

@@ -6,7 +6,7 @@ Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,7 @@ class Swad:
         n_tolerance: evaluations that end it (N_e).
         tolerance_ratio: r - 1 in the paper's notation.
         overlapping: the authors' oddity: segments reach back to the first step, not the last evaluation.
+        restarts: steps after whose evaluation overlapping segments start anew.
     """
 
     def __init__(
@@ -51,11 +52,14 @@ class Swad:
         n_tolerance: int = 6,
         tolerance_ratio: float = 0.3,
         overlapping: bool = False,
+        restarts: Collection[int] = (),
     ) -> None:
         self.n_converge = n_converge
         self.n_tolerance = n_tolerance
         self.tolerance_ratio = tolerance_ratio
         self.overlapping = overlapping
+        self.restarts = restarts
+        self.steps = 0
         self.running: Segment | None = None
         self.pending: deque[Segment] = deque()
         self.valley: Segment | None = None
@@ -66,6 +70,7 @@ class Swad:
         """Take the weights after one optimiser step."""
         if self.ended:
             return
+        self.steps += 1
         if self.running is None:
             self.running = Segment({key: torch.zeros_like(value) for key, value in weights.items()}, 0)
         self.running.add(weights)
@@ -76,7 +81,7 @@ class Swad:
             return
         mean = {key: value.clone() for key, value in self.running.mean.items()}
         self.pending.append(Segment(mean, self.running.count, loss))
-        if not self.overlapping:
+        if not self.overlapping or self.steps in self.restarts:
             self.running = None
         if self.valley is None:
             self._look_for_start()
@@ -121,7 +126,7 @@ class Swad:
         there = {name: segment for name, segment in segments.items() if segment is not None}
         numbers = {name: [segment.count, segment.loss] for name, segment in there.items()}
         tensors = {f"{name}/{key}": value for name, seg in there.items() for key, value in seg.mean.items()}
-        return {"segments": numbers, "threshold": self.threshold, "ended": self.ended}, tensors
+        return {"segments": numbers, "threshold": self.threshold, "ended": self.ended, "steps": self.steps}, tensors
 
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
         """Go on from what `state` returned."""
@@ -135,3 +140,4 @@ class Swad:
         self.pending = deque(segments[f"pending{i}"] for i in range(len(segments)))
         self.threshold = numbers["threshold"]
         self.ended = numbers["ended"]
+        self.steps = numbers.get("steps", 0)  # not in checkpoints of earlier versions
