@@ -10,7 +10,7 @@ from PIL import Image
 
 from vl2v.data import open_dataset
 from vl2v.errors import DataError, StudentError
-from vl2v.prediction import check_name
+from vl2v.prediction import check_name, new_class_name
 from vl2v.runtime import Exported
 
 UNSEEN = {
@@ -60,3 +60,40 @@ def test_names_are_checked_where_they_enter(tmp_path: Path) -> None:
     card = {"form": "open", "classes": ["cat"], "texts": "AACAPw==", "scale": 1.0}
     with pytest.raises(StudentError, match=r"U\+200B"):
         Exported(lambda pixels: np.zeros((len(pixels), 1), np.float32), card).check_new("do\u200bg")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", "no name"),
+        ("  \u3000", "no name"),
+        (".", "stands for a folder"),
+        (" .. ", "stands for a folder"),
+        *((name, "'unknown' is the answer") for name in ("unknown", "Unknown", "UNKNOWN ", "\uff35nknown", "Unknown_")),
+        *(
+            (name, "'air plane' is there")
+            for name in ("air plane", "Air Plane", "air  plane", "air_plane", " AIR\u00a0PLANE")
+        ),
+        *((name, "'caf\u00e9' is there") for name in ("cafe\u0301", "CAF\u00c9", "Cafe\u0301")),
+        *((name, "'fish' is there") for name in ("\ufb01sh", "\uff26ish")),
+        ("stra\u00dfe", "'STRASSE' is there"),
+        ("cat\n", "can't be seen"),
+    ],
+)
+def test_a_new_class_is_one_that_people_can_tell_from_the_others(name: str, message: str) -> None:
+    with pytest.raises(StudentError, match=message):
+        new_class_name(name, ["air plane", "caf\u00e9", "fish", "STRASSE"])
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        (" Air  Plane ", "Air Plane"),
+        ("cafe\u0301", "caf\u00e9"),
+        ("...", "..."),
+        ("unknown bird", "unknown bird"),
+        ("x\u00b2", "x\u00b2"),
+    ],
+)
+def test_a_new_class_is_written_in_one_way(name: str, wanted: str) -> None:
+    assert new_class_name(name, ["cat"]) == wanted

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from vl2v.errors import DataError
+from vl2v.errors import DataError, StudentError
 
 UNKNOWN = "unknown"
 
 _INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))  # controls, format (zero width, direction), lone halves, lines
+_SPACES = re.compile(r"[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")  # other white space is a control character
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # joiners, fillers: letters that show nothing
 
 
@@ -28,17 +30,34 @@ def check_name(name: str) -> str:
     return name
 
 
-def why_not_new(name: str, classes: Sequence[str]) -> str | None:
-    """Return why a class of this name can't join others; None: it can."""
+def new_class_name(name: str, classes: Sequence[str]) -> str:
+    """Return the name under which a class joins others: in Unicode's composed form, with single spaces.
+
+    Raises:
+        StudentError: it is empty, "." or "..", "unknown" (an answer), can't be seen, or can't be told from a class that
+            is there: case, spaces, underscores and forms of the same character (full width, ligatures) don't count.
+    """
+    tidy = _SPACES.sub(" ", unicodedata.normalize("NFC", name)).strip(" ")
     try:
-        check_name(name)
+        check_name(tidy)
     except DataError as error:
-        return str(error)
-    if name in classes:
-        return f"class {name!r} is there already"
-    if name.strip() == UNKNOWN:
-        return f"{UNKNOWN!r} is the answer where none is likely enough; choose another name for the class"
-    return None
+        raise StudentError(str(error)) from None
+    if not tidy:
+        raise StudentError("the new class has no name; give it one, as it would stand in a sentence")
+    if tidy in (".", ".."):
+        raise StudentError(f"{tidy!r} stands for a folder, in paths and addresses; choose another name for the class")
+    if same_name(tidy) == UNKNOWN:
+        raise StudentError(f"{UNKNOWN!r} is the answer where none is likely enough; choose another name for the class")
+    there = {same_name(each): each for each in classes}.get(same_name(tidy))
+    if there is not None:
+        raise StudentError(f"class {there!r} is there already")
+    return tidy
+
+
+def same_name(name: str) -> str:
+    """Return what names have in common that people can't tell apart."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
+    return " ".join(folded.replace("_", " ").split())
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
 from vl2v.errors import DataError, StudentError, VL2VError, need_extra
-from vl2v.prediction import Prediction, prediction, why_not_new
+from vl2v.prediction import Prediction, new_class_name, prediction
 
 FORMAT = 1
 METADATA = "vl2v"
@@ -132,21 +132,19 @@ class Exported:
             StudentError: the closed form, a name that can't be a new class's, or another dimension.
         """
         texts = self.texts
-        self.check_new(name)
+        name = self.check_new(name)
         if text.shape != texts.shape[1:]:
             raise StudentError(f"class {name!r}: {text.shape[0]} numbers, the student has {texts.shape[1]}")
         self._texts = np.vstack([texts, text.astype(np.float32)])
         self.classes.append(name)
 
-    def check_new(self, name: str) -> None:
-        """Check that a class of this name can join the others.
+    def check_new(self, name: str) -> str:
+        """Return the name under which a class of this name can join the others.
 
         Raises:
-            StudentError: it is there already, or it is called "unknown".
+            StudentError: as `vl2v.prediction.new_class_name` does.
         """
-        reason = why_not_new(name, self.classes)
-        if reason is not None:
-            raise StudentError(reason)
+        return new_class_name(name, self.classes)
 
     def remove_class(self, name: str) -> None:
         """Take a class away.

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 
 from vl2v.runtime import load
 
@@ -185,3 +187,43 @@ def test_everything_has_a_name_and_fits_a_phone(
     nodes = [node for node in tree if not node.get("ignored") and node["role"]["value"] in wanted]
     nameless = [node["role"]["value"] for node in nodes if not node.get("name", {}).get("value")]
     assert len(nodes) > 5 and nameless == []
+
+
+def test_the_verdict_is_in_sight_on_a_phone(browser: Chrome, served: Servers, picture: bytes) -> None:
+    page = Page(browser, served())
+    size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    tall = io.BytesIO()
+    Image.new("RGB", (900, 1600), "red").save(tall, "JPEG")
+    for given in (picture, tall.getvalue()):
+        page.give(given, "drop")
+        page.until(lambda: page.shown("answer"))
+        page.until(lambda: browser.execute_script("return document.querySelector('#picture').naturalWidth > 0"))
+        seen = "return document.querySelector('#verdict').getBoundingClientRect().bottom < innerHeight"
+        assert browser.execute_script(seen)
+        assert browser.execute_script("return scrollY") == 0
+
+
+# Every way in which an answer can fail to be one: each has to end in words.
+BROKEN = {
+    "cut off": "new Response('{', { status: 200 })",
+    "another": "new Response('[]', { status: 200 })",
+    "nothing": "new Response('null', { status: 200 })",
+    "without words": "new Response('{}', { status: 400 })",
+    "of a proxy": "new Response('<html>', { status: 502 })",
+    "aborted": "new Response(new ReadableStream({ start(c) { c.error(new TypeError('network error')); } }))",
+}
+
+
+@pytest.mark.parametrize("how", BROKEN)
+def test_an_answer_that_is_none_is_told(how: str, browser: Chrome, served: Servers, picture: bytes) -> None:
+    page = Page(browser, served())
+    page.until(lambda: page.shown("classes"))
+    browser.execute_script(
+        f"window.failed = []; addEventListener('unhandledrejection', event => failed.push(String(event.reason)));"
+        f"window.fetch = async () => {BROKEN[how]};"
+    )
+    page.give(picture, "drop")
+    page.until(lambda: page.shown("problem"))
+    assert page.text("problem-words") and not page.shown("answer")
+    assert browser.execute_script("return failed") == []

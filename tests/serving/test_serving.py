@@ -32,6 +32,7 @@ from vl2v.data.decoding import decode
 from vl2v.embeddings import EmbeddingStore, text_key
 from vl2v.errors import ConfigError, StudentError
 from vl2v.serving import serve as serving
+from vl2v.serving import teaching
 from vl2v.serving.answers import Network
 from vl2v.serving.guard import OPEN
 from vl2v.serving.requests import BODY
@@ -89,17 +90,47 @@ def test_the_kserve_protocol_takes_pixels_and_files(served: Servers, opened: Pat
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        ({"pictures": [b64(b"no picture")]}, 400, "pictures[0] can't be decoded: not a picture"),
+        ({"images": [b64(b"no image")]}, 400, "images[0] can't be decoded: not a picture"),
         ({"pictures": "http://169.254.169.254/latest"}, 400, "addresses are not fetched"),
         ({"pictures": "file:///etc/passwd"}, 400, "addresses are not fetched"),
-        ({"pictures": []}, 422, "pictures"),
-        ({"pictures": ["AAAA"] * 65}, 422, "pictures"),
-        ({"picture": "AAAA"}, 422, "pictures"),
+        ({"images": []}, 422, "images: List should have at least 1 item"),
+        ({"pictures": []}, 422, "images: List should have at least 1 item"),
+        ({"images": ["AAAA"] * 65}, 422, "images: List should have at most 64 items"),
+        ({"image": "AAAA"}, 422, "images: Field required"),
     ],
 )
 def test_what_is_not_answered_is_explained(served: Servers, body: Any, status: int, words: str) -> None:
     answer = http.post(f"{served()}/predict", json=body)
     assert answer.status_code == status and words in answer.json()["error"]
+
+
+def test_base64_may_have_line_breaks(served: Servers, picture: bytes) -> None:
+    url, text = served(), base64.encodebytes(picture).decode()
+    for written in (text, text.replace("\n", "\r\n"), f"DATA:image/png;base64,{text}"):
+        assert http.post(f"{url}/predict", json={"images": written}).status_code == 200
+    assert http.post(f"{url}/predict", json={"pictures": text}).status_code == 200, "as the key was called"
+
+
+def test_what_an_address_can_do_is_told(served: Servers) -> None:
+    url = served()
+    for path, allowed in (("/classes", "GET, POST"), ("/predict", "POST"), ("/classes/cone", "DELETE")):
+        answer = http.patch(url + path)
+        assert (answer.status_code, answer.headers["Allow"]) == (405, allowed)
+
+
+def test_a_class_that_can_be_taken_for_another_is_refused_and_any_can_be_removed(
+    served: Servers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, text = served(), [1.0] * 16
+    added = http.post(f"{url}/classes", json={"name": " Air  Plane ", "embedding": text})
+    assert added.status_code == 201 and added.json()["classes"][-1] == "Air Plane"
+    for name in ("air plane", "Unknown", "..", "st\u200bar", "Cone"):
+        assert http.post(f"{url}/classes", json={"name": name, "embedding": text}).status_code == 409, name
+    assert http.delete(f"{url}/classes/air%20plane").json()["classes"] == ["ball", "box", "cone"]
+    monkeypatch.setattr(teaching, "ADDED", 1)
+    bounded = served()
+    statuses = [http.post(f"{bounded}/classes", json={"name": n, "embedding": text}).status_code for n in ("x", "y")]
+    assert statuses == [201, 409]
 
 
 def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, picture: bytes) -> None:
@@ -132,7 +163,7 @@ def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, picture: by
 def test_another_clients_broken_picture_fails_nobody_else(opened: Path, picture: bytes) -> None:
     network = Network(vl2v.runtime.load(opened, threads=1))
     good, bad, both = network._outputs([[picture], [b"no"], [picture, picture]])
-    assert isinstance(bad, Exception) and "pictures[0] can't be decoded" in str(bad)
+    assert isinstance(bad, Exception) and "images[0] can't be decoded" in str(bad)
     assert good.shape[0] == 1 and both.shape[0] == 2  # type: ignore[union-attr]
     np.testing.assert_allclose(both, np.repeat(good, 2, 0), atol=1e-6)  # type: ignore[arg-type]
 
@@ -337,7 +368,7 @@ def test_the_document_describes_what_is_answered(served: Servers) -> None:
 
     schema = schemathesis.openapi.from_url(f"{served()}/openapi.json")
     operations = [found.ok() for found in schema.get_all_operations()]
-    assert len(operations) == 16
+    assert len(operations) == 19
     for operation in operations:
 
         @given(case=operation.as_strategy())

@@ -13,7 +13,7 @@ from vl2v.config import PromptConfig
 from vl2v.data import decode, evaluation_view
 from vl2v.data.layouts import SUFFIXES
 from vl2v.embeddings import EmbeddingStore, fetch_texts
-from vl2v.errors import DataError, StudentError, TeacherError
+from vl2v.errors import DataError, TeacherError
 from vl2v.runs.asking import with_purse
 from vl2v.runs.bill import asker
 from vl2v.runs.folder import Run
@@ -81,14 +81,12 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
 
     Raises:
-        StudentError: the student has a linear head, or the class already, or the name is empty or "unknown".
+        StudentError: the student has a linear head, or the name can't be a new class's.
         TeacherError: the teacher can't be opened, or isn't the one that the student learned from.
     """
     run = run if isinstance(run, Run) else Run(run)
     classifier = run.classifier
-    if not name.strip():
-        raise StudentError("the new class has no name; give it one, as it would stand in a sentence")
-    classifier.check_new(name)
+    name = classifier.check_new(name)
     about = classifier.about
     prompts = PromptConfig(**about["prompts"])
     fingerprint = about["teacher"]["fingerprint"]

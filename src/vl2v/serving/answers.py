@@ -19,7 +19,7 @@ class BadPicture(Exception):
     """A picture of a request can't be decoded."""
 
     def __init__(self, index: int, reason: str) -> None:
-        super().__init__(f"pictures[{index}] can't be decoded: {reason}")
+        super().__init__(f"images[{index}] can't be decoded: {reason}")
 
 
 Thing = bytes | NDArray[np.uint8]
@@ -54,14 +54,14 @@ class Network:
             self._outputs, most=most, waiting=waiting, seconds=seconds, threads=processors(), observe=observe
         )
 
-    async def outputs(self, things: Sequence[Thing]) -> Rows:
+    async def outputs(self, things: Sequence[Thing], client: str = "") -> Rows:
         """Return what the network gives for each picture [n, d]: logits or embeddings.
 
         Raises:
             BadPicture: one can't be decoded.
             Busy, Waited: too much to do.
         """
-        return await self.batches.ask(things, len(things))
+        return await self.batches.ask(things, len(things), client)
 
     def _outputs(self, requests: list[Sequence[Thing]]) -> list[Rows | Exception]:
         decoded = [self._pixels(things) for things in requests]

@@ -10,12 +10,15 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.routing import Match, Route
+from starlette.types import Scope
 
 from vl2v import __version__
 from vl2v.data.decoding import PictureError
 from vl2v.errors import StoreError, StudentError, TeacherError
 from vl2v.runtime import Exported
 from vl2v.serving.answers import BadPicture, Network
+from vl2v.serving.decoders import Decoders
 from vl2v.serving.described import locked
 from vl2v.serving.guard import FromHere, Local, Locked, failure
 from vl2v.serving.health import health_routes
@@ -30,6 +33,8 @@ from vl2v.serving.watch import Watch
 from vl2v.teachers.rented import BudgetReached
 from vl2v.web.batches import Busy, Waited
 from vl2v.web.bodies import Bodies
+
+TOGETHER = 4 * BODY  # bytes of all bodies that are held at once
 
 
 def create_app(
@@ -56,7 +61,8 @@ def create_app(
     metrics = ServingMetrics()
     network = Network(student, waiting=waiting, observe=metrics.batches.observe)
     metrics.queued.set_function(lambda: network.batches.queued)
-    service = Service(name, student, network, tutor, watch, metrics)
+    decoders = Decoders(student.card["image_size"])
+    service = Service(name, student, network, decoders, tutor, watch, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -64,6 +70,7 @@ def create_app(
         await network.outputs([np.zeros((size, size, 3), np.uint8)])  # the first call is slow
         yield
         network.batches.close()
+        decoders.close()
         watch.close()
 
     app = FastAPI(title="vl2v serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
@@ -72,6 +79,15 @@ def create_app(
     _tell_failures(app)
     _guard(app, metrics, key, origins)
     return app
+
+
+def _methods(app: FastAPI, scope: Scope) -> set[str]:
+    """Return the methods that an address has."""
+    found: set[str] = set()
+    for route in app.routes:
+        if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
+            found |= route.methods or set()
+    return found
 
 
 def _guard(app: FastAPI, metrics: ServingMetrics, key: str, origins: Sequence[str]) -> None:
@@ -84,7 +100,7 @@ def _guard(app: FastAPI, metrics: ServingMetrics, key: str, origins: Sequence[st
     app.add_middleware(FromHere, origins=origins)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Bodies, most=BODY, refusal=failure, observe=metrics.answered)
+    app.add_middleware(Bodies, most=BODY, refusal=failure, observe=metrics.answered, together=TOGETHER)
 
 
 def _tell_failures(app: FastAPI) -> None:
@@ -93,7 +109,10 @@ def _tell_failures(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
-        return failure(error.status_code, str(error.detail), headers=dict(error.headers or {}))
+        headers = dict(error.headers or {})
+        if error.status_code == 405:  # of routes with the same address only the first has told its methods
+            headers["Allow"] = ", ".join(sorted(_methods(app, request.scope)))
+        return failure(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> Response:
@@ -101,7 +120,7 @@ def _tell_failures(app: FastAPI) -> None:
 
     @app.exception_handler(Waited)
     async def waited(request: Request, error: Waited) -> Response:
-        return failure(503, f"{error}, try again", headers={"Retry-After": "1"})
+        return failure(429, f"{error}, try again", headers={"Retry-After": "1"})
 
     @app.exception_handler(BadPicture)
     @app.exception_handler(PictureError)

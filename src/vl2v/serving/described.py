@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from vl2v.serving.guard import OPEN
-from vl2v.serving.requests import Pictures
+from vl2v.serving.requests import IMAGES, Images
 
 ANY_BODY = (400, 403, 408, 413, 415, 422)  # what any body can be answered with
 STATUSES = {
@@ -23,7 +23,7 @@ STATUSES = {
     422: "the body isn't of the form that is described here",
     429: "too much is waiting; Retry-After tells for how long",
     502: "the teacher can't be asked; the server's log tells why",
-    503: "waited too long",
+    503: "too much is waiting to take more",
 }
 
 
@@ -72,6 +72,7 @@ class About(BaseModel):
     precision: str
     image_size: int
     threshold: float
+    images: int
     pictures: int
     bytes: int
     teacher: TeacherFacts | None
@@ -109,8 +110,16 @@ def _schema(model: type[BaseModel]) -> dict[str, Any]:
     return found
 
 
-_FILES = {"type": "object", "additionalProperties": {"type": "array", "items": {"type": "string", "format": "binary"}}}
-SEVERAL: dict[str, Any] = body(Pictures)
+_FILE = {"type": "string", "format": "binary"}
+_FILES = {
+    "type": "object",
+    "title": "ImageFiles",
+    "required": ["image"],
+    "properties": {"image": {"type": "array", "items": _FILE, "minItems": 1, "maxItems": IMAGES}},
+    "additionalProperties": False,
+}
+SEVERAL: dict[str, Any] = body(Images)
+SEVERAL["requestBody"]["required"] = False  # a wanted body of two kinds makes openapi-python-client forget an import
 SEVERAL["requestBody"]["content"]["multipart/form-data"] = {"schema": _FILES}
 
 

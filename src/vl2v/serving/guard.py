@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,6 +15,8 @@ from starlette.responses import JSONResponse, Response
 
 from vl2v.web.places import is_local
 
+TRIES = 20  # wrong keys that an address may send in a minute
+_ADDRESSES = 10_000  # that are remembered
 OPEN = frozenset(("/", "/health", "/ready", "/v2/health/live", "/v2/health/ready"))
 
 
@@ -46,22 +50,50 @@ class _Guard(ABC):
 class Locked(_Guard):
     """Every address wants the key, but for the page and for those that tell if the server is well.
 
+    Who sends too many wrong keys in a minute has no more of them compared until it is over; an address from which the
+    right key has come before isn't held up by what others behind the same proxy try.
+
     Args:
         app: what it is around.
         key: is compared in constant time.
+        clock: seconds.
     """
 
     refused = failure(401, "a valid key is needed", headers={"WWW-Authenticate": "Bearer"})
+    slowed = failure(429, "too many wrong keys, try again later", headers={"Retry-After": "60"})
 
-    def __init__(self, app: Any, key: str) -> None:
+    def __init__(self, app: Any, key: str, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(app)
         self._digest = hashlib.sha256(key.encode()).digest()
+        self._clock = clock
+        self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since when, how many
+        self._right: OrderedDict[str, None] = OrderedDict()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or refuse it."""
+        address = (scope.get("client") or ("",))[0]
+        given = dict(scope["headers"]).get(b"authorization") if scope["type"] == "http" else None
+        if given and address not in self._right and self._tries(address) >= TRIES and scope["path"] not in OPEN:
+            await self.slowed(scope, receive, send)
+            return
+        await super().__call__(scope, receive, send)
 
     def passes(self, scope: Any) -> bool:
         """Return whether the address is open, or the key right."""
-        scheme, _, given = dict(scope["headers"]).get(b"authorization", b"").partition(b" ")
-        fits = scheme.lower() == b"bearer" and hmac.compare_digest(self._digest, hashlib.sha256(given).digest())
-        return fits or scope["path"] in OPEN
+        given = dict(scope["headers"]).get(b"authorization")
+        address = (scope.get("client") or ("",))[0]
+        if given:
+            scheme, _, key = given.partition(b" ")
+            if scheme.lower() == b"bearer" and hmac.compare_digest(self._digest, hashlib.sha256(key).digest()):
+                _remember(self._right, address, None)
+                return True
+            since = self._wrong[address][0] if self._tries(address) else self._clock()
+            _remember(self._wrong, address, (since, self._tries(address) + 1))
+        return scope["path"] in OPEN
+
+    def _tries(self, address: str) -> int:
+        since, count = self._wrong.get(address, (0.0, 0))
+        return count if count and self._clock() - since < 60 else 0
 
 
 class Local(_Guard):
@@ -104,3 +136,10 @@ class FromHere(_Guard):
 def _header(scope: Any, name: bytes) -> str:
     value: bytes = dict(scope["headers"]).get(name, b"")
     return value.decode("latin-1")
+
+
+def _remember(what: OrderedDict[str, Any], address: str, value: Any) -> None:
+    what[address] = value
+    what.move_to_end(address)
+    if len(what) > _ADDRESSES:
+        what.popitem(last=False)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from vl2v.serving.described import failures
-from vl2v.serving.service import Service
+from vl2v.serving.service import Service, client_of
 from vl2v.web.metrics import TEXT
 
 
@@ -21,9 +21,9 @@ def health_routes(service: Service) -> APIRouter:
 
     @routes.get("/ready", responses=failures(503))
     @routes.get("/v2/health/ready", responses=failures(503))
-    async def ready() -> dict[str, bool]:
+    async def ready(request: Request) -> dict[str, bool]:
         """Tell whether the next picture would be taken."""
-        service.check_ready()
+        service.check_ready(client_of(request))
         return {"ready": True}
 
     @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})

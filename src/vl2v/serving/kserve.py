@@ -1,19 +1,66 @@
-"""The KServe protocol, in JSON."""
+"""The KServe protocol, version 2, with its binary extension."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+import gzip
+import json
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from numpy.typing import NDArray
+from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
 from vl2v import __version__
 from vl2v.prediction import Prediction
 from vl2v.serving.described import ANY_BODY, body, failures
-from vl2v.serving.requests import Inference, body_of
-from vl2v.serving.service import Service
+from vl2v.serving.requests import IMAGES, kind_of, parsed, plain_body, unpacked
+from vl2v.serving.service import Service, client_of
+
+VERSION = "1"
+LENGTH = "Inference-Header-Content-Length"  # bytes of JSON, before the binary tensors
+_KINDS = ("", "application/json", "application/octet-stream")  # a form of a page elsewhere has others
+_PACKED = 1024  # bytes: less isn't compressed
+_BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\n")
+
+
+class Tensor(BaseModel):
+    """A tensor: `pixels` (UINT8 [n, s, s, 3]) or `image` (BYTES [n], base64 of files; binary: the files)."""
+
+    name: Literal["pixels", "image"]
+    shape: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1, max_length=4)]
+    datatype: Literal["UINT8", "BYTES"]
+    data: list[Any] | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Wanted(BaseModel):
+    """An output that is wanted."""
+
+    name: Literal["label", "best", "probabilities"]
+    parameters: dict[str, Any] | None = None
+
+
+class Inference(BaseModel):
+    """A query of the KServe protocol."""
+
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    inputs: Annotated[list[Tensor], Field(min_length=1, max_length=1)]
+    outputs: list[Wanted] | None = None
+
+    def binary(self, output: str) -> bool | None:
+        """Return whether an output is wanted as binary data; None: it isn't wanted."""
+        all_of_them = _flag(self.parameters, "binary_data_output", False)
+        if not self.outputs:
+            return all_of_them
+        return next(
+            (_flag(each.parameters, "binary_data", all_of_them) for each in self.outputs if each.name == output), None
+        )
 
 
 def kserve_routes(service: Service) -> APIRouter:
@@ -23,16 +70,16 @@ def kserve_routes(service: Service) -> APIRouter:
     @routes.get("/v2")
     async def server() -> dict[str, Any]:
         """Tell what speaks the KServe protocol here."""
-        return {"name": "vl2v", "version": __version__, "extensions": []}
+        return {"name": "vl2v", "version": __version__, "extensions": ["binary_tensor_data"]}
 
     @routes.get("/v2/models/{model}", responses=failures(404))
     async def model_metadata(model: str) -> dict[str, Any]:
         """Describe the model in the terms of the KServe protocol."""
-        _same(model, service.name)
+        _check(model, service.name)
         size, count = service.student.card["image_size"], len(service.student.classes)
         return {
             "name": service.name,
-            "versions": [],
+            "versions": [VERSION],
             "platform": "onnxruntime_onnx",
             "inputs": [
                 {"name": "image", "datatype": "BYTES", "shape": [-1], "parameters": {"content_type": "base64"}},
@@ -50,46 +97,190 @@ def kserve_routes(service: Service) -> APIRouter:
             ],
         }
 
+    @routes.get("/v2/models/{model}/ready", responses=failures(404, 503))
+    async def model_ready(model: str, request: Request) -> dict[str, bool]:
+        """Tell whether the next image would be taken, in the terms of the KServe protocol."""
+        _check(model, service.name)
+        service.check_ready(client_of(request))
+        return {"ready": True}
+
     @routes.post(
         "/v2/models/{model}/infer",
-        responses=failures(*ANY_BODY, 404, 429, 503),
+        responses=failures(*ANY_BODY, 404, 429),
         openapi_extra=body(Inference),
     )
     async def infer(model: str, request: Request) -> Response:
-        """Say what is in pictures, in the terms of the KServe protocol."""
-        _same(model, service.name)
-        service.look()
-        asked = await body_of(request, Inference)
-        answers = await service.predictions(asked.things(service.student.card["image_size"]))
-        wanted = None if asked.outputs is None else {output.name for output in asked.outputs}
-        outputs = [output for output in _outputs(answers) if wanted is None or output["name"] in wanted]
-        reply = {"model_name": service.name, "outputs": outputs}
-        return JSONResponse(reply if asked.id is None else {**reply, "id": asked.id})
+        """Say what is in images, in the terms of the KServe protocol."""
+        _check(model, service.name)
+        client = client_of(request)
+        service.look(client)
+        wanted, rest = await _inference(request)
+        answers = await service.predictions(_things(wanted, rest, service.student.card["image_size"]), client)
+        return _answer(wanted, answers, service.name, request.headers.get("accept-encoding", ""))
 
-    @routes.get("/v2/models/{model}/ready", responses=failures(404, 503))
-    async def model_ready(model: str) -> dict[str, bool]:
-        """Tell whether the next picture would be taken, in the terms of the KServe protocol."""
-        _same(model, service.name)
-        service.check_ready()
-        return {"ready": True}
+    versioned = "/v2/models/{model}/versions/{version}"
+
+    @routes.get(versioned, responses=failures(404))
+    async def version_metadata(model: str, version: str) -> dict[str, Any]:
+        """Describe a version of the model."""
+        _check(model, service.name, version)
+        return await model_metadata(model)
+
+    @routes.get(f"{versioned}/ready", responses=failures(404, 503))
+    async def version_ready(model: str, version: str, request: Request) -> dict[str, bool]:
+        """Tell whether the next image would be taken by a version of the model."""
+        _check(model, service.name, version)
+        return await model_ready(model, request)
+
+    @routes.post(f"{versioned}/infer", responses=failures(*ANY_BODY, 404, 429), openapi_extra=body(Inference))
+    async def version_infer(model: str, version: str, request: Request) -> Response:
+        """Say what is in images, by a version of the model."""
+        _check(model, service.name, version)
+        return await infer(model, request)
 
     return routes
 
 
-def _same(given: str, name: str) -> None:
-    if given != name:
+def _check(model: str, name: str, version: str = VERSION) -> None:
+    if model != name:
         raise HTTPException(404, f"no such model; there is {name!r}")
+    if version != VERSION:
+        raise HTTPException(404, f"no such version of {name!r}; there is {VERSION!r}")
 
 
-def _outputs(answers: Sequence[Prediction]) -> list[dict[str, Any]]:
+async def _inference(request: Request) -> tuple[Inference, bytes]:
+    """Return what is wanted, and the binary tensors' bytes."""
+    if kind_of(request) not in _KINDS:
+        raise HTTPException(415, "Content-Type: application/json or application/octet-stream is needed")
+    whole, length = await plain_body(request), request.headers.get(LENGTH)
+    if length is None:
+        return parsed(whole, Inference), b""
+    if not (length.isascii() and length.isdigit() and int(length) <= len(whole)):
+        raise HTTPException(400, f"{LENGTH}: bytes of JSON at the body's start, at most all of them")
+    return parsed(whole[: int(length)], Inference), whole[int(length) :]
+
+
+def _things(wanted: Inference, rest: bytes, size: int) -> list[bytes] | list[NDArray[np.uint8]]:
+    """Return files' bytes, or pixels [s, s, 3], one an image.
+
+    Raises:
+        HTTPException: not of the form that the model's metadata describe.
+    """
+    (tensor,) = wanted.inputs
+    given = _binary(tensor, rest)
+    if not 1 <= tensor.shape[0] <= IMAGES:
+        raise HTTPException(422, f"inputs[0].shape: 1 to {IMAGES} images a request")
+    if (tensor.name, tensor.datatype) == ("image", "BYTES") and tensor.shape[1:] in ([], [1]):
+        files = _texts(tensor.data) if given is None else [_plain(each) for each in _elements(given)]
+        if len(files) == tensor.shape[0]:
+            return files
+    if (tensor.name, tensor.datatype) == ("pixels", "UINT8") and tensor.shape[1:] == [size, size, 3]:
+        if given is None:
+            return list(_pixels(tensor.data, tensor.shape))
+        if len(given) == tensor.shape[0] * size * size * 3:
+            return list(np.frombuffer(given, np.uint8).reshape(tensor.shape))
+    form = f"image, BYTES, [n], or pixels, UINT8, [n, {size}, {size}, 3]"
+    raise HTTPException(422, f"inputs[0]: {form}, and as many data as the shape tells")
+
+
+def _binary(tensor: Tensor, rest: bytes) -> bytes | None:
+    """Return a tensor's bytes; None: its data are in the JSON."""
+    length = (tensor.parameters or {}).get("binary_data_size")
+    if length is None:
+        if rest:
+            raise HTTPException(
+                400, f"{len(rest)} bytes are left over after the JSON; inputs[0] has no binary_data_size"
+            )
+        if tensor.data is None:
+            raise HTTPException(422, "inputs[0].data: missing, and there is no binary_data_size")
+        return None
+    if tensor.data is not None:
+        raise HTTPException(422, "inputs[0]: either data or binary_data_size")
+    if length != len(rest) or isinstance(length, bool):
+        raise HTTPException(400, f"inputs[0].parameters.binary_data_size: {len(rest)} bytes follow the JSON")
+    return rest
+
+
+def _elements(data: bytes) -> Iterator[bytes]:
+    """Return the elements of a binary BYTES tensor: each has its length before it."""
+    start = 0
+    while start < len(data):
+        stop = start + 4 + int.from_bytes(data[start : start + 4], "little")
+        if start + 4 > len(data) or stop > len(data):
+            raise HTTPException(400, "inputs[0]: the binary data end within an element")
+        yield data[start + 4 : stop]
+        start = stop
+
+
+def _plain(element: bytes) -> bytes:
+    """Return a file that came as it is or in base64: no file of an image has letters of base64 alone."""
+    return unpacked(element.decode("ascii"), "inputs[0]") if element and _BASE64.issuperset(element) else element
+
+
+def _texts(data: list[Any] | None) -> list[bytes]:
+    found = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in data or ()]
+    if not all(isinstance(text, str) for text in found):
+        raise HTTPException(422, "inputs[0].data: base64 of an image's file each")
+    return [unpacked(text, f"inputs[0].data[{index}]") for index, text in enumerate(found)]
+
+
+def _pixels(data: list[Any] | None, shape: list[int]) -> NDArray[np.uint8]:
+    try:
+        values = np.asarray(data)
+        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
+            raise ValueError
+        return values.astype(np.uint8).reshape(shape)
+    except ValueError:
+        raise HTTPException(422, "inputs[0].data: integers from 0 to 255, as many as the shape tells") from None
+
+
+def _answer(wanted: Inference, answers: Sequence[Prediction], name: str, accepted: str) -> Response:
+    outputs, tail = [], b""
+    for output, values in _outputs(answers):
+        binary = wanted.binary(output["name"])
+        if binary is None:
+            continue
+        if binary:
+            data = _packed(values)
+            output["parameters"] = {"binary_data_size": len(data)}
+            tail += data
+        else:
+            output["data"] = values
+        outputs.append(output)
+    reply = {"model_name": name, "model_version": VERSION, "outputs": outputs}
+    text = json.dumps(reply if wanted.id is None else {**reply, "id": wanted.id}, ensure_ascii=False).encode()
+    headers = {"Vary": "Accept-Encoding"}
+    if tail:
+        headers[LENGTH] = str(len(text))
+    content, coding = text + tail, _coding(accepted)
+    if coding and len(content) >= _PACKED:
+        headers["Content-Encoding"] = coding
+        content = gzip.compress(content, 1, mtime=0) if coding == "gzip" else zlib.compress(content, 1)
+    return Response(content, 200, headers, "application/octet-stream" if tail else "application/json")
+
+
+def _outputs(answers: Sequence[Prediction]) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    for name, words in (("label", [each.label for each in answers]), ("best", [each.best for each in answers])):
+        yield {"name": name, "datatype": "BYTES", "shape": [len(words)]}, words
     rows = [list(answer.probabilities.values()) for answer in answers]
-    words = {"label": [answer.label for answer in answers], "best": [answer.best for answer in answers]}
-    return [
-        *({"name": each, "datatype": "BYTES", "shape": [len(data)], "data": data} for each, data in words.items()),
-        {
-            "name": "probabilities",
-            "datatype": "FP32",
-            "shape": [len(rows), len(rows[0])],
-            "data": [probability for row in rows for probability in row],
-        },
-    ]
+    shape = [len(rows), len(rows[0])]
+    yield {"name": "probabilities", "datatype": "FP32", "shape": shape}, [each for row in rows for each in row]
+
+
+def _packed(values: list[Any]) -> bytes:
+    if isinstance(values[0], str):
+        return b"".join(struct.pack("<I", len(word)) + word for word in (each.encode() for each in values))
+    return np.array(values, "<f4").tobytes()
+
+
+def _coding(accepted: str) -> str:
+    """Return how an answer may be compressed, by Accept-Encoding; "": not at all."""
+    given = {
+        name.strip().lower(): rest.replace(" ", "")
+        for name, _, rest in (each.partition(";") for each in accepted.split(","))
+    }
+    return next((each for each in ("gzip", "deflate") if each in given and given[each] not in ("q=0", "q=0.0")), "")
+
+
+def _flag(parameters: dict[str, Any] | None, name: str, otherwise: bool) -> bool:
+    return (parameters or {}).get(name, otherwise) is True

@@ -11,8 +11,8 @@ from fastapi.responses import JSONResponse
 
 from vl2v.serving.described import ANY_BODY, SEVERAL, About, Answers, failures
 from vl2v.serving.page import page
-from vl2v.serving.requests import BODY, PICTURES, files_of
-from vl2v.serving.service import Service
+from vl2v.serving.requests import BODY, IMAGES, files_of
+from vl2v.serving.service import Service, client_of
 
 
 def picture_routes(service: Service) -> APIRouter:
@@ -24,11 +24,12 @@ def picture_routes(service: Service) -> APIRouter:
         """Return the page."""
         return page()
 
-    @routes.post("/predict", response_model=Answers, responses=failures(*ANY_BODY, 429, 503), openapi_extra=SEVERAL)
+    @routes.post("/predict", response_model=Answers, responses=failures(*ANY_BODY, 429), openapi_extra=SEVERAL)
     async def predict(request: Request) -> Response:
         """Say what is in pictures: files of a multipart form, or base64 in JSON."""
-        service.look()
-        answers = await service.predictions(await files_of(request))
+        client = client_of(request)
+        service.look(client)
+        answers = await service.predictions(await files_of(request), client)
         return JSONResponse({"model": service.name, "predictions": [asdict(each) for each in answers]})
 
     @routes.get("/about", response_model=About)
@@ -36,6 +37,6 @@ def picture_routes(service: Service) -> APIRouter:
         """Tell what answers here."""
         card = {key: service.student.card[key] for key in ("form", "precision", "image_size", "threshold")}
         teacher = await asyncio.to_thread(service.tutor.about)
-        return {"model": service.name, **card, "pictures": PICTURES, "bytes": BODY, "teacher": teacher}
+        return {"model": service.name, **card, "images": IMAGES, "pictures": IMAGES, "bytes": BODY, "teacher": teacher}
 
     return routes

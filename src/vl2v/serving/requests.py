@@ -1,19 +1,26 @@
-"""Pictures out of requests: multipart files, base64 in JSON, tensors of the KServe protocol."""
+"""Images out of requests: multipart files, and base64 in JSON."""
 
 from __future__ import annotations
 
 import base64
-import binascii
-from typing import Annotated, Any, Literal, TypeVar
+import zlib
+from typing import Annotated, Any, TypeVar
 
-import numpy as np
 from fastapi import Request
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationError,
+    model_validator,
+)
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
-PICTURES = 64  # a request
+IMAGES = 64  # a request
+_BREAKS = str.maketrans("", "", " \t\r\n")
 BODY = 32 * 2**20  # bytes of a request
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -21,12 +28,28 @@ Base64 = Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding"
 ClassName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
 
 
-class Pictures(BaseModel):
-    """Pictures as base64 of their files' bytes; a data URI is taken, too, an address isn't."""
+def _listed(given: Any) -> Any:
+    return [given] if isinstance(given, str) else given
+
+
+def _renamed(given: Any, former: str, key: str) -> Any:
+    if isinstance(given, dict) and former in given and key not in given:
+        return {key if each == former else each: value for each, value in given.items()}
+    return given
+
+
+class Images(BaseModel):
+    """Images as base64 of their files' bytes, one or a list; a data URI is taken, too, an address isn't."""
 
     model_config = ConfigDict(extra="forbid")
 
-    pictures: Base64 | Annotated[list[Base64], Field(min_length=1, max_length=PICTURES)]
+    images: Annotated[list[Base64], Field(min_length=1, max_length=IMAGES), BeforeValidator(_listed)]
+
+    @model_validator(mode="before")
+    @classmethod
+    def former(cls, given: Any) -> Any:
+        """Take the key that was called `pictures`."""
+        return _renamed(given, "pictures", "images")
 
     def files(self) -> list[bytes]:
         """Return the files' bytes.
@@ -34,16 +57,21 @@ class Pictures(BaseModel):
         Raises:
             HTTPException: not base64.
         """
-        given = [self.pictures] if isinstance(self.pictures, str) else self.pictures
-        return [_unpacked(text, f"pictures[{index}]") for index, text in enumerate(given)]
+        return [unpacked(text, f"images[{index}]") for index, text in enumerate(self.images)]
 
 
-class OnePicture(BaseModel):
-    """A picture as base64 of its file's bytes."""
+class OneImage(BaseModel):
+    """An image as base64 of its file's bytes."""
 
     model_config = ConfigDict(extra="forbid")
 
-    picture: Base64
+    image: Base64
+
+    @model_validator(mode="before")
+    @classmethod
+    def former(cls, given: Any) -> Any:
+        """Take the key that was called `picture`."""
+        return _renamed(given, "picture", "image")
 
     def file(self) -> bytes:
         """Return the file's bytes.
@@ -51,7 +79,7 @@ class OnePicture(BaseModel):
         Raises:
             HTTPException: not base64.
         """
-        return _unpacked(self.picture, "picture")
+        return unpacked(self.image, "image")
 
 
 class NewClass(BaseModel):
@@ -63,60 +91,30 @@ class NewClass(BaseModel):
     embedding: Annotated[list[float], Field(min_length=1, max_length=100_000)] | None = None
 
 
-class Tensor(BaseModel):
-    """A tensor of the KServe protocol: `pixels` (UINT8 [n, s, s, 3]) or `image` (BYTES [n], base64 of files)."""
-
-    name: Literal["pixels", "image"]
-    shape: Annotated[list[Annotated[int, Field(ge=0, le=2**31)]], Field(min_length=1, max_length=4)]
-    datatype: Literal["UINT8", "BYTES"]
-    data: list[Any]
-    parameters: dict[str, Any] | None = None
-
-
-class Wanted(BaseModel):
-    """An output that is asked for."""
-
-    name: Literal["label", "best", "probabilities"]
-    parameters: dict[str, Any] | None = None
-
-
-class Inference(BaseModel):
-    """A question of the KServe protocol."""
-
-    id: str | None = None
-    parameters: dict[str, Any] | None = None
-    inputs: Annotated[list[Tensor], Field(min_length=1, max_length=1)]
-    outputs: list[Wanted] | None = None
-
-    def things(self, size: int) -> list[bytes] | list[NDArray[np.uint8]]:
-        """Return files' bytes, or pixels [s, s, 3], one a picture.
-
-        Raises:
-            HTTPException: not of the form that the model's metadata describe.
-        """
-        (tensor,) = self.inputs
-        if not 1 <= tensor.shape[0] <= PICTURES:
-            raise HTTPException(422, f"inputs[0].shape: 1 to {PICTURES} pictures a request")
-        if (tensor.name, tensor.datatype) == ("image", "BYTES") and tensor.shape == [len(tensor.data)]:
-            if not all(isinstance(text, str) for text in tensor.data):
-                raise HTTPException(422, "inputs[0].data: base64 of a picture's file each")
-            return [_unpacked(text, f"inputs[0].data[{index}]") for index, text in enumerate(tensor.data)]
-        if (tensor.name, tensor.datatype) == ("pixels", "UINT8") and tensor.shape[1:] == [size, size, 3]:
-            return list(_pixels(tensor.data, tensor.shape))
-        wanted = f"image, BYTES, [n], or pixels, UINT8, [n, {size}, {size}, 3]"
-        raise HTTPException(422, f"inputs[0]: {wanted}, and as many data as the shape tells")
-
-
 async def body_of(request: Request, model: type[Model]) -> Model:
     """Return a request's JSON body.
 
     Raises:
         HTTPException: another content type (a page elsewhere could send it unasked), not JSON, not of this form.
     """
-    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+    if kind_of(request) != "application/json":
         raise HTTPException(415, "Content-Type: application/json is needed")
+    return parsed(await plain_body(request), model)
+
+
+def kind_of(request: Request) -> str:
+    """Return a request's content type, without its parameters."""
+    return str(request.headers.get("content-type", "")).partition(";")[0].strip().lower()
+
+
+def parsed(body: bytes, model: type[Model]) -> Model:
+    """Return a JSON body.
+
+    Raises:
+        HTTPException: not JSON, or not of this form.
+    """
     try:
-        return model.model_validate_json(await request.body())
+        return model.model_validate_json(body)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -124,35 +122,55 @@ async def body_of(request: Request, model: type[Model]) -> Model:
         raise HTTPException(status, f"{where}: {first['msg']}".removeprefix(": ")) from None
 
 
+async def plain_body(request: Request) -> bytes:
+    """Return a request's body, unpacked if it came compressed.
+
+    Raises:
+        HTTPException: it isn't what its Content-Encoding says, or too large.
+    """
+    body, coding = await request.body(), request.headers.get("content-encoding", "identity").strip().lower()
+    if coding == "identity":
+        return body
+    if coding not in ("gzip", "deflate"):
+        raise HTTPException(
+            415, "Content-Encoding: gzip and deflate are understood", {"Accept-Encoding": "gzip, deflate"}
+        )
+    try:
+        unpacker = zlib.decompressobj(zlib.MAX_WBITS | 32)  # both, by their headers
+        plain = unpacker.decompress(body, BODY)
+    except zlib.error:
+        raise HTTPException(400, f"the body isn't {coding}, as its Content-Encoding says") from None
+    if unpacker.unconsumed_tail:
+        raise HTTPException(413, f"at most {BODY} bytes a request, unpacked")
+    if not unpacker.eof:
+        raise HTTPException(400, "the body is cut off")
+    return plain
+
+
 async def files_of(request: Request) -> list[bytes]:
-    """Return the pictures' bytes of a multipart or JSON request.
+    """Return the images' bytes of a multipart or JSON request.
 
     Raises:
         HTTPException: neither, or nothing in it.
     """
-    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
-        return (await body_of(request, Pictures)).files()
-    async with request.form(max_files=PICTURES, max_fields=PICTURES) as form:
+    if kind_of(request) != "multipart/form-data":
+        return (await body_of(request, Images)).files()
+    async with request.form(max_files=IMAGES, max_fields=IMAGES) as form:
         files = [await value.read() for _, value in form.multi_items() if isinstance(value, UploadFile)]
     if not files:
-        raise HTTPException(422, "no file in it: give each picture as a file, for example `curl -F picture=@x.jpg`")
+        raise HTTPException(422, "no file in it: give each image as a file, for example `curl -F image=@x.jpg`")
     return files
 
 
-def _unpacked(text: str, where: str) -> bytes:
-    if text.startswith("data:"):
+def unpacked(text: str, where: str) -> bytes:
+    """Return a file's bytes from their base64, with line breaks or without, or from a data URI.
+
+    Raises:
+        HTTPException: it isn't base64.
+    """
+    if text[:5].lower() == "data:":
         text = text.partition(",")[2]
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise HTTPException(400, f"{where}: not base64 of a picture's file; addresses are not fetched") from None
-
-
-def _pixels(data: list[Any], shape: list[int]) -> NDArray[np.uint8]:
-    try:
-        values = np.asarray(data)
-        if values.dtype.kind not in "iu" or values.min() < 0 or values.max() > 255:
-            raise ValueError
-        return values.astype(np.uint8).reshape(shape)
+        return base64.b64decode(text.translate(_BREAKS), validate=True)
     except ValueError:
-        raise HTTPException(422, "inputs[0].data: integers from 0 to 255, as many as the shape tells") from None
+        raise HTTPException(400, f"{where}: not base64 of an image's file; addresses are not fetched") from None

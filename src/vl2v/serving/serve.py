@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from fastapi import FastAPI
 
 KEY = "VL2V_SERVE_KEY"
+KEY_LENGTH, KEY_SIGNS = 16, 8
 NEEDED = ("uvicorn", "httptools", "fastapi", "prometheus_client", "python_multipart")
 
 
@@ -77,8 +78,8 @@ def serve(
         told: is given a line for people: what is served, and the address.
 
     Raises:
-        ConfigError: a host that others reach, without a key; one that can't be listened on; a teacher that doesn't fit,
-            or that an export in the closed form has no use for.
+        ConfigError: a host that others reach, without a key; a key that is easy to guess; a host or port that can't be
+            listened on; a teacher that doesn't fit, or that an export in the closed form has no use for.
         StudentError: not an export.
         TeacherError: the teacher can't be opened.
         DataError: the log can't be written.
@@ -89,6 +90,11 @@ def serve(
     key = read_secret(KEY)
     if not check_host(host) and not key:
         raise ConfigError(f"--host {host}: others can reach it; give clients a key, in {KEY} or {KEY}_FILE")
+    if key and (len(key) < KEY_LENGTH or len(set(key)) < KEY_SIGNS):
+        raise ConfigError(
+            f"{KEY}: too easy to guess; at least {KEY_LENGTH} characters, {KEY_SIGNS} of them different: "
+            "`openssl rand -hex 32` makes one"
+        )
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is broken
     student = load(file, threads=1)
     app = application(student, teacher, budget, store, log, origins, name, key)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from vl2v.prediction import Prediction
 from vl2v.runtime import Exported
 from vl2v.serving.answers import Network, Thing
+from vl2v.serving.decoders import Decoders
 from vl2v.serving.metrics import ServingMetrics
 from vl2v.serving.tutor import Tutor
 from vl2v.serving.watch import Watch
@@ -24,6 +26,7 @@ class Service:
         name: of the model.
         student: who answers.
         network: its queue.
+        decoders: for images that are large.
         tutor: its teacher.
         watch: is told the network's outputs.
         metrics: count the answers.
@@ -32,37 +35,43 @@ class Service:
     name: str
     student: Exported
     network: Network
+    decoders: Decoders
     tutor: Tutor
     watch: Watch
     metrics: ServingMetrics
 
-    async def predictions(self, things: Sequence[Thing]) -> list[Prediction]:
-        """Return what is in pictures.
+    async def predictions(self, things: Sequence[Thing], client: str = "") -> list[Prediction]:
+        """Return what is in images; clients take turns.
 
         Raises:
             BadPicture: one can't be decoded.
             Busy, Waited: too much to do.
         """
-        rows = await self.network.outputs(things)
+        rows = await self.network.outputs(await self.decoders.views(things, client), client)
         answers = self.student.predictions(rows)
         self.watch.add(rows, answers)
         self.metrics.count(answers)
         return answers
 
-    def look(self) -> None:
+    def look(self, client: str) -> None:
         """Turn a request away before its body is read, if it will be turned away anyhow.
 
         Raises:
             Busy: it will.
         """
-        if self.network.batches.full():
+        if self.network.batches.full(1, client):
             raise Busy("too many pictures are waiting")
 
-    def check_ready(self) -> None:
+    def check_ready(self, client: str) -> None:
         """Tell whether the next picture would be taken.
 
         Raises:
             HTTPException: it wouldn't.
         """
-        if self.network.batches.full():
+        if self.network.batches.full(1, client):
             raise HTTPException(503, "too many pictures are waiting", {"Retry-After": "1"})
+
+
+def client_of(request: Request) -> str:
+    """Return whose turn a request takes: its address."""
+    return request.client.host if request.client else ""

@@ -12,14 +12,19 @@ from fastapi import APIRouter, Request
 from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
+from vl2v.errors import StudentError
+from vl2v.prediction import same_name
 from vl2v.serving.described import ANY_BODY, Classes, Opinion, body, failures
-from vl2v.serving.requests import NewClass, OnePicture, body_of
+from vl2v.serving.requests import NewClass, OneImage, body_of
 from vl2v.serving.service import Service
+
+ADDED = 1000  # classes beside the student's own
 
 
 def teaching_routes(service: Service) -> APIRouter:
     """Return `/classes` and `/teacher`."""
     routes, student, tutor = APIRouter(), service.student, service.tutor
+    most = len(student.classes) + ADDED
     asking = asyncio.Lock()  # one question to the teacher at a time
 
     @routes.get("/classes", response_model=Classes)
@@ -38,31 +43,36 @@ def teaching_routes(service: Service) -> APIRouter:
         """Add a class, until the server is stopped."""
         asked = await body_of(request, NewClass)
         async with asking:
-            student.check_new(asked.name)
+            name = student.check_new(asked.name)
+            if len(student.classes) >= most:
+                raise StudentError(f"there are {most} classes, as many as the server takes; remove one first")
             if asked.embedding is None:
-                text = await asyncio.to_thread(tutor.text, asked.name)
+                text = await asyncio.to_thread(tutor.text, name)
             else:
                 text = _unit(asked.embedding)
-            student.add_class(asked.name, text)
+            student.add_class(name, text)
         return await classes()
 
     @routes.delete("/classes/{which:path}", response_model=Classes, responses=failures(403, 404, 409))
     async def remove_class(which: str) -> Any:
         """Take a class away, until the server is stopped."""
-        if which not in student.classes:
+        found = (
+            [which] if which in student.classes else [n for n in student.classes if same_name(n) == same_name(which)]
+        )
+        if not found:
             raise HTTPException(404, "no such class")
-        student.remove_class(which)
+        student.remove_class(found[0])
         return await classes()
 
     @routes.post(
         "/teacher",
         response_model=Opinion,
         responses=failures(*ANY_BODY, 402, 409, 502),
-        openapi_extra=body(OnePicture),
+        openapi_extra=body(OneImage),
     )
     async def ask_teacher(request: Request) -> Any:
         """Say what the teacher says of a picture; a rented one costs money, once a picture."""
-        asked = await body_of(request, OnePicture)
+        asked = await body_of(request, OneImage)
         async with asking:
             opinion = await asyncio.to_thread(tutor.opinion, asked.file())
             return {"answer": asdict(opinion), "teacher": await asyncio.to_thread(tutor.about)}

@@ -21,6 +21,7 @@ from vl2v.prediction import Prediction, prediction
 from vl2v.runs.asking import account_of, with_purse
 from vl2v.runs.teaching import class_text
 from vl2v.runtime import Exported, softmax
+from vl2v.serving.decoders import MOST
 from vl2v.teachers import Teacher
 from vl2v.teachers.rented import as_rented
 
@@ -104,7 +105,7 @@ class Tutor:
         if self.teacher is None:
             raise StudentError("there is no teacher here; start with --teacher")
         texts, classes = self.student.texts, list(self.student.classes)
-        decode(picture)
+        decode(picture, most_bytes=MOST)
         with EmbeddingStore(self.store) as answers, self._paying():
             known = answers.known(self.teacher.fingerprint, [image_key(hashlib.sha256(picture).digest())])[0]
             image = fetch_image(answers, self.teacher, picture, checked=self._checked)

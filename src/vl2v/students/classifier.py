@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from vl2v.config import Section
 from vl2v.errors import DataError, StudentError
 from vl2v.io import replacing, write_tensors
-from vl2v.prediction import Prediction, prediction, why_not_new
+from vl2v.prediction import Prediction, new_class_name, prediction
 from vl2v.students.backbone import build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
 from vl2v.teachers import BackboneSpec
@@ -108,7 +108,8 @@ class Classifier:
         Raises:
             StudentError: as `check_new` does, or the dimension is another.
         """
-        texts = self.check_new(name)
+        name, texts = self.check_new(name), self.texts
+        assert texts is not None
         if text.shape != texts.shape[1:]:
             raise StudentError(
                 f"class {name!r}: embedding of {text.shape[0]} numbers, the student has {texts.shape[1]}"
@@ -116,21 +117,18 @@ class Classifier:
         self.texts = torch.cat([texts, torch.from_numpy(text)[None].to(texts)])
         self.classes.append(name)
 
-    def check_new(self, name: str) -> Tensor:
-        """Return the texts [C, d] that a class of this name can join.
+    def check_new(self, name: str) -> str:
+        """Return the name under which a class of this name can join the others.
 
         Raises:
-            StudentError: the head is linear, the class is there already, or it is called "unknown".
+            StudentError: the head is linear, or as `vl2v.prediction.new_class_name` does.
         """
         if self.texts is None:
             method = self.about.get("method", "this method")
             raise StudentError(
                 f"{method} trains a fixed head: classes are added by text only to students that classify by texts"
             )
-        reason = why_not_new(name, self.classes)
-        if reason is not None:
-            raise StudentError(reason)
-        return self.texts
+        return new_class_name(name, self.classes)
 
     def save(self, folder: Path) -> None:
         """Write `student.safetensors` and `student.json`, each in one step.
