@@ -23,7 +23,7 @@ from vl2v.teachers.rented import SAME
 if TYPE_CHECKING:
     from vl2v.embeddings.plan import Plan
     from vl2v.teachers import EncodedImage, Teacher
-    from vl2v.teachers.rented import Kind, Refused, Rented
+    from vl2v.teachers.rented import Answered, Kind, Refused, Rented
 
 T = TypeVar("T")
 Question = tuple[int, int]  # dataset index, view
@@ -220,12 +220,37 @@ def same_model(store: EmbeddingStore, teacher: Rented) -> None:
                 if not isinstance(answer, Answered):
                     raise TeacherError(f"{teacher.name}: won't take even a small picture: {answer.reason}")
                 given.append((kind, key, answer))
+        given.extend(_seen(store, teacher, given[-1][2]))
         store.register(teacher)
         for kind, key, answer in given:
             _compare(store, teacher, kind, key, _checked(teacher, answer.vectors, 1))
     finally:
         for _, _, answer in given:
             answer.settle()
+
+
+def _seen(store: EmbeddingStore, teacher: Rented, canary: Answered) -> Iterator[tuple[Kind, bytes, Answered]]:
+    """Ask once, for a store, about the canary's data URI as a text; only who looks at images answers differently.
+
+    Raises:
+        TeacherError: it was answered as the image was, so images are taken for texts.
+    """
+    from vl2v.teachers.rented import CANARY_IMAGE, Answered
+
+    of_image: Callable[[bytes], str | None] | None = getattr(teacher, "image_as_text", None)
+    text = of_image(CANARY_IMAGE) if of_image else None
+    if not text or store.known(teacher.fingerprint, [text_key(text)])[0]:
+        return
+    for answer in teacher.answers("text", [text]):
+        if not isinstance(answer, Answered):
+            return  # too long for it, so it wasn't taken for a text before
+        yield "text", text_key(text), answer
+        cosine = float(answer.vectors[0] @ canary.vectors[0])
+        if cosine > SAME:
+            raise TeacherError(
+                f"{teacher.name}: embeds an image's data URI as a text (cosine {cosine:.3f}), as servers do that "
+                'overlook the field "modality": it can\'t see images; none was saved: give another server or model'
+            )
 
 
 def _compare(store: EmbeddingStore, teacher: Rented, kind: Kind, key: bytes, vectors: NDArray[np.float32]) -> None:

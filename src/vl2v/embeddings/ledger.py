@@ -16,7 +16,9 @@ from types import TracebackType
 from typing import Self
 
 from vl2v.errors import StoreError
+from vl2v.places import without_secrets
 from vl2v.sqlite import BUSY_SECONDS, Format, explained, journal, transaction
+from vl2v.teachers.remote.terms import canonical_spec
 from vl2v.teachers.rented import BudgetReached, Kind, Query, Status, money
 
 FILE_NAME = "ledger.sqlite"
@@ -59,6 +61,13 @@ _FROM_1 = (
 _COLUMNS = "at, query, teacher, asker, kind, status, count, tokens, micro, currency, balance, model, note, digest, key"
 _INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 15)})"
 _BALANCE = "SELECT balance FROM entries WHERE teacher = ? ORDER BY id DESC LIMIT 1"
+_TEACHERS = """
+WITH RECURSIVE names (teacher) AS (
+    SELECT min(teacher) FROM entries
+    UNION ALL SELECT (SELECT min(teacher) FROM entries WHERE teacher > names.teacher) FROM names
+    WHERE names.teacher IS NOT NULL
+) SELECT teacher FROM names WHERE teacher IS NOT NULL
+"""
 
 _RESERVATIONS = (
     "SELECT id, at, teacher, asker, kind, count, tokens, micro, currency, digest, key FROM entries "
@@ -157,12 +166,13 @@ class Ledger:
     def committed(self, teacher: str) -> int:
         """Return what is spent and reserved of a teacher, in millionths of its currency."""
         with explained(self.file):
-            return self._balance(teacher)
+            return self._spent(teacher)
 
     def entries(self, asker: str | None = None) -> list[Entry]:
         """Return every query, oldest first; only one asker's if wanted."""
         with explained(self.file):
-            return [Entry(*row) for row in self._db.execute(_QUERIES, (asker,))]
+            rows = self._db.execute(_QUERIES, (asker,)).fetchall()
+        return [Entry(at, canonical_spec(without_secrets(teacher)), *row) for at, teacher, *row in rows]
 
     def reserve(self, teacher: str, asker: str, currency: str, query: Query, budget: int | None) -> int:
         """Commit a query's price durably before it leaves; return its number.
@@ -171,7 +181,7 @@ class Ledger:
             BudgetReached: it would pass the budget; nothing is written.
         """
         with explained(self.file), self._lock, transaction(self._db):
-            before = self._balance(teacher)
+            before = self._spent(teacher)
             if budget is not None and before + query.micro > budget:
                 raise BudgetReached(
                     f"{teacher}: {money(before, currency)} of {money(budget, currency)} are spent or reserved, the "
@@ -246,6 +256,12 @@ class Ledger:
         return new
 
     # Inside a transaction
+
+    def _spent(self, teacher: str) -> int:
+        """Return what is spent and reserved of a teacher, however its address was spelt."""
+        name = canonical_spec(teacher)
+        names = [one for (one,) in self._db.execute(_TEACHERS) if canonical_spec(without_secrets(one)) == name]
+        return sum(map(self._balance, names))
 
     def _balance(self, teacher: str) -> int:
         row = self._db.execute(_BALANCE, (teacher,)).fetchone()

@@ -179,10 +179,9 @@ def test_a_server_whose_price_nobody_knows_is_free_and_said_to_be_doubtful(rent,
     assert plan.forecast("image", [(9, 9)]).micro == 40 and plan.doubt == ""
 
 
-@pytest.mark.parametrize("address", ["http://127.0.0.1:1", "http://127.0.0.1:x"])
-def test_a_server_that_cannot_be_reached_told_no_prices(address, monkeypatch, tmp_path):
+def test_a_server_that_cannot_be_reached_told_no_prices(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
-    teacher = open_teacher(f"openai-compatible:{address}#m")
+    teacher = open_teacher("openai-compatible:http://127.0.0.1:1#m")
     assert teacher.forecast("image", [(9, 9)]).micro == 0
     assert teacher.doubt.startswith(f"{NOTHING_TOLD}; asked for its prices it said ")
     teacher.purse = Purse()
@@ -785,7 +784,7 @@ def test_a_key_from_a_file_that_others_cannot_read(rent, monkeypatch, tmp_path, 
         ("jina:", "write it as jina:MODEL, or URL#MODEL"),
         ("openai-compatible:m", "write it as openai-compatible:URL#MODEL"),
         ("openai-compatible:ftp://x#m", "write it as"),
-        ("jina:m?size=3", "unknown option 'size=3'"),
+        ("jina:m?size=3", "unknown option 'size'; there is"),
     ],
 )
 def test_specs_that_say_too_little(spec, words):

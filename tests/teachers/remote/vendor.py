@@ -83,7 +83,8 @@ class Handler(BaseHTTPRequestHandler):
     def made(self, body: dict[str, Any]) -> dict[str, Any]:
         """Return the right answer to a request of any of the protocols."""
         name = self.path.rsplit("/", 1)[-1]
-        things = [self.content(thing) for thing in self.things(name, body)]
+        sees = body.get("modality") != "text"
+        things = [self.content(thing) if sees else thing.encode() for thing in self.things(name, body)]
         with self.server.lock:
             self.server.sold += len(things)
         vectors = [row(thing) for thing in things]

@@ -5,28 +5,47 @@ from __future__ import annotations
 from functools import partial
 
 from vl2v.errors import TeacherError
+from vl2v.places import HIDDEN, canonical_url, without_secrets
 from vl2v.teachers.remote.client import RemoteTeacher
-from vl2v.teachers.remote.terms import find_terms
+from vl2v.teachers.remote.terms import canonical_spec, find_terms
 from vl2v.teachers.remote.wires import WIRES
 
 
 def open_remote(kind: str, rest: str) -> RemoteTeacher:
     """Open "MODEL" or "URL#MODEL", with "?dimensions=N" after it where the vendor offers a choice; asks nothing.
 
+    However the address is spelt, its name, its bill and its fingerprint are the same.
+
     Raises:
-        TeacherError: no model, no URL where one is needed, an option that there isn't, or a wrong vendors.toml.
+        TeacherError: no model, no URL where one is needed, an option that there isn't, a password in the address, or a
+            wrong vendors.toml.
     """
-    spec = f"{kind}:{rest}"
+    given, wire = f"{kind}:{rest}", WIRES[kind]
+    spec = without_secrets(given)
     address, _, query = rest.partition("?")
+    if HIDDEN in spec and HIDDEN not in rest:
+        raise TeacherError(
+            f"{spec}: a user and a password in an address would end up in files; leave them out, and put the key into "
+            f"the environment as {wire.key}"
+        )
     url, hash_, model = address.rpartition("#")
-    option, _, value = query.partition("=")
+    option, equals, value = query.partition("=")
     if query and not (option == "dimensions" and value.isdecimal() and int(value)):
-        raise TeacherError(f"{spec}: unknown option {query!r}; there is ?dimensions=N")
+        what = f"{option!r}" if equals and option.isidentifier() else "after the question mark"
+        raise TeacherError(
+            f"{spec.partition('?')[0]}: unknown option {what}; there is ?dimensions=N, and a key belongs into the "
+            f"environment as {wire.key}"
+        )
+    url = url.replace(HIDDEN, "")
     terms = find_terms(kind, model, url or None)
-    if not model or not (url or terms.url) or (hash_ and not url.startswith(("http://", "https://"))):
-        form = "URL#MODEL" if not terms.url else "MODEL, or URL#MODEL"
-        raise TeacherError(f"{spec}: write it as {kind}:{form}")
-    return RemoteTeacher(spec, WIRES[kind], terms, url or terms.url, model, int(value) if query else None)
+    form = f"write it as {kind}:" + ("URL#MODEL" if not terms.url else "MODEL, or URL#MODEL")
+    if not model or not (url or terms.url) or (hash_ and not url.lower().startswith(("http://", "https://"))):
+        raise TeacherError(f"{spec}: {form}")
+    try:
+        canonical_url(url or terms.url)
+    except ValueError as error:
+        raise TeacherError(f"{spec}: {error}; {form}") from None
+    return RemoteTeacher(canonical_spec(given), wire, terms, url or terms.url, model, int(value) if query else None)
 
 
 open_openai_compatible = partial(open_remote, "openai-compatible")

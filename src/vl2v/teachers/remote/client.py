@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from vl2v.errors import TeacherError, VL2VError
+from vl2v.places import HIDDEN, canonical_url, is_loopback
 from vl2v.secret import read_secret
 from vl2v.stopping import heeding
 from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
@@ -29,7 +30,7 @@ from vl2v.teachers.remote.names import Names
 from vl2v.teachers.remote.pace import Pace
 from vl2v.teachers.remote.requests import STALE, Item, Rejected, Sent, TryAgain, batched
 from vl2v.teachers.remote.session import Outcome, Session
-from vl2v.teachers.remote.terms import Price, Terms
+from vl2v.teachers.remote.terms import Price, Terms, canonical_spec, parts_of
 from vl2v.teachers.remote.usage import Usage
 from vl2v.teachers.remote.wires import Wire, vector
 from vl2v.teachers.rented import (
@@ -92,11 +93,26 @@ class RemoteTeacher:
         self._line: Line | None = None
         self._key = ""
         self._answered: set[Kind] = set()
+        self._free = False  # whether the person was told that it is counted as free
         self._told = False  # whether the vendor was asked for its prices
-        self.fingerprint = _fingerprint(name, self._url, model, dimensions, terms)
+        self.fingerprint = _fingerprint(name, canonical_url(url), model, dimensions, terms)
 
     def __repr__(self) -> str:
         return f"RemoteTeacher({self.name!r})"
+
+    def was_spelt(self, name: str, fingerprint: str) -> bool:
+        """Return whether an earlier version had this name and fingerprint for this teacher, its address spelt so."""
+        if canonical_spec(name) != self.name:
+            return False
+        _, url, *_ = parts_of(name)
+        spelt = _fingerprint(name, (url or self.terms.url).rstrip("/"), self._model, self._dimensions, self.terms)
+        return fingerprint == spelt or HIDDEN in name  # the address had a password, and so had its fingerprint
+
+    def image_as_text(self, data: bytes) -> str | None:
+        """Return what a server that overlooks the modality would embed of an image as a text; None: none may."""
+        if not self._wire.modality:
+            return None
+        return pictures.prepare(data, self.terms.formats, self.terms.image_bytes, self.terms.image_pixels).uri
 
     @property
     def doubt(self) -> str:
@@ -427,7 +443,26 @@ class RemoteTeacher:
                 f'{self.name}: no price known; put [{kind}.models."{model}"] price = {{...}} into vendors.toml in your '
                 "configuration folder (docs/paying.md), so that a budget can be kept"
             )
+        if self._wire.prices and self.terms.unverified and self.terms.price == Price():
+            self._say_no_price()
         return self.terms.price
+
+    def _say_no_price(self) -> None:
+        """Say once that a server without a price is counted as free.
+
+        Raises:
+            TeacherError: it isn't this machine's, and there is a budget, which couldn't be kept.
+        """
+        if getattr(self.purse, "budget", None) and not is_loopback(canonical_url(self._url)):
+            why = self.terms.unverified.replace("counted as free", "a --budget can't be kept")
+            raise TeacherError(
+                f"{self.name}: {why}; put "
+                f'[openai-compatible.models."{self._model}"] price = {{ image = ..., text = ... }}, in USD an item, '
+                "into vendors.toml in your configuration folder (docs/paying.md); 0 if it costs nothing"
+            )
+        if self.purse is not None and not self._free:
+            self._free = True
+            _log.warning("%s: %s", self.name, self.terms.unverified)
 
     def _open(self) -> Line:
         """Return the line to the vendor, with a price and a key at hand.

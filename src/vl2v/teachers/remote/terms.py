@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
+import re
 import tomllib
+from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vl2v.config import merge, read_toml
 from vl2v.errors import TeacherError
+from vl2v.places import HIDDEN, canonical_url
 from vl2v.teachers.rented import MICRO, Kind
 
 MILLION = 1_000_000
@@ -26,10 +30,10 @@ class _Table(BaseModel):
 class Price(_Table):
     """Prices in units of the currency: of a million tokens, or of one item."""
 
-    text_tokens: float = Field(default=0, ge=0)
-    image_tokens: float = Field(default=0, ge=0)
-    text: float = Field(default=0, ge=0)
-    image: float = Field(default=0, ge=0)
+    text_tokens: float = Field(default=0, ge=0, allow_inf_nan=False)
+    image_tokens: float = Field(default=0, ge=0, allow_inf_nan=False)
+    text: float = Field(default=0, ge=0, allow_inf_nan=False)
+    image: float = Field(default=0, ge=0, allow_inf_nan=False)
 
     def micro(self, kind: Kind, count: int, tokens: int) -> int:
         """Return what so many items of so many tokens cost, in millionths, rounded up."""
@@ -99,21 +103,115 @@ def find_terms(kind: str, model: str, url: str | None) -> Terms:
     """
     named = os.environ.get("VL2V_VENDORS")
     file = Path(named) if named else platformdirs.user_config_path("vl2v", appauthor=False) / "vendors.toml"
-    shipped = tomllib.loads((resources.files(__package__) / "vendors.toml").read_text(encoding="utf-8"))
     own = read_toml(file) if named or file.is_file() else {}
-    vendor: dict[str, Any] = merge(shipped, own)[kind]
-    about = _of_model(vendor.pop("models", {}), model, url)
-    mine = own.get(kind, {})
-    if "price" in _of_model(mine.get("models", {}), model, url) or ("price" in mine and "price" not in about):
-        about = {**about, "unverified": ""}
+    _refuse_typos(own, kind, model, url, file)
+    vendor, about = _levels(_shipped()[kind], model, url)
+    my_vendor, mine = _levels(own.get(kind, {}), model, url)
+    price = vendor.get("price")
+    for prices in (my_vendor.get("price"), about.get("price"), mine.get("price")):
+        price = _priced(price, prices)
+    found = merge(vendor, my_vendor, about, mine)
+    if price is not None:
+        found["price"] = price
+    if "price" in mine or ("price" in my_vendor and "price" not in about):
+        found["unverified"] = ""
     try:
-        return Terms.model_validate({**vendor, **about})
+        return Terms.model_validate(found)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
-        raise TeacherError(f"{file}: {kind}.{key}: {first['msg'].lower()}") from None
+        known = [*Terms.model_fields, *Price.model_fields]
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"unknown; did you mean {near[0]}?" if near else "unknown"
+        words = hint if first["type"] == "extra_forbidden" else first["msg"].lower()
+        raise TeacherError(f"{file}: {kind}.{key}: {words}") from None
 
 
-def _of_model(models: dict[str, Any], model: str, url: str | None) -> dict[str, Any]:
-    about: dict[str, Any] = models.get(f"{url}#{model}", models.get(model, {}))
-    return about
+@lru_cache(maxsize=1024)
+def canonical_spec(spec: str) -> str:
+    """Return the one spelling of a paid teacher's spec; that of any other as it is.
+
+    >>> canonical_spec("jina:https://API.jina.ai:443/v1/#jina-clip-v2?dimensions=064")
+    'jina:jina-clip-v2?dimensions=64'
+    """
+    kind, url, model, dimensions = parts_of(spec)
+    if kind not in _shipped() or not model:
+        return spec
+    try:
+        url = canonical_url(url.replace(HIDDEN, "")) if url else ""
+    except ValueError:
+        return spec
+    own = _shipped()[kind].get("url")
+    address = "" if not url or (own and url == canonical_url(own)) else f"{url}#"
+    return f"{kind}:{address}{model}" + (f"?dimensions={dimensions}" if dimensions else "")
+
+
+def parts_of(spec: str) -> tuple[str, str, str, int | None]:
+    """Return (kind, URL or "", model, dimensions) of "KIND:URL#MODEL?dimensions=N"."""
+    kind, _, rest = spec.partition(":")
+    address, _, query = rest.partition("?")
+    url, _, model = address.rpartition("#")
+    option, _, value = query.partition("=")
+    dimensions = int(value) if option == "dimensions" and value.isdecimal() else None
+    return kind, url, model, dimensions
+
+
+@cache
+def _shipped() -> dict[str, Any]:
+    return tomllib.loads((resources.files(__package__) / "vendors.toml").read_text(encoding="utf-8"))
+
+
+def _levels(vendor: dict[str, Any], model: str, url: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a table says of a vendor, and of one of its models."""
+    models: dict[str, Any] = vendor.get("models", {})
+    here = {_spelt(name): about for name, about in models.items()}
+    about = here.get(_spelt(f"{url}#{model}"), here.get(model, {}))
+    return {name: value for name, value in vendor.items() if name != "models"}, about
+
+
+def _spelt(name: str) -> str:
+    """Return the one spelling of a model's key in a table: MODEL, or URL#MODEL."""
+    url, hash_, model = name.rpartition("#")
+    try:
+        return f"{canonical_url(url)}#{model}" if hash_ else name
+    except ValueError:
+        return name
+
+
+def _priced(price: Any, own: Any) -> Any:
+    """Return prices with one's own in their place: of pictures, or texts, one is charged by the item or by tokens."""
+    if not isinstance(price, dict) or not isinstance(own, dict):
+        return price if own is None else own
+    named = [kind for kind in get_args(Kind) if kind in own or f"{kind}_tokens" in own]
+    return {name: value for name, value in price.items() if name.removesuffix("_tokens") not in named} | own
+
+
+def _refuse_typos(own: dict[str, Any], kind: str, model: str, url: str | None, file: Path) -> None:
+    """Refuse a person's table with an entry that would be passed over in silence.
+
+    Raises:
+        TeacherError: an unknown vendor, or a model that looks like this one misspelt.
+    """
+    for vendor, table in own.items():
+        if vendor not in _shipped():
+            near = difflib.get_close_matches(vendor, _shipped(), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_shipped())}"
+            raise TeacherError(f"{file}: {vendor}: unknown vendor; {hint}")
+        if not isinstance(table, dict) or not isinstance(table.get("models", {}), dict):
+            raise TeacherError(f"{file}: {vendor}: not a table")
+    models = own.get(kind, {}).get("models", {})
+    wanted = {model, _spelt(f"{url}#{model}")} if url else {model}
+    if wanted & {_spelt(name) for name in models}:
+        return
+    for name, about in models.items():
+        if not isinstance(about, dict):
+            raise TeacherError(f"{file}: {kind}.models.{name!r}: not a table")
+        if name in _shipped()[kind].get("models", {}):
+            continue
+        near = difflib.get_close_matches(_spelt(name), wanted, n=1, cutoff=0.85)
+        if near and _letters(near[0]) != _letters(name):  # other digits: another version, or another machine
+            raise TeacherError(f'{file}: {kind}.models."{name}": is no model that is asked; did you mean "{near[0]}"?')
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"\d+", "0", name)

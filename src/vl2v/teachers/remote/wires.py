@@ -32,6 +32,7 @@ class Wire:
         rows: answer -> the vectors as they were sent, in the order in which things were asked.
         tokens: answer -> tokens that are billed, to be summed up, as the vendor gives them; none where it doesn't.
         micro: answer -> what it cost, where a vendor says so itself; None where it doesn't.
+        modality: whether a field of the request alone says that its items are images: some servers overlook it.
         prices: whether GET /models may tell prices and the dimension, as `vl2v vendor serve` does.
         hint: what to say of a request that was refused, beside the vendor's own words.
     """
@@ -43,6 +44,7 @@ class Wire:
     rows: Callable[[Json], list[Any]]
     tokens: Callable[[Json], list[Any]]
     micro: Callable[[Json], Any] = lambda answer: None
+    modality: bool = False
     prices: bool = False
     hint: str = ""
 
@@ -140,6 +142,7 @@ OPENAI = Wire(
     by_index,
     total_tokens,
     _own_price,
+    True,
     True,
     "(a plain OpenAI-compatible server has no modality field and takes no pictures)",
 )
