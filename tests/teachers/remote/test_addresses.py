@@ -1,0 +1,209 @@
+"""An address is one address however it is spelt, holds no password, and has a price before it has a budget."""
+
+from __future__ import annotations
+
+import pytest
+
+from vl2v.embeddings import EmbeddingStore, Ledger, fetch_texts, text_key
+from vl2v.embeddings.ledger import Account
+from vl2v.errors import TeacherError
+from vl2v.places import canonical_url, is_loopback, public_name, without_secrets
+from vl2v.teachers import open_teacher
+from vl2v.teachers.remote.client import _fingerprint
+from vl2v.teachers.remote.terms import canonical_spec
+from vl2v.teachers.rented import BudgetReached, Query
+
+from .vendor import KEY, Purse, Vendor
+
+HERE = "http://127.0.0.1:8000/v1"
+
+
+@pytest.fixture
+def vendor(monkeypatch, tmp_path):
+    monkeypatch.setenv("VL2V_API_KEY", KEY)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    with Vendor() as server:
+        yield server
+        server.shutdown()
+
+
+@pytest.mark.parametrize(
+    ("url", "one"),
+    [
+        ("http://localhost:8000/v1", HERE),
+        ("http://LOCALHOST:8000/v1/", HERE),
+        ("HTTP://127.0.0.1:8000/v1//", HERE),
+        ("http://[::1]:8000/v1", HERE),
+        ("http://[0:0:0:0:0:0:0:1]:08000/v1", HERE),
+        ("http://[::ffff:127.0.0.1]:8000/v1", HERE),
+        ("http://127.1:8000/v1", HERE),
+        ("http://0.0.0.0:8000/./x/../v1", HERE),
+        ("http://localhost.:8000/%761", HERE),
+        ("http://api.localhost:8000/v1", HERE),
+        ("http://Host.Example:80", "http://host.example"),
+        ("http://host.example:/", "http://host.example"),
+        ("https://host.example:443/a%2fb/%7Ec", "https://host.example/a/b/~c"),
+        ("https://host.example:80/v1", "https://host.example:80/v1"),
+        ("https://bücher.example/v1", "https://xn--bcher-kva.example/v1"),
+        ("https://xn--bcher-kva.example/v1", "https://xn--bcher-kva.example/v1"),
+        ("https://b%C3%BCcher.example/v%31", "https://xn--bcher-kva.example/v1"),
+        ("https://host.example/V1", "https://host.example/V1"),
+        ("http://[2001:DB8::0:1]:99/v1", "http://[2001:db8::1]:99/v1"),
+    ],
+)
+def test_every_spelling_of_an_address_is_one(url, one):
+    assert canonical_url(url) == one == canonical_url(one)
+    assert is_loopback(one) == (one == HERE)
+
+
+@pytest.mark.parametrize("url", ["http://", "host", "http://h:x", "http://h:99999", "http://me:word@h", "http://h h"])
+def test_what_is_no_address_is_none(url):
+    with pytest.raises(ValueError, match="not an address") as told:
+        canonical_url(url)
+    assert "word" not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "one"),
+    [
+        ("jina:https://API.jina.ai:443/v1/#m?dimensions=064", "jina:m?dimensions=64"),
+        ("jina:m", "jina:m"),
+        ("openai-compatible:http://localhost/v1/#org/M", "openai-compatible:http://127.0.0.1/v1#org/M"),
+        ("open_clip:ViT-B-16/openai", "open_clip:ViT-B-16/openai"),
+        ("recorded:http://x/#m", "recorded:http://x/#m"),
+    ],
+)
+def test_a_spec_has_one_spelling(spec, one):
+    assert canonical_spec(spec) == one
+
+
+def test_a_budget_holds_for_all_spellings_and_old_ledgers_are_summed(vendor, tmp_path):
+    port = vendor.server_address[1]
+    spellings = [f"openai-compatible:http://{host}:{port}/v1{end}#m" for host in ("localhost", "127.0.0.1", "[::1]")
+                 for end in ("", "/")]  # fmt: skip
+    query = Query("image", 1, 1, 400)
+    with Ledger(tmp_path) as ledger:
+        for number, spelling in enumerate(spellings[:2]):  # as earlier versions wrote it
+            ledger.settle(ledger.reserve(spelling, f"runs/{number}", "USD", query, None), "answered", 1, 400)
+        for spelling in spellings:
+            name = open_teacher(spelling).name
+            assert name == f"openai-compatible:http://127.0.0.1:{port}/v1#m"
+            assert ledger.committed(name) == ledger.committed(spelling) == 800
+            with pytest.raises(BudgetReached):
+                Account(ledger, name, "USD", 1100, "embed").reserve(query)
+        Account(ledger, name, "USD", 1200, "embed").reserve(query)
+        assert ledger.committed(spellings[0]) == 1200
+        assert {entry.teacher for entry in ledger.entries()} == {name}
+    assert len({open_teacher(spelling).fingerprint for spelling in spellings}) == 1
+
+
+@pytest.mark.parametrize("secret", ["", "me:word@"])
+def test_embeddings_bought_under_an_old_spelling_are_found(secret, vendor, tmp_path):
+    port = vendor.server_address[1]
+    teacher = open_teacher(f"openai-compatible:http://127.0.0.1:{port}/v1#m")
+    url = f"http://{secret}localhost:{port}/v1"
+
+    class Old:
+        name = f"openai-compatible:{url}#m"
+        fingerprint = _fingerprint(name, url, "m", None, teacher.terms)
+        dim, logit_scale = 12, None
+
+    teacher.purse = Purse()
+    with EmbeddingStore(tmp_path) as store:
+        fetch_texts(store, teacher, ["a cat"])
+        bought = vendor.sold
+        store._db.execute("UPDATE teachers SET fingerprint = ?, name = ?", (Old.fingerprint, Old.name))
+        store._db.execute("UPDATE answers SET crc = 0")
+    with EmbeddingStore(tmp_path) as store:
+        store._sign(1)
+        for number, key, vector in store._db.execute("SELECT id, key, vector FROM answers").fetchall():
+            crc = store_module_crc(Old.fingerprint, key, vector)
+            store._db.execute("UPDATE answers SET crc = ? WHERE id = ?", (crc, number))
+    with EmbeddingStore(tmp_path) as store:
+        store.recognise(teacher)
+        assert store.known(teacher.fingerprint, [text_key("a cat")])[0]
+        assert "word" not in store.teachers()[0].name
+        fetch_texts(store, teacher, ["a cat"])
+    assert vendor.sold == bought
+
+
+def store_module_crc(fingerprint, key, vector):
+    from vl2v.embeddings.store import _crc
+
+    return _crc(fingerprint, key, vector)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        "openai-compatible:http://me:s3cret@host/v1#m",
+        "openai-compatible:http://s3cret@host/v1#m",
+        "openai-compatible:http://me:s3/cret@host/v1#m",
+        "openai-compatible:http://me:s3#cret@host/v1#m",
+        "jina:https://me:s3cret@api.jina.ai/v1#m",
+        "openai-compatible:http://host/v1?api_key=s3cret#m",
+        "openai-compatible:http://host/v1#m?token=s3cret",
+        "openai-compatible:http://host/v1#m?s3cret",
+        "openai-compatible:http://host/v1#m?dimensions=3&key=s3cret",
+    ],
+)
+def test_a_secret_in_a_spec_is_refused_with_a_hint_and_not_repeated(spec):
+    with pytest.raises(TeacherError, match=r"into the environment as \w+_API_KEY") as told:
+        open_teacher(spec)
+    assert "s3" not in str(told.value) and "cret" not in str(told.value) and "\n" not in str(told.value)
+    assert "s3" not in without_secrets(spec).replace("?s3cret", "") and "s3" not in public_name(spec).replace(
+        "?s3cret", ""
+    )
+
+
+@pytest.mark.parametrize(
+    "spec", ["openai-compatible:http://h:8000#m@v1", "openai-compatible:http://h/v1#org/m@2", "hf:a/b"]
+)
+def test_what_is_no_secret_stays(spec):
+    assert without_secrets(spec) == spec
+
+
+def test_a_budget_needs_a_price_and_what_has_none_is_said(vendor, monkeypatch, caplog):
+    spec = "openai-compatible:http://localhost.example.invalid/v1#m"
+    away = open_teacher(spec)
+    away.purse = Purse(budget=10)
+    with pytest.raises(TeacherError, match=r'budget can\'t be kept.*put \[openai-compatible\.models\."m"\] price'):
+        away.embed_texts(["a"])
+    with pytest.raises(TeacherError, match="budget can't be kept"):
+        away.forecast("image", [(9, 9)])
+    assert away.purse.statuses() == []
+    here = open_teacher(f"openai-compatible:{vendor.url}#m")
+    here.purse = Purse(budget=10)
+    here.embed_texts(["a"])
+    assert caplog.text.count("no price known: counted as free") == 1
+    assert [query.micro for query in here.purse.reserved] == [0]
+
+
+def test_without_a_budget_an_unknown_price_is_said_before_the_first_query(vendor, caplog, monkeypatch):
+    monkeypatch.setattr("vl2v.teachers.remote.client.is_loopback", lambda url: False)
+    teacher = open_teacher(f"openai-compatible:{vendor.url}#m")
+    teacher.purse = Purse(budget=0)
+    said = []
+    vendor.always = lambda handler, body: said.append(caplog.text)  # type: ignore[func-returns-value]
+    teacher.embed_texts(["a"])
+    assert "no price known: counted as free" in said[0]
+
+
+@pytest.mark.parametrize("cut", [None, 40])
+def test_a_server_that_takes_images_for_texts_is_refused_before_more_is_paid(cut, vendor, tmp_path):
+    from .vendor import row
+
+    def overlooks(handler, body):
+        vectors = [row(thing[:cut].encode()).tolist() for thing in body["input"]]
+        data = [{"index": i, "embedding": vector} for i, vector in enumerate(vectors)]
+        handler.answer(200, {"data": data, "model": "m", "usage": {"total_tokens": 1}})
+        return True
+
+    vendor.always = overlooks
+    teacher = open_teacher(f"openai-compatible:{vendor.url}#m")
+    teacher.purse = Purse()
+    with EmbeddingStore(tmp_path) as store:
+        with pytest.raises(TeacherError, match='overlook the field "modality"'):
+            fetch_texts(store, teacher, ["a cat"])
+        assert store.teachers() == []
+    assert len(vendor.requests) == 3 and teacher.purse.statuses() == ["answered"] * 3
