@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vl2v.errors import ConfigError
+from vl2v.places import without_secrets
 
 Tree = dict[str, Any]
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
@@ -308,8 +309,15 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
     """Return the checked configuration.
 
     Raises:
-        ConfigError: names every wrong key, its value and what was expected.
+        ConfigError: names every wrong key, its value and what was expected; a password or key in the teacher's address.
     """
+    teacher = tree.get("teacher")
+    spec = teacher.get("spec") if isinstance(teacher, Mapping) else None
+    if isinstance(spec, str) and (clean := without_secrets(spec)) != spec:
+        raise ConfigError(
+            f"teacher.spec = {clean!r}: a password or key in an address would end up in files; leave it out, and put "
+            "the key into the environment (docs/paying.md)"
+        )
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:

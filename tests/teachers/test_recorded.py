@@ -48,6 +48,16 @@ def test_by_path_in_any_order(tmp_path):
     assert not gives_weights(open_teacher(f"recorded:{tmp_path}"))
 
 
+def test_by_content_alone(tmp_path):
+    record(tmp_path, list(FILES), sha256=True)
+    lines = (tmp_path / "images.csv").read_text().splitlines()
+    (tmp_path / "images.csv").write_text("\n".join(line.partition(",")[2] for line in lines))
+    assert ask(tmp_path, *reversed(FILES)) == [2, 1, 0]
+    (tmp_path / "images.csv").write_text("\n".join([*(line.partition(",")[2] for line in lines[:3]), '""']))
+    with pytest.raises(TeacherError, match="line 4: neither a sha256 nor a path"):
+        open_teacher(f"recorded:{tmp_path}")
+
+
 def test_by_content_whatever_the_name(tmp_path):
     record(tmp_path, ["x/1.jpg", "x/2.jpg", "x/3.png"], sha256=True)
     assert ask(tmp_path, *FILES) == [0, 1, 2]
@@ -166,7 +176,7 @@ def test_embeddings_that_cannot_be(tmp_path, vectors, message):
     ("file", "content", "message"),
     [
         ("images.csv", None, "images.csv: missing"),
-        ("images.csv", b"file\nx\n", "no rows, or no column 'path'"),
+        ("images.csv", b"file\nx\n", "no rows, or no column 'sha256' or 'path'"),
         ("texts.csv", b"text\n", "no rows, or no column 'text'"),
         ("texts.csv", b"text\n\xff\xfe\n", "not readable as CSV in UTF-8"),
         ("text_embeddings.npy", b"", "not readable as an array"),

@@ -56,6 +56,8 @@ def _show(entries: list[Entry]) -> None:
     for line in lines:
         counts = (f"{number:,}" for number in (line.queries, line.count, line.tokens))
         table.add_row(*line.group, *counts, money(line.micro, line.currency) if line.currency else "free")
-    Console().print(table)
+    console = Console()
+    whole = console.measure(table, options=console.options.update(width=10_000)).maximum  # nothing is cut
+    Console(width=max(console.width, whole)).print(table)
     for currency in sorted({line.currency for line in lines if line.currency}):
         typer.echo(f"in all: {money(sum(line.micro for line in lines if line.currency == currency), currency)}")

@@ -54,7 +54,7 @@ def _bill(bench: Benchmark, budget: float) -> str:
     """Return what the benchmark's store has paid, and what is left of the budget; "" where nothing was paid."""
     from vl2v.embeddings import money
     from vl2v.runs import read_bill, totals
-    from vl2v.teachers.rented import MICRO
+    from vl2v.teachers.rented import micro_of
 
     lines = totals(read_bill(bench.work.folder / "store"))
     paid = {
@@ -64,5 +64,5 @@ def _bill(bench: Benchmark, budget: float) -> str:
     words = [money(micro, currency) for currency, micro in paid.items()]
     if budget and len(paid) == 1:
         ((currency, micro),) = paid.items()
-        words.append(f"{money(max(0, round(budget * MICRO) - micro), currency)} left of the budget")
+        words.append(f"{money(max(0, micro_of(budget) - micro), currency)} left of the budget")
     return ", ".join(words)

@@ -39,7 +39,7 @@ from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources
 from vl2v.runs.teaching import anchor_prompts, default_store, online
 from vl2v.teachers import Teacher, prompts_for
-from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, MICRO, Forecast, Rented, as_rented
+from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, Forecast, Rented, as_rented, micro_of
 
 if TYPE_CHECKING:
     from vl2v.runs.cluster import Cluster
@@ -115,12 +115,12 @@ def account_of(teacher: Teacher, store: Path, budget: float, asker: str) -> Iter
 
     Args: as for `with_purse`.
     """
-    rented = as_rented(teacher)
+    rented, limit = as_rented(teacher), micro_of(budget)
     if rented is None:
         yield None
         return
     with Ledger(store) as ledger:
-        yield Account(ledger, teacher.name, rented.currency, round(budget * MICRO), asker)
+        yield Account(ledger, teacher.name, rented.currency, limit, asker)
 
 
 def dim_of(store: EmbeddingStore, teacher: Teacher) -> int:

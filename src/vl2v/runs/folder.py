@@ -6,16 +6,17 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vl2v.config import DataConfig, RunConfig, deciding, read_toml, validate
+from vl2v.config import DataConfig, RunConfig, Tree, deciding, read_toml, validate
 from vl2v.embeddings import Refusal
 from vl2v.errors import RunError, writing
 from vl2v.io import locked as locked_file
 from vl2v.io import write_text
+from vl2v.places import HIDDEN, without_secrets
 from vl2v.runs.settings import REMOVED, from_earlier
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / "config.toml").is_file():
             raise RunError(f"{self.folder}: not a run folder (no config.toml); `vl2v distill --out` makes one")
-        tree = read_toml(self.folder / "config.toml")
+        tree = _without_secrets(self.folder / "config.toml")
         gone = [
             f"teacher.{key}" for key, default in REMOVED.items() if tree.get("teacher", {}).get(key, default) != default
         ]
@@ -99,6 +100,18 @@ class Run:
     def save_evaluation(self, evaluation: Evaluation) -> None:
         """Write `evaluation.json`."""
         write_text(self.folder / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))
+
+
+def _without_secrets(file: Path) -> Tree:
+    """Return a run's settings; a password that an earlier version wrote is taken out of them, and of the file."""
+    tree = read_toml(file)
+    teacher = tree.get("teacher")
+    spec = teacher.get("spec") if isinstance(teacher, dict) else None
+    if isinstance(spec, str) and (clean := without_secrets(spec).replace(HIDDEN, "")) != spec:
+        tree["teacher"] = {**tree["teacher"], "spec": clean}
+        with suppress(OSError, RunError):  # it may not be ours to write
+            write_text(file, file.read_text(encoding="utf-8").replace(spec, clean))
+    return tree
 
 
 def open_run(folder: Path, config: RunConfig, same_pictures: Callable[[Run], bool]) -> Run:

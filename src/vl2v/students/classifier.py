@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from vl2v.config import Section
 from vl2v.errors import DataError, StudentError
 from vl2v.io import replacing, write_tensors
+from vl2v.places import HIDDEN, without_secrets
 from vl2v.prediction import Prediction, new_class_name, prediction
 from vl2v.students.backbone import build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
@@ -194,11 +195,15 @@ def _checked(folder: Path, card: Any) -> dict[str, Any]:
     if found != FORMAT:
         raise StudentError(f"{folder}: format {found}, this version reads {FORMAT}; update vl2v")
     try:
-        return _Card.model_validate(card).model_dump()
+        checked = _Card.model_validate(card).model_dump()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise StudentError(f"{folder}: student.json: {where}: {first['msg'].lower()}") from None
+    teacher = checked["about"].get("teacher")
+    if isinstance(teacher, dict) and isinstance(teacher.get("spec"), str):
+        teacher["spec"] = without_secrets(teacher["spec"]).replace(HIDDEN, "")
+    return checked
 
 
 def _described(folder: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -> Student:

@@ -134,8 +134,11 @@ def _ours(folder: Path) -> _Recording:
             raise TeacherError(
                 f"{folder / name}: missing; a recording has {', '.join(names)}, or clip-retrieval's img_emb/"
             )
-    pictures, texts = _read_csv(folder / "images.csv", "path"), _read_csv(folder / "texts.csv", "text")
-    picture_names = [row.get("sha256", "").strip().lower() or row["path"] for row in pictures]
+    pictures, texts = _read_csv(folder / "images.csv", "sha256", "path"), _read_csv(folder / "texts.csv", "text")
+    picture_names = [row.get("sha256", "").strip().lower() or row.get("path", "") for row in pictures]
+    if not all(picture_names):
+        row = picture_names.index("") + 2
+        raise TeacherError(f"{folder / 'images.csv'}: line {row}: neither a sha256 nor a path")
     return (
         _about(folder / "vendor.json"),
         _table([folder / names[0]], picture_names, folder / names[1]),
@@ -186,14 +189,14 @@ def _number(path: Path) -> tuple[int, str]:
     return int(digits or 0), path.name
 
 
-def _read_csv(path: Path, column: str) -> list[dict[str, str]]:
+def _read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             rows = list(csv.DictReader(file, restval=""))
     except (UnicodeDecodeError, csv.Error) as error:
         raise TeacherError(f"{path}: not readable as CSV in UTF-8 ({error})") from None
-    if not rows or column not in rows[0]:
-        raise TeacherError(f"{path}: no rows, or no column {column!r}")
+    if not rows or rows[0].keys().isdisjoint(columns):
+        raise TeacherError(f"{path}: no rows, or no column {' or '.join(map(repr, columns))}")
     return rows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
 from typing import Literal, Protocol, cast
 
-from vl2v.errors import TeacherError
+from vl2v.errors import ConfigError, TeacherError
 from vl2v.teachers.protocol import EncodedImage, Teacher, Vectors
 
 Kind = Literal["image", "text"]
@@ -183,6 +183,17 @@ def money(micro: int, currency: str) -> str:
     whole = f"{micro / MICRO:.6f}".rstrip("0")
     point = whole.index(".")
     return f"{whole}{'0' * max(0, 3 - len(whole) + point)} {currency}"
+
+
+def micro_of(budget: float) -> int:
+    """Return a budget in millionths of its currency.
+
+    Raises:
+        ConfigError: it isn't an amount of money.
+    """
+    if not 0 <= budget < 1e12:  # NaN isn't, either
+        raise ConfigError(f"--budget {budget}: give an amount of money, for example 5 (0: nothing may be paid)")
+    return round(budget * MICRO)
 
 
 def as_rented(teacher: Teacher) -> Rented | None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import http.server
+import threading
+
 import pytest
 
 from vl2v.embeddings import EmbeddingStore, Ledger, fetch_texts, text_key
 from vl2v.embeddings.ledger import Account
-from vl2v.errors import TeacherError
+from vl2v.errors import ConfigError, TeacherError
 from vl2v.places import canonical_url, is_loopback, public_name, without_secrets
+from vl2v.runs.folder import Run
+from vl2v.runs.settings import resolve
+from vl2v.secret import read_secret
 from vl2v.teachers import open_teacher
 from vl2v.teachers.remote.client import _fingerprint
 from vl2v.teachers.remote.terms import canonical_spec
-from vl2v.teachers.rented import BudgetReached, Query
+from vl2v.teachers.rented import BudgetReached, Query, micro_of
 
 from .vendor import KEY, Purse, Vendor
 
@@ -207,3 +213,131 @@ def test_a_server_that_takes_images_for_texts_is_refused_before_more_is_paid(cut
             fetch_texts(store, teacher, ["a cat"])
         assert store.teachers() == []
     assert len(vendor.requests) == 3 and teacher.purse.statuses() == ["answered"] * 3
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("\ufeffKEY\r\n".encode(), None),
+        ("KEY\n".encode("utf-16"), None),
+        (b"\n  KEY \n\n", None),
+        (b"KEY\nother\n", "has 2 lines"),
+        (b"my KEY", "has spaces"),
+        ("KEY\u2019".encode(), "characters that no key has"),
+        (b"KEY\x00", "characters that no key has"),
+        (b"\xff\xfe\xff", "isn't text"),
+        (b"K\x80EY", "isn't text"),
+    ],
+)
+def test_a_key_file_is_read_whoever_wrote_it_or_refused_without_its_key(content, words, tmp_path, monkeypatch):
+    file = tmp_path / "key"
+    file.write_bytes(content.replace(b"KEY", KEY.encode()) if b"K\0" not in content else content)
+    file.chmod(0o600)
+    monkeypatch.setenv("A_KEY_FILE", str(file))
+    if words is None:
+        assert read_secret("A_KEY") in (KEY, "KEY")
+        return
+    with pytest.raises(ConfigError, match=words) as told:
+        read_secret("A_KEY")
+    assert KEY not in str(told.value) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("budget", [float("nan"), float("inf"), -1.0, -0.001])
+def test_a_budget_is_an_amount_of_money(budget):
+    with pytest.raises(ConfigError, match="give an amount of money"):
+        micro_of(budget)
+
+
+def test_ones_own_prices_take_the_place_of_the_tables(tmp_path, monkeypatch):
+    table = tmp_path / "vendors.toml"
+    monkeypatch.setenv("VL2V_VENDORS", str(table))
+    table.write_text('[cohere.models."embed-v4.0"]\nprice = { image = 0.001 }\n')
+    price = open_teacher("cohere:embed-v4.0").terms.price
+    assert (price.image, price.image_tokens, price.text_tokens) == (0.001, 0, 0.12)
+
+
+@pytest.mark.parametrize(
+    ("table", "words"),
+    [
+        ("[jinna]\nin_flight = 1", "jinna: unknown vendor; did you mean jina?"),
+        (
+            '[jina.models."jina-clip-2"]\nprice = { image = 1 }',
+            'is no model that is asked; did you mean "jina-clip-v2"?',
+        ),
+        ('[jina.models."jina-clip-v2"]\nprize = { image = 1 }', "prize: unknown; did you mean price?"),
+        ('[jina.models."jina-clip-v2"]\nprice = { images = 1 }', "images: unknown; did you mean image?"),
+        ('[jina.models."jina-clip-v2"]\nprice = { image = inf }', "finite"),
+        ("jina = 3", "jina: not a table"),
+    ],
+)
+def test_a_misspelt_table_is_refused_with_a_suggestion(table, words, tmp_path, monkeypatch):
+    (tmp_path / "vendors.toml").write_text(table)
+    monkeypatch.setenv("VL2V_VENDORS", str(tmp_path / "vendors.toml"))
+    with pytest.raises(TeacherError) as told:
+        open_teacher("jina:jina-clip-v2")
+    assert words in str(told.value)
+
+
+def test_another_version_of_a_model_is_not_a_typo(tmp_path, monkeypatch):
+    (tmp_path / "vendors.toml").write_text('[jina.models."jina-clip-v1"]\nprice = { image = 1 }')
+    monkeypatch.setenv("VL2V_VENDORS", str(tmp_path / "vendors.toml"))
+    assert open_teacher("jina:jina-clip-v2").terms.price.image == 0
+
+
+def test_a_redirect_is_told_and_the_key_goes_nowhere_else(vendor):
+    def moved(handler, body):
+        handler.answer(301, b"", Location=f"http://me:word@127.0.0.2:{vendor.server_address[1]}/v1")
+        return True
+
+    vendor.always = moved
+    teacher = open_teacher(f"openai-compatible:{vendor.url}#m")
+    teacher.purse = Purse()
+    with pytest.raises(TeacherError, match=r"301, the server sends on to http://\*\*\*@127\.0\.0\.2") as told:
+        teacher.embed_texts(["a"])
+    assert "word@" not in str(told.value)
+    assert len(vendor.requests) == 1 and teacher.purse.statuses() == ["rejected"]
+
+
+@pytest.mark.parametrize("scheme", ["https", "http"])
+def test_a_proxy_that_wants_a_password_and_a_server_without_tls_cost_nothing(scheme, vendor, monkeypatch):
+    class Refusing(http.server.BaseHTTPRequestHandler):
+        def do_CONNECT(self):
+            self.send_error(407)
+
+        def do_GET(self):
+            self.send_error(407)
+
+        def do_POST(self):
+            self.send_error(407)
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as proxy:
+        threading.Thread(target=proxy.serve_forever, args=(0.01,), daemon=True).start()
+        for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.server_address[1]}")
+        teacher = open_teacher(f"openai-compatible:{scheme}://vendor.invalid/v1#m")
+        teacher.purse = Purse(budget=0)
+        with pytest.raises(TeacherError, match="the proxy wants to know who you are"):
+            teacher.embed_texts(["a"])
+        proxy.shutdown()
+    assert teacher.purse.statuses() == ["rejected"]
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name)
+    teacher = open_teacher(f"openai-compatible:{vendor.url.replace('http:', 'https:')}#m")
+    teacher.purse = Purse()
+    with pytest.raises(TeacherError, match="doesn't speak TLS"):
+        teacher.embed_texts(["a"])
+    assert teacher.purse.statuses() == ["rejected"]
+
+
+def test_a_password_in_a_runs_settings_is_refused_and_cleaned_where_it_stands(tmp_path):
+    spec = "openai-compatible:http://me:w0rd@host/v1#m"
+    with pytest.raises(ConfigError, match="a password or key in an address") as told:
+        resolve({"teacher": {"spec": spec}, "data": {"path": "x"}})
+    assert "w0rd" not in str(told.value)
+    config = resolve({"teacher": {"spec": spec.replace("me:w0rd@", "")}, "data": {"path": "x"}})
+    (tmp_path / "config.toml").write_text(config.to_toml().replace("http://host", "http://me:w0rd@host"))
+    assert Run(tmp_path).config == config
+    assert "w0rd" not in (tmp_path / "config.toml").read_text()

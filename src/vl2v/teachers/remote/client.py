@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from vl2v.errors import TeacherError, VL2VError
-from vl2v.places import HIDDEN, canonical_url, is_loopback
+from vl2v.places import HIDDEN, canonical_url, is_loopback, without_secrets
 from vl2v.secret import read_secret
 from vl2v.stopping import heeding
 from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
 from vl2v.teachers.remote import pictures
-from vl2v.teachers.remote.failures import WORDS, retry_after, words_of
+from vl2v.teachers.remote.failures import WORDS, hopeless_connection, retry_after, words_of
 from vl2v.teachers.remote.line import CONNECT, Line, Reply, Unusable
 from vl2v.teachers.remote.names import Names
 from vl2v.teachers.remote.pace import Pace
@@ -265,6 +265,9 @@ class RemoteTeacher:
         except asyncio.CancelledError:
             purse.settle(number, "lost", note="stopped while it was in flight")
             raise
+        except TeacherError:
+            purse.settle(number, "rejected", note="no connection")
+            raise
         if reply is None:
             purse.settle(number, status, note=trouble)
             raise TryAgain(trouble, counted=status != "rejected", stale=STALE // 2 * (status == "wrong"))
@@ -354,7 +357,11 @@ class RemoteTeacher:
         return unit
 
     async def _send(self, sent: Sent) -> tuple[Reply | None, str, Status]:
-        """Return the response; or why there is none, and whether the vendor may have counted the request."""
+        """Return the response; or why there is none, and whether the vendor may have counted the request.
+
+        Raises:
+            TeacherError: there is no point in trying; the vendor has counted nothing.
+        """
         import httpx2
 
         headers = {"Content-Type": "application/json", "Idempotency-Key": sent.key}
@@ -368,8 +375,13 @@ class RemoteTeacher:
             httpx2.PoolTimeout,
             httpx2.InvalidURL,
             httpx2.UnsupportedProtocol,
+            httpx2.LocalProtocolError,
+            httpx2.ProxyError,
         ) as error:
-            return None, f"no connection ({type(error).__name__})", "rejected"
+            why = self._clean(without_secrets(str(error)))
+            if hopeless := hopeless_connection(why):
+                raise TeacherError(f"{self.name}: {hopeless}") from None
+            return None, f"no connection ({type(error).__name__}: {why})", "rejected"
         except httpx2.RequestError as error:
             return None, f"the connection broke ({type(error).__name__})", "lost"
         except TimeoutError:
@@ -403,6 +415,14 @@ class RemoteTeacher:
             return TeacherError(
                 f"{self.name}: {status}, the key in {self._wire.key} isn't accepted: {words}"
             ), "rejected"
+        if 300 <= status < 400:
+            to = without_secrets(response.headers.get("location", ""))
+            return TeacherError(
+                f"{self.name}: {status}, the server sends on to {to or 'nowhere'}, where nothing was sent: if that is "
+                "right, put its address into the teacher's name"
+            ), "rejected"
+        if status == 407:
+            return TeacherError(f"{self.name}: {hopeless_connection('407')}"), "rejected"
         if status == 404:
             return TeacherError(f"{self.name}: 404, no such model or address: {words}"), "rejected"
         return TeacherError(f"{self.name}: {status}: {words}"), "rejected"

@@ -42,6 +42,26 @@ def retry_after(reply: Reply) -> float | None:
     return None
 
 
+def hopeless_connection(why: str) -> str:
+    """Return what to do about a connection that failed for a reason that stays; "": another try may help."""
+    lower = why.lower()
+    if "certificate" in lower:
+        return (
+            f"its certificate isn't trusted ({why}): have SSL_CERT_FILE name the file of the authority that signed it, "
+            "or of the certificate itself"
+        )
+    if "wrong_version_number" in lower or "wrong version number" in lower:
+        return f"it doesn't speak TLS ({why}): its address may begin with http://"
+    if "407" in why or "proxy authentication" in lower:
+        return (
+            f"the proxy wants to know who you are ({why}): put user and password into HTTPS_PROXY, or leave it out for "
+            "this address with NO_PROXY"
+        )
+    if "illegal header" in lower:
+        return "the key can't be sent in a header: it has characters that no key has"
+    return ""
+
+
 def _moment(value: str) -> float:
     """Return the seconds until a Unix time, in seconds or milliseconds; what is too small for one is seconds."""
     number = float(value)
