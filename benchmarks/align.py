@@ -22,6 +22,7 @@ from vl2v.methods import Targets, task_of
 from vl2v.methods.adip import cosine_loss
 from vl2v.runs import resolve, silent, teaching
 from vl2v.runs.asking import asking_about
+from vl2v.runs.features import new_backbone
 from vl2v.runs.sources import open_sources
 from vl2v.runs.train import new_student
 from vl2v.students import evaluating
@@ -56,7 +57,7 @@ def main() -> None:
         answers = asking.answers()
     task = task_of(config)
     sampler = DomainBalancedSampler(sources.groups(sources.split.unlabelled), settings.batch_per_domain, 0)
-    student = new_student(config, task, len(sources.dataset.classes), teacher, teacher.dim)
+    student = new_student(config, task, len(sources.dataset.classes), new_backbone(config), teacher.dim)
     student.to(memory_format=torch.channels_last)
     start = {key: value.clone() for key, value in student.projector.state_dict().items()}
 

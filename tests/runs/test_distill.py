@@ -280,3 +280,40 @@ def test_pretrained_weights_come_from_a_file(quick: dict[str, Any], tmp_path: Pa
 
     backbone, _ = pretrained_backbone("test_efficientnet", str(tmp_path / "w.pth"))
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in backbone.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "name", ["lcnet_035", "test_nfnet", "test_vit"]
+)  # a hidden layer, no batch norm, a transformer
+def test_students_of_every_kind_are_trained_exported_and_read_back(
+    name: str, quick: dict[str, Any], shapes: Path, tmp_path: Path
+) -> None:
+    from vl2v.export import export_student
+
+    quick["student"]["name"] = name
+    quick["stages"] = {stage: {"steps": 2, "batch_per_domain": 2} for stage in ("align", "distill")}
+    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    export_student(run, tmp_path / "student.onnx", store=tmp_path / "store")
+    image = shapes / "paint" / "ball" / "00.png"
+    ours, theirs = (vl2v.load(place).predict([image])[0] for place in (run.folder, tmp_path / "student.onnx"))
+    assert theirs.label == ours.label
+
+
+@pytest.mark.parametrize("views", [0, 2])
+def test_a_student_that_cannot_be_trained_is_refused_before_any_query(
+    views: int, quick: dict[str, Any], tmp_path: Path
+) -> None:
+    from vl2v.embeddings import EmbeddingStore
+
+    quick["student"] |= {"name": "test_vit", "image_size": 40}
+    quick["teacher"]["views"] = views
+    for verb in (
+        lambda: vl2v.embed(quick, store=tmp_path),
+        lambda: vl2v.distill(quick, tmp_path / "r", store=tmp_path),
+    ):
+        with pytest.raises(
+            StudentError, match="student test_vit: can't take images of 40 pixels a side; use image size"
+        ):
+            verb()
+    with EmbeddingStore(tmp_path) as store:
+        assert not list(store.teachers()), "nothing was queried, not even the width of its embeddings"

@@ -1,4 +1,4 @@
-"""Weights that come from a file."""
+"""Which timm models can be students, how wide their features are, and weights that come from a file."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.models import register_model
+from torch import nn
 
 from vl2v.errors import StudentError
-from vl2v.students import pretrained_backbone
+from vl2v.students import Classifier, Student, new_projector, output_width, pretrained_backbone
 
 
 @pytest.fixture
@@ -33,3 +35,103 @@ def test_a_vit_takes_another_picture_size(file: Path) -> None:
 def test_weights_of_another_model_are_refused(file: Path) -> None:
     with pytest.raises(StudentError, match=r"vit.safetensors: \d+ of \d+ tensors don't fit the student"):
         pretrained_backbone("vit_tiny_patch16_224", str(file), image_size=96)
+
+
+HIDDEN = (  # a layer stands between the pooled features and the classifier
+    "mobilenetv3_small_050",
+    "mobilenetv4_conv_small_035",
+    "lcnet_035",
+    "ghostnet_050",
+    "hgnetv2_b0",
+    "fasternet_t0",
+    "efficientvit_b0",
+)
+
+
+@pytest.mark.parametrize("name", [*HIDDEN, "test_vit", "test_nfnet", "mobileone_s0", "deit_tiny_distilled_patch16_224"])
+def test_the_width_is_that_of_what_the_backbone_gives(name: str) -> None:
+    backbone, spec = pretrained_backbone(name, "none", image_size=64)
+    with torch.no_grad():
+        features = backbone.eval()(torch.zeros(1, 3, 64, 64))
+    assert output_width(name, 64) == features.shape[1]
+    assert Student(backbone, nn.Identity(), spec).width == features.shape[1]
+
+
+@pytest.mark.parametrize(("name", "wrong", "right"), [("crossvit_9_240", 64, 240), ("test_vit", 40, 32)])
+def test_a_size_that_a_model_cannot_take_is_refused_with_one_that_it_can(name: str, wrong: int, right: int) -> None:
+    with pytest.raises(
+        StudentError, match=rf"^student {name}: can't take images of {wrong} .* use image size {right}$"
+    ):
+        pretrained_backbone(name, "none", image_size=wrong)
+    assert output_width(name, right) > 0
+
+
+class Odd(nn.Module):
+    """What no student can be: several outputs, a map of features, or no gradients."""
+
+    num_features = 3
+
+    def __init__(self, gives: str = "", **_: object) -> None:
+        super().__init__()
+        self.gives, self.conv = gives, nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor) -> object:
+        x = self.conv(x)
+        gives = {"pair": (x, x), "map": x, "pair in training": (x, x) if self.training else x.mean((2, 3))}
+        return gives[self.gives] if self.gives in gives else x.mean((2, 3)).detach()
+
+
+@register_model
+def odd_gives_pair(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    return Odd("pair")
+
+
+@register_model
+def odd_gives_map(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    return Odd("map")
+
+
+@register_model
+def odd_gives_pair_in_training(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    return Odd("pair in training")
+
+
+@register_model
+def odd_gives_constants(pretrained: bool = False, **kwargs: object) -> nn.Module:
+    return Odd("constants")
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("odd_gives_pair", "2 outputs in place of one vector"),
+        ("odd_gives_pair_in_training", "2 outputs in place of one vector"),
+        ("odd_gives_map", r"3 x 32 x 32 numbers in place of one vector"),
+        ("odd_gives_constants", "no gradients"),
+    ],
+)
+def test_a_model_that_gives_no_vector_is_refused_by_name(name: str, why: str) -> None:
+    with pytest.raises(StudentError, match=rf"^student {name}: can't be a student, it (gives|has) {why}.*; choose"):
+        pretrained_backbone(name, "none", image_size=32)
+
+
+def test_measuring_draws_nothing_from_the_seed() -> None:
+    torch.manual_seed(3)
+    first, _ = pretrained_backbone("test_convnext", "none", image_size=32)  # measured now, and cached from here on
+    torch.manual_seed(3)
+    second, _ = pretrained_backbone("test_convnext", "none", image_size=32)
+    assert all(torch.equal(value, second.state_dict()[key]) for key, value in first.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mobileone_s0", "repvit_m0_9", "levit_128s"])
+def test_a_re_parameterised_student_is_exported_fused(name: str) -> None:
+    from vl2v.export.network import Network
+
+    backbone, spec = pretrained_backbone(name, "none", image_size=64)
+    student = Student(backbone, new_projector(output_width(name, 64), 5, 0), spec).eval()
+    network = Network(Classifier(student, ["a", "b"], torch.eye(5)[:2]), form="closed").eval()
+    before, after = (sum(isinstance(part, nn.BatchNorm2d) for part in whole.modules()) for whole in (backbone, network))
+    assert after < before / 4, "the student itself stays as it was trained"
+    pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(network(pixels), student.embed(pixels)[:, :2], rtol=1e-4, atol=1e-5)

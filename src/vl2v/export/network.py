@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -41,7 +42,7 @@ class Network(nn.Module):
     def __init__(self, classifier: Classifier, *, form: str) -> None:
         super().__init__()
         student = classifier.student
-        self.backbone, self.projector = student.backbone, student.projector
+        self.backbone, self.projector = reparameterize_model(student.backbone), student.projector  # of a copy
         self.normalised = student.head == "text"
         self.size = student.spec.image_size
         self.register_buffer("mean", student.mean.clone())

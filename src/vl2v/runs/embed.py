@@ -72,6 +72,7 @@ def embed(
     Raises:
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
         ConfigError: a cluster that can't start a task.
+        StudentError: a student that can't be trained; nothing is asked then.
     """
     config = resolve(settings, preset)
     store = Path(store) if store else default_store()
@@ -89,15 +90,15 @@ def embed(
 
 
 def _views(config: RunConfig, teacher: Teacher) -> Views:
-    if not config.teacher.views:
-        return Views()
-    from vl2v.students.backbone import image_size_of
+    """Return the views to ask about, once it is known that the student can be trained on them."""
+    from vl2v.students.backbone import image_size_of, output_width
 
-    if has_tower(config, find_method(config.method)):
-        size = tower(teacher)[1].image_size
-    else:
+    if not has_tower(config, find_method(config.method)):
         size = image_size_of(config.student.name, config.student.image_size)
-    return fixed_views(config.teacher, size)
+        output_width(config.student.name, size)
+    elif config.teacher.views:
+        size = tower(teacher)[1].image_size
+    return fixed_views(config.teacher, size) if config.teacher.views else Views()
 
 
 def _chosen(asking: Asking, sources: Sources, *, dry_run: bool) -> NDArray[np.int64] | None:

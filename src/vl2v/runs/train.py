@@ -35,7 +35,7 @@ from vl2v.runs.shelf import Shelf, stage_name
 from vl2v.runs.sources import Sources, open_sources
 from vl2v.runs.tuning import align_again, settled
 from vl2v.seeds import derive
-from vl2v.students import Classifier, Student, new_projector
+from vl2v.students import BackboneSpec, Classifier, Student, new_projector, output_width
 from vl2v.teachers import Teacher
 from vl2v.training import (
     Answers,
@@ -159,11 +159,16 @@ def train(
     teacher = teaching.the_teacher(config.teacher) if wanted and needed else None
     if asks_online(config) and teacher is not None:
         teaching.online(config.teacher, teacher)  # refuses a black box, before it is paid for anything
+    base = (
+        teaching.tower(teacher, config.student.statistics)
+        if own_tower and teacher is not None
+        else new_backbone(config)
+    )
     with ExitStack() as paid:
         purse = with_purse(teacher, store.path, budget, asker(run.folder)) if teacher else nullcontext()
         account = paid.enter_context(purse) if fabric.is_global_zero else None
         dim = from_first(fabric, lambda: dim_of(store, teacher) if teacher else 0)
-        student = new_student(config, task, len(sources.dataset.classes), teacher, dim)
+        student = new_student(config, task, len(sources.dataset.classes), base, dim)
         trainer.prepare(student)
         features = Features(
             student, sources.dataset, trainer.fabric, config.data.workers, report, shelf, sources.audit.sha256
@@ -275,28 +280,19 @@ def _check_parts(config: RunConfig, task: Task, devices: int) -> None:
             )
 
 
-def new_student(config: RunConfig, task: Task, classes: int, teacher: Teacher | None, dim: int) -> Student:
+def new_student(config: RunConfig, task: Task, classes: int, base: tuple[nn.Module, BackboneSpec], dim: int) -> Student:
     """Return the student as it starts.
 
     Args:
         config: of the run.
         task: how it learns.
         classes: how many.
-        teacher: whose image tower it is, for methods that start from it.
+        base: its backbone and spec: `new_backbone`'s, or `teaching.tower`'s for methods that start from that.
         dim: d of the teacher's space.
-
-    Raises:
-        StudentError: unknown model, weights that can't be had or don't fit.
-        ConfigError: a white box is needed and the teacher isn't one.
     """
     own_tower = teaching.has_tower(config, task)
-    if own_tower:
-        assert teacher is not None
-        backbone, spec = teaching.tower(teacher, config.student.statistics)
-        features = dim
-    else:
-        backbone, spec = new_backbone(config)
-        features = int(backbone.num_features)  # type: ignore[arg-type]
+    backbone, spec = base
+    features = dim if own_tower else output_width(config.student.name, spec.image_size)
     seed = derive(config.seed, "projector")
     if task.head == "stacked":
         head = new_projector(dim, classes, derive(config.seed, "head"))

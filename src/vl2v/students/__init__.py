@@ -1,7 +1,7 @@
 """Students: a small backbone, a projector, and the text classifier on top of them."""
 
 from vl2v.prediction import Prediction
-from vl2v.students.backbone import build_backbone, pretrained_backbone
+from vl2v.students.backbone import build_backbone, output_width, pretrained_backbone
 from vl2v.students.classifier import Classifier, at_size
 from vl2v.students.depthwise import quick_depthwise
 from vl2v.students.hub import fetch, fetch_export, is_on_hub
@@ -21,6 +21,7 @@ __all__ = [
     "fetch_export",
     "is_on_hub",
     "new_projector",
+    "output_width",
     "pretrained_backbone",
     "quick_depthwise",
 ]

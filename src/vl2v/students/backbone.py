@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import math
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import timm
+import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import resample_abs_pos_embed
 from timm.models import load_state_dict
@@ -47,10 +49,11 @@ def pretrained_backbone(
         statistics: "own" mean and std of the pretrained weights, or "imagenet".
 
     Raises:
-        StudentError: unknown model, weights that can't be had, or that don't fit.
+        StudentError: unknown model, one that can't be a student at this size, weights that can't be had or don't fit.
         MissingExtra: the package of weights is not installed.
     """
     size = image_size_of(name, image_size)
+    output_width(name, size)
     source = weights
     if weights == "auto":
         source = "package" if _is_installed(PACKAGED.get(name)) else "hub"
@@ -75,6 +78,54 @@ def image_size_of(name: str, wanted: int | None) -> int:
         return wanted
     config = timm.get_pretrained_cfg(name)
     return int(config.input_size[-1]) if config is not None else 224
+
+
+def output_width(name: str, size: int) -> int:
+    """Return p, the number of features that a timm model without its classifier gives for images of this size.
+
+    It is measured, since `num_features` is not the output's width where a hidden layer follows it. The model is built
+    and run on the meta device, which takes neither memory nor weights, so that it is known before a teacher is queried.
+
+    Args:
+        name: a timm model name.
+        size: pixels a side.
+
+    Raises:
+        StudentError: the model gives no vector for an image of this size; the message names a size that works.
+    """
+    found = _measured(name, size)
+    if isinstance(found, int):
+        return found
+    own = image_size_of(name, None)
+    multiples = {size // step * step + more for step in (16, 32, 64, 128) for more in (0, step)}
+    for other in sorted({own, *multiples} - {0, size}, key=lambda other: abs(other - size)):
+        if isinstance(_measured(name, other), int):
+            raise StudentError(f"student {name}: can't take images of {size} pixels a side; use image size {other}")
+    raise StudentError(f"student {name}: can't be a student, {found}; choose another timm model")
+
+
+@cache
+def _measured(name: str, size: int) -> int | str:
+    """Return the number of features that a model gives, or why it gives none."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            model = _timm_model(name, size).to(memory_format=torch.channels_last)  # as it is trained
+            pixels = torch.zeros(2, 3, size, size).to(memory_format=torch.channels_last)
+            with torch.no_grad():
+                features = model.eval()(pixels)
+            trained = model.train()(pixels)
+    except Exception as error:  # each architecture has errors of its own for sizes
+        return f"it doesn't run on images of {size} pixels a side ({type(error).__name__})"
+    for found in (features, trained):
+        if not isinstance(found, Tensor):
+            return f"it gives {len(found)} outputs in place of one vector an image"
+        if found.ndim != 2 or len(found) != 2:
+            return f"it gives {' x '.join(map(str, found.shape[1:]))} numbers in place of one vector an image"
+    try:
+        trained.sum().backward()
+    except Exception as error:
+        return f"it has no gradients ({type(error).__name__})"
+    return int(features.shape[1])
 
 
 def load_weights(model: nn.Module, path: Path) -> None:

@@ -20,13 +20,14 @@ from torch.nn import functional
 def quick_depthwise(model: nn.Module) -> int:
     """Give a model's square depthwise convolutions quick gradients, in place; return how many have them.
 
-    Names, parameters and results stay. Other devices than the CPU go the usual way.
+    Names, parameters and results stay. Other devices than the CPU go the usual way, as do subclasses with a forward of
+    their own (one that standardises its weights, say).
     """
     from timm.layers import Conv2dSame
 
     count = 0
     for module in model.modules():
-        if isinstance(module, nn.Conv2d) and _is_depthwise(module):
+        if isinstance(module, nn.Conv2d) and type(module) in (nn.Conv2d, Conv2dSame) and _is_depthwise(module):
             forward = _forward_same if isinstance(module, Conv2dSame) else _forward
             module.forward = MethodType(forward, module)  # type: ignore[method-assign]  # a copy gets its own
             count += 1

@@ -38,7 +38,11 @@ class Student(nn.Module):
     def width(self) -> int:
         """p, the number of features."""
         first = self.projector[0] if isinstance(self.projector, nn.Sequential) else self.projector
-        return first.in_features if isinstance(first, nn.Linear) else int(self.backbone.num_features)  # type: ignore[arg-type]
+        if isinstance(first, nn.Linear):
+            return first.in_features
+        size = self.spec.image_size
+        with evaluating(self):
+            return self.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return F(x) [n, p] of uint8 pixels [n, s, s, 3] (0 to 255)."""
