@@ -1,79 +1,138 @@
-"""Live traffic is told from what a student learned by distances of means, and not by chance."""
+"""Drift is told from what a student learned from; which of its classes come, and chance, aren't drift."""
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Callable
-from itertools import pairwise
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
 
-from vl2v.drift import NEAR, drift, reference
+from vl2v.drift import Drift, drift, reference
 
+D, CLASSES = 24, tuple(f"class {k}" for k in range(54))
 _of_all = np.random.default_rng(0)
-PLACES = _of_all.normal(size=(4, 64))  # of three training domains and another one
-CLASSES = {name: 3 * _of_all.normal(size=64) for name in ("dog", "horse")}
-DOMAINS = ("art", "cartoon", "photo")
-Traffic = Callable[..., tuple[np.ndarray, list[str]]]
+CENTRES = 1.5 * _of_all.normal(size=(54, D))  # of classes
+SURENESS = _of_all.normal(size=54)  # some are recognised less surely
+DOMAINS = dict(zip(("art", "cartoon", "photo"), 0.5 * _of_all.normal(size=(3, D)), strict=True))
+ELSEWHERE = 0.8 * _of_all.normal(size=D)
 
 
-def drawn(seed: int) -> Traffic:
-    """Return what draws traffic, the same whatever else was drawn."""
-    rng = np.random.default_rng(seed)
+class Images(NamedTuple):
+    rows: np.ndarray
+    best: list[str]
+    sure: np.ndarray
 
-    def traffic(place: np.ndarray, count: int, classes: tuple[str, ...] = ("dog", "horse")):
-        """Return embeddings around a place, spread as far as places are from one another, and their classes."""
-        labels = rng.choice(classes, count).tolist()
-        noise = 1.4 * rng.normal(size=(count, 64))
-        return (place + noise + np.stack([CLASSES[label] for label in labels])).astype(np.float32), labels
-
-    return traffic
+    @property
+    def unknown(self) -> np.ndarray:
+        return self.sure < 0.3
 
 
-@pytest.fixture
-def traffic() -> Traffic:
-    return drawn(2)
+def drawn(rng: np.random.Generator, domain: np.ndarray, shares: np.ndarray, count: int) -> Images:
+    """Return what a student that is right in most cases gives for images of a domain with a mix of classes."""
+    classes = rng.choice(54, count, p=shares / shares.sum())
+    rows = CENTRES[classes] + domain + 1.2 * rng.normal(size=(count, D))
+    best = ((rows[:, None] - CENTRES) ** 2).sum(-1).argmin(1)
+    sure = 1 / (1 + np.exp(-(1 + SURENESS[classes] + rng.normal(size=count))))
+    return Images(rows.astype(np.float32), [CLASSES[k] for k in best], sure)
 
 
-@pytest.fixture(scope="module")
-def kept() -> dict:
-    traffic = drawn(1)
-    outputs = {name: traffic(place, 400) for name, place in zip(DOMAINS, PLACES[:3], strict=True)}
-    return json.loads(json.dumps(reference(outputs, 0.05)))  # as it comes out of a card
+def card(rng: np.random.Generator, count: int, domains: Sequence[str] = tuple(DOMAINS)) -> Any:
+    """Return what an export has of `count` validation images, as it comes out of its file."""
+    shares = 1 / np.arange(2, 56)
+    parts = {name: drawn(rng, DOMAINS[name], shares, count // len(domains)) for name in domains}
+    unknown = np.concatenate([part.unknown for part in parts.values()])
+    return json.loads(json.dumps(reference({name: tuple(part) for name, part in parts.items()}, unknown)))
 
 
-@pytest.mark.parametrize("count", [40, 1000])
-def test_training_domains_and_their_mixtures_are_near(kept: dict, traffic: Traffic, count: int) -> None:
-    for name, place in zip(DOMAINS, PLACES, strict=False):
-        found = drift(*traffic(place, count), 0.05, kept)
-        assert found.distance < NEAR and found.nearest == name and "no alarm" in found.verdict()
-    parts = [traffic(place, count // 3 + 1) for place in PLACES[:3]]
-    mixed = np.concatenate([rows for rows, _ in parts]), [label for _, labels in parts for label in labels]
-    assert drift(*mixed, 0.05, kept).distance < NEAR
+def told(images: Images, card: Any) -> Drift:
+    return drift(images.rows, images.best, images.sure, float(images.unknown.mean()), card)
 
 
-def test_which_classes_come_is_not_where_pictures_come_from(kept: dict, traffic: Traffic) -> None:
-    for name in CLASSES:
-        assert drift(*traffic(PLACES[0], 500, (name,)), 0.05, kept).distance < NEAR
+def mixes(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    five, one = np.zeros(54), np.zeros(54)
+    five[:5], one[rng.integers(54)] = 1, 1
+    return {"five": five, "one": one, "re-weighted": rng.gamma(0.3, size=54), "even": np.ones(54)}
 
 
-def test_another_domain_is_as_far_as_they_are_from_one_another(kept: dict, traffic: Traffic) -> None:
-    assert 0.7 < drift(*traffic(PLACES[3], 500), 0.05, kept).distance < 1.5
-    way = [traffic(PLACES[0] + far * (PLACES[3] - PLACES[0]), 500) for far in (0, 1, 2)]
-    assert all(nearer < farther for nearer, farther in pairwise(drift(*each, 0.05, kept).distance for each in way))
-    assert "drift: look at some" in drift(*way[2], 0.05, kept).verdict()
+@pytest.mark.parametrize("count", [51, 300])
+def test_another_mix_of_classes_is_no_drift_and_other_images_are(count: int) -> None:
+    alarms: dict[str, list[bool]] = {}
+    for seed in range(25):
+        rng = np.random.default_rng([seed, count])
+        known, domain = card(rng, count), list(DOMAINS.values())[seed % 3]
+        for name, shares in mixes(rng).items():
+            alarms.setdefault(name, []).append(told(drawn(rng, domain, shares, 400), known).alarm)
+        usual = 1 / np.arange(2, 56)
+        for name, change in (("elsewhere", 1), ("further", 2)):
+            images = drawn(rng, domain + change * ELSEWHERE, usual, 400)
+            alarms.setdefault(name, []).append(told(images, known).alarm)
+        images = drawn(rng, domain, usual, 400)
+        alarms.setdefault("unsure", []).append(told(images._replace(sure=images.sure * 0.25), known).alarm)
+    rates = {name: float(np.mean(raised)) for name, raised in alarms.items()}
+    assert all(rates[name] <= 0.04 for name in ("five", "one", "re-weighted", "even")), rates
+    assert rates["further"] == rates["unsure"] == 1, rates
+    assert count == 51 or rates["elsewhere"] == 1, rates
 
 
-def test_unknown_alarms_only_beyond_chance(kept: dict, traffic: Traffic) -> None:
-    near, few = traffic(PLACES[0], 1000), traffic(PLACES[0], 40)
-    assert not drift(*near, 0.07, kept).more_unknown and drift(*near, 0.2, kept).more_unknown
-    assert not drift(*few, 0.15, kept).more_unknown  # six of 40: chance
-    assert "more unknown than expected; drift" in drift(*near, 0.2, kept).verdict()
+def test_the_nearest_domain_is_named_and_a_mixture_of_them_is_near() -> None:
+    rng = np.random.default_rng(1)
+    known = card(rng, 600)
+    for name, domain in DOMAINS.items():
+        found = told(drawn(rng, domain, np.ones(54), 500), known)
+        assert found.nearest == name and not found.alarm and "no alarm" in found.verdict()
+    far = told(drawn(rng, 3 * ELSEWHERE, np.ones(54), 500), known)
+    assert far.distance is not None and far.distance > 1 and "drift: look at some" in far.verdict()
 
 
-def test_too_little_tells_nothing(kept: dict, traffic: Traffic) -> None:
-    few = drift(*traffic(PLACES[3], 29), 0.5, kept)
-    assert few.distance is None and few.verdict() == "too few pictures to tell (29 of 30)"
-    one = drift(*traffic(PLACES[3], 100), 0.05, reference({"photo": traffic(PLACES[0], 100)}, 0.05))
-    assert one.distance is None and "learned from one domain" in one.verdict()
+def test_the_same_image_again_and_again_is_no_evidence() -> None:
+    rng = np.random.default_rng(2)
+    known = card(rng, 300)
+    images = drawn(rng, DOMAINS["art"], np.ones(54), 1)
+    again = Images(np.repeat(images.rows, 500, 0), images.best * 500, np.repeat(images.sure, 500))
+    assert not told(again, known).alarm
+
+
+def test_unknown_is_expected_of_the_classes_that_come() -> None:
+    rng = np.random.default_rng(3)
+    known = card(rng, 900)
+    shares = np.zeros(54)
+    shares[int(SURENESS[:5].argmax())] = 1  # a class that is recognised surely
+    found = told(drawn(rng, DOMAINS["art"], shares, 500), known)
+    assert found.expected < 0.8 * known["unknown"] and abs(found.unknown - found.expected) < 0.03
+
+
+def test_a_class_that_was_added_later_and_a_single_domain_are_no_drift() -> None:
+    rng = np.random.default_rng(4)
+    known = card(rng, 300, ["photo"])
+    images = drawn(rng, DOMAINS["photo"], np.ones(54), 500)
+    found = told(images, known)
+    assert found.distance is not None and not found.alarm and found.nearest == "photo"
+    assert not told(images._replace(best=["new" if i % 50 == 0 else b for i, b in enumerate(images.best)]), known).alarm
+
+
+def test_too_little_tells_nothing() -> None:
+    rng = np.random.default_rng(5)
+    few = told(drawn(rng, 9 * ELSEWHERE, np.ones(54), 29), card(rng, 300))
+    assert few.distance is None and not few.alarm and few.verdict() == "too few images to tell (29 of 30)"
+
+
+def test_a_reference_of_the_first_version_is_read() -> None:
+    def kept(mean: Sequence[float], error: float) -> dict[str, Any]:
+        return {"mean": base64.b64encode(np.array(mean, "<f4").tobytes()).decode(), "error": error}
+
+    first = {
+        "centres": {"": kept([0, 0], 0.001), "dog": kept([3, 0], 0.001)},
+        "unknown": 0.05,
+        "pictures": 400,
+        "domains": {"art": kept([0, 1], 0.001), "photo": kept([0, -1], 0.001)},
+    }
+    rng = np.random.default_rng(6)
+    rows = np.array([3.0, 1.0]) + 0.1 * rng.normal(size=(100, 2))
+    near = drift(rows.astype(np.float32), ["dog"] * 100, [0.9] * 100, 0.05, first)
+    assert near.distance is not None and near.distance < 0.3 and near.nearest == "art" and not near.alarm
+    away = drift((rows + np.array([0, 4])).astype(np.float32), ["dog"] * 100, [0.9] * 100, 0.05, first)
+    assert away.distance is not None and away.distance > 1 and away.alarm
+    assert drift(rows.astype(np.float32), ["dog"] * 100, [0.9] * 100, 0.4, first).alarm  # more unknown

@@ -1,4 +1,11 @@
-"""How far live traffic is from what a student learned: distances of mean embeddings, and the share of "unknown"."""
+"""Whether live traffic still looks like what a student learned from, whichever of its classes come.
+
+Which classes come, and from which of the training domains, moves the mean of what a network gives, and isn't drift. So
+an image is compared with those that got the same best class, and what remains is held against the nearest mixture of
+domains: Hotelling's two-sample test (Annals of Mathematical Statistics 1931), once on the directions in which images
+differ most and once on the confidence. A class that the reference has few images of is known badly, and its mean is
+drawn to that of all (an empirical Bayes estimate); what that and the finite reference account for is in the variance.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +13,25 @@ import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-FEWEST = 30  # pictures; with fewer nothing is said
-FEWEST_OF_CLASS = 5  # validation pictures that a class's mean is taken of
-OTHERS = ""  # what is kept of classes with fewer, or added later: the mean of all pictures
-WINDOW = 1000  # the latest pictures that are looked at
-NEAR, FAR = 0.3, 1.0  # distances at which the verdict changes
-POINTS = 0.05  # that the share of "unknown" may rise by before anything is said
+VERSION = 2  # of what a card has; 1 had no version
+FEWEST = 30  # images; with fewer nothing is said
+WINDOW = 1000  # the latest images that are compared
+POINTS = 0.05  # that the share of "unknown" may rise by before it is mentioned
 
+LEVEL = 0.99  # of each of the two tests
+MOST = 24  # directions
+EACH = 8  # degrees of freedom a direction takes
+KEPT = 48  # directions of the reference's scatter that a card has
+CONFUSED = 0.05  # variance of a class's mean that comes of the other classes among it, as a share of an image's
 STEPS = 500  # of the search for the nearest mixture
+DRAWS = 40_000  # that the limit of chance is taken of
+TINY = 1e-12
 
 Rows = NDArray[np.float32]
 Floats = NDArray[np.float64]
@@ -29,14 +42,14 @@ class Drift:
     """Live traffic against the training domains.
 
     Attributes:
-        pictures: how many were looked at.
-        distance: of their mean, less that of their classes, from the training domains' (from the nearest mixture of
-            these), where 1 is how far a training domain typically is from the others; None where the student learned
-            from one domain, or there are too few pictures.
+        pictures: how many were compared.
+        distance: how far they are from the nearest mixture of the training domains' images of the same classes, where
+            from 1 it isn't chance; None where there are too few of them.
         nearest: the training domain that has most of that mixture.
-        unknown: share of them with the answer "unknown".
-        expected: that share on the training domains' validation pictures.
+        unknown: share of them with the prediction "unknown".
+        expected: that share on the training domains' validation images, if the same classes came.
         of: how many these were.
+        alarm: whether it is drift.
     """
 
     pictures: int
@@ -45,120 +58,200 @@ class Drift:
     unknown: float
     expected: float
     of: int
-
-    @property
-    def more_unknown(self) -> bool:
-        """Whether "unknown" is more frequent than on validation pictures, beyond chance (3 standard errors)."""
-        variance = max(self.expected * (1 - self.expected), 1e-4)
-        error = math.sqrt(variance * (1 / max(self.pictures, 1) + 1 / self.of))
-        return self.unknown - self.expected > max(POINTS, 3 * error)
+    alarm: bool = False
 
     def verdict(self) -> str:
         """Return a sentence for people."""
         if self.pictures < FEWEST:
-            return f"too few pictures to tell ({self.pictures} of {FEWEST})"
+            return f"too few images to tell ({self.pictures} of {FEWEST})"
         if self.distance is None:
-            where = "where pictures come from can't be told: the student learned from one domain"
-        elif self.distance < NEAR:
-            where = f"pictures look like training domains, most like {self.nearest}"
-        elif self.distance < FAR:
-            where = f"pictures differ somewhat from the training domains, least from {self.nearest}"
+            where = "where images come from can't be told: the student learned from one domain"
+        elif self.distance < 1:
+            where = f"images look like those of the training domains, most like {self.nearest}"
         else:
-            where = "pictures are at least as far from the training domains as these are from one another"
-        drifted = self.more_unknown or (self.distance or 0) >= FAR
-        advice = "drift: look at some of them, and measure the accuracy on a labelled sample" if drifted else "no alarm"
-        more = "more" if self.more_unknown else "not more"
-        return f"{where}; {more} unknown than expected; {advice}"
+            where = f"images differ from those of the training domains, least from {self.nearest}"
+        more = "more" if self.unknown - self.expected > POINTS else "not more"
+        advice = "drift: look at some of them, and measure the accuracy on a labelled sample"
+        return f"{where}; {more} unknown than expected; {advice if self.alarm else 'no alarm'}"
 
 
-def reference(outputs: Mapping[str, tuple[Rows, Sequence[str]]], unknown: float) -> dict[str, Any]:
-    """Return what an export's card keeps of the training domains, JSON types only.
-
-    Which classes come says nothing of where pictures come from, but moves their mean: so the mean of its class, as far
-    as there are pictures of it, is taken off every row, here and of live traffic.
+def reference(outputs: Mapping[str, tuple[Rows, Sequence[str], Sequence[float]]], unknown: Sequence[bool]) -> Any:
+    """Return what an export's card has of the training domains, JSON types only.
 
     Args:
-        outputs: domain -> what the network gave for its validation pictures [n, d], and the best class of each.
-        unknown: share of all of them with the answer "unknown".
+        outputs: domain -> what the network gave for its validation images [n, d], the best class of each, and that
+            one's probability.
+        unknown: of all of them, in this order, whether the prediction was "unknown".
     """
-    rows = np.concatenate([each for each, _ in outputs.values()])
-    labels = np.array([label for _, best in outputs.values() for label in best])
-    groups = {label: rows[labels == label] for label in dict.fromkeys(labels.tolist())}
-    centres = {label: _kept(group) for label, group in groups.items() if len(group) >= FEWEST_OF_CLASS}
-    kept = {"centres": {OTHERS: _kept(rows), **centres}, "unknown": unknown, "pictures": len(rows)}
-    domains = {name: _kept(_without_class(each, best, kept)[0]) for name, (each, best) in outputs.items()}
-    return {**kept, "domains": domains}
+    best = np.array([label for _, labels, _ in outputs.values() for label in labels])
+    domain = np.repeat(np.arange(len(outputs)), [len(labels) for _, labels, _ in outputs.values()])
+    rows = np.concatenate([each for each, _, _ in outputs.values()])
+    scale = float(rows.std()) or 1.0
+    points = _points(rows, [p for *_, sure in outputs.values() for p in sure], scale)
+    mean = points.mean(0)
+    points = points - mean
+    names, number = np.unique(best, return_inverse=True)
+    counts = np.bincount(number)
+    sums = _sums(points, number, len(names))
+    left = points - (sums / counts[:, None])[number]
+    found, directions = np.linalg.eigh(left.T @ left)
+    kept = max(min(KEPT, points.shape[1], len(points) - 1), 1)
+    return {
+        "version": VERSION,
+        "pictures": len(points),
+        "unknown": float(np.mean(unknown)),
+        "scale": scale,
+        "mean": _packed(mean),
+        "classes": {
+            str(name): {
+                "pictures": int(counts[k]),
+                "unknown": int(np.sum(np.asarray(unknown)[number == k])),
+                "mean": _packed(sums[k] / counts[k]),
+            }
+            for k, name in enumerate(names)
+        },
+        "domains": {
+            name: {"pictures": int((domain == k).sum()), "mean": _packed(left[domain == k].mean(0))}
+            for k, name in enumerate(outputs)
+        },
+        "scatter": {
+            "directions": _packed(directions[:, -kept:]),
+            "sums": [float(value) for value in found[-kept:]],
+            "rest": float(found[:-kept].clip(0).sum() / max(len(found) - kept, 1)),
+        },
+    }
 
 
-def drift(rows: Rows, best: Sequence[str], unknown: float, kept: Mapping[str, Any]) -> Drift:
+def drift(rows: Rows, best: Sequence[str], sure: Sequence[float], unknown: float, card: Mapping[str, Any]) -> Drift:
     """Return how far live traffic is from the training domains.
 
-    Means of finitely many pictures are never at the same place, even if the pictures are of one kind: the variance that
-    this accounts for is taken off squared distances.
-
     Args:
-        rows: what the network gave for live pictures [n, d].
+        rows: what the network gave for live images [n, d].
         best: the best class of each.
-        unknown: share of them with the answer "unknown".
-        kept: from `reference`.
+        sure: its probability.
+        unknown: share of them with the prediction "unknown".
+        card: from `reference`, of this version or the first.
     """
-    domains, shares = kept["domains"], (unknown, kept["unknown"], kept["pictures"])
-    if len(rows) < FEWEST or len(domains) < 2:
+    if card.get("version", 1) < VERSION:
+        return _by_version_1(rows, best, unknown, card)
+    known = card["classes"]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys([*known, *best]))}
+    number = np.array([numbers[label] for label in best], np.int64)
+    seen = [known.get(name, {"pictures": 0, "unknown": 0}) for name in numbers]
+    missed = [(each["unknown"] + card["unknown"]) / (each["pictures"] + 1) for each in seen]
+    expected = float(np.array(missed)[number].mean()) if len(number) else card["unknown"]
+    shares = (unknown, expected, card["pictures"])
+    if len(rows) < FEWEST:
         return Drift(len(rows), None, None, *shares)
-    means = np.stack([_mean(each) for each in domains.values()]).astype(float)
-    errors = np.array([each["error"] for each in domains.values()])
-    others = [np.arange(len(means)) != place for place in range(len(means))]
-    apart = [
-        _distance(mean, error, means[rest], errors[rest])[0]
-        for mean, error, rest in zip(means, errors, others, strict=True)
+    points = _points(rows, sure, card["scale"]) - _unpacked(card["mean"])
+    counts = np.bincount(number, minlength=len(numbers))
+    left = points - (_sums(points, number, len(numbers)) / np.maximum(counts, 1)[:, None])[number]
+    live = _distinct(points)
+    freedom = int(max(live - (counts > 0).sum(), 0) + max(card["pictures"] - len(known), 0))
+    scatter = (left.T @ left * (live / len(points)) + _scatter(card)) / max(freedom, 1)
+    variances, axes = np.linalg.eigh(scatter)
+    most = max(1, min(MOST, freedom // EACH, len(axes)))
+    confidence = np.zeros((len(axes), 1))
+    confidence[-1] = 1 / math.sqrt(max(scatter[-1, -1], TINY))
+    means = np.stack([_unpacked(known[name]["mean"]) if name in known else np.zeros(len(axes)) for name in numbers])
+    of = np.array([each["pictures"] for each in seen])
+    whitened = (axes[:, -most:] / np.sqrt(np.maximum(variances[-most:], TINY)), confidence)
+    tests = [
+        _test(card, points.mean(0) @ axis, counts / len(points), means @ axis, of, axis, live, freedom)
+        for axis in whitened
     ]
-    unit = max(float(np.median(apart)), math.sqrt(float(np.median(errors))))  # never finer than what can be told
-    residuals, uncertain = _without_class(rows, best, kept)
-    away, weights = _distance(residuals.mean(0).astype(float), _error(residuals) + uncertain, means, errors)
-    return Drift(len(rows), away / max(unit, 1e-6), list(domains)[int(weights.argmax())], *shares)
+    (distance, weights), (unsure, _) = tests
+    distance = math.sqrt(max(distance, unsure))
+    return Drift(len(rows), distance, list(card["domains"])[int(weights.argmax())], *shares, alarm=distance >= 1)
 
 
-def _without_class(rows: Rows, best: Sequence[str], kept: Mapping[str, Any]) -> tuple[Rows, float]:
-    """Return rows [n, d] less the mean of their class, and the expected squared error of their mean by that."""
-    centres = kept["centres"]
-    named = [label if label in centres else OTHERS for label in best]
-    means = {label: _mean(centres[label]) for label in set(named)}
-    shares = {label: named.count(label) / len(named) for label in means}
-    return rows - np.stack([means[label] for label in named]), sum(
-        share**2 * centres[label]["error"] for label, share in shares.items()
-    )
-
-
-def _kept(rows: Rows) -> dict[str, Any]:
-    return {"mean": base64.b64encode(rows.mean(0).astype("<f4").tobytes()).decode(), "error": _error(rows)}
-
-
-def _mean(kept: Mapping[str, Any]) -> Rows:
-    return np.frombuffer(base64.b64decode(kept["mean"]), "<f4")
-
-
-def _error(rows: Rows) -> float:
-    """Return the expected squared distance of the mean of rows [n, d] from the true one."""
-    return float(rows.var(0, ddof=1).sum() / len(rows)) if len(rows) > 1 else 0.0
-
-
-def _distance(mean: Floats, error: float, means: Floats, errors: Floats) -> tuple[float, Floats]:
-    """Return how far a mean [d] is from the nearest mixture of others [K, d], and the mixture's weights [K].
+def _test(
+    card: Mapping[str, Any],
+    mean: Floats,
+    shares: Floats,
+    means: Floats,
+    counts: NDArray[np.int64],
+    axis: Floats,
+    live: float,
+    freedom: int,
+) -> tuple[float, Floats]:
+    """Return Hotelling's statistic, where chance stays below 1, and the weights of the domains.
 
     Args:
-        mean: of some pictures.
-        error: its expected squared distance from the true one.
-        means: of others.
-        errors: theirs.
+        card: from `reference`.
+        mean: of live traffic [k], in whitened coordinates: the variance within a class is 1 in each.
+        shares: of its classes [C].
+        means: of the reference's images of each [C, k].
+        counts: how many these were [C].
+        axis: the directions [D, k].
+        live: how many images came, repeated ones not counted.
+        freedom: that the variance was estimated with.
     """
-    centred, point = means - means.mean(0), mean - means.mean(0)
-    gram, cross = centred @ centred.T, centred @ point
-    step = 1 / max(float(np.linalg.norm(gram, 2)), 1e-12)
-    weights = np.full(len(means), 1 / len(means))
+    size, total = len(mean), card["pictures"]
+    spread = float((counts @ means**2).sum() + (_scatter(card) @ axis * axis).sum()) / max(total - 1, 1) / size
+    prior = 1 / max(spread - 1, 0.05)  # images that what is known of all classes is worth to each
+    weight = counts + prior
+    offsets = np.stack([_unpacked(each["mean"]) for each in card["domains"].values()]) @ axis
+    of = np.array([each["pictures"] for each in card["domains"].values()])
+    centre = spread * float((counts / total) @ (counts / total))  # variance of the mean that these are drawn to
+    apart = mean - (shares * counts / weight) @ means
+    variance = 1 / live + shares**2 @ (1 / weight + CONFUSED) + (shares @ (prior / weight)) ** 2 * centre
+    weights = _mixture(offsets, apart)
+    rest = apart - weights @ offsets
+    return float(rest @ rest) / (variance + float(weights**2 @ (1 / of))) / _limit(size, freedom), weights
+
+
+@cache
+def _limit(size: int, freedom: int) -> float:
+    """Return what chance exceeds in one case of a hundred: Hotelling's T^2, from draws of its two chi-squares."""
+    rng, rest = np.random.default_rng(0), max(freedom - size + 1, 1)
+    draws = rng.chisquare(size, DRAWS) / rng.chisquare(rest, DRAWS) * max(freedom, 1)
+    return float(np.quantile(draws, LEVEL))
+
+
+def _points(rows: Rows, sure: Sequence[float], scale: float) -> Floats:
+    """Return rows [n, d] in units of their spread, and the logit of the confidence as one more column."""
+    chance = np.clip(np.asarray(sure, float), 1e-6, 1 - 1e-6)
+    return np.column_stack([np.asarray(rows, float) / scale, 0.5 * np.log(chance / (1 - chance))])
+
+
+def _distinct(points: Floats) -> float:
+    """Return how many independent images points [n, D] are worth (Kish): the same one again tells nothing new."""
+    _, counts = np.unique(points.round(2), axis=0, return_counts=True)
+    return float(len(points) ** 2 / (counts**2).sum())
+
+
+def _sums(points: Floats, number: NDArray[np.int64], classes: int) -> Floats:
+    sums = np.zeros((classes, points.shape[1]))
+    np.add.at(sums, number, points)
+    return sums
+
+
+def _scatter(card: Mapping[str, Any]) -> Floats:
+    """Return the sum of squares and products within the reference's classes [D, D]; beyond what is saved, all alike."""
+    kept, rest = card["scatter"], card["scatter"]["rest"]
+    directions = _unpacked(kept["directions"]).reshape(-1, len(kept["sums"]))
+    scatter = (directions * (np.array(kept["sums"]) - rest)) @ directions.T
+    scatter.flat[:: len(scatter) + 1] += rest
+    return np.asarray(scatter)
+
+
+def _packed(values: Floats) -> str:
+    return base64.b64encode(values.astype("<f2").tobytes()).decode()
+
+
+def _unpacked(text: str) -> Floats:
+    return np.frombuffer(base64.b64decode(text), "<f2").astype(float)
+
+
+def _mixture(points: Floats, goal: Floats) -> Floats:
+    """Return the weights [K] of the mixture of points [K, d] that is nearest to one [d]."""
+    weights = np.full(len(points), 1 / len(points))
+    gram, cross = points @ points.T, points @ goal
+    step = 1 / max(float(np.linalg.norm(gram, 2)), TINY)
     for _ in range(STEPS):  # projected gradient
         weights = _simplex(weights - step * (gram @ weights - cross))
-    difference = point - weights @ centred
-    return float(np.sqrt(max(difference @ difference - error - weights**2 @ errors, 0.0))), weights
+    return weights
 
 
 def _simplex(values: Floats) -> Floats:
@@ -166,3 +259,44 @@ def _simplex(values: Floats) -> Floats:
     falling = np.sort(values)[::-1]
     excess = (np.cumsum(falling) - 1) / np.arange(1, len(values) + 1)
     return np.asarray(np.maximum(values - excess[np.flatnonzero(falling > excess)[-1]], 0))
+
+
+def _by_version_1(rows: Rows, best: Sequence[str], unknown: float, card: Mapping[str, Any]) -> Drift:
+    """Return what a reference of the first version tells: 1 is as far as training domains are from one another.
+
+    It knows nothing of how sure the student is of each class, and takes a shifted mix of many classes for drift.
+    """
+    domains, expected, of = card["domains"], card["unknown"], card["pictures"]
+    error = math.sqrt(max(expected * (1 - expected), 1e-4) * (1 / max(len(rows), 1) + 1 / of))
+    alarm = len(rows) >= FEWEST and unknown - expected > max(POINTS, 3 * error)
+    shares = (unknown, expected, of)
+    if len(rows) < FEWEST or len(domains) < 2:
+        return Drift(len(rows), None, None, *shares, alarm=alarm)
+    means = np.stack([_mean_1(each) for each in domains.values()])
+    errors = np.array([each["error"] for each in domains.values()])
+    others = [np.arange(len(means)) != one for one in range(len(means))]
+    apart = [
+        _distance_1(mean, error, means[rest], errors[rest])[0]
+        for mean, error, rest in zip(means, errors, others, strict=True)
+    ]
+    unit = max(float(np.median(apart)), math.sqrt(float(np.median(errors))))  # never finer than what can be told
+    centres = card["centres"]
+    named = [label if label in centres else "" for label in best]  # "": the mean of all
+    left = rows - np.stack([_mean_1(centres[label]) for label in named])
+    share = {label: named.count(label) / len(named) for label in set(named)}
+    uncertain = sum(part**2 * centres[label]["error"] for label, part in share.items())
+    away, weights = _distance_1(left.mean(0), left.var(0, ddof=1).sum() / len(left) + uncertain, means, errors)
+    distance = away / max(unit, 1e-6)
+    return Drift(len(rows), distance, list(domains)[int(weights.argmax())], *shares, alarm=alarm or distance >= 1)
+
+
+def _mean_1(kept: Mapping[str, Any]) -> Floats:
+    return np.frombuffer(base64.b64decode(kept["mean"]), "<f4").astype(float)
+
+
+def _distance_1(mean: Floats, error: float, means: Floats, errors: Floats) -> tuple[float, Floats]:
+    """Return how far a mean [d] is from the nearest mixture of others [K, d], and the mixture's weights [K]."""
+    centred, point = means - means.mean(0), mean - means.mean(0)
+    weights = _mixture(centred, point)
+    difference = point - weights @ centred
+    return float(np.sqrt(max(difference @ difference - error - weights**2 @ errors, 0.0))), weights

@@ -82,7 +82,7 @@ def monitor(
     if first:
         typer.echo(f"pictures of {first} to {latest}")
     if drift.distance is not None:
-        typer.echo(f"distance {drift.distance:.2f} from the training domains (1: as these from one another)")
+        typer.echo(f"distance {drift.distance:.2f} from the training domains (from 1 it isn't chance)")
     typer.echo(
         f"unknown {100 * drift.unknown:.1f}%, expected {100 * drift.expected:.1f}%, of {drift.pictures} pictures"
     )

@@ -87,12 +87,15 @@ def card_of(classifier: Classifier, form: str, precision: str) -> dict[str, Any]
 
 
 def with_reference(exported: Exported, domains: Sequence[Domain]) -> dict[str, Any]:
-    """Return an export's card with what live traffic is compared with: domains' mean outputs, share of "unknown"."""
+    """Return an export's card with what live traffic is compared with."""
     rows = {each.name: np.concatenate([exported.run(part) for part in parts(each.pixels)]) for each in domains}
-    answers = {name: exported.predictions(out) for name, out in rows.items()}
-    outputs = {name: (out, [answer.best for answer in answers[name]]) for name, out in rows.items()}
-    unknown = [answer.label == UNKNOWN for each in answers.values() for answer in each]
-    return {**exported.card, "reference": reference(outputs, sum(unknown) / len(unknown))}
+    found = {name: exported.predictions(out) for name, out in rows.items()}
+    outputs = {
+        name: (out, [one.best for one in found[name]], [one.probability for one in found[name]])
+        for name, out in rows.items()
+    }
+    unknown = [one.label == UNKNOWN for each in found.values() for one in each]
+    return {**exported.card, "reference": reference(outputs, unknown)}
 
 
 def as_export(network: Network, card: dict[str, Any]) -> Exported:

@@ -23,10 +23,12 @@ class ServingMetrics(Metrics):
         self.unknown = Counter("vl2v_unknown", 'pictures with the answer "unknown"', **options)
         latest = f"of the latest {WINDOW} pictures"
         self.distance = Gauge(
-            "vl2v_drift_distance", f"{latest}: from the training domains; 1: as these from one another", **options
+            "vl2v_drift_distance", f"{latest}: from the training domains; from 1 it isn't chance", **options
         )
         self.share = Gauge("vl2v_drift_unknown_share", f'{latest}: with the answer "unknown"', **options)
-        self.expected = Gauge("vl2v_drift_unknown_expected", "that share on validation pictures", **options)
+        self.expected = Gauge(
+            "vl2v_drift_unknown_expected", "that share on validation images of the same classes", **options
+        )
 
     def count(self, answers: Sequence[Prediction]) -> None:
         """Count answers."""

@@ -81,7 +81,8 @@ class Watch:
         rows, answers = zip(*self._latest, strict=True)
         unknown = sum(answer.label == UNKNOWN for answer in answers) / len(answers)
         best = [answer.best for answer in answers]
-        return drift(np.stack(rows), best, unknown, self.student.card["reference"])
+        sure = [answer.probability for answer in answers]
+        return drift(np.stack(rows), best, sure, unknown, self.student.card["reference"])
 
     def close(self) -> None:
         """Close the log."""
@@ -167,7 +168,8 @@ def monitor(log: Path, student: Exported, *, last: int = WINDOW) -> tuple[Traffi
         raise StudentError("this export has nothing that live traffic can be compared with; export again")
     traffic = read_log(log, student, last=last)
     unknown = traffic.labels.count(UNKNOWN) / max(len(traffic.labels), 1)
-    return traffic, drift(traffic.rows, traffic.best, unknown, student.card["reference"])
+    sure = [one.probability for one in student.predictions(traffic.rows)] if len(traffic.rows) else []
+    return traffic, drift(traffic.rows, traffic.best, sure, unknown, student.card["reference"])
 
 
 def _entry(line: bytes) -> tuple[Rows, float, str, str] | None:
