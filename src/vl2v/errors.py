@@ -60,12 +60,22 @@ def writing(path: Path, kind: type[VL2VError]) -> Iterator[None]:
 def need_extra(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 
+    Args:
+        module: its name.
+        extra: what brings it; "" for what vl2v itself depends on.
+
     Raises:
-        MissingExtra: the module is not installed; the message names the extra that brings it.
+        MissingExtra: it, or something that it needs, is not installed, or can't be loaded; the message names what is
+            missing and what to install.
     """
+    install = f"pip install 'vl2v[{extra}]'" if extra else "pip install vl2v"
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is not None and error.name.split(".")[0] != module.split(".")[0]:
-            raise
-        raise MissingExtra(f"{module} is not installed: pip install 'vl2v[{extra}]'") from None
+        missing = error.name or module
+        foreign = missing.split(".")[0] != module.split(".")[0]
+        needs = f", which {module.split('.')[0]} needs," if foreign else ""
+        raise MissingExtra(f"{missing}{needs} is not installed: {install}") from None
+    except (ImportError, OSError) as error:  # a library that lacks another one of the system, or is of another version
+        why = " ".join(str(error).split())
+        raise MissingExtra(f"{module} can't be loaded ({why}); install it again: {install}") from None

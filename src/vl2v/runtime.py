@@ -185,6 +185,18 @@ def exports_in(path: Path) -> list[Path]:
     return found
 
 
+def files_of(path: Path) -> list[Path]:
+    """Return the files of an export or a folder; OpenVINO keeps its weights in one of their own."""
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    return [path.with_suffix(".bin"), path] if path.suffix == ".xml" else [path]
+
+
+def size_of(path: Path) -> int:
+    """Return how many bytes an export or a folder is, all of its files."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
 def load_current(file: Path, classes: Sequence[str]) -> Exported:
     """Return the export of a run whose student has these classes.
 
@@ -273,7 +285,7 @@ def openvino_library() -> ModuleType:
 
 
 def _torchscript(path: Path, threads: int | None) -> tuple[Network, str]:
-    import torch
+    torch = need_extra("torch", "")
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -290,9 +302,8 @@ def _torchscript(path: Path, threads: int | None) -> tuple[Network, str]:
 
 
 def _executorch(path: Path, threads: int | None) -> tuple[Network, str]:
+    torch = need_extra("torch", "")
     runtime = need_extra("executorch.runtime", "executorch").Runtime.get()
-    import torch
-
     data = path.read_bytes()
     program = runtime.load_program(data)
     forward, card = program.load_method("forward"), program.load_method(METADATA)

@@ -18,9 +18,10 @@ from typer.testing import CliRunner
 import vl2v
 import vl2v.runtime
 from vl2v.cli.app import app
-from vl2v.errors import ConfigError, StudentError
+from vl2v.errors import ConfigError, MissingExtra, StudentError, need_extra
 from vl2v.export import FORMATS, export_student
 from vl2v.export import student as making
+from vl2v.export.measure import Way
 from vl2v.export.others import write_openvino
 
 OTHERS = ["openvino", "torchscript", pytest.param("executorch", marks=pytest.mark.filterwarnings("ignore"))]
@@ -67,7 +68,7 @@ def test_what_is_broken_or_foreign_is_named(other: Path, tmp_path: Path) -> None
 def test_openvino_has_int8(run: vl2v.Run, store: Path, closed: Path, tmp_path: Path) -> None:
     file = tmp_path / "int8.xml"
     parity = export_student(run, file, "openvino", int8=True, store=store)
-    assert parity.lost <= 0.005 and parity.gain is not None
+    assert not parity.worse and parity.gain is not None
     card = vl2v.runtime.load(file).card
     assert card["precision"] == "int8" and card["reference"]["pictures"] == 14
     write_openvino(closed, {}, tmp_path / "fp32.xml")
@@ -85,6 +86,49 @@ def test_openvino_files_without_a_card_or_weights_are_refused(
     (tmp_path / "bare.bin").unlink()
     with pytest.raises(StudentError, match="can't be read"):
         vl2v.runtime.load(tmp_path / "bare.xml")
+
+
+def test_sizes_are_of_all_files(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
+    told = CliRunner().invoke(
+        app,
+        ["export", str(run.folder), "--format", "openvino", "--out", str(tmp_path / "s.xml"), "--store", str(store)],
+    )
+    both = sum((tmp_path / name).stat().st_size for name in ("s.xml", "s.bin"))
+    assert f"{both / 1e6:.1f} MB" in told.stdout and vl2v.runtime.size_of(tmp_path / "s.xml") == both
+    student = run.folder / "student"
+    every = sum(file.stat().st_size for file in student.iterdir())
+    assert Way("eager", student, 32).bytes == vl2v.runtime.size_of(student) == every
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [
+        (
+            "raise ModuleNotFoundError(name='torch')",
+            r"^torch, which extra_one needs, is not installed: pip install 'vl2v\[x\]'$",
+        ),
+        ("import extra_one.inner", r"^extra_one.inner is not installed"),
+        ("raise ImportError('libfoo.so: no such file')", r"^extra_one can't be loaded \(libfoo.so: no such file\)"),
+        ("raise OSError('libfoo.so: no such file')", r"^extra_one can't be loaded"),
+    ],
+)
+def test_what_is_really_missing_is_named(
+    raised: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "extra_one").mkdir()
+    (tmp_path / "extra_one" / "__init__.py").write_text(raised)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "extra_one", raising=False)
+    with pytest.raises(MissingExtra, match=said):
+        need_extra("extra_one", "x")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pte"])
+def test_a_file_that_wants_torch_says_so(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / f"student{suffix}").write_bytes(b"anything")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingExtra, match=r"^torch is not installed: pip install vl2v$"):
+        vl2v.runtime.load(tmp_path / f"student{suffix}")
 
 
 def keeps(folder: Path, program: str, *words: Path) -> list[str]:

@@ -111,7 +111,7 @@ def test_the_export_whose_log_it_is_is_found(opened: Path, closed: Path, tmp_pat
     for served in (opened, closed):
         Watch(load(served), log).close()
         told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(tmp_path)])
-        assert told.exit_code == 0 and "too few pictures to tell (0 of 30)" in told.stdout, told.output
+        assert told.exit_code == 0 and "too few images to tell (0 of 30)" in told.stdout, told.output
         log.unlink()
     log.write_text('{"vl2v log": 1, "student": "another"}\n')
     told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(tmp_path)])

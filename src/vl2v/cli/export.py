@@ -33,6 +33,7 @@ def export(
     from vl2v.export import Target, TargetMissed, choose_export, export_student
     from vl2v.export.student import default_name
     from vl2v.runs import Run
+    from vl2v.runtime import size_of
 
     target = Target(
         _amount("--target-latency", target_latency, {"ms": 1e-3, "s": 1}),
@@ -67,7 +68,7 @@ def export(
     with progress() as report:
         path = out or run.folder / default_name(kind, int8=bool(int8))
         made = export_student(run, path, kind, form=form, int8=bool(int8), image_size=size, store=store, report=report)
-    typer.echo(f"{path}: {path.stat().st_size / 1e6:.1f} MB; {made.summary()}")
+    typer.echo(f"{path}: {size_of(path) / 1e6:.1f} MB; {made.summary()}")
 
 
 def bench_device(

@@ -81,10 +81,14 @@ def paired_difference(one: Right, other: Right, *, judged: int = 1) -> Differenc
         other: [n].
         judged: how many such differences are looked at together; all their intervals hold at once (Bonferroni).
     """
-    gained, lost, count = int((one & ~other).sum()), int((other & ~one).sum()), len(one)
+    return paired_interval(int((one & ~other).sum()), int((other & ~one).sum()), len(one), judged=judged)
+
+
+def paired_interval(gained: float, lost: float, count: float, *, judged: int = 1) -> Difference:
+    """Return `paired_difference` of counts: what only the one has right, only the other, and all."""
     more = (gained - lost) / (count + 2)
     half = _z(1 - 0.05 / judged) * (((gained + lost + 1) / (count + 2) - more**2) / (count + 2)) ** 0.5
-    return Difference((gained - lost) / count, more - half, more + half)
+    return Difference((gained - lost) / count, max(more - half, -1.0), min(more + half, 1.0))
 
 
 def student_t(freedom: float) -> float:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.errors import StudentError, VL2VError
+from vl2v.runtime import load, size_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -49,18 +50,14 @@ class Way:
 
     @property
     def bytes(self) -> int:
-        """How large its files are, or the weights of the folder."""
-        if self.path.is_dir():
-            return (self.path / "student.safetensors").stat().st_size
-        return sum(file.stat().st_size for file in files_of(self.path))
+        """How large all of its files are."""
+        return size_of(self.path)
 
     def open(self, threads: int) -> Call:
         """Return what takes pixels [n, s, s, 3]."""
         return self._eager(threads) if self.path.is_dir() else self._exported(threads)
 
     def _exported(self, threads: int) -> Call:
-        from vl2v.runtime import load
-
         return load(self.path, threads=threads).run
 
     def _eager(self, threads: int) -> Call:
@@ -78,11 +75,6 @@ class Way:
                 return out
 
         return call
-
-
-def files_of(path: Path) -> list[Path]:
-    """Return the files of an export: OpenVINO keeps its weights in one of their own."""
-    return [path.with_suffix(".bin"), path] if path.suffix == ".xml" else [path]
 
 
 @dataclass(frozen=True)

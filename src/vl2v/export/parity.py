@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -10,13 +11,15 @@ import torch
 from numpy.typing import NDArray
 
 from vl2v.data import decode, evaluation_view
+from vl2v.evaluation.intervals import paired_interval
 from vl2v.runs.sources import Sources
 from vl2v.runtime import BATCH, Exported
 from vl2v.seeds import derive
 from vl2v.students import Classifier
 
 TOLERANCE = 1e-4  # of the largest logit, in fp32
-POINTS = 0.005  # that int8 may lose on any domain
+POINTS = 0.005  # that int8 may lose
+MOST = 10_000  # times as many images, that are at most asked for
 CALIBRATION = 200  # pictures that int8's ranges are taken from
 CHECKED = 500  # validation pictures of each domain that are looked at, at most
 
@@ -32,6 +35,7 @@ class Parity:
         same: share of pictures with the same answer.
         accuracy: domain -> (student's, export's), 0 to 1.
         pictures: domain -> how many that is of.
+        changed: domain -> how many of these only the student has right, and how many only the export.
         kept: layers that int8 was not used for, because accuracy fell.
         gain: of int8: how many times as quick as fp32 it is on this machine, one picture at a time.
     """
@@ -40,6 +44,7 @@ class Parity:
     same: float
     accuracy: dict[str, tuple[float, float]]
     pictures: dict[str, int]
+    changed: dict[str, tuple[int, int]]
     kept: tuple[str, ...] = ()
     gain: float | None = None
 
@@ -52,6 +57,31 @@ class Parity:
     def lost(self) -> float:
         """How much accuracy falls on the domain where it falls most; negative where it rises everywhere."""
         return max(before - after for before, after in self.accuracy.values())
+
+    @property
+    def worse(self) -> bool:
+        """Whether more than `POINTS` of accuracy are lost beyond chance: on all images, or on those of a domain."""
+        every = [self._all, *((*self.changed[name], self.pictures[name]) for name in self.changed)]
+        judged = len(every) if len(self.changed) > 1 else 1
+        return any(_loss(*counts, judged=judged)[0] > POINTS for counts in every)
+
+    @property
+    def wanted(self) -> int:
+        """How many more images would tell whether `POINTS` are lost, if they went on as these; 0: these tell."""
+        lost, gained, count = self._all
+        low, high = _loss(lost, gained, count)
+        if low > POINTS or high <= POINTS:
+            return 0
+        times = 1.0
+        while low <= POINTS < high and times < MOST:
+            times *= 1.1
+            low, high = _loss(lost * times, gained * times, count * times)
+        return math.ceil((times - 1) * count)
+
+    @property
+    def _all(self) -> tuple[int, int, int]:
+        lost, gained = (sum(changed[side] for changed in self.changed.values()) for side in (0, 1))
+        return lost, gained, sum(self.pictures.values())
 
     @property
     def mean(self) -> float:
@@ -68,7 +98,20 @@ class Parity:
         gain = "" if self.gain is None else f"; {self.gain:.1f} times as quick as fp32 here"
         if self.gain is not None and self.gain < 1:
             gain += ": this machine is better off with fp32"
-        return f"{100 * self.same:.1f}% same answers, accuracy % {domains}{kept}{gain}"
+        return f"{100 * self.same:.1f}% same answers, accuracy % {domains}{kept}{self._told()}{gain}"
+
+    def _told(self) -> str:
+        """Return how sure the accuracy of an export that isn't exact is."""
+        if self.exact or self.worse or not self.changed:
+            return ""
+        low, high = _loss(*self._all)
+        interval = f"95% interval {-100 * high:+.1f} to {-100 * low:+.1f} points"
+        if not self.wanted:
+            return f"; keeps its accuracy ({interval})"
+        more = float(f"{self.wanted:.2g}")
+        return (
+            f"; {interval}: about {more:,.0f} more validation images would tell whether it loses {100 * POINTS} points"
+        )
 
 
 @dataclass(frozen=True)
@@ -115,7 +158,18 @@ def compare(exported: Exported, domains: Sequence[Domain], kept: tuple[str, ...]
     }
     difference = float(np.abs(wanted - said).max() / np.abs(wanted).max())
     pictures = {domain.name: len(domain.labels) for domain in domains}
-    return Parity(difference, float((wanted.argmax(1) == said.argmax(1)).mean()), accuracy, pictures, kept)
+    changed = {
+        domain.name: _changed(domain.logits.argmax(1) == domain.labels, logits.argmax(1) == domain.labels)
+        for domain, logits in zip(domains, found, strict=True)
+    }
+    same = float((wanted.argmax(1) == said.argmax(1)).mean())
+    return Parity(difference, same, accuracy, pictures, changed, kept)
+
+
+def _loss(lost: float, gained: float, count: float, *, judged: int = 1) -> tuple[float, float]:
+    """Return the interval of how much accuracy is lost, of counts of paired images."""
+    found = paired_interval(gained, lost, count, judged=judged)
+    return -found.high, -found.low
 
 
 def parts(pixels: Pixels) -> Iterator[Pixels]:
@@ -128,6 +182,11 @@ def _pictures(pictures: int, gained: float) -> str:
     """Return how many pictures an accuracy is of, and how many of them a difference of it is."""
     apart = round(abs(gained) * pictures)
     return f"{pictures} pictures" + (f", {apart} {'more' if gained > 0 else 'fewer'} right" if apart else "")
+
+
+def _changed(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[int, int]:
+    """Return how many images were right before only, and after only."""
+    return int((before & ~after).sum()), int((after & ~before).sum())
 
 
 def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:

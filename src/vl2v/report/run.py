@@ -33,6 +33,7 @@ from vl2v.runs.folder import read_json
 from vl2v.runs.settings import without_places
 from vl2v.runs.sources import open_sources
 from vl2v.runs.teaching import anchor_prompts
+from vl2v.runtime import size_of
 from vl2v.seeds import derive
 from vl2v.teachers import prompts_for
 from vl2v.training import clean_pixels
@@ -122,7 +123,7 @@ def _tiles(looked: Looked) -> Iterator[dict[str, str]]:
         "note": f"{percent(before.ece)}% before the temperature",
     }
     weights = sum(value.numel() for value in classifier.student.parameters())
-    size = (looked.run.folder / "student" / "student.safetensors").stat().st_size
+    size = size_of(looked.run.folder / "student")
     pixels = classifier.student.spec.image_size
     yield {
         "label": "student's size",
