@@ -43,7 +43,7 @@ def hostile() -> list[bytes]:
         saved(Image.new("RGB", (8000, 7900)), "PNG"),
         saved(Image.new("RGB", (8000, 7900)), "JPEG"),
         saved(Image.new("RGB", (7000, 7000)), "JPEG", progressive=True),
-        saved(Image.new("CMYK", (8000, 8000)), "JPEG"),
+        saved(Image.new("CMYK", (6000, 6000)), "JPEG"),
         saved(Image.new("L", (7000, 7000)), "PNG"),
         saved(Image.new("RGB", (5000, 5000)), "WEBP", quality=10),
         saved(Image.new("P", (8000, 8000)), "GIF"),

@@ -51,7 +51,7 @@ def test_large_images_are_decoded_elsewhere_to_the_same_pixels_and_small_ones_he
                 await elsewhere.views([BROKEN], "a")
             assert len(await elsewhere.views([LARGE], "a")) == 1, "a broken one costs the next nothing"
         finally:
-            elsewhere.close()
+            await elsewhere.close()
 
     asyncio.run(both())
 
@@ -66,7 +66,7 @@ def test_processor_time_is_bounded_and_the_next_image_gets_a_new_process(monkeyp
             monkeypatch.undo()
             assert len(await elsewhere.views([LARGE], "a")) == 1
         finally:
-            elsewhere.close()
+            await elsewhere.close()
 
     asyncio.run(late())
 

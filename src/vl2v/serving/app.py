@@ -70,7 +70,7 @@ def create_app(
         await network.outputs([np.zeros((size, size, 3), np.uint8)])  # the first call is slow
         yield
         network.batches.close()
-        decoders.close()
+        await decoders.close()
         watch.close()
 
     app = FastAPI(title="vl2v serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)

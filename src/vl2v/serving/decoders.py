@@ -157,10 +157,10 @@ class Decoders:
         else:
             process.kill()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """End the processes."""
         while self._idle:
-            self._idle.pop().kill()
+            await self._idle.pop().end()
 
 
 class _Process:
@@ -209,6 +209,11 @@ class _Process:
         if not good:
             raise PictureError(data.decode())
         return np.frombuffer(data, np.uint8).reshape(self._size, self._size, 3), used
+
+    async def end(self) -> None:
+        """End it, and wait until it has ended."""
+        self.kill()
+        await self._process.wait()
 
     def kill(self) -> None:
         """End it."""
