@@ -21,6 +21,9 @@ _BUILTIN = {
     "jina": "vl2v.teachers.remote:open_jina",
     "cohere": "vl2v.teachers.remote:open_cohere",
     "voyage": "vl2v.teachers.remote:open_voyage",
+    "gemini": "vl2v.teachers.remote:open_gemini",
+    "bedrock": "vl2v.teachers.remote:open_bedrock",
+    "vllm": "vl2v.teachers.remote:open_vllm",
 }
 _WHITE = ("open_clip", "hf", "tiny")
 
@@ -30,7 +33,8 @@ def open_teacher(spec: str, **options: Any) -> Teacher:
 
     Args:
         spec: "open_clip:MODEL/PRETRAINED", "open_clip:local-dir:PATH", "hf:REPO_OR_PATH", "recorded:FOLDER", "tiny",
-            "openai-compatible:URL#MODEL", "jina:MODEL", "cohere:MODEL", "voyage:MODEL", or a kind that an
+            "openai-compatible:URL#MODEL", "jina:MODEL", "cohere:MODEL", "voyage:MODEL", "gemini:MODEL",
+            "bedrock:MODEL", "vllm:URL#MODEL", or a kind that an
             installed package brings.
         options: of that kind, for example `precision`.
 

@@ -52,5 +52,8 @@ open_openai_compatible = partial(open_remote, "openai-compatible")
 open_jina = partial(open_remote, "jina")
 open_cohere = partial(open_remote, "cohere")
 open_voyage = partial(open_remote, "voyage")
+open_gemini = partial(open_remote, "gemini")
+open_bedrock = partial(open_remote, "bedrock")
+open_vllm = partial(open_remote, "vllm")
 
 __all__ = ["RemoteTeacher", "open_cohere", "open_jina", "open_openai_compatible", "open_remote", "open_voyage"]

@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
+from urllib.parse import quote
 
 import numpy as np
 
@@ -82,6 +83,7 @@ class RemoteTeacher:
         self.terms = terms
         self._wire = wire
         self._url = url.rstrip("/")
+        self._kind = name.partition(":")[0]
         self._model = model
         self._dimensions = dimensions
         self._dim = dimensions or terms.dim
@@ -367,7 +369,7 @@ class RemoteTeacher:
         headers = {"Content-Type": "application/json", "Idempotency-Key": sent.key}
         most = ABOUT + len(sent.batch) * (self._dim or DIM) * NUMBER
         try:
-            url = self._url + self._wire.path
+            url = self._url + self._wire.path.format(model=quote(self._model, safe=""))
             reply = await self._connected().send("POST", url, headers, sent.body, seconds=TIMEOUT, most=most)
         except (
             httpx2.ConnectError,
@@ -463,7 +465,7 @@ class RemoteTeacher:
                 f'{self.name}: no price known; put [{kind}.models."{model}"] price = {{...}} into vendors.toml in your '
                 "configuration folder (docs/paying.md), so that a budget can be kept"
             )
-        if self._wire.prices and self.terms.unverified and self.terms.price == Price():
+        if self.terms.unverified and self.terms.price == Price():
             self._say_no_price()
         return self.terms.price
 
@@ -477,7 +479,7 @@ class RemoteTeacher:
             why = self.terms.unverified.replace("counted as free", "a --budget can't be kept")
             raise TeacherError(
                 f"{self.name}: {why}; put "
-                f'[openai-compatible.models."{self._model}"] price = {{ image = ..., text = ... }}, in USD an item, '
+                f'[{self._kind}.models."{self._model}"] price = {{ image = ..., text = ... }}, in USD an item, '
                 "into vendors.toml in your configuration folder (docs/paying.md); 0 if it costs nothing"
             )
         if self.purse is not None and not self._free:
@@ -505,7 +507,7 @@ class RemoteTeacher:
     def _connected(self) -> Line:
         if self._line is None or not self._line.works:
             self._key = read_secret(self._wire.key)
-            self._line = Line(self, _Bearer(self._key) if self._key else None, self.terms.in_flight)
+            self._line = Line(self, _Bearer(self._key, self._wire.header) if self._key else None, self.terms.in_flight)
         return self._line
 
     def _clean(self, words: str) -> str:
@@ -516,13 +518,14 @@ class RemoteTeacher:
         return line[:WORDS]
 
 
-def _Bearer(key: str) -> Any:  # noqa: N802
+def _Bearer(key: str, header: str) -> Any:  # noqa: N802
     """Return what puts the key into a request at the moment when it leaves, and nowhere else."""
     import httpx2
 
     class Bearer(httpx2.Auth):
         def auth_flow(self, request: httpx2.Request) -> Any:
-            request.headers["Authorization"] = f"Bearer {key}"
+            name, _, before = header.partition(": ")
+            request.headers[name] = f"{before}{key}"
             yield request
 
     return Bearer()

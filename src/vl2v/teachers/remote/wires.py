@@ -25,7 +25,7 @@ class Wire:
     """A vendor's protocol.
 
     Attributes:
-        path: of the embedding end point, after the base URL.
+        path: of the embedding end point, after the base URL; {model} stands for the model.
         key: the environment variable of the API key.
         key_needed: whether nothing is answered without one.
         body: (model, kind, things, dimensions) -> the request.
@@ -34,6 +34,7 @@ class Wire:
         micro: answer -> what it cost, where a vendor says so itself; None where it doesn't.
         modality: whether a field of the request alone says that its items are images: some servers overlook it.
         prices: whether GET /models may tell prices and the dimension, as `vl2v vendor serve` does.
+        header: of HTTP in which the key goes, up to the key.
         hint: what to say of a request that was refused, beside the vendor's own words.
     """
 
@@ -47,6 +48,7 @@ class Wire:
     modality: bool = False
     prices: bool = False
     hint: str = ""
+    header: str = "Authorization: Bearer "
 
 
 def vector(row: Any) -> NDArray[np.float32]:
@@ -134,6 +136,50 @@ def _voyage_body(model: str, kind: Kind, things: Things, dimensions: int | None)
     return body if dimensions is None else {**body, "output_dimension": dimensions}
 
 
+def _gemini_body(model: str, kind: Kind, things: Things, dimensions: int | None) -> Json:
+    size = {} if dimensions is None else {"outputDimensionality": dimensions}
+    parts = [
+        {"text": thing} if isinstance(thing, str) else {"inlineData": {"mimeType": thing.mime, "data": thing.base64}}
+        for thing in things
+    ]
+    return {"requests": [{"model": f"models/{model}", "content": {"parts": [part]}, **size} for part in parts]}
+
+
+def _gemini_rows(answer: Json) -> list[Any]:
+    return [found["values"] for found in answer["embeddings"]]
+
+
+def _bedrock_body(model: str, kind: Kind, things: Things, dimensions: int | None) -> Json:
+    """Return the request about one thing: Titan would average an image and a text that came together."""
+    (thing,) = things
+    if "titan" in model:
+        sent = {"inputText": thing} if isinstance(thing, str) else {"inputImage": thing.base64}
+        return sent if dimensions is None else {**sent, "embeddingConfig": {"outputEmbeddingLength": dimensions}}
+    about: dict[str, Any] = {"embeddingPurpose": "CLASSIFICATION"}
+    if isinstance(thing, str):
+        about["text"] = {"truncationMode": "NONE", "value": thing}
+    else:
+        about["image"] = {"format": thing.mime.removeprefix("image/"), "source": {"bytes": thing.base64}}
+    if dimensions is not None:
+        about["embeddingDimension"] = dimensions
+    return {"taskType": "SINGLE_EMBEDDING", "singleEmbeddingParams": about}
+
+
+def _bedrock_rows(answer: Json) -> list[Any]:
+    return [answer["embedding"]] if "embedding" in answer else [found["embedding"] for found in answer["embeddings"]]
+
+
+def _vllm_body(model: str, kind: Kind, things: Things, dimensions: int | None) -> Json:
+    (thing,) = things
+    part = (
+        {"type": "text", "text": thing}
+        if isinstance(thing, str)
+        else {"type": "image_url", "image_url": {"url": thing.uri}}
+    )
+    body = {"model": model, "messages": [{"role": "user", "content": [part]}], "encoding_format": "float"}
+    return body if dimensions is None else {**body, "dimensions": dimensions}
+
+
 OPENAI = Wire(
     "/embeddings",
     "VL2V_API_KEY",
@@ -149,4 +195,30 @@ OPENAI = Wire(
 JINA = Wire("/embeddings", "JINA_API_KEY", True, _jina_body, by_index, total_tokens)
 COHERE = Wire("/embed", "CO_API_KEY", True, _cohere_body, _cohere_rows, _cohere_tokens)
 VOYAGE = Wire("/multimodalembeddings", "VOYAGE_API_KEY", True, _voyage_body, by_index, total_tokens)
-WIRES = {"openai-compatible": OPENAI, "jina": JINA, "cohere": COHERE, "voyage": VOYAGE}
+GEMINI = Wire(
+    "/models/{model}:batchEmbedContents",
+    "GEMINI_API_KEY",
+    True,
+    _gemini_body,
+    _gemini_rows,
+    lambda answer: [],
+    header="x-goog-api-key: ",
+)
+BEDROCK = Wire(
+    "/model/{model}/invoke",
+    "AWS_BEARER_TOKEN_BEDROCK",
+    True,
+    _bedrock_body,
+    _bedrock_rows,
+    lambda answer: _given(answer, "inputTextTokenCount"),
+)
+VLLM = Wire("/embeddings", "VLLM_API_KEY", False, _vllm_body, by_index, total_tokens)
+WIRES = {
+    "openai-compatible": OPENAI,
+    "jina": JINA,
+    "cohere": COHERE,
+    "voyage": VOYAGE,
+    "gemini": GEMINI,
+    "bedrock": BEDROCK,
+    "vllm": VLLM,
+}
