@@ -10,7 +10,7 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
-from starlette.routing import Match, Route
+from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from vl2v import __version__
@@ -74,17 +74,18 @@ def create_app(
         watch.close()
 
     app = FastAPI(title="vl2v serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    for routes in (picture_routes, teaching_routes, health_routes, kserve_routes):
-        app.include_router(routes(service))
-    _tell_failures(app)
+    routers = [routes(service) for routes in (picture_routes, teaching_routes, health_routes, kserve_routes)]
+    for router in routers:
+        app.include_router(router)
+    _tell_failures(app, [*app.routes, *(route for router in routers for route in router.routes)])
     _guard(app, metrics, key, origins)
     return app
 
 
-def _methods(app: FastAPI, scope: Scope) -> set[str]:
+def _methods(routes: Sequence[BaseRoute], scope: Scope) -> set[str]:
     """Return the methods that an address has."""
     found: set[str] = set()
-    for route in app.routes:
+    for route in routes:
         if isinstance(route, Route) and route.matches(scope)[0] is not Match.NONE:
             found |= route.methods or set()
     return found
@@ -103,7 +104,7 @@ def _guard(app: FastAPI, metrics: ServingMetrics, key: str, origins: Sequence[st
     app.add_middleware(Bodies, most=BODY, refusal=failure, observe=metrics.answered, together=TOGETHER)
 
 
-def _tell_failures(app: FastAPI) -> None:
+def _tell_failures(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     """See to it that every failure is told in one form, and nothing of the machine with it."""
     log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def _tell_failures(app: FastAPI) -> None:
     async def refused(request: Request, error: HTTPException) -> Response:
         headers = dict(error.headers or {})
         if error.status_code == 405:  # of routes with the same address only the first has told its methods
-            headers["Allow"] = ", ".join(sorted(_methods(app, request.scope)))
+            headers["Allow"] = ", ".join(sorted(_methods(routes, request.scope)))
         return failure(error.status_code, str(error.detail), headers=headers)
 
     @app.exception_handler(Busy)
