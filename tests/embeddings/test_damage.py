@@ -188,3 +188,14 @@ def test_what_stands_under_another_spelling_is_found_under_both(tmp_path: Path, 
             store.get(TWO.fingerprint, some_keys(15)), store.get(ONE.fingerprint, some_keys(15))
         )
         assert store.known(ONE.fingerprint, some_keys(20)).sum() == 15
+
+
+@pytest.mark.parametrize("change", ["micro = 1", "balance = 1", "teacher = 'b'", "status = 'lost', query = 1"])
+def test_a_changed_entry_of_the_ledger_is_noticed(change: str, tmp_path: Path) -> None:
+    with Ledger(tmp_path) as ledger:
+        ledger.settle(ledger.reserve("jina:m", "runs/a", "USD", Query("image", 7, 70, 9), None), "answered", 70, 8)
+        assert ledger.committed("jina:m") == 8 and len(ledger.entries()) == 1
+        ledger._db.execute("DROP TRIGGER fixed")
+        ledger._db.execute(f"UPDATE entries SET {change} WHERE id = 2")
+        with pytest.raises(StoreError, match="is damaged"):
+            ledger.entries()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
+import zlib
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import TracebackType
@@ -42,7 +43,8 @@ CREATE TABLE entries (
     model TEXT NOT NULL,
     note TEXT NOT NULL,
     digest TEXT NOT NULL DEFAULT '',
-    key TEXT NOT NULL DEFAULT ''
+    key TEXT NOT NULL DEFAULT '',
+    crc INTEGER
 ) STRICT;
 CREATE INDEX by_teacher ON entries (teacher, id);
 CREATE UNIQUE INDEX once ON entries (query) WHERE status != 'reserved';
@@ -50,17 +52,20 @@ CREATE INDEX by_digest ON entries (digest) WHERE digest != '';
 CREATE TRIGGER kept BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
-_FORMAT = Format("a ledger of vl2v: move it aside", 0x564C3242, 2, _SCHEMA)  # "VL2B"
+_FORMAT = Format("a ledger of vl2v: move it aside", 0x564C3242, 3, _SCHEMA)  # "VL2B"
 _FROM_1 = (
     "ALTER TABLE entries ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE entries ADD COLUMN key TEXT NOT NULL DEFAULT ''",
     "CREATE INDEX by_digest ON entries (digest) WHERE digest != ''",
     "PRAGMA user_version = 2",
 )
+_FROM_2 = ("ALTER TABLE entries ADD COLUMN crc INTEGER", "PRAGMA user_version = 3")  # rows before have no checksum
 
-_COLUMNS = "at, query, teacher, asker, kind, status, count, tokens, micro, currency, balance, model, note, digest, key"
-_INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 15)})"
-_BALANCE = "SELECT balance FROM entries WHERE teacher = ? ORDER BY id DESC LIMIT 1"
+_COLUMNS = (
+    "at, query, teacher, asker, kind, status, count, tokens, micro, currency, balance, model, note, digest, key, crc"
+)
+_INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 16)})"
+_BALANCE = f"SELECT balance, {_COLUMNS} FROM entries WHERE teacher = ? ORDER BY id DESC LIMIT 1"
 _TEACHERS = """
 WITH RECURSIVE names (teacher) AS (
     SELECT min(teacher) FROM entries
@@ -171,6 +176,8 @@ class Ledger:
     def entries(self, asker: str | None = None) -> list[Entry]:
         """Return every query, oldest first; only one asker's if wanted."""
         with explained(self.file):
+            for row in self._db.execute(f"SELECT {_COLUMNS} FROM entries"):
+                self._check(row)
             rows = self._db.execute(_QUERIES, (asker,)).fetchall()
         return [Entry(at, canonical_spec(without_secrets(teacher)), *row) for at, teacher, *row in rows]
 
@@ -265,7 +272,17 @@ class Ledger:
 
     def _balance(self, teacher: str) -> int:
         row = self._db.execute(_BALANCE, (teacher,)).fetchone()
-        return int(row[0]) if row else 0
+        if row is None:
+            return 0
+        self._check(row[1:])
+        return int(row[0])
+
+    def _check(self, row: tuple[object, ...]) -> None:
+        if row[-1] is not None and row[-1] != _crc(row[:-1]):
+            raise StoreError(f"{self.file}: the entry of query {row[1]} is damaged: put back a copy, or move it aside")
+
+    def _insert(self, row: tuple[object, ...]) -> None:
+        self._db.execute(_INSERT, (*row, _crc(row)))
 
     def _reserve(
         self,
@@ -282,7 +299,7 @@ class Ledger:
     ) -> int:
         (number,) = self._db.execute("SELECT coalesce(max(id), 0) + 1 FROM entries").fetchone()
         row = (at, number, teacher, asker, kind, RESERVED, count, tokens, micro, currency)
-        self._db.execute(_INSERT, (*row, self._balance(teacher) + micro, "", "", digest, key))
+        self._insert((*row, self._balance(teacher) + micro, "", "", digest, key))
         return int(number)
 
     def _settle(
@@ -296,7 +313,7 @@ class Ledger:
             tokens, micro = 0, 0
         tokens, micro = (most_tokens if tokens is None else tokens), (most if micro is None else micro)
         row = (at, number, teacher, asker, kind, status, count, tokens, micro, currency)
-        self._db.execute(_INSERT, (*row, self._balance(teacher) - most + micro, model, note, "", ""))
+        self._insert((*row, self._balance(teacher) - most + micro, model, note, "", ""))
 
     def _prepare(self) -> None:
         journal(self._db, self.file)
@@ -305,6 +322,10 @@ class Ledger:
         if self._version() == 1:
             with transaction(self._db):
                 for statement in _FROM_1 if self._version() == 1 else ():  # another process may have been faster
+                    self._db.execute(statement)
+        if self._version() == 2:
+            with transaction(self._db):
+                for statement in _FROM_2 if self._version() == 2 else ():
                     self._db.execute(statement)
 
     def _version(self) -> int:
@@ -365,3 +386,8 @@ class Account:
         """Return the bill so far in a few words: "0.12 of 5.00 USD"."""
         spent = money(self.committed, self.currency)
         return spent if self.budget is None else f"{spent} of {money(self.budget, self.currency)}"
+
+
+def _crc(row: tuple[object, ...]) -> int:
+    """Return the checksum of a row, times as SQLite gives them back."""
+    return zlib.crc32(repr((float(str(row[0])), *row[1:])).encode())
