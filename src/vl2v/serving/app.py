@@ -10,6 +10,7 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
@@ -114,6 +115,10 @@ def _tell_failures(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
         if error.status_code == 405:  # of routes with the same address only the first has told its methods
             headers["Allow"] = ", ".join(sorted(_methods(routes, request.scope)))
         return failure(error.status_code, str(error.detail), headers=headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def left(request: Request, error: ClientDisconnect) -> Response:
+        return failure(400, "the client left in the middle of its body")  # nobody reads it
 
     @app.exception_handler(Busy)
     async def busy(request: Request, error: Busy) -> Response:
