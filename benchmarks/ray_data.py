@@ -143,7 +143,7 @@ def decoding(whole: list[Any], preprocess: Any) -> Any:
 
         torch.set_num_threads(1)
         part = replace(ray.get(whole[0]), to_ask=pairs(batch))
-        asked = [(part.sha256[index], part.views.names[view], image) for (index, view), image in _encoded(part)]
+        asked = [(part.contents[index], part.views.names[view], image) for (index, view), image in _encoded(part)]
         keys = [image_key(sha256, name).hex() for sha256, name, _ in asked]
         return {"key": keys, "input": np.stack([preprocess(decode(image.data)).numpy() for *_, image in asked])}
 

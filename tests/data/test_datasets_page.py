@@ -10,7 +10,7 @@ from pathlib import Path
 
 from vl2v.data.catalogue import catalogue
 from vl2v.data.corruptions import CORRUPTIONS
-from vl2v.data.layouts import COLUMNS
+from vl2v.data.manifest import COLUMNS
 
 PAGE = Path(__file__).parents[2] / "docs" / "datasets.md"
 TEXT = PAGE.read_text(encoding="utf-8")

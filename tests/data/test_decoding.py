@@ -9,12 +9,15 @@ import sys
 import warnings
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from vl2v.data import PictureError, decode, decoding
+from vl2v.data.decoding import FEWER_BITS, NO_ALPHA, NO_END, decode_with_remark
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -229,3 +232,65 @@ def test_strips_give_the_pixels_that_a_conversion_of_the_whole_gives(
     whole = decode(data).tobytes()
     monkeypatch.setattr(decoding, "_STRIP", 7 * 30)
     assert decode(data).tobytes() == whole
+
+
+def png16(values: NDArray[np.uint16]) -> bytes:
+    """A PNG of 16 bits a channel: grey [h, w], or RGB, or with alpha [h, w, 3 or 4]."""
+    height, width, *rest = values.shape
+    kind = {(): 0, (3,): 2, (4,): 6}[tuple(rest)]
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
+    chunks = [(b"IHDR", head), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")]
+    parts = [struct.pack(">I", len(d)) + name + d + struct.pack(">I", zlib.crc32(name + d)) for name, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+@pytest.mark.parametrize("channels", [(), (3,), (4,)])
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_of_16_bits_the_upper_8_in_use_are_taken(bits: int, channels: tuple[int, ...]) -> None:
+    wanted = np.random.default_rng(bits).integers(0, 256, (9, 7, *channels))
+    wanted[0, 0] = 255  # each channel, alpha too, uses all of its bits
+    if channels == (4,):
+        wanted[..., 3] = 255
+    low = np.random.default_rng(1).integers(0, 256, wanted.shape) >> (16 - bits)
+    values = ((wanted << 8) >> (16 - bits)) | low & ((1 << (bits - 8)) - 1)
+    image, remark = decode_with_remark(png16(values.astype(np.uint16)))
+    expected = wanted[..., :3] if channels else np.repeat(wanted[..., None], 3, 2)
+    np.testing.assert_array_equal(np.asarray(image), expected)
+    assert remark == ("" if bits == 16 else f"{FEWER_BITS} ({bits})")
+
+
+def test_a_black_image_of_16_bits_stays_black() -> None:
+    image, remark = decode_with_remark(png16(np.zeros((4, 4), np.uint16)))
+    assert not np.asarray(image).any() and not remark
+
+
+@pytest.mark.parametrize("form", ["PNG", "WEBP"])
+def test_an_alpha_channel_that_hides_everything_is_ignored(form: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 20, 4), dtype=np.uint8)
+    for alpha, seen in ((0, pixels[..., :3]), (255, pixels[..., :3])):
+        pixels[..., 3] = alpha
+        Image.fromarray(pixels).save(buffer := io.BytesIO(), form, lossless=True, exact=True)
+        image, remark = decode_with_remark(buffer.getvalue())
+        np.testing.assert_array_equal(np.asarray(image), seen)
+        assert remark == ("" if alpha else NO_ALPHA)
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(buffer := io.BytesIO(), form)
+    assert np.asarray(decode(buffer.getvalue())).min() == 255  # nothing is hidden: it is white, as before
+
+
+@pytest.mark.parametrize("how", [{}, {"progressive": True}, {"restart_marker_rows": 1}])
+def test_a_jpeg_that_lacks_its_end_mark_only_is_whole(how: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (90, 70, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(buffer := io.BytesIO(), "JPEG", **how)
+    data = buffer.getvalue()
+    for cut in (data[:-2], data[:-1]):
+        image, remark = decode_with_remark(cut)
+        assert image == decode(data) and remark == NO_END
+    for lost in (50, 500, len(data) // 2):
+        with pytest.raises(PictureError, match="truncated"):
+            decode(data[:-lost])
+
+
+def test_a_pointer_to_a_large_file_is_named() -> None:
+    with pytest.raises(PictureError, match="a Git LFS pointer, not the image"):
+        decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")

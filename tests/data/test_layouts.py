@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vl2v.data import open_dataset
+from vl2v.data import audit, inspect, open_dataset
 from vl2v.errors import DataError
 
 
 def put(root: Path, *names: str) -> Path:
     for name in names:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        Image.new("RGB", (4, 4), (len(name), 0, 0)).save(root / name)
+        Image.new("RGB", (4, 4), (len(name), 0, 0)).save(root / name, "PNG")
     return root
 
 
@@ -169,7 +169,7 @@ def test_no_link_pipe_or_name_is_followed_too_far(tmp_path: Path) -> None:
     assert dataset.paths == ("a/cat/1.png", "a/cat/same.png", "b/dog/2.png")
     reasons = {e.path: e.reason for e in dataset.excluded}
     assert reasons["a/there/back"] == reasons["b/back/there"] == "a link to a folder that it is in"
-    assert reasons["a/cat/broken.png"] == reasons["a/cat/pipe.png"] == "not a file"
+    assert reasons["a/cat/broken.png"] == "a link to nothing" and reasons["a/cat/pipe.png"] == "not a file"
     assert reasons["a/cat/\\udcff.png"] == "its name is not UTF-8"
 
 
@@ -284,3 +284,198 @@ def test_a_manifests_own_columns_count_before_others(tmp_path: Path) -> None:
 def manifest_of(path: Path, *lines: str) -> Path:
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+NFC, NFD = "caf\u00e9", "cafe\u0301"
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (
+            ("train/cat/1.png", "val/cat/2.png", "test/dog/3.png"),
+            "test, train, val look like splits .* not like domains",
+        ),
+        (("Training/cat/1.png", "Validation/dog/2.png"), "look like splits"),
+        (("cat/train/1.png", "cat/test/2.png", "dog/train/3.png"), "test, train look like splits .* not like classes"),
+        (("images/train/1.png", "images/valid/2.png"), "train, valid look like splits"),
+        (("train/1.png", "test/2.png"), "not like classes"),
+    ],
+)
+def test_splits_are_not_taken_for_domains_or_classes(tmp_path: Path, names: tuple[str, ...], message: str) -> None:
+    put(tmp_path, *names)
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path)
+    said = "domains" if len(names[0].split("/")) == 3 else "classes"
+    assert len(open_dataset(tmp_path, layout=said)) == len(names)  # who says so is believed
+    one = open_dataset(put(tmp_path / "x", "photo/cat/1.png", "photo/dog/2.png", "test/cat/3.png"))
+    assert any("domains test: called like splits" in line for line in inspect(one, audit(one)).findings)
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        "@eaDir/1.png/SYNO_THUMB.jpg",
+        "__MACOSX/cat/._1.png",
+        ".thumbnails/1.png",
+        "$RECYCLE.BIN/1.png",
+        "#recycle/2.jpg",
+    ],
+)
+@pytest.mark.parametrize("at", ["", "a/", "a/cat/"])
+def test_a_systems_own_folders_are_passed_over_and_counted(tmp_path: Path, at: str, junk: str) -> None:
+    root = put(tmp_path, "a/cat/1.png", "b/dog/2.png", at + junk, "a/cat/Thumbs.db", "b/dog/desktop.ini")
+    dataset = open_dataset(root)
+    assert dataset.paths == ("a/cat/1.png", "b/dog/2.png") and dataset.domains == ("a", "b")
+    told = {gone.path for gone in dataset.excluded}
+    hidden = any(part.startswith(".") for part in junk.split("/")[:-1])
+    assert told == {"a/cat/Thumbs.db", "b/dog/desktop.ini"} | (set() if hidden else {at + junk})
+    assert {gone.reason for gone in dataset.excluded} == {"thumbnails and other files of a system's own"}
+
+
+@pytest.mark.parametrize("hidden", [".gitkeep", ".DS_Store", "._1.png", "Thumbs.db", "@eaDir/x.jpg"])
+def test_a_class_of_hidden_files_only_is_told(tmp_path: Path, hidden: str) -> None:
+    dataset = open_dataset(put(tmp_path, "a/cat/1.png", "a/dog/1.png", f"a/bird/{hidden}"))
+    assert ("a/bird", "an empty folder") in {(gone.path, gone.reason) for gone in dataset.excluded}
+
+
+def test_names_in_two_unicode_forms_are_one(tmp_path: Path) -> None:
+    root = put(tmp_path, f"linux/{NFC}/1.png", f"mac/{NFD}/2.png", "mac/tea/3.png", f"{NFD}/tea/4.png")
+    dataset = open_dataset(root)
+    assert dataset.classes == (NFC, "tea") and dataset.domain_index(NFD) == dataset.domain_index(NFC)
+    assert all(dataset.read(i) for i in range(len(dataset)))
+    (tmp_path / "no.txt").write_text(f"linux/{NFD}/1.png\nmac/{NFC}/2.png\n")
+    assert len(open_dataset(root, exclude=tmp_path / "no.txt")) == 2
+    listed = [f"mac/{NFC}/2.png,{NFD},{NFD}", f"linux/{NFD}/1.png,{NFC},{NFC}", "mac/tea/3.png,tea,x"]
+    dataset = open_dataset(manifest(tmp_path / "m.csv", *listed, f"mac/{NFD}/2.png,{NFC},{NFC}"))
+    assert dataset.classes == (NFC, "tea") and dataset.domains == (NFC, "x") and len(dataset) == 3
+    assert [gone.reason for gone in dataset.excluded] == ["listed twice"]
+
+
+def test_a_domain_with_a_benchmarks_name_is_a_domain(tmp_path: Path) -> None:
+    dataset = open_dataset(put(tmp_path, "pacs/cat/1.png", "pacs/dog/2.png", "mine/cat/3.png"))
+    assert dataset.domains == ("mine", "pacs") and len(dataset) == 3
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JPG", ".pjpeg", ".dib"])
+def test_images_are_known_by_their_rarer_suffixes(tmp_path: Path, suffix: str) -> None:
+    assert len(open_dataset(put(tmp_path, f"a/cat/1{suffix}", f"b/dog/2{suffix}"))) == 2
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "a/cat/1.png", "./a/cat/1.png", "{root}/a/cat/1.png", "a\\cat\\1.png", '"a/cat/1.png"', "'a/cat/1.png'",
+        "a/cat/1.png,duplicate of 2.png", "a/cat/1.png 12", "{name}/a/cat/1.png", "a//cat/../cat/1.png",
+        "a/cat/1.png\t3",
+    ],
+)  # fmt: skip
+def test_an_exclusion_list_may_write_paths_in_many_ways(tmp_path: Path, line: str) -> None:
+    root = put(tmp_path / "data", "a/cat/1.png", "a/dog/2.png")
+    (tmp_path / "no.csv").write_text(f"path\n{line.format(root=root, name=root.name)}\n")
+    dataset = open_dataset(root, exclude=tmp_path / "no.csv")
+    assert dataset.paths == ("a/dog/2.png",) and not dataset.notes
+
+
+def test_lines_of_an_exclusion_list_that_name_nothing_are_told(tmp_path: Path) -> None:
+    root = put(tmp_path / "data", "a/cat/1.png", "a/dog/2.png")
+    (tmp_path / "no.txt").write_text("a/cat/1.png\na/cat/77.png\ncat\n")
+    dataset = open_dataset(root, exclude=tmp_path / "no.txt")
+    assert "2 of 3 lines name no image of the dataset, first a/cat/77.png" in dataset.notes[0]
+    assert dataset.notes[0] in inspect(dataset, audit(dataset)).findings
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "message"),
+    [
+        ("x.zip", b"PK\x03\x04 and so on", "an archive.*unpack it"),
+        ("x.tar.gz", b"\x1f\x8b\x08", "an archive"),
+        ("x.tar", b"cat".ljust(257, b"\0") + b"ustar", "an archive"),
+        ("x.xlsx", b"PK\x03\x04....xl/workbook.xml", "a spreadsheet.*save it as CSV"),
+        ("x.png", b"\x89PNG\r\n", "one image.*give the folder"),
+        ("x.jpg", b"\xff\xd8\xff\xe0", "one image"),
+        ("x.jsonl", b'{"file_name": "a.png"}\n', "JSON.*CSV manifest"),
+        ("x.json", b' [{"file": 1}]', "JSON"),
+        ("x.csv", "path".encode("utf-16"), "UTF-16.*save it as CSV"),
+        ("x.csv", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    ],
+)
+def test_what_is_given_for_a_dataset_and_is_none_is_named(tmp_path: Path, name: str, data: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path / name)
+
+
+def test_a_folder_of_links_into_a_cache_says_so(tmp_path: Path) -> None:
+    put(tmp_path / "blobs", "1.png", "2.png")
+    for number in (1, 2):
+        link = tmp_path / f"data/a/cat/{number}.png"
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(tmp_path / f"blobs/{number}.png")
+    with pytest.raises(
+        DataError, match=r"2 set aside: a link out of the dataset's folder, first .*copy what the links"
+    ):
+        open_dataset(tmp_path / "data")
+    shutil.rmtree(tmp_path / "blobs")
+    with pytest.raises(DataError, match="2 set aside: a link to nothing"):
+        open_dataset(tmp_path / "data")
+
+
+@pytest.mark.parametrize("missing", [None, float("nan"), "", "  ", "nan", "NaN", "null", "<NA>", "#N/A"])
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_missing_class_is_written_in_many_ways(tmp_path: Path, kind: str, missing: object) -> None:
+    put(tmp_path, "1.png", "2.png", "3.png")
+    rows = [("1.png", "cat", "a"), ("2.png", missing, "a"), ("3.png", "dog", "b")]
+    if kind == "csv":
+        with (tmp_path / "m.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("path", "class", "domain"), *rows])
+    else:
+        import pyarrow
+        import pyarrow.parquet
+
+        if isinstance(missing, float):
+            rows = [(path, float(len(name)) if isinstance(name, str) else name, d) for path, name, d in rows]
+        columns = zip(("path", "class", "domain"), zip(*rows, strict=True), strict=True)
+        pyarrow.parquet.write_table(
+            pyarrow.table({name: list(cells) for name, cells in columns}), tmp_path / "m.parquet"
+        )
+    dataset = open_dataset(tmp_path / f"m.{kind}")
+    assert len(dataset.classes) == (1 if kind == "parquet" and isinstance(missing, float) else 2)
+    assert [path for path, label in zip(dataset.paths, dataset.labels, strict=True) if label < 0] == ["2.png"]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path, class, domain\n1.png, cat, a\n2.png, dog , a\n",
+        "Path;Class;Domain\r\n1.png;cat;a\r\n2.png;dog;a\r\n",
+        "path\tclass\tdomain\n1.png\tcat\ta\n2.png\tdog\ta\n",
+        'path,class,domain\n"1.png", "cat", a\n2.png,dog,a,\n',
+        "path,class,domain\n.\\1.png,cat,a\n\n{root}/2.png,dog,a\n2.png,dog,a\n",
+    ],
+)
+def test_blanks_and_other_separators_are_no_part_of_names(tmp_path: Path, text: str) -> None:
+    put(tmp_path, "1.png", "2.png")
+    (tmp_path / "m.csv").write_text(text.format(root=tmp_path))
+    dataset = open_dataset(tmp_path / "m.csv")
+    assert (dataset.classes, dataset.domains, dataset.paths) == (("cat", "dog"), ("a",), ("1.png", "2.png"))
+
+
+def test_one_file_by_two_paths_is_one_image_with_one_class(tmp_path: Path) -> None:
+    put(tmp_path, "a/1.png", "2.png")
+    lines = ("a/1.png,cat,a", "2.png,dog,a", f"{tmp_path}/a/1.png,cat,a", "a/../a/1.png,cat,a")
+    assert len(open_dataset(manifest(tmp_path / "m.csv", *lines))) == 2
+    with pytest.raises(DataError, match=r"a/1\.png is listed as a/cat and as a/dog; keep one"):
+        open_dataset(manifest(tmp_path / "m.csv", *lines, f"{tmp_path}/a/1.png,dog,a"))
+
+
+def test_an_error_names_the_line_as_an_editor_counts_it(tmp_path: Path) -> None:
+    put(tmp_path, "1.png")
+    (tmp_path / "m.csv").write_text('path,class,domain\n\n1.png,"a\nb",x\n\n\n1.png,cat\n')
+    with pytest.raises(DataError, match="line 7 has no domain"):
+        open_dataset(tmp_path / "m.csv")
+    (tmp_path / "m.csv").write_text("path,class,domain\n1.png,cat, feline,x\n")
+    with pytest.raises(
+        DataError, match='line 2 has 4 cells, the first line 3; put a text with a "," in it into quotes'
+    ):
+        open_dataset(tmp_path / "m.csv")

@@ -1,15 +1,15 @@
 from __future__ import annotations
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from vl2v.data import audit, open_dataset
-from vl2v.data.near import near_duplicates, picture_hash
-from vl2v.errors import DataError
+from vl2v.data import audit, decode, open_dataset
+from vl2v.data.near import look_of, lookalikes, near_copies
 
 
 def scene(seed: int, size: int = 96) -> Image.Image:
@@ -33,31 +33,55 @@ def pictures(tmp_path: Path):
     return open_dataset(root)
 
 
-def test_the_same_picture_in_another_file_is_found(pictures, tmp_path: Path) -> None:
-    found = near_duplicates(pictures, audit(pictures), cache=tmp_path / "cache.sqlite")
+def test_the_same_image_in_another_file_is_found(pictures) -> None:
+    looks = audit(pictures).looks
+    found = near_copies(looks)
     stands = {pictures.paths[i]: pictures.paths[j] for i, j in enumerate(found) if i != j}
     assert stands == {
         "b/x/03.jpg": "a/y/03.png",
         "b/x/04.png": "a/x/04.png",
         "b/y/05.png": "a/y/05.png",
     }
-    known = audit(pictures)
-    for index in range(len(pictures)):
-        pictures.file(index).unlink()  # the second time nothing is decoded
-    again = near_duplicates(pictures, known, cache=tmp_path / "cache.sqlite")
-    np.testing.assert_array_equal(again, found)
 
 
-def test_within_the_distance_of_the_one_that_stands_for_it() -> None:
-    looks = [picture_hash(scene(seed)) for seed in range(40)]
-    assert len(set(looks)) == 40
-    differ = [(a ^ b).bit_count() for i, a in enumerate(looks) for b in looks[:i]]
-    assert min(differ) > 20
-    buffer = io.BytesIO()
-    scene(1).save(buffer, "JPEG", quality=40)
-    assert (picture_hash(Image.open(buffer)) ^ looks[1]).bit_count() <= 7
+def test_looks_come_with_the_audit_and_out_of_its_cache(pictures, tmp_path: Path, monkeypatch) -> None:
+    cache = tmp_path / "cache.sqlite"
+    first = audit(pictures, cache=cache)
+    monkeypatch.setattr(
+        sys.modules["vl2v.data.audit"], "decode_with_remark", None
+    )  # the second time nothing is decoded
+    assert audit(pictures, cache=cache) == first
+    some = np.array([2, 5])
+    assert first.subset(some).looks == (first.looks[2], first.looks[5])
 
 
-def test_a_distance_that_cannot_be_searched_exactly(pictures) -> None:
-    with pytest.raises(DataError, match="distance 8; it is 0 to 7 bits"):
-        near_duplicates(pictures, audit(pictures), 8)
+@pytest.mark.parametrize(
+    ("change", "alike"),
+    [
+        (lambda image: image.resize((50, 50)), True),
+        (lambda image: image.convert("L").convert("RGB"), True),
+        (lambda image: image.resize((300, 300)), True),
+        (lambda image: Image.merge("RGB", image.split()[::-1]), False),  # the same shapes in other colours
+        (lambda image: image.transpose(Image.Transpose.ROTATE_90), False),
+    ],
+)
+def test_near_copies_have_the_same_shapes_and_colours(change, alike: bool) -> None:
+    looks = [look_of(scene(seed)) for seed in range(5)]
+    assert lookalikes([look_of(change(scene(3)))], looks).tolist() == [3 if alike else -1]
+
+
+@pytest.mark.parametrize("cells", [6, 24])
+@pytest.mark.parametrize("quality", [10, 30, 90])
+def test_images_without_detail_have_near_copies_too(cells: int, quality: int) -> None:
+    coarse = np.random.default_rng(7).integers(0, 256, (20, cells, cells, 3), dtype=np.uint8)
+    images = [Image.fromarray(one).resize((96, 96), Image.Resampling.BICUBIC) for one in coarse]
+    saved = []
+    for image in images:
+        image.save(buffer := io.BytesIO(), "JPEG", quality=quality)
+        saved.append(look_of(decode(buffer.getvalue())))
+    assert lookalikes(saved, [look_of(image) for image in images]).tolist() == list(range(20))
+
+
+def test_images_of_one_colour_are_no_near_copies() -> None:
+    white = look_of(Image.new("RGB", (40, 40), "white"))
+    assert white == b"" and near_copies([white, white, look_of(scene(0))]).tolist() == [0, 1, 2]

@@ -1,9 +1,10 @@
 """Data: where pictures come from, how they are split, decoded, augmented and audited."""
 
-from vl2v.data.audit import Audit, Inspection, audit, inspect, set_aside
+from vl2v.data.audit import Audit, audit, set_aside
 from vl2v.data.augment import domainbed_augment, evaluation_view
 from vl2v.data.dataset import DomainDataset, Excluded
 from vl2v.data.decoding import PictureError, decode, picture_size
+from vl2v.data.inspection import Inspection, inspect
 from vl2v.data.layouts import open_dataset
 from vl2v.data.splits import Split, domainbed_split, in_split, leave_out, seed_hash
 

@@ -1,4 +1,4 @@
-"""Every file read, hashed and decoded once, before anything is asked or trained; duplicates and mistakes found."""
+"""Every file read, hashed and decoded once, before anything is queried or trained."""
 
 from __future__ import annotations
 
@@ -6,28 +6,46 @@ import hashlib
 import os
 import sqlite3
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
-from vl2v.data.decoding import PictureError, decode
+from vl2v.data.dataset import DomainDataset
+from vl2v.data.decoding import REPAIRED, PictureError, decode_with_remark
+from vl2v.data.near import look_of
 from vl2v.errors import DataError
 from vl2v.sqlite import BUSY_SECONDS, journal
 
 Progress = Callable[[int, int], None]
 _CHUNK = 256
 _MAX_BYTES = 512 * 1024**2
-_TABLE = "files_1"  # another number when `decode` judges otherwise than before
-_Key = tuple[str, int, int]  # path, size, time of the last change
-_Verdict = tuple[bytes, str]  # SHA-256, problem
+_TABLE = "files_2"  # another number when files are read or judged otherwise than before
+
+
+class _Key(NamedTuple):
+    """A file as it lies on the disk; the size and time of a copy that was put in its stead may be the same."""
+
+    path: str
+    size: int
+    changed: int
+    """In ns since 1970, which a program can set."""
+    noted: int
+    """In ns since 1970, when the system last noted a change of anything."""
+    node: int
+
+
+class _Verdict(NamedTuple):
+    sha256: bytes
+    problem: str
+    remark: str
+    look: bytes
 
 
 @dataclass(frozen=True)
@@ -36,17 +54,38 @@ class Audit:
 
     Attributes:
         sha256: [n] of each file's bytes, 32 bytes; empty where it can't be read.
-        problems: dataset index -> why the picture can't be used.
+        problems: dataset index -> why the image can't be used.
+        remarks: dataset index -> what is odd about a file that can be used.
+        looks: [n] what near-copies are told by, see `near.look_of`; b"" of one colour only, or of a file that wasn't
+            decoded; empty if none was.
     """
 
     sha256: tuple[bytes, ...]
     problems: dict[int, str]
+    remarks: dict[int, str] = field(default_factory=dict)
+    looks: tuple[bytes, ...] = ()
+
+    @cached_property
+    def contents(self) -> tuple[bytes, ...]:
+        """[n] by which embeddings are stored, 32 bytes.
+
+        That is `sha256`, but for files of which earlier versions made other pixels: what is stored under their SHA-256
+        is of an image that was all black or all white.
+        """
+        repaired = {i for i, remark in self.remarks.items() if remark.startswith(REPAIRED)}
+        return tuple(
+            hashlib.sha256(b"repaired\0" + digest).digest() if i in repaired else digest
+            for i, digest in enumerate(self.sha256)
+        )
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> Audit:
         """Return the audit of `dataset.subset(indices)`."""
         chosen = [int(i) for i in indices]
-        problems = {place: self.problems[i] for place, i in enumerate(chosen) if i in self.problems}
-        return Audit(tuple(self.sha256[i] for i in chosen), problems)
+        problems, remarks = (
+            {place: told[i] for place, i in enumerate(chosen) if i in told} for told in (self.problems, self.remarks)
+        )
+        looks = tuple(self.looks[i] for i in chosen) if self.looks else ()
+        return Audit(tuple(self.sha256[i] for i in chosen), problems, remarks, looks)
 
 
 def audit(
@@ -64,7 +103,7 @@ def audit(
     Args:
         dataset: whose files.
         trust: don't read files whose SHA-256 a manifest tells: enough to plan, not to train.
-        cache: a SQLite file that remembers files by path, size and time, so that the next time is quick.
+        cache: a SQLite file that remembers files by path, size, times and inode, so that the next time is quick.
         workers: threads; reading, hashing and decoding run beside one another.
         progress: called with (files done, files in all).
 
@@ -87,12 +126,14 @@ def audit(
         _put_aside(cache)  # broken; all that was in it can be found out again
         found = _verdicts(keys, cache, workers, progress)
     verdicts = [found[key] for key in keys]
-    problems = {i: problem for i, (_, problem) in enumerate(verdicts) if problem}
+    problems = {i: verdict.problem for i, verdict in enumerate(verdicts) if verdict.problem}
+    remarks = {i: verdict.remark for i, verdict in enumerate(verdicts) if verdict.remark}
     if listed is not None:
         for i in np.flatnonzero(listed.any(1)):
-            if int(i) not in problems and verdicts[i][0] != listed[i].tobytes():
+            if int(i) not in problems and verdicts[i].sha256 != listed[i].tobytes():
                 problems[int(i)] = "not the file that the manifest means (another sha256)"
-    return Audit(tuple(sha256 for sha256, _ in verdicts), problems)
+    looks = tuple(verdict.look for verdict in verdicts)
+    return Audit(tuple(verdict.sha256 for verdict in verdicts), problems, remarks, looks)
 
 
 def _listed(listed: NDArray[np.uint8], unlisted: NDArray[np.int64], rest: Audit | None) -> Audit:
@@ -103,7 +144,10 @@ def _listed(listed: NDArray[np.uint8], unlisted: NDArray[np.int64], rest: Audit 
         return Audit(tuple(hashes), {})
     for place, i in enumerate(unlisted):
         hashes[i] = rest.sha256[place]
-    return Audit(tuple(hashes), {int(unlisted[place]): problem for place, problem in rest.problems.items()})
+    problems, remarks = (
+        {int(unlisted[place]): why for place, why in told.items()} for told in (rest.problems, rest.remarks)
+    )
+    return Audit(tuple(hashes), problems, remarks)
 
 
 def set_aside(dataset: DomainDataset, found: Audit) -> DomainDataset:
@@ -126,8 +170,8 @@ def _key(path: Path) -> _Key:
     try:
         stat = os.stat(path)
     except OSError:
-        return str(path.absolute()), -1, -1
-    return str(path.absolute()), stat.st_size, stat.st_mtime_ns
+        return _Key(str(path.absolute()), -1, -1, -1, -1)
+    return _Key(str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino % 2**63)
 
 
 def _look_at(keys: Sequence[_Key], workers: int) -> dict[_Key, _Verdict]:
@@ -138,19 +182,18 @@ def _look_at(keys: Sequence[_Key], workers: int) -> dict[_Key, _Verdict]:
 
 
 def _look(key: _Key) -> _Verdict:
-    path, size, _ = key
-    if size > _MAX_BYTES:
-        return b"", f"too large ({size / 1024**2:.0f} MB)"
+    if key.size > _MAX_BYTES:
+        return _Verdict(b"", f"too large ({key.size / 1024**2:.0f} MB)", "", b"")
     try:
-        data = Path(path).read_bytes()
+        data = Path(key.path).read_bytes()
     except OSError as error:
-        return b"", f"can't be read ({error.strerror})"
+        return _Verdict(b"", f"can't be read ({error.strerror})", "", b"")
     sha256 = hashlib.sha256(data).digest()
     try:
-        decode(data)
+        image, remark = decode_with_remark(data)
     except PictureError as error:
-        return sha256, str(error)
-    return sha256, ""
+        return _Verdict(sha256, str(error), "", b"")
+    return _Verdict(sha256, "", remark, look_of(image))
 
 
 def _verdicts(
@@ -193,7 +236,8 @@ def _open(cache: Path | None) -> sqlite3.Connection:
             journal(db, cache)
         db.execute(
             f"CREATE TABLE IF NOT EXISTS {_TABLE}"
-            " (path TEXT PRIMARY KEY, size INTEGER, time INTEGER, sha256 BLOB, problem TEXT) WITHOUT ROWID"
+            " (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, noted INTEGER, node INTEGER,"
+            " sha256 BLOB, problem TEXT, remark TEXT, look BLOB) WITHOUT ROWID"
         )
     except BaseException:
         db.close()
@@ -205,168 +249,16 @@ def _known(db: sqlite3.Connection, keys: Sequence[_Key]) -> dict[_Key, _Verdict]
     known = {}
     wanted = set(keys)
     for start in range(0, len(keys), 500):
-        paths = [path for path, _, _ in keys[start : start + 500]]
+        paths = [key.path for key in keys[start : start + 500]]
         marks = ",".join("?" * len(paths))
-        for path, size, changed, sha256, problem in db.execute(
-            f"SELECT * FROM {_TABLE} WHERE path IN ({marks})", paths
-        ):
-            if (path, size, changed) in wanted:
-                known[path, size, changed] = (sha256, problem)
+        for row in db.execute(f"SELECT * FROM {_TABLE} WHERE path IN ({marks})", paths):
+            if (key := _Key(*row[:5])) in wanted:
+                known[key] = _Verdict(*row[5:])
     return known
 
 
 def _remember(db: sqlite3.Connection, found: dict[_Key, _Verdict]) -> None:
     """Keep what can't change while the file doesn't; that a file can't be read may be over in a moment."""
-    rows = [(*key, *verdict) for key, verdict in found.items() if verdict[0]]
+    rows = [(*key, *verdict) for key, verdict in found.items() if verdict.sha256]
     with db:
-        db.executemany(f"INSERT OR REPLACE INTO {_TABLE} VALUES (?, ?, ?, ?, ?)", rows)
-
-
-@dataclass(frozen=True)
-class Inspection:
-    """What there is to be known about a dataset before it is used.
-
-    Attributes:
-        rows: domain -> class -> pictures.
-        findings: one line each, with what to do.
-        excluded: files that are set aside.
-    """
-
-    rows: dict[str, dict[str, int]]
-    findings: tuple[str, ...]
-    excluded: tuple[Excluded, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """Return plain types only."""
-        return {"rows": self.rows, "findings": list(self.findings), "excluded": [asdict(e) for e in self.excluded]}
-
-
-def inspect(dataset: DomainDataset, found: Audit, target: Sequence[str] = ()) -> Inspection:
-    """Count classes by domains and look for what would spoil a training.
-
-    Args:
-        dataset: as opened.
-        found: its audit.
-        target: domains to be kept unseen; copies of their pictures in other domains are leakage.
-
-    Raises:
-        DataError: an unknown target.
-    """
-    unseen = {dataset.domain_index(name) for name in target}
-    good = dataset.without(found.problems)
-    rows = {domain: dict.fromkeys(dataset.classes, 0) for domain in dataset.domains}
-    for label, domain in zip(good.labels, good.domain_ids, strict=True):
-        if label >= 0:
-            rows[good.domains[domain]][good.classes[label]] += 1
-    labelled = {domain: counts for domain, counts in rows.items() if domain != UNLABELLED}
-    findings = [
-        *_unusable(good.excluded),
-        *_copies(dataset, found, unseen),
-        *_gaps(labelled),
-        *_unseen_only(labelled, target),
-        *_names(dataset),
-    ]
-    return Inspection(rows, tuple(findings), good.excluded)
-
-
-_REMEDIES = {
-    "not at": "move them to where the others are, or use a manifest",
-    "not a picture": "convert them to JPEG or PNG, or delete them",
-    "a link": "copy the pictures into the folder",
-    "a path": "copy the pictures into the folder",
-    "an empty folder": "delete it, or put its pictures in",
-    "no such file": "correct the manifest",
-    "its name": "rename it",
-    "can't be read": "see to its permissions",
-    "listed": "",
-    "": "replace or delete them",
-}
-
-
-def _unusable(excluded: Sequence[Excluded]) -> Iterator[str]:
-    for reason, count in Counter(gone.reason.split(" (")[0] for gone in excluded).most_common():
-        first = next(gone.path for gone in excluded if gone.reason.split(" (")[0] == reason)
-        remedy = next(text for start, text in _REMEDIES.items() if reason.startswith(start))
-        yield f"{count} files set aside: {reason}, first {first}" + (f"; {remedy}" if remedy else "")
-
-
-def _copies(dataset: DomainDataset, found: Audit, unseen: set[int]) -> Iterator[str]:
-    groups: dict[bytes, list[int]] = defaultdict(list)
-    for index, digest in enumerate(found.sha256):
-        if index not in found.problems:
-            groups[digest].append(index)
-    copies = [group for group in groups.values() if len(group) > 1]
-    torn = [group for group in copies if len({int(dataset.labels[i]) for i in group} - {-1}) > 1]
-    domains = [{int(dataset.domain_ids[i]) for i in group} for group in copies]
-    across = [group for group, its in zip(copies, domains, strict=True) if len(its) > 1]
-    leaks = [group for group, its in zip(copies, domains, strict=True) if its & unseen and its - unseen]
-    if copies:
-        extra = sum(len(group) - 1 for group in copies)
-        yield (
-            f"{extra} exact copies (the teacher is asked once about each picture, but they weigh more in training), "
-            f"first {_both(dataset, copies[0])}; delete one of each"
-        )
-    if torn:
-        yield (
-            f"{len(torn)} pictures with two different classes, first {_both(dataset, torn[0])}; delete the wrong copies"
-        )
-    if leaks:
-        yield (
-            f"leakage: {len(leaks)} pictures are in a target and a source domain, "
-            f"first {_both(dataset, leaks[0])}; delete the source's"
-        )
-    elif across:
-        yield (
-            f"{len(across)} pictures are in several domains, which is leakage if one of them is a target, "
-            f"first {_both(dataset, across[0])}; delete all but one"
-        )
-
-
-def _both(dataset: DomainDataset, group: Sequence[int]) -> str:
-    """Name two copies, of different classes or domains if there are such."""
-    kinds = [(int(dataset.labels[i]), int(dataset.domain_ids[i])) for i in group]
-    other = next((i for i, kind in zip(group, kinds, strict=True) if kind != kinds[0]), group[1])
-    return f"{dataset.paths[group[0]]} and {dataset.paths[other]}"
-
-
-def _gaps(rows: dict[str, dict[str, int]]) -> Iterator[str]:
-    for domain, counts in rows.items():
-        missing = [name for name, count in counts.items() if not count]
-        if missing and len(missing) < len(counts):
-            yield f"domain {domain} has no {_some(missing)}; its accuracy is over the other classes"
-        elif missing:
-            yield f"domain {domain} has no usable pictures with labels; add some, or delete the folder"
-    if len(rows) == 1:
-        yield (
-            "one domain only: none can be left out to measure how the student does elsewhere; "
-            "sort the pictures into domain/class/image"
-        )
-
-
-def _unseen_only(rows: dict[str, dict[str, int]], target: Sequence[str]) -> Iterator[str]:
-    sources = [counts for domain, counts in rows.items() if domain not in target]
-    missing = [name for name in next(iter(rows.values()), {}) if not any(counts[name] for counts in sources)]
-    if target and sources and missing:
-        yield f"no source domain has {_some(missing)}; the student will know them by their names alone"
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def _names(dataset: DomainDataset) -> Iterator[str]:
-    if len(dataset.classes) < 2:
-        yield f"one class only ({', '.join(dataset.classes)}): a classifier needs two; add pictures of another"
-    for names, kind in ((dataset.classes, "classes"), (dataset.domains, "domains")):
-        alike: dict[str, list[str]] = defaultdict(list)
-        for name in names:
-            alike["".join(letter for letter in name.lower() if letter.isalnum()) or name].append(name)
-        for group in alike.values():
-            if len(group) > 1:
-                yield f"{kind} {' and '.join(group)} look like one; rename the folders to the same"
-    both = {name.lower() for name in dataset.classes} & {name.lower() for name in dataset.domains}
-    if both:
-        yield (
-            f"{', '.join(sorted(both))}: a class and a domain; "
-            "is the layout class/domain/image? It should be domain/class/image"
-        )
+        db.executemany(f"INSERT OR REPLACE INTO {_TABLE} VALUES ({','.join('?' * 9)})", rows)

@@ -19,7 +19,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from vl2v.data.archives import unpack
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.download import Lock, fetch, sha256_of
-from vl2v.data.layouts import WILDS_SPLITS, open_dataset
+from vl2v.data.layouts import open_dataset
+from vl2v.data.manifest import WILDS_SPLITS
 from vl2v.errors import DataError
 from vl2v.io import locked
 

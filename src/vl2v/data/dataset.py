@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import errno
 import os
-from collections.abc import Iterable, Mapping
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -39,6 +40,7 @@ class DomainDataset:
         splits: [n] "train", "val", "test" or None, where a manifest has them; else None.
         sha256: [n, 32] of the files' bytes, where a manifest has them (zeros where it hasn't); else None.
         excluded: what was set aside.
+        notes: what else is to be told about it, a line each.
     """
 
     root: Path
@@ -50,6 +52,7 @@ class DomainDataset:
     splits: tuple[str | None, ...] | None = None
     sha256: NDArray[np.uint8] | None = None
     excluded: tuple[Excluded, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -81,6 +84,7 @@ class DomainDataset:
         Raises:
             DataError: there is no such domain.
         """
+        name = unicodedata.normalize("NFC", name)
         if name in self.domains:
             return self.domains.index(name)
         lost = [gone for gone in self.excluded if gone.path == name or gone.path.startswith(f"{name}/")]
@@ -113,8 +117,17 @@ class DomainDataset:
             sha256=None if self.sha256 is None else self.sha256[chosen],
         )
 
+    def of_classes(self, names: Sequence[str]) -> DomainDataset:
+        """Return the dataset with these classes only, in this order; no image is of another."""
+        number = np.array([names.index(name) if name in names else -1 for name in self.classes] + [-1], np.int64)
+        return replace(self, classes=tuple(names), labels=number[self.labels])  # -1, no label, stays -1
+
     def without(self, reasons: Mapping[int, str]) -> DomainDataset:
         """Return the dataset with some pictures (index -> why) set aside."""
         kept = self.subset([i for i in range(len(self)) if i not in reasons])
         gone = tuple(Excluded(self.paths[i], why) for i, why in sorted(reasons.items()))
         return replace(kept, excluded=self.excluded + gone)
+
+    def noting(self, *notes: str) -> DomainDataset:
+        """Return the dataset with more to be told about it."""
+        return replace(self, notes=self.notes + notes)

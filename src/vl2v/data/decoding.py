@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from contextlib import suppress
+from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vl2v.errors import DataError
@@ -13,6 +16,16 @@ from vl2v.errors import DataError
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 MAX_PIXELS = 64_000_000  # below Pillow's own limit, so that its warning is an error here
 
+NO_END = "a JPEG without its end mark"
+NO_ALPHA = "an alpha channel of zeros only, ignored"
+FEWER_BITS = "16 bits a channel, fewer of them in use"
+REPAIRED = (NO_ALPHA, FEWER_BITS)
+"""How the remarks begin on files whose pixels were others in earlier versions (all white, all black)."""
+
+_JPEG = b"\xff\xd8"
+_LFS = b"version https://git-lfs.github.com/spec/"
+_DEEP = ("RGB;16B", "RGBA;16B")
+_DEPTHS = (8, 10, 12, 14, 16)
 _STRIP = 2**20  # pixels that are converted at once
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # a pixel in memory; 4 in all other modes
 
@@ -32,10 +45,7 @@ class PictureError(DataError):
 
 
 def decode(data: bytes, *, most_bytes: int | None = None) -> Image.Image:
-    """Return the picture as 8-bit RGB, without metadata.
-
-    EXIF orientation is applied; CMYK is converted; of 16 bits the upper 8 are taken; palettes are resolved;
-    transparency is laid on white; of an animation the first frame is taken.
+    """Return the image as 8-bit RGB, without metadata; see `decode_with_remark`.
 
     Args:
         data: the file.
@@ -45,22 +55,29 @@ def decode(data: bytes, *, most_bytes: int | None = None) -> Image.Image:
         PictureError: empty, not one of JPEG, PNG, WEBP, BMP and GIF, truncated, corrupt, over 64 megapixels, or over
             `most_bytes`.
     """
+    return decode_with_remark(data, most_bytes=most_bytes)[0]
+
+
+def decode_with_remark(data: bytes, *, most_bytes: int | None = None) -> tuple[Image.Image, str]:
+    """Return the image as 8-bit RGB, without metadata, and what is odd about its file ("" if nothing is).
+
+    EXIF orientation is applied; CMYK is converted; of 16 bits the upper 8 of those in use are taken; palettes are
+    resolved; transparency is laid on white, but an alpha channel of zeros only is ignored; of an animation the first
+    frame is taken; a JPEG that lacks nothing but its end mark is taken as whole.
+
+    Args:
+        data: the file.
+        most_bytes: as for `decode`.
+
+    Raises:
+        PictureError: as `decode` does.
+    """
     if not data:
         raise PictureError("empty file")
+    if data.startswith(_LFS):
+        raise PictureError("a Git LFS pointer, not the image")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise PictureError(f"too large ({image.width}x{image.height} pixels)")
-            needed = _needed(image)
-            if most_bytes is not None and needed > most_bytes:
-                size = f"{image.width}x{image.height} pixels need {needed // 10**6} MB"
-                raise PictureError(f"too large ({size} while decoding, of {most_bytes // 10**6} MB)")
-            image.load()
-            method = _turn(image)
-            picture = _rgb(image)
-        del image  # its pixels are not needed beside those of the turned one
-        if method is not None:
-            picture = picture.transpose(method)
+        return _decoded(data, most_bytes)
     except PictureError:
         raise
     except UnidentifiedImageError:
@@ -68,9 +85,48 @@ def decode(data: bytes, *, most_bytes: int | None = None) -> Image.Image:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise PictureError("too large (a decompression bomb?)") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
-        raise PictureError(f"truncated or corrupt ({' '.join(str(error).split())})") from None
+        whole = _without_end_mark(data, most_bytes) if data.startswith(_JPEG) else None
+        if whole is None:
+            raise PictureError(f"truncated or corrupt ({' '.join(str(error).split())})") from None
+        return whole, NO_END
+
+
+def _decoded(data: bytes, most_bytes: int | None) -> tuple[Image.Image, str]:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise PictureError(f"too large ({image.width}x{image.height} pixels)")
+        needed = _needed(image)
+        if most_bytes is not None and needed > most_bytes:
+            size = f"{image.width}x{image.height} pixels need {needed // 10**6} MB"
+            raise PictureError(f"too large ({size} while decoding, of {most_bytes // 10**6} MB)")
+        deep = _is_deep(image)
+        image.load()
+        method = _turn(image)
+        picture, remark = _rgb(image, _lower_bytes(image, data) if deep else None)
+    del image  # its pixels are not needed beside those of the turned one
+    if method is not None:
+        picture = picture.transpose(method)
     picture.info = {}  # an orientation left in it would be applied twice
-    return picture
+    return picture, remark
+
+
+def _without_end_mark(data: bytes, most_bytes: int | None) -> Image.Image | None:
+    """Return a JPEG that lacks nothing but its end mark; None if it lacks more.
+
+    Where pixels are missing, they are decoded from whatever follows: two different tails give two different images.
+    """
+    body = data.rstrip(b"\0")
+    if body.endswith(b"\xff"):  # half of the mark, or a byte of pixels that is written as FF 00
+        body = body[:-1] if len(body) == len(data) else body + b"\0"
+    found = []
+    for fill in (b"\x55" * 256, b"\xaa" * 256):
+        tail = fill + b"".join(bytes((0xFF, 0xD0 + number)) + fill for number in range(8))  # restart marks
+        try:
+            found.append(_decoded(body + tail + b"\xff\xd9", most_bytes)[0])
+        except Exception:  # as in `decode`
+            return None
+    first, second = found
+    return first if first.tobytes() == second.tobytes() else None
 
 
 def picture_size(data: bytes) -> tuple[int, int]:
@@ -102,6 +158,8 @@ def decoding_bytes(data: bytes) -> int:
 def _needed(image: Image.Image) -> int:
     own = _BYTES.get(image.mode, 4)
     each = own if _is_plain(image) else own + 4
+    if _is_deep(image):
+        each = 12  # its upper and its lower bytes, and what they become
     if (image.format != "PNG" or "exif" in image.info) and _turn(image) is not None:  # else it would be decoded
         each = max(each, 8)  # upright beside as it was
     if "progressive" in image.info:
@@ -123,21 +181,84 @@ def _is_plain(image: Image.Image) -> bool:
     return image.mode == "RGB" and "transparency" not in image.info
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    """Return an image as RGB, converted strip by strip: what a conversion needs on the way is bounded."""
-    if _is_plain(image):
-        return image
-    whole, rows = Image.new("RGB", image.size), max(1, _STRIP // image.width)
+def _is_deep(image: Image.Image) -> bool:
+    """Whether a colour image that isn't loaded yet has 16 bits a channel, of which Pillow drops the lower 8."""
+    return any(tile.args in _DEEP for tile in getattr(image, "tile", ()))
+
+
+def _lower_bytes(image: Image.Image, data: bytes) -> Image.Image | None:
+    """Return the lower 8 bits of a colour image of 16, if it uses fewer than 15 of them; else None.
+
+    Read with their bytes swapped, Pillow drops the upper ones.
+    """
+    if max(high for _, high in _extrema(image)[:3]) >= 64:
+        return None
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as swapped:
+        swapped.tile = [tile._replace(args=f"{str(tile.args)[:-1]}L") for tile in swapped.tile]
+        swapped.load()
+        return swapped
+
+
+def _extrema(image: Image.Image) -> list[tuple[int, int]]:
+    return [cast("tuple[int, int]", band.getextrema()) for band in image.split()]
+
+
+def _rgb(image: Image.Image, lower: Image.Image | None) -> tuple[Image.Image, str]:
+    """Return an image as RGB, converted strip by strip: what a conversion needs on the way is bounded.
+
+    Args:
+        image: loaded.
+        lower: the lower 8 bits of its 16, if they count.
+    """
+    if _is_plain(image) and lower is None:
+        return image, ""
+    depths = [16]
+    if lower is not None or image.mode.startswith("I"):
+        highest = np.max([_values(*strips).max((0, 1)) for strips in _strips(image, lower)], 0)
+        depths = [_depth(int(highest[:3].max())), *map(_depth, highest[3:].tolist())]  # alpha has bits of its own
+    hides = lower is None and _hides_everything(image)
+    whole, top = Image.new("RGB", image.size), 0
+    for strip, low in _strips(image, lower):
+        whole.paste(_strip_as_rgb(strip, low, depths, hides), (0, top))
+        top += strip.height
+    return whole, f"{FEWER_BITS} ({depths[0]})" if depths[0] < 16 else NO_ALPHA if hides else ""
+
+
+def _strips(image: Image.Image, lower: Image.Image | None) -> Iterator[tuple[Image.Image, Image.Image | None]]:
+    rows = max(1, _STRIP // image.width)
     for top in range(0, image.height, rows):
-        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        whole.paste(_strip_as_rgb(strip), (0, top))
-    return whole
+        box = (0, top, image.width, min(top + rows, image.height))
+        yield image.crop(box), None if lower is None else lower.crop(box)
 
 
-def _strip_as_rgb(strip: Image.Image) -> Image.Image:
-    if strip.mode.startswith("I"):
-        return Image.fromarray((np.asarray(strip) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+def _hides_everything(image: Image.Image) -> bool:
+    """Whether an image has an alpha channel of zeros only before something to be seen: programs leave it unused."""
+    if image.mode not in ("RGBA", "LA"):
+        return False
+    *colours, alpha = _extrema(image)
+    return alpha == (0, 0) and any(low != high for low, high in colours)
+
+
+def _values(strip: Image.Image, low: Image.Image | None) -> NDArray[np.int64]:
+    values = np.asarray(strip).astype(np.int64)
+    return values[..., None] if low is None else values << 8 | np.asarray(low)
+
+
+def _strip_as_rgb(strip: Image.Image, low: Image.Image | None, depths: list[int], hides: bool) -> Image.Image:
+    if low is not None or strip.mode.startswith("I"):
+        values = _values(strip, low)
+        shifts = np.array([depths[0]] * min(values.shape[2], 3) + depths[1:]) - 8
+        strip = Image.fromarray(
+            (values >> shifts).clip(0, 255).astype(np.uint8).reshape(values.shape if low else values.shape[:2])
+        )
+    if hides:
+        return strip.convert("RGBA").convert("RGB")
     if strip.has_transparency_data:
         layer = strip.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return strip.convert("RGB")
+
+
+def _depth(most: int) -> int:
+    """Return the fewest bits, of those that cameras and scanners give, that hold a value; 16 if it is 0."""
+    return next((bits for bits in _DEPTHS if most < 1 << bits), 16) if most > 0 else 16

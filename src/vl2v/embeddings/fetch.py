@@ -82,7 +82,7 @@ def fetch(
     names = plan.views.names
     for questions, images in _one_ahead(_chunks(plan)):
         vectors = _checked(teacher, teacher.embed_images(images), len(images))
-        keys = [image_key(plan.sha256[index], names[view]) for index, view in questions]
+        keys = [image_key(plan.contents[index], names[view]) for index, view in questions]
         store.put(teacher.fingerprint, keys, vectors, kind="image")
         done += len(questions)
         report(done, plan.questions)
@@ -161,7 +161,7 @@ def _buy(plan: Plan, store: EmbeddingStore, teacher: Rented, report: Callable[[i
 
     def images() -> Iterator[EncodedImage]:
         for (index, view), image in _encoded(plan):
-            keys.append(image_key(plan.sha256[index], names[view]))
+            keys.append(image_key(plan.contents[index], names[view]))
             paths.append(image.name)
             yield image
 

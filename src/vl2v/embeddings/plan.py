@@ -27,6 +27,7 @@ class Plan:
     Attributes:
         dataset: the pictures.
         sha256: of each picture's file, 32 bytes each.
+        contents: what each image's embeddings are stored under, 32 bytes each; see `Audit.contents`.
         views: which views of a picture are asked about.
         distinct: how many different contents the pictures have.
         known: how many of the `distinct * len(views)` questions about pictures are answered already.
@@ -38,6 +39,7 @@ class Plan:
 
     dataset: DomainDataset
     sha256: tuple[bytes, ...]
+    contents: tuple[bytes, ...]
     views: Views
     distinct: int
     known: int
@@ -60,7 +62,7 @@ class Plan:
     def keys(self) -> list[bytes]:
         """Of the questions about pictures that are still to be asked."""
         names = self.views.names
-        return [image_key(self.sha256[index], names[view]) for index, view in self.to_ask]
+        return [image_key(self.contents[index], names[view]) for index, view in self.to_ask]
 
     def left(self, store: EmbeddingStore, teacher: TeacherFacts) -> Plan:
         """Return the plan without the questions about pictures that a store has answers to by now."""
@@ -105,7 +107,7 @@ def plan(
     if audit.problems:
         index, reason = next(iter(sorted(audit.problems.items())))
         raise DataError(f"{dataset.paths[index]}: {reason} ({len(audit.problems)} such pictures): set them aside first")
-    hashes = audit.sha256
+    hashes = audit.contents
     first = {sha256: index for index, sha256 in reversed(list(enumerate(hashes)))}
     asked = [(index, view) for index in sorted(first.values()) for view in range(len(views))]
     names = views.names
@@ -114,7 +116,8 @@ def plan(
     texts_missing = _missing(store, teacher, [text_key(text) for text in wanted])
     return Plan(
         dataset=dataset,
-        sha256=hashes,
+        sha256=audit.sha256,
+        contents=hashes,
         views=views,
         distinct=len(first),
         known=len(asked) - len(missing),
@@ -145,7 +148,7 @@ def targets(
         StoreError: answers are missing or damaged; the message counts them and says what asks for them.
     """
     chosen = range(len(audit.sha256)) if indices is None else [int(i) for i in indices]
-    keys = [image_key(audit.sha256[index], name) for index in chosen for name in views.names]
+    keys = [image_key(audit.contents[index], name) for index in chosen for name in views.names]
     rows = store.get_half(fingerprint, keys)
     return rows.reshape(len(chosen), len(views), rows.shape[1])
 

@@ -86,7 +86,7 @@ class Looked:
         about = self.classifier.about["teacher"]
         if about is None or not (self.store / FILE_NAME).is_file():
             return places[:0], np.zeros((0, 0), np.float32)
-        keys = [image_key(self.audit.sha256[i]) for i in self.kept["index"][places]]
+        keys = [image_key(self.audit.contents[i]) for i in self.kept["index"][places]]
         with EmbeddingStore(self.store, read_only=True) as answers:
             known = answers.known(about["fingerprint"], keys)
             there = [key for key, one in zip(keys, known, strict=True) if one]

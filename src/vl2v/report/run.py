@@ -171,7 +171,7 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     yield "Student", f"{config.student.name}, weights at the start: {without_places(config.student.weights)}"
     if about["teacher"]:
         yield "Teacher", _teacher_name(looked)
-        yield "Questions", _questions(looked, task, sources.dataset.classes, len(sources.training))
+        yield "Questions", _questions(looked, task, sources.with_others.classes, len(sources.training))
         yield "Bill", _bill(looked)
     else:
         yield "Teacher", "none: nothing was asked"

@@ -143,6 +143,7 @@ class Asking:
         sources: the domains to learn from, for domain prompts.
         views: the fixed views, if any.
         report: told how far it is.
+        others: classes that there is no image of; their texts are queried, and nothing is learnt from them.
         cluster: that asks; None: this process.
         buys_new_sizes: whether a rented teacher may be asked about views of one size though those of another are known.
     """
@@ -156,6 +157,7 @@ class Asking:
     sources: Sequence[str]
     views: Views
     report: Report
+    others: Sequence[str] = ()
     cluster: Cluster | None = None
     buys_new_sizes: bool = True
 
@@ -168,12 +170,17 @@ class Asking:
     @property
     def prompts(self) -> list[list[str]]:
         """Every text of every class."""
-        return prompts_for(self.dataset.classes, self.config.prompts, self.sources)
+        return self.prompts_of(self.dataset.classes)
+
+    def prompts_of(self, classes: Sequence[str]) -> list[list[str]]:
+        """Return every text of some classes."""
+        return prompts_for(classes, self.config.prompts, self.sources)
 
     def plan(self, pictures: Indices | None = None) -> Plan:
         """Return what is to be asked about the texts and these pictures (None: all), and what is known."""
         chosen = np.unique(self.same(np.arange(len(self.dataset)) if pictures is None else pictures))
-        texts = [text for group in (*self.prompts, *chain.from_iterable(self.anchors)) for text in group]
+        others = self.prompts_of(self.others)
+        texts = [text for group in (*self.prompts, *others, *chain.from_iterable(self.anchors)) for text in group]
         part = self.dataset.subset(chosen), self.audit.subset(chosen)
         return plan(self.store, self.teacher, *part, texts, self.views)
 
@@ -220,13 +227,13 @@ class Asking:
         names = [replace(self.views, k=1, size=size).names[1] for size in sizes]
         known = np.zeros(len(sizes), np.bool_)
         for index in {wanted[0], wanted[-1]} if wanted else ():
-            keys = [image_key(questions.sha256[index], name) for name in names]
+            keys = [image_key(questions.contents[index], name) for name in names]
             known |= self.store.known(self.teacher.fingerprint, keys)
         return [size for size, there in zip(sizes, known, strict=True) if there]
 
     def known(self, pictures: Indices) -> NDArray[np.bool_]:
         """Return whether all views of each picture are answered: bool [n]."""
-        keys = [image_key(self.audit.sha256[i], name) for i in self.same(pictures) for name in self.views.names]
+        keys = [image_key(self.audit.contents[i], name) for i in self.same(pictures) for name in self.views.names]
         return np.asarray(self.store.known(self.teacher.fingerprint, keys).reshape(-1, len(self.views)).all(1))
 
     def contents(self, pictures: Indices) -> list[str]:
@@ -303,9 +310,10 @@ def asking_about(
         online(wanted, teacher)  # refuses a black box, before it is paid
     if wanted.online and wanted.views:
         raise ConfigError("teacher.online and teacher.views exclude one another; set teacher.online=false, or no views")
-    dataset, audit = sources.dataset, sources.audit
-    _check_names(config.prompts.overrides, dataset.classes)
-    return Asking(config, store, teacher, account, dataset, audit, sources.names, views, report)
+    dataset = sources.dataset
+    _check_names(config.prompts.overrides, (*dataset.classes, *sources.others))
+    of_run = dataset, sources.audit, sources.names, views, report, sources.others
+    return Asking(config, store, teacher, account, *of_run)
 
 
 def asks_online(config: RunConfig) -> bool:

@@ -89,7 +89,7 @@ def check_teacher(
         answers, teacher, sample = opened.store, opened.teacher, opened.sample
         judged = _answerable(opened.wordings, skipped, opened.config.prompts, sample)
         tables = {setting: text_targets(answers, teacher.fingerprint, groups) for setting, groups in judged.items()}
-        keys = [image_key(sha256) for sha256 in sample.audit.sha256]
+        keys = [image_key(sha256) for sha256 in sample.audit.contents]
         answered = np.flatnonzero(answers.known(teacher.fingerprint, keys))
         if not len(answered):
             raise TeacherError(f"{teacher.name}: refused all {len(keys)} pictures, first: {refused[0].reason}")

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from vl2v.config import DataConfig, PromptConfig, RunConfig
 from vl2v.data import Audit, DomainDataset, in_split, leave_out
+from vl2v.data.files import one_form
+from vl2v.data.near import lookalikes
 from vl2v.devices import best_device, keep_freed_memory
 from vl2v.embeddings import EmbeddingStore, image_key, text_key, text_targets
 from vl2v.embeddings.store import FILE_NAME
@@ -22,7 +24,7 @@ from vl2v.runs.folder import Run
 from vl2v.runs.moved import have_changed, same_pictures
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report, silent
-from vl2v.runs.sources import open_data, open_sources, usable
+from vl2v.runs.sources import Sources, open_data, open_sources, usable
 from vl2v.runs.teaching import default_store
 from vl2v.runs.use import load
 from vl2v.students import Classifier, Student, is_on_hub
@@ -154,7 +156,7 @@ def validation(config: DataConfig, dataset: DomainDataset, sources: Sequence[str
 
 
 def _labels(dataset: DomainDataset, pictures: NDArray[np.int64], classifier: Classifier) -> Tensor:
-    place = {name: index for index, name in enumerate(classifier.classes)}
+    place = {one_form(name): index for index, name in enumerate(classifier.classes)}
     return torch.tensor([place[dataset.classes[label]] for label in dataset.labels[pictures]])
 
 
@@ -166,7 +168,7 @@ def zero_shot_logits(classifier: Classifier, found: Audit, pictures: NDArray[np.
     fingerprint = about["teacher"]["fingerprint"]
     prompts = prompts_for(classifier.classes, PromptConfig(**about["prompts"]), about["sources"])
     with EmbeddingStore(store, read_only=True) as answers:
-        images = [image_key(found.sha256[i]) for i in pictures]
+        images = [image_key(found.contents[i]) for i in pictures]
         wanted: Sequence[bytes] = [*images, *(text_key(text) for group in prompts for text in group)]
         if not answers.known(fingerprint, wanted).all():
             return None
@@ -176,7 +178,7 @@ def zero_shot_logits(classifier: Classifier, found: Audit, pictures: NDArray[np.
 
 
 def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
-    unknown = sorted(set(dataset.classes) - set(classifier.classes))
+    unknown = sorted(set(dataset.classes) - set(map(one_form, classifier.classes)))
     if unknown:
         raise DataError(
             f"{dataset.root}: the student doesn't know the class {unknown[0]!r}; it knows "
@@ -209,11 +211,57 @@ def _of_sources(
         label >= 0 and dataset.domains[domain] not in names and digest in seen for label, domain, digest in measured
     )
     notes = [f"leakage: {count} pictures of unseen domains are among those to learn from, too"] if count else []
+    notes += _near_copies(learnt, dataset, found, names)
     if have_changed(run, learnt):
         notes.append(
             "pictures have changed since the run: some that count as seen may be pictures that it was trained on"
         )
     return notes
+
+
+def _near_copies(learnt: Sources, dataset: DomainDataset, found: Audit, sources: Sequence[str]) -> list[str]:
+    """Return what there is to be said about images that look like others that were learnt from.
+
+    Args:
+        learnt: what a run learnt from.
+        dataset: all its images.
+        found: of them.
+        sources: the domains to learn from.
+    """
+    training = learnt.training
+    apart = np.array([dataset.domains[domain] not in sources for domain in dataset.domain_ids])
+    unseen = np.flatnonzero(apart & (dataset.labels >= 0))
+    everything = np.arange(len(learnt.dataset))
+    notes = []
+    if pairs := _alike(found, unseen, learnt.audit, everything, exact=False):
+        first, other = dataset.paths[pairs[0][0]], learnt.dataset.paths[pairs[0][1]]
+        notes.append(
+            f"leakage: {len(pairs)} images of unseen domains are near-copies of those to learn from, first {first} "
+            f"and {other}; accuracy on unseen domains may be too high"
+        )
+    if pairs := _alike(learnt.audit, learnt.split.val, learnt.audit, training, exact=True):
+        first, other = (learnt.dataset.paths[index] for index in pairs[0])
+        notes.append(
+            f"leakage within the source domains: {len(pairs)} of {len(learnt.split.val)} validation images are copies "
+            f"or near-copies of training images, first {first} and {other}; accuracy on source domains may be too high"
+        )
+    return notes
+
+
+def _alike(
+    found: Audit, images: NDArray[np.int64], others: Audit, among: NDArray[np.int64], *, exact: bool
+) -> list[tuple[int, int]]:
+    """Return (image, other) of each image that is a near-copy of another, or with `exact` a copy, too."""
+    same = {others.sha256[i]: int(i) for i in reversed(among)}
+    near = lookalikes([found.looks[i] for i in images], [others.looks[i] for i in among])
+    pairs = []
+    for image, position in zip(images.tolist(), near.tolist(), strict=True):
+        copy = same.get(found.sha256[image])
+        if copy is not None and exact:
+            pairs.append((image, copy))
+        elif copy is None and position >= 0:
+            pairs.append((image, int(among[position])))
+    return pairs
 
 
 def _namesakes(domains: Collection[str], classifier: Classifier) -> list[str]:

@@ -33,7 +33,9 @@ def keep_pictures(run: Run, sources: Sources) -> None:
 def have_changed(run: Run, sources: Sources) -> bool:
     """Whether a run began with other pictures than these."""
     kept = run.folder / PICTURES
-    return kept.is_file() and kept.read_text(encoding="utf-8") != content(sources.dataset, sources.audit)
+    # the digest of earlier versions had the names of the target's classes in it
+    now = {content(dataset, sources.audit) for dataset in (sources.dataset, sources.with_others)}
+    return kept.is_file() and kept.read_text(encoding="utf-8") not in now
 
 
 def same_pictures(run: Run, config: RunConfig, store: Path, report: Report) -> bool:

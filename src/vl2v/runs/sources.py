@@ -20,11 +20,23 @@ class Sources:
     """The pictures a run learns from; the unseen domains' pictures are not among them.
 
     `split` and `audit` go by the indices of `dataset`.
+
+    Attributes:
+        dataset: with the classes that there is something to learn of.
+        audit: of it.
+        split: of it.
+        others: the other classes, which a student knows by their texts alone: nothing is learnt from their names.
     """
 
     dataset: DomainDataset
     audit: Audit
     split: Split
+    others: tuple[str, ...] = ()
+
+    @property
+    def with_others(self) -> DomainDataset:
+        """The dataset with all classes."""
+        return self.dataset.of_classes(sorted((*self.dataset.classes, *self.others)))
 
     def groups(self, unlabelled: NDArray[np.int64]) -> list[NDArray[np.int64]]:
         """Return the training pictures of each domain, and the unlabelled ones that are given as a last group."""
@@ -76,7 +88,10 @@ def open_sources(config: RunConfig, store: Path, report: Report = silent) -> Sou
     split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
     pictures = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
     dataset, found = usable(everything.subset(pictures), store, report)
-    return Sources(dataset, found, leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed))
+    split = leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed)
+    there = {dataset.classes[label] for label in np.unique(dataset.labels) if label >= 0}
+    names, others = (tuple(name for name in dataset.classes if (name in there) == own) for own in (True, False))
+    return Sources(dataset.of_classes(names), found, split, others)
 
 
 def open_everything(config: RunConfig, store: Path, report: Report = silent) -> Sources:

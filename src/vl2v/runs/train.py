@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vl2v.config import RunConfig
 from vl2v.devices import rank
-from vl2v.embeddings import EmbeddingStore, Views
+from vl2v.embeddings import EmbeddingStore, Views, text_targets
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.methods import Stage, Task, task_of
@@ -36,7 +36,7 @@ from vl2v.runs.sources import Sources, open_sources
 from vl2v.runs.tuning import align_again, settled
 from vl2v.seeds import derive
 from vl2v.students import BackboneSpec, Classifier, Student, new_projector, output_width
-from vl2v.teachers import Teacher
+from vl2v.teachers import Teacher, prompts_for
 from vl2v.training import (
     Answers,
     DomainBalancedSampler,
@@ -171,7 +171,7 @@ def train(
         student = new_student(config, task, len(sources.dataset.classes), base, dim)
         trainer.prepare(student)
         features = Features(
-            student, sources.dataset, trainer.fabric, config.data.workers, report, shelf, sources.audit.sha256
+            student, sources.dataset, trainer.fabric, config.data.workers, report, shelf, sources.audit.contents
         )
         views, answers = Views(), Answers(sources.dataset.labels, domains=sources.dataset.domain_ids)
         if task.queries != "nothing":
@@ -212,6 +212,10 @@ def train(
         student, list(sources.dataset.classes), texts, scale=scale, about=_about(config, sources, teacher, answers)
     )
     _calibrate(classifier, sources, config.data.workers)
+    if texts is not None and sources.others and teacher is not None:
+        prompts = prompts_for(sources.others, config.prompts, sources.names)
+        for name, text in zip(sources.others, text_targets(store, teacher.fingerprint, prompts), strict=True):
+            classifier.add_class(name, text)
     classifier.save(run.folder / "student")
 
 
@@ -248,8 +252,7 @@ def _check_classes(task: Task, sources: Sources) -> None:
     Raises:
         DataError: a head of the student's own could never answer with such a class.
     """
-    known = set(np.unique(sources.dataset.labels))
-    missing = [name for number, name in enumerate(sources.dataset.classes) if number not in known]
+    missing = sources.others
     if missing and task.head != "text":
         raise DataError(
             f"{sources.dataset.root}: no source domain has pictures of {', '.join(missing[:5])}, so that {task.name} "
@@ -336,7 +339,7 @@ class _Work:
             held: as long as the stage is.
         """
         folder, answers, split = self.run.folder, self.answers, self.sources.split
-        learnt = hashlib.sha256(b"".join(self.sources.audit.sha256))
+        learnt = hashlib.sha256(b"".join(self.sources.audit.contents))
         for table in (answers.labels, answers.images, answers.texts, split.train, split.val):
             learnt.update(b"" if table is None else np.ascontiguousarray(table).tobytes())
         name = stage_name(self.run.config, stage, self.student, f"{learnt.hexdigest()} {answers.scale}")

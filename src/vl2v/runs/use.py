@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
 from vl2v.data import decode, evaluation_view
-from vl2v.data.layouts import SUFFIXES
+from vl2v.data.files import PASSED_OVER, SUFFIXES, image_files
 from vl2v.embeddings import EmbeddingStore, fetch_texts
 from vl2v.errors import DataError, TeacherError
 from vl2v.runs.asking import with_purse
@@ -43,7 +43,7 @@ def load(student: Run | Path | str) -> Classifier:
 def predict_files(
     student: Run | Path | str, paths: Sequence[Path], *, batch: int = 64
 ) -> Iterator[tuple[Path, Prediction | str]]:
-    """Yield each picture with its prediction, or with why it was set aside; folders are searched for pictures.
+    """Yield each image with its prediction, or with why it was set aside; of a folder what training would take.
 
     Args:
         student: as for `load`.
@@ -55,7 +55,11 @@ def predict_files(
         VL2VError: as `load` does.
     """
     classifier = load(student)
-    files = [file for path in paths for file in _pictures(path)]
+    files: list[Path] = []
+    for path in paths:
+        found, excluded = _pictures(path)
+        files += found
+        yield from excluded
     size = classifier.student.spec.image_size
     for start in range(0, len(files), batch):
         chunk = files[start : start + batch]
@@ -107,15 +111,22 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
     return classifier
 
 
-def _pictures(path: Path) -> list[Path]:
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-        if not found:
-            raise DataError(f"{path}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
-        return found
-    if not path.is_file():
-        raise DataError(f"{path}: no such picture or folder")
-    return [path]
+_NO_IMAGES = ("an empty folder", "not a picture", PASSED_OVER)
+"""How the reasons begin for which nothing is said of a file in a folder."""
+
+
+def _pictures(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Return the images that a path means, and what is set aside with the reasons."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"{path}: no such picture or folder")
+        return [path], []
+    found, excluded = image_files(path)
+    if not found:
+        why = f"; {excluded[0].path}: {excluded[0].reason}" if excluded else ""
+        raise DataError(f"{path}: no pictures in it ({', '.join(sorted(SUFFIXES))}){why}")
+    told = [(path / gone.path, gone.reason) for gone in excluded if not gone.reason.startswith(_NO_IMAGES)]
+    return sorted(path.joinpath(*parts) for parts in found), told
 
 
 def _view(file: Path, size: int) -> NDArray[np.uint8] | str:

@@ -55,7 +55,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
         for number, domain in enumerate(dataset.domains):
             report("evaluating", number, len(dataset.domains), domain)
             pictures = measured(config, dataset, domain, val)
-            keys = [image_key(found.sha256[i]) for i in pictures]
+            keys = [image_key(found.contents[i]) for i in pictures]
             there = answers.known(teacher.fingerprint, keys)
             if not len(pictures) or not there.any():
                 if domain in data.target:

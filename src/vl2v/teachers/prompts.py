@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
+from vl2v.data.files import one_form
 from vl2v.errors import ConfigError
 
 DOMAIN_TEMPLATE = "a {domain} of a {class}"
@@ -66,7 +67,8 @@ def _unit(rows: NDArray[Any]) -> NDArray[Any]:
 
 
 def _names(name: str, overrides: dict[str, str | list[str]]) -> list[str]:
-    names = overrides.get(name, name.replace("_", " "))
+    by_name = {one_form(key): value for key, value in overrides.items()}
+    names = by_name.get(one_form(name), name.replace("_", " "))
     return [names] if isinstance(names, str) else names
 
 

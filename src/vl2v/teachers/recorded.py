@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.data.files import one_form
 from vl2v.errors import TeacherError, need_extra
 from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
 
@@ -35,8 +36,9 @@ class _Table:
 class RecordedTeacher:
     """A teacher that can only repeat what was recorded.
 
-    A picture is found by the SHA-256 of its file where the recording has it, else by its path, or by the only path of
+    An image is found by the SHA-256 of its file where the recording has it, else by its path, or by the only path of
     the recording that ends in it. By a path alone only one content is answered for: never an augmented view of it.
+    Names and texts are compared in one Unicode form.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,7 +75,7 @@ class RecordedTeacher:
         rows = [self._row(image) for image in images]
         missing = [image.name for image, row in zip(images, rows, strict=True) if row is None]
         if missing:
-            several = sum(self._suffixes.get(name, 0) is None for name in missing)
+            several = sum(self._suffixes.get(one_form(name), 0) is None for name in missing)
             raise TeacherError(
                 f"recorded:{self._folder}: no answer for {len(missing)} of {len(images)} pictures, first "
                 f"{', '.join(missing[:3])}"
@@ -88,6 +90,7 @@ class RecordedTeacher:
         Raises:
             TeacherError: texts that the recording doesn't have.
         """
+        texts = [one_form(text) for text in texts]
         missing = [text for text in texts if text not in self._texts.rows]
         if missing:
             more = f" (and {len(missing) - 3} more)" if len(missing) > 3 else ""
@@ -104,7 +107,8 @@ class RecordedTeacher:
         digest = hashlib.sha256(image.data).hexdigest()
         if digest in self._images.rows:
             return self._images.rows[digest]
-        row = self._images.rows.get(image.name, self._suffixes.get(image.name))
+        name = one_form(image.name)
+        row = self._images.rows.get(name, self._suffixes.get(name))
         if row is not None and self._contents.setdefault(row, digest) != digest:
             raise TeacherError(
                 f"recorded:{self._folder}: asked about two contents of {image.name}, but it was recorded by its path "
@@ -208,7 +212,7 @@ def _table(files: Sequence[Path], names: Sequence[str | None], listed: Path) -> 
     """
     vectors = _vectors(files, len(names))
     rows: dict[str, int] = {}
-    for row, name in enumerate(names):
+    for row, name in enumerate(one_form(name) if name else name for name in names):
         if name and rows.setdefault(name, row) != row and not np.array_equal(vectors[rows[name]], vectors[row]):
             raise TeacherError(f"{listed}: {name!r} is there twice with different answers (rows {rows[name]}, {row})")
     return _Table(vectors, rows)

@@ -205,7 +205,7 @@ def _image(index: int, text: str, addresses: Addresses) -> Image | Address:
             return addresses.parse(text)
         if not comma or not head.startswith("data:image/") or not head.endswith(";base64"):
             raise Refusal(400, f"{where}: give images as data:image/...;base64,...", "invalid_image", where)
-        return image_of(index, base64.b64decode(rest, validate=True))
+        return image_of(index, base64.b64decode("".join(rest.split()), validate=True))
     except Unfetched as error:
         raise Refusal(400, f"{where}: {error}; give it as data:image/...;base64,...", "invalid_image", where) from None
     except (binascii.Error, ValueError):

@@ -1,0 +1,260 @@
+"""Manifests: one image a line, with its class and domain, in a CSV or Parquet file; and lists of files to leave out."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from sys import intern
+from typing import Any
+
+from vl2v.data.dataset import DomainDataset, Excluded
+from vl2v.data.files import one_form, printable
+from vl2v.errors import DataError, need_extra
+
+SPLITS = ("train", "val", "test")
+COLUMNS = {
+    "path": ("path", "filename", "image_path", "file"),
+    "class": ("class", "category", "label", "y"),
+    "domain": ("domain", "group", "location_remapped", "location", "center", "region"),
+}
+"""A manifest's columns, each with the names that WILDS and others give it; the first that is there counts."""
+WILDS_SPLITS = {"id_val": "val", "id_test": "test"}
+MISSING = frozenset(("", "nan", "NaN", "-nan", "null", "NULL", "<NA>", "NaT", "#N/A", "N/A", "n/a"))
+"""What says that there is no value, as pandas, databases and spreadsheets write it; so do null and NaN themselves."""
+
+Row = tuple[str, str, str, str | None, str]
+"""(path, class, domain, split, sha256 in hexadecimal); class and sha256 "" are none."""
+
+_HEX = frozenset("0123456789abcdef")
+_HEAD = 4096
+_KINDS = (
+    (re.compile(rb"PK\x03\x04.*\bxl/", re.DOTALL), "a spreadsheet", "save it as CSV (UTF-8)"),
+    (re.compile(rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd"),
+     "an archive", "unpack it, and give the folder"),
+    (re.compile(rb".{257}ustar", re.DOTALL), "an archive", "unpack it, and give the folder"),
+    (re.compile(rb"\xff\xd8\xff|\x89PNG|GIF8|BM.{4}\0{4}|RIFF.{4}WEBP|II\*\0|MM\0\*|.{4}ftyp", re.DOTALL),
+     "one image", "give the folder that holds the domains or classes"),
+    (re.compile(rb"\s*[{\[]"), "JSON", "write a CSV manifest: path,class,domain"),
+    (re.compile(rb"version https://git-lfs"), "a Git LFS pointer", "fetch the file itself (git lfs pull)"),
+    (re.compile(rb"\xff\xfe|\xfe\xff"), "a text in UTF-16", "save it as CSV (UTF-8)"),
+    (re.compile(rb"\s*<"), "HTML or XML", "write a CSV manifest: path,class,domain"),
+)  # fmt: skip
+"""How files begin that are given for a manifest and are none: what they are, and what to do."""
+
+
+def read_manifest(path: Path, root: Path) -> tuple[list[Row], list[Excluded]]:
+    """Return a manifest's rows, and those that are set aside: paths that lead out of the folder, or nowhere.
+
+    Raises:
+        DataError: not a manifest, or none of its images can be used.
+    """
+    inside = os.path.realpath(root) + os.sep
+    rows: dict[str, Row] = {}
+    excluded: list[Excluded] = []
+    for listed in _manifest_rows(path):
+        name = _relative(listed[0], root)
+        if listed[4]:
+            reason = _bad_name(name)
+        else:
+            name = _as_on_disk(root, name)
+            reason = _bad_path(root, name, inside)
+        row = (name, *listed[1:])
+        key = one_form(name)
+        if reason is None and key in rows:
+            if rows[key][1:] != row[1:]:
+                raise DataError(f"{path}: {name} is listed as {_said(rows[key])} and as {_said(row)}; keep one")
+            reason = "listed twice"
+        if reason is None:
+            rows[key] = row
+        else:
+            excluded.append(Excluded(printable(name), reason))
+    if not rows:
+        raise DataError(
+            f"{path}: none of its {len(excluded)} pictures can be used ({excluded[0].path}: {excluded[0].reason}); "
+            f"the paths are relative to {root}"
+        )
+    return list(rows.values()), excluded
+
+
+def _relative(path: str, root: Path) -> str:
+    """Return a path as relative to the folder, if it is absolute and leads there."""
+    if not os.path.isabs(path):
+        return path
+    for folder in (os.path.abspath(root), os.path.realpath(root)):
+        if path.startswith(folder + os.sep):
+            return os.path.relpath(path, folder)
+    return path
+
+
+def _as_on_disk(root: Path, path: str) -> str:
+    """Return a path as the disk has it: its accents may be written in another form, its slashes as Windows does."""
+    if "\0" in path or printable(path) != path or os.path.lexists(root / path):
+        return path
+    paths = (path, path.replace("\\", "/"))
+    forms = [os.path.normpath(unicodedata.normalize(form, one)) for one in paths for form in ("NFC", "NFD")]
+    return next((form for form in forms if os.path.lexists(root / form)), path)
+
+
+def _said(row: Row) -> str:
+    return "/".join(filter(None, (row[2], row[1] or "(no class)", row[3])))
+
+
+def _bad_name(path: str) -> str | None:
+    if "\0" in path or not path.isprintable():
+        return "no such file"
+    return "a path out of the dataset's folder" if os.path.isabs(path) or path.startswith("..") else None
+
+
+def _bad_path(root: Path, path: str, inside: str) -> str | None:
+    if "\0" in path or printable(path) != path:
+        return "no such file"
+    real = os.path.realpath(root / path)
+    if not real.startswith(inside):
+        return "a path out of the dataset's folder"
+    return None if os.path.isfile(real) else "no such file"
+
+
+def _manifest_rows(path: Path) -> Iterator[Row]:
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    parquet = path.suffix.lower() in (".parquet", ".pq") or head.startswith(b"PAR1")
+    if not parquet:
+        _check_kind(path, head)
+    columns: dict[str, str] | None = None
+    for where, row in _read_parquet(path) if parquet else _read_csv(path):
+        if columns is None:
+            columns = _columns(row)
+        values = {name: _text(row.get(column), f"{path}: {where}: {column}") for name, column in columns.items()}
+        missing = [name for name in ("path", "class", "domain") if columns[name] not in row]
+        missing += [name for name in ("path", "domain") if not values[name]]
+        if missing:
+            raise DataError(f"{path}: {where} has no {missing[0]}; the columns are path, class, domain[, split]")
+        split = values["split"] or None
+        split = WILDS_SPLITS.get(split, split) if split else None
+        if split not in (None, *SPLITS):
+            raise DataError(f"{path}: {where}: split {split!r}; it is {', '.join(SPLITS)} or empty")
+        sha256 = values["sha256"].lower()
+        if sha256 and (len(sha256) != 64 or not _HEX.issuperset(sha256)):
+            raise DataError(f"{path}: {where}: sha256 {sha256!r}; it has 64 hexadecimal digits, or is empty")
+        name, domain = (intern(one_form(values[key])) for key in ("class", "domain"))
+        yield os.path.normpath(values["path"]), name, domain, split, sha256
+    if columns is None:
+        raise DataError(f"{path}: an empty manifest; a line a picture: path,class,domain[,split]")
+
+
+def _check_kind(path: Path, head: bytes) -> None:
+    for start, what, remedy in _KINDS:
+        if start.match(head):
+            raise DataError(f"{path}: {what}, not a manifest or a folder; {remedy}")
+
+
+def _text(value: Any, where: str) -> str:
+    """Return a cell as text without blanks around it, "" where there is none."""
+    if value is None or value != value:  # NaN
+        return ""
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError:
+            raise DataError(f"{where}: bytes that are no text in UTF-8; write them as text") from None
+    if isinstance(value, list | dict):
+        raise DataError(f"{where}: {value!r:.60}; it has to be one text or number")
+    text = str(value).strip()
+    return "" if text in MISSING else text
+
+
+def _columns(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return path, class, domain, split and sha256 -> the column that has it, maybe under another name."""
+    names = {**COLUMNS, "split": ("split",), "sha256": ("sha256",)}
+    plain = {column.strip().lower(): column for column in reversed(list(row))}
+    return {key: next((plain[name] for name in known if name in plain), key) for key, known in names.items()}
+
+
+def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
+    """Yield (which line, its cells by column); commas, semicolons or tabs are between them."""
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            first = file.readline()
+            file.seek(0)
+            delimiter = max(",;\t", key=first.count)
+            table = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
+            heads = next(table, [])
+            for cells in table:
+                if not any(cell.strip() for cell in cells):
+                    continue
+                if any(cell.strip() for cell in cells[len(heads) :]):
+                    raise DataError(
+                        f"{path}: line {table.line_num} has {len(cells)} cells, the first line {len(heads)}; "
+                        f'put a text with a "{delimiter}" in it into quotes'
+                    )
+                yield f"line {table.line_num}", dict(zip(heads, cells, strict=False))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a CSV file that can be read ({error}); save it as UTF-8") from None
+
+
+def _read_parquet(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
+    need_extra("pyarrow", "parquet")
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        why = " ".join(str(error).split())
+        raise DataError(f"{path}: not a Parquet file that can be read ({why}); write it anew") from None
+    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+
+
+def without_listed(dataset: DomainDataset, path: Path) -> DomainDataset:
+    """Leave out the files of a list, one a line; a line that names none is told in the dataset's notes.
+
+    Paths may be relative to the dataset's folder, or begin with its own name, with "./" or be absolute; with slashes
+    or as Windows writes them; in quotes; with more columns behind them.
+
+    Raises:
+        DataError: the list can't be read, or is of another dataset. That its files are gone already is well.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: the list of files to leave out can't be read ({error})") from None
+    numbers = {one_form(name): i for i, name in enumerate(dataset.paths)}
+    left_out: dict[int, str] = {}
+    unknown: list[str] = []
+    folders = {os.path.dirname(name) for name in numbers}
+    of_ours = False
+    for line in filter(None, map(str.strip, lines)):
+        names = [one_form(name) for name in _names(line, dataset.root)]
+        found = [numbers[name] for name in names if name in numbers]
+        left_out |= dict.fromkeys(found, f"listed in {path.name}")
+        of_ours |= bool(found) or any(os.path.dirname(name) in folders - {""} for name in names)
+        if not found and line.strip("\"'").lower() not in COLUMNS["path"]:
+            unknown.append(line)
+    if not of_ours:
+        raise DataError(
+            f"{path}: none of its {len(lines)} lines names a picture of {dataset.root}; "
+            f"they should look like {dataset.paths[0]}"
+        )
+    left = dataset.without(left_out)
+    if not len(left):
+        raise DataError(f"{path}: lists every picture of {dataset.root}; nothing is left")
+    if not unknown:
+        return left
+    told = f"{path.name}: {len(unknown)} of {len(lines)} lines name no image of the dataset, first {unknown[0]}"
+    return left.noting(f"{told}; correct them, unless the files are gone already")
+
+
+def _names(line: str, root: Path) -> Iterator[str]:
+    """Yield what a line of a list may mean, relative to the folder."""
+    first = next(csv.reader(io.StringIO(line), skipinitialspace=True), [""])[0]
+    for name in (line, first, line.split("\t")[0], line.rpartition(" ")[0]):
+        plain = name.strip().strip("\"'").strip()
+        for path in (plain, plain.replace("\\", "/")):
+            if path:
+                yield os.path.normpath(_relative(path, root)).removeprefix(root.resolve().name + "/")
+                yield os.path.normpath(_relative(path, root))
