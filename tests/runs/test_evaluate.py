@@ -6,9 +6,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 import vl2v
+import vl2v.runs
 from little import Interrupted, quick_settings, stopping
 from vl2v.errors import RunError
 from vl2v.evaluation import Evaluation
@@ -113,3 +117,56 @@ def test_sam_keeps_the_statistics_of_its_first_pass(shapes: Path, recording: Pat
         run = vl2v.distill(settings, tmp_path / method, store=tmp_path / "store")
         found.append({k: v for k, v in run.classifier.student.state_dict().items() if "running" in k})
     assert found[0] and all((value == found[1][key]).all() for key, value in found[0].items())
+
+
+def test_near_copies_of_what_was_learnt_are_told(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    data = shutil.copytree(shapes, tmp_path / "shapes")
+    run = vl2v.distill(quick_settings(data, recording), tmp_path / "run", store=tmp_path / "store")
+    for number in range(3):
+        Image.open(data / f"ink/ball/{number:02}.png").save(data / f"paint/box/copy{number}.jpg", quality=80)
+    notes = vl2v.evaluate_run(run, store=tmp_path / "store").notes
+    assert notes[0].startswith(
+        "leakage: 3 images of unseen domains are near-copies of those to learn from, first paint"
+    )
+    assert notes[1].startswith("leakage within the source domains: 2 of 14 validation images are copies or near-copies")
+
+
+def test_a_class_that_only_the_target_has_changes_no_weight(tmp_path: Path) -> None:
+    students = []
+    for name in ("aardvark", "zebra", None):
+        data = tmp_path / str(name) / "data"
+        for domain in ("a", "b", "t"):
+            for number, kind in enumerate(("cat", "dog", *([name] if domain == "t" and name else []))):
+                (data / domain / kind).mkdir(parents=True)
+                for image in range(8):
+                    pixels = np.random.default_rng([number, image, ord(domain)]).integers(0, 256, (24, 24, 3), np.uint8)
+                    Image.fromarray(pixels).save(data / domain / kind / f"{image}.png")
+        settings = {
+            "data": {"path": str(data), "target": ["t"]},
+            "teacher": {"spec": "tiny"},
+            "student": {"image_size": 32},
+            "stages": {"align": {"steps": 2}, "distill": {"steps": 2, "batch_per_domain": 4}},
+        }
+        run = vl2v.distill(settings, tmp_path / str(name) / "run", store=tmp_path / "store")
+        assert run.classifier.classes == ["cat", "dog", *([name] if name else [])]
+        assert run.evaluation is not None
+        assert run.evaluation.rows[-1].metrics.pictures == (24 if name else 16)  # the target's are all measured
+        assert not any("changed" in note for note in run.evaluation.notes)
+        students.append(run.classifier)
+    first, second, without = ({**one.student.state_dict(), "texts": one.texts[:2]} for one in students)
+    assert all(torch.equal(first[key], second[key]) and torch.equal(first[key], without[key]) for key in first)
+    assert len({(one.temperature, one.threshold) for one in students}) == 1
+
+
+def test_of_a_folder_that_is_predicted_on_what_training_would_take(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
+    shutil.copytree(shapes / "ink" / "ball", tmp_path / "q" / "real")
+    some = tmp_path / "q" / "real" / "00.png"
+    for junk in (".ipynb_checkpoints/a.png", "@eaDir/b.png", "__MACOSX/c.png", "real/._00.png"):
+        (tmp_path / "q" / junk).parent.mkdir(exist_ok=True)
+        shutil.copy(some, tmp_path / "q" / junk)
+    (tmp_path / "q" / "linked").symlink_to("real")
+    (tmp_path / "q" / "out.png").symlink_to(shapes / "ink" / "box" / "00.png")
+    found = dict(vl2v.runs.predict_files(run, [tmp_path / "q"]))
+    told = {path.relative_to(tmp_path / "q").as_posix(): answer for path, answer in found.items()}
+    assert told.pop("out.png") == "a link out of the dataset's folder"
+    assert sorted(told) == [f"{folder}/{number:02}.png" for folder in ("linked", "real") for number in range(12)]

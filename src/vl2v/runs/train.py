@@ -214,8 +214,9 @@ def train(
     _calibrate(classifier, sources, config.data.workers)
     if texts is not None and sources.others and teacher is not None:
         prompts = prompts_for(sources.others, config.prompts, sources.names)
-        for name, text in zip(sources.others, text_targets(store, teacher.fingerprint, prompts), strict=True):
-            classifier.add_class(name, text)
+        others = torch.from_numpy(text_targets(store, teacher.fingerprint, prompts))
+        classifier.texts = torch.cat([texts, others.to(texts)])
+        classifier.classes += sources.others
     classifier.save(run.folder / "student")
 
 
