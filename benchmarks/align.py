@@ -2,7 +2,7 @@
 
     python benchmarks/align.py PACS --teacher recorded:pacs-vendor --set prompts.articles=false
 
-Same data, batches, learning rate and seed; the clean pictures both times (no augmentation), so that both minimise the
+Same data, batches, learning rate and seed; the clean images both times (no augmentation), so that both minimise the
 same loss. `--check` steps are really taken through the backbone and timed; the losses of both are compared after them.
 """
 
@@ -75,11 +75,11 @@ def main() -> None:
     optimizer, spent, losses = optimiser(), 0.0, []
     for number in range(given.check):
         begun = time.perf_counter()
-        pictures, turns = sampler.batch(number)
-        pixels = next(clean_pixels(sources.dataset, pictures, given.size, workers=0, chunk=len(pictures)))
+        images, turns = sampler.batch(number)
+        pixels = next(clean_pixels(sources.dataset, images, given.size, workers=0, chunk=len(images)))
         with evaluating(student), fabric.autocast():
             features = student.features(pixels)
-        loss = loss_at(features, answers.of(pictures, turns * 0))
+        loss = loss_at(features, answers.of(images, turns * 0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -108,7 +108,7 @@ def main() -> None:
         cached.append(loss.item())
     quick = (time.perf_counter() - begun) / given.steps
     apart = abs(cached[given.check - 1] - losses[-1]) / abs(losses[-1])
-    print(f"batch {len(pictures)}, {given.size} px, {len(everything):,} pictures")
+    print(f"batch {len(images)}, {given.size} px, {len(everything):,} images")
     print("| | ms a step | ratio |")
     print("| --- | --- | --- |")
     print(f"| through the backbone | {1000 * a_step:.0f} | 1 |")

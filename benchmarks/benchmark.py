@@ -39,7 +39,7 @@ from vl2v.io import write_text
 from vl2v.runs import Run
 from vl2v.runs.predictions import Predictions
 
-PICTURES = 2000  # that a student of `resume` has answered about
+IMAGES = 2000  # that a student of `resume` has answered about
 
 
 def main() -> None:
@@ -86,16 +86,16 @@ def resume(given: argparse.Namespace, folder: Path) -> None:
     for job in bench.jobs:  # only the reading of them is timed: answers as a student's about a dataset like PACS
         place = bench.work.place(job)
         place.mkdir(parents=True)
-        labels = rng.integers(0, len(CLASSES), PICTURES)
-        wrong = rng.random(PICTURES) < 0.3
+        labels = rng.integers(0, len(CLASSES), IMAGES)
+        wrong = rng.random(IMAGES) < 0.3
         columns: dict[str, list[NDArray[Any]]] = {
-            "index": [np.arange(PICTURES)],
-            "domain": [np.arange(PICTURES) % len(DOMAINS)],
+            "index": [np.arange(IMAGES)],
+            "domain": [np.arange(IMAGES) % len(DOMAINS)],
             "label": [labels],
             "answer": [np.where(wrong, 0, labels)],
             "teacher": [labels],
-            "probability": [rng.random(PICTURES, dtype=np.float32)],
-            "in_split": [rng.random(PICTURES) < 0.8],
+            "probability": [rng.random(IMAGES, dtype=np.float32)],
+            "in_split": [rng.random(IMAGES) < 0.8],
         }
         Predictions(list(CLASSES), list(DOMAINS), "0", columns).save(place)
         write_text(place / "seconds.json", "1")

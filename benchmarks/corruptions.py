@@ -1,11 +1,11 @@
-"""How long each corruption takes, against decoding the picture.
+"""How long each corruption takes, against decoding the image.
 
     python benchmarks/corruptions.py
-    python benchmarks/corruptions.py PACS/photo --pictures 20
+    python benchmarks/corruptions.py PACS/photo --images 20
 
-Each corruption at each severity in turns with decoding the same JPEG, on one thread; prints the median, over pictures,
-of the five severities' mean CPU time over the decoding's, and pictures per second of CPU time. Without a folder:
-pictures of coloured patches.
+Each corruption at each severity in turns with decoding the same JPEG, on one thread; prints the median, over images,
+of the five severities' mean CPU time over the decoding's, and images per second of CPU time. Without a folder:
+images of coloured patches.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from vl2v.data.decoding import decode
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path, nargs="?", help="a folder of pictures")
-    parser.add_argument("--pictures", type=int, default=10)
+    parser.add_argument("data", type=Path, nargs="?", help="a folder of images")
+    parser.add_argument("--images", type=int, default=10)
     given = parser.parse_args()
     for size in (224, 64):
-        files = [jpeg(image, size) for image in pictures(given.data, given.pictures)]
-        images = [decode(file) for file in files]
-        print(f"\n{len(images)} pictures of {size}x{size}\n")
-        print("| corruption | times decoding | pictures a second |\n|---|--:|--:|")
+        files = [jpeg(image, size) for image in images(given.data, given.images)]
+        decoded = [decode(file) for file in files]
+        print(f"\n{len(decoded)} images of {size}x{size}\n")
+        print("| corruption | times decoding | images a second |\n|---|--:|--:|")
         for kind in CORRUPTIONS:
-            ratio, speed = measured(kind, files, images)
+            ratio, speed = measured(kind, files, decoded)
             print(f"| {kind}{' (extra)' if kind in EXTRA else ''} | {ratio:.1f} | {speed:,.0f} |")
 
 
-def pictures(folder: Path | None, count: int) -> list[Image.Image]:
+def images(folder: Path | None, count: int) -> list[Image.Image]:
     if folder is not None:
         return [decode(file.read_bytes()) for file in sorted(folder.rglob("*.jpg"))[:count]]
     rng = np.random.default_rng(0)
@@ -57,7 +57,7 @@ def jpeg(image: Image.Image, size: int) -> bytes:
 
 
 def measured(kind: str, files: list[bytes], images: list[Image.Image]) -> tuple[float, float]:
-    """Return the median ratio to decoding, and pictures per second."""
+    """Return the median ratio to decoding, and images per second."""
     for severity in SEVERITIES:
         corrupt(images[0], kind, severity, 0)  # fills the caches
     ratios, seconds = [], []

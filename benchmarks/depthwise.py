@@ -2,7 +2,7 @@
 
     python benchmarks/depthwise.py
 
-Forward and backward of a batch of 64 in memory, batch norms in eval mode, channels-last; pictures/s and the ratio to
+Forward and backward of a batch of 64 in memory, batch norms in eval mode, channels-last; images/s and the ratio to
 plain PyTorch of the same precision; the relative error of the gradient against plain fp32 in float64 norms.
 """
 

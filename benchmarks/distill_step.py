@@ -86,7 +86,7 @@ def main() -> None:
         rates.append((given.steps * len(memory[0]) / bare, given.steps * len(memory[0]) / real))
     bare_rate, real_rate = (statistics.median(rate[i] for rate in rates) for i in (0, 1))
     print(f"Lite0, {given.size} px, batch {len(memory[0])}, {given.workers} workers, {fabric_precision(TrainConfig())}")
-    print("| | pictures/s | ratio (of each repeat) |")
+    print("| | images/s | ratio (of each repeat) |")
     print("| --- | --- | --- |")
     print(f"| tensor in memory | {bare_rate:.0f} | 1 |")
     spread = ", ".join(f"{ratio:.2f}" for ratio in sorted(ratios))

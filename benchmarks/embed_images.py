@@ -1,12 +1,12 @@
-"""How much of a teacher's bare speed is left when it embeds picture files.
+"""How much of a teacher's bare speed is left when it embeds image files.
 
     python benchmarks/embed_images.py PACS
-    python benchmarks/embed_images.py PACS open_clip:local-dir:PATH --pictures 512
+    python benchmarks/embed_images.py PACS open_clip:local-dir:PATH --images 512
 
-Two paths, in turns, in one process. `vl2v.embeddings.fetch` of picture files into a temporary store: read, hashed,
+Two paths, in turns, in one process. `vl2v.embeddings.fetch` of image files into a temporary store: read, hashed,
 decoded, preprocessed as its makers do it, answered, written durably. And the same model's forward on tensors
-that are in memory already: same precision, same batches. Prints the pictures per second of each repeat and the median
-of the ratios; the bar is 0.85. On a busy machine the pictures per second of this process's own CPU time say more:
+that are in memory already: same precision, same batches. Prints the images per second of each repeat and the median
+of the ratios; the bar is 0.85. On a busy machine the images per second of this process's own CPU time say more:
 their ratio is printed too. Without a teacher: a ViT-B-32 with random weights.
 """
 
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("teacher", nargs="?")
-    parser.add_argument("--pictures", type=int, default=256)
+    parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--precision", default="auto", choices=["auto", "fp32", "bf16"])
     given = parser.parse_args()
@@ -47,7 +47,7 @@ def main() -> None:
         started = time.perf_counter()
         teacher = open_teacher(spec, precision=given.precision)
         print(f"{spec}: opened in {time.perf_counter() - started:.1f} s, bfloat16 {teacher.bfloat16}")
-        compare(teacher, given.data, Path(folder), given.pictures, given.repeats)
+        compare(teacher, given.data, Path(folder), given.images, given.repeats)
 
 
 def random_vit(folder: Path) -> Path:
@@ -59,15 +59,15 @@ def random_vit(folder: Path) -> Path:
     return folder
 
 
-def compare(teacher: LocalTeacher, data: Path, folder: Path, pictures: int, repeats: int) -> None:
+def compare(teacher: LocalTeacher, data: Path, folder: Path, images: int, repeats: int) -> None:
     dataset = open_dataset(data)
-    chosen = np.random.default_rng(0).permutation(len(dataset))[:pictures]
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:images]
     dataset = dataset.subset(np.sort(chosen))
     dataset = set_aside(dataset, audit(dataset))
     found = audit(dataset)
-    images = [EncodedImage(name, dataset.read(i)) for i, name in enumerate(dataset.paths)]
-    batches = [teacher._inputs(images[start : start + BATCH]) for start in range(0, len(images), BATCH)]
-    print(f"{len(images)} pictures, {torch.get_num_threads()} threads of torch, {os.cpu_count()} CPUs")
+    encoded = [EncodedImage(name, dataset.read(i)) for i, name in enumerate(dataset.paths)]
+    batches = [teacher._inputs(encoded[start : start + BATCH]) for start in range(0, len(encoded), BATCH)]
+    print(f"{len(encoded)} images, {torch.get_num_threads()} threads of torch, {os.cpu_count()} CPUs")
 
     def files(repeat: int) -> Speed:
         with EmbeddingStore(folder / f"store{repeat}") as store:
@@ -80,7 +80,7 @@ def compare(teacher: LocalTeacher, data: Path, folder: Path, pictures: int, repe
             for batch in batches:
                 teacher._answers(teacher._encode_images, batch)
 
-        return timed(forward, len(images))
+        return timed(forward, len(encoded))
 
     bare()
     ratios = []
@@ -96,13 +96,13 @@ def compare(teacher: LocalTeacher, data: Path, folder: Path, pictures: int, repe
     print(f"of CPU time  {statistics.median(cpu):.3f}")
 
 
-Speed = tuple[float, float]  # pictures per second, and per second of CPU time
+Speed = tuple[float, float]  # images per second, and per second of CPU time
 
 
-def timed(work: Callable[[], None], pictures: int) -> Speed:
+def timed(work: Callable[[], None], images: int) -> Speed:
     started, cpu = time.perf_counter(), time.process_time()
     work()
-    return pictures / (time.perf_counter() - started), pictures / (time.process_time() - cpu)
+    return images / (time.perf_counter() - started), images / (time.process_time() - cpu)
 
 
 if __name__ == "__main__":

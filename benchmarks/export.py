@@ -1,10 +1,10 @@
 """What an export gains: speed, size and memory beside the same student in eager PyTorch, and the cold start.
 
-    python benchmarks/export.py RUN                      # a finished run, its pictures at hand
+    python benchmarks/export.py RUN                      # a finished run, its images at hand
     python benchmarks/export.py RUN --against vit-b-16   # and beside a ViT-B/16 of random weights
 
 Prints the table of `vl2v bench-device`. The cold start is a new process that imports vl2v.runtime, loads the int8 file
-(or fp32, where int8 is refused) and predicts one picture.
+(or fp32, where int8 is refused) and predicts one image.
 """
 
 from __future__ import annotations

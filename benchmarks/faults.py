@@ -22,11 +22,11 @@ from system.faults import (
     CALM,
     DONE,
     FAULTS,
+    IMAGES,
     MIXED,
-    PICTURES,
     PRICE,
     campaign,
-    make_pictures,
+    make_images,
     problems,
 )
 
@@ -36,18 +36,18 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=200)
     given = parser.parse_args()
     kinds = [*FAULTS, *[MIXED] * len(FAULTS), CALM]
-    ample, tight = 20 * PICTURES * PRICE, 30 * PRICE
+    ample, tight = 20 * IMAGES * PRICE, 30 * PRICE
     faults: Counter[str] = Counter()
     totals: Counter[str] = Counter()
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        pictures = make_pictures(folder / "pictures")
-        calm = campaign(folder / "calm", pictures, CALM, 0, budget=ample, kills=0)
+        images = make_images(folder / "images")
+        calm = campaign(folder / "calm", images, CALM, 0, budget=ample, kills=0)
         for number in range(given.runs):
             kind = kinds[number % len(kinds)]
             budget = tight if number % 3 == 2 else ample
-            outcome = campaign(folder / str(number), pictures, kind, number, budget=budget, kills=number % 4)
+            outcome = campaign(folder / str(number), images, kind, number, budget=budget, kills=number % 4)
             faults.update(outcome.happened)
             broken = problems(outcome, calm)
             totals["runs"] += 1

@@ -2,8 +2,8 @@
 
     python benchmarks/fuzz_serve.py student.onnx
 
-Truncated pictures, random bytes, headers that claim huge dimensions, real decompression bombs, other kinds of files,
-broken multipart and broken JSON, tensors that don't fit; between them whole pictures, which must be answered. Prints
+Truncated images, random bytes, headers that claim huge dimensions, real decompression bombs, other kinds of files,
+broken multipart and broken JSON, tensors that don't fit; between them whole images, which must be answered. Prints
 answers by kind and status, and the server's memory after the first tenth and in the end.
 """
 

@@ -5,9 +5,9 @@
         --targets sketch photo --size 128 --set prompts.articles=false
 
 For each target and method the learning rate of the last stage is chosen with seed 0, the same number of tries for each,
-by accuracy on the source domains' validation pictures; the other seeds use it. With --search, it is chosen on those
+by accuracy on the source domains' validation images; the other seeds use it. With --search, it is chosen on those
 targets only, by the mean, and all others use it. Runs are kept in --out and not
-done again. Prints unseen-domain accuracy (all pictures of the target): mean and standard error over the seeds.
+done again. Prints unseen-domain accuracy (all images of the target): mean and standard error over the seeds.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def rows(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def best_rate(given: argparse.Namespace, data: Path, targets: list[str], method: str) -> float:
-    """Return the learning rate with the best mean accuracy on source validation pictures, seed 0."""
+    """Return the learning rate with the best mean accuracy on source validation images, seed 0."""
     scores = {
         rate: np.mean([one(given, data, target, method, 0, rate)["validation"] for target in targets])
         for rate in RATES[method]
@@ -97,7 +97,7 @@ def one(given: argparse.Namespace, data: Path, target: str, method: str, seed: i
 
 
 def figures(run: Run) -> dict[str, Any]:
-    """Return accuracy % on the unseen domain, on the seen ones' validation pictures, and the seconds that it took."""
+    """Return accuracy % on the unseen domain, on the seen ones' validation images, and the seconds that it took."""
     evaluation = run.evaluation
     assert evaluation is not None
     seconds = json.loads((run.folder / "seconds.json").read_text())

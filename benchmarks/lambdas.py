@@ -45,13 +45,13 @@ def main() -> None:
         asking = asking_about(config, store, teaching.the_teacher(config.teacher), None, sources, Views(), silent)
         asking.ask()
         answers = asking.answers()
-    pictures = sources.training
+    indices = sources.training
     assert answers.images is not None and answers.texts is not None
     backbone, spec = new_backbone(config)
     student = Student(backbone, nn.Identity(), spec)
-    features = Features(student, sources.dataset, new_fabric(config.train), config.data.workers, silent).of(pictures)
-    x, images, texts = features.numpy(), answers.images[pictures, 0].astype(np.float32), answers.texts
-    labels, domains = answers.labels[pictures], sources.dataset.domain_ids[pictures]
+    features = Features(student, sources.dataset, new_fabric(config.train), config.data.workers, silent).of(indices)
+    x, images, texts = features.numpy(), answers.images[indices, 0].astype(np.float32), answers.texts
+    labels, domains = answers.labels[indices], sources.dataset.domain_ids[indices]
     names, targets = sources.dataset.domains, np.hstack([images, texts[labels]])
     moments = {domain: moments_of(x[domains == domain], targets[domains == domain]) for domain in np.unique(domains)}
     print("| unseen | auto | " + " | ".join(f"{lam:g}" for lam in LAMBDAS) + " | s |")

@@ -1,9 +1,9 @@
-"""Our server against LitServe with the same student: one picture a request, base64 in JSON, from 64 connections.
+"""Our server against LitServe with the same student: one image a request, base64 in JSON, from 64 connections.
 
     pip install litserve
     python benchmarks/litserve_against.py student.onnx
 
-Both decode pictures and gather up to 32 for the network; LitServe in a process a core with one thread each, ours in as
+Both decode images and gather up to 32 for the network; LitServe in a process a core with one thread each, ours in as
 many threads. They take turns. Processor time counts all processes of a server; on a busy machine it says more than the
 rate does.
 """
@@ -42,7 +42,7 @@ class Student(litserve.LitAPI):
         self.student = vl2v.runtime.load(os.environ["STUDENT"], threads=1)
 
     def decode_request(self, request):  # no type: LitServe would have FastAPI read one
-        return self.student.view(base64.b64decode(request["pictures"]))
+        return self.student.view(base64.b64decode(request["images"]))
 
     def batch(self, inputs: list[np.ndarray]) -> np.ndarray:
         return np.stack(inputs)
@@ -58,7 +58,7 @@ class Student(litserve.LitAPI):
 
 
 def theirs(file: Path, seconds: float) -> tuple[float, float]:
-    """Return LitServe's pictures a second, and processor milliseconds a picture."""
+    """Return LitServe's images a second, and processor milliseconds an image."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -75,7 +75,7 @@ def theirs(file: Path, seconds: float) -> tuple[float, float]:
 
 
 def ours(file: Path, seconds: float) -> tuple[float, float]:
-    """Return our server's pictures a second, and processor milliseconds a picture."""
+    """Return our server's images a second, and processor milliseconds an image."""
     with Process(serve, file) as server:
         return measured(server.first, seconds, server.ask)
 
@@ -119,7 +119,7 @@ def main() -> None:
         server = litserve.LitServer(api, accelerator="cpu", workers_per_device=CORES)
         server.run(host="127.0.0.1", port=given.port, num_api_servers=1, log_level="error", generate_client_file=False)
         return
-    print("| turn | LitServe, pictures/s | ours | ratio | LitServe, ms of processor a picture | ours | ratio |")
+    print("| turn | LitServe, images/s | ours | ratio | LitServe, ms of processor an image | ours | ratio |")
     print("| --- " * 7 + "|")
     for turn in range(given.turns):
         (rate, cost), (our_rate, our_cost) = theirs(given.file, given.seconds), ours(given.file, given.seconds)

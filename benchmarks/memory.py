@@ -2,7 +2,7 @@
 
     python benchmarks/memory.py
 
-EfficientNet-Lite0 at 64 px, one thread each: a training step of 32 pictures, and the forward pass of 64, in a process
+EfficientNet-Lite0 at 64 px, one thread each: a training step of 32 images, and the forward pass of 64, in a process
 of its own that does or doesn't call `keep_freed_memory`; the median of five turns, and the most memory that was used.
 """
 
@@ -21,7 +21,7 @@ TURNS, TIMES = 5, 10
 
 def main() -> None:
     turns = [[one(kept) for kept in (False, True)] for _ in range(TURNS)]
-    for number, what in enumerate(("training, ms a picture", "inference, ms a picture", "peak memory, MB")):
+    for number, what in enumerate(("training, ms an image", "inference, ms an image", "peak memory, MB")):
         usual, kept = (statistics.median(turn[way][number] for turn in turns) for way in (0, 1))
         print(f"{what}: {usual:.2f} as usual, {kept:.2f} with memory used again, {usual / kept:.2f} times")
 

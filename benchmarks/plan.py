@@ -1,4 +1,4 @@
-"""Planning with a million pictures of which nearly all are known: seconds and memory of `vl2v embed --dry-run`.
+"""Planning with a million images of which nearly all are known: seconds and memory of `vl2v embed --dry-run`.
 
     python benchmarks/plan.py
 
@@ -37,19 +37,19 @@ print(f"{seconds:.1f} s (bar 60), peak memory {peak:.2f} GiB (bar 1)")
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pictures", type=int, default=1_000_000)
+    parser.add_argument("--images", type=int, default=1_000_000)
     parser.add_argument("--unknown", type=int, default=1000)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         spec = f"recorded:{recording(folder / 'recording')}"
-        fill(folder, spec, given.pictures, given.unknown)
+        fill(folder, spec, given.images, given.unknown)
         command = [sys.executable, "-c", PLAN, str(folder / "manifest.csv"), spec, str(folder / "store")]
         subprocess.run(command, check=True)
 
 
 def recording(folder: Path) -> Path:
-    """Write a recorded teacher of one picture and the classes' texts, so that nothing is spent on a model."""
+    """Write a recorded teacher of one image and the classes' texts, so that nothing is spent on a model."""
     folder.mkdir()
     draw = np.random.default_rng(0)
     np.save(folder / "image_embeddings.npy", draw.normal(size=(1, 8)).astype(np.float16))
@@ -61,8 +61,8 @@ def recording(folder: Path) -> Path:
     return folder
 
 
-def fill(folder: Path, spec: str, pictures: int, unknown: int) -> None:
-    """Write the manifest, and a store that knows all pictures but the last ones."""
+def fill(folder: Path, spec: str, images: int, unknown: int) -> None:
+    """Write the manifest, and a store that knows all images but the last ones."""
     teacher = open_teacher(spec)
     start = time.perf_counter()
     rows = np.random.default_rng(1).normal(size=(CHUNK, teacher.dim))
@@ -70,12 +70,12 @@ def fill(folder: Path, spec: str, pictures: int, unknown: int) -> None:
     with (folder / "manifest.csv").open("w") as manifest, EmbeddingStore(folder / "store") as store:
         store.register(teacher)
         manifest.write("path,class,domain,sha256\n")
-        for first in range(0, pictures, CHUNK):
+        for first in range(0, images, CHUNK):
             hashes = [hashlib.sha256(str(number).encode()).digest() for number in range(first, first + CHUNK)]
             for number, sha256 in enumerate(hashes, first):
                 name, domain = f"class{number % CLASSES}", f"domain{number % DOMAINS}"
-                manifest.write(f"{domain}/{name}/picture_{number:07d}.jpg,{name},{domain},{sha256.hex()}\n")
-            known = [image_key(sha256) for sha256 in hashes][: max(0, pictures - unknown - first)]
+                manifest.write(f"{domain}/{name}/image_{number:07d}.jpg,{name},{domain},{sha256.hex()}\n")
+            known = [image_key(sha256) for sha256 in hashes][: max(0, images - unknown - first)]
             if known:
                 store.put(teacher.fingerprint, known, rows[: len(known)], kind="image")
     print(f"prepared in {time.perf_counter() - start:.0f} s")

@@ -1,4 +1,4 @@
-"""How good a student gets with fewer questions: every way to choose the pictures, several shares, several seeds.
+"""How good a student gets with fewer questions: every way to choose the images, several shares, several seeds.
 
     python benchmarks/queries.py PACS --exclude vendor-half.csv --teacher recorded:pacs-vendor --target sketch \\
         --set prompts.articles=false
@@ -39,12 +39,12 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="pairs")
     parser.add_argument("--out", type=Path, default=Path("runs/queries"))
     given = parser.parse_args()
-    pictures = len(open_sources(resolve(settings(given, 0)), given.out / "store").training)
+    images = len(open_sources(resolve(settings(given, 0)), given.out / "store").training)
     table = {
-        (name, share): [accuracy(given, pictures, name, share, seed) for seed in given.seeds] for name, share in cells()
+        (name, share): [accuracy(given, images, name, share, seed) for seed in given.seeds] for name, share in cells()
     }
-    print(as_markdown(table, pictures))
-    plot(table, pictures, given.out / "queries.svg")
+    print(as_markdown(table, images))
+    plot(table, images, given.out / "queries.svg")
 
 
 def cells() -> Iterator[tuple[str, float]]:
@@ -72,13 +72,13 @@ def settings(given: argparse.Namespace, seed: int, teacher: dict[str, Any] | Non
     return merge(tree, assignments(given.pairs))
 
 
-def accuracy(given: argparse.Namespace, pictures: int, name: str, share: float, seed: int) -> float:
+def accuracy(given: argparse.Namespace, images: int, name: str, share: float, seed: int) -> float:
     """Train one student; return its accuracy % on the unseen domain."""
     teacher: dict[str, Any] = {}
     if name == "none":
         teacher = {"select": 1, "strategy": "random"}
     elif name != "all":
-        teacher = {"select": round(share * pictures), "strategy": name}
+        teacher = {"select": round(share * images), "strategy": name}
     folder = given.out / f"{name}-{share:g}-{seed}"
     run = distill(settings(given, seed, teacher), folder, store=given.out / "store")
     assert run.evaluation is not None
@@ -87,18 +87,18 @@ def accuracy(given: argparse.Namespace, pictures: int, name: str, share: float, 
     return found
 
 
-def as_markdown(table: dict[tuple[str, float], list[float]], pictures: int) -> str:
+def as_markdown(table: dict[tuple[str, float], list[float]], images: int) -> str:
     shares = [*SHARES, 1.0]
     lines = [
         "| accuracy %, unseen domain | "
-        + " | ".join(f"{share:.0%} ({round(share * pictures)})" for share in shares)
+        + " | ".join(f"{share:.0%} ({round(share * images)})" for share in shares)
         + " |",
         "| --- " * (len(shares) + 1) + "|",
     ]
     for name in dict.fromkeys(name for name, _ in table if name != "none"):
         found = (table.get((name, share)) for share in shares)
         lines.append(f"| {name} | " + " | ".join("" if cell is None else spread(cell) for cell in found) + " |")
-    lines.append(f"\none picture asked about, texts alone otherwise: {spread(table['none', 0.0])}")
+    lines.append(f"\none image asked about, texts alone otherwise: {spread(table['none', 0.0])}")
     full = np.mean(table["all", 1.0])
     best = max(np.mean(cell) for (_, share), cell in table.items() if share == 0.10)
     lines.append(f"the best at 10% of the queries has {100 * best / full:.1f}% of the accuracy with all")
@@ -110,17 +110,17 @@ def spread(scores: list[float]) -> str:
     return f"{np.mean(scores):.1f} ± {error:.1f}"
 
 
-def plot(table: dict[tuple[str, float], list[float]], pictures: int, path: Path) -> None:
+def plot(table: dict[tuple[str, float], list[float]], images: int, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
     for strategy in STRATEGIES:
-        counts = [round(share * pictures) for share in (*SHARES, 1.0)]
+        counts = [round(share * images) for share in (*SHARES, 1.0)]
         found = [table[strategy, share] for share in SHARES] + [table["all", 1.0]]
         errors = [np.std(cell, ddof=1) / len(cell) ** 0.5 if len(cell) > 1 else 0 for cell in found]
         axes.errorbar(counts, [np.mean(cell) for cell in found], errors, marker="o", capsize=3, label=strategy)
     axes.axhline(float(np.mean(table["none", 0.0])), color="gray", linestyle=":", label="texts alone")
-    axes.set(xscale="log", xlabel="pictures asked about", ylabel="accuracy on the unseen domain, %")
+    axes.set(xscale="log", xlabel="images asked about", ylabel="accuracy on the unseen domain, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path)

@@ -2,7 +2,7 @@
 
     python benchmarks/questions.py PACS recorded:pacs-vendor --no-articles
 
-Walks through every run of the grid as a run does it: plan, fetch, read the targets of the run's training pictures,
+Walks through every run of the grid as a run does it: plan, fetch, read the targets of the run's training images,
 once for Align and once for Distill, all on one store. Counts what reaches the teacher.
 """
 
@@ -71,8 +71,8 @@ def main() -> None:
                     if runs == 1:
                         first_images, first_texts = teacher.images, teacher.texts
         distinct = plan(store, teacher, dataset, found, texts, views).distinct
-    print(f"{dataset.root.name}: {len(dataset):,} pictures, {distinct:,} distinct contents, {len(texts)} prompts")
-    print(f"| {len(dataset.domains)} targets x {given.seeds} seeds x 2 stages = {runs} passes | pictures | prompts |")
+    print(f"{dataset.root.name}: {len(dataset):,} images, {distinct:,} distinct contents, {len(texts)} prompts")
+    print(f"| {len(dataset.domains)} targets x {given.seeds} seeds x 2 stages = {runs} passes | images | prompts |")
     print("| --- | --- | --- |")
     print(f"| asked in the first pass | {first_images:,} | {first_texts:,} |")
     print(f"| asked again in all later passes | {teacher.images - first_images:,} | {teacher.texts - first_texts:,} |")

@@ -1,14 +1,14 @@
-"""Pictures embedded on Ray by tasks of our own, and by Ray Data.
+"""Images embedded on Ray by tasks of our own, and by Ray Data.
 
     pip install pandas  # which Ray Data wants, and vl2v doesn't
     python benchmarks/ray_data.py icondg
-    python benchmarks/ray_data.py icondg --gpus 1 --pictures 1024
+    python benchmarks/ray_data.py icondg --gpus 1 --images 1024
 
 In turns, each in a Ray of its own on this machine: `Cluster.fetch` as `vl2v embed --engine ray` calls it, and a Ray
 Data pipeline that keeps its answers in shards, too. With GPUs the pipeline decodes in tasks that have a processor each
 and embeds in an actor for each GPU; without, one actor for each processor does both. `--gpus` declares GPUs, there or
-not. Prints the pictures per second of the whole call, start of the workers included, the seconds to the first kept
-batch, and the pictures per second from then on.
+not. Prints the images per second of the whole call, start of the workers included, the seconds to the first kept
+batch, and the images per second from then on.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("teacher", nargs="?", default="tiny")
     parser.add_argument("--cpus", type=int, default=2)
     parser.add_argument("--gpus", type=int, default=0)
-    parser.add_argument("--pictures", type=int)
+    parser.add_argument("--images", type=int)
     parser.add_argument("--repeats", type=int, default=3)
     given = parser.parse_args()
     os.environ.setdefault("RAY_worker_niceness", "0")  # else 15: last in the queue of a machine that does other work
@@ -61,7 +61,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
                 teacher = the_teacher(config)
                 asked = plan(store, teacher, dataset, found, [], Views())
-                asked = replace(asked, to_ask=asked.to_ask[: given.pictures])
+                asked = replace(asked, to_ask=asked.to_ask[: given.images])
                 ray = cluster.start()
                 began, wall = time.perf_counter(), time.time()
                 way(cluster, asked, store, teacher, config)

@@ -1,10 +1,10 @@
-"""Asking a vendor: throughput with several requests in flight, and what the client costs a picture.
+"""Asking a vendor: throughput with several requests in flight, and what the client costs an image.
 
     python benchmarks/remote.py
 
-A vendor on loopback that answers after 200 ms, one 227 x 227 JPEG a request: pictures a second through
+A vendor on loopback that answers after 200 ms, one 227 x 227 JPEG a request: images a second through
 `vl2v.embeddings.fetch` (read, hashed, sent, checked, kept durably, billed) with 8 requests in flight against 1. Then 32
-pictures a request and no latency: this process's own CPU time a picture, on one core, and its parts.
+images a request and no latency: this process's own CPU time an image, on one core, and its parts.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def vendor(latency: float, pipe: Connection) -> None:
     server.serve_forever()
 
 
-def pictures(folder: Path, count: int) -> Path:
+def images(folder: Path, count: int) -> Path:
     draw = np.random.default_rng(0)
     for number in range(count):
         coarse = draw.integers(0, 256, (24, 24, 3), dtype=np.uint8)
@@ -75,7 +75,7 @@ def pictures(folder: Path, count: int) -> Path:
 
 
 def ask(folder: Path, data: Path, latency: float, a_request: int, in_flight: int) -> tuple[float, float, int]:
-    """Return seconds, CPU seconds of this process, and pictures."""
+    """Return seconds, CPU seconds of this process, and images."""
     ours, theirs = multiprocessing.Pipe()
     process = multiprocessing.get_context("spawn").Process(target=vendor, args=(latency, theirs), daemon=True)
     process.start()
@@ -104,8 +104,8 @@ def main() -> None:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        few, many = pictures(folder / "few", given.requests), pictures(folder / "many", 2000)
-        print("| requests in flight | pictures/s | ratio |\n| --- | --- | --- |")
+        few, many = images(folder / "few", given.requests), images(folder / "many", 2000)
+        print("| requests in flight | images/s | ratio |\n| --- | --- | --- |")
         alone = 0.0
         for in_flight in (1, 8):
             seconds, _, count = ask(folder, few, 0.2, 1, in_flight)
@@ -116,7 +116,7 @@ def main() -> None:
             _, cpu, count = ask(folder, many, 0.0, 32, 4)
             costs.append(1000 * cpu / count)
         print(
-            f"\nclient's CPU time a picture: {np.median(costs):.2f} ms ({', '.join(f'{c:.2f}' for c in costs)}), bar 2"
+            f"\nclient's CPU time an image: {np.median(costs):.2f} ms ({', '.join(f'{c:.2f}' for c in costs)}), bar 2"
         )
 
 

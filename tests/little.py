@@ -31,7 +31,7 @@ DIM = 16
 
 
 def draw(shape: str, domain: str, rng: np.random.Generator) -> Image.Image:
-    """Return a 40x40 picture of a shape in a domain's colours."""
+    """Return a 40x40 image of a shape in a domain's colours."""
     paper, ink = {"chalk": ("black", "white"), "ink": ("white", "black"), "paint": ("wheat", "crimson")}[domain]
     image = Image.new("RGB", (40, 40), paper)
     x, y = rng.integers(2, 12, 2).tolist()

@@ -41,7 +41,7 @@ def blocks(page: Path, language: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return the environment of a new user, in whose cache IconDG has three pictures a class and style only."""
+    """Return the environment of a new user, in whose cache IconDG has three images a class and style only."""
     folder = tmp_path_factory.mktemp("home")
     places = {"HOME": folder, "XDG_CACHE_HOME": folder / "cache", "XDG_DATA_HOME": folder / "data"}
     environment = {**os.environ, **{key: str(value) for key, value in places.items()}, "OMP_NUM_THREADS": "1"}
@@ -49,8 +49,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         [sys.executable, "-m", "vl2v", "data", "sample"], env=environment, capture_output=True, text=True, check=True
     )
     for drawer in Path(found.stdout.strip()).glob("*/*/"):
-        for picture in sorted(drawer.glob("*.png"))[3:]:
-            picture.unlink()
+        for image in sorted(drawer.glob("*.png"))[3:]:
+            image.unlink()
     return environment
 
 
@@ -62,7 +62,7 @@ def test_the_quickstarts_example_runs(home: dict[str, str], tmp_path: Path) -> N
     done = subprocess.run([sys.executable, "-c", example], env=home, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("pictures: 648") and lines[1].startswith("texts: 54 questions")  # 4 styles, 54 classes
+    assert lines[0].startswith("images: 648") and lines[1].startswith("texts: 54 questions")  # 4 styles, 54 classes
     assert any(line.startswith("student outline unseen ") for line in lines)
     assert lines[-1] == "55"  # with the guitar
 

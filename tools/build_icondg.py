@@ -39,7 +39,7 @@ Cell = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Picture:
+class RenderedIcon:
     """A rendered icon, [96, 96, 3] on white."""
 
     icon: Icon
@@ -60,7 +60,7 @@ def main() -> None:
     """Build the archive, and contact sheets where they are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path)
-    parser.add_argument("--sheets", type=Path, help="a folder for one picture a class, to look the labels over")
+    parser.add_argument("--sheets", type=Path, help="a folder for one image a class, to look the labels over")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     args = parser.parse_args()
     table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
@@ -69,8 +69,8 @@ def main() -> None:
     report(cells, table)
     if args.sheets is not None:
         sheets(cells, table, args.sheets)
-    short = {name for (_, name), pictures in cells.items() if len(pictures) < table["least"]}
-    cells = {cell: pictures for cell, pictures in cells.items() if cell[1] not in short}
+    short = {name for (_, name), images in cells.items() if len(images) < table["least"]}
+    cells = {cell: images for cell, images in cells.items() if cell[1] not in short}
     write(cells, collections(args.package), args.output)
     print(f"{args.output}: {args.output.stat().st_size / 1e6:.1f} MB; dropped: {', '.join(sorted(short)) or 'none'}")
 
@@ -78,11 +78,11 @@ def main() -> None:
 # --- which icons ---------------------------------------------------------------------------------------------------
 
 
-def candidates(package: Path, table: dict[str, Any]) -> dict[Cell, list[Picture]]:
-    """Return the pictures that the table's words find, plainest names first, sets taking turns."""
+def candidates(package: Path, table: dict[str, Any]) -> dict[Cell, list[RenderedIcon]]:
+    """Return the images that the table's words find, plainest names first, sets taking turns."""
     licences = collections(package)
     rules = {(d, c): Rule(table, d, c) for d in table["domains"] for c in table["classes"]}
-    found: dict[Cell, dict[str, list[Picture]]] = {cell: defaultdict(list) for cell in rules}
+    found: dict[Cell, dict[str, list[RenderedIcon]]] = {cell: defaultdict(list) for cell in rules}
     for domain, style in table["domains"].items():
         for prefix in style["sets"]:
             if licences[prefix]["license"]["spdx"] not in PERMISSIVE:
@@ -93,7 +93,7 @@ def candidates(package: Path, table: dict[str, Any]) -> dict[Cell, list[Picture]
                     continue
                 for name in table["classes"]:
                     if rules[domain, name].takes(icon):
-                        found[domain, name][prefix].append(Picture(icon, render(icon.svg, SIZE)))
+                        found[domain, name][prefix].append(RenderedIcon(icon, render(icon.svg, SIZE)))
     return {cell: list(turns(by_set.values())) for cell, by_set in found.items()}
 
 
@@ -130,7 +130,7 @@ def plainness(icon: Icon) -> int:
     return sum(not word.isdigit() and word not in STYLE_WORDS for word in re.split("[-_]", icon.name))
 
 
-def turns(groups: Iterable[list[Picture]]) -> Iterator[Picture]:
+def turns(groups: Iterable[list[RenderedIcon]]) -> Iterator[RenderedIcon]:
     """Yield from the groups in turn, each group's plainest names first."""
     queues = [sorted(group, key=lambda p: (plainness(p.icon), p.icon.name)) for group in groups]
     for place in range(max(map(len, queues), default=0)):
@@ -165,45 +165,45 @@ def outline_hash(pixels: NDArray[np.uint8]) -> NDArray[np.bool_]:
     return np.stack([across > 12, across < -12, down > 12, down < -12]).reshape(-1)
 
 
-def distinct(cells: dict[Cell, list[Picture]], order: list[str], most: int) -> dict[Cell, list[Picture]]:
+def distinct(cells: dict[Cell, list[RenderedIcon]], order: list[str], most: int) -> dict[Cell, list[RenderedIcon]]:
     """Return the cells without near-duplicates, anywhere: of two alike the domain first in order keeps its own."""
     hashes = np.zeros((sum(min(len(p), most) for p in cells.values()), 4 * HASH * HASH), np.float32)
     count = 0
-    kept: dict[Cell, list[Picture]] = {}
+    kept: dict[Cell, list[RenderedIcon]] = {}
     for cell in sorted(cells, key=lambda cell: (order.index(cell[0]), cell[1])):
         kept[cell] = []
-        for picture in cells[cell]:
-            bits = outline_hash(picture.pixels).astype(np.float32)
+        for image in cells[cell]:
+            bits = outline_hash(image.pixels).astype(np.float32)
             common = hashes[:count] @ bits
             either = hashes[:count].sum(axis=1) + bits.sum() - common
             if len(kept[cell]) == most or bits.sum() == 0 or np.any(common > ALIKE * either):
                 continue
             hashes[count] = bits
             count += 1
-            kept[cell].append(picture)
+            kept[cell].append(image)
     return kept
 
 
 # --- what comes out ------------------------------------------------------------------------------------------------
 
 
-def write(cells: dict[Cell, list[Picture]], sets: dict[str, dict[str, Any]], output: Path) -> None:
+def write(cells: dict[Cell, list[RenderedIcon]], sets: dict[str, dict[str, Any]], output: Path) -> None:
     """Write the archive: PNGs stored as they are, attribution and licences beside them."""
     files: dict[str, bytes] = {}
     rows: list[tuple[str, ...]] = []
-    for (domain, name), pictures in cells.items():
-        for picture in pictures:
-            path = f"{domain}/{name}/{picture.file}"
-            of = sets[picture.icon.prefix]
+    for (domain, name), images in cells.items():
+        for image in images:
+            path = f"{domain}/{name}/{image.file}"
+            of = sets[image.icon.prefix]
             author, licence = of["author"], of["license"]
-            files[path] = png(picture.pixels)
-            rows.append((path, of["name"], picture.icon.name, author["name"], licence["spdx"], author["url"]))
+            files[path] = png(image.pixels)
+            rows.append((path, of["name"], image.icon.name, author["name"], licence["spdx"], author["url"]))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(
         [("file", "set", "icon", "author", "licence", "url"), *sorted(rows)]
     )
     files["ATTRIBUTION.csv"] = table.getvalue().encode()
-    used = sorted({picture.icon.prefix for pictures in cells.values() for picture in pictures})
+    used = sorted({image.icon.prefix for images in cells.values() for image in images})
     files["LICENSES.md"] = licences(used, sets).encode()
     output.parent.mkdir(parents=True, exist_ok=True)
     with zipfile.ZipFile(output, "w", zipfile.ZIP_STORED) as archive:
@@ -234,7 +234,7 @@ def licences(prefixes: list[str], sets: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# IconDG: licences",
         "",
-        "The pictures are icons of open sets, drawn at 96 x 96 pixels on white, otherwise unchanged. Each stays",
+        "The images are icons of open sets, drawn at 96 x 96 pixels on white, otherwise unchanged. Each stays",
         "under its set's licence; ATTRIBUTION.csv tells the set, the icon, the author and the licence of every file.",
         "The SVGs come from the npm package @iconify/json.",
         "",
@@ -249,8 +249,8 @@ def licences(prefixes: list[str], sets: dict[str, dict[str, Any]]) -> str:
     return "\n".join([*lines, ""])
 
 
-def report(cells: dict[Cell, list[Picture]], table: dict[str, Any]) -> None:
-    """Print how many pictures each class has in each domain."""
+def report(cells: dict[Cell, list[RenderedIcon]], table: dict[str, Any]) -> None:
+    """Print how many images each class has in each domain."""
     domains = list(table["domains"])
     print(f"{'':14}", *(f"{domain:>11}" for domain in domains))
     for name in table["classes"]:
@@ -260,7 +260,7 @@ def report(cells: dict[Cell, list[Picture]], table: dict[str, Any]) -> None:
     print(f"{'':14}", *(f"{total[domain]:11}" for domain in domains), f"  = {total.total()}")
 
 
-def sheets(cells: dict[Cell, list[Picture]], table: dict[str, Any], folder: Path) -> None:
+def sheets(cells: dict[Cell, list[RenderedIcon]], table: dict[str, Any], folder: Path) -> None:
     """Draw one sheet a class, its domains under one another with the icons' names."""
     folder.mkdir(parents=True, exist_ok=True)
     across, tile = 15, SIZE + 14
@@ -269,9 +269,9 @@ def sheets(cells: dict[Cell, list[Picture]], table: dict[str, Any], folder: Path
         sheet = Image.new("RGB", (across * tile, len(rows) * tile), "white")
         draw = ImageDraw.Draw(sheet)
         for y, row in enumerate(rows):
-            for x, picture in enumerate(row):
-                sheet.paste(Image.fromarray(picture.pixels), (x * tile, y * tile))
-                draw.text((x * tile, y * tile + SIZE), picture.key[-18:], "red", font_size=9)
+            for x, image in enumerate(row):
+                sheet.paste(Image.fromarray(image.pixels), (x * tile, y * tile))
+                draw.text((x * tile, y * tile + SIZE), image.key[-18:], "red", font_size=9)
         sheet.save(folder / f"{name}.png")
 
 

@@ -49,7 +49,7 @@ iconoir ph feather fa fa-solid fa-regular fa-brands fa6-solid fa6-regular fa6-br
 fa7-regular fa7-brands boxicons bx bxs bxl mdi mdi-light pixelarticons pixel streamline-pixel memory
 dinkie-icons picon game-icons maki temaki pinhead
 """
-# Flags, letters, spinners, logos: their names tell nothing that a picture shows; or a twin of another set.
+# Flags, letters, spinners, logos: their names tell nothing that an image shows; or a twin of another set.
 SKIPPED_SETS = """
 circle-flags flag flagpack cif svg-spinners material-symbols-light streamline-logos covid ginetex wi
 academicons gis fad bitcoin-icons
@@ -64,7 +64,7 @@ INTERFACE = re.compile(
 WATCHED_SETS = ["uil", "emojione", "la", "flat-color-icons", "icons8", "raphael"]
 
 STYLES = ["icon", "drawing", "sketch", "cartoon", "painting", "emoji", "clipart", "silhouette"]
-STYLES += ["line drawing", "picture"]
+STYLES += ["line drawing", "image"]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class Phase:
         steps: how many.
         rate: the largest learning rate.
         colour: how much more often a coloured icon is drawn than one without colour.
-        coarse: share of the pictures that are coarsened to a few pixels.
+        coarse: share of the images that are coarsened to a few pixels.
     """
 
     steps: int
@@ -156,8 +156,8 @@ def is_wanted(icon_name: str) -> bool:
 
 
 def render_set(prefix: str, package: Path, limit: int | None) -> tuple[NDArray[np.uint8], list[tuple[str, str, str]]]:
-    """Return a set's distinct pictures [n, 96, 96, 3] and for each its (set, icon, thing)."""
-    pictures: list[NDArray[np.uint8]] = []
+    """Return a set's distinct images [n, 96, 96, 3] and for each its (set, icon, thing)."""
+    images: list[NDArray[np.uint8]] = []
     names: list[tuple[str, str, str]] = []
     seen: set[bytes] = set()
     for icon in read_set(package, prefix, SIDE):
@@ -166,20 +166,20 @@ def render_set(prefix: str, package: Path, limit: int | None) -> tuple[NDArray[n
         if not is_wanted(icon.name):
             continue
         try:
-            picture = render(icon.svg, SIDE)
+            image = render(icon.svg, SIDE)
         except ValueError:
             continue
-        data = picture.tobytes()
-        if data in seen or picture.std() < 5:
+        data = image.tobytes()
+        if data in seen or image.std() < 5:
             continue
         seen.add(data)
-        pictures.append(picture)
+        images.append(image)
         names.append((prefix, icon.name, thing(icon.name)))
-    return np.stack(pictures) if pictures else np.zeros((0, SIDE, SIDE, 3), np.uint8), names
+    return np.stack(images) if images else np.zeros((0, SIDE, SIDE, 3), np.uint8), names
 
 
 def render_step(work: Path, package: Path, limit: int | None) -> None:
-    """Write icons.u8 (pictures), icons.json (names), monochrome.npy and sets.json (licences)."""
+    """Write icons.u8 (images), icons.json (names), monochrome.npy and sets.json (licences)."""
     prefixes = permitted_sets(package)
     if limit is not None:
         prefixes = prefixes[:: max(1, len(prefixes) // 8)]
@@ -188,9 +188,9 @@ def render_step(work: Path, package: Path, limit: int | None) -> None:
     counts: dict[str, int] = {}
     draw = partial(render_set, package=package, limit=limit)
     with (work / "icons.u8").open("wb") as sink, Pool(os.cpu_count()) as pool:
-        for pictures, named in pool.imap(draw, prefixes):
-            sink.write(pictures.tobytes())
-            monochrome.append(is_monochrome(pictures))
+        for images, named in pool.imap(draw, prefixes):
+            sink.write(images.tobytes())
+            monochrome.append(is_monochrome(images))
             names += named
             if named:
                 counts[named[0][0]] = len(named)
@@ -205,10 +205,10 @@ def render_step(work: Path, package: Path, limit: int | None) -> None:
     print(f"{len(names)} icons of {len(counts)} sets")
 
 
-def is_monochrome(pictures: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """Tell for pictures [n, h, w, 3] whether each has no colour."""
-    spread = np.ptp(pictures, axis=3).astype(np.int16)
-    found: NDArray[np.bool_] = spread.reshape(len(pictures), -1).max(1, initial=0) < 8
+def is_monochrome(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    """Tell for images [n, h, w, 3] whether each has no colour."""
+    spread = np.ptp(images, axis=3).astype(np.int16)
+    found: NDArray[np.bool_] = spread.reshape(len(images), -1).max(1, initial=0) < 8
     return found
 
 
@@ -335,7 +335,7 @@ class ImageTower(nn.Module):
             part.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map pictures [n, 3, 96, 96] in [-1, 1] to [n, 384]."""
+        """Map images [n, 3, 96, 96] in [-1, 1] to [n, 384]."""
         trunk = self.trunk
         with torch.no_grad():
             x = trunk.bn1(trunk.conv_stem(x))
@@ -348,16 +348,16 @@ class ImageTower(nn.Module):
 
 
 class Augmentation:
-    """Colours, placement, coarseness, sharpness and noise, drawn anew for every picture."""
+    """Colours, placement, coarseness, sharpness and noise, drawn anew for every image."""
 
     def __init__(self, seed: int, coarse: float) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.coarse = coarse
 
-    def __call__(self, pictures: NDArray[np.uint8], monochrome: NDArray[np.bool_]) -> Tensor:
+    def __call__(self, images: NDArray[np.uint8], monochrome: NDArray[np.bool_]) -> Tensor:
         """Map uint8 [n, 96, 96, 3] to float [n, 3, 96, 96] in [-1, 1]."""
-        n = len(pictures)
-        x = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
+        n = len(images)
+        x = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 255
         mono = torch.from_numpy(monochrome).view(n, 1, 1, 1)
         ink, paper = self._ink_and_paper(n)
         x = torch.where(mono, ink + (paper - ink) * x, self._saturate(x))
@@ -368,7 +368,7 @@ class Augmentation:
         if self._draw(1).item() < 0.3:
             small = functional.interpolate(x, size=int(40 + 40 * self._draw(1).item()), mode="area")
             x = functional.interpolate(small, size=(SIDE, SIDE), mode="bilinear")
-        # One level a picture: a shift of its brightness.
+        # One level an image: a shift of its brightness.
         x = x + torch.randn(n, 1, 1, 1, generator=self.generator) * 0.05
         return (x.clamp(0, 1) * 2 - 1).contiguous(memory_format=torch.channels_last)
 
@@ -403,7 +403,7 @@ class Augmentation:
         return functional.grid_sample(x - background, grid, align_corners=False) + background
 
     def _coarsen(self, x: Tensor, background: Tensor, ink: Tensor, mono: Tensor) -> Tensor:
-        """Make pixel pictures of a share, 14 to 30 pixels wide; without colour, a pixel is ink or paper."""
+        """Make pixel images of a share, 14 to 30 pixels wide; without colour, a pixel is ink or paper."""
         chosen = torch.nonzero(self._draw(len(x)) < self.coarse)[:, 0]
         if not len(chosen):
             return x
@@ -509,7 +509,7 @@ def train_phase(
 
 @torch.no_grad()
 def watched_accuracy(tower: ImageTower, icons: Icons, chosen: NDArray[np.int64], answers: Tensor) -> float:
-    """Return the share of pictures whose own thing is the nearest among all things of these pictures."""
+    """Return the share of images whose own thing is the nearest among all things of these images."""
     found = []
     for start in range(0, len(chosen), 128):
         x = torch.from_numpy(icons.pixels[chosen[start : start + 128]]).permute(0, 3, 1, 2).float() / 127.5 - 1

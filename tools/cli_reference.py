@@ -24,7 +24,7 @@ WRITTEN = "<!-- Written by `python tools/cli_reference.py`; edit the program, no
 # What the settings are for; what one does is said where it is defined.
 SECTIONS = {
     "": "The run as a whole.",
-    "data": "Which pictures, and which domains are kept unseen. See [Data](data.md).",
+    "data": "Which images, and which domains are kept unseen. See [Data](data.md).",
     "prompts": "How class names become texts. See [Texts](teachers.md#texts).",
     "teacher": "Who is asked, and about what. See [Teachers](teachers.md) and [Views](concepts.md#views).",
     "student": "The network that is trained and shipped.",

@@ -56,7 +56,7 @@ def read_set(package: Path, prefix: str, size: int) -> Iterator[Icon]:
 
 
 def render(svg: str, size: int) -> NDArray[np.uint8]:
-    """Return the picture [size, size, 3] on white.
+    """Return the image [size, size, 3] on white.
 
     Raises:
         ValueError: the SVG can't be drawn.

@@ -27,13 +27,13 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which pictures, and which domains are kept unseen."""
+    """Which images, and which domains are kept unseen."""
 
-    path: Path = Field(description="a folder of pictures, or a manifest")
+    path: Path = Field(description="a folder of images, or a manifest")
     layout: str = Field(default="auto", description="auto, domains, classes or manifest")
     target: list[str] = Field(default=[], description="domains left out of training: the unseen ones")
     exclude: Path | None = Field(default=None, description="a list of files to leave out, one path a line")
-    unlabelled: Path | None = Field(default=None, description="a folder of pictures without labels")
+    unlabelled: Path | None = Field(default=None, description="a folder of images without labels")
     holdout: float = Field(default=0.2, gt=0, lt=1, description="share of a source domain for validation")
     split_seed: int = Field(default=0, description="DomainBed's trial seed")
     workers: int = Field(default=2, ge=0, description="decoding processes; no result depends on it")
@@ -57,17 +57,17 @@ class TeacherConfig(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(
         default="auto", description="of local teachers; auto: bf16 where the machine is quick at it"
     )
-    views: int = Field(default=0, ge=0, description="K fixed augmented views a picture; 0: clean")
+    views: int = Field(default=0, ge=0, description="K fixed augmented views an image; 0: clean")
     view_seed: int = Field(default=0, description="draws other views; runs of all seeds share them")
     select: Annotated[int, Field(ge=1)] | Literal["known"] | None = Field(
-        default=None, description="how many training pictures to ask about, or 'known': no more; default: all"
+        default=None, description="how many training images to ask about, or 'known': no more; default: all"
     )
     strategy: Literal["random", "balanced", "kcenter", "uncertainty"] = Field(
-        default="kcenter", description="which pictures are selected"
+        default="kcenter", description="which images are selected"
     )
     online: bool = Field(
         default=False,
-        description="ask anew about every augmented batch (white boxes); cached features are of clean pictures, and "
+        description="ask anew about every augmented batch (white boxes); cached features are of clean images, and "
         "learn from the clean answers",
     )
     statistics: Literal["own", "imagenet"] = Field(
@@ -95,7 +95,7 @@ class StageConfig(Section):
 
     steps: int = Field(gt=0, description="of the optimiser")
     lr: float = Field(gt=0, description="the largest learning rate")
-    batch_per_domain: int = Field(default=32, gt=0, description="pictures of each source domain in a batch")
+    batch_per_domain: int = Field(default=32, gt=0, description="images of each source domain in a batch")
     optimizer: Literal["adam", "adamw"] = Field(default="adamw", description="of PyTorch")
     weight_decay: float = Field(default=0.0, ge=0, description="of all weights that are trained")
     schedule: Literal["cosine", "constant"] = Field(
@@ -128,7 +128,7 @@ class PublishedConfig(Section):
     """Oddities of the authors' public code, off by default; `--preset paper` turns them on together."""
 
     align_through_backbone: bool = Field(
-        default=False, description="Align on augmented pictures through the backbone, not on cached features"
+        default=False, description="Align on augmented images through the backbone, not on cached features"
     )
     swad_overlapping: bool | list[str] = Field(
         default=False, description="SWAD averages overlapping prefixes: in all stages, or in those named"

@@ -42,7 +42,7 @@ class Drift:
     """Live traffic against the training domains.
 
     Attributes:
-        pictures: how many were compared.
+        images: how many were compared.
         distance: how far they are from the nearest mixture of the training domains' images of the same classes, where
             from 1 it isn't chance; None where there are too few of them.
         nearest: the training domain that has most of that mixture.
@@ -52,7 +52,7 @@ class Drift:
         alarm: whether it is drift.
     """
 
-    pictures: int
+    images: int
     distance: float | None
     nearest: str | None
     unknown: float
@@ -62,8 +62,8 @@ class Drift:
 
     def verdict(self) -> str:
         """Return a sentence for people."""
-        if self.pictures < FEWEST:
-            return f"too few images to tell ({self.pictures} of {FEWEST})"
+        if self.images < FEWEST:
+            return f"too few images to tell ({self.images} of {FEWEST})"
         if self.distance is None:
             where = "where images come from can't be told: the student learned from one domain"
         elif self.distance < 1:
@@ -98,20 +98,20 @@ def reference(outputs: Mapping[str, tuple[Rows, Sequence[str], Sequence[float]]]
     kept = max(min(KEPT, points.shape[1], len(points) - 1), 1)
     return {
         "version": VERSION,
-        "pictures": len(points),
+        "images": len(points),
         "unknown": float(np.mean(unknown)),
         "scale": scale,
         "mean": _packed(mean),
         "classes": {
             str(name): {
-                "pictures": int(counts[k]),
+                "images": int(counts[k]),
                 "unknown": int(np.sum(np.asarray(unknown)[number == k])),
                 "mean": _packed(sums[k] / counts[k]),
             }
             for k, name in enumerate(names)
         },
         "domains": {
-            name: {"pictures": int((domain == k).sum()), "mean": _packed(left[domain == k].mean(0))}
+            name: {"images": int((domain == k).sum()), "mean": _packed(left[domain == k].mean(0))}
             for k, name in enumerate(outputs)
         },
         "scatter": {
@@ -137,24 +137,24 @@ def drift(rows: Rows, best: Sequence[str], sure: Sequence[float], unknown: float
     known = card["classes"]
     numbers = {name: number for number, name in enumerate(dict.fromkeys([*known, *best]))}
     number = np.array([numbers[label] for label in best], np.int64)
-    seen = [known.get(name, {"pictures": 0, "unknown": 0}) for name in numbers]
-    missed = [(each["unknown"] + card["unknown"]) / (each["pictures"] + 1) for each in seen]
+    seen = [known.get(name, {"images": 0, "unknown": 0}) for name in numbers]
+    missed = [(each["unknown"] + card["unknown"]) / (each["images"] + 1) for each in seen]
     expected = float(np.array(missed)[number].mean()) if len(number) else card["unknown"]
-    shares = (unknown, expected, card["pictures"])
+    shares = (unknown, expected, card["images"])
     if len(rows) < FEWEST:
         return Drift(len(rows), None, None, *shares)
     points = _points(rows, sure, card["scale"]) - _unpacked(card["mean"])
     counts = np.bincount(number, minlength=len(numbers))
     left = points - (_sums(points, number, len(numbers)) / np.maximum(counts, 1)[:, None])[number]
     live = _distinct(points)
-    freedom = int(max(live - (counts > 0).sum(), 0) + max(card["pictures"] - len(known), 0))
+    freedom = int(max(live - (counts > 0).sum(), 0) + max(card["images"] - len(known), 0))
     scatter = (left.T @ left * (live / len(points)) + _scatter(card)) / max(freedom, 1)
     variances, axes = np.linalg.eigh(scatter)
     most = max(1, min(MOST, freedom // EACH, len(axes)))
     confidence = np.zeros((len(axes), 1))
     confidence[-1] = 1 / math.sqrt(max(scatter[-1, -1], TINY))
     means = np.stack([_unpacked(known[name]["mean"]) if name in known else np.zeros(len(axes)) for name in numbers])
-    of = np.array([each["pictures"] for each in seen])
+    of = np.array([each["images"] for each in seen])
     whitened = (axes[:, -most:] / np.sqrt(np.maximum(variances[-most:], TINY)), confidence)
     tests = [
         _test(card, points.mean(0) @ axis, counts / len(points), means @ axis, of, axis, live, freedom)
@@ -187,12 +187,12 @@ def _test(
         live: how many images came, repeated ones not counted.
         freedom: that the variance was estimated with.
     """
-    size, total = len(mean), card["pictures"]
+    size, total = len(mean), card["images"]
     spread = float((counts @ means**2).sum() + (_scatter(card) @ axis * axis).sum()) / max(total - 1, 1) / size
     prior = 1 / max(spread - 1, 0.05)  # images that what is known of all classes is worth to each
     weight = counts + prior
     offsets = np.stack([_unpacked(each["mean"]) for each in card["domains"].values()]) @ axis
-    of = np.array([each["pictures"] for each in card["domains"].values()])
+    of = np.array([each["images"] for each in card["domains"].values()])
     centre = spread * float((counts / total) @ (counts / total))  # variance of the mean that these are drawn to
     apart = mean - (shares * counts / weight) @ means
     variance = 1 / live + shares**2 @ (1 / weight + CONFUSED) + (shares @ (prior / weight)) ** 2 * centre

@@ -19,7 +19,7 @@ class ConfigError(VL2VError):
 
 
 class DataError(VL2VError):
-    """Pictures, labels, domains or manifests that cannot be used as they are."""
+    """Images, labels, domains or manifests that cannot be used as they are."""
 
 
 class TeacherError(VL2VError):

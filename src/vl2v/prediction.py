@@ -1,4 +1,4 @@
-"""What a student says about one picture."""
+"""What a student says about one image."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def same_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Prediction:
-    """One picture's answer.
+    """One image's answer.
 
     Attributes:
         label: the class, or "unknown" where even the best one is less likely than the threshold.

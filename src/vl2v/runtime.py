@@ -2,7 +2,7 @@
 
 import vl2v.runtime
 student = vl2v.runtime.load("student.onnx")
-student.predict(["picture.jpg"])[0].label
+student.predict(["image.jpg"])[0].label
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Exported:
         width = len(self.classes) if self._texts is None else self._texts.shape[1]
         if out.shape != (len(pixels), width):
             raise StudentError(
-                f"the export gives {out.shape[1:]} numbers a picture, its card says {width}; export again"
+                f"the export gives {out.shape[1:]} numbers an image, its card says {width}; export again"
             )
         if not np.isfinite(out).all():
             raise StudentError("the export gives NaN or infinity: its file is broken; export it again")
@@ -106,22 +106,22 @@ class Exported:
         rows = softmax(self._logits(out) / self.card["temperature"]).tolist()
         return [prediction(self.classes, row, self.card["threshold"]) for row in rows]
 
-    def view(self, picture: bytes) -> NDArray[np.uint8]:
-        """Return a picture file's pixels [s, s, 3], as the network wants them.
+    def view(self, image: bytes) -> NDArray[np.uint8]:
+        """Return an image file's pixels [s, s, 3], as the network wants them.
 
         Raises:
-            PictureError: it can't be decoded.
+            ImageError: it can't be decoded.
         """
-        return evaluation_view(decode(picture), self.card["image_size"])
+        return evaluation_view(decode(image), self.card["image_size"])
 
-    def predict(self, pictures: Sequence[bytes | Path | str]) -> list[Prediction]:
-        """Return one prediction a picture (a file's bytes or its path), in order.
+    def predict(self, images: Sequence[bytes | Path | str]) -> list[Prediction]:
+        """Return one prediction an image (a file's bytes or its path), in order.
 
         Raises:
-            PictureError: a picture that can't be decoded.
+            ImageError: an image that can't be decoded.
             DataError: a file that can't be read.
         """
-        views = [self.view(_bytes(picture)) for picture in pictures]
+        views = [self.view(_bytes(image)) for image in images]
         chunks = [np.stack(views[start : start + BATCH]) for start in range(0, len(views), BATCH)]
         return [answer for chunk in chunks for answer in self.predictions(self.run(chunk))]
 
@@ -309,7 +309,7 @@ def _executorch(path: Path, threads: int | None) -> tuple[Network, str]:
     forward, card = program.load_method("forward"), program.load_method(METADATA)
 
     def network(pixels: NDArray[np.uint8], _alive: object = (data, program)) -> NDArray[np.float32]:
-        rows = [forward.execute([torch.from_numpy(one[None])])[0].numpy().copy() for one in pixels]  # of one picture
+        rows = [forward.execute([torch.from_numpy(one[None])])[0].numpy().copy() for one in pixels]  # of one image
         return np.concatenate(rows)
 
     return network, card.execute([])[0]
@@ -318,10 +318,10 @@ def _executorch(path: Path, threads: int | None) -> tuple[Network, str]:
 _READERS = {".onnx": _onnx, ".xml": _openvino, ".pt": _torchscript, ".pte": _executorch}
 
 
-def _bytes(picture: bytes | Path | str) -> bytes:
-    if isinstance(picture, bytes):
-        return picture
+def _bytes(image: bytes | Path | str) -> bytes:
+    if isinstance(image, bytes):
+        return image
     try:
-        return Path(picture).read_bytes()
+        return Path(image).read_bytes()
     except OSError as error:
-        raise DataError(f"{picture}: can't be read ({error.strerror})") from None
+        raise DataError(f"{image}: can't be read ({error.strerror})") from None

@@ -34,7 +34,7 @@ from vl2v.benchmark.draws import Range, drawn, ranges, suggested
 from vl2v.benchmark.engine import Local, Ray, _Worker, engine_named
 from vl2v.benchmark.grid import Grid, methods_for
 from vl2v.benchmark.jobs import Job, Selection
-from vl2v.benchmark.results import Result, gather, of, of_same_pictures, results
+from vl2v.benchmark.results import Result, gather, of, of_same_images, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
 from vl2v.benchmark.work import attempt, claimed, do, fail
@@ -185,7 +185,7 @@ def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Gri
     run(bench, engine=Local(2), tell=tell)
     assert not bench.missing
     assert list(made["probe"].values()) == [200]  # one of the two trained it
-    assert sum(made["student's features"].values()) == 72  # the source domains' pictures
+    assert sum(made["student's features"].values()) == 72  # the source domains' images
 
 
 def test_a_failed_job_keeps_its_log_and_stops_nothing(grid: Grid, tmp_path: Path) -> None:
@@ -591,7 +591,7 @@ def test_another_dataset_under_the_same_name_is_refused(grid: Grid, shapes: Path
     fewer = tmp_path / "fewer.txt"
     fewer.write_text(f"{next((shapes / 'ink').rglob('*.png')).relative_to(shapes).as_posix()}\n")
     changed = replace(grid, settings={**grid.settings, "data": {"workers": 0, "exclude": str(fewer)}})
-    with pytest.raises(RunError, match="shapes had 108 pictures when this benchmark began and has 107 now"):
+    with pytest.raises(RunError, match="shapes had 108 images when this benchmark began and has 107 now"):
         plan(changed, tmp_path / "bench")
 
 
@@ -723,16 +723,16 @@ def test_a_teacher_that_left_answers_out_is_compared_on_the_others(grid: Grid, s
     run(bench, engine=Here())
     assert not bench.missing
     found = results(bench.work)
-    assert {len(r.marks.pictures) for r in found if r.method == "erm" and r.marks} == {29}  # 80% of 36
+    assert {len(r.marks.images) for r in found if r.method == "erm" and r.marks} == {29}  # 80% of 36
     teachers = [r for r in found if r.method == "zero-shot"]
-    missing = sum(29 - len(r.marks.pictures) for r in teachers if r.marks)
+    missing = sum(29 - len(r.marks.images) for r in teachers if r.marks)
     assert missing > 0 and all(r.accuracy == r.in_split for r in teachers)
     table = as_table(found)
     assert f"zero-shot: {missing} of 58 answers are missing" in table.notes[1]
     (row,) = [row for row in table.rows if row[1] == "zero-shot"]
     assert "[" in row[table.heads.index("against erm, 95%")]
     evaluation = json.loads((teachers[0].folder / "evaluation.json").read_text())
-    assert "pictures have no answer" in evaluation["notes"][0]
+    assert "images have no answer" in evaluation["notes"][0]
 
 
 def test_a_table_never_mixes_settings(calm: WorkList, grid: Grid, tmp_path: Path) -> None:
@@ -768,7 +768,7 @@ def test_folders_stand_in_one_table(calm: WorkList, grid: Grid, tmp_path: Path) 
     longer = plan(replace(grid, methods=["kd"], steps=4), tmp_path / "longer")
     run(longer, engine=Here())
     wrong = CliRunner().invoke(app, [*both, str(tmp_path / "longer")])
-    assert "shapes has other pictures or settings" in str(wrong.exception)
+    assert "shapes has other images or settings" in str(wrong.exception)
 
 
 def test_commands_on_one_folder_show_their_own_jobs(calm: WorkList, grid: Grid, tmp_path: Path) -> None:
@@ -846,7 +846,7 @@ def test_results_of_older_code_are_done_again_and_not_shown(
 
 
 def finish(work: WorkList, job: Job, parts: Sequence[tuple[str, bool, int, float]]) -> None:
-    """Write a job's result: (domain, in its 80%, how many pictures, share right)."""
+    """Write a job's result: (domain, in its 80%, how many images, share right)."""
     domain, in_split, good = (
         np.concatenate([[DOMAINS.index(name)] * count for name, _, count, _ in parts]),
         np.concatenate([[inside] * count for _, inside, count, _ in parts]),
@@ -861,7 +861,7 @@ def finish(work: WorkList, job: Job, parts: Sequence[tuple[str, bool, int, float
 
 
 @pytest.mark.parametrize(("rule", "best"), [("training", 0), ("leave-one-out", 1), ("oracle", 2)])
-def test_each_rule_selects_by_its_own_pictures(rule: str, best: int, grid: Grid, tmp_path: Path) -> None:
+def test_each_rule_selects_by_its_own_images(rule: str, best: int, grid: Grid, tmp_path: Path) -> None:
     bench = plan(replace(grid, methods=["erm"], seeds=1, draws=3, selection="leave-one-out"), tmp_path)
     right = {  # draw -> share right on: validation of the sources, a source left out, the target's 80%, its other 20%
         0: (0.9, 0.2, 0.5, 0.2),
@@ -903,7 +903,7 @@ def test_a_rule_whose_runs_are_missing_selects_nothing(grid: Grid, tmp_path: Pat
     assert found.folder == larger.work.place(bench.jobs[0])
 
 
-def test_students_are_measured_on_corrupted_pictures_without_training_anew(
+def test_students_are_measured_on_corrupted_images_without_training_anew(
     calm: WorkList, grid: Grid, tmp_path: Path
 ) -> None:
     work = copied(calm, tmp_path)
@@ -952,7 +952,7 @@ def test_a_mean_under_corruptions_is_of_every_target() -> None:
     assert not any(note.startswith("No mean") for note in as_table([*rows[:2], *rows[4:]], metric="corrupted").notes)
 
 
-def test_runs_on_other_files_are_not_compared_picture_by_picture(calm: WorkList, tmp_path: Path) -> None:
+def test_runs_on_other_files_are_not_compared_image_by_image(calm: WorkList, tmp_path: Path) -> None:
     work = copied(calm, tmp_path)
     one, other = (job for job in work.jobs() if job.method == "adip")
     replace(Predictions.load(work.place(one)), content="of a file that was mended").save(work.place(one))
@@ -961,7 +961,7 @@ def test_runs_on_other_files_are_not_compared_picture_by_picture(calm: WorkList,
     assert "1 run(s) had other files than the rest" in notes[0] and one.name in notes[0]
     assert notes[0] in CliRunner().invoke(app, ["benchmark", "table", str(work.folder)]).stdout
     bench = Bench(work, results_)
-    assert _reader(bench, one) is None and _reader(bench, other) is not None  # no other picture beside an answer
+    assert _reader(bench, one) is None and _reader(bench, other) is not None  # no other image beside an answer
 
 
 def test_the_teacher_has_one_row_whichever_student_it_was_measured_with(grid: Grid, tmp_path: Path) -> None:
@@ -995,10 +995,10 @@ def test_a_table_says_what_it_cant_know(calm: WorkList, tmp_path: Path) -> None:
     for job in work.jobs():
         file = work.place(job) / "evaluation.json"
         tree = json.loads(file.read_text())
-        tree["notes"].append("leakage: 2 pictures of unseen domains are among those to learn from, too")
+        tree["notes"].append("leakage: 2 images of unseen domains are among those to learn from, too")
         file.write_text(json.dumps(tree))
     told = CliRunner().invoke(app, ["benchmark", "table", str(work.folder)])
-    assert told.stdout.count("shapes paint: leakage: 2 pictures") == 1
+    assert told.stdout.count("shapes paint: leakage: 2 images") == 1
 
 
 def cut(file: Path) -> None:
@@ -1101,7 +1101,7 @@ def test_recommend_answers_plainly(
     settings["stages"] = {"align": {"steps": 10, "batch_per_domain": 8}}
     teacher = f"recorded:{recording}"
     methods = ("erm", "adip")
-    data = tmp_path / "my pictures"
+    data = tmp_path / "my images"
     data.symlink_to(shapes)
     how: dict[str, Any] = {"minutes": 0.02, "student": "test_efficientnet", "settings": settings, "engine": Here()}
     # rise wants texts that this recording doesn't have
@@ -1166,7 +1166,7 @@ def test_a_run_on_other_files_leaves_its_method_without_a_lead(calm: WorkList) -
     ]
     assert as_table(rows).bold
     changed = [replace(row, content="mended") if (row.method, row.target) == ("adip", "ink") else row for row in rows]
-    (same, (note,)) = of_same_pictures([*changed, *of(rows, method="erm", target="ink")])
+    (same, (note,)) = of_same_images([*changed, *of(rows, method="erm", target="ink")])
     table = as_table(same)
     assert "2 run(s) had other files" in note and not table.bold
     (row,) = [row for row in table.rows if row[1] == "adip"]
@@ -1180,7 +1180,7 @@ def test_names_are_text_in_every_format() -> None:
     assert r"wash|line\_\$5\textasciitilde{}\{\textasciicircum{}\}" in table.render("latex")
 
 
-def test_a_lead_is_of_the_very_pictures_that_the_mean_is_of(grid: Grid, tmp_path: Path) -> None:
+def test_a_lead_is_of_the_very_images_that_the_mean_is_of(grid: Grid, tmp_path: Path) -> None:
     bench = plan(replace(grid, methods=["erm", "adip"], seeds=1), tmp_path)
     for job in bench.jobs:
         inside, outside = (0.9, 0.0) if job.method == "adip" else (0.5, 1.0)

@@ -21,15 +21,15 @@ TARGETS = tuple(("PACS", name) for name in ("art", "cartoon", "photo", "sketch")
 A, B, C = ("one", "a"), ("one", "b"), ("two", "c")
 
 
-def marks(right: np.ndarray, pictures: np.ndarray | None = None) -> Marks:
-    """Return what was right of pictures, by default of the first so many."""
-    return Marks(np.arange(len(right)) if pictures is None else pictures, right.astype(bool))
+def marks(right: np.ndarray, images: np.ndarray | None = None) -> Marks:
+    """Return what was right of images, by default of the first so many."""
+    return Marks(np.arange(len(right)) if images is None else images, right.astype(bool))
 
 
 def runs(
     accuracy: float, rng: np.random.Generator, hard: np.ndarray, seeds: int = 3, luck: float = 0.02, targets: int = 4
 ) -> Runs:
-    """Return right answers about up to four targets; pictures differ in how hard they are, seeds in their luck."""
+    """Return right answers about up to four targets; images differ in how hard they are, seeds in their luck."""
     return {
         target: {seed: marks(rng.random(len(hard)) < accuracy + rng.normal(0, luck) - hard) for seed in range(seeds)}
         for target in TARGETS[:targets]
@@ -53,7 +53,7 @@ def test_only_what_both_have_is_compared():
     assert lead({A: {0: right}}, {B: {0: right}}) is None
 
 
-def test_pictures_are_paired_by_their_index():
+def test_images_are_paired_by_their_index():
     """A teacher that refused some answers about others; each seed's may be other ones."""
     one = {A: {0: marks(np.array([1, 1, 0, 0])), 1: marks(np.array([1, 0]), np.array([3, 9]))}}
     other = {A: {0: marks(np.array([1, 0]), np.array([2, 0])), 1: marks(np.array([0, 0, 1]), np.array([9, 8, 3]))}}
@@ -83,7 +83,7 @@ def test_no_interval_leaves_what_is_possible(seeds: int):
 
 @pytest.mark.parametrize(("seeds", "targets", "alone"), [(2, 3, 0), (3, 1, 0), (5, 4, 0), (3, 4, 1)])
 def test_few_seeds_are_seldom_sure_of_what_is_luck(seeds: int, targets: int, alone: int):
-    """Training's luck is nearly all there is: pictures differ by chance only, and there are many."""
+    """Training's luck is nearly all there is: images differ by chance only, and there are many."""
     rng = np.random.default_rng(seeds)
     hard = np.zeros(2000)
 
@@ -156,7 +156,7 @@ def test_students_t_is_that_of_the_tables():
         assert student_t(freedom) == pytest.approx(stats.t.ppf(0.975, freedom), rel=0.03)
 
 
-def test_half_a_million_pictures_take_little_memory():
+def test_half_a_million_images_take_little_memory():
     rng = np.random.default_rng(0)
     one, other = ({TARGETS[0]: {s: marks(rng.random(500_000) < 0.6) for s in range(3)}} for _ in range(2))
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""The README's first command, with two steps a stage on a few pictures."""
+"""The README's first command, with two steps a stage on a few images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vl2v.data.samples import icondg
 
 @pytest.fixture
 def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Let the demonstration take little: of IconDG six pictures of three classes a style, and two steps a stage."""
+    """Let the demonstration take little: of IconDG six images of three classes a style, and two steps a stage."""
     for style in ("emoji", "outline", "pixel"):
         for name in ("car", "cup", "key"):
             folder = tmp_path / "icondg" / style / name
@@ -48,8 +48,8 @@ def test_three_students_and_their_teacher_are_compared(few: Path, capfd: pytest.
     for name, row in results.items():
         assert [cell.strip() for cell in rows[name]] == [f"{100 * row[role]:.1f}" for role in ("seen", "unseen")]
     for name in ("accuracy.png", "answers.png"):
-        with Image.open(out / name) as picture:
-            assert min(picture.size) > 100
+        with Image.open(out / name) as image:
+            assert min(image.size) > 100
     students = {file: file.stat().st_mtime_ns for file in out.glob("*/student/*.safetensors")}
     again = typed(capfd, "demo", "--out", out)
     assert again.stdout == told.stdout

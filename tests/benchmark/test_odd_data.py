@@ -37,7 +37,7 @@ def grid(shapes: Path, recording: Path) -> Grid:
 
 
 def some(shapes: Path, folder: Path, *parts: str, count: int = 12) -> str:
-    """Return a dataset of `count` pictures of each domain/class."""
+    """Return a dataset of `count` images of each domain/class."""
     for part in parts:
         (folder / part).mkdir(parents=True)
         for file in sorted((shapes / part).iterdir())[:count]:
@@ -51,7 +51,7 @@ def test_what_cant_be_learnt_from_is_told_before_a_teacher_is_asked(grid: Grid, 
     little = replace(grid, data={"little": some(shapes, tmp_path / "little", *few, count=1)})
     for wanted, why in (
         (one, "every domain is a target"),
-        (little, "has 3 usable pictures and none of them for valid"),
+        (little, "has 3 usable images and none of them for valid"),
     ):
         with pytest.raises(DataError, match=why):
             plan(wanted, tmp_path / "bench")
@@ -61,16 +61,16 @@ def test_what_cant_be_learnt_from_is_told_before_a_teacher_is_asked(grid: Grid, 
 
 def test_a_domain_without_labels_is_no_target(grid: Grid, shapes: Path, recording: Path, tmp_path: Path) -> None:
     data = Path(some(shapes, tmp_path / "data", *(f"{domain}/{name}" for domain in DOMAINS for name in CLASSES)))
-    with (data / "pictures.csv").open("w", newline="") as opened:
+    with (data / "images.csv").open("w", newline="") as opened:
         rows = csv.writer(opened)
         rows.writerow(["path", "class", "domain"])
         for file in sorted(data.rglob("*.png")):
             domain, name, _ = file.relative_to(data).parts
             rows.writerow([file.relative_to(data), "" if domain == "chalk" else name, domain])
-    jobs = plan(replace(grid, data={"data": str(data / "pictures.csv")}), tmp_path / "bench").jobs
+    jobs = plan(replace(grid, data={"data": str(data / "images.csv")}), tmp_path / "bench").jobs
     assert {job.target for job in jobs} == {"ink", "paint"}
     with pytest.raises(DataError, match=r"2 domain\(s\); a tournament leaves one out"):
-        recommend(data / "pictures.csv", f"recorded:{recording}", tmp_path / "out", minutes=1, engine=Here())
+        recommend(data / "images.csv", f"recorded:{recording}", tmp_path / "out", minutes=1, engine=Here())
 
 
 @pytest.mark.parametrize(
@@ -97,13 +97,13 @@ def test_a_target_may_have_commas_in_its_name(
     assert [job.target for job in WorkList(tmp_path / "bench").jobs()] == targets
 
 
-def test_pictures_that_moved_to_another_class_are_another_dataset(grid: Grid, shapes: Path, tmp_path: Path) -> None:
+def test_images_that_moved_to_another_class_are_another_dataset(grid: Grid, shapes: Path, tmp_path: Path) -> None:
     data = Path(some(shapes, tmp_path / "shapes", *(f"{domain}/{name}" for domain in DOMAINS for name in CLASSES)))
     wanted = replace(grid, data={"shapes": str(data)})
     plan(wanted, tmp_path / "bench")
     plan(replace(wanted), tmp_path / "bench")
     (data / "ink/ball/00.png").rename(data / "ink/box/mended.png")
-    with pytest.raises(RunError, match="as many pictures as when this benchmark began, but other names, classes"):
+    with pytest.raises(RunError, match="as many images as when this benchmark began, but other names, classes"):
         plan(replace(wanted), tmp_path / "bench")
 
 
@@ -149,7 +149,7 @@ def test_a_tournament_goes_on_without_those_that_cant_learn_a_class(
     how: dict[str, Any] = {"minutes": 0.02, "student": "test_efficientnet", "settings": settings, "engine": Here()}
     advice = recommend(data, teacher, tmp_path / "bench", methods=("zero-shot", "kd", "adip", "fd"), **how)
     assert {advice.method, advice.runner_up} == {"adip", "fd"} and set(advice.failed) == {"kd"}  # and not erm
-    assert "no source domain has pictures of cone, so that kd can't learn it" in advice.verdict()
+    assert "no source domain has images of cone, so that kd can't learn it" in advice.verdict()
     words = shlex.split(advice.command)
     told = assignments([words[place + 1] for place, word in enumerate(words) if word == "--set"])
     assert told["prompts"] == settings["prompts"]

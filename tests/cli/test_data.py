@@ -49,14 +49,14 @@ def test_another_archive_is_told_by_its_counts(vl2v: Typed, shapes: Path, tmp_pa
     done = vl2v(
         "data", "download", "pacs", "--accept-licence", "--out", tmp_path / "data", "--from", tmp_path / "PACS.zip"
     )
-    assert done.returncode == 2 and "108 pictures, not 9,991" in done.stderr
+    assert done.returncode == 2 and "108 images, not 9,991" in done.stderr
     assert json.loads((tmp_path / "data" / "vl2v-data.lock.json").read_text())["pacs"]["PACS.zip"]["sha256"]
 
 
 def test_a_run_is_measured_on_corruptions(vl2v: Typed, shapes: Path, recording: Path, tmp_path: Path) -> None:
     made = vl2v("data", "corrupt", shapes, "--out", tmp_path / "c", "--types", "snow,contrast", "--severities", "1,5")
     assert made.returncode == 0, made.stderr
-    assert made.stdout.strip() == f"{tmp_path / 'c'}: 108 pictures in each of 5 domains"
+    assert made.stdout.strip() == f"{tmp_path / 'c'}: 108 images in each of 5 domains"
     config = tmp_path / "config.toml"
     config.write_text(tomli_w.dumps(quick_settings(shapes, recording, "erm")))
     run, store = tmp_path / "run", tmp_path / "store"

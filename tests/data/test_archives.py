@@ -135,7 +135,7 @@ def test_links_and_devices_in_a_zip_are_refused(tmp_path: Path, folder: Path, mo
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_bombs_are_refused(tmp_path: Path, folder: Path, kind: str) -> None:
-    path, zeros = tmp_path / f"bomb.{kind}", bytes(100 * 1024**2)  # 100 kB of archive; a picture set may grow 20 times
+    path, zeros = tmp_path / f"bomb.{kind}", bytes(100 * 1024**2)  # 100 kB of archive; an image set may grow 20 times
     archive = zipped(path, {"0.bin": zeros}) if kind == "zip" else tarred(path, (entry("0.bin"), zeros))
     assert archive.stat().st_size < 200_000
     with pytest.raises(DataError, match="more than such an archive should"):
@@ -199,7 +199,7 @@ def test_a_broken_header_is_not_the_end(tmp_path: Path, folder: Path) -> None:
 
 
 def test_a_damaged_zip_is_an_error(tmp_path: Path, folder: Path) -> None:
-    archive = zipped(tmp_path / "bad.zip", {"a.jpg": b"picture" * 100})
+    archive = zipped(tmp_path / "bad.zip", {"a.jpg": b"image" * 100})
     raw = bytearray(archive.read_bytes())
     raw[45] ^= 0xFF
     archive.write_bytes(raw)
@@ -208,7 +208,7 @@ def test_a_damaged_zip_is_an_error(tmp_path: Path, folder: Path) -> None:
 
 
 def test_an_encrypted_zip_is_refused(tmp_path: Path, folder: Path) -> None:
-    archive = zipped(tmp_path / "bad.zip", {"a.jpg": b"picture"})
+    archive = zipped(tmp_path / "bad.zip", {"a.jpg": b"image"})
     raw = bytearray(archive.read_bytes())
     for mark, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
         raw[raw.index(mark) + offset] |= 1

@@ -80,8 +80,8 @@ def test_inspection_finds_what_would_spoil_a_training(shapes: Path, tmp_path: Pa
     inspection = inspect(dataset, audit(dataset), ["paint"])
     findings = "\n".join(inspection.findings)
     assert "1 files set aside: empty file, first ink/ball/00.png" in findings
-    assert "pictures with two different classes" in findings
-    assert "leakage: 1 pictures are in a target and a source domain" in findings
+    assert "images with two different classes" in findings
+    assert "leakage: 1 images are in a target and a source domain" in findings
     assert "classes Box and box look like one" in findings
     assert "domain chalk has no Box" in findings
     assert inspection.rows["ink"]["ball"] == 10
@@ -148,11 +148,11 @@ def test_a_domain_of_broken_files_is_an_error(shapes: Path, tmp_path: Path) -> N
         file.write_bytes(b"")
     dataset = open_dataset(root)
     found = audit(dataset)
-    with pytest.raises(DataError, match=r"none of the 36 pictures of domain ink can be used .*empty file"):
+    with pytest.raises(DataError, match=r"none of the 36 images of domain ink can be used .*empty file"):
         set_aside(dataset, found)
     findings = "\n".join(inspect(dataset, found).findings)
     assert "36 files set aside: empty file, first ink/ball/00.png; replace or delete them" in findings
-    assert "domain ink has no usable pictures" in findings
+    assert "domain ink has no usable images" in findings
 
 
 def test_inspection_tells_of_classes_only_the_target_has_and_is_plain_json(shapes: Path, tmp_path: Path) -> None:
@@ -162,11 +162,11 @@ def test_inspection_tells_of_classes_only_the_target_has_and_is_plain_json(shape
     dataset = open_dataset(root)
     inspection = inspect(dataset, audit(dataset), ["paint"])
     findings = "\n".join(inspection.findings)
-    assert "no source domain has star" in findings and "12 pictures with two different classes" in findings
+    assert "no source domain has star" in findings and "12 images with two different classes" in findings
     assert json.loads(json.dumps(inspection.to_json()))["rows"]["paint"]["star"] == 12
 
 
-def test_unlabelled_pictures_are_no_gap(shapes: Path) -> None:
+def test_unlabelled_images_are_no_gap(shapes: Path) -> None:
     dataset = open_dataset(shapes, unlabelled=shapes / "paint")
     findings = inspect(dataset, audit(dataset)).findings
     assert not [line for line in findings if "unlabelled has" in line]

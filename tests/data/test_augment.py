@@ -19,7 +19,7 @@ def image() -> Image.Image:
     return Image.fromarray(noise).resize((150, 120), Image.Resampling.BICUBIC)
 
 
-def test_it_is_a_function_of_the_picture_and_the_seed(image: Image.Image) -> None:
+def test_it_is_a_function_of_the_image_and_the_seed(image: Image.Image) -> None:
     one, other = domainbed_augment(image, 64, 7), domainbed_augment(image, 64, 7)
     assert one.shape == (64, 64, 3) and one.dtype == np.uint8 and (one == other).all()
     assert (domainbed_augment(image, 64, 8) != one).any()
@@ -34,8 +34,8 @@ def test_the_hue_turns_as_torchvisions(image: Image.Image, turn: float) -> None:
 def test_crops_have_torchvisions_distribution() -> None:
     rng = np.random.default_rng(0)
     ours = np.array([augment._crop(227, 227, rng) for _ in range(4000)])
-    picture = Image.new("RGB", (227, 227))
-    params = [RandomResizedCrop.get_params(picture, augment.SCALE, augment.RATIO) for _ in range(4000)]  # type: ignore[arg-type]
+    image = Image.new("RGB", (227, 227))
+    params = [RandomResizedCrop.get_params(image, augment.SCALE, augment.RATIO) for _ in range(4000)]  # type: ignore[arg-type]
     reference = np.array([(left, top, left + w, top + h) for top, left, h, w in params])
     for box in ours:
         assert 0 <= box[0] < box[2] <= 227 and 0 <= box[1] < box[3] <= 227
@@ -56,7 +56,7 @@ def test_one_in_ten_is_grey_and_half_are_flipped() -> None:
     assert grey == pytest.approx(0.1, abs=0.04) and flipped == pytest.approx(0.5, abs=0.07)
 
 
-def test_evaluation_squeezes_the_whole_picture(image: Image.Image) -> None:
+def test_evaluation_squeezes_the_whole_image(image: Image.Image) -> None:
     assert (evaluation_view(image, 32) == np.asarray(theirs.resize(image, [32, 32]))).all()
 
 
@@ -86,11 +86,11 @@ def test_a_crop_is_torchvisions_but_for_the_pixels_at_its_edge(image: Image.Imag
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 300), (900, 3), (2, 2)])
 def test_odd_shapes_have_views_too(size: tuple[int, int]) -> None:
-    picture = Image.new("RGB", size, "red")
-    assert all(domainbed_augment(picture, 16, seed).shape == (16, 16, 3) for seed in range(20))
-    assert evaluation_view(picture, 16).shape == (16, 16, 3)
+    image = Image.new("RGB", size, "red")
+    assert all(domainbed_augment(image, 16, seed).shape == (16, 16, 3) for seed in range(20))
+    assert evaluation_view(image, 16).shape == (16, 16, 3)
 
 
-def test_a_picture_too_long_is_cropped_in_its_middle() -> None:
+def test_a_image_too_long_is_cropped_in_its_middle() -> None:
     assert augment._crop(300, 30, np.random.default_rng(0)) == (130, 0, 170, 30)
     assert augment._crop(30, 300, np.random.default_rng(0)) == (0, 130, 30, 170)

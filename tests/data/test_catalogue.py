@@ -35,7 +35,7 @@ def toy(**more: Any) -> Benchmark:
         "by_hand": "ask a friend for toy.zip",
         "total": 108,
         "classes": 3,
-        "pictures": dict.fromkeys(DOMAINS, 36),
+        "images": dict.fromkeys(DOMAINS, 36),
     }
     return Benchmark(**given | more)
 
@@ -76,7 +76,7 @@ def test_the_catalogue_is_complete_and_consistent() -> None:
     for name, entry in found.items():
         assert benchmark(name.upper()) is entry and entry.licence and entry.page.startswith("http")
         assert entry.automatic or "open http" in entry.by_hand
-        assert not entry.pictures or sum(entry.pictures.values()) == entry.total
+        assert not entry.images or sum(entry.images.values()) == entry.total
         assert set(entry.unverified) <= set(Benchmark.model_fields) | set(Archive.model_fields)
         assert all(file.sha256 is None or len(file.sha256) == 64 for file in entry.files)
     assert benchmark("Terra-Incognita") is found["terraincognita"]
@@ -163,12 +163,12 @@ def test_counts_that_differ_are_told(shapes: Path, archive: Path, tmp_path: Path
     dataset = open_dataset(shapes)
     assert check(toy(), dataset) == []
     counts = dict.fromkeys(DOMAINS, 36) | {"ink": 35}
-    with pytest.raises(DataError, match="36 pictures in ink, not 35; it stays where it is"):
-        check(toy(pictures=counts), dataset)
-    with pytest.raises(DataError, match="108 pictures, not 1,000; 3 classes, not 4"):
+    with pytest.raises(DataError, match="36 images in ink, not 35; it stays where it is"):
+        check(toy(images=counts), dataset)
+    with pytest.raises(DataError, match="108 images, not 1,000; 3 classes, not 4"):
         check(toy(total=1000, classes=4), dataset)
-    assert check(toy(pictures=counts, unverified=("pictures",)), dataset) == [
-        "36 pictures in ink, not 35 (of which we aren't sure)"
+    assert check(toy(images=counts, unverified=("images",)), dataset) == [
+        "36 images in ink, not 35 (of which we aren't sure)"
     ]
     with pytest.raises(DataError):
         obtain(toy(total=1), tmp_path / "data", files=[archive])
@@ -177,7 +177,7 @@ def test_counts_that_differ_are_told(shapes: Path, archive: Path, tmp_path: Path
 
 def test_listed_files_are_left_out(archive: Path, url: str, tmp_path: Path) -> None:
     (tmp_path / "here" / "duplicates.txt").write_text("ink/ball/00.png\nink/box/03.png\n")
-    wanted = toy(omit=f"{url}/duplicates.txt", total=106, pictures={})
+    wanted = toy(omit=f"{url}/duplicates.txt", total=106, images={})
     path, _ = obtain(wanted, tmp_path / "data", files=[archive])
     assert not (path / "ink/ball/00.png").exists() and (path / "ink/ball/01.png").exists()
 
@@ -201,19 +201,19 @@ def tarball(path: Path, files: dict[str, bytes]) -> Path:
     return path
 
 
-def pictures(shapes: Path) -> list[bytes]:
+def images(shapes: Path) -> list[bytes]:
     return [file.read_bytes() for file in sorted(shapes.rglob("*.png"))]
 
 
 def test_terra_incognita_is_domainbeds_choice(shapes: Path, tmp_path: Path) -> None:
-    some = pictures(shapes)
+    some = images(shapes)
     kinds = [{"id": 10 * i, "name": name} for i, name in enumerate((*TERRA_CLASSES, "car"))]
     places = ["38", 43, "46", "100", "105"]
-    images = [{"id": f"i{n}", "file_name": f"{n}.jpg", "location": places[n % 5]} for n in range(55)]
+    listed = [{"id": f"i{n}", "file_name": f"{n}.jpg", "location": places[n % 5]} for n in range(55)]
     rows = [{"image_id": f"i{n}", "category_id": 10 * (n // 5)} for n in range(55)]
     rows += [rows[0], {"image_id": "i0", "category_id": 10}]  # twice a bird, and a bobcat
-    told = {"categories": kinds, "images": images[:30], "annotations": [r for r in rows if int(r["image_id"][1:]) < 30]}
-    rest = {"categories": kinds, "images": images[30:], "annotations": rows[30:55]}
+    told = {"categories": kinds, "images": listed[:30], "annotations": [r for r in rows if int(r["image_id"][1:]) < 30]}
+    rest = {"categories": kinds, "images": listed[30:], "annotations": rows[30:55]}
     files = [
         tarball(
             tmp_path / "eccv_18_annotations.tar.gz",
@@ -257,9 +257,9 @@ def test_iwildcam_gets_a_manifest_with_names(shapes: Path, tmp_path: Path) -> No
         {"split": split, "location_remapped": n, "filename": f"{n}.jpg", "y": n % 2} for n, split in enumerate(splits)
     ]
     names_ = table([{"y": 0, "category_id": 7, "name": "empty"}, {"y": 1, "category_id": 9, "name": "puma concolor"}])
-    files = {f"train/{n}.jpg": data for n, data in enumerate(pictures(shapes)[:5])}
+    files = {f"train/{n}.jpg": data for n, data in enumerate(images(shapes)[:5])}
     files |= {"metadata.csv": table(rows), "categories.csv": names_}
-    dataset, lines = wilds("iwildcam", tmp_path, files, total=5, classes=2, pictures={})
+    dataset, lines = wilds("iwildcam", tmp_path, files, total=5, classes=2, images={})
     assert dataset.classes == ("empty", "puma concolor")
     assert lines[1:] == [
         "train/0.jpg,empty,seen cameras,train",
@@ -277,7 +277,7 @@ def test_camelyon17_gets_a_manifest_by_hospital(shapes: Path, tmp_path: Path) ->
     ]
     files = {
         f"camelyon17_v1.0/patches/patient_004_node_4/patch_patient_004_node_4_x_{n}_y_9.png": data
-        for n, data in enumerate(pictures(shapes)[:5])
+        for n, data in enumerate(images(shapes)[:5])
     }
     files["camelyon17_v1.0/metadata.csv"] = table(rows)
     dataset, lines = wilds("camelyon17", tmp_path, files, total=5)
@@ -287,7 +287,7 @@ def test_camelyon17_gets_a_manifest_by_hospital(shapes: Path, tmp_path: Path) ->
 
 
 def test_fmow_gets_a_manifest_by_region(shapes: Path, tmp_path: Path) -> None:
-    some = pictures(shapes)
+    some = images(shapes)
     rows: list[dict[str, object]] = [
         {"split": split, "category": kind, "country_code": code, "timestamp": "2012-01-01T00:00:00Z"}
         for split, kind, code in (

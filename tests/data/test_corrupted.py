@@ -34,11 +34,11 @@ def test_its_domains_are_the_corruptions(shapes: Path, tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "c")
     assert set(dataset.domains) == set(written.domains) == {"clean", "snow-1", "snow-3", "pixelate-1", "pixelate-3"}
     assert dataset.classes == CLASSES and not dataset.excluded
-    assert np.bincount(dataset.domain_ids).tolist() == [36] * 5 and written.pictures == 36
+    assert np.bincount(dataset.domain_ids).tolist() == [36] * 5 and written.images == 36
     assert seen[-1] == (180, 180)
 
 
-def test_a_picture_is_the_same_in_any_company(shapes: Path, tmp_path: Path) -> None:
+def test_a_image_is_the_same_in_any_company(shapes: Path, tmp_path: Path) -> None:
     dataset = open_dataset(shapes)
     corrupt_dataset(dataset, tmp_path / "one", kinds=KINDS, severities=[3], domains=["ink"], workers=1)
     corrupt_dataset(dataset, tmp_path / "two", kinds=["snow"], severities=[2, 3], domains=["paint", "ink"], workers=2)
@@ -69,10 +69,10 @@ def test_killed_it_goes_on_and_more_can_be_added(shapes: Path, tmp_path: Path) -
 
 def test_another_folder_is_left_alone(shapes: Path, tmp_path: Path) -> None:
     dataset = open_dataset(shapes)
-    corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[3], domains=["ink"], pictures=2)
-    for change in ({"seed": 1}, {"size": 32}, {"pictures": 3}, {"domains": ["chalk"]}):
-        given = {"domains": ["ink"], "pictures": 2, **change}
-        with pytest.raises(DataError, match="made of other pictures, or with another size or seed"):
+    corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[3], domains=["ink"], images=2)
+    for change in ({"seed": 1}, {"size": 32}, {"images": 3}, {"domains": ["chalk"]}):
+        given = {"domains": ["ink"], "images": 2, **change}
+        with pytest.raises(DataError, match="made of other images, or with another size or seed"):
             corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[3], **given)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="holds something else"):
         corrupt_dataset(dataset, shapes, kinds=["snow"], severities=[3])
@@ -85,7 +85,7 @@ def test_mistakes_are_told_before_anything_is_written(shapes: Path, tmp_path: Pa
     with pytest.raises(ConfigError, match="severity 9"):
         corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[9])
     with pytest.raises(ConfigError, match="1 at least"):
-        corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[1], pictures=0)
+        corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[1], images=0)
     with pytest.raises(DataError, match="no domain 'inc'; did you mean ink"):
         corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[1], domains=["inc"])
     assert not (tmp_path / "c").exists()
@@ -98,17 +98,17 @@ def test_a_class_can_not_lead_out_of_the_folder(shapes: Path, tmp_path: Path) ->
         corrupt_dataset(open_dataset(tmp_path / "m.csv"), tmp_path / "c", kinds=["snow"], severities=[1])
 
 
-def test_large_pictures_are_shrunk_and_broken_ones_left_out(tmp_path: Path) -> None:
+def test_large_images_are_shrunk_and_broken_ones_left_out(tmp_path: Path) -> None:
     folder = tmp_path / "set" / "one" / "ball"
     folder.mkdir(parents=True)
     Image.new("RGB", (600, 300), "red").save(folder / "large.png")
     Image.new("RGB", (30, 50), "red").save(folder / "small.png")
     (folder / "broken.png").write_bytes(b"\x89PNG broken")
     written = corrupt_dataset(open_dataset(tmp_path / "set"), tmp_path / "c", kinds=["contrast"], severities=[1])
-    assert (written.pictures, written.unreadable) == (2, 1)
+    assert (written.images, written.unreadable) == (2, 1)
     sizes = sorted(Image.open(file).size for file in (tmp_path / "c" / "clean").rglob("*.jpg"))
     assert sizes == [(30, 50), (448, 224)]
     for file in folder.iterdir():
         file.write_bytes(b"broken")
-    with pytest.raises(DataError, match="none of the 3 chosen pictures can be read"):
+    with pytest.raises(DataError, match="none of the 3 chosen images can be read"):
         corrupt_dataset(open_dataset(tmp_path / "set"), tmp_path / "d", kinds=["contrast"], severities=[1])

@@ -15,7 +15,7 @@ from vl2v.errors import ConfigError
 
 
 def scene(width: int, height: int) -> Image.Image:
-    """Return shapes, edges and soft colours, as pictures have them."""
+    """Return shapes, edges and soft colours, as images have them."""
     rows, columns = np.mgrid[:height, :width].astype(float)
     red = 120 + 100 * np.sin(columns / width * 9)
     green = 255 * rows / height
@@ -36,7 +36,7 @@ def far(one: Image.Image, other: Image.Image) -> float:
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 @pytest.mark.parametrize("image", [LARGE, LITTLE, scene(150, 97)], ids=["224", "64", "150x97"])
-def test_a_picture_keeps_its_shape_and_changes(kind: str, image: Image.Image) -> None:
+def test_a_image_keeps_its_shape_and_changes(kind: str, image: Image.Image) -> None:
     before = image.tobytes()
     for severity in SEVERITIES:
         out = corrupt(image, kind, severity, 0)
@@ -45,7 +45,7 @@ def test_a_picture_keeps_its_shape_and_changes(kind: str, image: Image.Image) ->
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_it_is_a_function_of_picture_kind_severity_and_seed(kind: str) -> None:
+def test_it_is_a_function_of_image_kind_severity_and_seed(kind: str) -> None:
     first = corrupt(LITTLE, kind, 3, 7).tobytes()
     assert corrupt(LITTLE, kind, 3, 7).tobytes() == first
     random = kind not in (
@@ -77,14 +77,14 @@ def test_what_there_is_and_what_is_left_out() -> None:
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (9, 40), (40, 9)])
 @pytest.mark.parametrize("kind", CORRUPTIONS)
-def test_tiny_and_narrow_pictures_are_no_trouble(kind: str, size: tuple[int, int]) -> None:
+def test_tiny_and_narrow_images_are_no_trouble(kind: str, size: tuple[int, int]) -> None:
     for severity in (1, 5):
         assert corrupt(scene(*size), kind, severity, 0).size == size
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 @pytest.mark.parametrize("level", [0, 128, 255])
-def test_plain_pictures_are_no_trouble(kind: str, level: int) -> None:
+def test_plain_images_are_no_trouble(kind: str, level: int) -> None:
     plain = Image.new("RGB", (64, 64), (level, level, level))
     for severity in (1, 5):
         corrupt(plain, kind, severity, 0)
@@ -105,15 +105,15 @@ def test_noise_has_the_strength_that_is_published() -> None:
 
 
 def test_light_and_colour_are_those_of_hsv() -> None:
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8))
     points = [(0, 0), (5, 40), (63, 63), (20, 20)]
     for kind, change in (
         ("brightness", lambda h, s, v: (h, s, min(v + 0.3, 1))),
         ("saturate", lambda h, s, v: (h, min(s * 2, 1), v)),
     ):
-        out = corrupt(picture, kind, 3, 0)
+        out = corrupt(image, kind, 3, 0)
         for point in points:
-            red, green, blue = (level / 255 for level in picture.getpixel(point))
+            red, green, blue = (level / 255 for level in image.getpixel(point))
             wanted = colorsys.hsv_to_rgb(*change(*colorsys.rgb_to_hsv(red, green, blue)))
             assert np.abs(np.array(out.getpixel(point)) - 255 * np.array(wanted)).max() <= 1.01
     black = Image.new("RGB", (64, 64))

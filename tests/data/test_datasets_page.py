@@ -23,12 +23,12 @@ def table(header: str) -> list[list[str]]:
 
 
 def test_every_benchmark_stands_there_as_it_is_in_the_catalogue() -> None:
-    rows = table("name | dataset | pictures | classes | domains | archives, about | how")
+    rows = table("name | dataset | images | classes | domains | archives, about | how")
     found = {row[0]: row[2:] for row in rows}
     assert found.keys() == catalogue().keys()
-    for name, (pictures, classes, _, size, how) in found.items():
+    for name, (images, classes, _, size, how) in found.items():
         entry = catalogue()[name]
-        assert pictures == (f"{entry.total:,}" if entry.total else "") and classes == str(entry.classes)
+        assert images == (f"{entry.total:,}" if entry.total else "") and classes == str(entry.classes)
         assert size == f"{entry.bytes / 1e9:.1f} GB" and how == ("download" if entry.automatic else "by hand")
 
 
@@ -45,7 +45,7 @@ def test_columns_and_corruptions_stand_there() -> None:
     timed = [
         row[0].removesuffix(" (extra)")
         for row in table(
-            "corruption | 224 px: times decoding | pictures a second | 64 px: times decoding | pictures a second"
+            "corruption | 224 px: times decoding | images a second | 64 px: times decoding | images a second"
         )
     ]
     assert timed == list(CORRUPTIONS)

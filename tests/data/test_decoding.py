@@ -1,4 +1,4 @@
-"""The one treatment of every picture."""
+"""The one treatment of every image."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vl2v.data import PictureError, decode, decoding
+from vl2v.data import ImageError, decode, decoding
 from vl2v.data.decoding import FEWER_BITS, NO_ALPHA, NO_END, decode_with_remark
 
 
@@ -78,7 +78,7 @@ def bomb(width: int = 30000, height: int = 30000) -> bytes:
 PHOTO = encoded(Image.effect_noise((64, 64), 50).convert("RGB"), "JPEG")
 BAD = {
     "empty file": b"",
-    "not a picture": b"these are words",
+    "not an image": b"these are words",
     "truncated or corrupt": PHOTO[: len(PHOTO) // 2],
     "too large": bomb(),
 }
@@ -86,12 +86,12 @@ BAD = {
 
 @pytest.mark.parametrize("reason", BAD)
 def test_what_cannot_be_decoded_says_why(reason: str) -> None:
-    with pytest.raises(PictureError, match=reason):
+    with pytest.raises(ImageError, match=reason):
         decode(BAD[reason])
 
 
 def test_formats_outside_the_list_are_refused() -> None:
-    with pytest.raises(PictureError, match="not a picture"):
+    with pytest.raises(ImageError, match="not an image"):
         decode(encoded(Image.new("RGB", (4, 4)), "TIFF"))
 
 
@@ -100,7 +100,7 @@ def test_the_same_bytes_give_the_same_pixels(tmp_path: Path) -> None:
 
 
 def marked() -> Image.Image:
-    """Return a picture without symmetry."""
+    """Return an image without symmetry."""
     return Image.fromarray(np.arange(7 * 5 * 3, dtype=np.uint8).reshape(7, 5, 3) * 2)
 
 
@@ -115,12 +115,12 @@ def test_every_orientation_is_pillows_and_is_applied_once(orientation: int) -> N
     assert ImageOps.exif_transpose(found).size == found.size and not found.info
 
 
-def test_broken_metadata_dont_cost_the_picture() -> None:
+def test_broken_metadata_dont_cost_the_image() -> None:
     data = encoded(marked(), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
     assert decode(data).size == (5, 7)
 
 
-def test_a_phones_double_picture_is_its_first() -> None:
+def test_a_phones_double_image_is_its_first() -> None:
     data = encoded(Image.new("RGB", (16, 16), "red"), "MPO", save_all=True, append_images=[Image.new("RGB", (16, 16))])
     assert decode(data).getpixel((8, 8))[0] > 200  # type: ignore[index]
 
@@ -143,7 +143,7 @@ def test_half_transparent_is_half_white() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
-def test_broken_bytes_give_a_picture_or_a_reason(kind: str) -> None:
+def test_broken_bytes_give_a_image_or_a_reason(kind: str) -> None:
     rng = np.random.default_rng(0)
     exif = Image.Exif()
     exif[274] = 3
@@ -155,14 +155,14 @@ def test_broken_bytes_give_a_picture_or_a_reason(kind: str) -> None:
         broken[places] = rng.integers(0, 256, 4)
         try:
             assert decode(broken.tobytes()).mode == "RGB"
-        except PictureError as reason:
+        except ImageError as reason:
             assert "\n" not in str(reason)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
-def test_half_a_file_is_never_a_picture(kind: str) -> None:
+def test_half_a_file_is_never_a_image(kind: str) -> None:
     whole = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), kind)
-    with pytest.raises(PictureError):
+    with pytest.raises(ImageError):
         decode(whole[: len(whole) // 2])
 
 
@@ -171,7 +171,7 @@ def test_large_claims_are_refused_before_decoding(size: tuple[int, int], monkeyp
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises(PictureError, match="too large"):
+        with pytest.raises(ImageError, match="too large"):
             decode(bomb(*size))
 
 
@@ -217,7 +217,7 @@ def test_decoding_needs_no_more_memory_than_its_header_tells(kind: str) -> None:
     needed, used = map(int, found.stdout.split())
     assert used < needed + 16 * 2**20, "beside it: a strip, and what libraries need themselves"
     assert decode(LARGE[kind], most_bytes=needed).width in (3000, 2000)
-    with pytest.raises(PictureError, match=r"too large \(3000x2000 pixels need \d+ MB while decoding, of \d+ MB\)"):
+    with pytest.raises(ImageError, match=r"too large \(3000x2000 pixels need \d+ MB while decoding, of \d+ MB\)"):
         decode(LARGE[kind], most_bytes=needed - 1)
 
 
@@ -287,10 +287,10 @@ def test_a_jpeg_that_lacks_its_end_mark_only_is_whole(how: dict[str, Any]) -> No
         image, remark = decode_with_remark(cut)
         assert image == decode(data) and remark == NO_END
     for lost in (50, 500, len(data) // 2):
-        with pytest.raises(PictureError, match="truncated"):
+        with pytest.raises(ImageError, match="truncated"):
             decode(data[:-lost])
 
 
 def test_a_pointer_to_a_large_file_is_named() -> None:
-    with pytest.raises(PictureError, match="a Git LFS pointer, not the image"):
+    with pytest.raises(ImageError, match="a Git LFS pointer, not the image"):
         decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")

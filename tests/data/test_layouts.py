@@ -19,7 +19,7 @@ def put(root: Path, *names: str) -> Path:
     return root
 
 
-def test_domain_class_picture_in_imagefolders_order(tmp_path: Path) -> None:
+def test_domain_class_image_in_imagefolders_order(tmp_path: Path) -> None:
     from torchvision.datasets import ImageFolder
 
     names = [
@@ -37,7 +37,7 @@ def test_domain_class_picture_in_imagefolders_order(tmp_path: Path) -> None:
         assert [dataset.paths[i] for i in dataset.indices(domain)] == theirs
 
 
-def test_class_picture_is_one_domain(tmp_path: Path) -> None:
+def test_class_image_is_one_domain(tmp_path: Path) -> None:
     dataset = open_dataset(put(tmp_path, "dog/a.png", "cat/b.png"))
     assert dataset.domains == ("all",) and dataset.classes == ("cat", "dog")
 
@@ -72,7 +72,7 @@ def test_a_manifest_says_class_domain_and_split(tmp_path: Path, kind: str) -> No
     assert [e.path for e in dataset.excluded] == ["gone.png"]
 
 
-def test_what_is_no_picture_is_set_aside_with_the_reason(tmp_path: Path) -> None:
+def test_what_is_no_image_is_set_aside_with_the_reason(tmp_path: Path) -> None:
     put(tmp_path / "data", "a/cat/1.png", "a/dog/2.png", "b/cat/3.png", "b/loose.png")
     (tmp_path / "data/a/cat/notes.txt").write_text("x")
     (tmp_path / "data/a/cat/.hidden.png").write_text("x")
@@ -84,7 +84,7 @@ def test_what_is_no_picture_is_set_aside_with_the_reason(tmp_path: Path) -> None
     assert len(dataset) == 3
     reasons = {e.path: e.reason for e in dataset.excluded}
     assert "link out of" in reasons["a/dog/out.png"] and "link out of" in reasons["b/away"]
-    assert "it is in" in reasons["b/loop"] and "not a picture" in reasons["a/cat/notes.txt"]
+    assert "it is in" in reasons["b/loop"] and "not an image" in reasons["a/cat/notes.txt"]
     assert "not at domain/class/image" in reasons["b/loose.png"]
 
 
@@ -95,11 +95,11 @@ def test_a_list_of_files_is_left_out(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "domain_net", exclude=listed)
     assert dataset.paths == ("clipart/dog/2.png",) and len(dataset.excluded) == 2
     listed.write_text("nothing/here.png\n")
-    with pytest.raises(DataError, match="none of its 1 lines names a picture"):
+    with pytest.raises(DataError, match="none of its 1 lines names an image"):
         open_dataset(tmp_path / "domain_net", exclude=listed)
 
 
-def test_unlabelled_pictures_are_a_domain_of_their_own(tmp_path: Path) -> None:
+def test_unlabelled_images_are_a_domain_of_their_own(tmp_path: Path) -> None:
     put(tmp_path / "data", "a/cat/1.png", "b/dog/2.png")
     put(tmp_path / "more", "x.png", "deep/er/y.png")
     dataset = open_dataset(tmp_path / "data", unlabelled=tmp_path / "more")
@@ -108,7 +108,7 @@ def test_unlabelled_pictures_are_a_domain_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("nowhere", "no such folder or manifest"), ("empty", "no pictures at domain/class/image")]
+    ("name", "message"), [("nowhere", "no such folder or manifest"), ("empty", "no images at domain/class/image")]
 )
 def test_nothing_to_open_is_an_error(tmp_path: Path, name: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
@@ -134,7 +134,7 @@ def test_of_several_benchmarks_one_has_to_be_chosen(tmp_path: Path) -> None:
         open_dataset(tmp_path)
 
 
-def test_what_most_pictures_are_at_is_the_layout(tmp_path: Path) -> None:
+def test_what_most_images_are_at_is_the_layout(tmp_path: Path) -> None:
     few_deep = open_dataset(put(tmp_path / "one", "cat/1.png", "dog/2.png", "dog/thumbs/3.png"))
     assert few_deep.domains == ("all",) and [e.path for e in few_deep.excluded] == ["dog/thumbs/3.png"]
     few_flat = open_dataset(put(tmp_path / "two", "a/cat/1.png", "b/dog/2.png", "b/3.png", "4.png", "a/cat/more/5.png"))
@@ -178,7 +178,7 @@ def test_an_empty_domain_is_listed_and_explained(tmp_path: Path) -> None:
     (tmp_path / "c/cat").mkdir(parents=True)
     dataset = open_dataset(tmp_path)
     assert [(e.path, e.reason) for e in dataset.excluded] == [("c/cat", "an empty folder")]
-    with pytest.raises(DataError, match=r"domain 'c' has no usable pictures \(c/cat: an empty folder\)"):
+    with pytest.raises(DataError, match=r"domain 'c' has no usable images \(c/cat: an empty folder\)"):
         dataset.domain_index("c")
 
 
@@ -197,7 +197,7 @@ def test_a_manifest_leads_nowhere_else(tmp_path: Path) -> None:
     assert {e.reason for e in dataset.excluded} == {"a path out of the dataset's folder"} and len(dataset.excluded) == 3
 
 
-def test_one_picture_has_one_label(tmp_path: Path) -> None:
+def test_one_image_has_one_label(tmp_path: Path) -> None:
     put(tmp_path, "1.png", "2.png")
     same = manifest(tmp_path / "m.csv", "1.png,cat,a", "2.png,dog,a", "./1.png,cat,a")
     assert [e.reason for e in open_dataset(same).excluded] == ["listed twice"]
@@ -214,7 +214,7 @@ def test_one_picture_has_one_label(tmp_path: Path) -> None:
         ("path,class,domain\n1.png\n", "line 2 has no class"),
         ("path,class,domain\n1.png,cat,\n", "line 2 has no domain"),
         ("path,class,domain,split\n1.png,cat,a,dev\n", "split 'dev'; it is train, val, test or empty"),
-        ("path,class,domain\nno.png,cat,a\n", r"none of its 1 pictures can be used \(no.png: no such file\)"),
+        ("path,class,domain\nno.png,cat,a\n", r"none of its 1 images can be used \(no.png: no such file\)"),
         ("path,class,domain\n\0.png,cat,a\n", "no such file"),
         ("\udcff", "not a CSV file"),
     ],
@@ -240,11 +240,11 @@ def test_a_list_whose_files_are_gone_already_is_well(tmp_path: Path) -> None:
     (tmp_path / "l.txt").write_text("clipart/cat/99.png\n")
     assert len(open_dataset(tmp_path / "dn", exclude=tmp_path / "l.txt")) == 2
     (tmp_path / "l.txt").write_text("clipart/cat/1.png\nreal/dog,old/2.png\n")
-    with pytest.raises(DataError, match="lists every picture"):
+    with pytest.raises(DataError, match="lists every image"):
         open_dataset(tmp_path / "dn", exclude=tmp_path / "l.txt")
 
 
-def test_unlabelled_pictures_may_lie_inside_or_beyond_a_link(tmp_path: Path) -> None:
+def test_unlabelled_images_may_lie_inside_or_beyond_a_link(tmp_path: Path) -> None:
     put(tmp_path / "disk/data", "a/cat/1.png", "b/dog/2.png", "unlabelled/more/x.png", "unlabelled/y.png")
     (tmp_path / "disk/data/unlabelled/out.png").symlink_to(put(tmp_path, "secret.png") / "secret.png")
     (tmp_path / "link").symlink_to(tmp_path / "disk/data")

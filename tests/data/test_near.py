@@ -13,14 +13,14 @@ from vl2v.data.near import look_of, lookalikes, near_copies
 
 
 def scene(seed: int, size: int = 96) -> Image.Image:
-    """A smooth picture, as photographs are."""
+    """A smooth image, as photographs are."""
     coarse = np.random.default_rng(seed).integers(0, 256, (24, 24, 3), dtype=np.uint8)
     return Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC)
 
 
 @pytest.fixture
-def pictures(tmp_path: Path):
-    root = tmp_path / "pictures"
+def images(tmp_path: Path):
+    root = tmp_path / "images"
     for domain in ("a", "b"):
         (root / domain / "x").mkdir(parents=True)
         (root / domain / "y").mkdir(parents=True)
@@ -33,10 +33,10 @@ def pictures(tmp_path: Path):
     return open_dataset(root)
 
 
-def test_the_same_image_in_another_file_is_found(pictures) -> None:
-    looks = audit(pictures).looks
+def test_the_same_image_in_another_file_is_found(images) -> None:
+    looks = audit(images).looks
     found = near_copies(looks)
-    stands = {pictures.paths[i]: pictures.paths[j] for i, j in enumerate(found) if i != j}
+    stands = {images.paths[i]: images.paths[j] for i, j in enumerate(found) if i != j}
     assert stands == {
         "b/x/03.jpg": "a/y/03.png",
         "b/x/04.png": "a/x/04.png",
@@ -44,13 +44,13 @@ def test_the_same_image_in_another_file_is_found(pictures) -> None:
     }
 
 
-def test_looks_come_with_the_audit_and_out_of_its_cache(pictures, tmp_path: Path, monkeypatch) -> None:
+def test_looks_come_with_the_audit_and_out_of_its_cache(images, tmp_path: Path, monkeypatch) -> None:
     cache = tmp_path / "cache.sqlite"
-    first = audit(pictures, cache=cache)
+    first = audit(images, cache=cache)
     monkeypatch.setattr(
         sys.modules["vl2v.data.audit"], "decode_with_remark", None
     )  # the second time nothing is decoded
-    assert audit(pictures, cache=cache) == first
+    assert audit(images, cache=cache) == first
     some = np.array([2, 5])
     assert first.subset(some).looks == (first.looks[2], first.looks[5])
 

@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return samples.icondg(tmp_path_factory.mktemp("samples") / "icondg")
 
 
-def test_every_cell_has_at_least_five_pictures(folder: Path) -> None:
+def test_every_cell_has_at_least_five_images(folder: Path) -> None:
     dataset = open_dataset(folder)
     cells = Counter(zip(dataset.domain_ids.tolist(), dataset.labels.tolist(), strict=True))
     assert dataset.domains == DOMAINS
@@ -51,7 +51,7 @@ def test_it_opens_with_nothing_set_aside_and_no_duplicates(folder: Path) -> None
     inspect(dataset, looked, ["pixel"])
 
 
-def test_every_picture_is_attributed_to_an_open_set(folder: Path) -> None:
+def test_every_image_is_attributed_to_an_open_set(folder: Path) -> None:
     with (folder / "ATTRIBUTION.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert sorted(row["file"] for row in rows) == sorted(open_dataset(folder).paths)
@@ -61,7 +61,7 @@ def test_every_picture_is_attributed_to_an_open_set(folder: Path) -> None:
     assert all(f"[{name}](" in page for name in {row["set"] for row in rows})
 
 
-def test_pictures_are_square_and_differ_between_domains_and_classes(folder: Path) -> None:
+def test_images_are_square_and_differ_between_domains_and_classes(folder: Path) -> None:
     seen: defaultdict[bytes, set[str]] = defaultdict(set)
     for path in open_dataset(folder).paths:
         image = Image.open(folder / path)

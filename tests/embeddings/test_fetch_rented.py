@@ -29,7 +29,7 @@ PRICE = 10
 
 
 class Vendor:
-    """A rented teacher that answers two at a time, the later one first, and refuses one picture."""
+    """A rented teacher that answers two at a time, the later one first, and refuses one image."""
 
     name, fingerprint, dim, logit_scale, currency = "vendor:m", "v" * 32, 8, None, "USD"
     doubt = ""
@@ -65,15 +65,15 @@ class Vendor:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path):
+def images(tmp_path: Path):
     draw = np.random.default_rng(0)
     for domain in ("photo", "sketch"):
         for name in ("cat", "dog"):
-            (tmp_path / "pictures" / domain / name).mkdir(parents=True)
+            (tmp_path / "images" / domain / name).mkdir(parents=True)
             for i in range(3):
                 pixels = draw.integers(0, 256, (20, 24, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(tmp_path / "pictures" / domain / name / f"{i}.png")
-    return open_dataset(tmp_path / "pictures")
+                Image.fromarray(pixels).save(tmp_path / "images" / domain / name / f"{i}.png")
+    return open_dataset(tmp_path / "images")
 
 
 @pytest.fixture
@@ -88,58 +88,58 @@ def ledger(tmp_path: Path):
         yield opened
 
 
-def ask(vendor: Vendor, store: EmbeddingStore, ledger: Ledger, pictures, budget: int = 10_000):
+def ask(vendor: Vendor, store: EmbeddingStore, ledger: Ledger, images, budget: int = 10_000):
     vendor.purse = Account(ledger, vendor.name, "USD", budget, "test")
-    questions = plan(store, vendor, pictures, audit(pictures), ["a cat", "a dog"], Views())
+    questions = plan(store, vendor, images, audit(images), ["a cat", "a dog"], Views())
     seen: list[tuple[int, int]] = []
     refused = fetch(questions, store, vendor, lambda done, total: seen.append((done, total)))
     return refused, seen
 
 
-def test_every_answer_is_kept_paid_and_never_asked_for_again(store, ledger, pictures) -> None:
+def test_every_answer_is_kept_paid_and_never_asked_for_again(store, ledger, images) -> None:
     vendor = Vendor()
-    refused, seen = ask(vendor, store, ledger, pictures)
+    refused, seen = ask(vendor, store, ledger, images)
     assert refused == [] and seen[0] == (0, 14) and seen[-1] == (14, 14)
     assert ledger.committed(vendor.name) == PRICE * (12 + 2 + 2), "and the canaries"
     assert {entry.status for entry in ledger.entries()} == {"answered"}
-    found = audit(pictures)
+    found = audit(images)
     from vl2v.embeddings import image_key
 
     kept = store.get(vendor.fingerprint, [image_key(sha256) for sha256 in found.sha256])
-    expected = np.stack([vendor.row(pictures.read(i)) for i in range(12)])
+    expected = np.stack([vendor.row(images.read(i)) for i in range(12)])
     np.testing.assert_allclose(kept, expected, atol=1e-3)
     asked = len(vendor.asked)
-    assert ask(vendor, store, ledger, pictures)[1] == [(0, 0)]
+    assert ask(vendor, store, ledger, images)[1] == [(0, 0)]
     assert len(vendor.asked) == asked
 
 
-def test_at_the_budget_all_answers_are_kept_and_more_money_goes_on(store, ledger, pictures) -> None:
+def test_at_the_budget_all_answers_are_kept_and_more_money_goes_on(store, ledger, images) -> None:
     vendor = Vendor()
     with pytest.raises(BudgetReached, match="all answers are kept: raise --budget"):
-        ask(vendor, store, ledger, pictures, budget=PRICE * 9)
+        ask(vendor, store, ledger, images, budget=PRICE * 9)
     assert ledger.committed(vendor.name) == PRICE * 8 == PRICE * len(vendor.asked)
-    ask(vendor, store, ledger, pictures, budget=PRICE * 100)
+    ask(vendor, store, ledger, images, budget=PRICE * 100)
     questions = [content for content in vendor.asked if content not in (CANARY_IMAGE, CANARY_TEXT.encode())]
     assert len(questions) == len(set(questions)) == 14
 
 
-def test_a_refused_picture_is_listed_and_the_rest_answered(store, ledger, pictures) -> None:
+def test_a_refused_image_is_listed_and_the_rest_answered(store, ledger, images) -> None:
     vendor = Vendor()
     vendor.refuses = "photo/dog/1.png"
-    refused, seen = ask(vendor, store, ledger, pictures)
+    refused, seen = ask(vendor, store, ledger, images)
     assert [(refusal.path, refusal.reason) for refusal in refused] == [("photo/dog/1.png", "too ugly")]
     assert seen[-1] == (14, 14)
     vendor.refuses = ""
-    assert ask(vendor, store, ledger, pictures)[1][-1] == (1, 1)
+    assert ask(vendor, store, ledger, images)[1][-1] == (1, 1)
 
 
-def test_another_model_under_the_same_name_is_found_out(store, ledger, pictures) -> None:
+def test_another_model_under_the_same_name_is_found_out(store, ledger, images) -> None:
     vendor = Vendor()
     with pytest.raises(BudgetReached):
-        ask(vendor, store, ledger, pictures, budget=PRICE * 9)
+        ask(vendor, store, ledger, images, budget=PRICE * 9)
     vendor.model = 1
     with pytest.raises(TeacherError, match=r"answers a known text differently than before \(cosine"):
-        ask(vendor, store, ledger, pictures)
+        ask(vendor, store, ledger, images)
 
 
 def test_texts_alone_are_bought_as_carefully(store, ledger) -> None:
@@ -154,7 +154,7 @@ def test_texts_alone_are_bought_as_carefully(store, ledger) -> None:
         fetch_texts(store, vendor, ["a hen"])
 
 
-def test_a_wrong_first_answer_leaves_nothing_behind(store, ledger, pictures) -> None:
+def test_a_wrong_first_answer_leaves_nothing_behind(store, ledger, images) -> None:
     vendor = Vendor()
     vendor.dim = 7  # of the text canary; what comes after has 8
     answers = vendor.answers
@@ -165,11 +165,11 @@ def test_a_wrong_first_answer_leaves_nothing_behind(store, ledger, pictures) -> 
 
     vendor.answers = once_wrong
     with pytest.raises(TeacherError, match=r"1 answers of 8 numbers were due, the shape is \(1, 7\)"):
-        ask(vendor, store, ledger, pictures)
+        ask(vendor, store, ledger, images)
     assert {entry.status for entry in ledger.entries()} == {"answered"}, "they are paid for"
     assert store.questions() == []
-    assert ask(vendor, store, ledger, pictures)[1][-1] == (14, 14)
+    assert ask(vendor, store, ledger, images)[1][-1] == (14, 14)
 
 
-def test_the_canary_is_a_picture() -> None:
+def test_the_canary_is_a_image() -> None:
     assert Image.open(io.BytesIO(CANARY_IMAGE)).size == CANARY_SIZE

@@ -23,7 +23,7 @@ TEXTS = ["a photo of a cat", "a photo of a dog", "a photo of a cat"]
 
 
 class HashTeacher:
-    """Answers from the pixels alone, so that equal pictures get equal answers; counts what it is asked."""
+    """Answers from the pixels alone, so that equal images get equal answers; counts what it is asked."""
 
     name = "test:hash"
     fingerprint = "a" * 16
@@ -54,9 +54,9 @@ def pixels_of(data: bytes) -> NDArray[np.uint8]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> DomainDataset:
-    """Two domains x two classes x 3 pictures; one of them a copy of another, in another domain."""
-    root = tmp_path / "pictures"
+def dataset(tmp_path: Path) -> DomainDataset:
+    """Two domains x two classes x 3 images; one of them a copy of another, in another domain."""
+    root = tmp_path / "images"
     draw = np.random.default_rng(0)
     for domain in ("photo", "sketch"):
         for name in ("cat", "dog"):
@@ -74,20 +74,20 @@ def store(tmp_path: Path) -> Iterator[EmbeddingStore]:
         yield opened
 
 
-def test_every_content_is_asked_about_once_and_never_again(pictures: DomainDataset, store: EmbeddingStore) -> None:
-    teacher, found = HashTeacher(), audit(pictures)
-    todo = plan(store, teacher, pictures, found, TEXTS, Views())
-    assert (todo.pictures, todo.distinct, todo.known, len(todo.to_ask)) == (12, 11, 0, 11)
+def test_every_content_is_asked_about_once_and_never_again(dataset: DomainDataset, store: EmbeddingStore) -> None:
+    teacher, found = HashTeacher(), audit(dataset)
+    todo = plan(store, teacher, dataset, found, TEXTS, Views())
+    assert (todo.images, todo.distinct, todo.known, len(todo.to_ask)) == (12, 11, 0, 11)
     assert (todo.texts, todo.texts_known, todo.texts_to_ask) == (2, 0, tuple(TEXTS[:2]))
     assert todo.summary() == (
-        "pictures: 12 (1 of them copies): 11 questions, 0 known, 11 to ask\ntexts: 2 questions, 0 known, 2 to ask"
+        "images: 12 (1 of them copies): 11 questions, 0 known, 11 to ask\ntexts: 2 questions, 0 known, 2 to ask"
     )
     steps: list[tuple[int, int]] = []
     fetch(todo, store, teacher, lambda done, total: steps.append((done, total)))
     assert steps == [(0, 13), (2, 13), (13, 13)]
-    assert sorted(teacher.asked) == sorted([*TEXTS[:2], *pictures.paths[:11]])
+    assert sorted(teacher.asked) == sorted([*TEXTS[:2], *dataset.paths[:11]])
 
-    again = plan(store, teacher, pictures, found, TEXTS, Views())
+    again = plan(store, teacher, dataset, found, TEXTS, Views())
     assert (again.questions, again.known, again.texts_known) == (0, 11, 2)
     fetch(again, store, teacher)
     assert len(teacher.asked) == 13
@@ -95,16 +95,16 @@ def test_every_content_is_asked_about_once_and_never_again(pictures: DomainDatas
 
 
 def test_the_targets_are_the_teachers_answers_in_the_datasets_order(
-    pictures: DomainDataset, store: EmbeddingStore
+    dataset: DomainDataset, store: EmbeddingStore
 ) -> None:
-    teacher, found, views = HashTeacher(), audit(pictures), Views(k=2, seed=3, size=16)
-    fetch(plan(store, teacher, pictures, found, TEXTS, views), store, teacher)
+    teacher, found, views = HashTeacher(), audit(dataset), Views(k=2, seed=3, size=16)
+    fetch(plan(store, teacher, dataset, found, TEXTS, views), store, teacher)
     wanted = targets(store, teacher.fingerprint, found, views)
     assert wanted.shape == (12, 3, 16)
     assert wanted.dtype == np.float16
     assert wanted.flags.c_contiguous
     for i, sha256 in enumerate(found.sha256):
-        image = Image.open(io.BytesIO(pictures.read(i))).convert("RGB")
+        image = Image.open(io.BytesIO(dataset.read(i))).convert("RGB")
         seen = [np.asarray(image), views.pixels(image, sha256, 1), views.pixels(image, sha256, 2)]
         np.testing.assert_array_equal(wanted[i], [teacher.row(p.tobytes()).astype(np.float16) for p in seen])
     some = targets(store, teacher.fingerprint, found, views, np.array([5, 2]))
@@ -115,19 +115,19 @@ def test_the_targets_are_the_teachers_answers_in_the_datasets_order(
     np.testing.assert_array_equal(cat, teacher.row(TEXTS[0].encode()).astype(np.float16))
 
 
-def test_more_views_ask_only_for_what_is_new(pictures: DomainDataset, store: EmbeddingStore) -> None:
-    teacher, found = HashTeacher(), audit(pictures)
-    fetch(plan(store, teacher, pictures, found, TEXTS, Views()), store, teacher)
-    more = plan(store, teacher, pictures, found, TEXTS, Views(k=2, size=16))
+def test_more_views_ask_only_for_what_is_new(dataset: DomainDataset, store: EmbeddingStore) -> None:
+    teacher, found = HashTeacher(), audit(dataset)
+    fetch(plan(store, teacher, dataset, found, TEXTS, Views()), store, teacher)
+    more = plan(store, teacher, dataset, found, TEXTS, Views(k=2, size=16))
     assert (more.known, len(more.to_ask), more.texts_to_ask) == (11, 22, ())
     assert "in 3 views (clean, and 2 of 16 px): 33 questions, 11 known, 22 to ask" in more.summary()
     fetch(more, store, teacher)
-    other_seed = plan(store, teacher, pictures, found, TEXTS, Views(k=2, seed=1, size=16))
+    other_seed = plan(store, teacher, dataset, found, TEXTS, Views(k=2, seed=1, size=16))
     assert (other_seed.known, len(other_seed.to_ask)) == (11, 22)
 
 
 def test_an_interrupted_fetch_goes_on_where_it_stopped(
-    pictures: DomainDataset, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    dataset: DomainDataset, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Tiring(HashTeacher):
         def embed_images(self, images: Sequence[EncodedImage]) -> NDArray[np.float32]:
@@ -136,27 +136,27 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(
             return super().embed_images(images)
 
     monkeypatch.setattr(FETCH, "CHUNK", 4)
-    found, first, second = audit(pictures), Tiring(), HashTeacher()
+    found, first, second = audit(dataset), Tiring(), HashTeacher()
     with pytest.raises(KeyboardInterrupt):
-        fetch(plan(store, first, pictures, found, TEXTS, Views()), store, first)
-    fetch(plan(store, second, pictures, found, TEXTS, Views()), store, second)
-    assert len(first.asked) == 6  # 2 texts, 4 pictures
+        fetch(plan(store, first, dataset, found, TEXTS, Views()), store, first)
+    fetch(plan(store, second, dataset, found, TEXTS, Views()), store, second)
+    assert len(first.asked) == 6  # 2 texts, 4 images
     assert len(second.asked) == 7
     assert not set(first.asked) & set(second.asked)
     targets(store, second.fingerprint, found, Views())
 
 
 def test_large_files_make_small_chunks(
-    pictures: DomainDataset, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
+    dataset: DomainDataset, store: EmbeddingStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(FETCH, "CHUNK_BYTES", 1)
     teacher = HashTeacher()
-    fetch(plan(store, teacher, pictures, audit(pictures), [], Views()), store, teacher)
+    fetch(plan(store, teacher, dataset, audit(dataset), [], Views()), store, teacher)
     assert [question.count for question in store.questions()] == [1] * 11
 
 
-def test_without_a_store_nothing_is_known_and_nothing_is_written(pictures: DomainDataset) -> None:
-    todo = plan(None, HashTeacher(), pictures, audit(pictures), TEXTS, Views(k=1))
+def test_without_a_store_nothing_is_known_and_nothing_is_written(dataset: DomainDataset) -> None:
+    todo = plan(None, HashTeacher(), dataset, audit(dataset), TEXTS, Views(k=1))
     assert (len(todo.to_ask), len(todo.texts_to_ask)) == (22, 2)
 
 
@@ -164,13 +164,13 @@ def test_without_a_store_nothing_is_known_and_nothing_is_written(pictures: Domai
     ("happen", "words"), [("change", "has changed since"), ("vanish", "photo/dog/1.png")], ids=["changed", "vanished"]
 )
 def test_a_file_that_is_not_what_was_planned_is_named(
-    pictures: DomainDataset, store: EmbeddingStore, happen: str, words: str
+    dataset: DomainDataset, store: EmbeddingStore, happen: str, words: str
 ) -> None:
     teacher = HashTeacher()
-    todo = plan(store, teacher, pictures, audit(pictures), [], Views())
-    file = pictures.root / "photo/dog/1.png"
+    todo = plan(store, teacher, dataset, audit(dataset), [], Views())
+    file = dataset.root / "photo/dog/1.png"
     if happen == "change":
-        file.write_bytes((pictures.root / "photo/dog/2.png").read_bytes())
+        file.write_bytes((dataset.root / "photo/dog/2.png").read_bytes())
     else:
         file.unlink()
     with pytest.raises(DataError, match=words):
@@ -187,35 +187,35 @@ def test_a_file_that_is_not_what_was_planned_is_named(
         (lambda rows: rows * 0, "11 of 11 answers are zero"),
     ],
 )
-def test_a_teachers_bad_answer_is_refused(pictures: DomainDataset, store: EmbeddingStore, spoil, words: str) -> None:
+def test_a_teachers_bad_answer_is_refused(dataset: DomainDataset, store: EmbeddingStore, spoil, words: str) -> None:
     class Spoilt(HashTeacher):
         def embed_images(self, images: Sequence[EncodedImage]) -> NDArray[np.float32]:
             return spoil(super().embed_images(images))
 
     teacher = Spoilt()
     with pytest.raises(TeacherError, match=f"test:hash: {words}"):
-        fetch(plan(store, teacher, pictures, audit(pictures), [], Views()), store, teacher)
+        fetch(plan(store, teacher, dataset, audit(dataset), [], Views()), store, teacher)
     assert store.questions() == []
 
 
-def test_targets_that_were_never_asked_for_say_so(pictures: DomainDataset, store: EmbeddingStore) -> None:
-    teacher, found = HashTeacher(), audit(pictures)
-    fetch(plan(store, teacher, pictures, found, TEXTS, Views()), store, teacher)
+def test_targets_that_were_never_asked_for_say_so(dataset: DomainDataset, store: EmbeddingStore) -> None:
+    teacher, found = HashTeacher(), audit(dataset)
+    fetch(plan(store, teacher, dataset, found, TEXTS, Views()), store, teacher)
     with pytest.raises(StoreError, match=r"24 of 36 answers of test:hash .* are missing: `vl2v embed`"):
         targets(store, teacher.fingerprint, found, Views(k=2))
 
 
-def test_unreadable_pictures_must_be_set_aside_first(pictures: DomainDataset, store: EmbeddingStore) -> None:
-    found = Audit(sha256=audit(pictures).sha256, problems={3: "truncated"})
+def test_unreadable_images_must_be_set_aside_first(dataset: DomainDataset, store: EmbeddingStore) -> None:
+    found = Audit(sha256=audit(dataset).sha256, problems={3: "truncated"})
     with pytest.raises(DataError, match=r"photo/dog/0.png: truncated .*set them aside"):
-        plan(store, HashTeacher(), pictures, found, TEXTS, Views())
+        plan(store, HashTeacher(), dataset, found, TEXTS, Views())
 
 
-def test_views_are_named_fixed_and_follow_the_content(pictures: DomainDataset) -> None:
+def test_views_are_named_fixed_and_follow_the_content(dataset: DomainDataset) -> None:
     views = Views(k=3, seed=3, size=32)
     assert views.names == ("clean", *(f"domainbed-v1/32/seed3/k{k}" for k in range(3)))
     assert len(views) == 4
-    data = pictures.read(0)
+    data = dataset.read(0)
     sha256 = hashlib.sha256(data).digest()
     file, *augmented = views.encoded(data, sha256, (0, 1, 2, 3))
     assert file == data

@@ -8,7 +8,7 @@ from vl2v.embeddings.select import balanced_order, k_center_order, random_order,
 
 @pytest.fixture
 def features():
-    """Three tight clouds, far apart: 50, 5 and 2 pictures."""
+    """Three tight clouds, far apart: 50, 5 and 2 images."""
     rng = np.random.default_rng(0)
     centres = np.eye(3, 8, dtype=np.float32)
     return np.concatenate([centres[i] + 0.01 * rng.standard_normal((n, 8)) for i, n in enumerate((50, 5, 2))]).astype(

@@ -218,7 +218,7 @@ def test_a_corrupt_file_is_named_with_its_remedy(filled: Path, damage: str) -> N
     content = bytearray(file.read_bytes())
     match damage:
         case "not a database":
-            file.write_bytes(b"pictures of cats" * 4096)
+            file.write_bytes(b"images of cats" * 4096)
         case "header only":
             file.write_bytes(content[:4096])
         case "pages":

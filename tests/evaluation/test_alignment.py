@@ -1,4 +1,4 @@
-"""How pictures and texts fit together, on vectors that can be looked at."""
+"""How images and texts fit together, on vectors that can be looked at."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def test_confusions_come_with_counts_and_an_example_the_most_frequent_first() ->
     assert confusions(labels, labels) == []
 
 
-def test_groups_without_pictures_have_no_share() -> None:
+def test_groups_without_images_have_no_share() -> None:
     (share,) = accuracy_by_group(("ink", "paint"), np.array([1, 1]), np.array([True, False]))
-    assert (share.name, share.pictures, share.correct) == ("paint", 2, 1)
+    assert (share.name, share.images, share.correct) == ("paint", 2, 1)
 
 
 def test_a_probe_answers_about_each_group_from_the_others() -> None:

@@ -22,7 +22,7 @@ def test_a_share_has_its_accuracy_and_interval() -> None:
     assert share.interval == wilson(8, 10)
 
 
-def test_a_clear_difference_on_the_same_pictures_is_seen_and_none_is_none() -> None:
+def test_a_clear_difference_on_the_same_images_is_seen_and_none_is_none() -> None:
     better, worse = np.ones(100, bool), np.arange(100) < 80
     found = paired_difference(better, worse)
     assert found.mean == pytest.approx(0.2) and 0 < found.low < 0.2 < found.high

@@ -12,7 +12,7 @@ def test_balanced_accuracy_weighs_classes_that_occur_equally() -> None:
     found = measure(logits, labels)
     assert found.accuracy == 0.75
     assert found.balanced_accuracy == 0.5  # class 2 doesn't occur
-    assert found.pictures == 4
+    assert found.images == 4
 
 
 def test_ece_is_the_gap_between_confidence_and_accuracy() -> None:

@@ -99,13 +99,13 @@ def test_the_projector_fitted_is_the_regression_that_is_best_for_groups_left_out
     assert means[int(np.argmin(gaps)), LAMBDAS.index(fit.lambda_)] == means.max()
 
 
-def test_where_everything_is_right_neither_picture_nor_label_is_left_out() -> None:
+def test_where_everything_is_right_neither_image_nor_label_is_left_out() -> None:
     labels = np.arange(30) % 3
     features, texts = np.eye(3, dtype=np.float32)[labels], np.eye(3, dtype=np.float32)
     assert fitted(Taught(features, texts[labels], texts, labels, np.arange(30) // 10)).lambda_ == 0.5
 
 
-def test_of_one_domain_every_fifth_picture_is_left_out(
+def test_of_one_domain_every_fifth_image_is_left_out(
     drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]],
 ) -> None:
     features, images, texts, labels, _ = drawn
@@ -114,10 +114,10 @@ def test_of_one_domain_every_fifth_picture_is_left_out(
 
 
 @pytest.mark.parametrize("away", [0, 5])
-def test_one_picture_teaches_its_own_answer(
+def test_one_image_teaches_its_own_answer(
     away: float, drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]]
 ) -> None:
-    """A domain of one answered picture has no variance, only what rounding leaves of it."""
+    """A domain of one answered image has no variance, only what rounding leaves of it."""
     features, images, texts, labels, _ = drawn
     features = np.round(features) if not away else features + np.float32(away)
     alone = moments_of(features[:1], np.hstack([images, texts[labels]])[:1])

@@ -20,7 +20,7 @@ def test_softness_is_entropy_over_that_of_a_blind_guess() -> None:
     expected = -(odds * np.log(odds)).sum() / np.log(3)
     assert softness(4 * np.log(odds)[None], 4.0) == pytest.approx(expected)
     both = np.array([[1000.0, 0, 0], [0, 0, 0]])
-    assert softness(both, 1.0) == pytest.approx(0.5)  # the mean of pictures
+    assert softness(both, 1.0) == pytest.approx(0.5)  # the mean of images
 
 
 @pytest.mark.parametrize(("classes", "scale"), [(2, 5.0), (7, 20.0), (54, 40.0), (300, 100.0)])

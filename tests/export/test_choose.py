@@ -84,12 +84,12 @@ def test_another_size_is_calibrated_for_itself(run: vl2v.Run, store: Path, tmp_p
     assert exported.probabilities(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 3)
 
 
-def test_runs_on_other_pictures_are_not_compared(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
+def test_runs_on_other_images_are_not_compared(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
     shutil.copytree(run.folder, tmp_path / "other")
     config = tmp_path / "other" / "config.toml"
     config.write_text(config.read_text().replace('target = [\n    "paint",\n]', 'target = ["ink"]'))
     assert vl2v.Run(tmp_path / "other").config.data.target == ["ink"] != run.config.data.target
-    with pytest.raises(ConfigError, match="other pictures, split or classes"):
+    with pytest.raises(ConfigError, match="other images, split or classes"):
         choose_export([run, vl2v.Run(tmp_path / "other")], Target(1), store=store)
 
 

@@ -38,11 +38,11 @@ def other(request: pytest.FixtureRequest, run: vl2v.Run, store: Path, tmp_path_f
 
 
 def test_it_predicts_what_the_student_does(other: Path, run: vl2v.Run, shapes: Path) -> None:
-    pictures = sorted((shapes / "paint").rglob("*.png"))
+    images = sorted((shapes / "paint").rglob("*.png"))
     exported = vl2v.runtime.load(other)
     assert exported.card["precision"] == "fp32" and exported.classes == run.classifier.classes
     assert exported.card["reference"]["domains"].keys() == {"chalk", "ink"}  # what live traffic is compared with
-    for batch in (pictures, pictures[:1]):
+    for batch in (images, images[:1]):
         for ours, theirs in zip(exported.predict(batch), run.classifier.predict(batch), strict=True):
             assert (ours.best, ours.label) == (theirs.best, theirs.label)
             assert ours.probability == pytest.approx(theirs.probability, abs=1e-4)
@@ -70,7 +70,7 @@ def test_openvino_has_int8(run: vl2v.Run, store: Path, closed: Path, tmp_path: P
     parity = export_student(run, file, "openvino", int8=True, store=store)
     assert not parity.worse and parity.gain is not None
     card = vl2v.runtime.load(file).card
-    assert card["precision"] == "int8" and card["reference"]["pictures"] == 14
+    assert card["precision"] == "int8" and card["reference"]["images"] == 14
     write_openvino(closed, {}, tmp_path / "fp32.xml")
     small, large = (path.with_suffix(".bin").stat().st_size for path in (file, tmp_path / "fp32.xml"))
     assert small < 0.6 * large and 'type="FakeQuantize"' in file.read_text()

@@ -64,11 +64,11 @@ def test_what_was_pushed_predicts_what_the_run_does(hub: Hub, run: vl2v.Run, sha
     commit, files = hub.head(REPO)
     assert reference == f"hf:{REPO}@{commit}"
     assert set(files) == {".gitattributes", "README.md", "student.json", "student.safetensors", "student.onnx"}
-    pictures = sorted((shapes / "paint").rglob("*.png"))
-    wanted = run.classifier.predict(pictures)
-    assert vl2v.load(reference).predict(pictures) == vl2v.load(f"hf:{REPO}").predict(pictures) == wanted
+    images = sorted((shapes / "paint").rglob("*.png"))
+    wanted = run.classifier.predict(images)
+    assert vl2v.load(reference).predict(images) == vl2v.load(f"hf:{REPO}").predict(images) == wanted
     (tmp_path / "student.onnx").write_bytes(files["student.onnx"])
-    assert vl2v.runtime.load(tmp_path / "student.onnx").predict(pictures)[0].label == wanted[0].label
+    assert vl2v.runtime.load(tmp_path / "student.onnx").predict(images)[0].label == wanted[0].label
 
 
 def test_nothing_of_its_maker_is_sent(run: vl2v.Run, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -78,7 +78,7 @@ def test_nothing_of_its_maker_is_sent(run: vl2v.Run, shapes: Path, monkeypatch: 
     assert str(shapes) in config  # the run knows
     machine = [str(Path.home()), f"/{getpass.getuser()}/", "site-packages", "src/vl2v"]
     names = [str(shapes), str(run.folder), TOKEN, KEY, *machine]
-    names += sorted(picture.name for picture in shapes.rglob("*.png"))[:3]
+    names += sorted(image.name for image in shapes.rglob("*.png"))[:3]
     files = parcel(run, REPO)
     for name, data in files.items():
         assert not [word for word in names if word.encode() in data], name
@@ -147,10 +147,10 @@ def test_what_was_pushed_is_served_and_evaluated(
     assert taken[0].read_bytes() == (run.folder / "student.onnx").read_bytes()
     store = run.folder.with_name("store")
     here, there = (vl2v.evaluate_run(which, shapes, store=store) for which in (run.folder, reference))
-    assert {row.role for row in there.rows} == {"unseen"}  # it doesn't know its own pictures any more
+    assert {row.role for row in there.rows} == {"unseen"}  # it doesn't know its own images any more
     unseen = [row for row in here.rows if row.role == "unseen"]
     assert unseen and all(row in there.rows for row in unseen)
-    with pytest.raises(DataError, match="comes without its pictures"):
+    with pytest.raises(DataError, match="comes without its images"):
         vl2v.evaluate_run(reference, store=store)
 
 
@@ -252,7 +252,7 @@ BAD = {
     "more classes": (lambda card, tensors: card["classes"].append("x"), "the weights don't fit"),
     "no classes": (lambda card, tensors: card.update(classes=[]), "classes: list should have at least 1 item"),
     "a huge layer": (lambda card, tensors: card.update(features=10**12), "the weights don't fit"),
-    "huge pictures": (lambda card, tensors: card["backbone"].update(image_size=10**6), r"backbone\.image_size: .*4096"),
+    "huge images": (lambda card, tensors: card["backbone"].update(image_size=10**6), r"backbone\.image_size: .*4096"),
     "no number": (lambda card, tensors: card.update(temperature="warm"), "temperature: input should be a valid number"),
     "a model of the hub": (
         lambda card, tensors: card["backbone"]["build"].update(name="hf-hub:somebody/else"),

@@ -35,17 +35,17 @@ from vl2v.export.onnx import int8_trials, write_onnx
 def test_an_export_predicts_what_the_student_does(
     form: str, run: vl2v.Run, shapes: Path, request: pytest.FixtureRequest
 ) -> None:
-    pictures = sorted((shapes / "paint").rglob("*.png"))
+    images = sorted((shapes / "paint").rglob("*.png"))
     exported = vl2v.runtime.load(request.getfixturevalue(form), threads=1)
-    for ours, theirs in zip(exported.predict(pictures), run.classifier.predict(pictures), strict=True):
+    for ours, theirs in zip(exported.predict(images), run.classifier.predict(images), strict=True):
         assert (ours.best, ours.label) == (theirs.best, theirs.label)
         assert ours.probability == pytest.approx(theirs.probability, abs=1e-4)
-    one = exported.predict([pictures[0].read_bytes()])  # a batch of one, and bytes
-    assert one[0].probability == pytest.approx(exported.predict(pictures)[0].probability, abs=1e-5)
+    one = exported.predict([images[0].read_bytes()])  # a batch of one, and bytes
+    assert one[0].probability == pytest.approx(exported.predict(images)[0].probability, abs=1e-5)
 
 
 def test_it_needs_onnxruntime_pillow_and_numpy_alone(closed: Path, shapes: Path) -> None:
-    picture = next((shapes / "paint").rglob("*.png"))
+    image = next((shapes / "paint").rglob("*.png"))
     program = f"""
 import sys
 
@@ -56,7 +56,7 @@ class Nothing:  # else is installed
 
 sys.meta_path.insert(0, Nothing())
 import vl2v.runtime
-print(vl2v.runtime.load({str(closed)!r}).predict([{str(picture)!r}])[0].best)
+print(vl2v.runtime.load({str(closed)!r}).predict([{str(image)!r}])[0].best)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -80,11 +80,11 @@ def test_the_documentation_tells_other_languages_how(
     pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    for picture in (Image.open(shapes / "paint" / "ball" / "00.png"), Image.fromarray(pixels[:20])):
-        picture.save("picture.jpg", exif=exif)
+    for image in (Image.open(shapes / "paint" / "ball" / "00.png"), Image.fromarray(pixels[:20])):
+        image.save("image.jpg", exif=exif)
         names: dict[str, Any] = {}
         exec(example, names)
-        (answer,) = exported.predict(["picture.jpg"])
+        (answer,) = exported.predict(["image.jpg"])
         label, probability = capsys.readouterr().out.split()
         assert label == answer.label and float(probability) == pytest.approx(answer.probability, abs=0.01)
     for size in (8, 32, 200):
@@ -98,7 +98,7 @@ def test_the_file_is_all_there_is(closed: Path, shapes: Path) -> None:
     assert not any(tensor.external_data for tensor in model.graph.initializer)
     card = json.loads({entry.key: entry.value for entry in model.metadata_props}["vl2v"])
     assert card["classes"] == ["ball", "box", "cone"] and card["image_size"] == 32 and card["form"] == "closed"
-    assert str(shapes).encode() not in closed.read_bytes()  # no path of the pictures, or of the teacher
+    assert str(shapes).encode() not in closed.read_bytes()  # no path of the images, or of the teacher
     data = closed.read_bytes()
     assert not any(path in data for path in (str(Path.home()).encode(), b"site-packages", b"/src/vl2v"))
 
@@ -151,11 +151,11 @@ def test_the_layer_that_int8_hurts_most_stays_in_fp32_first(tmp_path: Path) -> N
     assert trials[:2] == [(), (nodes[2],)] and [len(kept) for kept in trials] == [0, 1, 2]  # none of them twice
 
 
-def test_what_is_told_says_how_many_pictures_it_is_of() -> None:
+def test_what_is_told_says_how_many_images_it_is_of() -> None:
     parity = checking.Parity(
         0, 1, {"ink": (6 / 7, 5 / 7), "chalk": (0.5, 0.5)}, {"ink": 7, "chalk": 400}, {"ink": (1, 0), "chalk": (2, 2)}
     )
-    assert "ink 85.7 -> 71.4 (7 pictures, 1 fewer right), chalk 50.0 -> 50.0 (400 pictures)" in parity.summary()
+    assert "ink 85.7 -> 71.4 (7 images, 1 fewer right), chalk 50.0 -> 50.0 (400 images)" in parity.summary()
 
 
 def parity(**changed: tuple[int, int, int]) -> checking.Parity:

@@ -81,7 +81,7 @@ def test_simkd_is_the_squared_distance_of_the_projection_itself(output, targets)
 
 
 @pytest.mark.parametrize("loss", [cosine_distance, squared_distance])
-def test_a_picture_that_was_not_asked_about_adds_nothing(loss, output, targets):
+def test_a_image_that_was_not_asked_about_adds_nothing(loss, output, targets):
     images = targets.images.clone()
     images[2:] = 0
     some = Targets(LABELS, images, targets.texts)
@@ -115,7 +115,7 @@ def test_rise_uses_the_published_weights():
     assert loss == {"temperature": 3.0, "kd_weight": 0.9}
 
 
-def test_mixup_mixes_every_picture_with_one_of_another_domain(targets):
+def test_mixup_mixes_every_image_with_one_of_another_domain(targets):
     torch.manual_seed(3)
     pixels = torch.arange(N).view(N, 1, 1, 1).expand(N, 2, 2, 3).to(torch.uint8)
     mixed, blended = between_domains(0.2)(pixels, targets)
@@ -134,7 +134,7 @@ def test_mixup_mixes_every_picture_with_one_of_another_domain(targets):
     )
 
 
-def test_mixup_of_one_domain_mixes_each_picture_with_another_of_it(targets):
+def test_mixup_of_one_domain_mixes_each_image_with_another_of_it(targets):
     torch.manual_seed(3)
     pixels = torch.arange(N).view(N, 1, 1, 1).expand(N, 2, 2, 3).to(torch.uint8)
     mixed, blended = between_domains(0.2)(pixels, replace(targets, domains=torch.zeros(N, dtype=torch.long)))

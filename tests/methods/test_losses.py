@@ -35,7 +35,7 @@ def test_adip_is_the_papers_sum_of_two_cosines(batch: tuple[torch.Tensor, Target
     assert cosine_loss(Output(z, z), targets, lambda_)["loss"] == pytest.approx(expected.item(), abs=1e-6)
 
 
-def test_pictures_learn_from_what_they_have(batch: tuple[torch.Tensor, Targets]) -> None:
+def test_images_learn_from_what_they_have(batch: tuple[torch.Tensor, Targets]) -> None:
     z, full = batch
     images, texts = full.embeddings()
     images = images * torch.tensor([[1.0], [1], [0], [0]])  # the last two were not asked about
@@ -51,7 +51,7 @@ def test_pictures_learn_from_what_they_have(batch: tuple[torch.Tensor, Targets])
     assert z.grad is not None and not z.grad.any()
 
 
-def test_kd_of_a_picture_that_was_not_asked_about_is_its_cross_entropy(batch: tuple[torch.Tensor, Targets]) -> None:
+def test_kd_of_a_image_that_was_not_asked_about_is_its_cross_entropy(batch: tuple[torch.Tensor, Targets]) -> None:
     _, full = batch
     images, texts = full.embeddings()
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))

@@ -70,7 +70,7 @@ def test_prices_are_minutes_sizes_and_questions(of_benchmark: Written, page: Pag
     count = sum(value.size for name, value in weights.items() if "running" not in name and "tracked" not in name)
     assert any(abs(size - count / 1e6) < 1e-3 for size in sizes["erm"])
     (fewer, everything) = page.rows("Figures of Accuracy against questions")
-    asked = "pictures that the teacher was asked about"
+    asked = "images that the teacher was asked about"
     assert (fewer["series"], fewer[asked], everything[asked]) == ("adip, test_efficientnet", "12", "58")
     mean = mean_and_error(of(found, student="test_efficientnet", method="adip"))[0]
     assert float(everything["accuracy on unseen domains, %"]) == pytest.approx(100 * mean, abs=0.05)
@@ -97,7 +97,7 @@ def test_classes_and_disagreements_are_those_of_the_answers(of_benchmark: Writte
     ]
 
 
-def test_thumbnails_are_there_only_with_the_pictures(of_benchmark: Written, shapes: Path, tmp_path: Path) -> None:
+def test_thumbnails_are_there_only_with_the_images(of_benchmark: Written, shapes: Path, tmp_path: Path) -> None:
     count = len(re.findall(r"<img src=.data:image/webp", of_benchmark.html))
     assert count > 0
     jobs = shutil.copytree(of_benchmark.folder, tmp_path / "bench") / "jobs.jsonl"

@@ -118,13 +118,13 @@ def test_a_class_can_be_seen_alone(shown: Chrome) -> None:
     assert shown.find_elements(CSS, ".map .dim") == []
 
 
-def test_pointing_at_a_picture_on_the_map_shows_it(shown: Chrome) -> None:
+def test_pointing_at_a_image_on_the_map_shows_it(shown: Chrome) -> None:
     (*_, point) = shown.find_elements(CSS, ".map circle")
     tip = pointed_at(shown, point)
     assert tip.is_displayed() and tip.text.split(",")[0] in ("ball", "box", "cone")
-    picture = tip.find_element(By.TAG_NAME, "span")
-    assert "data:image/webp" in picture.value_of_css_property("background-image")
-    assert picture.size == {"width": 72, "height": 72}
+    image = tip.find_element(By.TAG_NAME, "span")
+    assert "data:image/webp" in image.value_of_css_property("background-image")
+    assert image.size == {"width": 72, "height": 72}
     ActionChains(shown).send_keys(Keys.ESCAPE).perform()
     assert not tip.is_displayed()
 

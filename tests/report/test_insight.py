@@ -1,4 +1,4 @@
-"""What a report shows of a student: the part that an answer hangs on, the plane, and small pictures."""
+"""What a report shows of a student: the part that an answer hangs on, the plane, and small images."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_plane_holds_what_varies_most() -> None:
     np.testing.assert_allclose(np.linalg.norm(flat[:, None] - flat[None], axis=-1), apart, atol=1e-4)
 
 
-def test_a_sheet_has_its_pictures_row_by_row() -> None:
+def test_a_sheet_has_its_images_row_by_row() -> None:
     colours = [(200, 0, 0), (0, 200, 0), (0, 0, 200)]
     pixels = [np.full((20, 20, 3), colour, np.uint8) for colour in colours]
     data = sprite(pixels, side=16, columns=2)

@@ -38,9 +38,9 @@ def test_its_figures_are_the_evaluations(of_run: Written) -> None:
         assert len(evaluation.of(who)) == 3  # the teacher was asked about paint, too, after the run
         for row in evaluation.of(who):
             shown, m = rows[row.domain], row.metrics
-            low, high = wilson(round(m.accuracy * m.pictures), m.pictures)
+            low, high = wilson(round(m.accuracy * m.images), m.images)
             assert shown[head] == f"{percent(m.accuracy)} {percent(low)} to {percent(high)}"
-            assert shown["pictures"] == str(m.pictures)
+            assert shown["images"] == str(m.images)
             if who == "student":
                 assert (shown["balanced %"], shown["ECE %"]) == (percent(m.balanced_accuracy), percent(m.ece))
                 assert shown["answered %"] == percent(m.known)
@@ -50,7 +50,7 @@ def test_classes_and_confusions_are_those_of_the_answers(of_run: Written) -> Non
     page, kept = Page(of_run.html), Predictions.load(of_run.folder)
     unseen = kept["domain"] == kept.domains.index("paint")
     labels, answers = kept["label"][unseen], kept["answer"][unseen]
-    (matrix,) = (label for label in page.tables if label.startswith("Rows: what a picture shows"))
+    (matrix,) = (label for label in page.tables if label.startswith("Rows: what an image shows"))
     cells = {row[""]: row for row in page.rows(matrix)}
     for number, name in enumerate(kept.classes):
         for other, said in enumerate(kept.classes):
@@ -66,9 +66,9 @@ def test_it_tells_what_was_trained_and_what_it_cost(of_run: Written) -> None:
     for told in (
         "adip (align: 20 steps, learning rate 0.01, 8 a domain; distill: 6 steps, learning rate 0.001, 4 a domain)",
         "recorded:shapes-teacher",
-        "58 training pictures, and 3 texts",  # of 2 domains of 36, 7 of each validate
+        "58 training images, and 3 texts",  # of 2 domains of 36, 7 of each validate
         "nothing: the teacher costs nothing",
-        "vl2v predict adip PICTURE",
+        "vl2v predict adip IMAGE",
         'vl2v.load("adip")',
         "vl2v classes add adip NAME  # one more class",
         'method = "adip"',
@@ -135,7 +135,7 @@ def test_a_class_that_was_added_competes_in_the_report(of_run: Written, tmp_path
         assert rows[row.domain]["ECE %"] == percent(row.metrics.ece)
 
 
-def test_pictures_that_have_changed_are_measured_again(of_run: Written, shapes: Path, tmp_path: Path) -> None:
+def test_images_that_have_changed_are_measured_again(of_run: Written, shapes: Path, tmp_path: Path) -> None:
     data = shutil.copytree(shapes, tmp_path / "shapes")
     folder = shutil.copytree(of_run.folder, tmp_path / "run")
     config = folder / "config.toml"
@@ -143,7 +143,7 @@ def test_pictures_that_have_changed_are_measured_again(of_run: Written, shapes: 
     kept = folder / "predictions.safetensors"
     before = kept.read_bytes()
     look(Run(folder), of_run.store, silent)
-    assert kept.read_bytes() == before  # the same pictures elsewhere
+    assert kept.read_bytes() == before  # the same images elsewhere
     shutil.copy(data / "paint" / "box" / "00.png", data / "paint" / "ball" / "00.png")
     looked = look(Run(folder), of_run.store, silent)
     first = looked.kept["index"] == looked.dataset.paths.index("paint/ball/00.png")
@@ -189,7 +189,7 @@ def test_a_student_with_a_linear_head_has_a_map_of_its_own(
 ) -> None:
     run = distill(quick_settings(shapes, recording, "kd"), tmp_path / "kd", store=of_run.store)
     words = Page(write_report(run.folder, store=of_run.store).read_text()).words
-    assert "of what each model makes of a picture" in words and "mean cosine" not in words
+    assert "of what each model makes of an image" in words and "mean cosine" not in words
     assert "vl2v classes add" not in words and "vl2v export kd --int8" in words
 
 
@@ -198,4 +198,4 @@ def test_a_run_without_an_unseen_domain_has_a_report(quick: dict[str, object], t
     run = distill(quick, tmp_path / "run", store=tmp_path / "store")
     assert isinstance(run, Run)
     words = Page(write_report(run.folder, store=tmp_path / "store").read_text()).words
-    assert "No domain was left out of training" in words and "seen domains' validation pictures" in words
+    assert "No domain was left out of training" in words and "seen domains' validation images" in words

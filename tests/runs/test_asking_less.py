@@ -1,4 +1,4 @@
-"""A run that asks about some of its pictures only."""
+"""A run that asks about some of its images only."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def test_a_run_does_not_depend_on_what_else_is_known(quick: dict[str, Any], tmp_
     assert not same(alone, vl2v.distill(everything, tmp_path / "all", store=tmp_path / "full"))
 
 
-def test_known_asks_about_no_more_pictures_and_is_remembered(quick: dict[str, Any], tmp_path: Path) -> None:
+def test_known_asks_about_no_more_images_and_is_remembered(quick: dict[str, Any], tmp_path: Path) -> None:
     quick["teacher"] |= {"select": 10, "strategy": "random"}
     vl2v.embed(quick, store=tmp_path / "store")
     quick["teacher"] |= {"select": "known"}
@@ -87,15 +87,15 @@ def test_advice_is_a_curve_and_a_verdict(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick["data"]["target"] = []
-    with pytest.raises(ConfigError, match="0 of 87 training pictures and 0 of 3 texts are answered; ask"):
+    with pytest.raises(ConfigError, match="0 of 87 training images and 0 of 3 texts are answered; ask"):
         advise(quick, store=tmp_path / "store")
     quick["teacher"] |= {"select": 64}
     vl2v.embed(quick, store=tmp_path / "store")
     advice = advise(quick, store=tmp_path / "store")
-    assert [point.pictures for point in advice.points] == [8, 16, 32, 64]
+    assert [point.images for point in advice.points] == [8, 16, 32, 64]
     assert advice.left == 23
     assert all(1 / 3 < point.accuracy <= 1 for point in advice.points), "better than chance"
-    assert f"the 23 pictures that are left may add {100 * advice.gain()[0]:.1f} points" in advice.verdict()
+    assert f"the 23 images that are left may add {100 * advice.gain()[0]:.1f} points" in advice.verdict()
     assert asked(tmp_path / "store") == {"image": 64, "text": 3}
     del quick["teacher"]["select"]
     vl2v.embed(quick, store=tmp_path / "store")

@@ -21,15 +21,15 @@ from vl2v.runs.folder import locked
 
 
 @pytest.fixture
-def pictures(shapes: Path, tmp_path: Path) -> Path:
+def images(shapes: Path, tmp_path: Path) -> Path:
     """Return a copy of the shapes, to be spoilt."""
     return Path(shutil.copytree(shapes, tmp_path / "shapes"))
 
 
 @pytest.fixture
-def given(quick: dict[str, Any], pictures: Path) -> dict[str, Any]:
+def given(quick: dict[str, Any], images: Path) -> dict[str, Any]:
     """Return the settings of a run on the copy."""
-    return {**quick, "data": {**quick["data"], "path": str(pictures)}}
+    return {**quick, "data": {**quick["data"], "path": str(images)}}
 
 
 @pytest.fixture(scope="module")
@@ -46,40 +46,40 @@ def refused(kind: type[VL2VError], message: str) -> Iterator[None]:
     assert "\n" not in str(error.value)
 
 
-def one_class_only(pictures: Path) -> None:
+def one_class_only(images: Path) -> None:
     for name in ("box", "cone"):
-        for domain in pictures.iterdir():
+        for domain in images.iterdir():
             shutil.rmtree(domain / name)
 
 
-def one_class_in_the_sources(pictures: Path) -> None:
+def one_class_in_the_sources(images: Path) -> None:
     for name in ("box", "cone"):
         for domain in ("chalk", "ink"):
-            shutil.rmtree(pictures / domain / name)
+            shutil.rmtree(images / domain / name)
 
 
-def an_empty_target(pictures: Path) -> None:
-    shutil.rmtree(pictures / "paint")
-    (pictures / "paint").mkdir()
+def an_empty_target(images: Path) -> None:
+    shutil.rmtree(images / "paint")
+    (images / "paint").mkdir()
 
 
-def an_empty_source(pictures: Path) -> None:
-    for file in (pictures / "ink").rglob("*.png"):
+def an_empty_source(images: Path) -> None:
+    for file in (images / "ink").rglob("*.png"):
         file.write_bytes(b"")
 
 
-def one_picture_in_a_source(pictures: Path) -> None:
-    for file in list((pictures / "ink").rglob("*.png"))[1:]:
+def one_image_in_a_source(images: Path) -> None:
+    for file in list((images / "ink").rglob("*.png"))[1:]:
         file.unlink()
 
 
-def a_class_called_unknown(pictures: Path) -> None:
-    (pictures / "ink" / "cone").rename(pictures / "ink" / "unknown")
+def a_class_called_unknown(images: Path) -> None:
+    (images / "ink" / "cone").rename(images / "ink" / "unknown")
 
 
-def nothing(pictures: Path) -> None:
-    shutil.rmtree(pictures)
-    pictures.mkdir()
+def nothing(images: Path) -> None:
+    shutil.rmtree(images)
+    images.mkdir()
 
 
 @pytest.mark.parametrize(
@@ -87,54 +87,54 @@ def nothing(pictures: Path) -> None:
     [
         (one_class_only, r"one class only \(ball\); a classifier needs two"),
         (one_class_in_the_sources, "one class only in the source domains; a classifier needs two"),
-        (an_empty_target, r"domain 'paint' has no usable pictures \(paint: an empty folder\); put some there"),
-        (an_empty_source, r"none of the 36 pictures of domain ink can be used \(.*empty file"),
-        (one_picture_in_a_source, "domain ink has 1 usable pictures and none of them for validation; add pictures"),
+        (an_empty_target, r"domain 'paint' has no usable images \(paint: an empty folder\); put some there"),
+        (an_empty_source, r"none of the 36 images of domain ink can be used \(.*empty file"),
+        (one_image_in_a_source, "domain ink has 1 usable images and none of them for validation; add images"),
         (
             a_class_called_unknown,
             "a class is called 'unknown', which is the answer where none is likely enough; rename it",
         ),
-        (nothing, "no pictures"),
+        (nothing, "no images"),
     ],
 )
-def test_pictures_that_no_student_can_learn_from(
-    spoil: Callable[[Path], None], message: str, given: dict[str, Any], pictures: Path, tmp_path: Path
+def test_images_that_no_student_can_learn_from(
+    spoil: Callable[[Path], None], message: str, given: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
-    spoil(pictures)
+    spoil(images)
     with refused(DataError, message):
         vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
 
 
 def test_a_class_missing_in_a_source_is_learnt_from_the_others(
-    given: dict[str, Any], pictures: Path, tmp_path: Path
+    given: dict[str, Any], images: Path, tmp_path: Path
 ) -> None:
-    shutil.rmtree(pictures / "ink" / "cone")
+    shutil.rmtree(images / "ink" / "cone")
     run = vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
     assert run.classifier.classes == ["ball", "box", "cone"]
 
 
 def test_a_class_that_only_the_target_has_is_known_by_its_text_or_not_at_all(
-    given: dict[str, Any], pictures: Path, recording: Path, tmp_path: Path
+    given: dict[str, Any], images: Path, recording: Path, tmp_path: Path
 ) -> None:
     for domain in ("chalk", "ink"):
-        shutil.rmtree(pictures / domain / "cone")
-    with refused(DataError, "no source domain has pictures of cone, so that erm can't learn it; take adip"):
-        erm = {**quick_settings(pictures, recording, "erm"), "data": given["data"]}
+        shutil.rmtree(images / domain / "cone")
+    with refused(DataError, "no source domain has images of cone, so that erm can't learn it; take adip"):
+        erm = {**quick_settings(images, recording, "erm"), "data": given["data"]}
         vl2v.distill(erm, tmp_path / "erm", store=tmp_path / "store")
     run = vl2v.distill(given, tmp_path / "adip", store=tmp_path / "store")
     assert run.classifier.classes == ["ball", "box", "cone"]
 
 
 def test_a_student_is_not_measured_on_classes_that_it_does_not_know(
-    calm: vl2v.Run, pictures: Path, tmp_path: Path
+    calm: vl2v.Run, images: Path, tmp_path: Path
 ) -> None:
-    shutil.copytree(pictures / "ink" / "ball", pictures / "ink" / "star")
+    shutil.copytree(images / "ink" / "ball", images / "ink" / "star")
     with refused(DataError, "the student doesn't know the class 'star'; it knows ball, box, cone; add it with"):
-        vl2v.evaluate_run(calm, pictures, store=tmp_path / "store")
+        vl2v.evaluate_run(calm, images, store=tmp_path / "store")
 
 
 class Odd(Stub):
-    """A teacher whose answers about pictures are made odd."""
+    """A teacher whose answers about images are made odd."""
 
     def __init__(self, spoil: Callable[[np.ndarray], np.ndarray], dim: int = 16) -> None:
         super().__init__()
@@ -231,7 +231,7 @@ def test_checkpoints_that_are_all_corrupt(begun: Path, given: dict[str, Any], tm
 
 def test_a_corrupt_store(given: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
-    (tmp_path / "store" / FILE_NAME).write_bytes(b"pictures of cats" * 4096)
+    (tmp_path / "store" / FILE_NAME).write_bytes(b"images of cats" * 4096)
     with refused(StoreError, r"answers.sqlite: the file is corrupt .*`vl2v embed` asks again"):
         vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
 

@@ -30,7 +30,7 @@ AXES = dict(zip(CLASSES, np.eye(DIM)[: len(CLASSES)], strict=True))
 
 
 def recorded(shapes: Path, folder: Path, texts: dict[str, np.ndarray], noise: float = 0.1) -> str:
-    """Write a recording in which every class's pictures lie along an axis; return how to ask for it."""
+    """Write a recording in which every class's images lie along an axis; return how to ask for it."""
     folder.mkdir()
     rng = np.random.default_rng(2)
     files = sorted(shapes.rglob("*.png"))
@@ -62,27 +62,27 @@ def check(quick: dict[str, Any], tmp_path: Path):
 def test_a_small_balanced_sample_is_asked_about_once_after_its_cost_was_told(check, tmp_path: Path) -> None:
     told: list[str] = []
     found = check(
-        pictures=18, tell=lambda words: told.append(f"{words} {(tmp_path / 'store/answers.sqlite').stat().st_size}")
+        images=18, tell=lambda words: told.append(f"{words} {(tmp_path / 'store/answers.sqlite').stat().st_size}")
     )
-    assert told[0].startswith("pictures: 18: 18 questions, 0 known, 18 to ask\ntexts: ")
+    assert told[0].startswith("images: 18: 18 questions, 0 known, 18 to ask\ntexts: ")
     assert asked(tmp_path / "store") == {"image": 18, "text": 3}
-    assert [(share.name, share.pictures) for share in found.domains] == [("chalk", 9), ("ink", 9)], "paint is unseen"
-    assert [(share.name, share.pictures) for share in found.classes] == [(name, 6) for name in CLASSES]
-    assert check(pictures=18) == found
+    assert [(share.name, share.images) for share in found.domains] == [("chalk", 9), ("ink", 9)], "paint is unseen"
+    assert [(share.name, share.images) for share in found.classes] == [(name, 6) for name in CLASSES]
+    assert check(images=18) == found
     assert asked(tmp_path / "store") == {"image": 18, "text": 3}, "nothing twice"
 
 
 @pytest.mark.parametrize("count", [7, 10, 23, 50])
 def test_samples_of_any_size_are_balanced_over_classes_and_domains(check, count: int) -> None:
-    found = check(pictures=count)
+    found = check(images=count)
     for groups in (found.classes, found.domains):
-        sizes = [share.pictures for share in groups]
+        sizes = [share.images for share in groups]
         assert sum(sizes) == count and max(sizes) - min(sizes) <= 2
 
 
 def test_a_good_teacher_is_worth_it_and_its_missing_prompts_are_named(check) -> None:
     found = check()
-    assert found.everything.pictures == 72, "all there are"
+    assert found.everything.images == 72, "all there are"
     assert found.everything.accuracy > 0.9
     assert found.alignment.margin > 0.2
     assert "Worth distilling: a linear probe on the untaught student's features gets" in found.verdict()
@@ -119,7 +119,7 @@ def test_prompts_are_recommended_when_they_do_better_than_noise(check, shapes: P
     assert f"Other prompts do better: {better.setting} gets" in found.verdict()
 
 
-def test_a_misleading_name_is_pointed_out_with_the_pictures_it_costs(check, shapes: Path, tmp_path: Path) -> None:
+def test_a_misleading_name_is_pointed_out_with_the_images_it_costs(check, shapes: Path, tmp_path: Path) -> None:
     texts = {PHOTO.format(name): AXES[name] for name in CLASSES}
     texts["a photo of a ball"] = AXES["box"] - 0.5 * AXES["ball"]
     texts["a photo of a box"] = AXES["box"] + 0.2 * AXES["ball"]
@@ -134,7 +134,7 @@ def test_a_misleading_name_is_pointed_out_with_the_pictures_it_costs(check, shap
     assert name.cosine == pytest.approx(0.9 / (1.25 * 1.04) ** 0.5, abs=1e-3)
     assert "prompts.overrides.ball" in name.advice()
     assert found.own.share.accuracy == 1
-    assert "Its pictures tell more than its texts do" in found.verdict()
+    assert "Its images tell more than its texts do" in found.verdict()
 
 
 def test_a_teacher_that_knows_nothing_is_not_worth_it(check, shapes: Path, tmp_path: Path) -> None:
@@ -151,18 +151,18 @@ def test_copies_and_broken_files_are_passed_over(quick: dict[str, Any], shapes: 
         for name in CLASSES:
             files = sorted((mine / domain / name).iterdir())
             for file in files[4:8]:
-                file.write_bytes(b"not a picture")
+                file.write_bytes(b"not an image")
             for file in files[8:]:
                 shutil.copy(files[0], file)
-    found = check_teacher(merge_data(quick, mine), pictures=30, store=tmp_path / "store")
-    assert found.everything.pictures == 24
-    assert {share.pictures for share in found.classes} == {8}
+    found = check_teacher(merge_data(quick, mine), images=30, store=tmp_path / "store")
+    assert found.everything.images == 24
+    assert {share.images for share in found.classes} == {8}
 
 
-def test_one_domain_is_judged_on_other_pictures_of_it(quick: dict[str, Any], tmp_path: Path) -> None:
+def test_one_domain_is_judged_on_other_images_of_it(quick: dict[str, Any], tmp_path: Path) -> None:
     quick["data"]["target"] = ["chalk", "paint"]
     found = check_teacher(quick, store=tmp_path / "store")
-    assert found.student is not None and "on pictures it didn't learn from" in found.verdict()
+    assert found.student is not None and "on images it didn't learn from" in found.verdict()
     assert any("one domain only" in note for note in found.notes)
 
 
@@ -174,10 +174,10 @@ def test_without_a_student_there_is_no_comparison(quick: dict[str, Any], tmp_pat
 
 
 def test_what_cannot_be_checked_is_said_in_one_line(quick: dict[str, Any], shapes: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="pictures = 0: a sample has 1 or more"):
-        check_teacher(quick, pictures=0, store=tmp_path / "store")
+    with pytest.raises(ConfigError, match="images = 0: a sample has 1 or more"):
+        check_teacher(quick, images=0, store=tmp_path / "store")
     shutil.copytree(shapes / "ink" / "ball", tmp_path / "one" / "ink" / "ball")
-    with pytest.raises(DataError, match="labelled pictures of two classes or more; none such"):
+    with pytest.raises(DataError, match="labelled images of two classes or more; none such"):
         check_teacher(merge_data({**quick, "data": {"target": []}}, tmp_path / "one"), store=tmp_path / "store")
     quick["prompts"] = {"templates": ["a statue of a {class}"]}
     with pytest.raises(TeacherError, match="no answer for 3 of 3 texts"):
@@ -189,7 +189,7 @@ def merge_data(quick: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 class Vendor:
-    """A rented teacher: a cent a question, refuses one picture."""
+    """A rented teacher: a cent a question, refuses one image."""
 
     name, fingerprint, dim, logit_scale, currency = "vendor:m", "v" * 32, DIM, None, "USD"
     doubt = ""
@@ -220,16 +220,16 @@ def test_a_rented_teacher_is_asked_when_its_price_is_known_and_within_the_budget
     monkeypatch.setattr("vl2v.runs.check.the_teacher", lambda config: Vendor("ink/box/0"))
     store, told = tmp_path / "store", []
     with pytest.raises(BudgetReached):
-        check_teacher(quick, pictures=30, store=store, tell=told.append)
+        check_teacher(quick, images=30, store=store, tell=told.append)
     assert "price: at most" in told[0] and "spent so far" in told[0]
-    assert check_cost(quick, pictures=30, store=store).summary() == told[0]
+    assert check_cost(quick, images=30, store=store).summary() == told[0]
     assert not asked(store)
-    found = check_teacher(quick, pictures=30, store=store, budget=5, tell=told.append)
+    found = check_teacher(quick, images=30, store=store, budget=5, tell=told.append)
     assert found.everything.accuracy == 1
-    assert found.everything.pictures == 30 - len(found.refused) < 30
+    assert found.everything.images == 30 - len(found.refused) < 30
     assert {refusal.reason for refusal in found.refused} == {"too plain"}
     before = asked(store)
-    assert check_teacher(quick, pictures=30, store=store, budget=5) == found
+    assert check_teacher(quick, images=30, store=store, budget=5) == found
     assert set((asked(store) - before).values()) <= {len(found.refused)}, "only what was refused, and the canaries"
 
 
@@ -246,7 +246,7 @@ def test_what_another_process_is_buying_is_waited_for(
 
     with ThreadPoolExecutor(1) as pool:
         with FileLock(store / f"buying-{Vendor.fingerprint}.lock"):
-            check = pool.submit(check_teacher, quick, pictures=12, store=store, budget=5, report=report)
+            check = pool.submit(check_teacher, quick, images=12, store=store, budget=5, report=report)
             assert waits.wait(300)
             assert not asked(store)
         assert check.result().everything.accuracy == 1
@@ -259,7 +259,7 @@ def test_the_command_prints_a_verdict_or_json(
     settings.write_text(validate(quick).to_toml())
 
     def run(*more: str) -> tuple[int, str, str]:
-        options = ["--config", str(settings), "--pictures", "20", "--store", str(tmp_path / "store")]
+        options = ["--config", str(settings), "--images", "20", "--store", str(tmp_path / "store")]
         monkeypatch.setattr(sys, "argv", ["vl2v", "teacher", "check", *options, *more])
         with pytest.raises(SystemExit) as ended:
             main()
@@ -267,14 +267,14 @@ def test_the_command_prints_a_verdict_or_json(
         return int(ended.value.code or 0), said.out, said.err
 
     code, out, err = run("--dry-run")
-    assert code == 0 and out.startswith("pictures: 20: 20 questions, 0 known, 20 to ask")
+    assert code == 0 and out.startswith("images: 20: 20 questions, 0 known, 20 to ask")
     assert not asked(tmp_path / "store")
     code, out, err = run()
     assert code == 0 and "Worth distilling" in " ".join(out.split())
-    assert "pictures: 20: 20 questions, 0 known, 20 to ask" in err
+    assert "images: 20: 20 questions, 0 known, 20 to ask" in err
     code, out, _ = run("--json")
     tree = json.loads(out)
-    assert code == 0 and tree["everything"]["pictures"] == 20 and tree["better"] is None
+    assert code == 0 and tree["everything"]["images"] == 20 and tree["better"] is None
     assert tree["verdict"].startswith("recorded:shapes-teacher names")
     code, _, err = run("--target", "pain")
     assert code == 2 and "no domain 'pain'; did you mean paint?" in err

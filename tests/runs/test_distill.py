@@ -1,4 +1,4 @@
-"""A whole run on small pictures: what it promises, and what goes wrong in words."""
+"""A whole run on small images: what it promises, and what goes wrong in words."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_a_run_learns_and_says_how_well(calm: vl2v.Run) -> None:
         ("ink", "seen"),
         ("paint", "unseen"),
     }
-    assert {row.metrics.pictures for row in evaluation.of("student", "seen")} == {7}  # int(0.2 x 36)
-    assert {row.metrics.pictures for row in evaluation.of("student", "unseen")} == {36}
+    assert {row.metrics.images for row in evaluation.of("student", "seen")} == {7}  # int(0.2 x 36)
+    assert {row.metrics.images for row in evaluation.of("student", "unseen")} == {36}
     assert {row.domain for row in evaluation.of("teacher, zero-shot")} == {"chalk", "ink"}
     rows = [json.loads(line) for line in (calm.folder / "metrics.jsonl").read_text().splitlines()]
     assert [(row["stage"], row["step"]) for row in rows] == [
@@ -80,7 +80,7 @@ def test_the_target_is_not_looked_at_before_the_end(
     other = tmp_path / "shapes"
     shutil.copytree(shapes, other)
     for file in (other / "paint").rglob("*.png"):
-        file.write_bytes(b"not a picture")  # would be set aside, or change what is learnt, if it were looked at
+        file.write_bytes(b"not an image")  # would be set aside, or change what is learnt, if it were looked at
     settings = {**quick, "data": {**quick["data"], "path": str(other)}}
     opened: list[str] = []
     read = Path.read_bytes
@@ -139,16 +139,16 @@ def test_a_row_of_which_no_checkpoint_was_kept_is_written_once(
 
 
 def test_predict_evaluate_and_add_a_class(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
-    picture = shapes / "ink" / "ball" / "00.png"
-    (answer,) = vl2v.load(run.folder).predict([picture])
+    image = shapes / "ink" / "ball" / "00.png"
+    (answer,) = vl2v.load(run.folder).predict([image])
     assert answer.best in ("ball", "box", "cone") and sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-5)
     bad = tmp_path / "bad.png"
-    bad.write_bytes(b"no picture")
-    found = dict(predict_files(run.folder, [picture, bad, shapes / "ink" / "box"]))
-    assert len(found) == 14 and isinstance(found[bad], str) and found[picture] == answer
+    bad.write_bytes(b"no image")
+    found = dict(predict_files(run.folder, [image, bad, shapes / "ink" / "box"]))
+    assert len(found) == 14 and isinstance(found[bad], str) and found[image] == answer
     classifier = vl2v.add_class(run, "star", store=tmp_path / "store")
     assert classifier.classes == ["ball", "box", "cone", "star"]
-    assert set(vl2v.load(run.folder).predict([picture])[0].probabilities) == {"ball", "box", "cone", "star"}
+    assert set(vl2v.load(run.folder).predict([image])[0].probabilities) == {"ball", "box", "cone", "star"}
     assert vl2v.evaluate_run(vl2v.Run(run.folder), store=tmp_path / "store").rows
     with pytest.raises(StudentError, match="the new class has no name"):
         vl2v.add_class(vl2v.Run(run.folder), " ", store=tmp_path / "store")
@@ -179,7 +179,7 @@ def test_a_folder_belongs_to_one_configuration(run: vl2v.Run, quick: dict[str, A
 
 
 @pytest.mark.parametrize("stop", [("distill", 4), ("evaluating", 1), None])
-def test_a_run_goes_on_with_the_very_same_pictures_elsewhere(
+def test_a_run_goes_on_with_the_very_same_images_elsewhere(
     stop: tuple[str, int] | None, calm: vl2v.Run, quick: dict[str, Any], shapes: Path, tmp_path: Path
 ) -> None:
     def given(path: Path, **others: Any) -> vl2v.Run:
@@ -199,8 +199,8 @@ def test_a_run_goes_on_with_the_very_same_pictures_elsewhere(
         given(after, seed=9)
     other = tmp_path / "other"
     shutil.copytree(after, other)
-    picture = other / ("paint" if stop is None else "ink") / "ball" / "00.png"
-    shutil.copy(picture.with_name("01.png"), picture)
+    image = other / ("paint" if stop is None else "ink") / "ball" / "00.png"
+    shutil.copy(image.with_name("01.png"), image)
     with pytest.raises(RunError, match=r"other settings \(data.path\)"):
         given(other)
     run = given(after)

@@ -1,4 +1,4 @@
-"""A finished run on pictures."""
+"""A finished run on images."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ def run(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory)
     return vl2v.distill(quick_settings(shapes, recording), folder / "run", store=folder / "store")
 
 
-def test_a_runs_own_pictures_are_its_own_wherever_they_lie(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
+def test_a_runs_own_images_are_its_own_wherever_they_lie(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
     elsewhere = shutil.copytree(shapes, tmp_path / "elsewhere")
     store = run.folder.with_name("store")
     for data in (None, shapes, elsewhere):
         found = vl2v.evaluate_run(run, data, store=store)
-        assert found == run.evaluation and not any("every picture" in note for note in found.notes)
+        assert found == run.evaluation and not any("every image" in note for note in found.notes)
 
 
-def test_other_pictures_in_domains_of_the_same_name_all_count(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
+def test_other_images_in_domains_of_the_same_name_all_count(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
     others = shutil.copytree(shapes, tmp_path / "others")
     (others / "ink" / "ball" / "00.png").unlink()
     found = vl2v.evaluate_run(run, others, store=run.folder.with_name("store"))
     assert {row.role for row in found.rows} == {"unseen"}
-    assert found.notes[-1].startswith("it was trained on domains called chalk, ink; here every picture")
+    assert found.notes[-1].startswith("it was trained on domains called chalk, ink; here every image")
     shutil.rmtree(others / "paint")  # not even the domain that was left out
     assert vl2v.evaluate_run(run, others, store=run.folder.with_name("store")).notes == found.notes
 
 
 def copied(run: vl2v.Run, shapes: Path, folder: Path) -> tuple[vl2v.Run, Path]:
-    """Return a copy of a run, with a copy of its pictures at the path that it knows."""
+    """Return a copy of a run, with a copy of its images at the path that it knows."""
     data = shutil.copytree(shapes, folder / "shapes")
     config = shutil.copytree(run.folder, folder / "run") / "config.toml"
     config.write_text(config.read_text().replace(str(shapes), str(data)))
     return vl2v.Run(folder / "run"), data
 
 
-def test_it_is_told_when_the_runs_own_pictures_have_changed(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
+def test_it_is_told_when_the_runs_own_images_have_changed(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
     mine, data = copied(run, shapes, tmp_path)
 
     def evaluation() -> Evaluation:
@@ -63,11 +63,11 @@ def test_it_is_told_when_the_runs_own_pictures_have_changed(run: vl2v.Run, shape
         shutil.copy(file, more)
     found = evaluation()
     (new,) = (row for row in found.rows if row.domain == "new" and row.who == "student")
-    assert new.role == "unseen" and new.metrics.pictures == len(list(more.iterdir()))  # it validates nothing
-    assert any(note.startswith("pictures have changed since the run") for note in found.notes)
+    assert new.role == "unseen" and new.metrics.images == len(list(more.iterdir()))  # it validates nothing
+    assert any(note.startswith("images have changed since the run") for note in found.notes)
 
 
-def test_leakage_by_unlabelled_pictures_is_told(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_leakage_by_unlabelled_images_is_told(shapes: Path, recording: Path, tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     pool.mkdir()
     for number in range(3):
@@ -75,10 +75,10 @@ def test_leakage_by_unlabelled_pictures_is_told(shapes: Path, recording: Path, t
     settings = quick_settings(shapes, recording)
     settings["data"]["unlabelled"] = str(pool)
     found = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store").evaluation
-    assert found is not None and found.notes[0].startswith("leakage: 3 pictures of unseen domains")
+    assert found is not None and found.notes[0].startswith("leakage: 3 images of unseen domains")
 
 
-def test_a_run_that_has_begun_to_learn_takes_no_other_pictures(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_a_run_that_has_begun_to_learn_takes_no_other_images(shapes: Path, recording: Path, tmp_path: Path) -> None:
     data = shutil.copytree(shapes, tmp_path / "shapes")
     settings: dict[str, Any] = quick_settings(data, recording)
 
@@ -150,7 +150,7 @@ def test_a_class_that_only_the_target_has_changes_no_weight(tmp_path: Path) -> N
         run = vl2v.distill(settings, tmp_path / str(name) / "run", store=tmp_path / "store")
         assert run.classifier.classes == ["cat", "dog", *([name] if name else [])]
         assert run.evaluation is not None
-        assert run.evaluation.rows[-1].metrics.pictures == (24 if name else 16)  # the target's are all measured
+        assert run.evaluation.rows[-1].metrics.images == (24 if name else 16)  # the target's are all measured
         assert not any("changed" in note for note in run.evaluation.notes)
         students.append(run.classifier)
     first, second, without = ({**one.student.state_dict(), "texts": one.texts[:2]} for one in students)

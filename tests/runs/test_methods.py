@@ -73,9 +73,9 @@ def check_version(run: vl2v.Run) -> None:
 def test_a_student_of_every_method_predicts(method: str, undisturbed: Callable[[str], vl2v.Run], shapes: Path) -> None:
     run = undisturbed(method)
     assert run.evaluation is not None and run.evaluation.mean(role="unseen") is not None
-    picture = next((shapes / "paint").rglob("*.png"))
+    image = next((shapes / "paint").rglob("*.png"))
     check_version(run)
-    (answer,) = vl2v.load(run.folder).predict([picture])
+    (answer,) = vl2v.load(run.folder).predict([image])
     assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-4)
     if method == "rise":
         assert run.classifier.student.projector.out_features == 3  # the head on the projector is one layer now
@@ -124,7 +124,7 @@ def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
     told = json.loads((run.folder / "chosen.json").read_text())
     accuracies = {float(share): accuracy for share, accuracy in told["accuracies"].items()}
-    learnt = sum(run.classifier.about["pictures"].values())
+    learnt = sum(run.classifier.about["images"].values())
     assert told["lambda"] == best_lambda(accuracies, learnt)
     settings["loss"] = {"lambda": told["lambda"], "temperature": told["temperature"]}
     given = vl2v.distill(settings, tmp_path / "given", store=tmp_path / "store")
@@ -174,7 +174,7 @@ def test_an_interrupted_run_keeps_its_lambda(shapes: Path, recording: Path, tmp_
     assert not same(ended[0.0], ended[1.0])
 
 
-def test_methods_that_ask_for_texts_alone_ask_about_no_picture(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_methods_that_ask_for_texts_alone_ask_about_no_image(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "erm-text")
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:

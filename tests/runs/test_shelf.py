@@ -52,7 +52,7 @@ def test_sharing_changes_no_weight(shapes: Path, recording: Path, tmp_path: Path
             together = vl2v.distill(settings, tmp_path / f"shared-{target}-{number}", store=store, shelf=shelf)
             assert same(alone, together)
             wanted = {("paint", 0): 72, ("paint", 1): 0, ("ink", 0): 36, ("ink", 1): 0}
-            assert sum(computed) == wanted[target, number]  # each picture once, whatever the target
+            assert sum(computed) == wanted[target, number]  # each image once, whatever the target
 
 
 def test_a_first_stage_is_gone_through_once(shapes: Path, recording: Path, tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_a_first_stage_of_another_lambda_is_not_taken(
     shapes: Path, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shelf, store, ended = tmp_path / "shelf", tmp_path / "store", []
-    for share in (0.0, 1.0):  # chosen on the same pictures, as after a change of the rule
+    for share in (0.0, 1.0):  # chosen on the same images, as after a change of the rule
         monkeypatch.setattr("vl2v.runs.tuning.best_lambda", lambda *found, share=share: share)
         settings = quick_settings(shapes, recording, "adip-plus")
         alone = vl2v.distill(settings, tmp_path / f"alone-{share}", store=store)
@@ -112,7 +112,7 @@ def test_measuring_alone_writes_nothing(shapes: Path, recording: Path, tmp_path:
     assert {file: file.stat().st_mtime_ns for file in run.folder.rglob("*")} == before
 
 
-def test_every_picture_that_was_measured_has_its_answer_kept(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_every_image_that_was_measured_has_its_answer_kept(shapes: Path, recording: Path, tmp_path: Path) -> None:
     run = vl2v.distill(quick_settings(shapes, recording), tmp_path / "run", store=tmp_path / "store")
     kept = Predictions.load(run.folder)
     unseen = kept["domain"] == kept.domains.index("paint")

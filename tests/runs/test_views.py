@@ -23,7 +23,7 @@ from vl2v.runs.train import new_student
 
 @pytest.fixture
 def teacher(monkeypatch: pytest.MonkeyPatch) -> Stub:
-    """Return the teacher that every spec opens: it has an answer about any picture."""
+    """Return the teacher that every spec opens: it has an answer about any image."""
     stub = Stub()
     monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: stub)
     return stub
@@ -110,7 +110,7 @@ class WhiteBox(Stub):
 
     def embed_pixels(self, pixels: torch.Tensor, **statistics: Any) -> torch.Tensor:
         self.online[tuple(pixels.shape)] += 1
-        rows = self.rows([picture.numpy().tobytes() for picture in pixels])
+        rows = self.rows([image.numpy().tobytes() for image in pixels])
         return torch.from_numpy(rows)
 
     def image_tower(self) -> Any:
@@ -134,7 +134,7 @@ def test_an_online_teacher_is_asked_by_distill_while_align_learns_from_the_clean
     offline = vl2v.distill(quick, tmp_path / "offline", store=store)
     assert not white.online
     online = vl2v.distill(with_(quick, "teacher", online=True), tmp_path / "online", store=store)
-    assert white.online == {(8, 3, 32, 32): 6}, "6 steps of Distill, 4 pictures of each of two domains"
+    assert white.online == {(8, 3, 32, 32): 6}, "6 steps of Distill, 4 images of each of two domains"
     assert same(projector(offline.folder), projector(online.folder)), "Align was the same"
     assert not same(weights(offline), weights(online))
 

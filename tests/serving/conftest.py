@@ -44,8 +44,8 @@ def closed(run: vl2v.Run) -> Path:
 
 
 @pytest.fixture(scope="session")
-def picture(shapes: Path) -> bytes:
-    """Return a picture file's bytes."""
+def image(shapes: Path) -> bytes:
+    """Return an image file's bytes."""
     return (shapes / "paint" / "ball" / "00.png").read_bytes()
 
 

@@ -20,7 +20,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
 
 
 def whole(draw: random.Random) -> bytes:
-    """Return a picture file."""
+    """Return an image file."""
     side = draw.randrange(1, 200)
     image = Image.frombytes("RGB", (side, side), draw.randbytes(3 * side * side))
     buffer = io.BytesIO()
@@ -29,13 +29,13 @@ def whole(draw: random.Random) -> bytes:
 
 
 def truncated(draw: random.Random) -> bytes:
-    """Return the first part of a picture file."""
+    """Return the first part of an image file."""
     data = whole(draw)
     return data[: draw.randrange(len(data))]
 
 
 def flipped(draw: random.Random) -> bytes:
-    """Return a picture file with some bytes changed."""
+    """Return an image file with some bytes changed."""
     data = bytearray(whole(draw))
     for _ in range(draw.randrange(1, 20)):
         data[draw.randrange(len(data))] = draw.randrange(256)
@@ -43,7 +43,7 @@ def flipped(draw: random.Random) -> bytes:
 
 
 def noise(draw: random.Random) -> bytes:
-    """Return random bytes, often with the first bytes of a picture's format."""
+    """Return random bytes, often with the first bytes of an image's format."""
     start = draw.choice((b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a", b"RIFF\x00\x00\x00\x00WEBP", b"BM"))
     return start + draw.randbytes(draw.randrange(5000))
 
@@ -68,7 +68,7 @@ def bomb(draw: random.Random) -> bytes:
 
 
 def large(draw: random.Random) -> bytes:
-    """Return a small file of a picture that is just not too large."""
+    """Return a small file of an image that is just not too large."""
     buffer = io.BytesIO()
     Image.new("RGB", (draw.randrange(7000, 8000), 7900)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
@@ -101,7 +101,7 @@ def as_upload(data: bytes, draw: random.Random) -> tuple[str, Upload]:
         head = b'--x\r\nContent-Disposition: form-data; name="p"; filename="p"\r\n\r\n'
         return "/predict", ("multipart/form-data; boundary=x", head + data + b"\r\n--x--\r\n")
     if way == 1:
-        return "/predict", ("application/json", json.dumps({"pictures": [text]}).encode())
+        return "/predict", ("application/json", json.dumps({"images": [text]}).encode())
     tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [text]}
     return "/v2/models/student/infer", ("application/json", json.dumps({"inputs": [tensor]}).encode())
 
@@ -118,9 +118,9 @@ def broken_form(draw: random.Random) -> tuple[str, Upload]:
 def broken_json(draw: random.Random) -> tuple[str, Upload]:
     """Return JSON, or nearly, that isn't asked for."""
     body = draw.choice(
-        (b"", b"{", b"null", b"[]", b"[" * 100_000, b'{"pictures": 1}', b'{"pictures": [null]}',
-         b'{"pictures": "\xff"}',
-         b'{"pictures": {"a": 1e999}}', b'{"name": ""}', b'{"name": "\\u0000"}', b'{"embedding": [NaN], "name": "x"}')
+        (b"", b"{", b"null", b"[]", b"[" * 100_000, b'{"images": 1}', b'{"images": [null]}',
+         b'{"images": "\xff"}',
+         b'{"images": {"a": 1e999}}', b'{"name": ""}', b'{"name": "\\u0000"}', b'{"embedding": [NaN], "name": "x"}')
     )  # fmt: skip
     address = draw.choice(("/predict", "/classes", "/teacher", "/v2/models/student/infer", "/v2/models/%00/infer"))
     return address, (draw.choice(("application/json", "text/plain", "", "application/json; charset=utf-7")), body)

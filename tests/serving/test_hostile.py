@@ -17,7 +17,7 @@ from vl2v.data.decoding import decode
 from vl2v.errors import ConfigError
 from vl2v.serving import decoders, guard
 from vl2v.serving import serve as serving
-from vl2v.serving.answers import BadPicture
+from vl2v.serving.answers import BadImage
 from vl2v.serving.decoders import Decoders, Turns
 from vl2v.web.batches import Batches, Busy, Waited
 
@@ -44,10 +44,10 @@ def test_large_images_are_decoded_elsewhere_to_the_same_pixels_and_small_ones_he
             for view in (views[0], views[3]):
                 assert (np.asarray(view) == evaluation_view(decode(LARGE), 32)).all()
             with pytest.raises(
-                BadPicture, match=r"images\[1\] can't be decoded: too large \(8000x8000 pixels need 384 MB"
+                BadImage, match=r"images\[1\] can't be decoded: too large \(8000x8000 pixels need 384 MB"
             ):
                 await elsewhere.views([small, GREY], "a")
-            with pytest.raises(BadPicture, match=r"images\[0\] can't be decoded: truncated or corrupt"):
+            with pytest.raises(BadImage, match=r"images\[0\] can't be decoded: truncated or corrupt"):
                 await elsewhere.views([BROKEN], "a")
             assert len(await elsewhere.views([LARGE], "a")) == 1, "a broken one costs the next nothing"
         finally:
@@ -61,7 +61,7 @@ def test_processor_time_is_bounded_and_the_next_image_gets_a_new_process(monkeyp
         elsewhere = Decoders(32)
         try:
             monkeypatch.setattr(decoders, "SECONDS", 0.001)
-            with pytest.raises(BadPicture, match=r"takes over 0\.001 s of processor time to decode"):
+            with pytest.raises(BadImage, match=r"takes over 0\.001 s of processor time to decode"):
                 await elsewhere.views([encoded(Image.new("RGB", (7000, 7000)))], "a")
             monkeypatch.undo()
             assert len(await elsewhere.views([LARGE], "a")) == 1

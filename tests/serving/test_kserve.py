@@ -53,34 +53,34 @@ def unpacked(answer: httpx2.Response) -> dict[str, Any]:
     return found
 
 
-def test_binary_tensors_go_both_ways(served: Servers, opened: Path, picture: bytes) -> None:
+def test_binary_tensors_go_both_ways(served: Servers, opened: Path, image: bytes) -> None:
     url = served()
-    (wanted,) = vl2v.runtime.load(opened).predict([picture])
-    pixels = evaluation_view(decode(picture), 32).tobytes()
+    (wanted,) = vl2v.runtime.load(opened).predict([image])
+    pixels = evaluation_view(decode(image), 32).tobytes()
     size = {"parameters": {"binary_data_size": len(pixels)}}
     given = {"name": "pixels", "shape": [1, 32, 32, 3], "datatype": "UINT8", **size}
     found = unpacked(sent(url, {"inputs": [given], "parameters": BINARY}, pixels))
     assert (found["label"], found["best"]) == ([wanted.label], [wanted.best])
     assert found["probabilities"][0] == pytest.approx(list(wanted.probabilities.values()), abs=1e-5)
-    for file in (picture, base64.b64encode(picture)):
+    for file in (image, base64.b64encode(image)):
         tail = struct.pack("<I", len(file)) + file
-        image = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}}
+        tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(tail)}}
         one = {"name": "label", "parameters": {"binary_data": True}}
-        assert unpacked(sent(url, {"inputs": [image], "outputs": [one]}, tail)) == {"label": [wanted.label]}
-        plain = sent(url, {"inputs": [image], "outputs": [{"name": "label"}]}, tail).json()
+        assert unpacked(sent(url, {"inputs": [tensor], "outputs": [one]}, tail)) == {"label": [wanted.label]}
+        plain = sent(url, {"inputs": [tensor], "outputs": [{"name": "label"}]}, tail).json()
         assert plain["outputs"][0]["data"] == [wanted.label] and plain["model_version"] == "1"
     short = {**given, "parameters": {"binary_data_size": 7}}
     assert sent(url, {"inputs": [short]}, pixels).status_code == 400
     assert sent(url, {"inputs": [given]}, pixels, **{LENGTH: "999999"}).status_code == 400
     assert sent(url, {"inputs": [{**given, "parameters": {}}]}, pixels).status_code == 400
     cut = struct.pack("<I", 1000) + b"abc"
-    image = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(cut)}}
-    assert "end within an element" in sent(url, {"inputs": [image]}, cut).json()["error"]
+    tensor = {"name": "image", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": len(cut)}}
+    assert "end within an element" in sent(url, {"inputs": [tensor]}, cut).json()["error"]
 
 
-def test_requests_and_answers_may_be_compressed(served: Servers, picture: bytes) -> None:
+def test_requests_and_answers_may_be_compressed(served: Servers, image: bytes) -> None:
     url = served()
-    text = base64.encodebytes(picture).decode()  # with line breaks
+    text = base64.encodebytes(image).decode()  # with line breaks
     head = {"inputs": [{"name": "image", "shape": [40], "datatype": "BYTES", "data": [text] * 40}]}
     plain = sent(url, head, **{"accept-encoding": "identity"})
     assert "content-encoding" not in plain.headers
@@ -101,13 +101,13 @@ def test_requests_and_answers_may_be_compressed(served: Servers, picture: bytes)
     assert unknown.status_code == 415 and unknown.headers["accept-encoding"] == "gzip, deflate"
 
 
-def test_version_one_is_the_only_one(served: Servers, picture: bytes) -> None:
+def test_version_one_is_the_only_one(served: Servers, image: bytes) -> None:
     url = served()
     about = http.get(f"{url}/v2/models/student").json()
     assert about["versions"] == ["1"] and "binary_tensor_data" in http.get(f"{url}/v2").json()["extensions"]
     assert http.get(f"{url}/v2/models/student/versions/1").json() == about
     assert http.get(f"{url}/v2/models/student/versions/1/ready").json() == {"ready": True}
-    text = base64.b64encode(picture).decode()
+    text = base64.b64encode(image).decode()
     head = {"inputs": [{"name": "image", "shape": [1, 1], "datatype": "BYTES", "data": [[text]]}]}
     assert sent(url, head, path="/versions/1").json() == sent(url, head).json()
     for path in ("", "/ready"):

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 # What a hand does that drops a file on the page, or pastes one.
 DROP = """
 const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0)), data = new DataTransfer();
-data.items.add(new File([bytes], "picture.png", { type: "image/png" }));
+data.items.add(new File([bytes], "image.png", { type: "image/png" }));
 const event = arguments[1] === "paste" ? new ClipboardEvent("paste", { clipboardData: data })
   : new DragEvent(arguments[1], { dataTransfer: data, bubbles: true });
 document.getElementById("drop").dispatchEvent(event);
@@ -56,25 +56,25 @@ class Page:
     def click(self, name: str) -> None:
         self.browser.find_element(By.ID, name).click()
 
-    def give(self, picture: bytes, how: str) -> None:
-        self.browser.execute_script(DROP, base64.b64encode(picture).decode(), how)
+    def give(self, image: bytes, how: str) -> None:
+        self.browser.execute_script(DROP, base64.b64encode(image).decode(), how)
 
     def errors(self) -> list[str]:
         return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
 
 
 @pytest.mark.parametrize("how", ["drop", "paste", "file"])
-def test_a_picture_is_answered(
-    how: str, browser: Chrome, served: Servers, opened: Path, shapes: Path, picture: bytes
+def test_a_image_is_answered(
+    how: str, browser: Chrome, served: Servers, opened: Path, shapes: Path, image: bytes
 ) -> None:
     page = Page(browser, served())
     page.until(lambda: page.shown("classes"))
     if how == "file":
         browser.find_element(By.ID, "file").send_keys(str(shapes / "paint" / "ball" / "00.png"))
     else:
-        page.give(picture, how)
+        page.give(image, how)
     page.until(lambda: page.shown("answer"))
-    (wanted,) = load(opened).predict([picture])
+    (wanted,) = load(opened).predict([image])
     assert page.text("verdict") == (wanted.best if wanted.label == wanted.best else "Unknown")
     bars = [row.text.split("\n") for row in browser.find_elements(By.CSS_SELECTOR, "#bars li")]
     ranking = sorted(wanted.probabilities, key=lambda name: -wanted.probabilities[name])
@@ -83,22 +83,22 @@ def test_a_picture_is_answered(
     assert page.errors() == []
 
 
-def test_what_is_unknown_is_called_so(browser: Chrome, served: Servers, opened: Path, picture: bytes) -> None:
+def test_what_is_unknown_is_called_so(browser: Chrome, served: Servers, opened: Path, image: bytes) -> None:
     student = load(opened, threads=1)
     student.card["threshold"] = 0.9
     page = Page(browser, served(student))
     page.until(lambda: page.shown("classes"))
-    page.give(picture, "drop")
+    page.give(image, "drop")
     page.until(lambda: page.shown("answer"))
     assert page.text("verdict") == "Unknown" and "an answer needs 90%" in page.text("why")
 
 
 def test_a_class_is_added_with_the_keyboard_and_the_teacher_asked(
-    browser: Chrome, served: Servers, recording: Path, picture: bytes
+    browser: Chrome, served: Servers, recording: Path, image: bytes
 ) -> None:
     page = Page(browser, served(teacher=f"recorded:{recording}"))
     page.until(lambda: page.shown("add"))
-    page.give(picture, "drop")
+    page.give(image, "drop")
     page.until(lambda: page.shown("answer"))
     browser.find_element(By.ID, "name").send_keys("star", Keys.ENTER)
     page.until(
@@ -115,13 +115,13 @@ def test_a_class_is_added_with_the_keyboard_and_the_teacher_asked(
     assert page.text("problem-words").startswith("The teacher can't be asked")
 
 
-def test_what_is_lost_on_the_way_is_told_and_tried_again(browser: Chrome, served: Servers, picture: bytes) -> None:
+def test_what_is_lost_on_the_way_is_told_and_tried_again(browser: Chrome, served: Servers, image: bytes) -> None:
     page = Page(browser, served())
     page.until(lambda: page.shown("classes"))
     network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
     browser.execute_cdp_cmd("Network.enable", {})
     browser.execute_cdp_cmd("Network.emulateNetworkConditions", {**network, "offline": True})
-    page.give(picture, "drop")
+    page.give(image, "drop")
     page.until(lambda: page.shown("problem"))
     assert page.text("problem-words") == "There is no network." and not page.shown("answer")
     browser.execute_cdp_cmd("Network.emulateNetworkConditions", {**network, "offline": False})
@@ -129,29 +129,29 @@ def test_what_is_lost_on_the_way_is_told_and_tried_again(browser: Chrome, served
     page.until(lambda: page.shown("answer"))
     assert not page.shown("problem")
     served.stop()
-    page.give(picture, "drop")
+    page.give(image, "drop")
     page.until(lambda: page.shown("problem"))
     assert page.text("problem-words") == "The server can't be reached. Is it still running?" and not page.shown(
         "answer"
     )
 
 
-def test_a_broken_picture_is_told(browser: Chrome, served: Servers) -> None:
+def test_a_broken_image_is_told(browser: Chrome, served: Servers) -> None:
     page = Page(browser, served())
     page.until(lambda: page.shown("classes"))
-    page.give(b"no picture", "drop")
+    page.give(b"no image", "drop")
     page.until(lambda: page.shown("problem"))
-    assert "can't be decoded: not a picture" in page.text("problem-words")
+    assert "can't be decoded: not an image" in page.text("problem-words")
 
 
-def test_a_key_is_asked_for(browser: Chrome, served: Servers, picture: bytes) -> None:
+def test_a_key_is_asked_for(browser: Chrome, served: Servers, image: bytes) -> None:
     page = Page(browser, served(key="secret"))
     page.until(lambda: page.shown("locked"))
     for key in ("wrong", "secret"):
         assert not page.shown("classes")
         browser.find_element(By.ID, "key").send_keys(key, Keys.ENTER)
         page.until(lambda: page.shown("problem") or page.shown("classes"))
-    page.give(picture, "drop")
+    page.give(image, "drop")
     page.until(lambda: page.shown("answer"))
     assert not page.shown("locked") and not page.shown("problem")
 
@@ -168,18 +168,18 @@ def test_the_camera_is_used(tmp_path: Path, served: Servers) -> None:
         page.until(lambda: page.shown("camera") and browser.execute_script("return camera.videoWidth > 0"))
         page.click("take")
         page.until(lambda: page.shown("answer"))
-        assert page.shown("picture") and not page.shown("camera") and page.errors() == []
+        assert page.shown("image") and not page.shown("camera") and page.errors() == []
 
 
 def test_everything_has_a_name_and_fits_a_phone(
-    browser: Chrome, served: Servers, recording: Path, picture: bytes
+    browser: Chrome, served: Servers, recording: Path, image: bytes
 ) -> None:
     page = Page(browser, served(teacher=f"recorded:{recording}"))
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride", {"width": 320, "height": 700, "deviceScaleFactor": 1, "mobile": True}
     )
     page.until(lambda: page.shown("classes"))
-    page.give(picture, "drop")
+    page.give(image, "drop")
     page.until(lambda: page.shown("answer"))
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
     tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
@@ -189,16 +189,16 @@ def test_everything_has_a_name_and_fits_a_phone(
     assert len(nodes) > 5 and nameless == []
 
 
-def test_the_verdict_is_in_sight_on_a_phone(browser: Chrome, served: Servers, picture: bytes) -> None:
+def test_the_verdict_is_in_sight_on_a_phone(browser: Chrome, served: Servers, image: bytes) -> None:
     page = Page(browser, served())
     size = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
     tall = io.BytesIO()
     Image.new("RGB", (900, 1600), "red").save(tall, "JPEG")
-    for given in (picture, tall.getvalue()):
+    for given in (image, tall.getvalue()):
         page.give(given, "drop")
         page.until(lambda: page.shown("answer"))
-        page.until(lambda: browser.execute_script("return document.querySelector('#picture').naturalWidth > 0"))
+        page.until(lambda: browser.execute_script("return document.querySelector('#image').naturalWidth > 0"))
         seen = "return document.querySelector('#verdict').getBoundingClientRect().bottom < innerHeight"
         assert browser.execute_script(seen)
         assert browser.execute_script("return scrollY") == 0
@@ -216,14 +216,14 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_an_answer_that_is_none_is_told(how: str, browser: Chrome, served: Servers, picture: bytes) -> None:
+def test_an_answer_that_is_none_is_told(how: str, browser: Chrome, served: Servers, image: bytes) -> None:
     page = Page(browser, served())
     page.until(lambda: page.shown("classes"))
     browser.execute_script(
         f"window.failed = []; addEventListener('unhandledrejection', event => failed.push(String(event.reason)));"
         f"window.fetch = async () => {BROKEN[how]};"
     )
-    page.give(picture, "drop")
+    page.give(image, "drop")
     page.until(lambda: page.shown("problem"))
     assert page.text("problem-words") and not page.shown("answer")
     assert browser.execute_script("return failed") == []

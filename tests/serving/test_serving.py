@@ -46,33 +46,33 @@ def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
-def test_pictures_come_as_files_or_base64_one_or_many(served: Servers, opened: Path, shapes: Path) -> None:
+def test_images_come_as_files_or_base64_one_or_many(served: Servers, opened: Path, shapes: Path) -> None:
     url = served()
-    pictures = [file.read_bytes() for file in sorted((shapes / "paint").rglob("*.png"))[::5]]
-    expected = vl2v.runtime.load(opened).predict(pictures)
-    files = [("picture", (f"{i}.png", data, "image/png")) for i, data in enumerate(pictures)]
+    images = [file.read_bytes() for file in sorted((shapes / "paint").rglob("*.png"))[::5]]
+    expected = vl2v.runtime.load(opened).predict(images)
+    files = [("image", (f"{i}.png", data, "image/png")) for i, data in enumerate(images)]
     for answer in (
         http.post(f"{url}/predict", files=files),
-        http.post(f"{url}/predict", json={"pictures": [b64(data) for data in pictures]}),
-        http.post(f"{url}/predict", json={"pictures": [f"data:image/png;base64,{b64(data)}" for data in pictures]}),
+        http.post(f"{url}/predict", json={"images": [b64(data) for data in images]}),
+        http.post(f"{url}/predict", json={"images": [f"data:image/png;base64,{b64(data)}" for data in images]}),
     ):
         assert answer.status_code == 200, answer.text
         for said, wanted in zip(answer.json()["predictions"], expected, strict=True):
             assert (said["label"], said["best"]) == (wanted.label, wanted.best)
             assert said["probabilities"] == pytest.approx(wanted.probabilities, abs=1e-5)
-    one = http.post(f"{url}/predict", json={"pictures": b64(pictures[0])}).json()
+    one = http.post(f"{url}/predict", json={"images": b64(images[0])}).json()
     assert one["model"] == "student" and len(one["predictions"]) == 1
 
 
-def test_the_kserve_protocol_takes_pixels_and_files(served: Servers, opened: Path, picture: bytes) -> None:
+def test_the_kserve_protocol_takes_pixels_and_files(served: Servers, opened: Path, image: bytes) -> None:
     url = served(name="shapes")
     for path in ("health/live", "health/ready", "models/shapes/ready"):
         assert http.get(f"{url}/v2/{path}").status_code == 200
     about = http.get(f"{url}/v2/models/shapes").json()
     assert about["platform"] == "onnxruntime_onnx" and about["inputs"][1]["shape"] == [-1, 32, 32, 3]
-    (wanted,) = vl2v.runtime.load(opened).predict([picture])
-    pixels = evaluation_view(decode(picture), 32)
-    file = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [b64(picture)]}
+    (wanted,) = vl2v.runtime.load(opened).predict([image])
+    pixels = evaluation_view(decode(image), 32)
+    file = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [b64(image)]}
     flat = {"name": "pixels", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": pixels.ravel().tolist()}
     nested = {**flat, "data": pixels[None].tolist()}
     for given in (file, flat, nested):
@@ -90,11 +90,11 @@ def test_the_kserve_protocol_takes_pixels_and_files(served: Servers, opened: Pat
 @pytest.mark.parametrize(
     ("body", "status", "words"),
     [
-        ({"images": [b64(b"no image")]}, 400, "images[0] can't be decoded: not a picture"),
-        ({"pictures": "http://169.254.169.254/latest"}, 400, "addresses are not fetched"),
-        ({"pictures": "file:///etc/passwd"}, 400, "addresses are not fetched"),
+        ({"images": [b64(b"no image")]}, 400, "images[0] can't be decoded: not an image"),
+        ({"images": "http://169.254.169.254/latest"}, 400, "addresses are not fetched"),
+        ({"images": "file:///etc/passwd"}, 400, "addresses are not fetched"),
         ({"images": []}, 422, "images: List should have at least 1 item"),
-        ({"pictures": []}, 422, "images: List should have at least 1 item"),
+        ({"images": []}, 422, "images: List should have at least 1 item"),
         ({"images": ["AAAA"] * 65}, 422, "images: List should have at most 64 items"),
         ({"image": "AAAA"}, 422, "images: Field required"),
     ],
@@ -104,11 +104,11 @@ def test_what_is_not_answered_is_explained(served: Servers, body: Any, status: i
     assert answer.status_code == status and words in answer.json()["error"]
 
 
-def test_base64_may_have_line_breaks(served: Servers, picture: bytes) -> None:
-    url, text = served(), base64.encodebytes(picture).decode()
+def test_base64_may_have_line_breaks(served: Servers, image: bytes) -> None:
+    url, text = served(), base64.encodebytes(image).decode()
     for written in (text, text.replace("\n", "\r\n"), f"DATA:image/png;base64,{text}"):
         assert http.post(f"{url}/predict", json={"images": written}).status_code == 200
-    assert http.post(f"{url}/predict", json={"pictures": text}).status_code == 200, "as the key was called"
+    assert http.post(f"{url}/predict", json={"images": text}).status_code == 200, "as the key was called"
 
 
 def test_what_an_address_can_do_is_told(served: Servers) -> None:
@@ -133,11 +133,11 @@ def test_a_class_that_can_be_taken_for_another_is_refused_and_any_can_be_removed
     assert statuses == [201, 409]
 
 
-def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, picture: bytes) -> None:
+def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, image: bytes) -> None:
     url = served()
     bomb = io.BytesIO()
     Image.new("1", (9000, 9000)).save(bomb, "PNG")
-    answer = http.post(f"{url}/predict", files={"picture": bomb.getvalue()})
+    answer = http.post(f"{url}/predict", files={"image": bomb.getvalue()})
     assert answer.status_code == 400 and "too large (9000x9000 pixels)" in answer.text
     told = HTTPConnection(url.removeprefix("http://"))
     told.putrequest("POST", "/predict")
@@ -157,23 +157,23 @@ def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, picture: by
     except (httpx2.WriteError, httpx2.ReadError):
         pass  # it hung up on us
     assert len(sent) < 3 * BODY // 2**20
-    assert http.post(f"{url}/predict", files={"picture": picture}).status_code == 200
+    assert http.post(f"{url}/predict", files={"image": image}).status_code == 200
 
 
-def test_another_clients_broken_picture_fails_nobody_else(opened: Path, picture: bytes) -> None:
+def test_another_clients_broken_image_fails_nobody_else(opened: Path, image: bytes) -> None:
     network = Network(vl2v.runtime.load(opened, threads=1))
-    good, bad, both = network._outputs([[picture], [b"no"], [picture, picture]])
+    good, bad, both = network._outputs([[image], [b"no"], [image, image]])
     assert isinstance(bad, Exception) and "images[0] can't be decoded" in str(bad)
     assert good.shape[0] == 1 and both.shape[0] == 2  # type: ignore[union-attr]
     np.testing.assert_allclose(both, np.repeat(good, 2, 0), atol=1e-6)  # type: ignore[arg-type]
 
 
-def test_classes_are_added_by_text_and_taken_away(served: Servers, recording: Path, picture: bytes) -> None:
+def test_classes_are_added_by_text_and_taken_away(served: Servers, recording: Path, image: bytes) -> None:
     url = served(teacher=f"recorded:{recording}")
     assert http.get(f"{url}/classes").json() == {"classes": ["ball", "box", "cone"], "obstacle": None}
     added = http.post(f"{url}/classes", json={"name": " star "})
     assert added.status_code == 201 and added.json()["classes"] == ["ball", "box", "cone", "star"]
-    said = http.post(f"{url}/predict", files={"picture": picture}).json()["predictions"][0]
+    said = http.post(f"{url}/predict", files={"image": image}).json()["predictions"][0]
     assert set(said["probabilities"]) == {"ball", "box", "cone", "star"}
     assert http.post(f"{url}/classes", json={"name": "star"}).status_code == 409
     reserved = http.post(f"{url}/classes", json={"name": "unknown"})
@@ -213,18 +213,18 @@ def test_without_a_teacher_a_class_needs_its_embedding_or_a_stored_one(
     assert http.delete(f"{fixed}/classes/ball").status_code == 409
 
 
-def test_the_teacher_is_asked_when_somebody_asks(served: Servers, recording: Path, picture: bytes) -> None:
+def test_the_teacher_is_asked_when_somebody_asks(served: Servers, recording: Path, image: bytes) -> None:
     alone = served()
     assert http.get(f"{alone}/about").json()["teacher"] is None
-    assert http.post(f"{alone}/teacher", json={"picture": b64(picture)}).status_code == 409
+    assert http.post(f"{alone}/teacher", json={"image": b64(image)}).status_code == 409
     url = served(teacher=f"recorded:{recording}")
-    said = http.post(f"{url}/teacher", json={"picture": b64(picture)}).json()
+    said = http.post(f"{url}/teacher", json={"image": b64(image)}).json()
     assert said["answer"]["best"] == "ball" and said["teacher"] == {
         "name": "recorded:shapes-teacher",
         "paid": False,
         "bill": None,
     }
-    assert http.post(f"{url}/teacher", json={"picture": b64(b"no")}).status_code == 400
+    assert http.post(f"{url}/teacher", json={"image": b64(b"no")}).status_code == 400
 
 
 def test_another_teacher_is_refused(served: Servers) -> None:
@@ -240,7 +240,7 @@ def pupil_of(vendor: Running, opened: Path) -> tuple[vl2v.runtime.Exported, Teac
     return student, teacher
 
 
-def test_a_rented_teacher_is_paid_once_a_picture_and_within_the_budget(
+def test_a_rented_teacher_is_paid_once_a_image_and_within_the_budget(
     served: Servers, opened: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "vendor", price=5) as vendor:
@@ -250,17 +250,17 @@ def test_a_rented_teacher_is_paid_once_a_picture_and_within_the_budget(
             served(student, teacher)
         url = served(student, teacher, budget=22e-6)
         assert http.get(f"{url}/about").json()["teacher"]["bill"] == "0.00 USD of 0.000022 USD"
-        pictures = [b64(file.read_bytes()) for file in sorted((shapes / "paint").rglob("*.png"))[:3]]
-        asked = [http.post(f"{url}/teacher", json={"picture": pictures[number]}) for number in (0, 1, 0, 2)]
+        images = [b64(file.read_bytes()) for file in sorted((shapes / "paint").rglob("*.png"))[:3]]
+        asked = [http.post(f"{url}/teacher", json={"image": images[number]}) for number in (0, 1, 0, 2)]
         assert [answer.status_code for answer in asked] == [200, 200, 200, 402]
         assert asked[2].json()["teacher"]["bill"] == "0.00002 USD of 0.000022 USD"
         assert asked[3].json() == {"error": "the budget for the teacher is used up"}
-        assert vendor.meter.sold("client") == 4  # a known text and picture, once, and two pictures
+        assert vendor.meter.sold("client") == 4  # a known text and image, once, and two images
         assert vendor.key not in "".join(answer.text for answer in asked)
 
 
 def test_the_bill_is_told_while_a_question_is_in_flight(
-    served: Servers, opened: Path, picture: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    served: Servers, opened: Path, image: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "vendor", price=5) as vendor:
         monkeypatch.setenv("VL2V_API_KEY", vendor.key)
@@ -268,20 +268,20 @@ def test_the_bill_is_told_while_a_question_is_in_flight(
         url = served(student, teacher, budget=1)
         with ThreadPoolExecutor(1) as pool:
             vendor.teacher.gate.clear()
-            answer = pool.submit(http.post, f"{url}/teacher", json={"picture": b64(picture)})
+            answer = pool.submit(http.post, f"{url}/teacher", json={"image": b64(image)})
             try:  # until something is reserved: the vendor holds it
                 until(lambda: http.get(f"{url}/about").json()["teacher"]["bill"] != "0.00 USD of 1.00 USD", [answer])
                 assert not answer.done()
             finally:
                 vendor.teacher.gate.set()
             assert answer.result().status_code == 200, answer.result().text
-        again = http.post(f"{url}/teacher", json={"picture": b64(picture)}).json()
+        again = http.post(f"{url}/teacher", json={"image": b64(image)}).json()
         assert again["answer"] == answer.result().json()["answer"]
         assert again["teacher"]["bill"] == "0.000015 USD of 1.00 USD"
-        assert vendor.meter.sold("client") == 3  # a known text and picture, and the picture: once
+        assert vendor.meter.sold("client") == 3  # a known text and image, and the image: once
 
 
-def test_every_address_without_the_key(served: Servers, picture: bytes) -> None:
+def test_every_address_without_the_key(served: Servers, image: bytes) -> None:
     url = served(key="secret")
     mine = {"Authorization": "Bearer secret"}
     routes = http.get(f"{url}/openapi.json", headers=mine).json()["paths"]
@@ -291,10 +291,10 @@ def test_every_address_without_the_key(served: Servers, picture: bytes) -> None:
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic c2VjcmV0"}):
                 answer = http.request(method, url + path.replace("{model}", "student"), headers=headers)
                 assert answer.status_code == (200 if path in OPEN else 401), (path, method)
-    assert http.post(f"{url}/predict", files={"picture": picture}, headers=mine).status_code == 200
+    assert http.post(f"{url}/predict", files={"image": image}, headers=mine).status_code == 200
 
 
-def test_pages_elsewhere_can_do_nothing(served: Servers, picture: bytes) -> None:
+def test_pages_elsewhere_can_do_nothing(served: Servers, image: bytes) -> None:
     url = served()
     rebound = http.get(f"{url}/about", headers={"Host": "evil.example"})  # a name that was pointed to 127.0.0.1
     assert rebound.status_code == 400
@@ -304,7 +304,7 @@ def test_pages_elsewhere_can_do_nothing(served: Servers, picture: bytes) -> None
     assert "access-control-allow-origin" not in http.options(f"{url}/classes", headers=there).headers
     other = served(origins=["https://there.example"])
     assert http.options(f"{other}/classes", headers=there).headers["access-control-allow-origin"] == there["Origin"]
-    given: dict[str, Any] = {"files": {"picture": picture}}  # a form, which a browser sends without asking first
+    given: dict[str, Any] = {"files": {"image": image}}  # a form, which a browser sends without asking first
     for origin in (there["Origin"], "http://127.0.0.1:1", "null"):
         assert http.post(f"{url}/predict", headers={"Origin": origin}, **given).status_code == 403
         assert http.get(f"{url}/about", headers={"Origin": origin}).status_code == 200
@@ -319,9 +319,7 @@ def test_pages_elsewhere_can_do_nothing(served: Servers, picture: bytes) -> None
     assert policy.startswith("default-src 'none'") and "unsafe" not in policy
 
 
-def test_overload_is_turned_away(
-    served: Servers, opened: Path, picture: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_overload_is_turned_away(served: Servers, opened: Path, image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     gate, run = threading.Event(), vl2v.runtime.Exported.run
     url = served(waiting=4)
 
@@ -331,7 +329,7 @@ def test_overload_is_turned_away(
 
     monkeypatch.setattr(vl2v.runtime.Exported, "run", held)
     with ThreadPoolExecutor(16) as pool:
-        futures = [pool.submit(http.post, f"{url}/predict", files={"p": picture}) for _ in range(16)]
+        futures = [pool.submit(http.post, f"{url}/predict", files={"p": image}) for _ in range(16)]
         until(lambda: any(future.done() for future in futures))
         assert http.get(f"{url}/ready").status_code == 503 and http.get(f"{url}/health").status_code == 200
         gate.set()
@@ -340,25 +338,23 @@ def test_overload_is_turned_away(
     assert all(answer.headers["Retry-After"] == "1" for answer in answers if answer.status_code == 429)
 
 
-def test_a_failure_tells_nothing_of_the_machine(
-    served: Servers, picture: bytes, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failure_tells_nothing_of_the_machine(served: Servers, image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     url = served()
 
     def broken(self: Any, pixels: Any) -> Any:
         raise RuntimeError(f"secret path {Path.home()}")
 
     monkeypatch.setattr(vl2v.runtime.Exported, "run", broken)
-    answer = http.post(f"{url}/predict", files={"picture": picture})
+    answer = http.post(f"{url}/predict", files={"image": image})
     assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log tells why"})
 
 
-def test_metrics_count_answers(served: Servers, picture: bytes) -> None:
+def test_metrics_count_answers(served: Servers, image: bytes) -> None:
     url = served()
-    http.post(f"{url}/predict", files={"a": picture, "b": picture})
+    http.post(f"{url}/predict", files={"a": image, "b": image})
     text = http.get(f"{url}/metrics").text
-    assert "vl2v_pictures_total 2.0" in text and 'vl2v_requests_total{status="200"} 1.0' in text
-    assert "vl2v_drift_distance NaN" in text  # two pictures tell nothing
+    assert "vl2v_images_total 2.0" in text and 'vl2v_requests_total{status="200"} 1.0' in text
+    assert "vl2v_drift_distance NaN" in text  # two images tell nothing
 
 
 def test_the_document_describes_what_is_answered(served: Servers) -> None:
@@ -376,7 +372,7 @@ def test_the_document_describes_what_is_answered(served: Servers) -> None:
             max_examples=15, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck)
         )
         def conforms(case: Any) -> None:
-            case.call_and_validate(excluded_checks=[positive_data_acceptance])  # no schema tells what a picture is
+            case.call_and_validate(excluded_checks=[positive_data_acceptance])  # no schema tells what an image is
 
         conforms()
 
@@ -413,7 +409,7 @@ main()
 """
 
 
-def test_a_file_is_served_with_what_the_image_has(opened: Path, run: vl2v.Run, picture: bytes, tmp_path: Path) -> None:
+def test_a_file_is_served_with_what_the_image_has(opened: Path, run: vl2v.Run, image: bytes, tmp_path: Path) -> None:
     store = tmp_path / "store"
     shutil.copytree(run.folder.with_name("store"), store)
     with EmbeddingStore(store) as answers:  # the text of a star is known
@@ -422,17 +418,17 @@ def test_a_file_is_served_with_what_the_image_has(opened: Path, run: vl2v.Run, p
     requirements = str(Path(__file__).parents[2] / "docker" / "requirements.txt")
     process, url = start(opened, "--store", store, program=IMAGE.format(requirements=requirements))
     try:
-        assert http.post(f"{url}/predict", files={"picture": picture}).status_code == 200
+        assert http.post(f"{url}/predict", files={"image": image}).status_code == 200
         assert http.post(f"{url}/classes", json={"name": "star"}).status_code == 201
         assert http.get(url).status_code == http.get(f"{url}/metrics").status_code == 200
     finally:
         process.kill()
 
 
-def test_told_to_stop_it_answers_what_it_accepted(run: vl2v.Run, picture: bytes) -> None:
+def test_told_to_stop_it_answers_what_it_accepted(run: vl2v.Run, image: bytes) -> None:
     process, url = start(run.folder)
     try:
-        body = {"pictures": [b64(picture)] * 24}  # all of them together may wait
+        body = {"images": [b64(image)] * 24}  # all of them together may wait
         with ThreadPoolExecutor(4) as pool:
             futures = [pool.submit(http.post, f"{url}/predict", json=body) for _ in range(4)]
             until_accepted(url, 1 + 96, futures)  # the first gets it warm
@@ -506,7 +502,7 @@ def test_an_export_that_knows_other_classes_than_the_student_is_not_served(
 
 
 @pytest.mark.parametrize(("host", "address"), [("127.0.0.2", "http://127.0.0.2"), ("::1", "http://[::1]")])
-def test_it_says_where_it_listens_and_answers_there(opened: Path, picture: bytes, host: str, address: str) -> None:
+def test_it_says_where_it_listens_and_answers_there(opened: Path, image: bytes, host: str, address: str) -> None:
     command = [sys.executable, "-m", "vl2v", "serve", str(opened), "--host", host, "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
@@ -514,7 +510,7 @@ def test_it_says_where_it_listens_and_answers_there(opened: Path, picture: bytes
         line = process.stderr.readline().strip()
         assert line.startswith(f"{opened} (open form, fp32) at {address}:") and not line.endswith(":0")
         url = line.rpartition(" at ")[2]
-        assert http.post(f"{url}/predict", files={"picture": picture}).status_code == 200
+        assert http.post(f"{url}/predict", files={"image": image}).status_code == 200
         assert http.get(f"{url}/about", headers={"Host": "evil.example"}).status_code == 400
         port = url.rpartition(":")[2]
         with pytest.raises(ConfigError, match=r"can't be listened on \(Address already in use\); choose others"):

@@ -24,10 +24,10 @@ from .conftest import Servers, http
 
 
 def files(folder: Path) -> list[tuple[str, bytes]]:
-    return [("picture", file.read_bytes()) for file in sorted(folder.rglob("*.png"))]
+    return [("image", file.read_bytes()) for file in sorted(folder.rglob("*.png"))]
 
 
-def test_traffic_is_logged_without_pictures_and_monitored(
+def test_traffic_is_logged_without_images_and_monitored(
     served: Servers, opened: Path, shapes: Path, tmp_path: Path
 ) -> None:
     log = tmp_path / "live.jsonl"
@@ -44,7 +44,7 @@ def test_traffic_is_logged_without_pictures_and_monitored(
     np.testing.assert_allclose(traffic.rows, expected, atol=1e-3)
     told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--json"])
     found = json.loads(told.stdout)
-    assert found["pictures"] == len(sent) and found["distance"] == pytest.approx(gauge, rel=0.05)
+    assert found["images"] == len(sent) and found["distance"] == pytest.approx(gauge, rel=0.05)
     told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened.parent)])
     assert told.exit_code == 0 and "from the training domains" in told.stdout and "unknown" in told.stdout
 
@@ -81,21 +81,21 @@ def test_a_full_log_makes_way_for_another(opened: Path, tmp_path: Path, monkeypa
     assert last.times == list(range(160, 200)) and len(last.rows) == len(last.labels) == len(last.best) == 40
     told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--last", "40"])
     began, ended = (datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds") for at in (160, 199))
-    assert f"pictures of {began} to {ended}\n" in told.stdout
+    assert f"images of {began} to {ended}\n" in told.stdout
     found = json.loads(CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--json"]).stdout)
-    assert found["last"] == ended and found["pictures"] == len(times)
+    assert found["last"] == ended and found["images"] == len(times)
 
 
 def test_a_full_disk_ends_the_log_and_fails_no_request(
-    served: Servers, tmp_path: Path, picture: bytes, caplog: pytest.LogCaptureFixture
+    served: Servers, tmp_path: Path, image: bytes, caplog: pytest.LogCaptureFixture
 ) -> None:
     log = tmp_path / "live.jsonl"
     url = served(log=log)
-    assert http.post(f"{url}/predict", files={"picture": picture}).status_code == 200
+    assert http.post(f"{url}/predict", files={"image": image}).status_code == 200
     full = log.read_bytes()
     with no_file_larger_than(len(full) + 10):
-        answers = [http.post(f"{url}/predict", files={"picture": picture}) for _ in range(3)]
-    answers.append(http.post(f"{url}/predict", files={"picture": picture}))  # there is room again
+        answers = [http.post(f"{url}/predict", files={"image": image}) for _ in range(3)]
+    answers.append(http.post(f"{url}/predict", files={"image": image}))  # there is room again
     assert [answer.status_code for answer in answers] == [200] * 4
     assert [record.message for record in caplog.records] == [
         "the log ends here, what is served goes on: [Errno 27] File too large"

@@ -17,13 +17,13 @@ from vl2v.students import Classifier, Student, new_projector, output_width, pret
 
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
-    """Weights of a small ViT for pictures of 160 pixels a side."""
+    """Weights of a small ViT for images of 160 pixels a side."""
     torch.manual_seed(0)
     save_file(timm.create_model("test_vit", num_classes=10).state_dict(), tmp_path / "vit.safetensors")
     return tmp_path / "vit.safetensors"
 
 
-def test_a_vit_takes_another_picture_size(file: Path) -> None:
+def test_a_vit_takes_another_image_size(file: Path) -> None:
     ours, spec = pretrained_backbone("test_vit", str(file), image_size=96)
     at_home, _ = pretrained_backbone("test_vit", str(file), image_size=160)
     at_home.set_input_size(img_size=96)  # timm's own way

@@ -29,7 +29,7 @@ from vl2v.data import audit, open_dataset
 from vl2v.embeddings import EmbeddingStore, Ledger, image_key
 from vl2v.embeddings.ledger import FILE_NAME
 
-PRICE, BATCH, IN_FLIGHT, PICTURES = 10, 4, 4, 48
+PRICE, BATCH, IN_FLIGHT, IMAGES = 10, 4, 4, 48
 CALM = "calm"
 MIXED = "mixed"
 LOSING = ("drop", "cut", "500 afterwards", "HTML", "NaN", "dimension", "one too few", "twice")
@@ -46,8 +46,8 @@ from vl2v.teachers import open_teacher
 from vl2v.teachers.rented import BudgetReached
 
 stamina.set_testing(True, attempts=8, cap=True)  # retries without the waits between them
-pictures, store, spec, budget = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-dataset = open_dataset(pictures)
+images, store, spec, budget = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
+dataset = open_dataset(images)
 found = audit(dataset, cache=store / "audit.sqlite")
 teacher = open_teacher(spec)
 with EmbeddingStore(store) as answers, Ledger(store) as ledger:
@@ -233,10 +233,10 @@ FAULTS: dict[str, Any] = {
 }
 
 
-def make_pictures(folder: Path) -> Path:
-    """Write 48 small pictures, two domains of two classes; return the folder."""
+def make_images(folder: Path) -> Path:
+    """Write 48 small images, two domains of two classes; return the folder."""
     draw = np.random.default_rng(0)
-    for number in range(PICTURES):
+    for number in range(IMAGES):
         file = folder / ("ink", "oil")[number % 2] / ("ball", "box")[number // 2 % 2] / f"{number}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(draw.integers(0, 256, (16, 16, 3), dtype=np.uint8)).save(file)
@@ -255,7 +255,7 @@ class Outcome:
         budget: in millionths.
         billed: by the vendor.
         committed: by the client's ledger.
-        answers: picture -> its answer's bytes as the store has them.
+        answers: image -> its answer's bytes as the store has them.
         again: embeddings that the vendor made more than once.
         excused: embeddings that faults and kills explain.
     """
@@ -272,7 +272,7 @@ class Outcome:
     excused: int
 
 
-def campaign(folder: Path, pictures: Path, fault: str, seed: int, *, budget: int, kills: int) -> Outcome:
+def campaign(folder: Path, images: Path, fault: str, seed: int, *, budget: int, kills: int) -> Outcome:
     """Run a client through a bad network until it is done or out of budget, killed so often on the way."""
     (folder / "vendor").mkdir(parents=True)
     teacher = Counting()
@@ -296,7 +296,7 @@ def campaign(folder: Path, pictures: Path, fault: str, seed: int, *, budget: int
         while ended not in (DONE, OUT_OF_BUDGET):
             starts += 1
             assert starts <= kills + 12, "it never ends"
-            command = [sys.executable, "-c", CLIENT, str(pictures), str(folder / "store"), spec, str(budget)]
+            command = [sys.executable, "-c", CLIENT, str(images), str(folder / "store"), spec, str(budget)]
             with proxy.lock:
                 proxy.client = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
                 proxy.kill_at = proxy.seen + draws.randrange(1, 9) if killed < kills else None
@@ -322,15 +322,15 @@ def campaign(folder: Path, pictures: Path, fault: str, seed: int, *, budget: int
         budget,
         billed,
         committed,
-        kept_answers(folder / "store", pictures, spec),
+        kept_answers(folder / "store", images, spec),
         again,
         losing * BATCH + killed * (IN_FLIGHT + 1) * BATCH + canaries,
     )
 
 
-def kept_answers(store: Path, pictures: Path, spec: str) -> dict[str, bytes]:
-    """Return each picture's answer, bit for bit as the store has it."""
-    dataset = open_dataset(pictures)
+def kept_answers(store: Path, images: Path, spec: str) -> dict[str, bytes]:
+    """Return each image's answer, bit for bit as the store has it."""
+    dataset = open_dataset(images)
     found = audit(dataset)
     if not (store / FILE_NAME).is_file():
         return {}
@@ -356,8 +356,8 @@ def problems(outcome: Outcome, calm: Outcome) -> list[str]:
     wrong = [name for name, answer in outcome.answers.items() if calm.answers[name] != answer]
     if wrong:
         found.append(f"{len(wrong)} answers differ from the calm run's: {wrong[0]}")
-    if outcome.ended == DONE and len(outcome.answers) != PICTURES:
-        found.append(f"{PICTURES - len(outcome.answers)} answers are lost")
+    if outcome.ended == DONE and len(outcome.answers) != IMAGES:
+        found.append(f"{IMAGES - len(outcome.answers)} answers are lost")
     if outcome.again > outcome.excused:
         found.append(f"{outcome.again} were embedded again, {outcome.excused} can be explained")
     return found

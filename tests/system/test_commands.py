@@ -64,7 +64,7 @@ def test_evaluate_prints_json(vl2v, run: Path) -> None:
     assert {row["domain"]: row["role"] for row in rows}["paint"] == "unseen"
 
 
-def test_predict_names_pictures_and_folders(vl2v, run: Path, shapes: Path, tmp_path: Path) -> None:
+def test_predict_names_images_and_folders(vl2v, run: Path, shapes: Path, tmp_path: Path) -> None:
     done = vl2v("predict", run, shapes / "ink" / "ball", "--json")
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(rows) == 12 and all(0 <= row["probability"] <= 1 for row in rows)

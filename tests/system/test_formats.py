@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from typed import typed
-from vl2v import load, runtime
+from vl2v import Run, load, runtime
 
 EARLIER = Path(__file__).parents[1] / "formats"
 TEACHER = "openai-compatible:http://127.0.0.1:8123/v1#tiny"  # nobody listens there any more
@@ -32,6 +32,9 @@ def test_a_student_and_its_export_predict_as_they_did(earlier: Path) -> None:
 
 
 def test_a_finished_run_is_opened(earlier: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    run = Run("run")
+    assert run.classifier.about["images"] == {"paint": 8}
+    assert run.evaluation is not None and [row.metrics.images for row in run.evaluation.rows] == [2, 2, 10]
     done = typed(capfd, "evaluate", "run", "--store", "store")
     assert done.returncode == 0, done.stderr
     assert "photo *" in done.stdout

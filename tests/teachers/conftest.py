@@ -1,4 +1,4 @@
-"""Tiny random models in folders, and pictures: everything that a teacher needs without a network."""
+"""Tiny random models in folders, and images: everything that a teacher needs without a network."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def one_thread() -> None:
 
 
 @pytest.fixture(scope="session")
-def pictures() -> list[bytes]:
+def image_files() -> list[bytes]:
     """Nine different files, PNG and JPEG in turns, of odd sizes."""
     rng = np.random.default_rng(0)
     files = []

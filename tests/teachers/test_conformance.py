@@ -15,11 +15,11 @@ KINDS = ["vit", "timm", "coca", "clip", "siglip", "recorded"]
 
 
 @pytest.fixture(scope="module", params=KINDS)
-def teacher(request, open_clip_folder, hf_folder, pictures, tmp_path_factory) -> Teacher:
+def teacher(request, open_clip_folder, hf_folder, image_files, tmp_path_factory) -> Teacher:
     kind = request.param
     if kind == "recorded":
         folder = tmp_path_factory.mktemp("recorded")
-        record(folder, pictures)
+        record(folder, image_files)
         return open_teacher(f"recorded:{folder}")
     return open_teacher(spec_of(kind, open_clip_folder, hf_folder), precision="fp32")
 
@@ -28,18 +28,18 @@ def spec_of(kind, open_clip_folder, hf_folder) -> str:
     return f"hf:{hf_folder(kind)}" if kind in ("clip", "siglip") else f"open_clip:local-dir:{open_clip_folder(kind)}"
 
 
-def record(folder: Path, pictures: list[bytes]) -> None:
+def record(folder: Path, image_files: list[bytes]) -> None:
     rng = np.random.default_rng(0)
-    np.save(folder / "image_embeddings.npy", rng.normal(size=(len(pictures), 8)).astype(np.float16))
+    np.save(folder / "image_embeddings.npy", rng.normal(size=(len(image_files), 8)).astype(np.float16))
     np.save(folder / "text_embeddings.npy", rng.normal(size=(len(TEXTS), 8)).astype(np.float16))
-    names = "".join(f"{i}.png\n" for i in range(len(pictures)))
+    names = "".join(f"{i}.png\n" for i in range(len(image_files)))
     (folder / "images.csv").write_text("path\n" + names, encoding="utf-8")
     (folder / "texts.csv").write_text("text\n" + "".join(f'"{text}"\n' for text in TEXTS), encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
-def images(pictures) -> list[EncodedImage]:
-    return [EncodedImage(f"{i}.png", data) for i, data in enumerate(pictures)]
+def images(image_files) -> list[EncodedImage]:
+    return [EncodedImage(f"{i}.png", data) for i, data in enumerate(image_files)]
 
 
 def test_says_what_it_is(teacher):
@@ -77,16 +77,16 @@ def test_order_and_company_do_not_matter(teacher, images):
     np.testing.assert_allclose(np.concatenate([teacher.embed_texts([text]) for text in TEXTS]), texts, atol=2e-6)
 
 
-def test_more_pictures_than_a_batch(teacher, images, monkeypatch):
+def test_more_images_than_a_batch(teacher, images, monkeypatch):
     rows = teacher.embed_images(images)
     monkeypatch.setattr("vl2v.teachers.local.BATCH", 2)
     np.testing.assert_allclose(teacher.embed_images(images), rows, atol=2e-6)
     np.testing.assert_allclose(teacher.embed_images(images[:2]), rows[:2], atol=2e-6)
 
 
-def test_a_picture_that_is_none(teacher, images):
+def test_a_image_that_is_none(teacher, images):
     with pytest.raises(TeacherError, match=r"broken\.jpg"):
-        teacher.embed_images([*images, EncodedImage("broken.jpg", b"no picture")])
+        teacher.embed_images([*images, EncodedImage("broken.jpg", b"no image")])
 
 
 def test_tower_answers_as_the_teacher(teacher, images):

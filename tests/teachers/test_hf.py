@@ -29,7 +29,7 @@ def opened(folder, **options):
     return open_teacher(f"hf:{folder}", **{"precision": "fp32", **options})
 
 
-def test_answers_as_transformers_does(folder, pictures):
+def test_answers_as_transformers_does(folder, image_files):
     import torch
     import transformers
 
@@ -37,7 +37,7 @@ def test_answers_as_transformers_does(folder, pictures):
     model = transformers.AutoModel.from_pretrained(folder).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(folder)
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in pictures]
+    images = [Image.open(io.BytesIO(data)).convert("RGB") for data in image_files]
     texts = ["a photo of a dog", "an umbrella"]
     siglip = model.config.model_type == "siglip"
     tokens = tokenizer(texts, padding="max_length", max_length=24, return_tensors="pt")
@@ -45,7 +45,7 @@ def test_answers_as_transformers_does(folder, pictures):
         tokens = {"input_ids": tokens["input_ids"]}
     with torch.no_grad():
         out = model(**tokens, pixel_values=processor(images=images, return_tensors="pt")["pixel_values"])
-    got = teacher.embed_images([EncodedImage(f"{i}", data) for i, data in enumerate(pictures)])
+    got = teacher.embed_images([EncodedImage(f"{i}", data) for i, data in enumerate(image_files)])
     np.testing.assert_allclose(got, out.image_embeds, atol=2e-6)
     np.testing.assert_allclose(teacher.embed_texts(texts), out.text_embeds, atol=2e-6)
     assert teacher.logit_scale == pytest.approx(model.logit_scale.exp().item())
@@ -90,12 +90,12 @@ def test_fingerprint_changes_with_the_configuration(clip, tmp_path, file, key, v
     assert opened(other).fingerprint != opened(clip).fingerprint
 
 
-def test_half_precision_weights(hf_folder, pictures):
+def test_half_precision_weights(hf_folder, image_files):
     teacher = opened(hf_folder("clip", lambda model: model.half()))
     assert next(teacher.model.parameters()).dtype.is_floating_point
     copied, _ = teacher.image_tower()
     assert {str(parameter.dtype) for parameter in copied.parameters()} == {"torch.float32"}
-    assert np.isfinite(teacher.embed_images([EncodedImage("a", pictures[0])])).all()
+    assert np.isfinite(teacher.embed_images([EncodedImage("a", image_files[0])])).all()
 
 
 def test_siglip2_with_patches_is_refused(tmp_path):

@@ -32,7 +32,7 @@ def edit(folder, *keys, value):
     file.write_text(json.dumps(config))
 
 
-def test_answers_as_open_clip_does(vit, pictures):
+def test_answers_as_open_clip_does(vit, image_files):
     import open_clip
     import torch
 
@@ -40,12 +40,12 @@ def test_answers_as_open_clip_does(vit, pictures):
     assert (teacher.name, teacher.dim) == (f"open_clip:local-dir:{vit}", 16)
     assert teacher.logit_scale == pytest.approx(1 / 0.07, rel=1e-4)
     model, _, preprocess = open_clip.create_model_and_transforms(f"local-dir:{vit}")
-    inputs = torch.stack([preprocess(Image.open(io.BytesIO(data)).convert("RGB")) for data in pictures])
+    inputs = torch.stack([preprocess(Image.open(io.BytesIO(data)).convert("RGB")) for data in image_files])
     texts = ["a photo of a dog", "an umbrella"]
     with torch.no_grad():
         images = model.eval().encode_image(inputs, normalize=True)
         words = model.encode_text(open_clip.get_tokenizer(f"local-dir:{vit}")(texts), normalize=True)
-    got = teacher.embed_images([EncodedImage(f"{i}", data) for i, data in enumerate(pictures)])
+    got = teacher.embed_images([EncodedImage(f"{i}", data) for i, data in enumerate(image_files)])
     np.testing.assert_allclose(got, images, atol=2e-6)
     np.testing.assert_allclose(teacher.embed_texts(texts), words, atol=2e-6)
 
@@ -112,7 +112,7 @@ def test_weights_trained_with_quick_gelu_are_run_with_it():
     assert not _trained_quick(open_clip, "local-dir:x", None)
 
 
-def test_weights_that_answer_nan(open_clip_folder, pictures):
+def test_weights_that_answer_nan(open_clip_folder, image_files):
     import torch
 
     def change(model):
@@ -121,23 +121,23 @@ def test_weights_that_answer_nan(open_clip_folder, pictures):
 
     teacher = opened(open_clip_folder("vit", change))
     with pytest.raises(TeacherError, match="NaN or zeros; try precision fp32"):
-        teacher.embed_images([EncodedImage("a", pictures[0])])
+        teacher.embed_images([EncodedImage("a", image_files[0])])
 
 
-def test_halves_of_different_dimensions(vit, pictures):
+def test_halves_of_different_dimensions(vit, image_files):
     teacher = opened(vit)
     encode = teacher._encode_images
     teacher._encode_images = lambda pixels: encode(pixels)[:, :-1]
-    with pytest.raises(TeacherError, match="answers pictures with 15 numbers, texts with 16; take a model whose"):
-        teacher.embed_images([EncodedImage("a", pictures[0])])
+    with pytest.raises(TeacherError, match="answers images with 15 numbers, texts with 16; take a model whose"):
+        teacher.embed_images([EncodedImage("a", image_files[0])])
 
 
 @pytest.mark.parametrize("broken", [False, True])
-def test_side_by_side_and_then_all_threads_again(vit, pictures, monkeypatch, broken):
+def test_side_by_side_and_then_all_threads_again(vit, image_files, monkeypatch, broken):
     import torch
 
     teacher = opened(vit)
-    images = [EncodedImage(f"{i}", data) for i, data in enumerate(pictures)]
+    images = [EncodedImage(f"{i}", data) for i, data in enumerate(image_files)]
     alone = teacher.embed_images(images)
     monkeypatch.setattr("vl2v.teachers.local.BATCH", 2)
     torch.set_num_threads(3)

@@ -65,7 +65,7 @@ def test_by_content_whatever_the_name(tmp_path):
 
 def test_a_hashed_row_never_answers_for_another_content(tmp_path):
     record(tmp_path, list(FILES), sha256=True)
-    with pytest.raises(TeacherError, match=r"no answer for 1 of 1 pictures, first photo/dog/a\.jpg"):
+    with pytest.raises(TeacherError, match=r"no answer for 1 of 1 images, first photo/dog/a\.jpg"):
         ask(tmp_path, "photo/dog/a.jpg", data=b"edited")
 
 
@@ -92,7 +92,7 @@ def test_half_a_name_is_no_tail(tmp_path):
         ask(tmp_path, "og/b.png")
 
 
-def test_views_of_a_picture_recorded_by_path_are_refused(tmp_path):
+def test_views_of_a_image_recorded_by_path_are_refused(tmp_path):
     teacher = open_teacher(f"recorded:{record(tmp_path, list(FILES))}")
     name = "photo/dog/a.jpg"
     teacher.embed_images([EncodedImage(name, b"one")])
@@ -100,9 +100,9 @@ def test_views_of_a_picture_recorded_by_path_are_refused(tmp_path):
         teacher.embed_images([EncodedImage(name, b"a view of it")])
 
 
-def test_missing_pictures_are_counted_and_named(tmp_path):
+def test_missing_images_are_counted_and_named(tmp_path):
     record(tmp_path, list(FILES))
-    with pytest.raises(TeacherError, match=r"no answer for 4 of 5 pictures, first 0\.jpg, 1\.jpg, 2\.jpg; record"):
+    with pytest.raises(TeacherError, match=r"no answer for 4 of 5 images, first 0\.jpg, 1\.jpg, 2\.jpg; record"):
         ask(tmp_path, "photo/dog/a.jpg", *(f"{i}.jpg" for i in range(4)))
 
 
@@ -156,7 +156,7 @@ def test_a_table_as_a_spreadsheet_writes_it(tmp_path):
         (np.full((3, 4), np.nan), "3 rows are NaN or zero, first row 0"),
         (np.eye(3, 4) * [[1], [0], [1]], "1 rows are NaN or zero, first row 1"),
         (np.full((3, 4), np.inf), "NaN or zero"),
-        (np.eye(3, 5), "picture embeddings have 5 numbers, text embeddings 4"),
+        (np.eye(3, 5), "image embeddings have 5 numbers, text embeddings 4"),
         (np.eye(2, 4), "2 rows of embeddings, but its table has 3"),
         (np.ones(3), r"not an array \[n, d\]"),
         (np.eye(3, 4, dtype=np.int64), "floating point"),

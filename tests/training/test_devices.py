@@ -38,7 +38,7 @@ TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--np
 
 
 def runs(shapes: Path, recording: Path, unlabelled: Path) -> dict[str, dict[str, Any]]:
-    """Two stages and SWAD; means over labelled pictures; two gradients a step, of two micro-batches; averages."""
+    """Two stages and SWAD; means over labelled images; two gradients a step, of two micro-batches; averages."""
     adip, rise, sam = (quick_settings(shapes, recording, method) for method in ("adip", "rise", "sam"))
     adip["train"]["swad"] = True
     rise["data"]["unlabelled"] = str(unlabelled)
@@ -92,7 +92,7 @@ def test_the_run_ends_with_the_student_of_one_device(method: str, strategy: str,
 def same_evaluation(one: Evaluation | None, two: Evaluation | None) -> bool:
     assert one is not None and two is not None
     pairs = list(zip(one.rows, two.rows, strict=True))
-    assert all((a.who, a.domain, a.metrics.pictures) == (b.who, b.domain, b.metrics.pictures) for a, b in pairs)
+    assert all((a.who, a.domain, a.metrics.images) == (b.who, b.domain, b.metrics.images) for a, b in pairs)
     return all(a.metrics.accuracy == b.metrics.accuracy for a, b in pairs)
 
 
@@ -191,4 +191,4 @@ def test_parts_make_up_the_batch_with_as_many_of_each_domain() -> None:
     parts = [DomainBalancedSampler(groups, 4, 0, (k, 2)).batch(3) for k in range(2)]
     drawn = sorted(pair for part in parts for pair in zip(*(x.tolist() for x in part), strict=True))
     assert drawn == sorted(zip(whole.tolist(), turns.tolist(), strict=True))
-    assert all((pictures < 5).sum() == 2 for pictures, _ in parts)
+    assert all((images < 5).sum() == 2 for images, _ in parts)

@@ -10,10 +10,10 @@ GROUPS = [np.arange(10), np.arange(10, 13), np.arange(13, 40)]
 def test_every_batch_has_the_same_number_of_each_domain() -> None:
     sampler = DomainBalancedSampler(GROUPS, 4, seed=0)
     for number in range(20):
-        pictures, _ = sampler.batch(number)
-        assert [np.isin(group, pictures).any() for group in GROUPS] == [True, True, True]
-        assert len(pictures) == 12
-        assert sum(picture < 10 for picture in pictures) == 4
+        images, _ = sampler.batch(number)
+        assert [np.isin(group, images).any() for group in GROUPS] == [True, True, True]
+        assert len(images) == 12
+        assert sum(image < 10 for image in images) == 4
 
 
 def test_a_domain_is_gone_through_before_it_repeats() -> None:

@@ -1,4 +1,4 @@
-"""Pictures by address, from a real server on loopback: what is fetched, and what never is."""
+"""Images by address, from a real server on loopback: what is fetched, and what never is."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ from vl2v.vendor.addresses import Addresses, Unfetched
 from .rented import Running, row, running
 
 
-def picture() -> bytes:
+def image() -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()
 
 
-PICTURE = picture()
+IMAGE = image()
 
 
 class Gallery(ThreadingHTTPServer):
-    """Pictures, and the tricks of a server that means no good."""
+    """Images, and the tricks of a server that means no good."""
 
     daemon_threads = True
 
@@ -77,7 +77,7 @@ class _Hand(BaseHTTPRequestHandler):
             while not self.server.closing.wait(0.05):
                 self.wfile.write(b".")
         elif status == 200:
-            self.wfile.write(b"<html>" if self.path == "/page.png" else PICTURE)
+            self.wfile.write(b"<html>" if self.path == "/page.png" else IMAGE)
 
     def log_message(self, *args: Any) -> None:
         pass
@@ -101,7 +101,7 @@ def gallery() -> Iterator[Gallery]:
 
 
 def ask(vendor: Running, urls: list[str]) -> tuple[httpx2.Response, int]:
-    """Return a vendor's answer about pictures, and what it has sold."""
+    """Return a vendor's answer about images, and what it has sold."""
     body = {"model": "stub:m", "modality": "image", "input": urls}
     headers = {"Authorization": f"Bearer {vendor.key}"}
     answer = httpx2.post(f"{vendor.url}/v1/embeddings", json=body, headers=headers, timeout=30)
@@ -123,11 +123,11 @@ def fetched(place: str, path: str = "a.png", scheme: str = "http", context: ssl.
     return asyncio.run(fetch())
 
 
-def test_pictures_of_an_allowed_place_are_answered_as_if_they_had_been_sent(gallery: Gallery, tmp_path: Path) -> None:
+def test_images_of_an_allowed_place_are_answered_as_if_they_had_been_sent(gallery: Gallery, tmp_path: Path) -> None:
     place = f"127.0.0.1:{gallery.port}"
     with running(tmp_path / "vendor", addresses=Addresses([place], 2**20)) as vendor:
         answer, sold = ask(vendor, [f"http://{place}/a.png?size=1#top", f"http://{place}/b.png"])
-    np.testing.assert_allclose([item["embedding"] for item in answer.json()["data"]], [row(PICTURE)] * 2, atol=1e-6)
+    np.testing.assert_allclose([item["embedding"] for item in answer.json()["data"]], [row(IMAGE)] * 2, atol=1e-6)
     assert sold == 2 and sorted(gallery.seen) == [("/a.png?size=1", place), ("/b.png", place)]
 
 
@@ -136,7 +136,7 @@ def test_what_a_server_can_try(gallery: Gallery, tmp_path: Path, monkeypatch: py
         "moved.png": r"can't be fetched \(status 302\)",
         "none.png": r"can't be fetched \(status 404\)",
         "large.png": "too large: at most 1048576 bytes a request",
-        "page.png": r"input\[0\] can't be decoded: not a picture",
+        "page.png": r"input\[0\] can't be decoded: not an image",
         "slow.png": "not fetched within 0.5 s",
     }
     place = f"127.0.0.1:{gallery.port}"
@@ -211,7 +211,7 @@ def test_a_name_that_stands_for_something_inside_is_refused(place: str, monkeypa
 
 def test_what_was_checked_is_what_is_connected_to(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = names(monkeypatch, **{"images.test": "127.0.0.1"})
-    assert fetched(f"images.test:{gallery.port}") == PICTURE and asked == ["images.test"]
+    assert fetched(f"images.test:{gallery.port}") == IMAGE and asked == ["images.test"]
     assert gallery.seen == [("/a.png", f"images.test:{gallery.port}")]
 
 
@@ -231,7 +231,7 @@ def test_the_certificate_has_to_be_the_names(tmp_path: Path, monkeypatch: pytest
     trusting = ssl.create_default_context(cafile=str(certificate))
     with showing(server) as gallery:
         names(monkeypatch, **{"images.test": "127.0.0.1", "other.test": "127.0.0.1"})
-        assert fetched(f"images.test:{gallery.port}", scheme="https", context=trusting) == PICTURE
+        assert fetched(f"images.test:{gallery.port}", scheme="https", context=trusting) == IMAGE
         with pytest.raises(Unfetched, match="can't be fetched"):
             fetched(f"other.test:{gallery.port}", scheme="https", context=trusting)
         assert len(gallery.seen) == 1

@@ -39,7 +39,7 @@ def vendor(tmp_path):
         yield opened
 
 
-def picture(seed: int, form: str = "PNG") -> bytes:
+def image(seed: int, form: str = "PNG") -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(buffer, form)
     return buffer.getvalue()
@@ -81,11 +81,11 @@ def test_openais_own_client_talks_to_it(vendor):
     client = openai.OpenAI(base_url=f"{vendor.url}/v1", api_key=vendor.key)
     answer = client.embeddings.create(model="stub:m", input=["a cat", "a dog"])  # it asks for base64 by itself
     np.testing.assert_allclose([d.embedding for d in answer.data], [row(b"a cat"), row(b"a dog")], atol=1e-7)
-    data = picture(1)
-    pictures = client.embeddings.create(
+    data = image(1)
+    images = client.embeddings.create(
         model="stub:m", input=[uri(data)], encoding_format="float", extra_body={"modality": "image"}
     )
-    np.testing.assert_allclose(pictures.data[0].embedding, row(data), atol=1e-7)
+    np.testing.assert_allclose(images.data[0].embedding, row(data), atol=1e-7)
     assert [model.id for model in client.models.list()] == ["stub:m"]
     assert client.models.retrieve("stub:m").id == "stub:m"
     with pytest.raises(openai.UnprocessableEntityError, match="tokens aren't taken"):
@@ -102,7 +102,7 @@ def test_our_own_client_and_the_vendor_agree_to_the_query(vendor, tmp_path, monk
     teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
     with Ledger(tmp_path) as ledger:
         teacher.purse = Account(ledger, teacher.name, "USD", 10**6, "test")
-        images = [EncodedImage(str(i), picture(i)) for i in range(70)]
+        images = [EncodedImage(str(i), image(i)) for i in range(70)]
         np.testing.assert_allclose(teacher.embed_images(images), [row(i.data) for i in images], atol=1e-6)
         assert teacher.embed_texts(["a", "b"]).shape == (2, DIM)
         bought = [(e.kind, e.count, e.micro) for e in ledger.entries()]
@@ -114,7 +114,7 @@ def test_our_own_client_and_the_vendor_agree_to_the_query(vendor, tmp_path, monk
 def test_the_real_tiny_teacher_is_for_rent(tmp_path):
     tiny = open_teacher("tiny")
     with running(tmp_path / "vendor", tiny, name="tiny") as vendor:
-        data = picture(3)
+        data = image(3)
         answer = ask(vendor, [uri(data)], "image", model="tiny").json()
         np.testing.assert_allclose(
             answer["data"][0]["embedding"], tiny.embed_images([EncodedImage("", data)])[0], atol=1e-6
@@ -141,12 +141,12 @@ def _question(method: str) -> Any:
 @pytest.mark.parametrize(
     ("things", "modality", "status", "words"),
     [
-        ([uri(picture(0)), uri(b"not a picture")], "image", 400, r"input\[1\] can't be decoded: not a picture"),
-        ([uri(picture(0)[:200])], "image", 400, r"input\[0\] can't be decoded: truncated"),
+        ([uri(image(0)), uri(b"not an image")], "image", 400, r"input\[1\] can't be decoded: not an image"),
+        ([uri(image(0)[:200])], "image", 400, r"input\[0\] can't be decoded: truncated"),
         (["http://169.254.169.254/latest"], "image", 400, "not on the list of those that are fetched"),
         (["file:///etc/passwd"], "image", 400, "not on the list of those that are fetched"),
         (["data:image/png;base64,###"], "image", 400, "not base64"),
-        ([uri(picture(0))] * 33, "image", 400, "33 images; at most 32"),
+        ([uri(image(0))] * 33, "image", 400, "33 images; at most 32"),
         ([uri(blank(7000, 7000))] * 3, "image", 400, "147 megapixels to decode; at most 128 a request"),
         ([uri(blank(8000, 8001))], "image", 400, r"too large \(8000x8001 pixels"),
         ([uri(layered(400))], "image", 400, "megapixels to decode"),
@@ -190,14 +190,14 @@ def test_a_bomb_and_a_huge_body(vendor):
     assert ask(vendor, "still there").status_code == 200
 
 
-def test_another_clients_bad_picture_fails_nobody_else(vendor):
+def test_another_clients_bad_image_fails_nobody_else(vendor):
     vendor.teacher.gate.clear()
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(ask, vendor, "hold the teacher up")
         while not vendor.meter._held["client"]:
             time.sleep(0.01)
-        good = pool.submit(ask, vendor, [uri(picture(1))], "image")
-        bad = pool.submit(ask, vendor, [uri(picture(2)), uri(picture(1)[:200])], "image")
+        good = pool.submit(ask, vendor, [uri(image(1))], "image")
+        bad = pool.submit(ask, vendor, [uri(image(2)), uri(image(1)[:200])], "image")
         assert bad.result().status_code == 400, "at once, while the teacher is still busy"
         vendor.teacher.gate.set()
         statuses = [future.result().status_code for future in (first, good)]
@@ -279,10 +279,10 @@ def test_a_reply_outlives_the_server_and_stays_one_clients_own(tmp_path):
     same = {"Idempotency-Key": "abc"}
     with running(tmp_path / "vendor", price=5) as vendor:
         key, before = vendor.key, ask(vendor, ["a", "b"], headers=same).content
-        images = ask(vendor, [uri(picture(1))], "image", headers={"Idempotency-Key": "image"}).content
+        images = ask(vendor, [uri(image(1))], "image", headers={"Idempotency-Key": "image"}).content
     with running(tmp_path / "vendor", price=5) as vendor:  # the other key is another client's
         assert ask(vendor, ["a", "b"], headers=same, key=key).content == before
-        again = ask(vendor, [uri(picture(1))], "image", headers={"Idempotency-Key": "image"}, key=key)
+        again = ask(vendor, [uri(image(1))], "image", headers={"Idempotency-Key": "image"}, key=key)
         assert again.content == images
         assert ask(vendor, ["c"], headers=same, key=key).status_code == 409
         assert vendor.teacher.batches == [] and len(sold(vendor)) == 2
@@ -379,7 +379,7 @@ def test_a_clients_quota_of_the_queue_is_its_own(tmp_path):
 
 def test_images_that_take_too_much_processor_time_are_refused(vendor, monkeypatch):
     monkeypatch.setattr("vl2v.vendor.desk.SECONDS", 0.0)
-    answer = ask(vendor, [uri(picture(0)), uri(picture(1))], "image")
+    answer = ask(vendor, [uri(image(0)), uri(image(1))], "image")
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "too_expensive"
     assert sold(vendor) == [] and vendor.meter._held["client"] == 0
 
@@ -387,7 +387,7 @@ def test_images_that_take_too_much_processor_time_are_refused(vendor, monkeypatc
 def test_prices_by_kind(tmp_path):
     with running(tmp_path / "vendor", price=5, price_image=40) as vendor:
         ask(vendor, ["a", "b"])
-        ask(vendor, [uri(picture(0))], "image")
+        ask(vendor, [uri(image(0))], "image")
         assert [sale[1:] for sale in sold(vendor)] == [("text", 2, 10), ("image", 1, 40)]
         headers = {"Authorization": f"Bearer {vendor.key}"}
         about = httpx2.get(f"{vendor.url}/v1/models/stub:m", headers=headers).json()
@@ -528,7 +528,7 @@ def test_told_to_stop_it_answers_and_bills_what_it_accepted(tmp_path):
     try:
         url = f"http://127.0.0.1:{port}"
         _until_up(url, process)
-        body = {"model": "tiny", "input": [uri(picture(i)) for i in range(32)], "modality": "image"}
+        body = {"model": "tiny", "input": [uri(image(i)) for i in range(32)], "modality": "image"}
         headers = {"Authorization": f"Bearer {key}"}
         (tmp_path / "broken").write_text("[[key")
         keys = (tmp_path / "keys.toml").read_bytes()

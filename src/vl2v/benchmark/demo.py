@@ -27,7 +27,7 @@ class Demo:
     runs: dict[str, Run]
 
     def results(self) -> dict[str, dict[str, float | None]]:
-        """Return mean accuracy on seen domains' validation pictures and on the unseen one, by model."""
+        """Return mean accuracy on seen domains' validation images and on the unseen one, by model."""
         table: dict[str, dict[str, float | None]] = {}
         for method, run in self.runs.items():
             evaluation = run.evaluation

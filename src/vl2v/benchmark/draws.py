@@ -83,7 +83,7 @@ def drawn(method: str, seed: int, draw: int) -> Tree:
     Those are the ranges that DomainBed has for Adam; AdamW, the house's optimiser, takes weight decay in another way,
     and 1e-2 is little there. ResNets' dropout isn't drawn, and DomainNet's batch is as the others'.
 
-    Of the last stage: learning rate 10^U(-5, -3.5), weight decay 10^U(-6, -2), pictures a domain 2^U(3, 5.5). Of a
+    Of the last stage: learning rate 10^U(-5, -3.5), weight decay 10^U(-6, -2), images a domain 2^U(3, 5.5). Of a
     method of its own: CORAL's weight and Mixup's alpha 10^U(-1, 1). Not in DomainBed: lambda U(0.1, 0.9), MIRO's weight
     10^U(-2, 0), KD's temperature U(1, 5), RISE's share of distillation U(0.1, 0.9), roughly what its authors searched,
     WiSE-FT's interpolation U(0.2, 0.8). The losses of adip, vl2v, fd and simkd, and lp's frozen features, want larger

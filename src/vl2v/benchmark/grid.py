@@ -49,7 +49,7 @@ class Grid:
         settings: of every run.
         preset: that they change, "default" or "paper".
         steps: of each method's last stage; None: as the method has it.
-        batch: pictures of each source domain in a batch of the last stage.
+        batch: images of each source domain in a batch of the last stage.
         first_seed: the others follow it; seeds that nobody has looked at tell what earlier ones only suggest.
     """
 
@@ -75,7 +75,7 @@ class Grid:
 
     @cached_property
     def datasets(self) -> dict[str, DomainDataset]:
-        """The pictures of each dataset.
+        """The images of each dataset.
 
         Raises:
             DataError: one that can't be read.
@@ -94,7 +94,7 @@ class Grid:
     def jobs(self, draw: Draw | None = None) -> Iterator[Job]:
         """Yield the jobs; those that share most come one after another.
 
-        Where the teacher is asked about some pictures only (`teacher.select`), its own row is left out: what it would
+        Where the teacher is asked about some images only (`teacher.select`), its own row is left out: what it would
         be measured on would depend on which students had asked before.
 
         Args:
@@ -108,9 +108,9 @@ class Grid:
         _check_settings(self.settings, self.methods)
         some = isinstance(self.settings.get("teacher", {}).get("select"), int)
         methods = [method for method in self.methods if METHODS[method].stage_defaults or not some]
-        for dataset, pictures in self.datasets.items():
-            domains = pictures.labelled_domains
-            named = [[name] if name in pictures.domains else split_names(name) for name in self.targets]
+        for dataset, images in self.datasets.items():
+            domains = images.labelled_domains
+            named = [[name] if name in images.domains else split_names(name) for name in self.targets]
             targets = list(dict.fromkeys([target for names in named for target in names] or domains))
             self._check_targets(dataset, targets)
             for seed in range(self.first_seed, self.first_seed + self.seeds):
@@ -184,12 +184,12 @@ class Grid:
         """
         from vl2v.data import leave_out
 
-        pictures, holdout = self.datasets[dataset], self._told(dataset).holdout
+        images, holdout = self.datasets[dataset], self._told(dataset).holdout
         trains = any(METHODS[method].stage_defaults for method in self.methods)
         for target in targets:
-            pictures.domain_index(target)
-            if trains or len(pictures.labelled_domains) > 1:
-                leave_out(pictures, [target], fraction=holdout)
+            images.domain_index(target)
+            if trains or len(images.labelled_domains) > 1:
+                leave_out(images, [target], fraction=holdout)
 
 
 def split_names(text: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Which method on these pictures? A small tournament, every domain left out once, in the time that there is."""
+"""Which method on these images? A small tournament, every domain left out once, in the time that there is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from vl2v.benchmark.engine import Engine, Local
 from vl2v.benchmark.grid import STUDENTS, Grid
 from vl2v.benchmark.jobs import ZERO_SHOT
-from vl2v.benchmark.results import Result, mean_and_error, of, of_same_pictures, results
+from vl2v.benchmark.results import Result, mean_and_error, of, of_same_images, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import runs_of
 from vl2v.config import Tree, flat, merge
@@ -29,7 +29,7 @@ CANDIDATES = ("lp-ft", "erm", "kd", "adip", "adip-plus")
 FEWEST_STEPS, MOST_STEPS = 20, 2000
 TRIAL_STEPS = 10
 EVALUATIONS = 10  # of a stage, where its settings don't say otherwise
-BATCH = 16  # pictures of each source domain
+BATCH = 16  # images of each source domain
 FINALISTS = 2
 
 
@@ -101,7 +101,7 @@ def recommend(
     Every domain is left out in turn. How many steps a run has follows from the time that a trial run takes.
 
     Args:
-        data: pictures of at least three domains.
+        data: images of at least three domains.
         teacher: as for `distill`.
         out: a benchmark folder; a tournament that was interrupted goes on.
         minutes: that it may take, roughly; asking the teacher comes on top.
@@ -130,7 +130,7 @@ def recommend(
     if len(domains) < 3:
         raise DataError(
             f"{data}: {len(domains)} domain(s); a tournament leaves one out and learns from at least two others. "
-            "Sort the pictures into domain/class/ folders, by source or style"
+            "Sort the images into domain/class/ folders, by source or style"
         )
     engine = engine or Local()
     reasons: dict[str, str] = {}
@@ -146,7 +146,7 @@ def recommend(
         for job in bench.missing:
             reasons.setdefault(job.method, bench.work.failure(job) or "another process has its runs")
         found = [one for one in results(bench.work) if one.folder in names and one.method not in reasons]
-        return of_same_pictures(found)[0]
+        return of_same_images(found)[0]
 
     def enough(methods: Sequence[str], wanted: int) -> list[str]:
         left = [method for method in methods if method not in reasons]
@@ -200,7 +200,7 @@ def _quick() -> Tree:
 def _paces(trial: Sequence[Result]) -> tuple[float, float]:
     """Return how long a step of the last stage takes, and an evaluation, with all processes at work.
 
-    Medians: the first step waits for the pictures' processes to start.
+    Medians: the first step waits for the images' processes to start.
     """
     steps, evaluations = [], []
     for found in trial:

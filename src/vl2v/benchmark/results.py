@@ -30,13 +30,13 @@ class Result:
         method: and
         student: as in the job.
         seed: of the run and the split.
-        accuracy: on all pictures of the target.
+        accuracy: on all images of the target.
         in_split: on the 80% of it that DomainBed measures.
-        seen: on the source domains' validation pictures, the mean over domains.
+        seen: on the source domains' validation images, the mean over domains.
         seconds: that the training took.
         folder: the run folder, or the file that the figures were read from.
-        marks: which pictures of the target were answered, and which of them correctly; None where that isn't known.
-        corrupted: on the target's pictures corrupted, the mean over the corruptions asked for; NaN where not measured.
+        marks: which images of the target were answered, and which of them correctly; None where that isn't known.
+        corrupted: on the target's images corrupted, the mean over the corruptions asked for; NaN where not measured.
         inside: as `marks`, of the 80% that DomainBed measures.
         content: a digest of the dataset that `marks` point to; "" where that isn't known.
         theirs: whether DomainBed's own program made it; its standard errors divide by the number of seeds.
@@ -68,7 +68,7 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     """Return one result a dataset, target, method, student and seed: of the draw that the rule selects.
 
     Rules (Gulrajani and Lopez-Paz, ICLR 2021, section 3): "training", the accuracy on the source domains' validation
-    pictures, the mean over domains; "leave-one-out", the mean accuracy on each source domain in turn of students that
+    images, the mean over domains; "leave-one-out", the mean accuracy on each source domain in turn of students that
     didn't see it, either;
     "oracle", the accuracy on the 20% of the target that isn't measured, which nobody has who deploys. Of equals the
     last draw, as in its code.
@@ -109,14 +109,14 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
     """Return the results of benchmark folders that are to stand in one table, and what is to be said about them.
 
     The zero-shot teacher stands once, beside the first student. Runs on other files than the most of their target
-    have no `marks`: what they answered can't be compared picture by picture.
+    have no `marks`: what they answered can't be compared image by image.
 
     Args:
         folders: of benchmarks.
         selection: the rule, see `results`.
 
     Raises:
-        ConfigError: folders whose pictures or settings differ, or that have the same cell.
+        ConfigError: folders whose images or settings differ, or that have the same cell.
         RunError: not a benchmark folder.
     """
     found: list[Result] = []
@@ -127,7 +127,7 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
         own = results(work, selection)
         for name, about in work.tells().items():
             if told.setdefault(name, about) != about:
-                raise ConfigError(f"{folder}: {name} has other pictures or settings than in another of the folders")
+                raise ConfigError(f"{folder}: {name} has other images or settings than in another of the folders")
         measured = {result.cell for result in found if result.method != ZERO_SHOT}
         if twice := measured & {result.cell for result in own}:
             raise ConfigError(f"{folder}: {', '.join(map(str, min(twice)))}: another of the folders has it, too")
@@ -140,7 +140,7 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
                 f"{folder.name}: {len(waiting)} more have students, and no draw that this rule can judge yet: "
                 f"{', '.join(map(str, min(waiting)))}, for example."
             )
-    found, changed = of_same_pictures(found)
+    found, changed = of_same_images(found)
     return _one_teacher(found), notes + changed
 
 
@@ -155,7 +155,7 @@ def _one_teacher(found: Sequence[Result]) -> list[Result]:
     return list(one.values())
 
 
-def of_same_pictures(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
+def of_same_images(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
     """Return results, those on other files than the most of their target without marks, and a line about these."""
     counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
     for result in found:
@@ -231,7 +231,7 @@ def result_of(work: WorkList, job: Job) -> Result | None:
 
 
 def _of_each_domain(right: NDArray[np.bool_], domains: NDArray[np.int64]) -> float:
-    """Return the accuracy in each domain, the mean; NaN of no picture."""
+    """Return the accuracy in each domain, the mean; NaN of no image."""
     counts = np.bincount(domains)
     there = counts > 0
     return float(np.mean(np.bincount(domains, right)[there] / counts[there])) if len(right) else math.nan
@@ -269,7 +269,7 @@ def mean_and_error(found: Iterable[Result], metric: str = "accuracy") -> tuple[f
 
 
 def leakage(found: Iterable[Result]) -> list[str]:
-    """Return a line for each unseen domain of which source domains have pictures, too, as its runs noticed."""
+    """Return a line for each unseen domain of which source domains have images, too, as its runs noticed."""
     said: dict[tuple[str, str], list[str]] = {}
     for result in found:
         place = result.dataset, result.target

@@ -153,24 +153,26 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
 
 
 def _same_data(grid: Grid, out: Path) -> None:
-    """Keep what each dataset lists; other pictures or labels under the same name would mix two benchmarks.
+    """Keep what each dataset lists; other images or labels under the same name would mix two benchmarks.
 
     Raises:
         RunError: a dataset has changed.
     """
     file = out / "datasets.json"
     known: dict[str, Any] = read_json(file, {})
-    found = {name: {"pictures": len(data), "listing": _listing(data)} for name, data in grid.datasets.items()}
+    for each in known.values():
+        each.setdefault("images", each.get("pictures"))  # as earlier versions called it
+    found = {name: {"images": len(data), "listing": _listing(data)} for name, data in grid.datasets.items()}
     for name, dataset in grid.datasets.items():
         before = known.get(name, found[name])
-        if before["pictures"] != len(dataset):
+        if before["images"] != len(dataset):
             raise RunError(
-                f"{out}: {name} had {before['pictures']:,} pictures when this benchmark began and has "
+                f"{out}: {name} had {before['images']:,} images when this benchmark began and has "
                 f"{len(dataset):,} now; choose another --out"
             )
         if before["listing"] != found[name]["listing"]:
             raise RunError(
-                f"{out}: {name} has as many pictures as when this benchmark began, but other names, classes or "
+                f"{out}: {name} has as many images as when this benchmark began, but other names, classes or "
                 "domains; choose another --out"
             )
     if not found.keys() <= known.keys():
@@ -178,6 +180,6 @@ def _same_data(grid: Grid, out: Path) -> None:
 
 
 def _listing(dataset: DomainDataset) -> str:
-    """Return a digest of the pictures' paths, classes and domains; the files aren't read."""
+    """Return a digest of the images' paths, classes and domains; the files aren't read."""
     names = json.dumps([dataset.paths, dataset.classes, dataset.domains]).encode()
     return hashlib.sha256(names + dataset.labels.tobytes() + dataset.domain_ids.tobytes()).hexdigest()

@@ -84,13 +84,13 @@ def as_table(
     """Return accuracy % on unseen domains: a row a student and method, a column a target, mean and standard error.
 
     A row is bold where the method is surely ahead of all others that trained its student (`best_is_sure`), and these
-    have every target; those without answers picture by picture aren't in it.
+    have every target; those without answers image by image aren't in it.
 
     Args:
         found: results.
         reference: the method that leads are counted from; by default `reference_of` them.
-        metric: on all pictures of the target, on DomainBed's 80% of them, or on all of them corrupted (leads are of
-            uncorrupted pictures, and left out then).
+        metric: on all images of the target, on DomainBed's 80% of them, or on all of them corrupted (leads are of
+            uncorrupted images, and left out then).
         selection: the rule that chose the draws, for the notes.
         published: add a column with the figures of the method's authors.
         notes: that come with the results.
@@ -166,15 +166,15 @@ def reference_of(found: Sequence[Result]) -> str:
 
 def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
     where = {
-        "accuracy": "all pictures of the unseen domain",
+        "accuracy": "all images of the unseen domain",
         "in_split": "DomainBed's 80% of the unseen domain",
-        "corrupted": "all pictures of the unseen domain under corruptions, the mean over these",
+        "corrupted": "all images of the unseen domain under corruptions, the mean over these",
     }
     rules = {
         "training": "source validation",
         "leave-one-out": "leave-one-domain-out validation",
         "oracle": "the target's other 20% (oracle: not deployable"
-        + (", and these pictures are among the measured ones)" if metric == "accuracy" else ")"),
+        + (", and these images are among the measured ones)" if metric == "accuracy" else ")"),
     }
     seeds = Counter(result.cell._replace(seed=0) for result in found if result.method != ZERO_SHOT)
     counts = set(seeds.values()) or {1}
@@ -192,24 +192,24 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
 
 
 def _unanswered(found: Sequence[Result]) -> list[str]:
-    """Return a line for each method that has no answer about pictures that others were measured on."""
+    """Return a line for each method that has no answer about images that others were measured on."""
     marked = [
-        (result.method, (result.dataset, result.target, result.seed), result.marks.pictures)
+        (result.method, (result.dataset, result.target, result.seed), result.marks.images)
         for result in found
         if result.marks is not None
     ]
     everything: dict[Hashable, NDArray[np.int64]] = {}
-    for _, run, pictures in marked:
-        known = everything.setdefault(run, pictures)
-        if not np.array_equal(known, pictures):
-            everything[run] = np.union1d(known, pictures)
+    for _, run, images in marked:
+        known = everything.setdefault(run, images)
+        if not np.array_equal(known, images):
+            everything[run] = np.union1d(known, images)
     missing, wanted = Counter[str](), Counter[str]()
-    for method, run, pictures in marked:
-        missing[method] += len(everything[run]) - len(pictures)
+    for method, run, images in marked:
+        missing[method] += len(everything[run]) - len(images)
         wanted[method] += len(everything[run])
     return [
         f"{method}: {count:,} of {wanted[method]:,} answers are missing (refused, or not asked for); it is measured on "
-        "the rest, and leads are on the pictures that both answered."
+        "the rest, and leads are on the images that both answered."
         for method, count in missing.items()
         if count
     ]

@@ -81,7 +81,7 @@ def _saving(place: Path, spent: Callable[[], float], report: Report) -> Report:
 
 
 def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], report: Report) -> None:
-    """Measure a trained student on the unseen domain corrupted; the pictures are written once for all jobs."""
+    """Measure a trained student on the unseen domain corrupted; the images are written once for all jobs."""
     from vl2v.data.corrupted import corrupt_dataset
     from vl2v.runs.evaluate import STUDENT, evaluate_run
     from vl2v.runs.folder import Run
@@ -89,14 +89,14 @@ def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], report: R
 
     assert work.corruptions is not None
     run, severity = Run(work.place(job)), work.corruptions.severity
-    data, pictures = run.config.data, work.corrupted(job)
+    data, images = run.config.data, work.corrupted(job)
     tell = lambda done, total: report("corrupting", done, total, "")  # noqa: E731
-    with locked(pictures.with_name(f"{pictures.name}.lock")):
+    with locked(images.with_name(f"{images.name}.lock")):
         clean = open_data(data)
         levels = [severity]
-        corrupt_dataset(clean, pictures, kinds=kinds, severities=levels, domains=[job.target], progress=tell)
+        corrupt_dataset(clean, images, kinds=kinds, severities=levels, domains=[job.target], progress=tell)
     names = {f"{kind}-{severity}": kind for kind in kinds}
-    rows = evaluate_run(run, pictures, domains=names, store=work.folder / "store", report=report).of(STUDENT)
+    rows = evaluate_run(run, images, domains=names, store=work.folder / "store", report=report).of(STUDENT)
     work.corruptions.keep(work.place(job), {names[row.domain]: row.metrics.accuracy for row in rows})
 
 

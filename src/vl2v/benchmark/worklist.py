@@ -22,7 +22,7 @@ from vl2v.runs.predictions import FILE, has_predictions
 
 @dataclass(frozen=True)
 class Corruptions:
-    """What finished students are also measured on: the unseen domain's pictures, corrupted.
+    """What finished students are also measured on: the unseen domain's images, corrupted.
 
     Attributes:
         kinds: of `vl2v.data.corruptions`.
@@ -153,7 +153,7 @@ class WorkList:
         self.__dict__["corruptions"] = corruptions
 
     def trained(self, job: Job) -> bool:
-        """Whether there is a result on uncorrupted pictures; of its file only the head is looked at."""
+        """Whether there is a result on uncorrupted images; of its file only the head is looked at."""
         return self._ended(job) and has_predictions(self.place(job))
 
     def spoilt(self, job: Job) -> bool:
@@ -180,7 +180,7 @@ class WorkList:
         return self.corruptions.unmeasured(self.place(job))
 
     def corrupted(self, job: Job) -> Path:
-        """Return the folder of the unseen domain's corrupted pictures."""
+        """Return the folder of the unseen domain's corrupted images."""
         return self.folder / "corrupted" / f"{slug(job.dataset)}-{slug(job.target)}-{digest([job.dataset, job.target])}"
 
     def done(self, job: Job) -> bool:

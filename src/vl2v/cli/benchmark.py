@@ -43,7 +43,7 @@ def benchmark(
     search: Annotated[str, typer.Option(help="How others are drawn: random, or optuna (by results).")] = "random",
     selection: Selection = "training",
     steps: Annotated[int | None, typer.Option(min=1, help="Of each method's last stage; by default its own.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Pictures of each source domain in a batch of it.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images of each source domain in a batch of it.")] = None,
     corruptions: Annotated[
         str | None, typer.Option(help="Measure students on the unseen domain corrupted, too: all, benchmark, or names.")
     ] = None,
@@ -149,7 +149,7 @@ def table(
 
 
 def recommend(
-    data: Annotated[Path, typer.Option(help="Pictures, in folders domain/class/image; three domains or more.")],
+    data: Annotated[Path, typer.Option(help="Images, in folders domain/class/image; three domains or more.")],
     teacher: TeacherSpec = None,
     minutes: Annotated[float, typer.Option(min=1, help="That it may take, roughly.")] = 30,
     methods: Annotated[str, typer.Option(help="That compete, with commas between.")] = "lp-ft,erm,kd,adip,adip-plus",
@@ -160,7 +160,7 @@ def recommend(
     config: ConfigFile = None,
     pairs: Set = None,
 ) -> None:
-    """Hold a small tournament of methods on your own pictures, and say which to use."""
+    """Hold a small tournament of methods on your own images, and say which to use."""
     from vl2v.benchmark.engine import engine_named
     from vl2v.benchmark.grid import methods_for, split_names
     from vl2v.benchmark.recommend import recommend as hold

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Look at pictures before anything is asked or trained.", no_args_is_help=True)
+app = typer.Typer(help="Look at images before anything is asked or trained.", no_args_is_help=True)
 
 DataPath = Annotated[Path, typer.Argument(help="A dataset: domain/class/image, class/image, or a manifest.")]
 
@@ -34,7 +34,7 @@ def inspect(
 
     dataset = open_dataset(path, layout=layout, exclude=exclude)
     with progress() as report:
-        tell = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
+        tell = lambda done, total: report("reading images", done, total, "")  # noqa: E731
         found = audit(dataset, cache=audit_cache(default_store()), progress=tell)
     inspection = look_at(dataset, found, target or [])
     if json:
@@ -75,12 +75,12 @@ def list_datasets() -> None:
     from vl2v.data.catalogue import catalogue
 
     table = Table()
-    for name in ("name", "pictures", "GB", "how", "what"):
-        table.add_column(name, justify="right" if name in ("pictures", "GB") else "left")
+    for name in ("name", "images", "GB", "how", "what"):
+        table.add_column(name, justify="right" if name in ("images", "GB") else "left")
     for found in catalogue().values():
-        pictures = f"{found.total:,}" if found.total else ""
+        images = f"{found.total:,}" if found.total else ""
         how = "download" if found.automatic else "by hand"
-        table.add_row(found.name, pictures, f"{found.bytes / 1e9:.1f}", how, found.about)
+        table.add_row(found.name, images, f"{found.bytes / 1e9:.1f}", how, found.about)
     Console().print(table)
 
 
@@ -123,13 +123,13 @@ def corrupt(
     out: Annotated[Path, typer.Option(help="A new folder for the corrupted dataset.")],
     types: Annotated[str, typer.Option(help="all, benchmark (ImageNet-C without the extra types), or names.")] = "all",
     severities: Annotated[str, typer.Option(help="1 to 5, with commas between.")] = "3",
-    domain: Annotated[list[str] | None, typer.Option(help="Whose pictures; may be repeated. By default all.")] = None,
-    pictures: Annotated[int | None, typer.Option(help="At most so many of each domain.")] = None,
-    size: Annotated[int, typer.Option(help="Shrink pictures until the shorter side has so many pixels.")] = 224,
+    domain: Annotated[list[str] | None, typer.Option(help="Whose images; may be repeated. By default all.")] = None,
+    images: Annotated[int | None, typer.Option(help="At most so many of each domain.")] = None,
+    size: Annotated[int, typer.Option(help="Shrink images until the shorter side has so many pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
     workers: Annotated[int, typer.Option(help="Threads.")] = 2,
 ) -> None:
-    """Write ImageNet-C's corruptions of pictures as a dataset, one domain a type and severity, for `vl2v evaluate`."""
+    """Write ImageNet-C's corruptions of images as a dataset, one domain a type and severity, for `vl2v evaluate`."""
     from vl2v.cli.show import progress
     from vl2v.data import open_dataset
     from vl2v.data.corrupted import corrupt_dataset
@@ -147,12 +147,12 @@ def corrupt(
             kinds=kinds_named(types),
             severities=levels,
             domains=domain or (),
-            pictures=pictures,
+            images=images,
             size=size,
             seed=seed,
             workers=workers,
             progress=lambda done, total: report("corrupting", done, total, ""),
         )
     if written.unreadable:
-        typer.echo(f"{written.unreadable} pictures can't be read and were left out", err=True)
-    typer.echo(f"{out}: {written.pictures} pictures in each of {len(written.domains)} domains")
+        typer.echo(f"{written.unreadable} images can't be read and were left out", err=True)
+    typer.echo(f"{out}: {written.images} images in each of {len(written.domains)} domains")

@@ -8,14 +8,14 @@ from typing import Annotated
 import typer
 
 _NEXT = """
-With your own pictures, in folders domain/class/picture:
+With your own images, in folders domain/class/image:
   vl2v data inspect PATH
   vl2v distill --data PATH --teacher open_clip:ViT-B-16/openai --target DOMAIN --out runs/mine
-  vl2v predict runs/mine PICTURE"""
+  vl2v predict runs/mine IMAGE"""
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where to put the runs and pictures.")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option(help="Where to put the runs and images.")] = Path("runs/demo"),
     target: Annotated[str, typer.Option(help="The drawing style that is left out of training.")] = "outline",
 ) -> None:
     """Train three students on the embedded sample, one drawing style unseen, and compare them."""
@@ -38,5 +38,5 @@ def demo(
     answer_grid(found.runs, target, out / "answers.png")
     console = Console()
     console.print(table)
-    console.print(f"pictures: {out / 'accuracy.png'}, {out / 'answers.png'}; the students: {out}/adip and its like")
+    console.print(f"images: {out / 'accuracy.png'}, {out / 'answers.png'}; the students: {out}/adip and its like")
     console.print(_NEXT, highlight=False, markup=False)

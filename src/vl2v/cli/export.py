@@ -21,13 +21,13 @@ def export(
         list[int] | None, typer.Option(min=1, help="Pixels a side, by default the student's; with a target, several.")
     ] = None,
     target_latency: Annotated[
-        str | None, typer.Option(help="What one picture may take on this machine, such as 10ms.")
+        str | None, typer.Option(help="What one image may take on this machine, such as 10ms.")
     ] = None,
     target_size: Annotated[str | None, typer.Option(help="How large the file may be, such as 5MB.")] = None,
     out: Annotated[Path | None, typer.Option(help="The file; by default student.onnx in the run folder.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
 ) -> None:
-    """Write a student as a file that needs nothing of vl2v, checked on real pictures first."""
+    """Write a student as a file that needs nothing of vl2v, checked on real images first."""
     from vl2v.cli.show import print_table, progress
     from vl2v.errors import ConfigError
     from vl2v.export import Target, TargetMissed, choose_export, export_student

@@ -1,4 +1,4 @@
-"""`vl2v embed`, `vl2v distill`, `vl2v config`: from pictures and a teacher to a student."""
+"""`vl2v embed`, `vl2v distill`, `vl2v config`: from images and a teacher to a student."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Annotated, Any
 
 import typer
 
-Data = Annotated[Path | None, typer.Option(help="Pictures: domain/class/image, class/image, or a manifest.")]
+Data = Annotated[Path | None, typer.Option(help="Images: domain/class/image, class/image, or a manifest.")]
 TeacherSpec = Annotated[
     str | None, typer.Option(help="open_clip:MODEL/PRETRAINED, hf:REPO, jina:MODEL, recorded:FOLDER, tiny and more.")
 ]
 Target = Annotated[list[str] | None, typer.Option(help="A domain to be kept unseen; may be repeated.")]
-Views = Annotated[int | None, typer.Option(help="Fixed augmented views of each picture to ask about, too.")]
+Views = Annotated[int | None, typer.Option(help="Fixed augmented views of each image to ask about, too.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings in TOML.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top, e.g. stages.distill.lr=1e-3.")]
 Budget = Annotated[
     float, typer.Option(help="What a paid teacher may have cost in all, ever, by this store; in its currency.")
 ]
-Select = Annotated[str | None, typer.Option(help="How many training pictures to ask about, or 'known': no more.")]
+Select = Annotated[str | None, typer.Option(help="How many training images to ask about, or 'known': no more.")]
 Strategy = Annotated[str | None, typer.Option(help="random, balanced, kcenter or uncertainty.")]
 Method = Annotated[str | None, typer.Option(help="How it learns: adip by default; see `vl2v methods`.")]
 Student = Annotated[str | None, typer.Option(help="A timm model.")]
@@ -57,7 +57,7 @@ def embed(
     pairs: Set = None,
     store: Store = None,
 ) -> None:
-    """Ask the teacher about every picture once, and keep its answers.
+    """Ask the teacher about every image once, and keep its answers.
 
     Give it the options of the `vl2v distill` that will follow: what is asked depends on some of them.
     """
@@ -96,12 +96,12 @@ def embed(
         typer.echo(asked.summary())
         return
     bill = f"; the bill so far: {asked.bill}" if asked.bill else ""
-    views_of = f" (views of a picture: {plan.views})" if plan.views.k else ""
+    views_of = f" (views of an image: {plan.views})" if plan.views.k else ""
     typer.echo(f"asked {plan.questions:,} questions{views_of}, {plan.known + plan.texts_known:,} were known{bill}")
     for refusal in asked.refused:
         typer.echo(f"{refusal.path}: refused by the teacher: {refusal.reason}", err=True)
     if asked.refused:
-        typer.echo(f"{len(asked.refused)} pictures refused; they will learn from their class's text alone", err=True)
+        typer.echo(f"{len(asked.refused)} images refused; they will learn from their class's text alone", err=True)
 
 
 def _number(text: str | None) -> int | str | None:
@@ -156,7 +156,7 @@ def distill(
         return
     assert run.evaluation is not None
     print_evaluation(run.evaluation)
-    typer.echo(f"the student is in {run.folder}; try: vl2v predict {run.folder} PICTURE")
+    typer.echo(f"the student is in {run.folder}; try: vl2v predict {run.folder} IMAGE")
 
 
 def methods() -> None:

@@ -15,7 +15,7 @@ def push(
     license_: Annotated[str, typer.Option("--license", help="The hub's identifier, for example mit.")] = "other",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent, and the card.")] = False,
 ) -> None:
-    """Share a student: weights, description, exports and a model card; no picture, no path, no key."""
+    """Share a student: weights, description, exports and a model card; no image, no path, no key."""
     from vl2v.export import parcel
     from vl2v.export import push as send
     from vl2v.export.hub import check_licence
@@ -29,4 +29,4 @@ def push(
         typer.echo(files["README.md"].decode())
         return
     reference = send(Run(run), repo, private=private, licence=license_)
-    typer.echo(f"{reference}; try: vl2v predict hf:{repo} PICTURE")
+    typer.echo(f"{reference}; try: vl2v predict hf:{repo} IMAGE")

@@ -17,7 +17,7 @@ Source = Annotated[
 
 def serve(
     source: Source,
-    teacher: Annotated[str | None, typer.Option(help="The run's own, to ask about pictures and new classes.")] = None,
+    teacher: Annotated[str | None, typer.Option(help="The run's own, to ask about images and new classes.")] = None,
     budget: Annotated[
         float, typer.Option(help="What a paid teacher may have cost in all, ever, by this store; in its currency.")
     ] = 0,
@@ -28,7 +28,7 @@ def serve(
     host: Annotated[str, typer.Option(help="To listen on; another one needs VL2V_SERVE_KEY.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; 0: a free one.")] = 8080,
 ) -> None:
-    """Answer over HTTP, with a page to drop pictures on, until stopped; a run without an export is exported first."""
+    """Answer over HTTP, with a page to drop images on, until stopped; a run without an export is exported first."""
     from vl2v.errors import StudentError
     from vl2v.runtime import exports_in
     from vl2v.serving.serve import serve as run
@@ -59,7 +59,7 @@ def serve(
 def monitor(
     log: Annotated[Path, typer.Argument(help="What `vl2v serve --log` wrote.")],
     source: Annotated[str, typer.Option("--run", help="What was served: an export, its run folder, or hf:USER/REPO.")],
-    last: Annotated[int, typer.Option(min=1, help="How many of the latest pictures to look at.")] = 1000,
+    last: Annotated[int, typer.Option(min=1, help="How many of the latest images to look at.")] = 1000,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Tell how far live traffic is from the training domains, and whether more of it is unknown than expected."""
@@ -80,14 +80,12 @@ def monitor(
         typer.echo(as_json.dumps({**asdict(drift), "first": first, "last": latest, "verdict": drift.verdict()}))
         return
     if first:
-        typer.echo(f"pictures of {first} to {latest}")
+        typer.echo(f"images of {first} to {latest}")
     if drift.distance is not None:
         typer.echo(f"distance {drift.distance:.2f} from the training domains (from 1 it isn't chance)")
-    typer.echo(
-        f"unknown {100 * drift.unknown:.1f}%, expected {100 * drift.expected:.1f}%, of {drift.pictures} pictures"
-    )
+    typer.echo(f"unknown {100 * drift.unknown:.1f}%, expected {100 * drift.expected:.1f}%, of {drift.images} images")
     answers = Counter(traffic.labels).most_common(5)
-    typer.echo("answers: " + ", ".join(f"{label} {100 * count / drift.pictures:.0f}%" for label, count in answers))
+    typer.echo("answers: " + ", ".join(f"{label} {100 * count / drift.images:.0f}%" for label, count in answers))
     typer.echo(drift.verdict())
 
 

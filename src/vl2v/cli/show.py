@@ -54,11 +54,11 @@ def print_advice(advice: Advice) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="a first student's accuracy % on the source domains' validation pictures")
-    for name in ("pictures asked about", "accuracy", "standard error"):
+    table = Table(title="a first student's accuracy % on the source domains' validation images")
+    for name in ("images asked about", "accuracy", "standard error"):
         table.add_column(name, justify="right")
     for point in advice.points:
-        table.add_row(f"{point.pictures:,}", f"{100 * point.accuracy:.1f}", f"{100 * point.error:.1f}")
+        table.add_row(f"{point.images:,}", f"{100 * point.accuracy:.1f}", f"{100 * point.error:.1f}")
     console = Console()
     console.print(table)
     console.print(advice.verdict(), highlight=False)
@@ -86,14 +86,14 @@ def print_evaluation(evaluation: Evaluation) -> None:
     from rich.table import Table
 
     table = Table(title="accuracy %, * unseen in training")
-    for name in ("", "domain", "pictures", "accuracy", "balanced", "ECE", "known"):
+    for name in ("", "domain", "images", "accuracy", "balanced", "ECE", "known"):
         table.add_column(name, justify="left" if name in ("", "domain") else "right")
     for who in evaluation.models():
         for row in evaluation.of(who):
             m = row.metrics
             shares = (f"{100 * share:.1f}" for share in (m.accuracy, m.balanced_accuracy, m.ece, m.known))
             mark = " *" if row.role == "unseen" else ""
-            table.add_row(who, row.domain + mark, str(m.pictures), *shares)
+            table.add_row(who, row.domain + mark, str(m.images), *shares)
         table.add_section()
     console = Console()
     console.print(table)

@@ -28,7 +28,7 @@ def _group() -> None:
 def check(
     data: Data = None,
     teacher: TeacherSpec = None,
-    pictures: Annotated[int, typer.Option(help="How many labelled pictures to ask about, at most.")] = 200,
+    images: Annotated[int, typer.Option(help="How many labelled images to ask about, at most.")] = 200,
     target: Target = None,
     budget: Budget = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be asked, and its price.")] = False,
@@ -37,7 +37,7 @@ def check(
     pairs: Set = None,
     store: Store = None,
 ) -> None:
-    """Ask about a small labelled sample, and tell whether the teacher is worth it for these pictures."""
+    """Ask about a small labelled sample, and tell whether the teacher is worth it for these images."""
     import json as as_json
 
     from vl2v.cli.show import progress
@@ -46,12 +46,12 @@ def check(
     settings = settings_of(config, pairs, {"data.path": data, "teacher.spec": teacher, "data.target": target})
     if dry_run:
         with progress() as report:
-            asked = check_cost(settings, pictures=pictures, store=store, report=report)
+            asked = check_cost(settings, images=images, store=store, report=report)
         typer.echo(asked.summary())
         return
     with progress() as report:
         tell = lambda words: typer.echo(words, err=True)  # noqa: E731
-        found = check_teacher(settings, pictures=pictures, store=store, budget=budget, tell=tell, report=report)
+        found = check_teacher(settings, images=images, store=store, budget=budget, tell=tell, report=report)
     if json:
         typer.echo(as_json.dumps(found.to_json(), indent=2))
     else:
@@ -83,19 +83,19 @@ def _shares(console: Console, what: str, rows: list[Share], total: int) -> None:
 
     part = f", the worst {len(rows)} of {total}" if total > len(rows) else ""
     table = Table(title=f"zero-shot accuracy % by {what}{part}")
-    for name in (what, "pictures", "accuracy", "95% interval"):
+    for name in (what, "images", "accuracy", "95% interval"):
         table.add_column(name, justify="left" if name == what else "right")
     for share in rows:
         low, high = share.interval
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
-        table.add_row(share.name, str(share.pictures), f"{100 * share.accuracy:.1f}", interval)
+        table.add_row(share.name, str(share.images), f"{100 * share.accuracy:.1f}", interval)
     console.print(table)
 
 
 def _alignment(console: Console, found: Check) -> None:
     fit = found.alignment
     console.print(
-        f"cosine of a picture with its class's text: {fit.own:.3f}; with the best other: {fit.other:.3f}; "
+        f"cosine of an image with its class's text: {fit.own:.3f}; with the best other: {fit.other:.3f}; "
         f"margin: {fit.margin:.3f}; modality gap: {fit.gap:.2f}"
     )
     probes = [("the untaught student's features", found.student), ("the teacher's own embeddings", found.own)]
@@ -103,7 +103,7 @@ def _alignment(console: Console, found: Check) -> None:
         if probed is not None:
             low, high = probed.share.interval
             console.print(
-                f"linear probe on {what}, {probed.pictures} labelled pictures, {found.held_out}: "
+                f"linear probe on {what}, {probed.images} labelled images, {found.held_out}: "
                 f"{100 * probed.share.accuracy:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
             )
 
@@ -116,8 +116,8 @@ def _swaps(console: Console, found: Check) -> None:
     shown = found.swaps[:ROWS]
     part = f", the first {len(shown)} of {len(found.swaps)} pairs" if len(found.swaps) > len(shown) else ""
     table = Table(title=f"taken for another class{part}")
-    for name in ("class", "taken for", "pictures", "for example"):
-        table.add_column(name, justify="right" if name == "pictures" else "left", overflow="fold")
+    for name in ("class", "taken for", "images", "for example"):
+        table.add_column(name, justify="right" if name == "images" else "left", overflow="fold")
     for swap in shown:
         table.add_row(swap.label, swap.answer, str(swap.count), swap.example)
     console.print(table)
@@ -127,7 +127,7 @@ def _wordings(console: Console, found: Check) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(f"other prompts than {', '.join(found.prompts)}, on the same pictures"))
+    table = Table(title=escape(f"other prompts than {', '.join(found.prompts)}, on the same images"))
     for name in ("--set", "accuracy %", "points more", "interval"):
         table.add_column(name, justify="left" if name == "--set" else "right", overflow="fold")
     for wording in found.wordings:

@@ -14,7 +14,7 @@ classes = typer.Typer(help="The classes of a student.", no_args_is_help=True)
 
 def evaluate(
     run: Student,
-    data: Annotated[Path | None, typer.Option(help="Pictures; by default the run's own.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Images; by default the run's own.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -34,16 +34,16 @@ def evaluate(
 
 def predict(
     run: Student,
-    pictures: Annotated[list[Path], typer.Argument(help="Pictures, or folders of pictures.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
 ) -> None:
-    """Name what is in pictures: class and probability, or "unknown"."""
+    """Name what is in images: class and probability, or "unknown"."""
     import json as as_json
 
     from vl2v.runs import predict_files
 
     failed = 0
-    for path, answer in predict_files(run, pictures):
+    for path, answer in predict_files(run, images):
         if isinstance(answer, str):
             failed += 1
             typer.echo(f"{path}: set aside: {answer}", err=True)

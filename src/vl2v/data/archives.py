@@ -40,7 +40,7 @@ class Limits:
 
 
 def limits_for(archive: Path) -> Limits:
-    """Return limits for an archive of pictures, which are compressed already: 20 times its own size."""
+    """Return limits for an archive of images, which are compressed already: 20 times its own size."""
     return Limits(unpacked=20 * archive.stat().st_size + 64 * 1024**2)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.data.dataset import DomainDataset
-from vl2v.data.decoding import REPAIRED, PictureError, decode_with_remark
+from vl2v.data.decoding import REPAIRED, ImageError, decode_with_remark
 from vl2v.data.near import look_of
 from vl2v.errors import DataError
 from vl2v.sqlite import BUSY_SECONDS, journal
@@ -151,17 +151,17 @@ def _listed(listed: NDArray[np.uint8], unlisted: NDArray[np.int64], rest: Audit 
 
 
 def set_aside(dataset: DomainDataset, found: Audit) -> DomainDataset:
-    """Return the dataset without the pictures that can't be used; they are listed in `excluded`.
+    """Return the dataset without the images that can't be used; they are listed in `excluded`.
 
     Raises:
         DataError: nothing is left of a domain.
     """
     left = dataset.without(found.problems)
     for domain in np.setdiff1d(dataset.domain_ids, left.domain_ids):
-        pictures = np.flatnonzero(dataset.domain_ids == domain)
+        images = np.flatnonzero(dataset.domain_ids == domain)
         raise DataError(
-            f"{dataset.root}: none of the {len(pictures)} pictures of domain {dataset.domains[domain]} can be used "
-            f"({dataset.paths[pictures[0]]}: {found.problems[int(pictures[0])]}); replace them, or delete the folder"
+            f"{dataset.root}: none of the {len(images)} images of domain {dataset.domains[domain]} can be used "
+            f"({dataset.paths[images[0]]}: {found.problems[int(images[0])]}); replace them, or delete the folder"
         )
     return left
 
@@ -191,7 +191,7 @@ def _look(key: _Key) -> _Verdict:
     sha256 = hashlib.sha256(data).digest()
     try:
         image, remark = decode_with_remark(data)
-    except PictureError as error:
+    except ImageError as error:
         return _Verdict(sha256, str(error), "", b"")
     return _Verdict(sha256, "", remark, look_of(image))
 
@@ -213,7 +213,7 @@ def _verdicts(
 
 def _no_cache(cache: Path | None, error: Exception) -> DataError:
     return DataError(
-        f"{cache}: what is known of the pictures can't be kept ({error}); "
+        f"{cache}: what is known of the images can't be kept ({error}); "
         "make room, or see that the folder can be written"
     )
 

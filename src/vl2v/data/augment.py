@@ -17,12 +17,12 @@ _LEVELS = np.arange(256)
 
 
 def evaluation_view(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Return pixels [size, size, 3]: the whole picture squeezed into a square, as DomainBed evaluates."""
+    """Return pixels [size, size, 3]: the whole image squeezed into a square, as DomainBed evaluates."""
     return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
 
 
 def domainbed_augment(image: Image.Image, size: int, seed: int) -> NDArray[np.uint8]:
-    """Return pixels [size, size, 3] of one augmentation: a function of the picture and the seed alone.
+    """Return pixels [size, size, 3] of one augmentation: a function of the image and the seed alone.
 
     RandomResizedCrop(size, scale 0.7 to 1), flip, ColorJitter(0.3, 0.3, 0.3, 0.3), RandomGrayscale(0.1), with
     torchvision's distributions.
@@ -70,7 +70,7 @@ def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 
 def _blend(image: Image.Image, gray: int, factor: float) -> Image.Image:
-    """Return what PIL.ImageEnhance does: a plain gray at factor 0, the picture at 1, more of it beyond."""
+    """Return what PIL.ImageEnhance does: a plain gray at factor 0, the image at 1, more of it beyond."""
     return Image.blend(Image.new("RGB", image.size, (gray, gray, gray)), image, factor)
 
 
@@ -80,6 +80,6 @@ def _mean_gray(image: Image.Image) -> int:
 
 
 def _turn_hue(image: Image.Image, turn: float) -> Image.Image:
-    """Return the picture with its hue turned by a share of the full circle."""
+    """Return the image with its hue turned by a share of the full circle."""
     shift = Image.new("HSV", image.size, (int(turn * 255) % 256, 0, 0))
     return ImageChops.add_modulo(image.convert("HSV"), shift).convert("RGB")

@@ -61,7 +61,7 @@ class Benchmark(_Table):
     omit: str | None = None
     total: int | None = None
     classes: int | None = None
-    pictures: dict[str, int] = {}
+    images: dict[str, int] = {}
     unverified: tuple[str, ...] = ()
 
     @property
@@ -148,15 +148,13 @@ def check(wanted: Benchmark, dataset: DomainDataset) -> list[str]:
     found = Counter(dataset.domains[i] for i in dataset.domain_ids)
     wrong = defaultdict(list)
     if wanted.total not in (None, len(dataset)):
-        wrong["total"].append(f"{len(dataset):,} pictures, not {wanted.total:,}")
+        wrong["total"].append(f"{len(dataset):,} images, not {wanted.total:,}")
     if wanted.classes not in (None, len(dataset.classes)):
         wrong["classes"].append(f"{len(dataset.classes)} classes, not {wanted.classes}")
-    if wanted.pictures:
-        for domain in sorted({*found, *wanted.pictures}):
-            if found[domain] != wanted.pictures.get(domain, 0):
-                wrong["pictures"].append(
-                    f"{found[domain]:,} pictures in {domain}, not {wanted.pictures.get(domain, 0):,}"
-                )
+    if wanted.images:
+        for domain in sorted({*found, *wanted.images}):
+            if found[domain] != wanted.images.get(domain, 0):
+                wrong["images"].append(f"{found[domain]:,} images in {domain}, not {wanted.images.get(domain, 0):,}")
     surely = [line for key, lines in wrong.items() if key not in wanted.unverified for line in lines]
     if surely:
         raise DataError(
@@ -249,7 +247,7 @@ def _telling(report: Report, archive: Path) -> Callable[[int, int], None]:
 
 
 def _folders(wanted: Benchmark, archives: dict[str, Path], whole: Path, report: Report) -> None:
-    """domain/class/picture already, below the folder `strip`."""
+    """domain/class/image already, below the folder `strip`."""
     omitted = _omitted(wanted, whole.parent)
     above = f"{wanted.strip}/" if wanted.strip else ""
 
@@ -275,7 +273,7 @@ TERRA_CLASSES = ("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "
 
 def _terra(wanted: Benchmark, archives: dict[str, Path], whole: Path, report: Report) -> None:
     """DomainBed's choice of four places and ten classes from Caltech Camera Traps; the rest isn't unpacked."""
-    told, pictures = archives.values()
+    told, images = archives.values()
     scratch = whole.parent / "annotations"
     scratch.mkdir()
     unpack(told, scratch)
@@ -284,15 +282,15 @@ def _terra(wanted: Benchmark, archives: dict[str, Path], whole: Path, report: Re
         for name, target in _terra_places(file):
             places[name].add(target)
     unpack(
-        pictures,
+        images,
         whole,
         place=lambda name: sorted(places.get(name.rsplit("/", 1)[-1], ())),
-        progress=_telling(report, pictures),
+        progress=_telling(report, images),
     )
 
 
 def _terra_places(file: Path) -> Iterator[tuple[str, str]]:
-    """Yield (picture, where it goes); one with several animals goes to several classes, as in DomainBed."""
+    """Yield (image, where it goes); one with several animals goes to several classes, as in DomainBed."""
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
         classes = {row["id"]: row["name"] for row in told["categories"]}
@@ -359,7 +357,7 @@ def _camelyon17(folder: Path) -> Iterator[Row]:
 
 
 def _fmow(folder: Path) -> Iterator[Row]:
-    """A region of the world is a domain; sequestered pictures are left out, and WILDS' other shift, time."""
+    """A region of the world is a domain; sequestered images are left out, and WILDS' other shift, time."""
     regions = {row["alpha-3"]: row["region"] for row in _table(folder / "country_code_mapping.csv")}
     for number, row in enumerate(_table(folder / "rgb_metadata.csv")):
         if row["split"] != "seq":

@@ -1,4 +1,4 @@
-"""A dataset's pictures corrupted and written as another dataset, whose domains are the corruptions."""
+"""A dataset's images corrupted and written as another dataset, whose domains are the corruptions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 
 from vl2v.data.corruptions import check, corrupt
 from vl2v.data.dataset import DomainDataset
-from vl2v.data.decoding import PictureError, decode
+from vl2v.data.decoding import ImageError, decode
 from vl2v.errors import ConfigError, DataError
 from vl2v.io import write_bytes, write_text
 from vl2v.seeds import derive
@@ -33,12 +33,12 @@ class Written:
 
     Attributes:
         domains: the dataset's, `clean` first.
-        pictures: in each domain.
-        unreadable: pictures that were left out.
+        images: in each domain.
+        unreadable: images that were left out.
     """
 
     domains: tuple[str, ...]
-    pictures: int
+    images: int
     unreadable: int
 
 
@@ -49,27 +49,27 @@ def corrupt_dataset(
     kinds: Sequence[str],
     severities: Sequence[int],
     domains: Sequence[str] = (),
-    pictures: int | None = None,
+    images: int | None = None,
     size: int = 224,
     seed: int = 0,
     workers: int = 2,
     progress: Callable[[int, int], None] | None = None,
 ) -> Written:
-    """Write `{kind}-{severity}/class/picture.jpg` below a folder, and the same pictures uncorrupted as `clean`.
+    """Write `{kind}-{severity}/class/image.jpg` below a folder, and the same images uncorrupted as `clean`.
 
-    Every picture is first shrunk until its shorter side has `size` pixels (smaller ones stay), then corrupted, then
+    Every image is first shrunk until its shorter side has `size` pixels (smaller ones stay), then corrupted, then
     saved as JPEG of quality 85, as ImageNet-C is. Killed, it goes on where it was; more kinds and severities can be
     added to the folder later.
 
     Args:
-        dataset: whose pictures; those without a label are left out.
-        out: a new folder, or one that was written from the same pictures with the same size and seed.
+        dataset: whose images; those without a label are left out.
+        out: a new folder, or one that was written from the same images with the same size and seed.
         kinds: of CORRUPTIONS.
         severities: 1 to 5.
-        domains: of which the pictures are taken; by default all.
-        pictures: at most so many of each domain, drawn by the seed; by default all.
+        domains: of which the images are taken; by default all.
+        images: at most so many of each domain, drawn by the seed; by default all.
         size: pixels of the shorter side.
-        seed: of all that is random; with a picture's bytes it decides how the picture is corrupted.
+        seed: of all that is random; with an image's bytes it decides how the image is corrupted.
         workers: threads.
         progress: told (files done, files in all).
 
@@ -80,9 +80,9 @@ def corrupt_dataset(
     for kind in kinds:
         for severity in severities:
             check(kind, severity)
-    if size < 1 or (pictures is not None and pictures < 1):
-        raise ConfigError("the size and the number of pictures are 1 at least")
-    chosen = _choose(dataset, domains, pictures, seed)
+    if size < 1 or (images is not None and images < 1):
+        raise ConfigError("the size and the number of images are 1 at least")
+    chosen = _choose(dataset, domains, images, seed)
     _note(dataset, chosen, out, size, seed)
     wanted = [(CLEAN, 0), *((kind, severity) for kind in kinds for severity in severities)]
     unreadable = done = 0
@@ -95,9 +95,7 @@ def corrupt_dataset(
                 if progress is not None:
                     progress(done, len(chosen) * len(wanted))
     if unreadable == len(chosen):
-        raise DataError(
-            f"{dataset.root}: none of the {len(chosen)} chosen pictures can be read; look with data inspect"
-        )
+        raise DataError(f"{dataset.root}: none of the {len(chosen)} chosen images can be read; look with data inspect")
     return Written(tuple(_domain(*one) for one in wanted), len(chosen) - unreadable, unreadable)
 
 
@@ -105,18 +103,18 @@ def _domain(kind: str, severity: int) -> str:
     return f"{kind}-{severity}" if severity else kind
 
 
-def _choose(dataset: DomainDataset, domains: Sequence[str], pictures: int | None, seed: int) -> NDArray[np.int64]:
+def _choose(dataset: DomainDataset, domains: Sequence[str], images: int | None, seed: int) -> NDArray[np.int64]:
     """Return indices, sorted."""
     chosen = []
     for domain in domains or dataset.domains:
         indices = dataset.labelled(domain)
-        if pictures is not None:
+        if images is not None:
             rng = np.random.default_rng(derive(seed, "corrupted pictures", domain))
-            indices = rng.permutation(indices)[:pictures]
+            indices = rng.permutation(indices)[:images]
         chosen.append(indices)
     found: NDArray[np.int64] = np.sort(np.concatenate(chosen))
     if not len(found):
-        raise DataError(f"{dataset.root}: no pictures with labels in {', '.join(domains or dataset.domains)}")
+        raise DataError(f"{dataset.root}: no images with labels in {', '.join(domains or dataset.domains)}")
     for name in {dataset.classes[label] for label in dataset.labels[found]}:
         if name.startswith(".") or not {"/", "\\", "\0"}.isdisjoint(name):
             raise DataError(f"{dataset.root}: class {name!r} can't be a folder; rename it")
@@ -127,7 +125,7 @@ def _note(dataset: DomainDataset, chosen: NDArray[np.int64], out: Path, size: in
     """Write down what the folder is made of, or see that it is made of the same."""
     names = "\n".join(f"{i} {dataset.paths[i]} {dataset.labels[i]}" for i in chosen.tolist())
     made_of = {
-        "pictures": len(chosen),
+        "images": len(chosen),
         "of": hashlib.sha256(names.encode()).hexdigest(),
         "size": size,
         "seed": seed,
@@ -136,8 +134,9 @@ def _note(dataset: DomainDataset, chosen: NDArray[np.int64], out: Path, size: in
     notes = out / _NOTES
     try:
         if notes.exists():
-            if json.loads(notes.read_text(encoding="utf-8")) != made_of:
-                raise DataError(f"{out}: made of other pictures, or with another size or seed; give another folder")
+            before = json.loads(notes.read_text(encoding="utf-8"))
+            if {"images" if k == "pictures" else k: v for k, v in before.items()} != made_of:  # the former name
+                raise DataError(f"{out}: made of other images, or with another size or seed; give another folder")
             return
         if out.exists() and any(out.iterdir()):
             raise DataError(f"{out}: holds something else; give a new folder")
@@ -149,7 +148,7 @@ def _note(dataset: DomainDataset, chosen: NDArray[np.int64], out: Path, size: in
 def _write(
     dataset: DomainDataset, index: int, out: Path, wanted: Sequence[tuple[str, int]], size: int, seed: int
 ) -> bool:
-    """Write one picture's corruptions that aren't there yet; return whether it could be read."""
+    """Write one image's corruptions that aren't there yet; return whether it could be read."""
     name = f"{index:06d}-{Path(dataset.paths[index]).stem[:80]}.jpg"
     kind_of = dataset.classes[dataset.labels[index]]
     missing = [one for one in wanted if not (out / _domain(*one) / kind_of / name).exists()]
@@ -158,7 +157,7 @@ def _write(
     try:
         data = dataset.read(index)
         image = _shrunk(decode(data), size)
-    except (OSError, PictureError):
+    except (OSError, ImageError):
         return False
     own = derive(seed, hashlib.sha256(data).hexdigest())
     for kind, severity in missing:

@@ -3,7 +3,7 @@
 Hendrycks and Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and Perturbations" (ICLR 2019).
 The severities are those of their public code, for ImageNet-C (224 px) and for its 64 px version; the code is ours.
 
-Left out: frost, which is photos of frost laid on the picture, and spatter, whose water is drawn by OpenCV's edge and
+Left out: frost, which is photos of frost laid on the image, and spatter, whose water is drawn by OpenCV's edge and
 distance operators; anything else under these names would be another benchmark.
 """
 
@@ -45,14 +45,14 @@ EXTRA = ("speckle_noise", "gaussian_blur", "saturate")
 CORRUPTIONS = BENCHMARK + EXTRA
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALL = 120
-"""Pictures whose shorter side has fewer pixels get the 64 px version's severities; 120 is halfway, by ratio."""
+"""Images whose shorter side has fewer pixels get the 64 px version's severities; 120 is halfway, by ratio."""
 
 
 def corrupt(image: Image.Image, kind: str, severity: int, seed: int) -> Image.Image:
-    """Return the picture corrupted: a function of the picture, the kind, the severity and the seed alone.
+    """Return the image corrupted: a function of the image, the kind, the severity and the seed alone.
 
     Args:
-        image: RGB, of any shape. The severities are for about 224 px (or 64, see SMALL): shrink larger pictures.
+        image: RGB, of any shape. The severities are for about 224 px (or 64, see SMALL): shrink larger images.
         kind: one of CORRUPTIONS.
         severity: 1 to 5.
         seed: of all that is random.
@@ -120,7 +120,7 @@ _PARAMETERS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
         ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
         ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
     ),
-    "snow": (  # flakes' mean, deviation, zoom, threshold; radius and sigma of their motion; the picture's share
+    "snow": (  # flakes' mean, deviation, zoom, threshold; radius and sigma of their motion; the image's share
         (
             (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
             (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
@@ -232,7 +232,7 @@ def _disk(radius: float, alias: float) -> NDArray[np.float32]:
 
 
 def _defocus_blur(x: Pixels, _rng: np.random.Generator, given: tuple[float, float]) -> Pixels:
-    """The disk, by Fourier; the picture is mirrored beyond its edge."""
+    """The disk, by Fourier; the image is mirrored beyond its edge."""
     kernel = _disk(*given)
     reach = kernel.shape[0] // 2
     padded = np.pad(x, ((reach, reach), (reach, reach), (0, 0)), "reflect" if min(x.shape[:2]) > reach else "edge")
@@ -243,9 +243,9 @@ def _defocus_blur(x: Pixels, _rng: np.random.Generator, given: tuple[float, floa
 
 
 def _glass_blur(x: Pixels, rng: np.random.Generator, given: tuple[float, int, int]) -> Pixels:
-    """Pixels take their neighbours' colour, in a blurred picture that is blurred again.
+    """Pixels take their neighbours' colour, in a blurred image that is blurred again.
 
-    ImageNet-C's code means to swap two pixels but copies one over the other; its published pictures are made so.
+    ImageNet-C's code means to swap two pixels but copies one over the other; its published images are made so.
     """
     sigma, reach, times = given
     height, width = x.shape[:2]
@@ -264,7 +264,7 @@ def _glass_blur(x: Pixels, rng: np.random.Generator, given: tuple[float, int, in
 
 
 def _moved(x: Pixels, radius: int, sigma: float, angle: float) -> Pixels:
-    """Return ImageMagick's motion blur: half a Gaussian along a line; beyond the edge the picture goes on."""
+    """Return ImageMagick's motion blur: half a Gaussian along a line; beyond the edge the image goes on."""
     steps = np.arange(2 * radius + 1)
     weights = np.exp(-0.5 * (steps / sigma) ** 2)
     weights /= weights.sum()
@@ -396,7 +396,7 @@ def _elastic_transform(x: Pixels, rng: np.random.Generator, given: tuple[float, 
 
 
 def _at(x: Pixels, right: NDArray[Any], down: NDArray[Any], *, whole: bool) -> Pixels:
-    """Return the picture's values at points, with straight lines between pixels; mirrored about its last pixels (whole)
+    """Return the image's values at points, with straight lines between pixels; mirrored about its last pixels (whole)
     or about their outer edge.
     """
     height, width = x.shape[:2]

@@ -1,4 +1,4 @@
-"""Pictures with a class and a domain; nothing here knows of pixels."""
+"""Images with a class and a domain; nothing here knows of pixels."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class Excluded:
 
 @dataclass(frozen=True)
 class DomainDataset:
-    """Pictures, each with a class and a domain.
+    """Images, each with a class and a domain.
 
     Attributes:
         root: the folder that `paths` are relative to.
         classes: names, sorted.
-        domains: names, sorted; unlabelled pictures are a last domain of their own.
+        domains: names, sorted; unlabelled images are a last domain of their own.
         paths: [n], in ImageFolder's order: by domain, class and file name.
         labels: [n] class indices, -1 without a label.
         domain_ids: [n] domain indices.
@@ -59,15 +59,15 @@ class DomainDataset:
 
     @property
     def labelled_domains(self) -> list[str]:
-        """The domains that have pictures with labels, in order."""
+        """The domains that have images with labels, in order."""
         return [self.domains[i] for i in np.unique(self.domain_ids[self.labels >= 0])]
 
     def file(self, index: int) -> Path:
-        """Return where a picture is."""
+        """Return where an image is."""
         return self.root / self.paths[index]
 
     def read(self, index: int) -> bytes:
-        """Return a picture file's own bytes.
+        """Return an image file's own bytes.
 
         Raises:
             OSError: it can't be read, or is a link out of the dataset's folder.
@@ -90,7 +90,7 @@ class DomainDataset:
         lost = [gone for gone in self.excluded if gone.path == name or gone.path.startswith(f"{name}/")]
         if lost:
             raise DataError(
-                f"{self.root}: domain {name!r} has no usable pictures ({lost[0].path}: {lost[0].reason}); "
+                f"{self.root}: domain {name!r} has no usable images ({lost[0].path}: {lost[0].reason}); "
                 "put some there, or delete the folder"
             )
         close = difflib.get_close_matches(name, self.domains, n=1)
@@ -98,15 +98,15 @@ class DomainDataset:
         raise DataError(f"{self.root}: no domain {name!r}; {hint}")
 
     def indices(self, domain: str) -> NDArray[np.int64]:
-        """Return the pictures of a domain."""
+        """Return the images of a domain."""
         return np.flatnonzero(self.domain_ids == self.domain_index(domain))
 
     def labelled(self, domain: str) -> NDArray[np.int64]:
-        """Return the pictures of a domain that have a label."""
+        """Return the images of a domain that have a label."""
         return np.flatnonzero((self.domain_ids == self.domain_index(domain)) & (self.labels >= 0))
 
     def subset(self, indices: Iterable[int] | NDArray[np.int64]) -> DomainDataset:
-        """Return the dataset of some of the pictures; classes and domains keep their indices."""
+        """Return the dataset of some of the images; classes and domains keep their indices."""
         chosen = np.fromiter(indices, np.int64)
         return replace(
             self,
@@ -123,7 +123,7 @@ class DomainDataset:
         return replace(self, classes=tuple(names), labels=number[self.labels])  # -1, no label, stays -1
 
     def without(self, reasons: Mapping[int, str]) -> DomainDataset:
-        """Return the dataset with some pictures (index -> why) set aside."""
+        """Return the dataset with some images (index -> why) set aside."""
         kept = self.subset([i for i in range(len(self)) if i not in reasons])
         gone = tuple(Excluded(self.paths[i], why) for i, why in sorted(reasons.items()))
         return replace(kept, excluded=self.excluded + gone)

@@ -1,4 +1,4 @@
-"""From a picture file's bytes to pixels: one treatment, everywhere."""
+"""From an image file's bytes to pixels: one treatment, everywhere."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ _UPRIGHT = {
 }
 
 
-class PictureError(DataError):
-    """A picture that can't be decoded; the text is the reason."""
+class ImageError(DataError):
+    """An image that can't be decoded; the text is the reason."""
 
 
 def decode(data: bytes, *, most_bytes: int | None = None) -> Image.Image:
@@ -52,7 +52,7 @@ def decode(data: bytes, *, most_bytes: int | None = None) -> Image.Image:
         most_bytes: of memory that decoding may need, by `decoding_bytes`; None: any.
 
     Raises:
-        PictureError: empty, not one of JPEG, PNG, WEBP, BMP and GIF, truncated, corrupt, over 64 megapixels, or over
+        ImageError: empty, not one of JPEG, PNG, WEBP, BMP and GIF, truncated, corrupt, over 64 megapixels, or over
             `most_bytes`.
     """
     return decode_with_remark(data, most_bytes=most_bytes)[0]
@@ -70,44 +70,44 @@ def decode_with_remark(data: bytes, *, most_bytes: int | None = None) -> tuple[I
         most_bytes: as for `decode`.
 
     Raises:
-        PictureError: as `decode` does.
+        ImageError: as `decode` does.
     """
     if not data:
-        raise PictureError("empty file")
+        raise ImageError("empty file")
     if data.startswith(_LFS):
-        raise PictureError("a Git LFS pointer, not the image")
+        raise ImageError("a Git LFS pointer, not the image")
     try:
         return _decoded(data, most_bytes)
-    except PictureError:
+    except ImageError:
         raise
     except UnidentifiedImageError:
-        raise PictureError("not a picture (JPEG, PNG, WEBP, BMP or GIF)") from None
+        raise ImageError("not an image (JPEG, PNG, WEBP, BMP or GIF)") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise PictureError("too large (a decompression bomb?)") from None
+        raise ImageError("too large (a decompression bomb?)") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
         whole = _without_end_mark(data, most_bytes) if data.startswith(_JPEG) else None
         if whole is None:
-            raise PictureError(f"truncated or corrupt ({' '.join(str(error).split())})") from None
+            raise ImageError(f"truncated or corrupt ({' '.join(str(error).split())})") from None
         return whole, NO_END
 
 
 def _decoded(data: bytes, most_bytes: int | None) -> tuple[Image.Image, str]:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise PictureError(f"too large ({image.width}x{image.height} pixels)")
-        needed = _needed(image)
+    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ImageError(f"too large ({opened.width}x{opened.height} pixels)")
+        needed = _needed(opened)
         if most_bytes is not None and needed > most_bytes:
-            size = f"{image.width}x{image.height} pixels need {needed // 10**6} MB"
-            raise PictureError(f"too large ({size} while decoding, of {most_bytes // 10**6} MB)")
-        deep = _is_deep(image)
-        image.load()
-        method = _turn(image)
-        picture, remark = _rgb(image, _lower_bytes(image, data) if deep else None)
-    del image  # its pixels are not needed beside those of the turned one
+            size = f"{opened.width}x{opened.height} pixels need {needed // 10**6} MB"
+            raise ImageError(f"too large ({size} while decoding, of {most_bytes // 10**6} MB)")
+        deep = _is_deep(opened)
+        opened.load()
+        method = _turn(opened)
+        image, remark = _rgb(opened, _lower_bytes(opened, data) if deep else None)
+    del opened  # its pixels are not needed beside those of the turned one
     if method is not None:
-        picture = picture.transpose(method)
-    picture.info = {}  # an orientation left in it would be applied twice
-    return picture, remark
+        image = image.transpose(method)
+    image.info = {}  # an orientation left in it would be applied twice
+    return image, remark
 
 
 def _without_end_mark(data: bytes, most_bytes: int | None) -> Image.Image | None:
@@ -129,30 +129,30 @@ def _without_end_mark(data: bytes, most_bytes: int | None) -> Image.Image | None
     return first if first.tobytes() == second.tobytes() else None
 
 
-def picture_size(data: bytes) -> tuple[int, int]:
+def image_size(data: bytes) -> tuple[int, int]:
     """Return width and height, as the file's header has them.
 
     Raises:
-        PictureError: not a picture.
+        ImageError: not an image.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.size
     except Exception:  # Pillow's readers raise whatever a broken file makes them stumble over
-        raise PictureError("not a picture (JPEG, PNG, WEBP, BMP or GIF)") from None
+        raise ImageError("not an image (JPEG, PNG, WEBP, BMP or GIF)") from None
 
 
 def decoding_bytes(data: bytes) -> int:
     """Return about how many bytes of memory decoding takes at its height, by the file's header.
 
     Raises:
-        PictureError: not an image.
+        ImageError: not an image.
     """
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _needed(image)
     except Exception:  # Pillow's readers raise whatever a broken file makes them stumble over
-        raise PictureError("not a picture (JPEG, PNG, WEBP, BMP or GIF)") from None
+        raise ImageError("not an image (JPEG, PNG, WEBP, BMP or GIF)") from None
 
 
 def _needed(image: Image.Image) -> int:

@@ -111,5 +111,5 @@ def _bad_file(path: str, inside: str) -> str | None:
     if os.path.islink(path) and not os.path.realpath(path).startswith(inside):
         return _OUTSIDE
     if suffix.lower() not in SUFFIXES:
-        return f"not a picture ({suffix or 'no suffix'})"
+        return f"not an image ({suffix or 'no suffix'})"
     return None if os.path.isfile(path) else "not a file"  # a pipe would be waited for

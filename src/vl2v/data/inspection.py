@@ -22,7 +22,7 @@ class Inspection:
     """What there is to be known about a dataset before it is used.
 
     Attributes:
-        rows: domain -> class -> pictures.
+        rows: domain -> class -> images.
         findings: one line each, with what to do.
         excluded: files that are set aside.
     """
@@ -42,7 +42,7 @@ def inspect(dataset: DomainDataset, found: Audit, target: Sequence[str] = ()) ->
     Args:
         dataset: as opened.
         found: its audit.
-        target: domains to be kept unseen; copies of their pictures in other domains are leakage.
+        target: domains to be kept unseen; copies of their images in other domains are leakage.
 
     Raises:
         DataError: an unknown target.
@@ -71,11 +71,11 @@ def inspect(dataset: DomainDataset, found: Audit, target: Sequence[str] = ()) ->
 
 _REMEDIES = {
     "not at": "move them to where the others are, or use a manifest",
-    "not a picture": "convert them to JPEG or PNG, or delete them",
+    "not an image": "convert them to JPEG or PNG, or delete them",
     "a link to nothing": "fetch what it stands for (git annex get, dvc checkout), or delete it",
-    "a link": "copy the pictures into the folder (cp -rL)",
-    "a path": "copy the pictures into the folder",
-    "an empty folder": "delete it, or put its pictures in",
+    "a link": "copy the images into the folder (cp -rL)",
+    "a path": "copy the images into the folder",
+    "an empty folder": "delete it, or put its images in",
     "no such file": "correct the manifest",
     "its name": "rename it",
     "can't be read": "see to its permissions",
@@ -147,21 +147,21 @@ def _copies(dataset: DomainDataset, found: Audit, unseen: set[int]) -> Iterator[
     if copies:
         extra = sum(len(group) - 1 for group in copies)
         yield (
-            f"{extra} exact copies (the teacher is asked once about each picture, but they weigh more in training), "
+            f"{extra} exact copies (the teacher is asked once about each image, but they weigh more in training), "
             f"first {_both(dataset, copies[0])}; delete one of each"
         )
     if torn:
         yield (
-            f"{len(torn)} pictures with two different classes, first {_both(dataset, torn[0])}; delete the wrong copies"
+            f"{len(torn)} images with two different classes, first {_both(dataset, torn[0])}; delete the wrong copies"
         )
     if leaks:
         yield (
-            f"leakage: {len(leaks)} pictures are in a target and a source domain, "
+            f"leakage: {len(leaks)} images are in a target and a source domain, "
             f"first {_both(dataset, leaks[0])}; delete the source's"
         )
     elif across:
         yield (
-            f"{len(across)} pictures are in several domains, which is leakage if one of them is a target, "
+            f"{len(across)} images are in several domains, which is leakage if one of them is a target, "
             f"first {_both(dataset, across[0])}; delete all but one"
         )
 
@@ -216,11 +216,11 @@ def _gaps(rows: dict[str, dict[str, int]]) -> Iterator[str]:
         if missing and len(missing) < len(counts):
             yield f"domain {domain} has no {_some(missing)}; its accuracy is over the other classes"
         elif missing:
-            yield f"domain {domain} has no usable pictures with labels; add some, or delete the folder"
+            yield f"domain {domain} has no usable images with labels; add some, or delete the folder"
     if len(rows) == 1:
         yield (
             "one domain only: none can be left out to measure how the student does elsewhere; "
-            "sort the pictures into domain/class/image"
+            "sort the images into domain/class/image"
         )
 
 
@@ -240,7 +240,7 @@ def _some(names: Sequence[str]) -> str:
 
 def _names(dataset: DomainDataset) -> Iterator[str]:
     if len(dataset.classes) < 2:
-        yield f"one class only ({', '.join(dataset.classes)}): a classifier needs two; add pictures of another"
+        yield f"one class only ({', '.join(dataset.classes)}): a classifier needs two; add images of another"
     for names, kind in ((dataset.classes, "classes"), (dataset.domains, "domains")):
         alike: dict[str, list[str]] = defaultdict(list)
         for name in names:

@@ -38,17 +38,17 @@ def open_dataset(
     unlabelled: Path | None = None,
     root: Path | None = None,
 ) -> DomainDataset:
-    """Return the pictures of a folder or a manifest, in ImageFolder's order.
+    """Return the images of a folder or a manifest, in ImageFolder's order.
 
     Args:
         path: a folder, "icondg" (the sample that comes in the package, unless there is a folder of that name), or a
             CSV or Parquet file with the columns path, class, domain (or what COLUMNS has for them)
             and maybe split and sha256 (of the file's bytes, in hexadecimal; the file isn't looked at before it is
             read then).
-        layout: "domains" (domain/class/image), "classes" (class/image), "manifest", or "auto": what most pictures
-            are at. Pictures in deeper folders are set aside by "auto"; else they are of the class they are under.
+        layout: "domains" (domain/class/image), "classes" (class/image), "manifest", or "auto": what most images
+            are at. Images in deeper folders are set aside by "auto"; else they are of the class they are under.
         exclude: a text or CSV file with one relative path a line, for example DomainNet's list of duplicates.
-        unlabelled: a folder of pictures without labels, a domain of its own.
+        unlabelled: a folder of images without labels, a domain of its own.
         root: the folder that a manifest's paths are relative to; by default its own.
 
     Raises:
@@ -101,7 +101,7 @@ def _from_folder(path: Path, layout: str, besides: Path | None) -> DomainDataset
 
 
 def _likely_layout(path: Path, files: Sequence[tuple[str, ...]]) -> str:
-    """Return where most pictures are.
+    """Return where most images are.
 
     Raises:
         DataError: most are too deep: what the outer folders mean can't be told, and a guess would be wrong labels.
@@ -111,7 +111,7 @@ def _likely_layout(path: Path, files: Sequence[tuple[str, ...]]) -> str:
     if deep > depths[2] + depths[3]:
         first = next(parts for parts in files if len(parts) > 3)
         raise DataError(
-            f"{path}: {deep} pictures are deeper than domain/class/image, first {'/'.join(first)}; "
+            f"{path}: {deep} images are deeper than domain/class/image, first {'/'.join(first)}; "
             f"open {path / first[0]}, or write a CSV manifest"
         )
     return "domains" if depths[3] and depths[3] >= depths[2] else "classes"
@@ -128,7 +128,7 @@ def _nothing_in(path: Path, excluded: Sequence[Excluded]) -> DataError:
     else:
         why = f"it holds {holds[0]}: unpack it, or open it if it is a manifest" if holds else ""
     return DataError(
-        f"{path}: no pictures at domain/class/image or class/image ({', '.join(sorted(SUFFIXES))})"
+        f"{path}: no images at domain/class/image or class/image ({', '.join(sorted(SUFFIXES))})"
         + (f"; {why}" if why else "")
         + "; open the folder that holds them, or write a CSV manifest, which takes any layout"
     )
@@ -210,14 +210,14 @@ def _hashes(rows: Sequence[Row]) -> NDArray[np.uint8]:
 
 
 def _with_unlabelled(dataset: DomainDataset, folder: Path) -> DomainDataset:
-    """Add a folder's pictures, of any depth, as a last domain without labels."""
+    """Add a folder's images, of any depth, as a last domain without labels."""
     if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of unlabelled pictures")
+        raise DataError(f"{folder}: no such folder of unlabelled images")
     if UNLABELLED in dataset.domains:
         raise DataError(f"{dataset.root}: has a domain {UNLABELLED!r} already; rename it")
     files, excluded = image_files(folder)
     if not files:
-        raise DataError(f"{folder}: no pictures in it ({', '.join(sorted(SUFFIXES))})")
+        raise DataError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))})")
     # from real folder to real folder: ".." beyond a link leads elsewhere
     below = os.path.relpath(os.path.realpath(folder), os.path.realpath(dataset.root))
     count = len(files)

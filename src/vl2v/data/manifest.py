@@ -75,7 +75,7 @@ def read_manifest(path: Path, root: Path) -> tuple[list[Row], list[Excluded]]:
             excluded.append(Excluded(printable(name), reason))
     if not rows:
         raise DataError(
-            f"{path}: none of its {len(excluded)} pictures can be used ({excluded[0].path}: {excluded[0].reason}); "
+            f"{path}: none of its {len(excluded)} images can be used ({excluded[0].path}: {excluded[0].reason}); "
             f"the paths are relative to {root}"
         )
     return list(rows.values()), excluded
@@ -144,7 +144,7 @@ def _manifest_rows(path: Path) -> Iterator[Row]:
         name, domain = (intern(one_form(values[key])) for key in ("class", "domain"))
         yield os.path.normpath(values["path"]), name, domain, split, sha256
     if columns is None:
-        raise DataError(f"{path}: an empty manifest; a line a picture: path,class,domain[,split]")
+        raise DataError(f"{path}: an empty manifest; a line an image: path,class,domain[,split]")
 
 
 def _check_kind(path: Path, head: bytes) -> None:
@@ -237,12 +237,12 @@ def without_listed(dataset: DomainDataset, path: Path) -> DomainDataset:
             unknown.append(line)
     if not of_ours:
         raise DataError(
-            f"{path}: none of its {len(lines)} lines names a picture of {dataset.root}; "
+            f"{path}: none of its {len(lines)} lines names an image of {dataset.root}; "
             f"they should look like {dataset.paths[0]}"
         )
     left = dataset.without(left_out)
     if not len(left):
-        raise DataError(f"{path}: lists every picture of {dataset.root}; nothing is left")
+        raise DataError(f"{path}: lists every image of {dataset.root}; nothing is left")
     if not unknown:
         return left
     told = f"{path.name}: {len(unknown)} of {len(lines)} lines name no image of the dataset, first {unknown[0]}"

@@ -15,7 +15,7 @@ _ATTRIBUTION = "ATTRIBUTION.csv"
 
 
 def icondg(root: Path | None = None) -> Path:
-    """Return IconDG's folder (domain/class/picture), unpacked at the first call.
+    """Return IconDG's folder (domain/class/image), unpacked at the first call.
 
     The folder appears whole or not at all, so that processes may ask for it at the same time.
 

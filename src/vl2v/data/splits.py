@@ -20,10 +20,10 @@ class Split:
     """Dataset indices, sorted.
 
     Attributes:
-        train: the source domains' pictures to learn from.
-        val: the source domains' pictures to choose by.
-        target: the unseen domains' pictures with labels.
-        unlabelled: pictures without labels, the unseen domains' not among them.
+        train: the source domains' images to learn from.
+        val: the source domains' images to choose by.
+        target: the unseen domains' images with labels.
+        unlabelled: images without labels, the unseen domains' not among them.
     """
 
     train: Indices
@@ -38,7 +38,7 @@ def seed_hash(*parts: object) -> int:
 
 
 def domainbed_split(count: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Return (training, validation) places in a domain of `count` pictures: the first share of a shuffle validates."""
+    """Return (training, validation) places in a domain of `count` images: the first share of a shuffle validates."""
     order = list(range(count))
     np.random.RandomState(seed).shuffle(order)
     held_out = int(count * fraction)
@@ -46,16 +46,16 @@ def domainbed_split(count: int, fraction: float, seed: int) -> tuple[Indices, In
 
 
 def in_split(dataset: DomainDataset, domain: str, fraction: float, trial_seed: int) -> Indices:
-    """Return the pictures of a target that DomainBed measures: all but the share that its oracle selects by."""
-    pictures = dataset.labelled(domain)
+    """Return the images of a target that DomainBed measures: all but the share that its oracle selects by."""
+    images = dataset.labelled(domain)
     seed = seed_hash(trial_seed, dataset.domain_index(domain))
-    return np.sort(pictures[domainbed_split(len(pictures), fraction, seed)[0]])
+    return np.sort(images[domainbed_split(len(images), fraction, seed)[0]])
 
 
 def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float = 0.2, trial_seed: int = 0) -> Split:
     """Split the source domains into training and validation; the target domains are kept apart whole.
 
-    A manifest's split column decides for the pictures that have one ("test" pictures of source domains are used for
+    A manifest's split column decides for the images that have one ("test" images of source domains are used for
     nothing); the others of a domain are split as DomainBed does.
 
     Raises:
@@ -63,7 +63,7 @@ def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float 
     """
     unseen = {dataset.domain_index(name) for name in target}
     if UNLABELLED in target:
-        raise DataError(f"target {UNLABELLED!r}: pictures without labels can't be a target")
+        raise DataError(f"target {UNLABELLED!r}: images without labels can't be a target")
     if len(dataset.classes) < 2:
         raise DataError(f"{dataset.root}: one class only ({', '.join(dataset.classes)}); a classifier needs two")
     train, val = [], []
@@ -71,15 +71,15 @@ def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float 
     present = set(np.unique(dataset.domain_ids[labelled]).tolist())
     for name in target:
         if dataset.domain_index(name) not in present:
-            raise DataError(f"{dataset.root}: target {name} has no pictures with labels; choose another")
+            raise DataError(f"{dataset.root}: target {name} has no images with labels; choose another")
     for domain in sorted(present - unseen):
-        pictures = np.flatnonzero((dataset.domain_ids == domain) & labelled)
-        more, held_out = _split_domain(dataset, pictures, fraction, seed_hash(trial_seed, domain))
+        images = np.flatnonzero((dataset.domain_ids == domain) & labelled)
+        more, held_out = _split_domain(dataset, images, fraction, seed_hash(trial_seed, domain))
         if not len(more) or not len(held_out):
             wanting = "training" if len(held_out) else "validation"
             raise DataError(
-                f"{dataset.root}: domain {dataset.domains[domain]} has {len(pictures)} usable pictures and none of "
-                f"them for {wanting}; add pictures, or mend the manifest's split column"
+                f"{dataset.root}: domain {dataset.domains[domain]} has {len(images)} usable images and none of "
+                f"them for {wanting}; add images, or mend the manifest's split column"
             )
         train.append(more)
         val.append(held_out)
@@ -93,15 +93,15 @@ def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float 
         np.sort(np.concatenate(train)),
         np.sort(np.concatenate(val)),
         np.flatnonzero(kept_apart & labelled),
-        np.flatnonzero(~kept_apart & ~labelled),  # a target's pictures teach nothing, without labels either
+        np.flatnonzero(~kept_apart & ~labelled),  # a target's images teach nothing, without labels either
     )
 
 
-def _split_domain(dataset: DomainDataset, pictures: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    said = np.array([dataset.splits[i] if dataset.splits else None for i in pictures], dtype=object)
-    free = pictures[said == None]  # noqa: E711
+def _split_domain(dataset: DomainDataset, images: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
+    said = np.array([dataset.splits[i] if dataset.splits else None for i in images], dtype=object)
+    free = images[said == None]  # noqa: E711
     train, val = domainbed_split(len(free), fraction if not (said == "val").any() else 0.0, seed)
     return (
-        np.concatenate([free[train], pictures[said == "train"]]),
-        np.concatenate([free[val], pictures[said == "val"]]),
+        np.concatenate([free[train], images[said == "train"]]),
+        np.concatenate([free[val], images[said == "val"]]),
     )

@@ -1,4 +1,4 @@
-"""The fetch loop: read pictures, ask the teacher, keep the answers durably, go on.
+"""The fetch loop: read images, ask the teacher, keep the answers durably, go on.
 
 A teacher with weights at hand is asked chunk by chunk; of a rented one each answer is kept the moment it arrives, and
 only then noted as paid.
@@ -34,7 +34,7 @@ CHUNK_BYTES = 64 * 2**20  # of large photographs fewer, so that memory stays fla
 
 @dataclass(frozen=True)
 class Refusal:
-    """A picture that the teacher won't answer about."""
+    """An image that the teacher won't answer about."""
 
     path: str
     reason: str
@@ -55,11 +55,11 @@ def fetch(
         progress: called with (questions done, questions in all) at the start and after each chunk.
 
     Returns:
-        The pictures that a rented teacher refused, with its reasons.
+        The images that a rented teacher refused, with its reasons.
 
     Raises:
         BudgetReached: a rented teacher's next query could pass the budget; all answers are kept.
-        DataError: a picture has changed or vanished since the audit.
+        DataError: an image has changed or vanished since the audit.
         TeacherError: the teacher's answer has the wrong shape, or rows that are not finite unit vectors; a rented
             teacher can't be asked, or isn't the model any more that it was.
         StoreError: the store cannot take the answers.
@@ -117,7 +117,7 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *
 
 
 def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked: bool = False) -> NDArray[np.float32]:
-    """Return the answer [d] about a picture file's bytes, asked and kept if the store doesn't know it.
+    """Return the answer [d] about an image file's bytes, asked and kept if the store doesn't know it.
 
     Args:
         store: opened for writing.
@@ -131,14 +131,14 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
     from vl2v.teachers import EncodedImage
     from vl2v.teachers.rented import as_rented
 
-    key, image = image_key(hashlib.sha256(data).digest()), EncodedImage("the picture", data)
+    key, image = image_key(hashlib.sha256(data).digest()), EncodedImage("the image", data)
     if not store.known(teacher.fingerprint, [key])[0]:
         rented = as_rented(teacher)
         if rented is not None:
             if not checked:
                 same_model(store, rented)
             for refused in _kept(store, rented, "image", [key], iter([image]), lambda count: None):
-                raise TeacherError(f"{teacher.name}: won't take the picture: {refused.reason}")
+                raise TeacherError(f"{teacher.name}: won't take the image: {refused.reason}")
         else:
             vectors = _checked(teacher, teacher.embed_images([image]), 1)
             store.register(teacher)
@@ -199,7 +199,7 @@ def _kept(
 
 
 def same_model(store: EmbeddingStore, teacher: Rented) -> None:
-    """Ask one known text and picture again; a vendor can change a model under its name.
+    """Ask one known text and image again; a vendor can change a model under its name.
 
     Nothing is kept of a new teacher before both are answered in one dimension: a single wrong answer decides nothing.
 
@@ -218,7 +218,7 @@ def same_model(store: EmbeddingStore, teacher: Rented) -> None:
         for kind, key, items in canaries:
             for answer in teacher.answers(kind, items):
                 if not isinstance(answer, Answered):
-                    raise TeacherError(f"{teacher.name}: won't take even a small picture: {answer.reason}")
+                    raise TeacherError(f"{teacher.name}: won't take even a small image: {answer.reason}")
                 given.append((kind, key, answer))
         given.extend(_seen(store, teacher, given[-1][2]))
         store.register(teacher)
@@ -286,7 +286,7 @@ def _chunks(plan: Plan) -> Iterator[tuple[list[Question], list[EncodedImage]]]:
 
 
 def _encoded(plan: Plan) -> Iterator[tuple[Question, EncodedImage]]:
-    """Yield every question with what the teacher is sent; a picture is read and decoded once for all its views."""
+    """Yield every question with what the teacher is sent; an image is read and decoded once for all its views."""
     from vl2v.teachers import EncodedImage
 
     for index, group in groupby(plan.to_ask, key=lambda question: question[0]):

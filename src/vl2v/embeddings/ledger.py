@@ -105,7 +105,7 @@ class Entry:
         asker: the run folder, or the command.
         kind: "image" or "text".
         status: how it ended; "reserved": no word of it (in flight, or the process was killed), counted in full.
-        count: how many pictures or texts.
+        count: how many images or texts.
         tokens: as the vendor reported them, else at most.
         micro: what it cost, in millionths of the currency.
         currency: "USD" and the like.

@@ -25,13 +25,13 @@ class Plan:
     """The questions about a dataset and its class texts; the same content is asked about once, whatever its name.
 
     Attributes:
-        dataset: the pictures.
-        sha256: of each picture's file, 32 bytes each.
+        dataset: the images.
+        sha256: of each image's file, 32 bytes each.
         contents: what each image's embeddings are stored under, 32 bytes each; see `Audit.contents`.
-        views: which views of a picture are asked about.
-        distinct: how many different contents the pictures have.
-        known: how many of the `distinct * len(views)` questions about pictures are answered already.
-        to_ask: (dataset index, view) of the others, a picture's views next to each other.
+        views: which views of an image are asked about.
+        distinct: how many different contents the images have.
+        known: how many of the `distinct * len(views)` questions about images are answered already.
+        to_ask: (dataset index, view) of the others, an image's views next to each other.
         texts: how many different texts there are.
         texts_known: how many of them are answered already.
         texts_to_ask: the others.
@@ -49,30 +49,30 @@ class Plan:
     texts_to_ask: tuple[str, ...]
 
     @property
-    def pictures(self) -> int:
-        """How many pictures the dataset has, copies included."""
+    def images(self) -> int:
+        """How many images the dataset has, copies included."""
         return len(self.sha256)
 
     @property
     def questions(self) -> int:
-        """How many questions are still to be asked: pictures' views and texts."""
+        """How many questions are still to be asked: images' views and texts."""
         return len(self.to_ask) + len(self.texts_to_ask)
 
     @property
     def keys(self) -> list[bytes]:
-        """Of the questions about pictures that are still to be asked."""
+        """Of the questions about images that are still to be asked."""
         names = self.views.names
         return [image_key(self.contents[index], names[view]) for index, view in self.to_ask]
 
     def left(self, store: EmbeddingStore, teacher: TeacherFacts) -> Plan:
-        """Return the plan without the questions about pictures that a store has answers to by now."""
+        """Return the plan without the questions about images that a store has answers to by now."""
         return replace(self, to_ask=tuple(self.to_ask[i] for i in _missing(store, teacher, self.keys)))
 
     def summary(self) -> str:
-        """Return two lines for people: the pictures, and the texts."""
-        copies = self.pictures - self.distinct
+        """Return two lines for people: the images, and the texts."""
+        copies = self.images - self.distinct
         return (
-            f"pictures: {self.pictures:,}"
+            f"images: {self.images:,}"
             + (f" ({copies:,} of them copies)" if copies else "")
             + (f" in {len(self.views)} views ({self.views})" if self.views.k else "")
             + f": {self.distinct * len(self.views):,} questions, {self.known:,} known, {len(self.to_ask):,} to ask\n"
@@ -93,20 +93,20 @@ def plan(
     Args:
         store: None where there is no store yet: nothing is known then.
         teacher: who would be asked.
-        dataset: the pictures, the unreadable ones set aside.
+        dataset: the images, the unreadable ones set aside.
         audit: of this very dataset: the contents' hashes.
         texts: all prompts of all classes; repeated ones count once.
-        views: which views of each picture.
+        views: which views of each image.
 
     Raises:
-        DataError: the audit found a picture unreadable that is still in the dataset.
+        DataError: the audit found an image unreadable that is still in the dataset.
         StoreError: the store cannot be read.
     """
     if len(audit.sha256) != len(dataset):
-        raise ValueError(f"an audit of {len(audit.sha256)} pictures for a dataset of {len(dataset)}")
+        raise ValueError(f"an audit of {len(audit.sha256)} images for a dataset of {len(dataset)}")
     if audit.problems:
         index, reason = next(iter(sorted(audit.problems.items())))
-        raise DataError(f"{dataset.paths[index]}: {reason} ({len(audit.problems)} such pictures): set them aside first")
+        raise DataError(f"{dataset.paths[index]}: {reason} ({len(audit.problems)} such images): set them aside first")
     hashes = audit.contents
     first = {sha256: index for index, sha256 in reversed(list(enumerate(hashes)))}
     asked = [(index, view) for index in sorted(first.values()) for view in range(len(views))]
@@ -140,9 +140,9 @@ def targets(
     Args:
         store: where the answers are.
         fingerprint: whose answers.
-        audit: of the dataset whose pictures are meant.
+        audit: of the dataset whose images are meant.
         views: as they were asked.
-        indices: n of the audit's pictures; None: all of them.
+        indices: n of the audit's images; None: all of them.
 
     Raises:
         StoreError: answers are missing or damaged; the message counts them and says what asks for them.

@@ -1,4 +1,4 @@
-"""Which pictures are most worth asking about, when not all can be: orders of pictures, the first ones first.
+"""Which images are most worth asking about, when not all can be: orders of images, the first ones first.
 
 Every order is a function of its arguments and the seed alone, and all but `uncertain_order` are nested: the first 100
 of 1,000 are the 100. So raising the number asks only for the difference.
@@ -17,7 +17,7 @@ Indices = NDArray[np.int64]
 
 
 def random_order(count: int, seed: int) -> Indices:
-    """Return a permutation of `count` pictures."""
+    """Return a permutation of `count` images."""
     return np.random.default_rng(derive(seed, "select", "random")).permutation(count)
 
 
@@ -25,14 +25,14 @@ def balanced_order(labels: Sequence[int] | Indices, domains: Sequence[int] | Ind
     """Return an order that takes from every class of every domain in turn, at random within each.
 
     Args:
-        labels: class of each picture [n], -1 for none.
-        domains: domain of each picture [n].
+        labels: class of each image [n], -1 for none.
+        domains: domain of each image [n].
         seed: of the draws.
     """
     order = random_order(len(labels), seed)
     cells = np.stack([np.asarray(labels), np.asarray(domains)], 1)[order]
     _, cell = np.unique(cells, axis=0, return_inverse=True)
-    turn = np.empty(len(order), np.int64)  # how many of its cell come before a picture
+    turn = np.empty(len(order), np.int64)  # how many of its cell come before an image
     for number in range(cell.max(initial=-1) + 1):
         members = np.flatnonzero(cell == number)
         turn[members] = np.arange(len(members))
@@ -40,10 +40,10 @@ def balanced_order(labels: Sequence[int] | Indices, domains: Sequence[int] | Ind
 
 
 def k_center_order(features: NDArray[np.float32], count: int) -> Indices:
-    """Return the first `count` pictures of the greedy k-center order: each is the farthest from all before it.
+    """Return the first `count` images of the greedy k-center order: each is the farthest from all before it.
 
     Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach (arXiv 1708.00489),
-    algorithm 1, by cosine distance, from the picture that is nearest to the mean.
+    algorithm 1, by cosine distance, from the image that is nearest to the mean.
 
     Args:
         features: [n, p], for example the pretrained student's.
@@ -62,7 +62,7 @@ def k_center_order(features: NDArray[np.float32], count: int) -> Indices:
 
 
 def uncertain_order(logits: NDArray[np.float32]) -> Indices:
-    """Return the pictures by the margin between the two best classes, the smallest first.
+    """Return the images by the margin between the two best classes, the smallest first.
 
     Args:
         logits: [n, C], of a first student.

@@ -148,7 +148,7 @@ class Question:
 
 
 def image_key(sha256: bytes, view: str = "clean") -> bytes:
-    """Return the 16-byte key of one view of a picture, from the SHA-256 of the picture file's bytes."""
+    """Return the 16-byte key of one view of an image, from the SHA-256 of the image file's bytes."""
     if len(sha256) != 32:
         raise ValueError(f"a SHA-256 has 32 bytes, not {len(sha256)}")
     return hashlib.blake2b(sha256 + view.encode(), digest_size=KEY_BYTES, person=b"vl2v image").digest()

@@ -1,4 +1,4 @@
-"""The fixed views of a picture that a teacher is asked about: the clean file, and K augmented pictures of it."""
+"""The fixed views of an image that a teacher is asked about: the clean file, and K augmented images of it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vl2v.errors import ConfigError
 from vl2v.seeds import derive
 
 CLEAN = "clean"
-AUGMENTATION = "domainbed-v1"  # changes when `domainbed_augment` would draw another picture from the same seed
+AUGMENTATION = "domainbed-v1"  # changes when `domainbed_augment` would draw another image from the same seed
 
 
 @dataclass(frozen=True)
 class Views:
     """The clean view and `k` augmented ones, the same for every stage, run and machine.
 
-    View 0 is the picture file as it is. View v >= 1 is the augmented picture number v - 1, drawn from a seed that
-    depends on the file's content, so that copies of a picture share their answers.
+    View 0 is the image file as it is. View v >= 1 is the augmented image number v - 1, drawn from a seed that
+    depends on the file's content, so that copies of an image share their answers.
 
     Args:
-        k: how many augmented views; 0 asks about the clean picture only.
+        k: how many augmented views; 0 asks about the clean image only.
         seed: draws another set of views.
         size: side of an augmented view in pixels: the student's input size.
 
@@ -54,11 +54,11 @@ class Views:
         return (CLEAN, *(f"{AUGMENTATION}/{self.size}/seed{self.seed}/k{k}" for k in range(self.k)))
 
     def pixels(self, image: Image.Image, sha256: bytes, view: int) -> NDArray[np.uint8]:
-        """Return augmented view `view` (1..k) of a decoded picture: uint8 [size, size, 3].
+        """Return augmented view `view` (1..k) of a decoded image: uint8 [size, size, 3].
 
         Args:
             image: RGB, from `vl2v.data.decoding.decode`.
-            sha256: of the picture file's bytes.
+            sha256: of the image file's bytes.
             view: which one; view 0 is the file itself and has no pixels of its own.
         """
         from vl2v.data.augment import domainbed_augment
@@ -68,7 +68,7 @@ class Views:
         return domainbed_augment(image, self.size, derive(self.seed, "view", sha256.hex(), view - 1))
 
     def encoded(self, data: bytes, sha256: bytes, views: tuple[int, ...]) -> list[bytes]:
-        """Return what the teacher is sent for some views of one picture file: its own bytes, or a PNG.
+        """Return what the teacher is sent for some views of one image file: its own bytes, or a PNG.
 
         Raises:
             vl2v.errors.DataError: the file cannot be decoded (augmented views only).

@@ -1,4 +1,4 @@
-"""How well a teacher's pictures and texts fit together, what it takes for what, and what pictures alone would tell."""
+"""How well a teacher's images and texts fit together, what it takes for what, and what images alone would tell."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ RIDGE = 1.0  # on unit features; 0.3 to 3 do about as well on PACS and IconDG
 
 @dataclass(frozen=True)
 class Alignment:
-    """Cosines between pictures and texts, means over pictures.
+    """Cosines between images and texts, means over images.
 
     Attributes:
-        own: with the text of the picture's class.
+        own: with the text of the image's class.
         other: with the nearest text of another class.
-        gap: between the mean picture and the mean text, a length (Liang et al., Mind the Gap, NeurIPS 2022).
+        gap: between the mean image and the mean text, a length (Liang et al., Mind the Gap, NeurIPS 2022).
     """
 
     own: float
@@ -37,7 +37,7 @@ class Alignment:
 
 @dataclass(frozen=True)
 class Confusion:
-    """Pictures of one class that were taken for another: class indices, how many, and the index of one of them."""
+    """Images of one class that were taken for another: class indices, how many, and the index of one of them."""
 
     label: int
     answer: int
@@ -46,7 +46,7 @@ class Confusion:
 
 
 def align(images: Vectors, texts: Vectors, labels: Indices) -> Alignment:
-    """Return how near pictures are to their class's text, and to others.
+    """Return how near images are to their class's text, and to others.
 
     Args:
         images: [n, d], unit rows, n > 0.
@@ -81,11 +81,11 @@ def confusions(labels: Indices, answers: Indices) -> list[Confusion]:
 
 
 def accuracy_by_group(names: tuple[str, ...], ids: Indices, right: Right) -> tuple[Share, ...]:
-    """Return the accuracy of each group of pictures that has any.
+    """Return the accuracy of each group of images that has any.
 
     Args:
         names: of the groups.
-        ids: [n] group of each picture.
+        ids: [n] group of each image.
         right: [n].
     """
     return tuple(

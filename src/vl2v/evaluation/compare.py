@@ -17,11 +17,11 @@ class Marks(NamedTuple):
     """What a run got right of a target.
 
     Attributes:
-        pictures: indices in the dataset [n], each once; those that were answered.
+        images: indices in the dataset [n], each once; those that were answered.
         right: whether each was answered correctly [n].
     """
 
-    pictures: NDArray[np.int64]
+    images: NDArray[np.int64]
     right: NDArray[np.bool_]
 
 
@@ -100,7 +100,7 @@ def target_weights(targets: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
 class _Pair(NamedTuple):
     """Images [n] that two runs answered, and 1, 0 or -1 [n]: whether the one was right where the other wasn't."""
 
-    pictures: NDArray[np.int64]
+    images: NDArray[np.int64]
     difference: NDArray[np.int8]
 
 
@@ -113,15 +113,15 @@ def _pairs(one: Runs, other: Runs) -> _Pairs:
     for target in sorted(one.keys() & other.keys()):
         seeds = sorted(one[target].keys() & other[target].keys())
         paired = {seed: _paired(one[target][seed], other[target][seed]) for seed in seeds}
-        found[target] = {seed: pair for seed, pair in paired.items() if len(pair.pictures)}
+        found[target] = {seed: pair for seed, pair in paired.items() if len(pair.images)}
     return {target: paired for target, paired in found.items() if paired}
 
 
 def _paired(one: Marks, other: Marks) -> _Pair:
-    if np.array_equal(one.pictures, other.pictures):  # nearly always, and quick
-        return _Pair(one.pictures, one.right.astype(np.int8) - other.right)
-    pictures, mine, theirs = np.intersect1d(one.pictures, other.pictures, assume_unique=True, return_indices=True)
-    return _Pair(pictures, one.right[mine].astype(np.int8) - other.right[theirs])
+    if np.array_equal(one.images, other.images):  # nearly always, and quick
+        return _Pair(one.images, one.right.astype(np.int8) - other.right)
+    images, mine, theirs = np.intersect1d(one.images, other.images, assume_unique=True, return_indices=True)
+    return _Pair(images, one.right[mine].astype(np.int8) - other.right[theirs])
 
 
 class _Spread(NamedTuple):
@@ -144,28 +144,28 @@ class _Spread(NamedTuple):
 def _spread(pairs: Sequence[_Pair]) -> _Spread:
     """Return how a target's differences vary: a two-way table of images and seeds, in which cells may be missing."""
     seeds = len(pairs)
-    pictures = pairs[0].pictures
-    if any(not np.array_equal(pictures, pair.pictures) for pair in pairs):
-        pictures = np.unique(np.concatenate([pair.pictures for pair in pairs]))
-    places = np.argsort(pictures, kind="stable")
-    count = len(pictures)
+    images = pairs[0].images
+    if any(not np.array_equal(images, pair.images) for pair in pairs):
+        images = np.unique(np.concatenate([pair.images for pair in pairs]))
+    places = np.argsort(images, kind="stable")
+    count = len(images)
     shares, sums, squares, answers = np.zeros(count), np.zeros(count), np.zeros(count), np.zeros(count, np.int64)
     means = np.array([pair.difference.mean() for pair in pairs])
     for pair, mean in zip(pairs, means, strict=True):
-        rows = places[np.searchsorted(pictures, pair.pictures, sorter=places)]
+        rows = places[np.searchsorted(images, pair.images, sorter=places)]
         off = pair.difference - mean
         shares[rows] += off / (seeds * len(off))
         sums[rows] += off
         squares[rows] += off**2
         answers[rows] += 1
     smooth = 1 / (seeds * (count + 2) ** 2)  # Agresti and Min: half an image more of each outcome
-    images = (shares**2).sum() * (count / (count + 2)) ** 2 + smooth
+    chance = (shares**2).sum() * (count / (count + 2)) ** 2 + smooth
     if seeds == 1:
-        return _Spread(1, float(images), 0.0, 0.0)
+        return _Spread(1, float(chance), 0.0, 0.0)
     free = max((answers - 1).sum() * (1 - 1 / count), 1)
     within = (squares - sums**2 / answers).sum() / free
     sizes = np.array([len(pair.difference) for pair in pairs])
-    common = images - within * (1 / sizes).sum() / seeds**2
+    common = chance - within * (1 / sizes).sum() / seeds**2
     return _Spread(seeds, max(common, smooth), within * float((1 / sizes).mean()), float(means.var(ddof=1)))
 
 

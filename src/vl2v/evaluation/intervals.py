@@ -1,4 +1,4 @@
-"""How sure a share, or the difference of two shares on the same pictures, can be: 95% intervals."""
+"""How sure a share, or the difference of two shares on the same images, can be: 95% intervals."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ _LOG_T = np.log(
 )
 
 Right = NDArray[np.bool_]
-"""[n] whether each picture was answered correctly."""
+"""[n] whether each image was answered correctly."""
 
 
 @dataclass(frozen=True)
 class Share:
-    """How many of some pictures were answered correctly, with Wilson's 95% interval.
+    """How many of some images were answered correctly, with Wilson's 95% interval.
 
     Attributes:
-        name: of the pictures: a class, a domain, "all".
-        pictures: how many.
+        name: of the images: a class, a domain, "all".
+        images: how many.
         correct: how many of them were answered correctly.
     """
 
     name: str
-    pictures: int
+    images: int
     correct: int
 
     @property
     def accuracy(self) -> float:
         """The share, 0 to 1."""
-        return self.correct / self.pictures
+        return self.correct / self.images
 
     @property
     def interval(self) -> tuple[float, float]:
         """Wilson's score interval (JASA 1927)."""
-        return wilson(self.correct, self.pictures)
+        return wilson(self.correct, self.images)
 
 
 @dataclass(frozen=True)
 class Difference:
-    """How much more accurate one of two is on the same pictures, with an interval; -1 to 1."""
+    """How much more accurate one of two is on the same images, with an interval; -1 to 1."""
 
     mean: float
     low: float
@@ -71,10 +71,10 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
 
 
 def paired_difference(one: Right, other: Right, *, judged: int = 1) -> Difference:
-    """Return how much more accurate `one` is than `other` on the same pictures.
+    """Return how much more accurate `one` is than `other` on the same images.
 
-    Agresti and Min (Statistics in Medicine 2005): Wald's interval with half a picture added to each of the four
-    outcomes, which holds its level for few pictures, too.
+    Agresti and Min (Statistics in Medicine 2005): Wald's interval with half an image added to each of the four
+    outcomes, which holds its level for few images, too.
 
     Args:
         one: [n], n > 0.

@@ -1,4 +1,4 @@
-"""Metrics of one set of pictures, and what is fitted on validation: the temperature and the threshold."""
+"""Metrics of one set of images, and what is fitted on validation: the temperature and the threshold."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch.nn import functional
 
 @dataclass(frozen=True)
 class Metrics:
-    """How well a classifier does on some pictures; shares are between 0 and 1.
+    """How well a classifier does on some images; shares are between 0 and 1.
 
     Attributes:
-        pictures: how many.
+        images: how many.
         accuracy: share answered correctly.
         balanced_accuracy: mean over the classes that occur of the share answered correctly.
         ece: expected calibration error, 15 equal bins (Guo et al., ICML 2017).
         known: share whose probability reaches the threshold, so that it isn't answered "unknown".
     """
 
-    pictures: int
+    images: int
     accuracy: float
     balanced_accuracy: float
     ece: float
@@ -37,7 +37,7 @@ def measure(logits: Tensor, labels: Tensor, threshold: float = 0.0) -> Metrics:
     recalls = multiclass_recall(logits, labels, classes, average="none")
     error = multiclass_calibration_error(probabilities, labels, classes, n_bins=15)
     return Metrics(
-        pictures=len(labels),
+        images=len(labels),
         accuracy=(logits.argmax(-1) == labels).double().mean().item(),
         balanced_accuracy=recalls[labels.unique()].double().mean().item(),
         ece=error.item(),
@@ -48,7 +48,7 @@ def measure(logits: Tensor, labels: Tensor, threshold: float = 0.0) -> Metrics:
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the temperature that minimises the cross-entropy of logits / temperature (Guo et al., ICML 2017).
 
-    Of n pictures that are all answered correctly there is no such temperature, and probabilities would be 1: their
+    Of n images that are all answered correctly there is no such temperature, and probabilities would be 1: their
     labels are smoothed by 1 / (n + 2) then, as Platt does (1999, section 2.2).
     """
     inverse = torch.zeros((), dtype=torch.float64, requires_grad=True)  # its logarithm: stays positive
@@ -68,6 +68,6 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
 
 def unknown_threshold(logits: Tensor, labels: Tensor, keep: float = 0.95) -> float:
-    """Return the probability that a share `keep` of the correctly answered pictures reaches."""
+    """Return the probability that a share `keep` of the correctly answered images reaches."""
     best = logits.softmax(-1).amax(-1)[logits.argmax(-1) == labels]
     return best.quantile(1 - keep).item() if len(best) else 0.0

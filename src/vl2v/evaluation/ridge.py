@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 LAMBDAS = tuple(round(0.1 * number, 1) for number in range(11))
 RIDGES = (0.03, 0.1, 0.3, 1.0)  # times the mean variance of a feature
 FOLDS = 5  # where there is one domain only
-ROUNDING = 1e-4  # of the features' squares; less than that of a variance is no variance: that of one picture, say
+ROUNDING = 1e-4  # of the features' squares; less than that of a variance is no variance: that of one image, say
 
 
 class Taught(NamedTuple):
-    """Pictures that a projector is fitted to.
+    """Images that a projector is fitted to.
 
     Attributes:
         features: F(x) [n, p].
@@ -38,7 +38,7 @@ class Taught(NamedTuple):
 
 
 class Moments(NamedTuple):
-    """Means over the pictures of one group: of the features x, the targets t, x^T x and x^T t."""
+    """Means over the images of one group: of the features x, the targets t, x^T x and x^T t."""
 
     x: NDArray[np.float64]
     t: NDArray[np.float64]
@@ -96,27 +96,27 @@ def _left_out(taught: Taught) -> tuple[NDArray[np.float64], list[Moments]]:
 
 
 def held_out(groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return what is left out in turn [n]: each group; of one group alone every fifth picture."""
+    """Return what is left out in turn [n]: each group; of one group alone every fifth image."""
     return groups if len(np.unique(groups)) > 1 else np.arange(len(groups)) % FOLDS
 
 
-def best_lambda(accuracies: dict[float, float], pictures: int) -> float:
+def best_lambda(accuracies: dict[float, float], images: int) -> float:
     """Return the lambda nearest to a half whose accuracy is within a standard error of the best.
 
-    The difference may be chance then, and pictures and labels together teach more surely than either alone. (The rule
+    The difference may be chance then, and images and labels together teach more surely than either alone. (The rule
     of one standard error: Breiman et al., Classification and Regression Trees, 1984.)
 
     Args:
         accuracies: of each lambda, 0 to 1.
-        pictures: that they were measured on.
+        images: that they were measured on.
     """
     best = max(accuracies.values())
-    good = [lam for lam in accuracies if accuracies[lam] >= best - math.sqrt(best * (1 - best) / pictures)]
+    good = [lam for lam in accuracies if accuracies[lam] >= best - math.sqrt(best * (1 - best) / images)]
     return min(good, key=lambda lam: (round(abs(lam - 0.5), 6), -accuracies[lam]))
 
 
 def moments_of(features: NDArray[np.float32], targets: NDArray[np.float32]) -> Moments:
-    """Return the means over the pictures of one group: features [n, p], targets [I(x), T(y)] [n, 2 d]."""
+    """Return the means over the images of one group: features [n, p], targets [I(x), T(y)] [n, 2 d]."""
     x, t = features, targets
     return Moments(x.mean(0, dtype=float), t.mean(0, dtype=float), (x.T @ x) / len(x), (x.T @ t) / len(x))
 
@@ -124,11 +124,11 @@ def moments_of(features: NDArray[np.float32], targets: NDArray[np.float32]) -> M
 def accuracies(
     learnt: Sequence[Moments], features: NDArray[np.float32], texts: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return the share of new pictures that a projector fitted to groups answers rightly, by ridge and lambda [r, l].
+    """Return the share of new images that a projector fitted to groups answers rightly, by ridge and lambda [r, l].
 
     Args:
         learnt: of each group, all of which count alike.
-        features: of the new pictures [m, p].
+        features: of the new images [m, p].
         texts: T [C, d].
         labels: [m] classes.
     """

@@ -8,12 +8,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 SOFTNESS = 0.75  # what a temperature of 4 gives seven classes and a logit scale of 20: chosen there (docs/findings.md)
-SAMPLE = 4096  # pictures; more tell nothing else
+SAMPLE = 4096  # images; more tell nothing else
 COLDEST, HOTTEST = 1e-4, 10.0  # times the logit scale
 
 
 def softness(logits: NDArray[np.floating[Any]], temperature: float) -> float:
-    """Return the entropy of softmax(logits / temperature) over that of a blind guess, the mean of pictures; 0 to 1.
+    """Return the entropy of softmax(logits / temperature) over that of a blind guess, the mean of images; 0 to 1.
 
     Args:
         logits: [n, C], C > 1.

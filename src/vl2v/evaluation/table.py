@@ -15,7 +15,7 @@ Role = Literal["seen", "unseen"]
 class Row:
     """One line of an evaluation: a model on a domain.
 
-    `role` is "seen" for a source domain, where only its validation pictures count, and "unseen" otherwise.
+    `role` is "seen" for a source domain, where only its validation images count, and "unseen" otherwise.
     """
 
     who: str
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """All rows, what there is to be said about them (leakage, pictures set aside), and the classes that competed."""
+    """All rows, what there is to be said about them (leakage, images set aside), and the classes that competed."""
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
@@ -62,7 +62,8 @@ class Evaluation:
     @classmethod
     def from_json(cls, tree: dict[str, Any]) -> Evaluation:
         """Return what `to_json` wrote."""
-        rows: Sequence[dict[str, Any]] = tree["rows"]
+        former = {"pictures": "images"}  # as earlier versions called it
+        rows: Sequence[dict[str, Any]] = [{former.get(k, k): v for k, v in row.items()} for row in tree["rows"]]
         heads = ("who", "domain", "role")
         made = [
             Row(**{k: row[k] for k in heads}, metrics=Metrics(**{k: v for k, v in row.items() if k not in heads}))

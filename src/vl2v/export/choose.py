@@ -13,7 +13,7 @@ from vl2v.benchmark.table import Table
 from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import png, side_by_side, timed
-from vl2v.export.student import INT8, Export, Exporter, check_format, check_name, default_name, open_pictures
+from vl2v.export.student import INT8, Export, Exporter, check_format, check_name, default_name, open_images
 from vl2v.io import write_bytes, write_text
 from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
@@ -26,7 +26,7 @@ SHARES = (1, 7 / 8, 3 / 4, 5 / 8, 1 / 2)  # of a student's own size
 
 
 class Target(NamedTuple):
-    """What an export may take at most: seconds of a picture (batch 1, median), bytes; None: any number."""
+    """What an export may take at most: seconds of an image (batch 1, median), bytes; None: any number."""
 
     seconds: float | None = None
     bytes: float | None = None
@@ -42,7 +42,7 @@ class Candidate:
         int8: whether it is quantised.
         made: the export; None where there is none.
         note: why not.
-        seconds: of a picture, batch 1, median; on this machine.
+        seconds: of an image, batch 1, median; on this machine.
     """
 
     run: Run
@@ -85,7 +85,7 @@ class Curve:
             chosen = "chosen" if one == self.best else one.note
             rows.append([str(one.run.folder), str(one.image_size), "int8" if one.int8 else "fp32", *figures, chosen])
         heads = ["student", "px", "precision", "accuracy %", "ms", "MB", ""]
-        note = "Accuracy on the source domains' validation pictures, mean of domains; batch 1, median, on this machine."
+        note = "Accuracy on the source domains' validation images, mean of domains; batch 1, median, on this machine."
         bold = () if self.best is None else (self.candidates.index(self.best),)
         return Table(heads, rows, bold, [note])
 
@@ -114,7 +114,7 @@ class Curve:
                 axes.annotate(f" {one.image_size}", (taken, accuracy), fontsize=8, color="#555555")
                 if one == self.best:
                     axes.plot(taken, accuracy, "o", markersize=14, color="black", markerfacecolor="none")
-        for axes, head in zip(panels, ("ms a picture", "file, MB"), strict=True):
+        for axes, head in zip(panels, ("ms an image", "file, MB"), strict=True):
             axes.set_xlabel(head)
             axes.margins(0.1)
             axes.spines[["top", "right"]].set_visible(False)
@@ -170,14 +170,14 @@ def choose_export(
     Every candidate is held against the student at the same input size, as any export is; one that differs isn't taken.
 
     Args:
-        runs: finished runs on the same pictures.
+        runs: finished runs on the same images.
         target: what it may take.
         kind: the format.
         out: the file; by default it is in the folder of the run that is chosen.
         form: "closed" or "open".
         int8: True: only int8, False: only fp32, None: both, where the format has both.
         image_sizes: pixels a side; by default each student's own, and down to half of it.
-        store: for what is known of the pictures.
+        store: for what is known of the images.
         report: told how far it is.
 
     Raises:
@@ -191,7 +191,7 @@ def choose_export(
     _check_comparable(runs)
     precisions = [False, True] if int8 is None and kind in INT8 else [bool(int8)]
     with tempfile.TemporaryDirectory() as folder:
-        opened = [(run, open_pictures(run, store, report)) for run in runs]
+        opened = [(run, open_images(run, store, report)) for run in runs]
         places = [(run, sources, size) for run, sources in opened for size in image_sizes or default_sizes(run)]
         found: list[Candidate] = []
         for done, (run, sources, size) in enumerate(places):
@@ -219,7 +219,7 @@ def _check_comparable(runs: Sequence[Run]) -> None:
     first, *others = runs
     for run in others:
         if learnt(run) != learnt(first):
-            raise ConfigError(f"{run.folder}: other pictures, split or classes than {first.folder}; export them apart")
+            raise ConfigError(f"{run.folder}: other images, split or classes than {first.folder}; export them apart")
 
 
 def _made(

@@ -18,7 +18,7 @@ from vl2v.config import TeacherConfig
 from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import SECONDS, TURNS, Speed, Way, png, side_by_side, workers
-from vl2v.export.student import Exporter, open_pictures
+from vl2v.export.student import Exporter, open_images
 from vl2v.io import write_bytes, write_text
 from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
@@ -57,7 +57,7 @@ class Device:
         """Return it for people."""
         heads = ["", "batch 1 ms", "p95", f"x {REFERENCE}"]
         for batch in BATCHES[1:]:
-            heads += [f"batch {batch} pictures/s", f"x {REFERENCE}"]
+            heads += [f"batch {batch} images/s", f"x {REFERENCE}"]
         rows = []
         for line in self.lines:
             first, *others = line.speeds
@@ -96,10 +96,10 @@ def bench_device(
     """Measure a run's student: eager PyTorch in fp32 and bf16, and exports in fp32 and int8, each checked first.
 
     Args:
-        run: a finished run, its pictures at hand.
+        run: a finished run, its images at hand.
         against: a teacher whose image tower is measured, too; "teacher": the run's own.
         image_size: pixels a side; by default the student's.
-        store: for what is known of the pictures.
+        store: for what is known of the images.
         threads: of each; by default as many as there are processors.
         turns: how often each has its turn.
         seconds: of one turn, at least.
@@ -111,7 +111,7 @@ def bench_device(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        exporter = Exporter(run, folder, open_pictures(run, store, report), image_size=image_size)
+        exporter = Exporter(run, folder, open_images(run, store, report), image_size=image_size)
         classifier, notes = exporter.classifier, []
         size = classifier.student.spec.image_size
         classifier.save(folder / "eager")
@@ -172,14 +172,14 @@ def _teacher(run: Run, against: str, folder: Path) -> Way:
 
 
 def _plot(lines: list[Line]) -> bytes:
-    """Return a PNG: milliseconds of a picture, pictures a second, size and memory."""
+    """Return a PNG: milliseconds of an image, images a second, size and memory."""
     from matplotlib.figure import Figure
 
     first, *others = BATCHES
     panels = {
-        f"ms a picture, batch {first}": [1000 * line.speeds[0].p50 for line in lines],
+        f"ms an image, batch {first}": [1000 * line.speeds[0].p50 for line in lines],
         **{
-            f"pictures/s, batch {batch}": [line.speeds[place].rate for line in lines]
+            f"images/s, batch {batch}": [line.speeds[place].rate for line in lines]
             for place, batch in enumerate(others, 1)
         },
         "file, MB": [line.bytes / 1e6 for line in lines],

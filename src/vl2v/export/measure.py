@@ -82,7 +82,7 @@ class Speed:
     """Of one way and batch size, over all turns.
 
     Attributes:
-        batch: pictures in a call.
+        batch: images in a call.
         p50: median seconds of a call.
         p95: seconds that 95% of the calls stay under.
         gain: how many times as quick as the reference; the median of the turns, each against its own turn.
@@ -95,7 +95,7 @@ class Speed:
 
     @property
     def rate(self) -> float:
-        """Pictures a second."""
+        """Images a second."""
         return self.batch / self.p50
 
 
@@ -112,7 +112,7 @@ def side_by_side(
     Args:
         callers: name -> what takes a batch size and how long to go on, and gives the seconds of each call.
         reference: the name that gains are counted from.
-        batch: pictures in a call.
+        batch: images in a call.
         turns: how often each of them has its turn.
         seconds: of one turn, at least.
     """

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vl2v.config import StudentConfig
     from vl2v.evaluation import Evaluation, Row
 
-PUBLIC = ("method", "seed", "sources", "target", "pictures", "validation_accuracy")
+PUBLIC = ("method", "seed", "sources", "target", "images", "validation_accuracy")
 PAPER = ("adip", "sd")  # the methods of arXiv 2310.08255
 
 
@@ -57,7 +57,7 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
             licence=licence,
             classifier=classifier,
             classes=[_cell(name) for name in classifier.classes],
-            domains=[(_cell(name), about.get("pictures", {}).get(name)) for name in about["sources"]],
+            domains=[(_cell(name), about.get("images", {}).get(name)) for name in about["sources"]],
             targets=[_cell(name) for name in about["target"]],
             size=classifier.student.spec.image_size,
             parameters=sum(weights.numel() for weights in classifier.student.parameters()),
@@ -147,10 +147,10 @@ def _metadata(
 def _figures(row: Row) -> str:
     """Return a line of the table: accuracy with its 95% interval, calibration, and what isn't called unknown."""
     m = row.metrics
-    low, high = wilson(round(m.accuracy * m.pictures), m.pictures)
+    low, high = wilson(round(m.accuracy * m.images), m.images)
     interval = f"{100 * m.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
     shares = f"{100 * m.balanced_accuracy:.1f} | {100 * m.ece:.1f} | {100 * m.known:.1f}"
-    return f"| {row.who} | {_cell(row.domain)} | {row.role} | {m.pictures} | {interval} | {shares} |"
+    return f"| {row.who} | {_cell(row.domain)} | {row.role} | {m.images} | {interval} | {shares} |"
 
 
 def _cell(name: str) -> str:

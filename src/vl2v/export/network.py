@@ -24,12 +24,12 @@ PREPROCESSING = {
     "orientation": "EXIF orientation is applied",
     "colours": "8-bit RGB: palettes are resolved, transparency is laid on white, grey and CMYK are converted without "
     "colour profiles, of 16 bits the upper 8 are taken, of an animation the first frame",
-    "resize": "the whole picture is squeezed to image_size x image_size, without keeping its ratio and without a crop",
+    "resize": "the whole image is squeezed to image_size x image_size, without keeping its ratio and without a crop",
     "filter": "bilinear with antialiasing (Pillow's BILINEAR): weights fall linearly to nothing at max(1, old / new) "
     "old pixels from the new pixel's centre; first along rows, then along columns, each result rounded to 8 bits",
     "input": "pixels, uint8 [n, image_size, image_size, 3], 0 to 255; normalisation is in the network",
 }
-"""How pictures become what the network takes, for programs in other languages: what `vl2v.data` does."""
+"""How images become what the network takes, for programs in other languages: what `vl2v.data` does."""
 
 
 class Network(nn.Module):

@@ -16,7 +16,7 @@ from vl2v.export.parity import Pixels, parts
 from vl2v.runtime import METADATA, onnxruntime_library
 
 KEPT = (1 / 8, 1 / 4, 1 / 2)  # of the layers, that stay in fp32 where fewer aren't enough
-RANKED = 8  # pictures that layers are compared on
+RANKED = 8  # images that layers are compared on
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _BETWEEN = ("Add", "Mul", "GlobalAveragePool", "Clip", "Relu")  # in int8, too, where no attention is
@@ -93,7 +93,7 @@ def int8_trials(plain: Path, card: dict[str, Any], pixels: Pixels) -> Iterator[t
 
 
 def worst_first(ready: Path, pixels: Pixels) -> list[str]:
-    """Return a file's layers by how far its output moves if only that one is in int8; on a few of the pictures."""
+    """Return a file's layers by how far its output moves if only that one is in int8; on a few of the images."""
     few = pixels[:: -(-len(pixels) // RANKED)]
     alone = ready.with_name("alone.onnx")
     wanted, moved = _output(ready, few), {}

@@ -44,7 +44,7 @@ def _forget_sources(plain: Path, path: Path) -> None:
 
 
 def write_executorch(network: Network, card: dict[str, Any], path: Path) -> None:
-    """Write a network for phones, its layers computed by XNNPACK; one picture at a time.
+    """Write a network for phones, its layers computed by XNNPACK; one image at a time.
 
     (ExecuTorch 1.5 narrows a range of batch sizes as it lowers: of 1 to 64 it left 2 to 15.)
     """

@@ -1,4 +1,4 @@
-"""Whether an export does what its student does: both are asked about real pictures."""
+"""Whether an export does what its student does: both are asked about real images."""
 
 from __future__ import annotations
 
@@ -20,30 +20,30 @@ from vl2v.students import Classifier
 TOLERANCE = 1e-4  # of the largest logit, in fp32
 POINTS = 0.005  # that int8 may lose
 MOST = 10_000  # times as many images, that are at most asked for
-CALIBRATION = 200  # pictures that int8's ranges are taken from
-CHECKED = 500  # validation pictures of each domain that are looked at, at most
+CALIBRATION = 200  # images that int8's ranges are taken from
+CHECKED = 500  # validation images of each domain that are looked at, at most
 
 Pixels = NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How an export compares with the student that it was made from, on the source domains' validation pictures.
+    """How an export compares with the student that it was made from, on the source domains' validation images.
 
     Attributes:
         difference: the largest, of logits, as a share of the largest logit.
-        same: share of pictures with the same answer.
+        same: share of images with the same answer.
         accuracy: domain -> (student's, export's), 0 to 1.
-        pictures: domain -> how many that is of.
+        images: domain -> how many that is of.
         changed: domain -> how many of these only the student has right, and how many only the export.
         kept: layers that int8 was not used for, because accuracy fell.
-        gain: of int8: how many times as quick as fp32 it is on this machine, one picture at a time.
+        gain: of int8: how many times as quick as fp32 it is on this machine, one image at a time.
     """
 
     difference: float
     same: float
     accuracy: dict[str, tuple[float, float]]
-    pictures: dict[str, int]
+    images: dict[str, int]
     changed: dict[str, tuple[int, int]]
     kept: tuple[str, ...] = ()
     gain: float | None = None
@@ -61,7 +61,7 @@ class Parity:
     @property
     def worse(self) -> bool:
         """Whether more than `POINTS` of accuracy are lost beyond chance: on all images, or on those of a domain."""
-        every = [self._all, *((*self.changed[name], self.pictures[name]) for name in self.changed)]
+        every = [self._all, *((*self.changed[name], self.images[name]) for name in self.changed)]
         judged = len(every) if len(self.changed) > 1 else 1
         return any(_loss(*counts, judged=judged)[0] > POINTS for counts in every)
 
@@ -81,7 +81,7 @@ class Parity:
     @property
     def _all(self) -> tuple[int, int, int]:
         lost, gained = (sum(changed[side] for changed in self.changed.values()) for side in (0, 1))
-        return lost, gained, sum(self.pictures.values())
+        return lost, gained, sum(self.images.values())
 
     @property
     def mean(self) -> float:
@@ -89,9 +89,9 @@ class Parity:
         return sum(after for _, after in self.accuracy.values()) / len(self.accuracy)
 
     def summary(self) -> str:
-        """Return a few words for people; of each domain, too, how many pictures the difference comes from."""
+        """Return a few words for people; of each domain, too, how many images the difference comes from."""
         domains = ", ".join(
-            f"{name} {100 * a:.1f} -> {100 * b:.1f} ({_pictures(self.pictures[name], b - a)})"
+            f"{name} {100 * a:.1f} -> {100 * b:.1f} ({_images(self.images[name], b - a)})"
             for name, (a, b) in self.accuracy.items()
         )
         kept = f"; not in int8: {', '.join(self.kept)}" if self.kept else ""
@@ -116,7 +116,7 @@ class Parity:
 
 @dataclass(frozen=True)
 class Domain:
-    """Validation pictures of a source domain: pixels [n, s, s, 3], labels [n], the student's logits [n, C]."""
+    """Validation images of a source domain: pixels [n, s, s, 3], labels [n], the student's logits [n, C]."""
 
     name: str
     pixels: Pixels
@@ -125,17 +125,17 @@ class Domain:
 
 
 def source_domains(classifier: Classifier, sources: Sources) -> Iterator[Domain]:
-    """Yield the validation pictures of each source domain, with what the student says about them."""
+    """Yield the validation images of each source domain, with what the student says about them."""
     dataset, val, size = sources.dataset, sources.split.val, classifier.student.spec.image_size
     for name in sources.names:
-        pictures = val[dataset.domain_ids[val] == dataset.domain_index(name)][:CHECKED]
-        pixels = _pixels(sources, pictures, size)
+        images = val[dataset.domain_ids[val] == dataset.domain_index(name)][:CHECKED]
+        pixels = _pixels(sources, images, size)
         logits = np.concatenate([classifier.logits(torch.from_numpy(part)).numpy() for part in parts(pixels)])
-        yield Domain(name, pixels, dataset.labels[pictures], logits)
+        yield Domain(name, pixels, dataset.labels[images], logits)
 
 
 def calibration_pixels(sources: Sources, size: int) -> Pixels:
-    """Return training pictures of all source domains, drawn evenly."""
+    """Return training images of all source domains, drawn evenly."""
     rng = np.random.default_rng(derive(0, "calibration"))
     train, domains = sources.split.train, sources.dataset.domain_ids[sources.split.train]
     each = -(-CALIBRATION // len(np.unique(domains)))
@@ -157,13 +157,13 @@ def compare(exported: Exported, domains: Sequence[Domain], kept: tuple[str, ...]
         for domain, logits in zip(domains, found, strict=True)
     }
     difference = float(np.abs(wanted - said).max() / np.abs(wanted).max())
-    pictures = {domain.name: len(domain.labels) for domain in domains}
+    images = {domain.name: len(domain.labels) for domain in domains}
     changed = {
         domain.name: _changed(domain.logits.argmax(1) == domain.labels, logits.argmax(1) == domain.labels)
         for domain, logits in zip(domains, found, strict=True)
     }
     same = float((wanted.argmax(1) == said.argmax(1)).mean())
-    return Parity(difference, same, accuracy, pictures, changed, kept)
+    return Parity(difference, same, accuracy, images, changed, kept)
 
 
 def _loss(lost: float, gained: float, count: float, *, judged: int = 1) -> tuple[float, float]:
@@ -178,10 +178,10 @@ def parts(pixels: Pixels) -> Iterator[Pixels]:
         yield pixels[start : start + BATCH]
 
 
-def _pictures(pictures: int, gained: float) -> str:
-    """Return how many pictures an accuracy is of, and how many of them a difference of it is."""
-    apart = round(abs(gained) * pictures)
-    return f"{pictures} pictures" + (f", {apart} {'more' if gained > 0 else 'fewer'} right" if apart else "")
+def _images(images: int, gained: float) -> str:
+    """Return how many images an accuracy is of, and how many of them a difference of it is."""
+    apart = round(abs(gained) * images)
+    return f"{images} images" + (f", {apart} {'more' if gained > 0 else 'fewer'} right" if apart else "")
 
 
 def _changed(before: NDArray[np.bool_], after: NDArray[np.bool_]) -> tuple[int, int]:
@@ -193,5 +193,5 @@ def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     return float((logits.argmax(1) == labels).mean())
 
 
-def _pixels(sources: Sources, pictures: NDArray[np.int64], size: int) -> Pixels:
-    return np.stack([evaluation_view(decode(sources.dataset.read(int(i))), size) for i in pictures])
+def _pixels(sources: Sources, images: NDArray[np.int64], size: int) -> Pixels:
+    return np.stack([evaluation_view(decode(sources.dataset.read(int(i))), size) for i in images])

@@ -1,4 +1,4 @@
-"""A run's student as files for other places, each checked on real pictures before it is given out."""
+"""A run's student as files for other places, each checked on real images before it is given out."""
 
 from __future__ import annotations
 
@@ -71,10 +71,10 @@ class Exporter:
     """Makes exports of a run's student in a folder.
 
     Args:
-        run: a finished run, its pictures at hand.
+        run: a finished run, its images at hand.
         folder: for the files.
         form: "closed", or "open" for students that classify by texts: classes can be added later.
-        sources: the run's pictures.
+        sources: the run's images.
         image_size: pixels a side; by default the student's. Temperature and threshold are fitted anew to another one.
 
     Raises:
@@ -212,8 +212,8 @@ def check_format(kind: str, *, int8: bool = False) -> None:
         openvino_library()
 
 
-def open_pictures(run: Run, store: Path | None, report: Report = silent) -> Sources:
-    """Open the pictures that a run learnt from."""
+def open_images(run: Run, store: Path | None, report: Report = silent) -> Sources:
+    """Open the images that a run learnt from."""
     return open_sources(run.config, store or default_store(), report)
 
 
@@ -231,13 +231,13 @@ def export_student(
     """Write a run's student as a file, if that does the same as the student.
 
     Args:
-        run: a finished run, its pictures at hand.
+        run: a finished run, its images at hand.
         out: the file.
         kind: "onnx", "openvino", "torchscript" or "executorch".
         form: "closed", or "open" for students that classify by texts: classes can be added later.
         int8: static quantisation, per channel; layers at which accuracy falls stay as they are.
         image_size: pixels a side; by default the student's.
-        store: for what is known of the pictures.
+        store: for what is known of the images.
         report: told how far it is.
 
     Raises:
@@ -248,7 +248,7 @@ def export_student(
     """
     check_format(kind, int8=int8)
     check_name(out, kind)
-    sources = open_pictures(run, store, report)
+    sources = open_images(run, store, report)
     report("exporting", 0, 2, "")
     with tempfile.TemporaryDirectory() as folder:
         exporter = Exporter(run, Path(folder), sources, form=form, image_size=image_size)
@@ -263,7 +263,7 @@ def export_student(
 
 
 def _gain(plain: Path, int8: Path, classifier: Classifier) -> float:
-    """Return how many times as quick as the fp32 file the int8 one is, one picture at a time."""
+    """Return how many times as quick as the fp32 file the int8 one is, one image at a time."""
     size = classifier.student.spec.image_size
     callers = {path.name: partial(timed, load(path, threads=processors()).run, size) for path in (plain, int8)}
     return side_by_side(callers, plain.name, 1, turns=3, seconds=0.1)[int8.name].gain

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Output(NamedTuple):
-    """What a student makes of a batch of n pictures.
+    """What a student makes of a batch of n images.
 
     Attributes:
         features: F(x) [n, p].
@@ -41,16 +41,16 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch of n pictures learns from.
+    """What a batch of n images learns from.
 
     Attributes:
-        labels: [n] class indices, -1 for a picture without a label.
-        images: I(x) [n, d], unit rows, zeros for a picture that wasn't asked about; None where no teacher is asked.
+        labels: [n] class indices, -1 for an image without a label.
+        images: I(x) [n, d], unit rows, zeros for an image that wasn't asked about; None where no teacher is asked.
         texts: T [C, d], unit rows; None where no teacher is asked.
         scale: the teacher's logit scale s.
-        domains: [n] which source domain each picture is from.
+        domains: [n] which source domain each image is from.
         anchors: texts of each class in each source domain's words [C, D, d], unit rows; for methods that ask for them.
-        partners: [n] for pictures that are mixtures, the label of the second.
+        partners: [n] for images that are mixtures, the label of the second.
         share: [n] the first one's part of a mixture, 0 to 1.
     """
 
@@ -81,9 +81,9 @@ class Targets:
         return self.images, self.texts
 
     def weights(self, weight: float) -> tuple[Tensor, Tensor]:
-        """Return how much of each picture's loss is the image term's and the label term's, [n] each.
+        """Return how much of each image's loss is the image term's and the label term's, [n] each.
 
-        `weight` and 1 - `weight` where a picture has both; all of it where it has one; nothing where it has none.
+        `weight` and 1 - `weight` where an image has both; all of it where it has one; nothing where it has none.
         """
         queried = weight * self.queried
         labelled = (1 - weight) * (self.labels >= 0).float()
@@ -91,7 +91,7 @@ class Targets:
         return queried / both, labelled / both
 
     def of_each_domain(self) -> Iterator[Tensor]:
-        """Yield the places in the batch of each domain's pictures."""
+        """Yield the places in the batch of each domain's images."""
         assert self.domains is not None
         for domain in self.domains.unique():
             yield (self.domains == domain).nonzero().squeeze(1)

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
-    from vl2v.report.pictures import accuracy_bars, answer_grid
+    from vl2v.report.images import accuracy_bars, answer_grid
     from vl2v.report.write import write_report
 
 _HOMES = {
-    "accuracy_bars": "vl2v.report.pictures",
-    "answer_grid": "vl2v.report.pictures",
+    "accuracy_bars": "vl2v.report.images",
+    "answer_grid": "vl2v.report.images",
     "write_report": "vl2v.report.write",
 }
 

@@ -98,7 +98,7 @@ class Bench:
         return cell[1] if len({dataset for dataset, _ in self.cells}) == 1 else f"{cell[0]}: {cell[1]}"
 
     def of_target(self, result: Result) -> dict[str, NDArray[Any]]:
-        """Return the answers about the unseen domain's pictures."""
+        """Return the answers about the unseen domain's images."""
         kept = self.kept[result.folder]
         mine = kept.in_domain(result.target)
         return {name: kept[name][mine] for name in ("index", "label", "answer", "probability", "teacher")}

@@ -32,7 +32,7 @@ def benchmark_page(folder: Path, report: Report, selection: Selection = "trainin
     """Return the HTML of a benchmark's report.
 
     Args:
-        folder: of the benchmark; if its pictures aren't at hand, there are no thumbnails.
+        folder: of the benchmark; if its images aren't at hand, there are no thumbnails.
         report: told how far it is.
         selection: the rule that selects a draw.
 
@@ -126,7 +126,7 @@ def _tiles(bench: Bench) -> Iterator[dict[str, str]]:
             "label": TEACHER,
             "who": "teacher",
             "value": f"{percent(teacher)}%",
-            "note": "same pictures",
+            "note": "same images",
         }
     seconds = [result.seconds for result in bench.found if math.isfinite(result.seconds)]
     yield {"label": "runs", "who": "", "value": f"{len(bench.found)}", "note": f"{duration(sum(seconds))} in all"}

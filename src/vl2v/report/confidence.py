@@ -38,7 +38,7 @@ def confidence(looked: Looked) -> dict[str, Any]:
             accuracies.append(100 * hit)
     chart = Chart(
         "Coverage against accuracy",
-        axis("pictures answered, %", [0, 100], low=0, high=100),
+        axis("images answered, %", [0, 100], low=0, high=100),
         axis("accuracy of the answers, %", accuracies, high=100),
         curves,
     )

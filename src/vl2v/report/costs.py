@@ -94,26 +94,26 @@ def _queries(bench: Bench) -> Iterator[Chart]:
                 rows.append((count, 100 * mean, 100 * error if seeds > 1 else 0.0))
         rows.sort()
         name = bench.named(model)
-        points = [(count, mean, f"{name}: {count:,.0f} pictures asked about, {mean:.1f}%") for count, mean, _ in rows]
+        points = [(count, mean, f"{name}: {count:,.0f} images asked about, {mean:.1f}%") for count, mean, _ in rows]
         ranges = [(mean - error, mean + error) for _, mean, error in rows]
         ends += [end for pair in ranges for end in pair]
         series.append(Series(name, number, points, ranges))
     if series:
         counts = [point[0] for line in series for point in line.points]
-        x = axis("pictures that the teacher was asked about", [0.0, *counts], low=0)
+        x = axis("images that the teacher was asked about", [0.0, *counts], low=0)
         yield Chart("Accuracy against questions", x, axis("accuracy on unseen domains, %", ends), series)
 
 
 def _family(job: Job) -> str:
-    """Return everything that decides a job's result but how many pictures the teacher was asked about."""
+    """Return everything that decides a job's result but how many images the teacher was asked about."""
     decides = deciding(resolve(job.settings).model_dump(mode="json", by_alias=True))
     return json.dumps({**decides, "teacher.select": None, "teacher.strategy": None}, sort_keys=True)
 
 
 def _asked(job: Job, place: Path) -> float:
-    """Return about how many pictures the teacher was asked for a job: those it chose, or all it trained on.
+    """Return about how many images the teacher was asked for a job: those it chose, or all it trained on.
 
-    NaN where that can't be told, since the pictures aren't at hand.
+    NaN where that can't be told, since the images aren't at hand.
     """
     if (chosen := read_json(place / "asked.json")) is not None:
         return len(chosen)

@@ -1,4 +1,4 @@
-"""Where the models of a benchmark differ: domains, classes, confidence, pictures, training."""
+"""Where the models of a benchmark differ: domains, classes, confidence, images, training."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vl2v.runs.settings import resolve
 from vl2v.runs.sources import open_data, usable
 from vl2v.training.log import MetricsLog
 
-SHOWN = 5  # pictures of each kind of disagreement
+SHOWN = 5  # images of each kind of disagreement
 ACROSS = 30  # classes beside one another
 FEW = 20  # answers below which a bin of a reliability curve says nothing
 
@@ -55,7 +55,7 @@ def by_class(bench: Bench) -> Iterator[tuple[str, Heat]]:
         rows = [(name, found) for name, found in rows if found]
         classes = bench.kept[rows[0][1][0].folder].classes
         shares = np.stack([_recalls(bench, found, len(classes)) for _, found in rows])
-        order = np.argsort(shares.mean(0))  # classes without a picture, NaN, come last
+        order = np.argsort(shares.mean(0))  # classes without an image, NaN, come last
         parts = np.array_split(order, math.ceil(len(order) / ACROSS))
         for number, part in enumerate(parts, 1):
             words = dataset if len(parts) == 1 else f"{dataset}, part {number} of {len(parts)}"
@@ -64,7 +64,7 @@ def by_class(bench: Bench) -> Iterator[tuple[str, Heat]]:
 
 
 def _recalls(bench: Bench, found: Sequence[Result], classes: int) -> NDArray[np.float64]:
-    """Return the share of each class's pictures that was answered correctly, the mean over runs that have any."""
+    """Return the share of each class's images that was answered correctly, the mean over runs that have any."""
     seen, right = np.zeros((2, len(found), classes))
     for number, result in enumerate(found):
         rows = bench.of_target(result)
@@ -126,14 +126,12 @@ def disagreements(bench: Bench, report: Report) -> Iterator[dict[str, Any]]:
             "counts": [int((student & other).sum()), *(int(group.sum()) for group in groups.values())],
             "wrong": int((asked & ~student & ~other).sum()),
             "run": result.folder.name,
-            "pictures": {words: list(images(group, rows, teacher)) for words, group in groups.items()}
-            if images
-            else {},
+            "images": {words: list(images(group, rows, teacher)) for words, group in groups.items()} if images else {},
         }
 
 
 def _reader(bench: Bench, job: Job) -> Any:
-    """Return what makes thumbnails of some of a target's pictures; None where they aren't at hand, or have changed."""
+    """Return what makes thumbnails of some of a target's images; None where they aren't at hand, or have changed."""
     try:
         dataset, found = usable(open_data(resolve(job.settings).data), bench.work.folder / "store", silent)
     except DataError:
@@ -143,7 +141,7 @@ def _reader(bench: Bench, job: Job) -> Any:
         return None
     classes = kept.classes
 
-    def pictures(group: NDArray[np.bool_], rows: dict[str, NDArray[Any]], teacher: NDArray[np.int64]) -> Iterator[Any]:
+    def images(group: NDArray[np.bool_], rows: dict[str, NDArray[Any]], teacher: NDArray[np.int64]) -> Iterator[Any]:
         places = np.flatnonzero(group)
         for place in places[np.argsort(-rows["probability"][places], kind="stable")][:SHOWN]:
             truth, student, other = (classes[i] for i in (rows["label"][place], rows["answer"][place], teacher[place]))
@@ -156,7 +154,7 @@ def _reader(bench: Bench, job: Job) -> Any:
                 ],
             }
 
-    return pictures
+    return images
 
 
 def curves(bench: Bench) -> Iterator[Chart]:

@@ -1,4 +1,4 @@
-"""What a student makes of pictures: its embeddings on a plane, and which part of a picture its answer hangs on."""
+"""What a student makes of images: its embeddings on a plane, and which part of an image its answer hangs on."""
 
 from __future__ import annotations
 
@@ -42,22 +42,22 @@ def embeddings(classifier: Classifier, pixels: Tensor) -> Tensor:
 def occlusion(
     classifier: Classifier, pixels: Tensor, tell: Callable[[int], None] = lambda done: None
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return how much the answer's probability falls where a picture is covered (Zeiler and Fergus, ECCV 2014).
+    """Return how much the answer's probability falls where an image is covered (Zeiler and Fergus, ECCV 2014).
 
     A grey patch of 2 x 2 cells goes over a grid of `GRID` x `GRID`; a cell has the mean of the patches over it.
 
     Args:
         classifier: whose answers.
         pixels: uint8 [n, s, s, 3].
-        tell: told how many pictures are done.
+        tell: told how many images are done.
 
     Returns:
         Drops [n, GRID, GRID], and the smallest probability that a patch leaves [n].
     """
     edges = np.linspace(0, pixels.shape[1], GRID + 1).round().astype(int)
     drops, least = [], []
-    for number, picture in enumerate(pixels):
-        covered = picture.repeat((GRID - 1) ** 2 + 1, 1, 1, 1)
+    for number, image in enumerate(pixels):
+        covered = image.repeat((GRID - 1) ** 2 + 1, 1, 1, 1)
         for place in range((GRID - 1) ** 2):
             row, column = divmod(place, GRID - 1)
             covered[place, edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = GREY
@@ -79,7 +79,7 @@ def _spread(patches: Tensor) -> Tensor:
 
 
 def lit(pixels: NDArray[np.uint8], drops: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return a picture [s, s, 3] bright where covering it costs most, and pale elsewhere."""
+    """Return an image [s, s, 3] bright where covering it costs most, and pale elsewhere."""
     heat = torch.from_numpy(drops / max(float(drops.max()), 1e-6))[None, None]
     light = functional.interpolate(heat, size=pixels.shape[:2], mode="bicubic").clamp(0, 1)[0, 0, :, :, None].numpy()
     pale = 0.3 * pixels.mean(-1, keepdims=True) + 0.7 * 205

@@ -1,4 +1,4 @@
-"""A finished run with its pictures at hand: what was answered about each of them, by the student and by its teacher."""
+"""A finished run with its images at hand: what was answered about each of them, by the student and by its teacher."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Looked:
-    """A run and what it answered; arrays are [n], over the pictures that were measured.
+    """A run and what it answered; arrays are [n], over the images that were measured.
 
     Attributes:
         run: the run.
         store: the folder of the teacher's answers.
-        dataset: all pictures of the run's data.
+        dataset: all images of the run's data.
         audit: of them.
         evaluation: by domain, the teacher's rows where all of its answers are known.
         kept: the answers.
@@ -59,12 +59,12 @@ class Looked:
 
     @cached_property
     def unseen(self) -> NDArray[np.bool_]:
-        """Whether each picture is of an unseen domain."""
+        """Whether each image is of an unseen domain."""
         return ~np.isin(np.array(self.kept.domains)[self.kept["domain"]], self.sources)
 
     @cached_property
     def focus(self) -> NDArray[np.bool_]:
-        """Which pictures to look at closely: those of unseen domains, or all if there are none."""
+        """Which images to look at closely: those of unseen domains, or all if there are none."""
         return self.unseen if self.unseen.any() else ~self.unseen
 
     @property
@@ -78,11 +78,11 @@ class Looked:
         return self.kept.right
 
     def thumbnail(self, place: int) -> str:
-        """Return a measured picture, small, as a data URI."""
+        """Return a measured image, small, as a data URI."""
         return thumbnail(decode(self.dataset.read(int(self.kept["index"][place]))))
 
     def teacher_vectors(self, places: Indices) -> tuple[Indices, NDArray[np.float32]]:
-        """Return which of some measured pictures the teacher's embedding is known of, and those [m, d]."""
+        """Return which of some measured images the teacher's embedding is known of, and those [m, d]."""
         about = self.classifier.about["teacher"]
         if about is None or not (self.store / FILE_NAME).is_file():
             return places[:0], np.zeros((0, 0), np.float32)
@@ -96,11 +96,11 @@ class Looked:
 
 
 def look(run: Run, store: Path, report: Report) -> Looked:
-    """Return a run with its pictures; evaluated again where answers weren't kept, or pictures or classes differ.
+    """Return a run with its images; evaluated again where answers weren't kept, or images or classes differ.
 
     Raises:
         RunError: the run isn't finished.
-        DataError: the pictures aren't where they were.
+        DataError: the images aren't where they were.
     """
     classifier = run.classifier
     dataset, audit = usable(open_data(run.config.data), store, report)
@@ -125,7 +125,7 @@ def look(run: Run, store: Path, report: Report) -> Looked:
 
 
 def _kept(run: Run, dataset: DomainDataset, found: Audit) -> Predictions | None:
-    """Return the answers that the run kept, if they are about these very pictures and of its classes of now."""
+    """Return the answers that the run kept, if they are about these very images and of its classes of now."""
     try:
         kept = Predictions.load(run.folder)
     except RunError:

@@ -1,4 +1,4 @@
-"""A map of pictures: what student and teacher make of them, on the plane in which that differs most."""
+"""A map of images: what student and teacher make of them, on the plane in which that differs most."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from vl2v.runs import Report
 from vl2v.seeds import derive
 from vl2v.training import clean_pixels
 
-PICTURES = 360
+IMAGES = 360
 SIDE, MARGIN = 400, 16  # of a panel, in the units of its view box
-THUMB, COLUMNS = 56, 20  # pixels a side, and pictures in a row of the sheet
+THUMB, COLUMNS = 56, 20  # pixels a side, and images in a row of the sheet
 NAMED = 12  # more classes than that get no words beside their texts
 
 Places = NDArray[np.int64]
@@ -50,12 +50,12 @@ def embedding_map(looked: Looked, report: Report) -> dict[str, Any]:
         other = plane if together else Plane(teacher)
         models.append(_Model("Teacher", asked, looked.teacher, other, teacher, texts if together else texts[:0]))
     everything = np.concatenate([model.everything for model in models]) if together else None
-    words = "Principal components (PCA) of what each model makes of a picture."
+    words = "Principal components (PCA) of what each model makes of an image."
     if together:
         cosine = (student[asked] * teacher).sum(1).mean()
         words = (
             "Principal components (PCA) of both models' embeddings: the two panels have the same axes. "
-            f"The mean cosine between a picture's two embeddings is {cosine:.2f}."
+            f"The mean cosine between an image's two embeddings is {cosine:.2f}."
         )
     return {
         "count": len(places),
@@ -72,12 +72,12 @@ def embedding_map(looked: Looked, report: Report) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Model:
-    """What one model makes of m of the map's pictures.
+    """What one model makes of m of the map's images.
 
     Attributes:
         title: of the panel.
-        numbers: [m] which of the map's pictures.
-        answers: of the model, about all pictures that were measured.
+        numbers: [m] which of the map's images.
+        answers: of the model, about all images that were measured.
         plane: where they are shown.
         vectors: [m, d].
         texts: [C, d], or none.
@@ -104,11 +104,11 @@ class _Model:
 
 
 def _drawn(looked: Looked) -> Places:
-    """Return measured pictures, of every domain as many, drawn by lot."""
+    """Return measured images, of every domain as many, drawn by lot."""
     of = looked.kept["domain"]
     rng = np.random.default_rng(derive(0, "map"))
     domains = np.unique(of)
-    each = [rng.permutation(np.flatnonzero(of == domain))[: PICTURES // len(domains)] for domain in domains]
+    each = [rng.permutation(np.flatnonzero(of == domain))[: IMAGES // len(domains)] for domain in domains]
     return np.sort(np.concatenate(each))
 
 

@@ -50,7 +50,7 @@ def run_page(run: Run, store: Path, report: Report) -> str:
     """Return the HTML of a finished run's report.
 
     Args:
-        run: the run; its pictures have to be where they were.
+        run: the run; its images have to be where they were.
         store: the folder of the teacher's answers.
         report: told how far it is.
     """
@@ -141,13 +141,13 @@ def _spread(rows: Sequence[Row]) -> str:
     """Return the interval of a single domain, or between which domains' accuracies a mean is."""
     if len(rows) == 1:
         low, high = _wilson(rows[0])
-        return f"{percent(low)} to {percent(high)}, {rows[0].metrics.pictures:,} pictures"
+        return f"{percent(low)} to {percent(high)}, {rows[0].metrics.images:,} images"
     shares = [row.metrics.accuracy for row in rows]
     return f"mean of {len(rows)} domains, {percent(min(shares))} to {percent(max(shares))}"
 
 
 def _wilson(row: Row) -> tuple[float, float]:
-    return wilson(round(row.metrics.accuracy * row.metrics.pictures), row.metrics.pictures)
+    return wilson(round(row.metrics.accuracy * row.metrics.images), row.metrics.images)
 
 
 def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
@@ -157,9 +157,9 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     task = task_of(config)
     yield (
         "Data",
-        f"{config.data.path.resolve().name}: {len(looked.dataset):,} pictures of {len(looked.dataset.classes)} classes",
+        f"{config.data.path.resolve().name}: {len(looked.dataset):,} images of {len(looked.dataset.classes)} classes",
     )
-    training = f"{len(sources.split.train):,} pictures of {', '.join(sources.names)}"
+    training = f"{len(sources.split.train):,} images of {', '.join(sources.names)}"
     more = f", and {len(sources.split.unlabelled):,} without labels" if len(sources.split.unlabelled) else ""
     yield "Learnt from", f"{training}{more}; {len(sources.split.val):,} more to validate on"
     yield "Unseen", ", ".join(config.data.target) or "none"
@@ -180,7 +180,7 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     yield "Seed", f"{config.seed}, split {config.data.split_seed}"
     yield (
         "Selected by",
-        f"validation pictures of the seen domains ({percent(about['validation_accuracy'])}%)",
+        f"validation images of the seen domains ({percent(about['validation_accuracy'])}%)",
     )
 
 
@@ -194,9 +194,9 @@ def _questions(looked: Looked, task: Task, classes: Sequence[str], training: int
     if task.queries == "texts":
         return f"{texts:,} texts"
     chosen = read_json(folder / "asked.json")
-    pictures = training if chosen is None else len(chosen)
+    images = training if chosen is None else len(chosen)
     views = f", {1 + config.teacher.views} views of each" if config.teacher.views else ""
-    return f"{pictures:,} training pictures{views}, and {texts:,} texts"
+    return f"{images:,} training images{views}, and {texts:,} texts"
 
 
 def _bill(looked: Looked) -> str:
@@ -213,7 +213,7 @@ def _notes(looked: Looked) -> Iterator[str]:
     known = {row.domain for row in looked.evaluation.of(TEACHER)}
     missing = [row.domain for row in looked.evaluation.of() if row.domain not in known]
     if missing and looked.classifier.about["teacher"]:
-        said = f"The teacher wasn't asked about all pictures of {', '.join(missing)}."
+        said = f"The teacher wasn't asked about all images of {', '.join(missing)}."
         folder = shlex.quote(looked.name)
         how = f"With this, the next report has it: vl2v embed --config {folder}/config.toml --set 'data.target=[]'"
         yield said if looked.run.config.teacher.select else f"{said} {how}"
@@ -230,7 +230,7 @@ def _accuracy(looked: Looked) -> dict[str, Any]:
         made = {
             "name": row.domain,
             "unseen": row.role == "unseen",
-            "pictures": f"{metrics.pictures:,}",
+            "images": f"{metrics.images:,}",
             "student": interval(metrics.accuracy, low, high),
             "teacher": ("not asked", ""),
             "difference": ("", ""),
@@ -269,7 +269,7 @@ def _mistakes(looked: Looked) -> dict[str, Any]:
     classes = [
         {
             "name": share.name,
-            "pictures": f"{share.pictures:,}",
+            "images": f"{share.images:,}",
             "student": percent(share.accuracy),
             "teacher": percent(of_teacher[share.name].accuracy) if share.name in of_teacher else "",
             "spans": [Span(share.accuracy, *share.interval, "student")],
@@ -277,10 +277,10 @@ def _mistakes(looked: Looked) -> dict[str, Any]:
         }
         for share in weakest
     ]
-    worst = [_worst(looked, share, places) for share in weakest[:WORST] if share.correct < share.pictures]
-    where = "unseen domains' pictures" if looked.unseen.any() else "seen domains' validation pictures"
+    worst = [_worst(looked, share, places) for share in weakest[:WORST] if share.correct < share.images]
+    where = "unseen domains' images" if looked.unseen.any() else "seen domains' validation images"
     domains = ", ".join(dict.fromkeys(np.array(kept.domains)[kept["domain"][places]].tolist()))
-    shown = weakest if len(weakest) <= CONFUSED else [s for s in weakest if s.correct < s.pictures][:CONFUSED]
+    shown = weakest if len(weakest) <= CONFUSED else [s for s in weakest if s.correct < s.images][:CONFUSED]
     words = "" if len(shown) == len(weakest) else f"The matrix has the {len(shown)} weakest of {len(weakest)} classes."
     return {
         "focus": f"{where} ({domains})",
@@ -296,10 +296,10 @@ def _worst(looked: Looked, share: Share, places: Places) -> dict[str, Any]:
     kept = looked.kept
     mine = places[(kept["label"][places] == kept.classes.index(share.name)) & ~looked.right[places]]
     surest = mine[np.argsort(-kept["probability"][mine], kind="stable")][:MISTAKES]
-    pictures = []
+    images = []
     for place in surest:
         said, sure = kept.classes[kept["answer"][place]], f"{kept['probability'][place]:.0%}"
-        pictures.append(
+        images.append(
             {
                 "image": looked.thumbnail(place),
                 "alt": f"{share.name}, taken for {said} with {sure}",
@@ -308,13 +308,13 @@ def _worst(looked: Looked, share: Share, places: Places) -> dict[str, Any]:
         )
     return {
         "name": share.name,
-        "words": f"{percent(share.accuracy)}%, {share.correct} of {share.pictures} right",
-        "pictures": pictures,
+        "words": f"{percent(share.accuracy)}%, {share.correct} of {share.images} right",
+        "images": images,
     }
 
 
 def _matrix(classes: list[str], shown: list[str], labels: Places, answers: Places) -> Heat:
-    """Return how many pictures of each of the shown classes were taken for which."""
+    """Return how many images of each of the shown classes were taken for which."""
     ids = [classes.index(name) for name in shown]
     cells: list[list[tuple[str, float, str] | None]] = []
     for row, name in zip(ids, shown, strict=True):
@@ -332,7 +332,7 @@ def _matrix(classes: list[str], shown: list[str], labels: Places, answers: Place
 
 
 def _saliency(looked: Looked, report: Report) -> Iterator[dict[str, str]]:
-    """Yield pictures with the part that the answer hangs on: some right, some wrong, drawn by lot."""
+    """Yield images with the part that the answer hangs on: some right, some wrong, drawn by lot."""
     kept, focus = looked.kept, looked.focus
     rng = np.random.default_rng(derive(0, "saliency"))
     chosen = [rng.permutation(np.flatnonzero(focus & right))[:LOOKS] for right in (looked.right, ~looked.right)]
@@ -343,12 +343,12 @@ def _saliency(looked: Looked, report: Report) -> Iterator[dict[str, str]]:
     for number, place in enumerate(places):
         truth, said = kept.classes[kept["label"][place]], kept.classes[kept["answer"][place]]
         right = truth == said
-        picture = pixels[number].numpy()
+        image = pixels[number].numpy()
         sure = float(kept["probability"][place])
         yield {
-            "image": data_uri(Image.fromarray(picture)),
-            "lit": data_uri(Image.fromarray(lit(picture, drops[number]))),
-            "alt": f"A picture of {truth}",
+            "image": data_uri(Image.fromarray(image)),
+            "lit": data_uri(Image.fromarray(lit(image, drops[number]))),
+            "alt": f"An image of {truth}",
             "first": truth if right else f"{truth}, taken for {said}",
             "tone": "right" if right else "wrong",
             "second": f"{sure:.0%} sure; {least[number]:.0%} with the part covered that it needs most",
@@ -359,15 +359,15 @@ def _use(folder: str, *, opened: bool) -> dict[str, Any]:
     """Return what to type to use a run: commands with what they do."""
     quoted = shlex.quote(folder)
     commands = {
-        f"vl2v predict {quoted} PICTURE": 'class and probability, or "unknown"',
+        f"vl2v predict {quoted} IMAGE": 'class and probability, or "unknown"',
         f"vl2v export {quoted} --int8": "one ONNX file that needs nothing of vl2v",
-        f"vl2v serve {quoted}": "an HTTP API, and a page to drop pictures on",
+        f"vl2v serve {quoted}": "an HTTP API, and a page to drop images on",
     }
     if opened:
         commands[f"vl2v classes add {quoted} NAME"] = "one more class, by its name alone"
     width = max(map(len, commands))
     lines = [f"{command:{width}}  # {words}" for command, words in commands.items()]
-    python = f"import vl2v\n\nstudent = vl2v.load({json.dumps(folder)})\nprint(student.predict(['picture.jpg'])[0])"
+    python = f"import vl2v\n\nstudent = vl2v.load({json.dumps(folder)})\nprint(student.predict(['image.jpg'])[0])"
     return {"folder": folder, "quoted": quoted, "commands": "\n".join(lines), "python": python, "opened": opened}
 
 

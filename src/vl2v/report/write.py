@@ -33,7 +33,7 @@ def write_report(
     Raises:
         ConfigError: a benchmark without the runs that the rule goes by.
         RunError: neither a run folder nor a benchmark's, or nothing in it is finished.
-        DataError: the run's pictures aren't where they were.
+        DataError: the run's images aren't where they were.
     """
     folder = Path(folder)
     if (folder / "jobs.jsonl").is_file():

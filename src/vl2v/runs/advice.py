@@ -1,4 +1,4 @@
-"""Are more queries worth it? The curve of a first student's accuracy against how many pictures were asked about."""
+"""Are more queries worth it? The curve of a first student's accuracy against how many images were asked about."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ WORTH = 0.005  # half a point of accuracy
 
 @dataclass(frozen=True)
 class Point:
-    """Mean accuracy (0 to 1) with so many answers, and its standard error over draws of the pictures."""
+    """Mean accuracy (0 to 1) with so many answers, and its standard error over draws of the images."""
 
-    pictures: int
+    images: int
     accuracy: float
     error: float
 
@@ -41,7 +41,7 @@ class Advice:
 
     Attributes:
         points: the curve; the last one is all that is known.
-        left: training pictures that weren't asked about.
+        left: training images that weren't asked about.
         cost: of asking about them; None for a teacher that costs nothing.
     """
 
@@ -50,14 +50,14 @@ class Advice:
     cost: Cost | None
 
     def gain(self) -> tuple[float, float]:
-        """Return what the rest of the pictures may add to the accuracy, and the standard error of that.
+        """Return what the rest of the images may add to the accuracy, and the standard error of that.
 
         Each doubling is taken to add as much less than the one before as the last did than the one before it.
         """
         *_, before, half, whole = self.points
         last, previous = whole.accuracy - half.accuracy, half.accuracy - before.accuracy
         shrink = min(max(last / previous, 0.0), 1.0) if previous > 0 else 0.5
-        doublings = np.log2(1 + self.left / whole.pictures)
+        doublings = np.log2(1 + self.left / whole.images)
         steps = np.arange(1, int(np.ceil(doublings)) + 1)
         parts = np.minimum(1.0, doublings - steps + 1) * shrink**steps
         error = (whole.error**2 + half.error**2) ** 0.5
@@ -66,10 +66,10 @@ class Advice:
     def verdict(self) -> str:
         """Return a sentence or two for people."""
         if not self.left:
-            return "every training picture was asked about: there is nothing left to ask"
+            return "every training image was asked about: there is nothing left to ask"
         gain, error = self.gain()
         price = f" ({self.cost.price()})" if self.cost else ""
-        rest = f"the {self.left:,} pictures that are left{price}"
+        rest = f"the {self.left:,} images that are left{price}"
         expected = f"{rest} may add {100 * gain:.1f} points (standard error {100 * error:.1f})"
         if gain >= WORTH and gain > error:
             return f"worth asking more: {expected}"
@@ -85,10 +85,10 @@ def advise(
     store: Path | str | None = None,
     report: Report = silent,
 ) -> Advice:
-    """Return how a first student's validation accuracy grows with the pictures asked about; ask nothing.
+    """Return how a first student's validation accuracy grows with the images asked about; ask nothing.
 
     The first student is the projector, aligned on the free student's features (`vl2v.runs.features.aligned`); of the
-    pictures that are known, an eighth, a quarter, half and all are taken, three times at random.
+    images that are known, an eighth, a quarter, half and all are taken, three times at random.
 
     Args:
         settings: as for `embed`.
@@ -97,7 +97,7 @@ def advise(
         report: told how far it is.
 
     Raises:
-        ConfigError: fewer than 64 training pictures were asked about, or not the classes' texts.
+        ConfigError: fewer than 64 training images were asked about, or not the classes' texts.
     """
     config = resolve(settings, preset)
     store = Path(store) if store else default_store()
@@ -109,8 +109,8 @@ def advise(
         known = sources.training[asking.known(sources.training)]
         if len(known) < FEWEST or plan.texts_to_ask:
             raise ConfigError(
-                f"--advise: {len(known)} of {len(sources.training)} training pictures and {plan.texts_known} of "
-                f"{plan.texts} texts are answered; ask about at least {FEWEST} pictures first, for example with "
+                f"--advise: {len(known)} of {len(sources.training)} training images and {plan.texts_known} of "
+                f"{plan.texts} texts are answered; ask about at least {FEWEST} images first, for example with "
                 "--select 300"
             )
         features = free_features(config, sources, report)

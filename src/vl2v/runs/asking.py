@@ -1,4 +1,4 @@
-"""Asking a teacher about a run's pictures and classes: what is known, what it would cost, the purse, the answers."""
+"""Asking a teacher about a run's images and classes: what is known, what it would cost, the purse, the answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
-from vl2v.data import Audit, DomainDataset, PictureError, picture_size
+from vl2v.data import Audit, DomainDataset, ImageError, image_size
 from vl2v.embeddings import (
     Account,
     EmbeddingStore,
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from vl2v.runs.cluster import Cluster
     from vl2v.training.batches import Answers
 
-SIZES = range(16, 1025)  # that students' pictures may have, in pixels
-LOOKED_AT = 256  # pictures whose size is read for a forecast
+SIZES = range(16, 1025)  # that students' images may have, in pixels
+LOOKED_AT = 256  # images whose size is read for a forecast
 
 Indices = NDArray[np.int64]
 
@@ -138,7 +138,7 @@ class Asking:
         store: where answers are kept.
         teacher: is asked; a rented one has its purse by then.
         account: its bill.
-        dataset: the pictures.
+        dataset: the images.
         audit: of them.
         sources: the domains to learn from, for domain prompts.
         views: the fixed views, if any.
@@ -176,29 +176,29 @@ class Asking:
         """Return every text of some classes."""
         return prompts_for(classes, self.config.prompts, self.sources)
 
-    def plan(self, pictures: Indices | None = None) -> Plan:
-        """Return what is to be asked about the texts and these pictures (None: all), and what is known."""
-        chosen = np.unique(self.same(np.arange(len(self.dataset)) if pictures is None else pictures))
+    def plan(self, indices: Indices | None = None) -> Plan:
+        """Return what is to be asked about the texts and these images (None: all), and what is known."""
+        chosen = np.unique(self.same(np.arange(len(self.dataset)) if indices is None else indices))
         others = self.prompts_of(self.others)
         texts = [text for group in (*self.prompts, *others, *chain.from_iterable(self.anchors)) for text in group]
         part = self.dataset.subset(chosen), self.audit.subset(chosen)
         return plan(self.store, self.teacher, *part, texts, self.views)
 
-    def ask(self, pictures: Indices | None = None) -> list[Refusal]:
-        """Ask what isn't known yet about these pictures (None: all) and the texts; return what was refused.
+    def ask(self, indices: Indices | None = None) -> list[Refusal]:
+        """Ask what isn't known yet about these images (None: all) and the texts; return what was refused.
 
         Raises:
             BudgetReached: all answers are kept.
             ConfigError: see `buys_new_sizes`.
             TeacherError: it can't be asked, or its answers can't be used.
         """
-        questions = self.plan(pictures)
+        questions = self.plan(indices)
         if self.account is None or not questions.questions:
             return self._ask(questions)
         with buying(self.store, self.teacher, self.report):
             if (rented := as_rented(self.teacher)) is not None:
-                take_over(self.plan(pictures), self.store, rented, self.report)
-            return self._ask(self.plan(pictures))  # what another process has bought meanwhile is known now
+                take_over(self.plan(indices), self.store, rented, self.report)
+            return self._ask(self.plan(indices))  # what another process has bought meanwhile is known now
 
     def _ask(self, questions: Plan) -> list[Refusal]:
         what, others = f"asking {self.teacher.name}", self.other_sizes(questions)
@@ -220,7 +220,7 @@ class Asking:
     def other_sizes(self, questions: Plan) -> list[int]:
         """Return the sizes, in pixels, of which the views are known that these questions want of another size.
 
-        The store has the views' keys only; so every size is tried, with the first and the last picture.
+        The store has the views' keys only; so every size is tried, with the first and the last image.
         """
         wanted = sorted({index for index, view in questions.to_ask if view})
         sizes = [size for size in SIZES if size != self.views.size]
@@ -231,30 +231,30 @@ class Asking:
             known |= self.store.known(self.teacher.fingerprint, keys)
         return [size for size, there in zip(sizes, known, strict=True) if there]
 
-    def known(self, pictures: Indices) -> NDArray[np.bool_]:
-        """Return whether all views of each picture are answered: bool [n]."""
-        keys = [image_key(self.audit.contents[i], name) for i in self.same(pictures) for name in self.views.names]
+    def known(self, indices: Indices) -> NDArray[np.bool_]:
+        """Return whether all views of each image are answered: bool [n]."""
+        keys = [image_key(self.audit.contents[i], name) for i in self.same(indices) for name in self.views.names]
         return np.asarray(self.store.known(self.teacher.fingerprint, keys).reshape(-1, len(self.views)).all(1))
 
-    def contents(self, pictures: Indices) -> list[str]:
-        """Return the SHA-256 of each picture's file, in hexadecimal."""
-        return [self.audit.sha256[i].hex() for i in pictures]
+    def contents(self, indices: Indices) -> list[str]:
+        """Return the SHA-256 of each image's file, in hexadecimal."""
+        return [self.audit.sha256[i].hex() for i in indices]
 
-    def same(self, pictures: Indices) -> Indices:
-        """Return the picture whose answer each of these takes: of copies the first."""
-        return self._first[pictures]
+    def same(self, indices: Indices) -> Indices:
+        """Return the image whose answer each of these takes: of copies the first."""
+        return self._first[indices]
 
     @cached_property
     def _first(self) -> Indices:
         first: dict[bytes, int] = {}
         return np.array([first.setdefault(sha256, i) for i, sha256 in enumerate(self.audit.sha256)], np.int64)
 
-    def answers(self, pictures: Indices | None = None) -> Answers:
-        """Return what is to be learnt; pictures that aren't among these, or that were refused, have rows of zeros."""
+    def answers(self, indices: Indices | None = None) -> Answers:
+        """Return what is to be learnt; images that aren't among these, or that were refused, have rows of zeros."""
         from vl2v.training.batches import Answers
 
         everything = np.arange(len(self.dataset))
-        chosen = everything if pictures is None else pictures
+        chosen = everything if indices is None else indices
         chosen = chosen[self.known(chosen)]
         images = np.zeros((len(everything), len(self.views), dim_of(self.store, self.teacher)), np.float16)
         images[chosen] = targets(self.store, self.teacher.fingerprint, self.audit, self.views, self.same(chosen))
@@ -272,7 +272,7 @@ class Asking:
         """Return the logit scale; of a vendor that doesn't tell, the one that fits its own answers best.
 
         Raises:
-            TeacherError: it doesn't tell, and no labelled picture was answered.
+            TeacherError: it doesn't tell, and no labelled image was answered.
         """
         scale = self.config.teacher.logit_scale or self.teacher.logit_scale
         if scale is not None:
@@ -280,7 +280,7 @@ class Asking:
         labelled = chosen[self.dataset.labels[chosen] >= 0]
         if not len(labelled):
             raise TeacherError(
-                f"{self.teacher.name}: doesn't tell its logit scale, and no labelled picture was asked about to "
+                f"{self.teacher.name}: doesn't tell its logit scale, and no labelled index was asked about to "
                 "fit it; give teacher.logit_scale (CLIP: 100)"
             )
         import torch
@@ -300,7 +300,7 @@ def asking_about(
     views: Views,
     report: Report,
 ) -> Asking:
-    """Return what asks a teacher about pictures to learn from.
+    """Return what asks a teacher about images to learn from.
 
     Raises:
         ConfigError: settings that don't go together.
@@ -362,7 +362,7 @@ class Cost:
 def cost(plan: Plan, teacher: Teacher, account: Account | None) -> Cost | None:
     """Return what the plan's questions and the two of every session would cost; None for a teacher that costs nothing.
 
-    Sizes are read of at most `LOOKED_AT` pictures, evenly drawn.
+    Sizes are read of at most `LOOKED_AT` images, evenly drawn.
 
     Raises:
         TeacherError: no price is known.
@@ -384,6 +384,6 @@ def cost(plan: Plan, teacher: Teacher, account: Account | None) -> Cost | None:
 
 def _size(dataset: DomainDataset, index: int) -> tuple[int, int]:
     try:
-        return picture_size(dataset.read(index))
-    except (PictureError, OSError):
+        return image_size(dataset.read(index))
+    except (ImageError, OSError):
         return (0, 0)

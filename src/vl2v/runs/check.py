@@ -1,4 +1,4 @@
-"""Is a teacher worth its price for these pictures? A small labelled sample tells, before all are asked about."""
+"""Is a teacher worth its price for these images? A small labelled sample tells, before all are asked about."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ TEMPLATES = (
     "{class}",
     "a {class}",
     "a photo of a {class}",
-    "a picture of a {class}",
+    "an image of a {class}",
     "an image of a {class}",
     "a drawing of a {class}",
 )
-FREE = 1000  # labelled pictures that the untaught student is probed on: they cost no query
+FREE = 1000  # labelled images that the untaught student is probed on: they cost no query
 
 
 def check_teacher(
     settings: Mapping[str, Any],
     *,
-    pictures: int = 200,
+    images: int = 200,
     store: Path | str | None = None,
     budget: float = 0,
     tell: Tell = lambda words: None,
@@ -71,18 +71,18 @@ def check_teacher(
 
     Args:
         settings: as for `distill`; `seed` draws the sample.
-        pictures: how many to ask about, at most.
+        images: how many to ask about, at most.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
         tell: told what is to be asked, and at what price, before anything is.
         report: told how far it is.
 
     Raises:
-        ConfigError: not a positive number of pictures.
-        DataError: no labelled pictures, or of one class only.
+        ConfigError: not a positive number of images.
+        DataError: no labelled images, or of one class only.
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
     """
-    with _opened(settings, pictures, store, budget, report) as opened:
+    with _opened(settings, images, store, budget, report) as opened:
         asked = opened.everything()
         tell(asked.summary())
         refused, skipped = _ask(opened, report)
@@ -92,16 +92,16 @@ def check_teacher(
         keys = [image_key(sha256) for sha256 in sample.audit.contents]
         answered = np.flatnonzero(answers.known(teacher.fingerprint, keys))
         if not len(answered):
-            raise TeacherError(f"{teacher.name}: refused all {len(keys)} pictures, first: {refused[0].reason}")
-        images = answers.get(teacher.fingerprint, [keys[i] for i in answered])
+            raise TeacherError(f"{teacher.name}: refused all {len(keys)} images, first: {refused[0].reason}")
+        embeddings = answers.get(teacher.fingerprint, [keys[i] for i in answered])
     free = _student_answers(opened.config, opened.drawn, report)
-    return judge(opened.config, teacher, sample.of(answered), images, tables, free, refused, skipped)
+    return judge(opened.config, teacher, sample.of(answered), embeddings, tables, free, refused, skipped)
 
 
 def check_cost(
     settings: Mapping[str, Any],
     *,
-    pictures: int = 200,
+    images: int = 200,
     store: Path | str | None = None,
     report: Report = silent,
 ) -> Asked:
@@ -109,7 +109,7 @@ def check_cost(
 
     Args, Raises: as for `check_teacher`.
     """
-    with _opened(settings, pictures, store, 0, report) as opened:
+    with _opened(settings, images, store, 0, report) as opened:
         return opened.everything()
 
 
@@ -119,7 +119,7 @@ class _Opened:
 
     Attributes:
         config: of the run.
-        drawn: labelled pictures for the untaught student.
+        drawn: labelled images for the untaught student.
         sample: the first of them: what the teacher is asked about.
         wordings: all classes' texts, by what sets them.
         store: where answers are kept.
@@ -148,15 +148,15 @@ class _Opened:
 
 @contextmanager
 def _opened(
-    settings: Mapping[str, Any], pictures: int, store: Path | str | None, budget: float, report: Report
+    settings: Mapping[str, Any], images: int, store: Path | str | None, budget: float, report: Report
 ) -> Iterator[_Opened]:
     """Draw a sample and open everything; see `check_teacher`."""
-    if pictures < 1:
-        raise ConfigError(f"pictures = {pictures}: a sample has 1 or more")
+    if images < 1:
+        raise ConfigError(f"images = {images}: a sample has 1 or more")
     config = resolve(settings)
     store = Path(store) if store else default_store()
-    drawn = draw_sample(config, max(pictures, FREE), store, report)
-    sample = drawn.of(np.arange(min(pictures, len(drawn.dataset))))
+    drawn = draw_sample(config, max(images, FREE), store, report)
+    sample = drawn.of(np.arange(min(images, len(drawn.dataset))))
     teacher = the_teacher(config.teacher)
     wordings = _wordings(config.prompts, sample)
     with EmbeddingStore(store) as answers, with_purse(teacher, store, budget, "vl2v teacher check") as account:
@@ -197,7 +197,7 @@ def _templates(*templates: str) -> str:
 
 
 def _ask(opened: _Opened, report: Report) -> tuple[list[Refusal], list[Skipped]]:
-    """Ask what isn't known; return the refused pictures, and the wordings that the teacher can't answer.
+    """Ask what isn't known; return the refused images, and the wordings that the teacher can't answer.
 
     Raises:
         BudgetReached: all answers are kept.

@@ -1,4 +1,4 @@
-"""Which training pictures a rented teacher is asked about, when not all are to be."""
+"""Which training images a rented teacher is asked about, when not all are to be."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ Indices = NDArray[np.int64]
 
 
 def choose(asking: Asking, sources: Sources, features: Features, run: Path | None = None) -> Indices | None:
-    """Return the training pictures to ask about (dataset indices, sorted); None: every picture.
+    """Return the training images to ask about (dataset indices, sorted); None: every image.
 
     The choice is made once and kept: in the store's folder for runs alike, and as `asked.json` in the run folder,
-    so that a run that is gone on with learns from the very pictures that it began with.
+    so that a run that is gone on with learns from the very images that it began with.
 
     Args:
-        asking: the teacher and the pictures.
+        asking: the teacher and the images.
         sources: which of them are for training.
-        features: of the free student, for the strategies that look at pictures.
+        features: of the free student, for the strategies that look at images.
         run: the run folder.
     """
     wanted = asking.config.teacher.select
@@ -60,38 +60,38 @@ def _choose(asking: Asking, sources: Sources, features: Features) -> Indices:
     if config.teacher.select == "known":
         return everything[asking.known(everything)]
     _, first = np.unique(asking.same(everything), return_index=True)
-    pictures = everything[np.sort(first)]  # of copies, one
-    count = min(int(config.teacher.select or 0), len(pictures))
+    images = everything[np.sort(first)]  # of copies, one
+    count = min(int(config.teacher.select or 0), len(images))
     match config.teacher.strategy:
         case "random":
-            return pictures[random_order(len(pictures), config.seed)[:count]]
+            return images[random_order(len(images), config.seed)[:count]]
         case "balanced":
-            labels, domains = asking.dataset.labels[pictures], asking.dataset.domain_ids[pictures]
-            return pictures[balanced_order(labels, domains, config.seed)[:count]]
+            labels, domains = asking.dataset.labels[images], asking.dataset.domain_ids[images]
+            return images[balanced_order(labels, domains, config.seed)[:count]]
         case "kcenter":
-            return pictures[k_center_order(_features(features, everything, pictures), count)]
+            return images[k_center_order(_features(features, everything, images), count)]
         case "uncertainty":
-            return _uncertain(asking, sources, features, pictures, count)
+            return _uncertain(asking, sources, features, images, count)
 
 
-def _uncertain(asking: Asking, sources: Sources, features: Features, pictures: Indices, count: int) -> Indices:
-    """Return half of the pictures by k-center, then those that a student of their answers is least certain of."""
-    found = _features(features, sources.training, pictures)
+def _uncertain(asking: Asking, sources: Sources, features: Features, images: Indices, count: int) -> Indices:
+    """Return half of the images by k-center, then those that a student of their answers is least certain of."""
+    found = _features(features, sources.training, images)
     half = k_center_order(found, count // 2)
-    asking.ask(pictures[half])
-    answers = asking.answers(pictures[half])
+    asking.ask(images[half])
+    answers = asking.answers(images[half])
     assert answers.texts is not None
     student, _ = aligned(asking.config, sources, features, answers, asking.config.seed)
-    rest = np.setdiff1d(np.arange(len(pictures)), half)
+    rest = np.setdiff1d(np.arange(len(images)), half)
     with torch.no_grad():
         logits = student.logits(torch.from_numpy(found[rest]), torch.from_numpy(answers.texts), answers.scale)
     more = rest[uncertain_order(logits.cpu().numpy())[: count - len(half)]]
-    return np.concatenate([pictures[half], pictures[more]])
+    return np.concatenate([images[half], images[more]])
 
 
-def _features(features: Features, everything: Indices, pictures: Indices) -> NDArray[np.float32]:
-    """Return F(x) of some of all training pictures; all are computed, Align wants them anyway."""
-    rows = torch.from_numpy(np.searchsorted(everything, pictures))
+def _features(features: Features, everything: Indices, images: Indices) -> NDArray[np.float32]:
+    """Return F(x) of some of all training images; all are computed, Align wants them anyway."""
+    rows = torch.from_numpy(np.searchsorted(everything, images))
     return features.of(everything)[rows].numpy()
 
 

@@ -74,11 +74,11 @@ class Cluster:
         progress: Callable[[int, int], None],
         config: TeacherConfig,
     ) -> list[Refusal]:
-        """Do what `vl2v.embeddings.fetch` does, the pictures in many processes.
+        """Do what `vl2v.embeddings.fetch` does, the images in many processes.
 
-        Each task decodes its part of the pictures on its processors, asks the teacher on its GPU (or processors), and
+        Each task decodes its part of the images on its processors, asks the teacher on its GPU (or processors), and
         keeps the answers in a store of its own in `shards/`, a batch at a time; one that is done again goes on there.
-        Shards join the store as they are finished. The store's folder, and the pictures, have to be on a disk that
+        Shards join the store as they are finished. The store's folder, and the images, have to be on a disk that
         all nodes share. A teacher that is paid for is asked by this process alone: so its budget can't be passed.
 
         Args:
@@ -110,7 +110,7 @@ class Cluster:
     def _shards(
         self, plan: Plan, store: EmbeddingStore, teacher: Teacher, shards: Path, config: TeacherConfig
     ) -> Iterator[int]:
-        """Do a plan's questions about pictures; yield the number of each part's when its answers are in the store."""
+        """Do a plan's questions about images; yield the number of each part's when its answers are in the store."""
         if not plan.to_ask:
             return
         self.check()
@@ -162,7 +162,7 @@ def cluster_named(spec: str) -> Cluster | None:
 def _ask(
     whole: Plan, part: Sequence[tuple[int, int]], shard: str, config: str, fingerprint: str, threads: str, where: str
 ) -> None:
-    """Ask about a part of the pictures, in a process of the cluster."""
+    """Ask about a part of the images, in a process of the cluster."""
     settle_in(threads, where)
     teacher = _opened(config)
     if teacher.fingerprint != fingerprint:

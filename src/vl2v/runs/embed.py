@@ -32,7 +32,7 @@ class Asked:
     Attributes:
         plan: the questions, and what had been known.
         cost: of the questions, forecast before they were asked; None for a teacher that costs nothing.
-        refused: pictures that the teacher won't answer about.
+        refused: images that the teacher won't answer about.
         bill: spent and reserved in all, of the budget; "" for a teacher that costs nothing.
     """
 
@@ -42,7 +42,7 @@ class Asked:
     bill: str
 
     def summary(self) -> str:
-        """Return a few lines for people: pictures, texts, and what they cost."""
+        """Return a few lines for people: images, texts, and what they cost."""
         return self.plan.summary() + ("" if self.cost is None else f"\n{self.cost.summary()}")
 
 
@@ -56,17 +56,17 @@ def embed(
     cluster: Cluster | None = None,
     report: Report = silent,
 ) -> Asked:
-    """Ask about every picture of a dataset (`data.target` left out) and every class, once.
+    """Ask about every image of a dataset (`data.target` left out) and every class, once.
 
-    With `teacher.select`, about the selected training pictures only.
+    With `teacher.select`, about the selected training images only.
 
     Args:
         settings: as for `distill`, all of them: views, for example, are of the student's input size.
         preset: as for `distill`.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
-        dry_run: ask nothing, only plan. (Which pictures "uncertainty" selects isn't known before some are asked.)
-        cluster: where the pictures are embedded; by default in this process.
+        dry_run: ask nothing, only plan. (Which images "uncertainty" selects isn't known before some are asked.)
+        cluster: where the images are embedded; by default in this process.
         report: told how far it is.
 
     Raises:

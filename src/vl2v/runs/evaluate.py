@@ -1,4 +1,4 @@
-"""A finished run on pictures: every domain, the unseen ones marked, the zero-shot teacher beside the student."""
+"""A finished run on images: every domain, the unseen ones marked, the zero-shot teacher beside the student."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.runs.folder import Run
-from vl2v.runs.moved import have_changed, same_pictures
+from vl2v.runs.moved import have_changed, same_images
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources, open_data, open_sources, usable
@@ -45,11 +45,11 @@ def evaluate_run(
 ) -> Evaluation:
     """Return how well a student does on every domain.
 
-    On a source domain of the run's own data, its validation pictures count; on others, and on other data, all.
+    On a source domain of the run's own data, its validation images count; on others, and on other data, all.
 
     Args:
         student: a finished run, its folder, or hf:USER/REPO[@REVISION] for one on the Hugging Face hub.
-        data: a dataset; by default the run's own, which a student on the hub doesn't have. The very same pictures are
+        data: a dataset; by default the run's own, which a student on the hub doesn't have. The very same images are
             the run's own wherever they lie.
         domains: on these only; by default on all.
         store: of the teacher's answers; the zero-shot row is there for domains whose answers are all known.
@@ -64,7 +64,7 @@ def evaluate_run(
     data = Path(data) if data else None
     run = None if is_on_hub(student) else student if isinstance(student, Run) else Run(Path(student))
     if run is None and data is None:
-        raise DataError(f"{student}: comes without its pictures; give some (--data)")
+        raise DataError(f"{student}: comes without its images; give some (--data)")
     keep_freed_memory()
     classifier = load(run or student)
     given = run.config if run else RunConfig(data=DataConfig(path=data or Path()))
@@ -82,20 +82,20 @@ def evaluate_run(
     wanted = [domain for domain in dataset.domains if not domains or domain in domains]
     with _at_its_quickest(classifier.student, config):
         for number, domain in enumerate(wanted):
-            pictures = measured(config, dataset, domain, val)
+            images = measured(config, dataset, domain, val)
             report("evaluating", number, len(wanted), domain)
-            if not len(pictures):
+            if not len(images):
                 continue
             role: Role = "seen" if domain in sources else "unseen"
-            labels = _labels(dataset, pictures, classifier)
-            logits = classifier_logits(classifier, dataset, pictures, config.data.workers)
+            labels = _labels(dataset, images, classifier)
+            logits = classifier_logits(classifier, dataset, images, config.data.workers)
             rows.append(
                 Row(STUDENT, domain, role, measure(logits / classifier.temperature, labels, classifier.threshold))
             )
-            teacher = zero_shot_logits(classifier, found, pictures, store)
+            teacher = zero_shot_logits(classifier, found, images, store)
             if teacher is not None:
                 rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
-            kept.add(dataset, pictures, labels, logits, classifier.temperature, teacher, config.data)
+            kept.add(dataset, images, labels, logits, classifier.temperature, teacher, config.data)
     report("evaluating", len(wanted), len(wanted), "")
     if keep and own and run is not None:
         kept.save(run.folder)
@@ -120,55 +120,55 @@ def _at(data: DataConfig, path: Path) -> DataConfig:
 
 
 def _is_own(run: Run, config: RunConfig, store: Path, report: Report) -> bool:
-    """Whether pictures are those of a run, byte for byte if they lie elsewhere."""
+    """Whether images are those of a run, byte for byte if they lie elsewhere."""
     if config.data.path.resolve() == run.config.data.path.resolve():
         return True
     try:
-        return same_pictures(run, config, store, report)
+        return same_images(run, config, store, report)
     except DataError:  # they can't even be opened as the run's own: other domains, another layout
         return False
 
 
 def classifier_logits(
-    classifier: Classifier, dataset: DomainDataset, pictures: NDArray[np.int64], workers: int
+    classifier: Classifier, dataset: DomainDataset, images: NDArray[np.int64], workers: int
 ) -> Tensor:
-    """Return logits [n, C] of pictures (dataset indices), before the temperature."""
+    """Return logits [n, C] of images (dataset indices), before the temperature."""
     size = classifier.student.spec.image_size
-    return torch.cat([classifier.logits(x) for x in clean_pixels(dataset, pictures, size, workers=workers)])
+    return torch.cat([classifier.logits(x) for x in clean_pixels(dataset, images, size, workers=workers)])
 
 
 def measured(config: RunConfig, dataset: DomainDataset, domain: str, val: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the pictures of a domain that count: of a source domain those in `val`."""
-    pictures = dataset.labelled(domain)
-    seen = np.intersect1d(pictures, val)
+    """Return the images of a domain that count: of a source domain those in `val`."""
+    images = dataset.labelled(domain)
+    seen = np.intersect1d(images, val)
     if len(seen):
         return seen
     data = config.data
-    return in_split(dataset, domain, data.holdout, data.split_seed) if config.published.target_in_split else pictures
+    return in_split(dataset, domain, data.holdout, data.split_seed) if config.published.target_in_split else images
 
 
 def validation(config: DataConfig, dataset: DomainDataset, sources: Sequence[str]) -> NDArray[np.int64]:
-    """Return the source domains' validation pictures, the very ones of the run; none for other data."""
+    """Return the source domains' validation images, the very ones of the run; none for other data."""
     if not sources:
         return np.zeros(0, np.int64)
     val = leave_out(dataset, config.target, fraction=config.holdout, trial_seed=config.split_seed).val
     return val[np.isin(dataset.domain_ids[val], [dataset.domain_index(name) for name in sources])]
 
 
-def _labels(dataset: DomainDataset, pictures: NDArray[np.int64], classifier: Classifier) -> Tensor:
+def _labels(dataset: DomainDataset, images: NDArray[np.int64], classifier: Classifier) -> Tensor:
     place = {one_form(name): index for index, name in enumerate(classifier.classes)}
-    return torch.tensor([place[dataset.classes[label]] for label in dataset.labels[pictures]])
+    return torch.tensor([place[dataset.classes[label]] for label in dataset.labels[images]])
 
 
-def zero_shot_logits(classifier: Classifier, found: Audit, pictures: NDArray[np.int64], store: Path) -> Tensor | None:
-    """Return the teacher's logits [n, C] of pictures (dataset indices), if the store knows all answers; else None."""
+def zero_shot_logits(classifier: Classifier, found: Audit, indices: NDArray[np.int64], store: Path) -> Tensor | None:
+    """Return the teacher's logits [n, C] of images (dataset indices), if the store knows all answers; else None."""
     about = classifier.about
     if about["teacher"] is None or not (store / FILE_NAME).exists():
         return None
     fingerprint = about["teacher"]["fingerprint"]
     prompts = prompts_for(classifier.classes, PromptConfig(**about["prompts"]), about["sources"])
     with EmbeddingStore(store, read_only=True) as answers:
-        images = [image_key(found.contents[i]) for i in pictures]
+        images = [image_key(found.contents[i]) for i in indices]
         wanted: Sequence[bytes] = [*images, *(text_key(text) for group in prompts for text in group)]
         if not answers.known(fingerprint, wanted).all():
             return None
@@ -189,12 +189,12 @@ def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
 def _of_sources(
     run: Run, config: RunConfig, dataset: DomainDataset, found: Audit, store: Path, report: Report
 ) -> list[str]:
-    """Return what there is to be said about the pictures that a run learnt from: leakage, and whether they are others.
+    """Return what there is to be said about the images that a run learnt from: leakage, and whether they are others.
 
     Args:
         run: the run.
         config: its settings, with the path of now.
-        dataset: all its pictures.
+        dataset: all its images.
         found: of them.
         store: keeps what is known of files.
         report: told how far it is.
@@ -202,20 +202,18 @@ def _of_sources(
     try:
         learnt = open_sources(config, store, report)
     except DataError as error:
-        return [f"leakage, and whether pictures have changed since the run, can't be told: {error}"]
+        return [f"leakage, and whether images have changed since the run, can't be told: {error}"]
     names = run.classifier.about["sources"]
-    pictures = zip(learnt.dataset.labels, learnt.dataset.domain_ids, learnt.audit.sha256, strict=True)
-    seen = {digest for label, domain, digest in pictures if label < 0 or learnt.dataset.domains[domain] in names}
+    images = zip(learnt.dataset.labels, learnt.dataset.domain_ids, learnt.audit.sha256, strict=True)
+    seen = {digest for label, domain, digest in images if label < 0 or learnt.dataset.domains[domain] in names}
     measured = zip(dataset.labels, dataset.domain_ids, found.sha256, strict=True)
     count = sum(
         label >= 0 and dataset.domains[domain] not in names and digest in seen for label, domain, digest in measured
     )
-    notes = [f"leakage: {count} pictures of unseen domains are among those to learn from, too"] if count else []
+    notes = [f"leakage: {count} images of unseen domains are among those to learn from, too"] if count else []
     notes += _near_copies(learnt, dataset, found, names)
     if have_changed(run, learnt):
-        notes.append(
-            "pictures have changed since the run: some that count as seen may be pictures that it was trained on"
-        )
+        notes.append("images have changed since the run: some that count as seen may be images that it was trained on")
     return notes
 
 
@@ -265,9 +263,9 @@ def _alike(
 
 
 def _namesakes(domains: Collection[str], classifier: Classifier) -> list[str]:
-    """Return a line if other pictures than the run's are in domains that are called as its sources are."""
+    """Return a line if other images than the run's are in domains that are called as its sources are."""
     names = [domain for domain in domains if domain in classifier.about["sources"]]
-    said = f"it was trained on domains called {', '.join(names)}; here every picture of them counts, as unseen"
+    said = f"it was trained on domains called {', '.join(names)}; here every image of them counts, as unseen"
     return [said] if names else []
 
 

@@ -52,16 +52,16 @@ def new_backbone(config: RunConfig) -> tuple[nn.Module, BackboneSpec]:
 
 
 class Features:
-    """F(x) of a dataset's pictures; the same pictures are passed through the backbone once.
+    """F(x) of a dataset's images; the same images are passed through the backbone once.
 
     Args:
         student: whose backbone is F; its weights don't change as long as features are wanted.
-        dataset: the pictures.
+        dataset: the images.
         fabric: device and precision.
         workers: decoding processes.
         report: told how far it is.
         shelf: where other runs put theirs; needs `contents`.
-        contents: SHA-256 of each picture of the dataset.
+        contents: SHA-256 of each image of the dataset.
     """
 
     def __init__(
@@ -84,14 +84,14 @@ class Features:
         self.together = False
         self._kept: dict[tuple[bytes, int], Tensor] = {}
 
-    def of(self, pictures: Indices, view: Rendering | None = None) -> Tensor:
-        """Return F(x) [n, p] of pictures (dataset indices), of the clean ones or of one fixed view of each."""
-        key = pictures.tobytes(), view[2] if view else 0
+    def of(self, images: Indices, view: Rendering | None = None) -> Tensor:
+        """Return F(x) [n, p] of images (dataset indices), of the clean ones or of one fixed view of each."""
+        key = images.tobytes(), view[2] if view else 0
         if key not in self._kept:
             if self.shelf is None or self.fabric.world_size > 1:  # each process computes its part
-                self._kept[key] = self._compute(pictures, view)
+                self._kept[key] = self._compute(images, view)
             else:
-                self._kept[key] = self._shared(self.shelf, pictures, view)
+                self._kept[key] = self._shared(self.shelf, images, view)
         return self._kept[key]
 
     def spread(self) -> None:
@@ -99,36 +99,36 @@ class Features:
         self._kept = from_first(self.fabric, lambda: self._kept)
         self.together = True
 
-    def _compute(self, pictures: Indices, view: Rendering | None) -> Tensor:
-        own = own_part(self.fabric, pictures) if self.together else pictures
+    def _compute(self, images: Indices, view: Rendering | None) -> Tensor:
+        own = own_part(self.fabric, images) if self.together else images
         pixels = clean_pixels(self.dataset, own, self.student.spec.image_size, workers=self.workers, view=view)
         tell = lambda done: self.report("student's features", done, len(own), "")  # noqa: E731
         found = compute_features(self.student, pixels, self.fabric, tell)
-        return put_together(self.fabric, found, len(pictures)) if self.together else found
+        return put_together(self.fabric, found, len(images)) if self.together else found
 
-    def _shared(self, shelf: Shelf, pictures: Indices, view: Rendering | None) -> Tensor:
-        """Return F(x), computed only for pictures that no run has computed it for."""
-        contents = [self.contents[picture] for picture in pictures]
+    def _shared(self, shelf: Shelf, images: Indices, view: Rendering | None) -> Tensor:
+        """Return F(x), computed only for images that no run has computed it for."""
+        contents = [self.contents[image] for image in images]
         precision = type(self.fabric.strategy.precision).__name__
         name = backbone_name(self.student, precision, view[0].names[view[2]] if view else "clean")
         with shelf.alone(name):
-            return self._on_shelf(shelf, name, contents, pictures, view)
+            return self._on_shelf(shelf, name, contents, images, view)
 
     def _on_shelf(
-        self, shelf: Shelf, name: str, contents: Sequence[bytes], pictures: Indices, view: Rendering | None
+        self, shelf: Shelf, name: str, contents: Sequence[bytes], images: Indices, view: Rendering | None
     ) -> Tensor:
         """Return F(x); what is missing under the name is computed and put there."""
         found = shelf.features(name, contents)
-        there = torch.zeros(len(pictures), dtype=torch.bool) if found is None else found[0]
+        there = torch.zeros(len(images), dtype=torch.bool) if found is None else found[0]
         if not there.all():
             missing = ~there
-            made = self._compute(pictures[missing.numpy()], view)
+            made = self._compute(images[missing.numpy()], view)
             shelf.put_features(name, [content for content, one in zip(contents, missing, strict=True) if one], made)
-            features = made.new_zeros(len(pictures), made.shape[1])
+            features = made.new_zeros(len(images), made.shape[1])
             features[missing] = made
         else:
             assert found is not None
-            features = found[1].new_zeros(len(pictures), found[1].shape[1])
+            features = found[1].new_zeros(len(images), found[1].shape[1])
         if found is not None:
             features[there] = found[1]
         return features
@@ -141,7 +141,7 @@ def aligned(
 
     Args:
         config: of the run; Align's settings are ADiP's defaults unless it has its own.
-        sources: the pictures to learn from, and to validate on.
+        sources: the images to learn from, and to validate on.
         features: of them.
         answers: the teacher's, zeros for what wasn't asked about.
         seed: of its draws.

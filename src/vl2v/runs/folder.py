@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from vl2v.evaluation import Evaluation
     from vl2v.students import Classifier
 
-PICTURES = "pictures.sha256"  # a digest of those that a run learns from
+IMAGES = "pictures.sha256"  # a digest of those that a run learns from
 
 # What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
-_FIRST_FILES = ("config.toml", PICTURES, "asked.json", "refused.csv", "chosen.json")
+_FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", "chosen.json")
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 
 # What a benchmark keeps in the folder of a job that failed, which may have been before there was a run.
@@ -76,7 +76,7 @@ class Run:
         return Classifier.load(self.folder / "student")
 
     def save_refused(self, refusals: Sequence[Refusal]) -> None:
-        """Write the pictures that the teacher wouldn't answer about, and its reasons, as `refused.csv`."""
+        """Write the images that the teacher wouldn't answer about, and its reasons, as `refused.csv`."""
         if refusals:
             table = io.StringIO()
             csv.writer(table).writerows([("path", "reason"), *((r.path, r.reason) for r in refusals)])
@@ -114,7 +114,7 @@ def _without_secrets(file: Path) -> Tree:
     return tree
 
 
-def open_run(folder: Path, config: RunConfig, same_pictures: Callable[[Run], bool]) -> Run:
+def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]) -> Run:
     """Return the run of a folder, new or to be gone on with.
 
     A run that failed before it trained anything makes way for one with other settings: a mistake is being mended.
@@ -122,7 +122,7 @@ def open_run(folder: Path, config: RunConfig, same_pictures: Callable[[Run], boo
     Args:
         folder: of the run.
         config: its settings.
-        same_pictures: tells whether a run's pictures are those at the path of the settings, which isn't the run's.
+        same_images: tells whether a run's images are those at the path of the settings, which isn't the run's.
 
     Raises:
         RunError: the folder holds a run of another configuration, holds something else, or can't be written to.
@@ -136,7 +136,7 @@ def open_run(folder: Path, config: RunConfig, same_pictures: Callable[[Run], boo
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if not changed:
             return run
-        if others and changed == ["data.path"] and same_pictures(run):
+        if others and changed == ["data.path"] and same_images(run):
             follow(folder, config.data)
             return Run(folder)
         if others:
@@ -150,7 +150,7 @@ def open_run(folder: Path, config: RunConfig, same_pictures: Callable[[Run], boo
 
 
 def follow(folder: Path, data: DataConfig) -> None:
-    """Let a run, if there is one, find its pictures where they are now; who calls this knows that they are the same.
+    """Let a run, if there is one, find its images where they are now; who calls this knows that they are the same.
 
     Args:
         folder: of the run.

@@ -24,12 +24,12 @@ UNSEEN = "on domains it didn't learn from"
 
 @dataclass(frozen=True)
 class Swap:
-    """Pictures of one class that the teacher takes for another.
+    """Images of one class that the teacher takes for another.
 
     Attributes:
         label: the class.
         answer: what it is taken for.
-        count: how many pictures.
+        count: how many images.
         example: path of one of them.
     """
 
@@ -67,11 +67,11 @@ class OddName:
     """A class whose name may mean something else to the teacher.
 
     Attributes:
-        share: of its pictures that are answered correctly: fewer than of all classes' together.
+        share: of its images that are answered correctly: fewer than of all classes' together.
         nearest: the class with the nearest text, which is answered instead most often.
         cosine: of the two texts.
-        instead: how many pictures are taken for `nearest`.
-        told: how many pictures the probe on the teacher's own embeddings, which knows no texts, answers correctly:
+        instead: how many images are taken for `nearest`.
+        told: how many images the probe on the teacher's own embeddings, which knows no texts, answers correctly:
             more than the text does, and not by chance.
     """
 
@@ -83,26 +83,26 @@ class OddName:
 
     def advice(self) -> str:
         """Return what to do about it."""
-        name, count = self.share.name, self.share.pictures
+        name, count = self.share.name, self.share.images
         return (
             f"{name}: its text is nearest to that of {self.nearest} (cosine {self.cosine:.2f}), which is answered "
-            f"instead for {self.instead} of {count} pictures; by the pictures alone {self.told} are told right, by the "
+            f"instead for {self.instead} of {count} images; by the images alone {self.told} are told right, by the "
             f"text {self.share.correct}: try a clearer name, as prompts.overrides.{toml_key(name)}"
         )
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A linear probe on features, judged on the sample's pictures: what can be told without the teacher's texts.
+    """A linear probe on features, judged on the sample's images: what can be told without the teacher's texts.
 
     Attributes:
         share: answered correctly.
-        pictures: labelled pictures that it learnt from, in all folds together.
+        images: labelled images that it learnt from, in all folds together.
         lead: how much more accurate the zero-shot teacher is.
     """
 
     share: Share
-    pictures: int
+    images: int
     lead: Difference
 
 
@@ -116,15 +116,15 @@ class Check:
         everything: zero-shot accuracy on the sample.
         domains: by domain.
         classes: by class.
-        alignment: of pictures and texts.
+        alignment: of images and texts.
         swaps: what is taken for what, the most frequent first.
         wordings: other prompts, the best first.
         skipped: prompts that the teacher has no answer to.
         names: classes whose names may mislead.
         student: a probe on the untaught student's features; None where it can't be had.
-        own: the same on the teacher's own embeddings: what its pictures tell without its texts.
+        own: the same on the teacher's own embeddings: what its images tell without its texts.
         held_out: how both probes were judged, in a few words.
-        refused: pictures that the teacher won't answer about; they aren't in the sample.
+        refused: images that the teacher won't answer about; they aren't in the sample.
         notes: what else is to be known.
     """
 
@@ -150,10 +150,10 @@ class Check:
         return next((wording for wording in self.wordings if wording.gain.low > 0), None)
 
     def verdict(self) -> str:
-        """Return two or three sentences: is this teacher worth distilling for these pictures?"""
+        """Return two or three sentences: is this teacher worth distilling for these images?"""
         low, high = self.everything.interval
         found = (
-            f"{self.teacher} names {_percent(self.everything.accuracy)} of the pictures right "
+            f"{self.teacher} names {_percent(self.everything.accuracy)} of the images right "
             f"(95% interval {_percent(low)} to {_percent(high)}); chance is {_percent(self.chance)}."
         )
         return " ".join([found, self._worth(), self._weakness()])
@@ -173,7 +173,7 @@ class Check:
             return f"Worth distilling: {untaught}"
         if lead.high < 0:
             return f"Not worth distilling as it is: {untaught}"
-        return f"Hard to tell whether it is worth distilling: {untaught} Ask about more pictures."
+        return f"Hard to tell whether it is worth distilling: {untaught} Ask about more images."
 
     def _weakness(self) -> str:
         better = self.better()
@@ -181,7 +181,7 @@ class Check:
             return f"Other prompts do better: {better.setting} gets {_percent(better.accuracy)}."
         if self.own.lead.high < 0:
             return (
-                f"Its pictures tell more than its texts do (a probe on its own embeddings gets "
+                f"Its images tell more than its texts do (a probe on its own embeddings gets "
                 f"{_percent(self.own.share.accuracy)}): better names and prompts are worth a try."
             )
         worst = min(self.domains, key=lambda share: share.accuracy)
@@ -213,11 +213,11 @@ def judge(
     Args:
         config: whose prompts count.
         teacher: who answered.
-        sample: the n pictures that it answered about.
+        sample: the n images that it answered about.
         images: its embeddings of them [n, d].
         tables: its text classifiers [C, d], by what sets their prompts; "" for the configuration's own.
         free: what a probe on the untaught student's features answers about each content, or why there is none.
-        refused: pictures that it wouldn't answer about.
+        refused: images that it wouldn't answer about.
         skipped: prompts that it has no answer to.
     """
     dataset, labels = sample.dataset, sample.dataset.labels
@@ -237,7 +237,7 @@ def judge(
         student = _probed(guesses == labels, right, len(free))
     several = len(sample.domains) > 1
     if not several:
-        notes.append("one domain only: probes are judged on other pictures of the same domain, which flatters them")
+        notes.append("one domain only: probes are judged on other images of the same domain, which flatters them")
     return Check(
         teacher=teacher.name,
         prompts=tuple(config.prompts.templates),
@@ -251,16 +251,16 @@ def judge(
         names=tuple(_odd_names(dataset.classes, texts, labels, answers, own)),
         student=student,
         own=_probed(own == labels, right, len(labels)),
-        held_out=UNSEEN if several else "on pictures it didn't learn from",
+        held_out=UNSEEN if several else "on images it didn't learn from",
         chance=1 / len(dataset.classes),
         refused=tuple(refused),
         notes=tuple(notes),
     )
 
 
-def _probed(guessed: Right, right: Right, pictures: int) -> Probed:
+def _probed(guessed: Right, right: Right, images: int) -> Probed:
     share = Share("all", len(guessed), int(guessed.sum()))
-    return Probed(share, pictures, paired_difference(right, guessed))
+    return Probed(share, images, paired_difference(right, guessed))
 
 
 def _compared(images: Vectors, tables: Mapping[str, Vectors], labels: Indices, right: Right) -> tuple[Wording, ...]:
@@ -276,7 +276,7 @@ def _compared(images: Vectors, tables: Mapping[str, Vectors], labels: Indices, r
 def _odd_names(
     names: Sequence[str], texts: Vectors, labels: Indices, answers: Indices, guesses: Indices
 ) -> Iterator[OddName]:
-    """Yield the classes that do worse than all together, though their pictures could be told apart without the texts.
+    """Yield the classes that do worse than all together, though their images could be told apart without the texts.
 
     Most of what is answered wrongly goes to the class with the nearest text.
 

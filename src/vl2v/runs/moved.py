@@ -1,4 +1,4 @@
-"""Whether pictures are the very same that a run began with."""
+"""Whether images are the very same that a run began with."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from pathlib import Path
 from vl2v.config import RunConfig
 from vl2v.errors import RunError
 from vl2v.io import write_text
-from vl2v.runs.folder import PICTURES, Run
+from vl2v.runs.folder import IMAGES, Run
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources, open_data, open_sources, usable
 
 
-def keep_pictures(run: Run, sources: Sources) -> None:
-    """Keep what a run learns from, so that it is gone on with on these pictures alone, wherever they lie then.
+def keep_images(run: Run, sources: Sources) -> None:
+    """Keep what a run learns from, so that it is gone on with on these images alone, wherever they lie then.
 
     Raises:
         RunError: it has begun to learn from others.
@@ -22,35 +22,35 @@ def keep_pictures(run: Run, sources: Sources) -> None:
     if have_changed(run, sources):
         if (run.folder / "checkpoints").exists():
             raise RunError(
-                f"{run.folder}: pictures in {sources.dataset.root} have changed since this run began to learn from "
+                f"{run.folder}: images in {sources.dataset.root} have changed since this run began to learn from "
                 "them, or some can't be read now; put them back, or delete the folder to begin again"
             )
-        for made in ("asked.json", "chosen.json"):  # by the pictures of then
+        for made in ("asked.json", "chosen.json"):  # by the images of then
             (run.folder / made).unlink(missing_ok=True)
-    write_text(run.folder / PICTURES, content(sources.dataset, sources.audit))
+    write_text(run.folder / IMAGES, content(sources.dataset, sources.audit))
 
 
 def have_changed(run: Run, sources: Sources) -> bool:
-    """Whether a run began with other pictures than these."""
-    kept = run.folder / PICTURES
+    """Whether a run began with other images than these."""
+    kept = run.folder / IMAGES
     # the digest of earlier versions had the names of the target's classes in it
     now = {content(dataset, sources.audit) for dataset in (sources.dataset, sources.with_others)}
     return kept.is_file() and kept.read_text(encoding="utf-8") not in now
 
 
-def same_pictures(run: Run, config: RunConfig, store: Path, report: Report) -> bool:
-    """Return whether pictures are, byte for byte, a run's: what it learns from, once it is evaluated all of them.
+def same_images(run: Run, config: RunConfig, store: Path, report: Report) -> bool:
+    """Return whether images are, byte for byte, a run's: what it learns from, once it is evaluated all of them.
 
     Args:
-        run: begun with pictures at another path.
-        config: the run's, with the path where the pictures are to be now.
+        run: begun with images at another path.
+        config: the run's, with the path where the images are to be now.
         store: keeps what is known of files.
         report: told how far it is.
     """
     if (answers := answers_of(run)) is not None:
         dataset = open_data(config.data)
         return answers.content == content(*usable(dataset, store, report))
-    return (run.folder / PICTURES).is_file() and not have_changed(run, open_sources(config, store, report))
+    return (run.folder / IMAGES).is_file() and not have_changed(run, open_sources(config, store, report))
 
 
 def answers_of(run: Run) -> Predictions | None:

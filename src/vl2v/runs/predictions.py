@@ -1,4 +1,4 @@
-"""What a run answered about every picture that it was measured on: for comparisons picture by picture."""
+"""What a run answered about every image that it was measured on: for comparisons image by image."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ FILE = "predictions.safetensors"
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers about n pictures.
+    """Answers about n images.
 
     `predictions[name]` is an array [n]:
-        index: of each picture in the dataset, which lists its files in an order of its own.
+        index: of each image in the dataset, which lists its files in an order of its own.
         domain: of each.
         label: of each.
         answer: of the student, its most likely class.
         probability: of that.
         uncalibrated: the same before the temperature.
         teacher: the zero-shot teacher's answer, -1 where it isn't known.
-        in_split: whether the picture is in the 80% of its domain that DomainBed measures a target on.
+        in_split: whether the image is in the 80% of its domain that DomainBed measures a target on.
 
     Attributes:
         classes: names that `label`, `answer` and `teacher` point to.
@@ -54,33 +54,33 @@ class Predictions:
     def nothing(
         cls, classes: list[str] | tuple[str, ...], domains: list[str] | tuple[str, ...], content: str = ""
     ) -> Predictions:
-        """Return predictions of no picture yet."""
+        """Return predictions of no image yet."""
         return cls(list(classes), list(domains), content)
 
     def add(
         self,
         dataset: DomainDataset,
-        pictures: NDArray[np.int64],
+        images: NDArray[np.int64],
         labels: Tensor,
         logits: Tensor,
         temperature: float,
         teacher: Tensor | None,
         config: DataConfig,
     ) -> None:
-        """Add pictures of one domain (dataset indices [m]), labels [m], the student's logits [m, C] as they come."""
-        domain = int(dataset.domain_ids[pictures[0]])
+        """Add images of one domain (dataset indices [m]), labels [m], the student's logits [m, C] as they come."""
+        domain = int(dataset.domain_ids[images[0]])
         inside = in_split(dataset, dataset.domains[domain], config.holdout, config.split_seed)
         probability, answer = (logits / temperature).softmax(-1).max(-1)
-        unknown = np.full(len(pictures), -1)
+        unknown = np.full(len(images), -1)
         rows = {
-            "index": pictures,
-            "domain": np.full(len(pictures), domain),
+            "index": images,
+            "domain": np.full(len(images), domain),
             "label": labels.numpy(),
             "answer": answer.numpy(),
             "probability": probability.numpy().astype(np.float32),
             "uncalibrated": logits.softmax(-1).amax(-1).numpy().astype(np.float32),
             "teacher": unknown if teacher is None else teacher.argmax(-1).numpy(),
-            "in_split": np.isin(pictures, inside),
+            "in_split": np.isin(images, inside),
         }
         for name, column in rows.items():
             self.columns.setdefault(name, []).append(column)
@@ -94,7 +94,7 @@ class Predictions:
         return np.asarray(self["label"] == self["answer"])
 
     def in_domain(self, name: str) -> NDArray[np.bool_]:
-        """Return for each picture [n] whether it is of that domain."""
+        """Return for each image [n] whether it is of that domain."""
         return np.asarray(self["domain"] == self.domains.index(name))
 
     def save(self, folder: Path) -> None:
@@ -133,7 +133,7 @@ def has_predictions(folder: Path) -> bool:
 
 
 def content(dataset: DomainDataset, found: Audit) -> str:
-    """Return a hash of a dataset's pictures, in order: of each its domain, its class and its file's bytes."""
+    """Return a hash of a dataset's images, in order: of each its domain, its class and its file's bytes."""
     names = json.dumps([dataset.classes, dataset.domains]).encode()
     parts = (names, dataset.labels.tobytes(), dataset.domain_ids.tobytes(), *found.sha256)
     return hashlib.sha256(b"".join(parts)).hexdigest()

@@ -21,53 +21,53 @@ Indices = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Sample:
-    """Labelled pictures, readable and no two alike, in the order drawn: a beginning of it is a sample, too."""
+    """Labelled images, readable and no two alike, in the order drawn: a beginning of it is a sample, too."""
 
     dataset: DomainDataset
     audit: Audit
 
     @property
     def domains(self) -> list[str]:
-        """The domains that it has pictures of."""
+        """The domains that it has images of."""
         return self.dataset.labelled_domains
 
     @property
     def groups(self) -> Indices:
-        """What probes leave out in turn [n]: domains; where there is one only, every fifth picture."""
+        """What probes leave out in turn [n]: domains; where there is one only, every fifth image."""
         return held_out(self.dataset.domain_ids)
 
     def of(self, places: Indices) -> Sample:
-        """Return the sample of some of its pictures."""
+        """Return the sample of some of its images."""
         return Sample(self.dataset.subset(places), self.audit.subset(places))
 
 
 def draw_sample(config: RunConfig, count: int, store: Path, report: Report) -> Sample:
-    """Return so many labelled pictures, balanced over classes and domains; unreadable ones and copies are passed over.
+    """Return so many labelled images, balanced over classes and domains; unreadable ones and copies are passed over.
 
     Raises:
-        DataError: unknown domains, no labelled pictures, one class only.
+        DataError: unknown domains, no labelled images, one class only.
     """
     dataset = open_data(config.data)
     unseen = [dataset.domain_index(name) for name in config.data.target]
     labelled = np.flatnonzero((dataset.labels >= 0) & ~np.isin(dataset.domain_ids, unseen))
     if len(np.unique(dataset.labels[labelled])) < 2:
-        raise DataError(f"{dataset.root}: a teacher is checked on labelled pictures of two classes or more; none such")
+        raise DataError(f"{dataset.root}: a teacher is checked on labelled images of two classes or more; none such")
     order = labelled[_order(dataset.labels[labelled], dataset.domain_ids[labelled], config.seed)]
-    chosen: dict[bytes, int] = {}  # content -> picture
-    tell = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
+    chosen: dict[bytes, int] = {}  # content -> image
+    tell = lambda done, total: report("reading images", done, total, "")  # noqa: E731
     while len(chosen) < count and len(order):
         looked, order = order[: count - len(chosen)], order[count - len(chosen) :]
         found = audit(dataset.subset(looked), cache=audit_cache(store), progress=tell)
-        for place, picture in enumerate(looked):
+        for place, image in enumerate(looked):
             if place not in found.problems:
-                chosen.setdefault(found.sha256[place], int(picture))
+                chosen.setdefault(found.sha256[place], int(image))
     if not chosen:
-        raise DataError(f"{dataset.root}: no labelled picture can be read; `vl2v data inspect` tells why")
+        raise DataError(f"{dataset.root}: no labelled image can be read; `vl2v data inspect` tells why")
     return Sample(dataset.subset(list(chosen.values())), Audit(tuple(chosen), {}))
 
 
 def _order(labels: Indices, domains: Indices, seed: int) -> Indices:
-    """Return an order whose every beginning has about as many pictures of each class, and of each domain."""
+    """Return an order whose every beginning has about as many images of each class, and of each domain."""
     order = random_order(len(labels), seed)
     labels, domains = labels[order], domains[order]
     count = domains.max() + 1

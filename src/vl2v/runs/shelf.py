@@ -42,11 +42,11 @@ class Shelf:
             yield
 
     def features(self, name: str, contents: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
-        """Return (which of the pictures are known: bool [n], F(x) of those [m, p], in order); None: none is.
+        """Return (which of the images are known: bool [n], F(x) of those [m, p], in order); None: none is.
 
         Args:
             name: of the backbone, see `backbone_name`.
-            contents: SHA-256 of each picture.
+            contents: SHA-256 of each image.
         """
         known: dict[bytes, Tensor] = {}
         for file in sorted((self.folder / "features" / name).glob("*.safetensors")):
@@ -62,7 +62,7 @@ class Shelf:
         return there, torch.stack([known[content] for content in contents if content in known])
 
     def put_features(self, name: str, contents: Sequence[bytes], features: Tensor) -> None:
-        """Keep F(x) [n, p] of pictures."""
+        """Keep F(x) [n, p] of images."""
         keys = torch.tensor([list(content) for content in contents], dtype=torch.uint8)
         shard = hashlib.sha256(b"".join(contents)).hexdigest()[:16]
         write_tensors(
@@ -97,12 +97,12 @@ class Shelf:
 
 
 def backbone_name(student: Student, precision: str, view: str) -> str:
-    """Return a name for everything that decides F(x) of a picture.
+    """Return a name for everything that decides F(x) of an image.
 
     Args:
         student: whose backbone, with its weights as they are.
         precision: that it computes in.
-        view: of the pictures.
+        view: of the images.
     """
     decides = hashlib.sha256(json.dumps([asdict(student.spec), precision, view]).encode())
     for key, value in student.backbone.state_dict().items():
@@ -117,7 +117,7 @@ def stage_name(config: RunConfig, stage: Stage, student: Student, answers: str) 
         config: of the run.
         stage: its first, as it is once everything is chosen; only one with an id is shared.
         student: as it starts.
-        answers: a digest of the pictures and of what is learnt from them.
+        answers: a digest of the images and of what is learnt from them.
     """
     if not stage.id:
         return None

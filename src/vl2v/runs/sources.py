@@ -1,4 +1,4 @@
-"""The pictures a run learns from."""
+"""The images a run learns from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vl2v.runs.report import Report, silent
 
 @dataclass(frozen=True)
 class Sources:
-    """The pictures a run learns from; the unseen domains' pictures are not among them.
+    """The images a run learns from; the unseen domains' images are not among them.
 
     `split` and `audit` go by the indices of `dataset`.
 
@@ -39,14 +39,14 @@ class Sources:
         return self.dataset.of_classes(sorted((*self.dataset.classes, *self.others)))
 
     def groups(self, unlabelled: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Return the training pictures of each domain, and the unlabelled ones that are given as a last group."""
+        """Return the training images of each domain, and the unlabelled ones that are given as a last group."""
         domains = self.dataset.domain_ids[self.split.train]
         groups = [self.split.train[domains == domain] for domain in np.unique(domains)]
         return [*groups, unlabelled] if len(unlabelled) else groups
 
     @property
     def training(self) -> NDArray[np.int64]:
-        """All training pictures, labelled or not, sorted."""
+        """All training images, labelled or not, sorted."""
         return np.sort(np.concatenate([self.split.train, self.split.unlabelled]))
 
     @property
@@ -56,18 +56,18 @@ class Sources:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many labelled training pictures each source domain has, in the order of `names`."""
+        """How many labelled training images each source domain has, in the order of `names`."""
         domains, counts = np.unique(self.dataset.domain_ids[self.split.train], return_counts=True)
         return {self.dataset.domains[i]: int(count) for i, count in zip(domains, counts, strict=True)}
 
 
 def audit_cache(store: Path) -> Path:
-    """Return the file in a store's folder that keeps what is known of pictures' files."""
+    """Return the file in a store's folder that keeps what is known of images' files."""
     return store / "audit.sqlite"
 
 
 def open_data(data: DataConfig) -> DomainDataset:
-    """Open a dataset as its settings say, without the unlabelled pictures that lie elsewhere.
+    """Open a dataset as its settings say, without the unlabelled images that lie elsewhere.
 
     Raises:
         DataError: it can't be read.
@@ -86,8 +86,8 @@ def open_sources(config: RunConfig, store: Path, report: Report = silent) -> Sou
     data = config.data
     everything = _opened(data)
     split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
-    pictures = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
-    dataset, found = usable(everything.subset(pictures), store, report)
+    images = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
+    dataset, found = usable(everything.subset(images), store, report)
     split = leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed)
     there = {dataset.classes[label] for label in np.unique(dataset.labels) if label >= 0}
     names, others = (tuple(name for name in dataset.classes if (name in there) == own) for own in (True, False))
@@ -95,10 +95,10 @@ def open_sources(config: RunConfig, store: Path, report: Report = silent) -> Sou
 
 
 def open_everything(config: RunConfig, store: Path, report: Report = silent) -> Sources:
-    """Open all pictures but the unseen domains', to be asked about: every one counts as a training picture.
+    """Open all images but the unseen domains', to be asked about: every one counts as a training image.
 
     Raises:
-        DataError: unknown domains, a class called "unknown", no usable pictures.
+        DataError: unknown domains, a class called "unknown", no usable images.
     """
     data = config.data
     dataset = _opened(data)
@@ -124,12 +124,12 @@ def usable(dataset: DomainDataset, store: Path, report: Report, *, trust: bool =
     """Return the dataset and its audit, without what can't be decoded.
 
     Args:
-        dataset: the pictures.
+        dataset: the images.
         store: keeps the audit.
         report: told how far it is.
         trust: take a manifest's hashes as they are, to plan.
     """
-    tell = lambda done, total: report("reading pictures", done, total, "")  # noqa: E731
+    tell = lambda done, total: report("reading images", done, total, "")  # noqa: E731
     cache = audit_cache(store)
     found = audit(dataset, cache=cache, progress=tell, trust=trust)
     if not found.problems:

@@ -1,4 +1,4 @@
-"""What the teacher contributes to a run: the texts' classifier and every picture's embedding, asked once."""
+"""What the teacher contributes to a run: the texts' classifier and every image's embedding, asked once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The main job: from labelled pictures and a teacher to a student in a run folder."""
+"""The main job: from labelled images and a teacher to a student in a run folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vl2v.runs.choose import choose
 from vl2v.runs.evaluate import classifier_logits, evaluate_run
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.folder import Run, locked, open_run
-from vl2v.runs.moved import answers_of, keep_pictures, same_pictures
+from vl2v.runs.moved import answers_of, keep_images, same_images
 from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 from vl2v.runs.shelf import Shelf, stage_name
@@ -53,7 +53,7 @@ from vl2v.training import (
     put_together,
 )
 
-KEPT = 2**27  # bytes of validation pictures that stay in memory as pixels, while a stage lasts
+KEPT = 2**27  # bytes of validation images that stay in memory as pixels, while a stage lasts
 
 
 def distill(
@@ -74,11 +74,11 @@ def distill(
         preset: "default" or "paper" (the published recipe with the oddities of its code).
         store: the folder of the embedding store; by default the one that all runs share.
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
-        shelf: a folder in which runs on the same pictures share what they compute alike; changes no result.
+        shelf: a folder in which runs on the same images share what they compute alike; changes no result.
         report: told how far it is.
 
     Returns:
-        The finished run, evaluated on the source domains' validation pictures and the unseen domains.
+        The finished run, evaluated on the source domains' validation images and the unseen domains.
 
     Raises:
         VL2VError: of the part that can't go on; the message says what to do.
@@ -98,13 +98,13 @@ def distill(
 
 
 def _opened(out: Path, config: RunConfig, store: Path, report: Report) -> tuple[Run, bool]:
-    run = open_run(out, config, lambda run: same_pictures(run, config, store, report))
+    run = open_run(out, config, lambda run: same_images(run, config, store, report))
     return run, run.finished
 
 
 def _open_sources(run: Run, store: Path, report: Report) -> Sources:
     sources = open_sources(run.config, store, report)
-    keep_pictures(run, sources)
+    keep_images(run, sources)
     return sources
 
 
@@ -232,14 +232,14 @@ def _about(config: RunConfig, sources: Sources, teacher: Teacher | None, answers
         "seed": config.seed,
         "sources": sources.names,
         "target": config.data.target,
-        "pictures": sources.counts,
+        "images": sources.counts,
         "teacher": told,
         "prompts": config.prompts.model_dump(),
     }
 
 
 def _calibrate(classifier: Classifier, sources: Sources, workers: int) -> None:
-    """Fit the temperature and the "unknown" threshold on the source domains' validation pictures."""
+    """Fit the temperature and the "unknown" threshold on the source domains' validation images."""
     logits = classifier_logits(classifier, sources.dataset, sources.split.val, workers)
     labels = torch.from_numpy(sources.dataset.labels[sources.split.val])
     classifier.about["validation_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
@@ -248,7 +248,7 @@ def _calibrate(classifier: Classifier, sources: Sources, workers: int) -> None:
 
 
 def _check_classes(task: Task, sources: Sources) -> None:
-    """Refuse classes without pictures to learn from, unless the student knows them by their texts.
+    """Refuse classes without images to learn from, unless the student knows them by their texts.
 
     Raises:
         DataError: a head of the student's own could never answer with such a class.
@@ -256,8 +256,8 @@ def _check_classes(task: Task, sources: Sources) -> None:
     missing = sources.others
     if missing and task.head != "text":
         raise DataError(
-            f"{sources.dataset.root}: no source domain has pictures of {', '.join(missing[:5])}, so that {task.name} "
-            "can't learn it; take adip, which knows a class by its text, or move its pictures out of the data"
+            f"{sources.dataset.root}: no source domain has images of {', '.join(missing[:5])}, so that {task.name} "
+            "can't learn it; take adip, which knows a class by its text, or move its images out of the data"
         )
 
 
@@ -366,36 +366,36 @@ class _Work:
         return PixelBatches(sampler, renderer, answers, self.run.config.data.workers)
 
     def _feature_batches(self, sampler: DomainBalancedSampler) -> FeatureBatches:
-        """Pass the pictures (with K views: each view of each) through the frozen backbone once."""
-        pictures = np.sort(np.concatenate(sampler.groups))
+        """Pass the images (with K views: each view of each) through the frozen backbone once."""
+        images = np.sort(np.concatenate(sampler.groups))
         contents = self.sources.audit.sha256
         views: list[Rendering | None] = [(self.views, contents, 1 + k) for k in range(self.views.k)] or [None]
         table = torch.zeros(len(self.sources.dataset), len(views), 0)
         for number, view in enumerate(views):
-            found = self.features.of(pictures, view)
+            found = self.features.of(images, view)
             if not table.shape[-1]:
                 table = torch.zeros(len(self.sources.dataset), len(views), found.shape[1])
-            table[torch.from_numpy(pictures), number] = found
+            table[torch.from_numpy(images), number] = found
         return FeatureBatches(sampler, table, self.answers, 1 if self.views.k else 0, sampler.seed)
 
     def _validation(self, *, cached: bool) -> Validation:
-        pictures = self.sources.split.val
+        images = self.sources.split.val
         batches: Callable[[], Iterable[Tensor]]
         together = None
         if cached:
-            features = self.features.of(pictures)
+            features = self.features.of(images)
             batches = lambda: [features]  # noqa: E731
         else:
             size, workers = self.student.spec.image_size, self.run.config.data.workers
-            own = own_part(self.trainer.fabric, pictures)
+            own = own_part(self.trainer.fabric, images)
             pixels = partial(clean_pixels, self.sources.dataset, own, size, workers=workers)
             kept = cache(lambda: [x.clone() for x in pixels()])  # out of the loader's shared memory
             batches = kept if len(own) * size**2 * 3 <= KEPT else pixels
-            together = partial(put_together, self.trainer.fabric, total=len(pictures))
+            together = partial(put_together, self.trainer.fabric, total=len(images))
         texts = self.answers.texts if self.student.head == "text" else None
         return Validation(
             batches,
-            torch.from_numpy(self.sources.dataset.labels[pictures]),
+            torch.from_numpy(self.sources.dataset.labels[images]),
             None if texts is None else torch.from_numpy(texts),
             self.answers.scale,
             together,

@@ -1,4 +1,4 @@
-"""What a run chooses by its pictures: lambda and temperature, before it trains anything, and the last projector."""
+"""What a run chooses by its images: lambda and temperature, before it trains anything, and the last projector."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vl2v.runs.sources import Sources
 from vl2v.students import Student
 from vl2v.training import Answers, from_first
 
-FEW = 10  # pictures with a label and an answer; fewer tell nothing
+FEW = 10  # images with a label and an answer; fewer tell nothing
 
 
 def settled(
@@ -42,7 +42,7 @@ def settled(
     Args:
         task: how the student learns.
         run: the run folder.
-        sources: the pictures to learn from.
+        sources: the images to learn from.
         answers: the teacher's.
         features: of the backbone as it starts.
         fabric: every process of a run calls this.
@@ -65,9 +65,9 @@ def settled(
 
 
 def _soft_temperature(sources: Sources, answers: Answers) -> float:
-    """Return the temperature for the teacher's answers about the pictures to learn from; 2 where few are known."""
+    """Return the temperature for the teacher's answers about the images to learn from; 2 where few are known."""
     assert answers.images is not None and answers.texts is not None
-    images = answers.images[_pictures(sources, answers), 0].astype(np.float32)
+    images = answers.images[_images(sources, answers), 0].astype(np.float32)
     known = images[images.any(1)]
     return soft_temperature(known, answers.texts, answers.scale) if len(known) >= FEW else 2.0
 
@@ -75,13 +75,13 @@ def _soft_temperature(sources: Sources, answers: Answers) -> float:
 def _best_lambda(sources: Sources, answers: Answers, features: Features, fabric: Fabric) -> dict[str, Any]:
     """Return the lambda that is best for domains left out, and how good each is; a half where few are known."""
     assert answers.images is not None and answers.texts is not None
-    pictures = _pictures(sources, answers)
-    images, texts = answers.images[pictures, 0], answers.texts
-    known = (answers.labels[pictures] >= 0) & images.any(1)
+    indices = _images(sources, answers)
+    images, texts = answers.images[indices, 0], answers.texts
+    known = (answers.labels[indices] >= 0) & images.any(1)
     if known.sum() < FEW:
         return {"lambda": 0.5}
-    found = features.of(pictures).numpy()  # the very ones that Align learns from
-    places = pictures[known]
+    found = features.of(indices).numpy()  # the very ones that Align learns from
+    places = indices[known]
     labels, groups = answers.labels[places], sources.dataset.domain_ids[places]
     taught = Taught(found[known], images[known].astype(np.float32), texts, labels, groups)
     accuracies = from_first(fabric, lambda: lambda_accuracies(taught))
@@ -91,23 +91,23 @@ def _best_lambda(sources: Sources, answers: Answers, features: Features, fabric:
 def align_again(student: Student, sources: Sources, answers: Answers, features: Features) -> float | None:
     """Give a trained student the projector that fits its backbone best, in closed form; return the lambda of it.
 
-    None: there are too few pictures with a label and an answer to tell, and nothing has changed.
+    None: there are too few images with a label and an answer to tell, and nothing has changed.
 
     Args:
         student: its backbone is trained.
-        sources: the pictures to learn from.
-        answers: the teacher's; where a picture wasn't asked about, its class's text stands for one.
+        sources: the images to learn from.
+        answers: the teacher's; where an image wasn't asked about, its class's text stands for one.
         features: of the backbone as it ended.
     """
     assert answers.images is not None and answers.texts is not None
-    pictures = _pictures(sources, answers)
-    pictures = pictures[answers.labels[pictures] >= 0]
-    labels, images, texts = answers.labels[pictures], answers.images[pictures, 0].astype(np.float32), answers.texts
+    indices = _images(sources, answers)
+    indices = indices[answers.labels[indices] >= 0]
+    labels, images, texts = answers.labels[indices], answers.images[indices, 0].astype(np.float32), answers.texts
     asked = images.any(1)
     if asked.sum() < FEW:
         return None
     images[~asked] = texts[labels[~asked]]
-    fit = fitted(Taught(features.of(pictures).numpy(), images, texts, labels, sources.dataset.domain_ids[pictures]))
+    fit = fitted(Taught(features.of(indices).numpy(), images, texts, labels, sources.dataset.domain_ids[indices]))
     assert isinstance(student.projector, nn.Linear)
     with torch.no_grad():
         student.projector.weight.copy_(torch.from_numpy(fit.weight))
@@ -115,6 +115,6 @@ def align_again(student: Student, sources: Sources, answers: Answers, features: 
     return fit.lambda_
 
 
-def _pictures(sources: Sources, answers: Answers) -> NDArray[np.int64]:
-    """Return the pictures that something is learnt from (dataset indices, sorted)."""
+def _images(sources: Sources, answers: Answers) -> NDArray[np.int64]:
+    """Return the images that something is learnt from (dataset indices, sorted)."""
     return np.sort(np.concatenate(sources.groups(answers.answered(sources.split.unlabelled))))

@@ -47,17 +47,17 @@ def predict_files(
 
     Args:
         student: as for `load`.
-        paths: pictures and folders.
+        paths: images and folders.
         batch: how many are predicted at once.
 
     Raises:
-        DataError: a path that doesn't exist, or a folder without pictures.
+        DataError: a path that doesn't exist, or a folder without images.
         VL2VError: as `load` does.
     """
     classifier = load(student)
     files: list[Path] = []
     for path in paths:
-        found, excluded = _pictures(path)
+        found, excluded = _images(path)
         files += found
         yield from excluded
     size = classifier.student.spec.image_size
@@ -111,20 +111,20 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
     return classifier
 
 
-_NO_IMAGES = ("an empty folder", "not a picture", PASSED_OVER)
+_NO_IMAGES = ("an empty folder", "not an image", PASSED_OVER)
 """How the reasons begin for which nothing is said of a file in a folder."""
 
 
-def _pictures(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+def _images(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Return the images that a path means, and what is set aside with the reasons."""
     if not path.is_dir():
         if not path.is_file():
-            raise DataError(f"{path}: no such picture or folder")
+            raise DataError(f"{path}: no such image or folder")
         return [path], []
     found, excluded = image_files(path)
     if not found:
         why = f"; {excluded[0].path}: {excluded[0].reason}" if excluded else ""
-        raise DataError(f"{path}: no pictures in it ({', '.join(sorted(SUFFIXES))}){why}")
+        raise DataError(f"{path}: no images in it ({', '.join(sorted(SUFFIXES))}){why}")
     told = [(path / gone.path, gone.reason) for gone in excluded if not gone.reason.startswith(_NO_IMAGES)]
     return sorted(path.joinpath(*parts) for parts in found), told
 

@@ -28,7 +28,7 @@ CLIP_SCALE = 100.0  # of a teacher that doesn't tell: calibration depends on it,
 def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, report: Report = silent) -> Evaluation:
     """Measure the zero-shot teacher on every domain from answers that the store has; nothing is asked.
 
-    Pictures that it refused or wasn't asked about aren't measured; the evaluation's notes say how many.
+    Images that it refused or wasn't asked about aren't measured; the evaluation's notes say how many.
 
     Args:
         settings: as for `distill`; the target domains are marked unseen.
@@ -54,22 +54,22 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
         scale = config.teacher.logit_scale or teacher.logit_scale or CLIP_SCALE
         for number, domain in enumerate(dataset.domains):
             report("evaluating", number, len(dataset.domains), domain)
-            pictures = measured(config, dataset, domain, val)
-            keys = [image_key(found.contents[i]) for i in pictures]
+            indices = measured(config, dataset, domain, val)
+            keys = [image_key(found.contents[i]) for i in indices]
             there = answers.known(teacher.fingerprint, keys)
-            if not len(pictures) or not there.any():
+            if not len(indices) or not there.any():
                 if domain in data.target:
                     raise TeacherError(f"{teacher.name}: wasn't asked about {domain}; run `vl2v embed` first")
                 continue
             if not there.all():
-                notes.append(f"{domain}: {(~there).sum():,} of {len(there):,} pictures have no answer, and don't count")
-            pictures = pictures[there]
+                notes.append(f"{domain}: {(~there).sum():,} of {len(there):,} indices have no answer, and don't count")
+            indices = indices[there]
             images = answers.get(teacher.fingerprint, [key for key, one in zip(keys, there, strict=True) if one])
             logits = torch.from_numpy((images @ texts.T).astype(np.float32)) * scale
-            labels = torch.from_numpy(dataset.labels[pictures])
+            labels = torch.from_numpy(dataset.labels[indices])
             role: Role = "unseen" if domain in data.target else "seen"
             rows.append(Row(TEACHER, domain, role, measure(logits, labels)))
-            kept.add(dataset, pictures, labels, logits, 1.0, logits, data)
+            kept.add(dataset, indices, labels, logits, 1.0, logits, data)
     evaluation = Evaluation(tuple(rows), tuple(notes), classes=dataset.classes)
     kept.save(out)
     write_text(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))

@@ -1,4 +1,4 @@
-"""Pictures of all clients, decoded and put through the network batch by batch."""
+"""Images of all clients, decoded and put through the network batch by batch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.data.decoding import PictureError
+from vl2v.data.decoding import ImageError
 from vl2v.devices import processors
 from vl2v.runtime import Exported
 from vl2v.web.batches import Batches
@@ -15,15 +15,15 @@ from vl2v.web.batches import Batches
 Rows = NDArray[np.float32]
 
 
-class BadPicture(Exception):
-    """A picture of a request can't be decoded."""
+class BadImage(Exception):
+    """An image of a request can't be decoded."""
 
     def __init__(self, index: int, reason: str) -> None:
         super().__init__(f"images[{index}] can't be decoded: {reason}")
 
 
 Thing = bytes | NDArray[np.uint8]
-"""A picture file's bytes, or pixels [s, s, 3] as the network wants them."""
+"""An image file's bytes, or pixels [s, s, 3] as the network wants them."""
 
 
 class Network:
@@ -34,8 +34,8 @@ class Network:
 
     Args:
         student: loaded with one thread.
-        most: pictures in a batch.
-        waiting: pictures that may wait.
+        most: images in a batch.
+        waiting: images that may wait.
         seconds: that a request may wait for its turn.
         observe: told the size of each batch.
     """
@@ -55,10 +55,10 @@ class Network:
         )
 
     async def outputs(self, things: Sequence[Thing], client: str = "") -> Rows:
-        """Return what the network gives for each picture [n, d]: logits or embeddings.
+        """Return what the network gives for each image [n, d]: logits or embeddings.
 
         Raises:
-            BadPicture: one can't be decoded.
+            BadImage: one can't be decoded.
             Busy, Waited: too much to do.
         """
         return await self.batches.ask(things, len(things), client)
@@ -69,13 +69,13 @@ class Network:
         rows = iter(np.split(self._run(np.concatenate(good)), np.cumsum([len(p) for p in good])[:-1]) if good else ())
         return [pixels if isinstance(pixels, Exception) else next(rows) for pixels in decoded]
 
-    def _pixels(self, things: Sequence[Thing]) -> NDArray[np.uint8] | BadPicture:
+    def _pixels(self, things: Sequence[Thing]) -> NDArray[np.uint8] | BadImage:
         views = []
         for index, thing in enumerate(things):
             try:
                 views.append(self.student.view(thing) if isinstance(thing, bytes) else thing)
-            except PictureError as error:
-                return BadPicture(index, str(error))
+            except ImageError as error:
+                return BadImage(index, str(error))
         return np.stack(views)
 
     def _run(self, pixels: NDArray[np.uint8]) -> Rows:

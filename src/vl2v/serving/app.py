@@ -15,17 +15,17 @@ from starlette.routing import BaseRoute, Match, Route
 from starlette.types import Scope
 
 from vl2v import __version__
-from vl2v.data.decoding import PictureError
+from vl2v.data.decoding import ImageError
 from vl2v.errors import StoreError, StudentError, TeacherError
 from vl2v.runtime import Exported
-from vl2v.serving.answers import BadPicture, Network
+from vl2v.serving.answers import BadImage, Network
 from vl2v.serving.decoders import Decoders
 from vl2v.serving.described import locked
 from vl2v.serving.guard import FromHere, Local, Locked, failure
 from vl2v.serving.health import health_routes
+from vl2v.serving.images import image_routes
 from vl2v.serving.kserve import kserve_routes
 from vl2v.serving.metrics import ServingMetrics
-from vl2v.serving.pictures import picture_routes
 from vl2v.serving.requests import BODY
 from vl2v.serving.service import Service
 from vl2v.serving.teaching import teaching_routes
@@ -57,7 +57,7 @@ def create_app(
         name: of the model.
         key: that clients need; "": none, and only requests that were addressed to this machine by name are taken.
         origins: of pages elsewhere that may ask from a browser.
-        waiting: pictures that may wait for their turn; more are answered with 429.
+        waiting: images that may wait for their turn; more are answered with 429.
     """
     metrics = ServingMetrics()
     network = Network(student, waiting=waiting, observe=metrics.batches.observe)
@@ -75,7 +75,7 @@ def create_app(
         watch.close()
 
     app = FastAPI(title="vl2v serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
-    routers = [routes(service) for routes in (picture_routes, teaching_routes, health_routes, kserve_routes)]
+    routers = [routes(service) for routes in (image_routes, teaching_routes, health_routes, kserve_routes)]
     for router in routers:
         app.include_router(router)
     _tell_failures(app, [*app.routes, *(route for router in routers for route in router.routes)])
@@ -128,9 +128,9 @@ def _tell_failures(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     async def waited(request: Request, error: Waited) -> Response:
         return failure(429, f"{error}, try again", headers={"Retry-After": "1"})
 
-    @app.exception_handler(BadPicture)
-    @app.exception_handler(PictureError)
-    async def bad_picture(request: Request, error: Exception) -> Response:
+    @app.exception_handler(BadImage)
+    @app.exception_handler(ImageError)
+    async def bad_image(request: Request, error: Exception) -> Response:
         return failure(400, str(error))
 
     @app.exception_handler(StudentError)

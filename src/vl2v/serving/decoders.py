@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.data.augment import evaluation_view
-from vl2v.data.decoding import PictureError, decode, decoding_bytes
+from vl2v.data.decoding import ImageError, decode, decoding_bytes
 from vl2v.devices import processors
-from vl2v.serving.answers import BadPicture
+from vl2v.serving.answers import BadImage
 from vl2v.web.batches import Busy, Waited
 
 LIGHT = 8 * 2**20  # bytes of memory: what needs more is decoded elsewhere
@@ -115,7 +115,7 @@ class Decoders:
         """Return the images, the large ones among them as pixels [s, s, 3].
 
         Raises:
-            BadPicture: one can't be decoded, needs too much memory, or too much processor time.
+            BadImage: one can't be decoded, needs too much memory, or too much processor time.
             Busy, Waited: too much to do.
         """
         views, left = list(things), REQUEST_SECONDS
@@ -131,18 +131,18 @@ class Decoders:
                     continue
                 async with self.turns.turn(client):
                     views[index], used = await self._decoded(thing, min(SECONDS, left))
-            except PictureError as error:
-                raise BadPicture(index, str(error)) from None
+            except ImageError as error:
+                raise BadImage(index, str(error)) from None
             left -= used
             if left <= 0:
-                raise BadPicture(index, f"the request's images took over {REQUEST_SECONDS:g} s of processor time")
+                raise BadImage(index, f"the request's images took over {REQUEST_SECONDS:g} s of processor time")
         return views
 
     async def _decoded(self, image: bytes, seconds: float) -> tuple[NDArray[np.uint8], float]:
         process = self._idle.pop() if self._idle else await _Process.start(self.size)
         try:
             found = await process.decode(image, seconds)
-        except PictureError:
+        except ImageError:
             self._give_back(process)
             raise
         except BaseException:
@@ -187,7 +187,7 @@ class _Process:
         """Return pixels [s, s, 3], and the seconds of processor time used.
 
         Raises:
-            PictureError: it can't be decoded, or not in that time or memory.
+            ImageError: it can't be decoded, or not in that time or memory.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         self.decoded += 1
@@ -204,10 +204,10 @@ class _Process:
                     await self._process.wait()
             self.kill()
             if self._process.returncode == -signal.SIGPROF:
-                raise PictureError(f"takes over {seconds:.3g} s of processor time to decode") from None
-            raise PictureError("decoding it failed: too much memory is needed") from None
+                raise ImageError(f"takes over {seconds:.3g} s of processor time to decode") from None
+            raise ImageError("decoding it failed: too much memory is needed") from None
         if not good:
-            raise PictureError(data.decode())
+            raise ImageError(data.decode())
         return np.frombuffer(data, np.uint8).reshape(self._size, self._size, 3), used
 
     async def end(self) -> None:
@@ -238,7 +238,7 @@ def run(size: int) -> None:
         signal.setitimer(signal.ITIMER_PROF, seconds)  # nobody handles it: the process ends, whatever it does
         try:
             good, told = True, evaluation_view(decode(data, most_bytes=MOST), size).tobytes()
-        except (PictureError, MemoryError) as error:
+        except (ImageError, MemoryError) as error:
             good, told = False, (str(error) or "needs too much memory").encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
         sys.stdout.buffer.write(_TOLD.pack(good, len(told), time.process_time() - start) + told)
@@ -249,9 +249,9 @@ def _is_light(image: bytes) -> bool:
     """Return whether an image is decoded quickly and in little memory; what isn't an image is refused quickly.
 
     Raises:
-        PictureError: it needs too much.
+        ImageError: it needs too much.
     """
     try:
         return decoding_bytes(image) <= LIGHT
-    except PictureError:
+    except ImageError:
         return True

@@ -11,7 +11,7 @@ from vl2v.serving.requests import IMAGES, Images
 
 ANY_BODY = (400, 403, 408, 413, 415, 422)  # what any body can be answered with
 STATUSES = {
-    400: "a picture can't be decoded, or the body isn't what its Content-Type says",
+    400: "an image can't be decoded, or the body isn't what its Content-Type says",
     401: "no key, or a wrong one",
     402: "the budget for the teacher is used up",
     403: "a page elsewhere asks, whose origin isn't among those of --origin",
@@ -34,7 +34,7 @@ class Failure(BaseModel):
 
 
 class Answer(BaseModel):
-    """What is said of a picture; `label` is the best class, or "unknown"."""
+    """What is said of an image; `label` is the best class, or "unknown"."""
 
     label: str
     best: str
@@ -43,7 +43,7 @@ class Answer(BaseModel):
 
 
 class Answers(BaseModel):
-    """One answer a picture, in order."""
+    """One answer an image, in order."""
 
     model: str
     predictions: list[Answer]
@@ -73,13 +73,12 @@ class About(BaseModel):
     image_size: int
     threshold: float
     images: int
-    pictures: int
     bytes: int
     teacher: TeacherFacts | None
 
 
 class Opinion(BaseModel):
-    """What the teacher says of a picture, zero-shot."""
+    """What the teacher says of an image, zero-shot."""
 
     answer: Answer
     teacher: TeacherFacts

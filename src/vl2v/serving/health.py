@@ -22,7 +22,7 @@ def health_routes(service: Service) -> APIRouter:
     @routes.get("/ready", responses=failures(503))
     @routes.get("/v2/health/ready", responses=failures(503))
     async def ready(request: Request) -> dict[str, bool]:
-        """Tell whether the next picture would be taken."""
+        """Tell whether the next image would be taken."""
         service.check_ready(client_of(request))
         return {"ready": True}
 

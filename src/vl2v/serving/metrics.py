@@ -14,14 +14,14 @@ from vl2v.web.metrics import Metrics
 
 
 class ServingMetrics(Metrics):
-    """What every server counts, answers, and how far the latest pictures are from the training domains."""
+    """What every server counts, answers, and how far the latest images are from the training domains."""
 
     def __init__(self) -> None:
         super().__init__()
         options: dict[str, Any] = {"registry": self.registry}
-        self.pictures = Counter("vl2v_pictures", "pictures that were answered", **options)
-        self.unknown = Counter("vl2v_unknown", 'pictures with the answer "unknown"', **options)
-        latest = f"of the latest {WINDOW} pictures"
+        self.images = Counter("vl2v_images", "images that were answered", **options)
+        self.unknown = Counter("vl2v_unknown", 'images with the answer "unknown"', **options)
+        latest = f"of the latest {WINDOW} images"
         self.distance = Gauge(
             "vl2v_drift_distance", f"{latest}: from the training domains; from 1 it isn't chance", **options
         )
@@ -32,7 +32,7 @@ class ServingMetrics(Metrics):
 
     def count(self, answers: Sequence[Prediction]) -> None:
         """Count answers."""
-        self.pictures.inc(len(answers))
+        self.images.inc(len(answers))
         self.unknown.inc(sum(answer.label == UNKNOWN for answer in answers))
 
     def watched(self, watch: Watch) -> None:

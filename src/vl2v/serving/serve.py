@@ -67,7 +67,7 @@ def serve(
 
     Args:
         file: an export.
-        teacher: a teacher's spec, to ask about pictures and new classes; the one that the student learned from.
+        teacher: a teacher's spec, to ask about images and new classes; the one that the student learned from.
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
         store: of the teacher's answers; by default the one that all runs share.
         log: a file to which the network's outputs are added.

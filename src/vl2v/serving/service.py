@@ -44,7 +44,7 @@ class Service:
         """Return what is in images; clients take turns.
 
         Raises:
-            BadPicture: one can't be decoded.
+            BadImage: one can't be decoded.
             Busy, Waited: too much to do.
         """
         rows = await self.network.outputs(await self.decoders.views(things, client), client)
@@ -60,16 +60,16 @@ class Service:
             Busy: it will.
         """
         if self.network.batches.full(1, client):
-            raise Busy("too many pictures are waiting")
+            raise Busy("too many images are waiting")
 
     def check_ready(self, client: str) -> None:
-        """Tell whether the next picture would be taken.
+        """Tell whether the next image would be taken.
 
         Raises:
             HTTPException: it wouldn't.
         """
         if self.network.batches.full(1, client):
-            raise HTTPException(503, "too many pictures are waiting", {"Retry-After": "1"})
+            raise HTTPException(503, "too many images are waiting", {"Retry-After": "1"})
 
 
 def client_of(request: Request) -> str:

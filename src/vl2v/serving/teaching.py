@@ -71,7 +71,7 @@ def teaching_routes(service: Service) -> APIRouter:
         openapi_extra=body(OneImage),
     )
     async def ask_teacher(request: Request) -> Any:
-        """Say what the teacher says of a picture; a rented one costs money, once a picture."""
+        """Say what the teacher says of an image; a rented one costs money, once an image."""
         asked = await body_of(request, OneImage)
         async with asking:
             opinion = await asyncio.to_thread(tutor.opinion, asked.file())

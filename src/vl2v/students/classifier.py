@@ -62,7 +62,7 @@ class Classifier:
         classes: C class names.
         texts: T [C, d], unit rows; None for students with a linear head.
         scale: the teacher's logit scale s.
-        temperature: divides the logits; fitted on the source domains' validation pictures.
+        temperature: divides the logits; fitted on the source domains' validation images.
         threshold: probability below which the answer is "unknown".
         about: where it comes from (teacher, prompts, method), JSON types only.
     """
@@ -84,23 +84,23 @@ class Classifier:
         """Return calibrated probabilities [n, C] of uint8 pixels [n, s, s, 3]."""
         return (self.logits(pixels) / self.temperature).softmax(-1)
 
-    def predict(self, pictures: Sequence[bytes | Path | str]) -> list[Prediction]:
-        """Return one prediction a picture (a file's bytes or its path), in order.
+    def predict(self, images: Sequence[bytes | Path | str]) -> list[Prediction]:
+        """Return one prediction an image (a file's bytes or its path), in order.
 
         Raises:
-            PictureError: a picture that can't be decoded.
+            ImageError: an image that can't be decoded.
             DataError: a file that can't be read.
         """
         from vl2v.data import decode, evaluation_view
 
         size = self.student.spec.image_size
-        files = (picture if isinstance(picture, bytes) else _bytes(Path(picture)) for picture in pictures)
+        files = (image if isinstance(image, bytes) else _bytes(Path(image)) for image in images)
         views = [evaluation_view(decode(data), size) for data in files]
         chunks = [torch.from_numpy(np.stack(views[i : i + 64])) for i in range(0, len(views), 64)]
         return [prediction for chunk in chunks for prediction in self.predict_pixels(chunk)]
 
     def predict_pixels(self, pixels: Tensor) -> list[Prediction]:
-        """Return one prediction a picture of uint8 pixels [n, s, s, 3]."""
+        """Return one prediction an image of uint8 pixels [n, s, s, 3]."""
         return [prediction(self.classes, row, self.threshold) for row in self.probabilities(pixels).tolist()]
 
     def add_class(self, name: str, text: NDArray[np.float32]) -> None:
@@ -176,6 +176,8 @@ class Classifier:
         except (ValueError, OSError, RecursionError, SafetensorError) as error:
             raise StudentError(f"{folder}: the student is corrupt ({error}); train it again") from None
         card = _checked(folder, card)
+        if "pictures" in card["about"]:  # as earlier versions called it
+            card["about"]["images"] = card["about"].pop("pictures")
         student = _described(folder, card, tensors)
         texts = tensors.pop("texts", None)
         student.load_state_dict(tensors)
@@ -241,7 +243,7 @@ def _built(card: dict[str, Any]) -> Student:
 
 
 def at_size(classifier: Classifier, size: int) -> Classifier:
-    """Return a classifier with the same weights for pictures of another size; itself where the size is its own.
+    """Return a classifier with the same weights for images of another size; itself where the size is its own.
 
     The position embeddings of timm's transformers are resampled. Temperature and threshold stay as they were fitted.
 
@@ -260,7 +262,7 @@ def at_size(classifier: Classifier, size: int) -> Classifier:
             student(torch.zeros(1, size, size, 3, dtype=torch.uint8))
     except Exception as error:  # each backbone has errors of its own for sizes
         name = old.spec.build.get("name", "the student")
-        raise StudentError(f"{name} can't take pictures of {size} pixels ({type(error).__name__})") from None
+        raise StudentError(f"{name} can't take images of {size} pixels ({type(error).__name__})") from None
     return replace(classifier, student=student)
 
 

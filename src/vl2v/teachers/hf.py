@@ -20,7 +20,7 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
     """Open a repository or folder of a CLIP, SigLIP or SigLIP 2 model.
 
     SigLIP 2's checkpoints of a fixed resolution call themselves "siglip" and are read as such; its NaFlex ones
-    ("siglip2") take lists of patches in place of pictures and are refused. SigLIP's bias of the logits is ignored:
+    ("siglip2") take lists of patches in place of images and are refused. SigLIP's bias of the logits is ignored:
     it is the same for every class, so the cosines, times the scale, decide alike. Only safetensors weights are read,
     and no code of the repository is run.
 
@@ -130,7 +130,7 @@ def _known(kind: Any, settings: dict[str, Any]) -> Any:
 def _check_kind(rest: str, kind: str) -> None:
     if kind == "siglip2":
         raise TeacherError(
-            f"hf:{rest}: a NaFlex model of SigLIP 2, which takes patches in place of pictures; "
+            f"hf:{rest}: a NaFlex model of SigLIP 2, which takes patches in place of images; "
             "use one of a fixed resolution, such as google/siglip2-base-patch16-224"
         )
     if kind not in KINDS:

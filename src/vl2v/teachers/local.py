@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vl2v.data import PictureError, decode
+from vl2v.data import ImageError, decode
 from vl2v.devices import best_device, has_bfloat16, keep_freed_memory
 from vl2v.errors import TeacherError
 from vl2v.teachers.protocol import ANSWER_VERSION, BackboneSpec, EncodedImage, Vectors
@@ -35,7 +35,7 @@ class LocalTeacher:
     Args:
         name: as it was asked for.
         model: the whole model; hashed for the fingerprint.
-        preprocess: a decoded picture -> the model's input [3, s, s], as the model's own makers do it.
+        preprocess: a decoded image -> the model's input [3, s, s], as the model's own makers do it.
         encode_images: input [n, 3, s, s] -> [n, d], not yet normalised.
         encode_texts: texts -> [n, d], not yet normalised.
         tower: makes a copy of the image encoder, and what rebuilds it.
@@ -91,7 +91,7 @@ class LocalTeacher:
         """Return I(x) [n, d], unit rows; a few batches are decoded and answered side by side.
 
         Raises:
-            TeacherError: a picture that can't be decoded, or an answer that isn't finite.
+            TeacherError: an image that can't be decoded, or an answer that isn't finite.
         """
         batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         with _lanes(len(batches), self._kind) as lanes:
@@ -101,7 +101,7 @@ class LocalTeacher:
         """Return the model's input [3, s, s] of an image, for `embed_prepared`; may run beside it in other threads.
 
         Raises:
-            PictureError: it can't be decoded.
+            ImageError: it can't be decoded.
         """
         return self._preprocess(decode(image.data))
 
@@ -150,7 +150,7 @@ class LocalTeacher:
     def _input(self, image: EncodedImage) -> Tensor:
         try:
             return self.prepare_image(image)
-        except PictureError as error:
+        except ImageError as error:
             raise TeacherError(f"{image.name}: {error}") from None
 
     def _answers(self, encode: Callable[[Any], Tensor], inputs: Any) -> Tensor:
@@ -164,7 +164,7 @@ class LocalTeacher:
         vectors: Vectors = torch.cat(parts).cpu().numpy()
         if vectors.shape[1] != self.dim:
             raise TeacherError(
-                f"{self.name}: answers pictures with {vectors.shape[1]} numbers, texts with {self.dim}; "
+                f"{self.name}: answers images with {vectors.shape[1]} numbers, texts with {self.dim}; "
                 "take a model whose two halves share one space"
             )
         if not np.isfinite(vectors).all() or (np.abs(vectors).sum(1) == 0).any():

@@ -1,4 +1,4 @@
-"""What a teacher is: pictures or texts in, unit vectors out. Nobody downstream can tell which one it is."""
+"""What a teacher is: images or texts in, unit vectors out. Nobody downstream can tell which one it is."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Part of every fingerprint: raised when our own handling of pictures, texts or answers changes what is answered.
+# Part of every fingerprint: raised when our own handling of images, texts or answers changes what is answered.
 ANSWER_VERSION = 1
 
 Vectors = NDArray[np.float32]
@@ -20,7 +20,7 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class EncodedImage:
-    """A picture file's own bytes (an augmented view: a PNG), and its path in the dataset."""
+    """An image file's own bytes (an augmented view: a PNG), and its path in the dataset."""
 
     name: str
     data: bytes
@@ -53,7 +53,7 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What rebuilds a backbone, or a teacher's image tower, without its weights, and how pictures are put to it."""
+    """What rebuilds a backbone, or a teacher's image tower, without its weights, and how images are put to it."""
 
     build: dict[str, Any]
     image_size: int

@@ -52,7 +52,7 @@ class RecordedTeacher:
         about, images, texts, files = _clip_retrieval(folder) if (folder / "img_emb").is_dir() else _ours(folder)
         if images.vectors.shape[1] != texts.vectors.shape[1]:
             raise TeacherError(
-                f"recorded:{folder}: picture embeddings have {images.vectors.shape[1]} numbers, text embeddings "
+                f"recorded:{folder}: image embeddings have {images.vectors.shape[1]} numbers, text embeddings "
                 f"{texts.vectors.shape[1]}; they are of different models"
             )
         self.name = f"recorded:{about.get('name', folder.name)}"
@@ -70,14 +70,14 @@ class RecordedTeacher:
         """Return I(x) [n, d], unit rows.
 
         Raises:
-            TeacherError: pictures that the recording doesn't have.
+            TeacherError: images that the recording doesn't have.
         """
         rows = [self._row(image) for image in images]
         missing = [image.name for image, row in zip(images, rows, strict=True) if row is None]
         if missing:
             several = sum(self._suffixes.get(one_form(name), 0) is None for name in missing)
             raise TeacherError(
-                f"recorded:{self._folder}: no answer for {len(missing)} of {len(images)} pictures, first "
+                f"recorded:{self._folder}: no answer for {len(missing)} of {len(images)} images, first "
                 f"{', '.join(missing[:3])}"
                 + (f" ({several} of them fit more than one recorded path)" if several else "")
                 + "; record them too, or leave them out with data.exclude"
@@ -138,14 +138,14 @@ def _ours(folder: Path) -> _Recording:
             raise TeacherError(
                 f"{folder / name}: missing; a recording has {', '.join(names)}, or clip-retrieval's img_emb/"
             )
-    pictures, texts = _read_csv(folder / "images.csv", "sha256", "path"), _read_csv(folder / "texts.csv", "text")
-    picture_names = [row.get("sha256", "").strip().lower() or row.get("path", "") for row in pictures]
-    if not all(picture_names):
-        row = picture_names.index("") + 2
+    images, texts = _read_csv(folder / "images.csv", "sha256", "path"), _read_csv(folder / "texts.csv", "text")
+    image_names = [row.get("sha256", "").strip().lower() or row.get("path", "") for row in images]
+    if not all(image_names):
+        row = image_names.index("") + 2
         raise TeacherError(f"{folder / 'images.csv'}: line {row}: neither a sha256 nor a path")
     return (
         _about(folder / "vendor.json"),
-        _table([folder / names[0]], picture_names, folder / names[1]),
+        _table([folder / names[0]], image_names, folder / names[1]),
         _table([folder / names[2]], [row["text"] for row in texts], folder / names[3]),
         [folder / name for name in names],
     )

@@ -41,7 +41,7 @@ class Query:
 
     Attributes:
         kind: what is asked about.
-        count: how many pictures or texts.
+        count: how many images or texts.
         tokens: at most, as the vendor counts them; 0 where it doesn't.
         micro: the price at most, in millionths of the currency.
         digest: of the request's content; "" where it isn't to be known again.
@@ -93,7 +93,7 @@ class Purse(Protocol):
             tokens: as the vendor reports them.
             micro: the price.
             model: the model's name as the vendor answers with it.
-            note: a few words; never a key, never a picture.
+            note: a few words; never a key, never an image.
 
         Raises:
             BudgetReached: it cost more than was reserved, and more than the budget has left, which is noted then.
@@ -132,7 +132,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Refused:
-    """A picture or text that the vendor won't take, alone in its request."""
+    """An image or text that the vendor won't take, alone in its request."""
 
     position: int
     reason: str
@@ -154,7 +154,7 @@ class Rented(Teacher, Protocol):
     def doubt(self) -> str: ...  # noqa: D102
 
     def forecast(self, kind: Kind, sizes: Iterable[tuple[int, int]]) -> Forecast:
-        """Return what asking about pictures of these (width, height) would take; for texts: (bytes, 1).
+        """Return what asking about images of these (width, height) would take; for texts: (bytes, 1).
 
         Raises:
             TeacherError: no price is known; the message says where to put one.

@@ -1,4 +1,4 @@
-"""Batches for a stage: augmented pictures decoded by worker processes, or cached features."""
+"""Batches for a stage: augmented images decoded by worker processes, or cached features."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Ask = Callable[[Tensor], Tensor]
 """Ask a teacher about uint8 pixels [n, s, s, 3]: I(x) [n, d]."""
 
 Rendering = tuple[Views, Sequence[bytes], int]
-"""(views, contents by dataset index, v): view v (1 to K) of each picture."""
+"""(views, contents by dataset index, v): view v (1 to K) of each image."""
 
 
 class Batches(Protocol):
@@ -37,11 +37,11 @@ class Batches(Protocol):
 
 @dataclass(frozen=True)
 class Answers:
-    """Everything that pictures are to be taught, by dataset index.
+    """Everything that images are to be taught, by dataset index.
 
     Attributes:
         labels: [N], -1 for unlabelled.
-        images: teacher embeddings [N, 1 + K, d], the clean picture's first, zeros for pictures that weren't asked
+        images: teacher embeddings [N, 1 + K, d], the clean image's first, zeros for images that weren't asked
             about; None if no teacher is asked.
         texts: T [C, d]; None if no teacher is asked.
         scale: the teacher's logit scale.
@@ -58,24 +58,24 @@ class Answers:
     domains: NDArray[np.int64] | None = None
     anchors: NDArray[np.float32] | None = None
 
-    def answered(self, pictures: Indices) -> Indices:
-        """Return those of the pictures that the teacher has answered about."""
-        return pictures[:0] if self.images is None else pictures[self.images[pictures, 0].any(1)]
+    def answered(self, indices: Indices) -> Indices:
+        """Return those of the images that the teacher has answered about."""
+        return indices[:0] if self.images is None else indices[self.images[indices, 0].any(1)]
 
-    def of(self, pictures: Indices, views: Indices) -> Targets:
-        """Return the targets of pictures [n] seen in views [n] (0 is the clean one)."""
-        images = None if self.images is None else torch.from_numpy(self.images[pictures, views]).float()
+    def of(self, indices: Indices, views: Indices) -> Targets:
+        """Return the targets of images [n] seen in views [n] (0 is the clean one)."""
+        images = None if self.images is None else torch.from_numpy(self.images[indices, views]).float()
         texts, anchors = (None if x is None else torch.from_numpy(x) for x in (self.texts, self.anchors))
-        domains = None if self.domains is None else torch.from_numpy(self.domains[pictures])
-        return Targets(torch.from_numpy(self.labels[pictures]), images, texts, self.scale, domains, anchors)
+        domains = None if self.domains is None else torch.from_numpy(self.domains[indices])
+        return Targets(torch.from_numpy(self.labels[indices]), images, texts, self.scale, domains, anchors)
 
 
 @dataclass(frozen=True)
 class Renderer:
-    """What the student sees of a picture in training.
+    """What the student sees of an image in training.
 
-    With K fixed views (`views.k` > 0) it is one of the pictures the teacher was asked about, else a fresh
-    augmentation, drawn from the seed, the picture and how often it was drawn before.
+    With K fixed views (`views.k` > 0) it is one of the images the teacher was asked about, else a fresh
+    augmentation, drawn from the seed, the image and how often it was drawn before.
     """
 
     dataset: DomainDataset
@@ -84,13 +84,13 @@ class Renderer:
     size: int
     seed: int
 
-    def render(self, picture: int, turn: int) -> tuple[NDArray[np.uint8], int]:
-        """Return pixels [s, s, 3] and the view (0: the clean picture's answer is the target)."""
-        image = decode(self.dataset.read(picture))
+    def render(self, index: int, turn: int) -> tuple[NDArray[np.uint8], int]:
+        """Return pixels [s, s, 3] and the view (0: the clean image's answer is the target)."""
+        image = decode(self.dataset.read(index))
         if self.views.k:
-            view = 1 + derive(self.seed, "which view", picture, turn) % self.views.k
-            return self.views.pixels(image, self.contents[picture], view), view
-        return domainbed_augment(image, self.size, derive(self.seed, "augment", picture, turn)), 0
+            view = 1 + derive(self.seed, "which view", index, turn) % self.views.k
+            return self.views.pixels(image, self.contents[index], view), view
+        return domainbed_augment(image, self.size, derive(self.seed, "augment", index, turn)), 0
 
 
 class _Rendered(Dataset[tuple[Tensor, Indices, Indices]]):
@@ -101,15 +101,15 @@ class _Rendered(Dataset[tuple[Tensor, Indices, Indices]]):
         self.renderer = renderer
 
     def __getitem__(self, number: int) -> tuple[Tensor, Indices, Indices]:
-        pictures, turns = self.sampler.batch(number)
-        drawn = [self.renderer.render(int(p), int(t)) for p, t in zip(pictures, turns, strict=True)]
+        images, turns = self.sampler.batch(number)
+        drawn = [self.renderer.render(int(p), int(t)) for p, t in zip(images, turns, strict=True)]
         pixels = torch.from_numpy(np.stack([pixels for pixels, _ in drawn]))
-        return pixels, pictures, np.array([view for _, view in drawn])
+        return pixels, images, np.array([view for _, view in drawn])
 
 
 @dataclass(frozen=True)
 class PixelBatches:
-    """Augmented pictures, decoded and rendered ahead by `workers` processes."""
+    """Augmented images, decoded and rendered ahead by `workers` processes."""
 
     sampler: DomainBalancedSampler
     renderer: Renderer
@@ -126,8 +126,8 @@ class PixelBatches:
             num_workers=self.workers,
             prefetch_factor=4 if self.workers else None,
         )
-        for pixels, pictures, views in loader:
-            targets = self.answers.of(np.asarray(pictures), np.asarray(views))
+        for pixels, indices, views in loader:
+            targets = self.answers.of(np.asarray(indices), np.asarray(views))
             if self.answers.ask is not None:
                 targets = replace(targets, images=self.answers.ask(pixels))
             yield pixels, targets
@@ -135,9 +135,9 @@ class PixelBatches:
 
 @dataclass(frozen=True)
 class FeatureBatches:
-    """Features F(x) computed once: a stage with a frozen backbone needs no picture.
+    """Features F(x) computed once: a stage with a frozen backbone needs no image.
 
-    `features` are [N, V, p] by dataset index: the clean picture alone, or each of K fixed views; `first_view`
+    `features` are [N, V, p] by dataset index: the clean image alone, or each of K fixed views; `first_view`
     is the view (0: clean) of the first of them.
     """
 
@@ -151,28 +151,28 @@ class FeatureBatches:
         """Yield (features [n, p], targets)."""
         choices = self.features.shape[1]
         for number in range(start, stop):
-            pictures, turns = self.sampler.batch(number)
-            which = np.zeros_like(pictures)
+            images, turns = self.sampler.batch(number)
+            which = np.zeros_like(images)
             if choices > 1:
-                draws = zip(pictures, turns, strict=True)
+                draws = zip(images, turns, strict=True)
                 which = np.array([derive(self.seed, "which view", int(p), int(t)) % choices for p, t in draws])
-            targets = self.answers.of(pictures, which + self.first_view)
-            yield self.features[torch.from_numpy(pictures), torch.from_numpy(which)], targets
+            targets = self.answers.of(images, which + self.first_view)
+            yield self.features[torch.from_numpy(images), torch.from_numpy(which)], targets
 
 
 class _Clean(Dataset[Tensor]):
-    """Pictures as they are evaluated, or one fixed view of each, in chunks."""
+    """Images as they are evaluated, or one fixed view of each, in chunks."""
 
     def __init__(
         self,
         dataset: DomainDataset,
-        pictures: Indices,
+        indices: Indices,
         size: int,
         chunk: int,
         view: Rendering | None,
     ) -> None:
         self.dataset = dataset
-        self.chunks = [pictures[start : start + chunk] for start in range(0, len(pictures), chunk)]
+        self.chunks = [indices[start : start + chunk] for start in range(0, len(indices), chunk)]
         self.size = size
         self.view = view
 
@@ -180,34 +180,34 @@ class _Clean(Dataset[Tensor]):
         return len(self.chunks)
 
     def __getitem__(self, number: int) -> Tensor:
-        return torch.from_numpy(np.stack([self._pixels(int(picture)) for picture in self.chunks[number]]))
+        return torch.from_numpy(np.stack([self._pixels(int(index)) for index in self.chunks[number]]))
 
-    def _pixels(self, picture: int) -> NDArray[np.uint8]:
-        image = decode(self.dataset.read(picture))
+    def _pixels(self, index: int) -> NDArray[np.uint8]:
+        image = decode(self.dataset.read(index))
         if self.view is None:
             return evaluation_view(image, self.size)
         views, contents, number = self.view
-        return views.pixels(image, contents[picture], number)
+        return views.pixels(image, contents[index], number)
 
 
 def clean_pixels(
     dataset: DomainDataset,
-    pictures: Indices,
+    images: Indices,
     size: int,
     *,
     workers: int,
     chunk: int = 64,
     view: Rendering | None = None,
 ) -> Iterator[Tensor]:
-    """Yield uint8 pixels [n, s, s, 3] of pictures in order, in chunks, without augmentation.
+    """Yield uint8 pixels [n, s, s, 3] of images in order, in chunks, without augmentation.
 
     Args:
         dataset: where they are.
-        pictures: dataset indices.
+        images: dataset indices.
         size: s.
         workers: decoding processes.
         chunk: n, but for the last.
-        view: a fixed view in place of the clean picture.
+        view: a fixed view in place of the clean image.
     """
-    chunks = _Clean(dataset, pictures, size, chunk, view)
+    chunks = _Clean(dataset, images, size, chunk, view)
     yield from DataLoader(chunks, batch_size=None, num_workers=min(workers, len(chunks)))

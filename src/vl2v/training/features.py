@@ -18,13 +18,13 @@ def compute_features(
 ) -> Tensor:
     """Return F(x) [N, p] in float32 on the CPU, of batches of uint8 pixels [n, s, s, 3], n at most `BATCH`.
 
-    A picture's features are the same bit for bit, whichever others are asked for with it.
+    An image's features are the same bit for bit, whichever others are asked for with it.
 
     Args:
         student: its backbone is F; batch norms and dropout are in eval mode.
         pixels: batches, in order.
         fabric: device and precision.
-        progress: told how many pictures are done after each batch.
+        progress: told how many images are done after each batch.
     """
     parts: list[Tensor] = []
     done = 0

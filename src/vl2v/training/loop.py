@@ -37,7 +37,7 @@ Progress = Callable[[str, int, int, str], None]
 
 @dataclass(frozen=True)
 class Scores:
-    """How well a student does on the source domains' validation pictures."""
+    """How well a student does on the source domains' validation images."""
 
     accuracy: float
     loss: float
@@ -49,7 +49,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Validation:
-    """The source domains' validation pictures.
+    """The source domains' validation images.
 
     Attributes:
         batches: called anew for each evaluation; yields the student's input, pixels or cached features.

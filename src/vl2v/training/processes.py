@@ -113,13 +113,13 @@ def from_first(fabric: Fabric, work: Callable[[], T]) -> T:
     return made
 
 
-def own_part(fabric: Fabric, pictures: Indices) -> Indices:
-    """Return this process's part of pictures, as many as every other's: the last ones may be there twice."""
+def own_part(fabric: Fabric, images: Indices) -> Indices:
+    """Return this process's part of images, as many as every other's: the last ones may be there twice."""
     if fabric.world_size == 1:
-        return pictures
-    count = -(-len(pictures) // fabric.world_size)
+        return images
+    count = -(-len(images) // fabric.world_size)
     places = np.arange(count) + fabric.global_rank * count
-    part: Indices = pictures[places.clip(max=len(pictures) - 1)]
+    part: Indices = images[places.clip(max=len(images) - 1)]
     return part
 
 

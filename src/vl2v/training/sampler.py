@@ -1,4 +1,4 @@
-"""Which pictures are in which batch: balanced over domains, a function of the seed and the step alone."""
+"""Which images are in which batch: balanced over domains, a function of the seed and the step alone."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ Indices = NDArray[np.int64]
 
 
 class DomainBalancedSampler:
-    """Batches with the same number of pictures of each domain, each domain shuffled anew every time through.
+    """Batches with the same number of images of each domain, each domain shuffled anew every time through.
 
     Any batch can be asked for at any time, so that a resumed run goes on with the very draws of the run that
     was interrupted.
 
     Args:
         groups: the dataset indices of each domain; none of them empty.
-        per_domain: pictures of each domain in a batch.
+        per_domain: images of each domain in a batch.
         seed: decides every draw.
-        part: (k, of n): only the k-th n-th of each domain's pictures in a batch, for one of several devices.
+        part: (k, of n): only the k-th n-th of each domain's images in a batch, for one of several devices.
     """
 
     def __init__(self, groups: Sequence[Indices], per_domain: int, seed: int, part: tuple[int, int] = (0, 1)) -> None:
@@ -34,16 +34,16 @@ class DomainBalancedSampler:
         self._order = lru_cache(maxsize=4 * len(groups))(self._shuffled)
 
     def batch(self, number: int) -> tuple[Indices, Indices]:
-        """Return the pictures [n] of batch `number`, and how often each was drawn before, [n]."""
-        pictures, rounds = [], []
+        """Return the images [n] of batch `number`, and how often each was drawn before, [n]."""
+        images, rounds = [], []
         k, parts = self.part
         own = self.per_domain // parts
         for which, group in enumerate(self.groups):
             places = np.arange(own) + number * self.per_domain + k * own
             turns, offsets = np.divmod(places, len(group))
-            pictures += [self._order(which, turn)[offset] for turn, offset in zip(turns, offsets, strict=True)]
+            images += [self._order(which, turn)[offset] for turn, offset in zip(turns, offsets, strict=True)]
             rounds.append(turns)
-        return np.array(pictures), np.concatenate(rounds)
+        return np.array(images), np.concatenate(rounds)
 
     def _shuffled(self, which: int, turn: int) -> Indices:
         generator = np.random.default_rng(derive(self.seed, "order", which, int(turn)))

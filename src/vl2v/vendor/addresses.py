@@ -1,4 +1,4 @@
-"""Pictures by address: fetched over https from hosts on an allow-list, never from inside the network."""
+"""Images by address: fetched over https from hosts on an allow-list, never from inside the network."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import httpx2
 
 from vl2v.errors import ConfigError
 
-SECONDS = 10.0  # for all pictures of a request
+SECONDS = 10.0  # for all images of a request
 _TUNNELS = [ip_network(net) for net in ("64:ff9b::/96", "2001::/32", "2002::/16")]  # IPv4 addresses inside IPv6 ones
 
 
 class Unfetched(Exception):
-    """A picture that isn't fetched; the text is for the client."""
+    """An image that isn't fetched; the text is for the client."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """Where a picture is; `named` if the allow-list has this very port."""
+    """Where an image is; `named` if the allow-list has this very port."""
 
     url: SplitResult
     host: str
@@ -41,7 +41,7 @@ class Addresses:
     Args:
         allowed: "HOST", for https at port 443 of a public address; or "HOST:PORT", for that port wherever it is, and
             also http if that is this machine itself.
-        most: bytes of all pictures of a request.
+        most: bytes of all images of a request.
         context: of TLS; by default what Python trusts.
 
     Raises:
@@ -97,7 +97,7 @@ class Addresses:
 
 
 class _Fetching:
-    """The pictures of one request, whose bytes are counted together while they stream in."""
+    """The images of one request, whose bytes are counted together while they stream in."""
 
     def __init__(self, client: httpx2.AsyncClient, most: int) -> None:
         self._client = client

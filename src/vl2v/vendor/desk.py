@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.data.decoding import PictureError, decode
+from vl2v.data.decoding import ImageError, decode
 from vl2v.vendor.fair import Fair, Job
 from vl2v.vendor.meter import Meter, Sale
 from vl2v.web.batches import Busy
@@ -167,7 +167,7 @@ class Desk:
                 return self.teacher.prepare_image(part.thing.image)
             decode(part.thing.image.data)
             return part.thing.image
-        except PictureError as reason:
+        except ImageError as reason:
             return BadImage(part.thing.index, str(reason))
         except Exception as error:
             return error

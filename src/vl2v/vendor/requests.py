@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from vl2v.data import decoding
-from vl2v.data.decoding import PictureError, picture_size
+from vl2v.data.decoding import ImageError, image_size
 from vl2v.teachers import EncodedImage
 from vl2v.vendor.addresses import Address, Addresses, Unfetched
 from vl2v.vendor.desk import Image
@@ -161,8 +161,8 @@ def image_of(index: int, data: bytes) -> Image:
     """
     where = f"input[{index}]"
     try:
-        width, height = struct.unpack(">II", data[16:24]) if data[:8] == _PNG and len(data) > 24 else picture_size(data)
-    except PictureError as error:
+        width, height = struct.unpack(">II", data[16:24]) if data[:8] == _PNG and len(data) > 24 else image_size(data)
+    except ImageError as error:
         raise Refusal(400, f"{where} can't be decoded: {error}", "invalid_image", where) from None
     if width * height > IMAGE_PIXELS:
         message = f"{where} can't be decoded: too large ({width}x{height} pixels); at most {IMAGE_PIXELS}"

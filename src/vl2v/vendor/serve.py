@@ -41,7 +41,7 @@ def serve(
         name: what clients call the model; by default as `spec` does, of a folder its last part.
         host: to listen on.
         port: to listen on; 0 takes a free one.
-        allow_url_hosts: where pictures are fetched from that are given by address; see `vl2v.vendor.addresses`.
+        allow_url_hosts: where images are fetched from that are given by address; see `vl2v.vendor.addresses`.
         told: is given the address that is listened on.
 
     Raises:

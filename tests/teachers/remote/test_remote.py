@@ -29,9 +29,9 @@ from vl2v.runs.asking import Cost
 from vl2v.teachers import EncodedImage, open_teacher
 from vl2v.teachers.remote import client
 from vl2v.teachers.remote.failures import retry_after
+from vl2v.teachers.remote.images import prepare
 from vl2v.teachers.remote.line import Reply
 from vl2v.teachers.remote.pace import Pace
-from vl2v.teachers.remote.pictures import prepare
 from vl2v.teachers.rented import CANARY_IMAGE, CANARY_TEXT, Answered, BudgetReached, Refused
 
 from .test_pace import Clock
@@ -78,15 +78,15 @@ def rent(vendor, monkeypatch, tmp_path):
     return opened
 
 
-def picture(seed: int, mode: str = "RGB", form: str = "PNG", size: int = 24, **options) -> bytes:
+def encoded(seed: int, mode: str = "RGB", form: str = "PNG", size: int = 24, **options) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(pixels).convert(mode).save(buffer, form, **options)
     return buffer.getvalue()
 
 
-def pictures(count: int) -> list[EncodedImage]:
-    return [EncodedImage(f"{i}.png", picture(i)) for i in range(count)]
+def numbered(count: int) -> list[EncodedImage]:
+    return [EncodedImage(f"{i}.png", encoded(i)) for i in range(count)]
 
 
 def right(contents: list[bytes]) -> np.ndarray:
@@ -97,7 +97,11 @@ def right(contents: list[bytes]) -> np.ndarray:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_vendor_is_understood(kind, rent, vendor):
     teacher = rent(kind, more="dim = 12")
-    images = [EncodedImage("a", picture(1, form="JPEG")), EncodedImage("b", picture(2)), EncodedImage("c", picture(3))]
+    images = [
+        EncodedImage("a", encoded(1, form="JPEG")),
+        EncodedImage("b", encoded(2)),
+        EncodedImage("c", encoded(3)),
+    ]
     np.testing.assert_allclose(teacher.embed_images(images), right([i.data for i in images]), atol=1e-6)
     texts = ["a photo of a cat", "a photo of a dog"]
     np.testing.assert_allclose(teacher.embed_texts(texts), right([t.encode() for t in texts]), atol=1e-6)
@@ -138,7 +142,7 @@ def test_the_budget_is_reserved_before_a_request_leaves(rent, vendor):
     teacher = rent(more="images_a_request = 2", budget=7 * 1000)
     got = []
     with pytest.raises(BudgetReached):
-        for answer in teacher.answers("image", pictures(20)):
+        for answer in teacher.answers("image", numbered(20)):
             got += answer.positions
             answer.settle()
     assert len(got) == len(set(got)) == 6, "what is in flight is still answered, and nothing more leaves"
@@ -150,11 +154,11 @@ def test_a_vendor_that_tells_its_prices_is_believed_before_anything_is_asked(ren
     vendor.always = changed(lambda answer: answer["usage"].update(micro=33))
     teacher = rent(budget=100)
     assert teacher.forecast("image", [(9, 9)] * 3).micro == 120 and teacher.dim == DIM
-    assert len(teacher.embed_images(pictures(2))) == 2
+    assert len(teacher.embed_images(numbered(2))) == 2
     assert [query.micro for query in teacher.purse.reserved] == [80]
     assert teacher.purse.committed == 33, "what it says it billed counts"
     with pytest.raises(BudgetReached):
-        teacher.embed_images(pictures(2))
+        teacher.embed_images(numbered(2))
     assert len(vendor.requests) == 1
 
 
@@ -166,7 +170,7 @@ def test_a_server_whose_price_nobody_knows_is_free_and_said_to_be_doubtful(rent,
     teacher = rent(model="m-2", budget=0)
     cost = Cost(teacher.forecast("image", [(9, 9)] * 3), "USD", "", teacher.doubt)
     assert cost.price() == f"at most 0.00 USD, unverified ({NOTHING_TOLD})"
-    assert len(teacher.embed_images(pictures(2))) == 2
+    assert len(teacher.embed_images(numbered(2))) == 2
     assert [entry["note"] for entry in teacher.purse.settled.values()] == [NOTHING_TOLD], "the bill says so, too"
 
     vendor.models = [{"id": "m-2", "dim": DIM, "price_micro": {"image": 40, "text": 4}}]
@@ -194,15 +198,15 @@ def test_what_an_answer_says_it_cost_is_reserved_from_then_on(rent, vendor):
     vendor.always = changed(lambda answer: answer["usage"].update(micro=20 * len(answer["data"])))
     teacher = rent(model="m-2", more="[openai-compatible]\nimages_a_request = 2", budget=90)
     with pytest.raises(BudgetReached):
-        teacher.embed_images(pictures(20))
+        teacher.embed_images(numbered(20))
     assert [query.micro for query in teacher.purse.reserved] == [0, 40] and teacher.purse.committed == 80
 
 
 def test_many_requests_at_once_but_the_first_alone(rent, vendor):
     teacher = rent(more="images_a_request = 1\nin_flight = 6")
-    assert len(teacher.embed_images(pictures(1))) == 1 and vendor.most_at_once == 1
+    assert len(teacher.embed_images(numbered(1))) == 1 and vendor.most_at_once == 1
     vendor.always, met = together(vendor, 6)
-    teacher.embed_images(pictures(25))
+    teacher.embed_images(numbered(25))
     assert met.is_set() and vendor.most_at_once == 6
 
 
@@ -274,7 +278,7 @@ def test_what_goes_wrong_is_asked_again_and_stays_on_the_bill(name, rent, vendor
     fault, outcome = FAULTS[name]
     teacher = rent(more="dim = 12")
     vendor.faults = [fault]
-    images = pictures(3)
+    images = numbered(3)
     np.testing.assert_allclose(teacher.embed_images(images), right([i.data for i in images]), atol=1e-6)
     assert teacher.purse.statuses() == [outcome, "answered"]
     assert teacher.purse.committed == 3000 * (1 if outcome == "rejected" else 2)
@@ -288,7 +292,7 @@ def test_an_answer_that_does_not_come_in_time_may_have_been_counted(rent, vendor
     vendor.faults = [lambda handler, body: over.wait(60)]
     teacher = rent()
     try:
-        assert len(teacher.embed_images(pictures(3))) == 3
+        assert len(teacher.embed_images(numbered(3))) == 3
     finally:
         over.set()
     *lost, answered = teacher.purse.statuses()
@@ -388,7 +392,7 @@ def test_there_is_no_point_in_asking_again(name, rent, vendor):
     vendor.always = fault
     teacher = rent(more="images_a_request = 1")
     with pytest.raises(TeacherError, match=words):
-        teacher.embed_images(pictures(5))
+        teacher.embed_images(numbered(5))
     assert len(vendor.requests) == 1 and teacher.purse.committed == 0
 
 
@@ -408,7 +412,7 @@ def test_after_the_end_what_is_in_flight_is_still_answered(rent, vendor):
     vendor.faults = [lambda h, b: False, slow, slow, broke]
     got = []
     with pytest.raises(TeacherError, match="used up"):
-        for answer in teacher.answers("image", pictures(30)):
+        for answer in teacher.answers("image", numbered(30)):
             got += answer.positions
     assert len(got) == len(vendor.requests) - 1 >= 3
 
@@ -417,16 +421,16 @@ def test_after_the_end_what_is_in_flight_is_still_answered(rent, vendor):
 def warm(rent, vendor):
     """A teacher of which nobody wonders what a first answer costs, and who is at rest."""
     teacher = rent(more="images_a_request = 1\nin_flight = 4")
-    teacher.embed_images(pictures(1))
+    teacher.embed_images(numbered(1))
     vendor.requests.clear()
     return teacher
 
 
 def handed_on_before(teacher, error: str) -> list[int]:
-    """Return the pictures whose answers are handed on, and settled, before the ledger's error is raised."""
+    """Return the images whose answers are handed on, and settled, before the ledger's error is raised."""
     got: list[int] = []
     with pytest.raises(StoreError, match=error):
-        for answer in teacher.answers("image", pictures(30)):
+        for answer in teacher.answers("image", numbered(30)):
             got += answer.positions
             answer.settle()
     return got
@@ -473,14 +477,14 @@ def test_a_payment_that_cannot_be_noted_costs_no_answer_that_is_in_flight(warm, 
     assert sorted(warm.purse.statuses()) == ["answered"] * 3 + ["reserved"], "counted in full"
 
     vendor.always, warm.purse = None, Locked()
-    (answer,) = warm.answers("image", pictures(1))
+    (answer,) = warm.answers("image", numbered(1))
     with pytest.raises(StoreError, match="another writes"):
         answer.settle()
 
 
 @pytest.mark.parametrize("code", [400, 413, 422])
-def test_one_bad_picture_is_found_and_the_rest_answered(code, rent, vendor):
-    images = pictures(8)
+def test_one_bad_image_is_found_and_the_rest_answered(code, rent, vendor):
+    images = numbered(8)
     bad = images[5].data
 
     def choosy(handler, body):
@@ -496,7 +500,7 @@ def test_one_bad_picture_is_found_and_the_rest_answered(code, rent, vendor):
     assert [(r.position, "cannot identify image" in r.reason) for r in refused] == [(5, True)]
     answered = sorted(i for answer in found if isinstance(answer, Answered) for i in answer.positions)
     assert answered == [0, 1, 2, 3, 4, 6, 7]
-    assert vendor.sold == 7, "each picture is paid for once"
+    assert vendor.sold == 7, "each image is paid for once"
     with pytest.raises(TeacherError, match=rf"won't take '5\.png': {code} cannot identify image"):
         teacher.embed_images(images)
 
@@ -507,14 +511,14 @@ def test_a_request_that_is_too_large_is_halved_until_it_fits(rent, vendor):
 
     vendor.always = small
     teacher = rent()
-    assert len(teacher.embed_images(pictures(16))) == 16
-    assert vendor.sold == 16 and teacher.purse.committed == 16_000, "each picture is paid for once"
+    assert len(teacher.embed_images(numbered(16))) == 16
+    assert vendor.sold == 16 and teacher.purse.committed == 16_000, "each image is paid for once"
     assert sorted(set(teacher.purse.statuses())) == ["answered", "rejected"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_request_is_larger_than_the_vendor_takes(kind, rent, vendor):
-    image, text = picture(1), "東京タワーの写真" * 9
+    image, text = encoded(1), "東京タワーの写真" * 9
     limit = 6 * len(image)
     teacher = rent(kind, more=f"images_a_request = 50\ntexts_a_request = 500\nrequest_bytes = {limit}")
     teacher.embed_images([EncodedImage("a", image)] * 20)
@@ -522,7 +526,7 @@ def test_no_request_is_larger_than_the_vendor_takes(kind, rent, vendor):
     teacher.embed_texts([text] * 200)
     sizes = [int(headers["Content-Length"]) for headers, _ in vendor.requests]
     assert limit / 2 < max(sizes) <= limit and vendor.sold == 220
-    assert len(rent(kind, more="request_bytes = 1000").embed_images(pictures(2))) == 2, "each alone if nothing helps"
+    assert len(rent(kind, more="request_bytes = 1000").embed_images(numbered(2))) == 2, "each alone if nothing helps"
 
 
 @pytest.mark.parametrize("limit", ["tokens_a_request = 35", "tokens_a_minute = 35", "items_a_minute = 3"])
@@ -530,7 +534,7 @@ def test_no_request_has_more_than_is_allowed_at_once(limit, rent, vendor, monkey
     clock = Clock()
     monkeypatch.setattr(client, "Pace", partial(Pace, clock=clock, sleep=clock.sleep))
     teacher = rent(more=f"tokens_an_image = 10\nimages_a_request = 16\nin_flight = 1\n{limit}")
-    teacher.embed_images(pictures(7))
+    teacher.embed_images(numbered(7))
     assert [len(body["input"]) for _, body in vendor.requests] == [3, 3, 1]
 
 
@@ -541,7 +545,7 @@ def test_a_minute_has_no_more_than_the_vendor_allows(limit, rent, vendor, monkey
     teacher = rent(more=f"tokens_an_image = 10\nimages_a_request = 2\nin_flight = 1\n{limit}")
     assert teacher.forecast("image", [(9, 9)] * 12).seconds == 180
     vendor.always = lambda handler, body: times.append(clock.now)
-    teacher.embed_images(pictures(12))
+    teacher.embed_images(numbered(12))
     assert times == [0, 0, 60, 60, 120, 120]
 
 
@@ -554,7 +558,7 @@ def names_in_turn(*names: str):
 def test_a_gateway_with_several_names_for_one_model_is_told_of_once(rent, vendor, caplog):
     teacher = rent(more="images_a_request = 1\nin_flight = 3")
     vendor.always = names_in_turn("m-1", "m-1-b", "m-1-c")
-    images = pictures(30)
+    images = numbered(30)
     np.testing.assert_allclose(teacher.embed_images(images), right([i.data for i in images]), atol=1e-6)
     assert set(teacher.purse.statuses()) == {"answered"}
     assert len(vendor.requests) <= 30 + 2 * 2 * 4, "only canaries are asked about again"
@@ -584,7 +588,7 @@ def test_another_model_under_another_name_ends_the_session(same, rent, vendor):
     teacher.embed_images([EncodedImage("canary", CANARY_IMAGE)])
     vendor.always = turned
     with pytest.raises(TeacherError, match="from 'm-1' to 'm-1-turbo' while it was asked: it answers a known"):
-        teacher.embed_images(pictures(4))
+        teacher.embed_images(numbered(4))
     assert teacher.purse.statuses().count("wrong") == 1
 
 
@@ -592,15 +596,15 @@ def test_a_model_that_is_never_asked_again_under_its_name_cannot_be_compared(ren
     teacher = rent(more="images_a_request = 1\nin_flight = 1")
     vendor.faults = [lambda h, b: False, changed(lambda a: a.update(model="m-1-turbo"))]
     with pytest.raises(TeacherError, match="from 'm-1' to 'm-1-turbo' while it was asked: and whether"):
-        teacher.embed_images(pictures(4))
+        teacher.embed_images(numbered(4))
 
 
 def test_usage_wins_and_the_estimate_learns(rent, vendor):
     more = "tokens_an_image = 2\nimages_a_request = 2\nin_flight = 1"
     teacher = rent("voyage", more=more)
     teacher.terms = teacher.terms.model_copy(update={"price": type(teacher.terms.price)(image_tokens=100.0)})
-    teacher.embed_images(pictures(6))
-    assert [query.tokens for query in teacher.purse.reserved] == [4, 20, 20], "10 tokens a picture, it turned out"
+    teacher.embed_images(numbered(6))
+    assert [query.tokens for query in teacher.purse.reserved] == [4, 20, 20], "10 tokens an image, it turned out"
     assert [entry["micro"] for entry in teacher.purse.settled.values()] == [2000, 2000, 2000]
 
 
@@ -612,9 +616,9 @@ ODD = {"negative": -5, "NaN": float("nan"), "a word": "120", "a fraction": 12.5,
 def test_odd_figures_count_as_reserved_and_are_told_of_once(name, figure, rent, vendor, caplog):
     teacher = rent(more="tokens_an_image = 2\nimages_a_request = 2\nin_flight = 1")
     teacher.terms = teacher.terms.model_copy(update={"price": type(teacher.terms.price)(image_tokens=100.0)})
-    teacher.embed_images(pictures(2))
+    teacher.embed_images(numbered(2))
     vendor.always = changed(lambda answer: answer["usage"].update({figure: ODD[name]}))
-    teacher.embed_images(pictures(6))
+    teacher.embed_images(numbered(6))
     assert [query.micro for query in teacher.purse.reserved] == [400, 2000, 2000, 2000]
     assert [entry["micro"] for entry in teacher.purse.settled.values()] == [2000] * 4
     told = [record for record in caplog.records if "of its usage" in record.getMessage()]
@@ -625,21 +629,21 @@ def test_no_tokens_at_all_where_tokens_are_paid_is_odd_too(rent, vendor):
     teacher = rent(more="tokens_an_image = 2")
     teacher.terms = teacher.terms.model_copy(update={"price": type(teacher.terms.price)(image_tokens=100.0)})
     vendor.always = changed(lambda answer: answer["usage"].update(total_tokens=0))
-    teacher.embed_images(pictures(2))
+    teacher.embed_images(numbered(2))
     assert teacher.purse.committed == 400
 
 
 @pytest.mark.parametrize("figure", [10**30, 1e300, 50 * 1000])
 def test_a_figure_that_cannot_be_true_ends_the_session_and_what_was_in_flight_is_kept(figure, rent, vendor):
     teacher = rent(more="images_a_request = 1\nin_flight = 4", budget=30_000)
-    teacher.embed_images(pictures(1))
+    teacher.embed_images(numbered(1))
     vendor.requests.clear()
     vendor.always, _ = together(vendor, 4)
     held = vendor.always
     vendor.always = lambda h, b: held(h, b) or changed(lambda answer: answer["usage"].update(micro=figure))(h, b)
     got = []
     with pytest.raises(TeacherError, match="can't be trusted, and what was possible is counted; all embeddings are"):
-        for answer in teacher.answers("image", pictures(40)):
+        for answer in teacher.answers("image", numbered(40)):
             got += answer.positions
             answer.settle()
     assert len(got) == len(vendor.requests) == 4
@@ -650,7 +654,7 @@ def test_a_first_answer_that_cannot_be_true_counts_as_reserved(rent, vendor):
     teacher = rent(model="m-2", budget=90)
     vendor.always = changed(lambda answer: answer["usage"].update(micro=10**30))
     with pytest.raises(TeacherError, match="its counting can't be trusted"):
-        teacher.embed_images(pictures(3))
+        teacher.embed_images(numbered(3))
     assert teacher.purse.committed == 0
 
 
@@ -667,7 +671,7 @@ def test_an_answer_without_end_is_broken_off(rent, vendor, monkeypatch):
 
     vendor.faults = [trickling]
     teacher = rent()
-    assert len(teacher.embed_images(pictures(2))) == 2
+    assert len(teacher.embed_images(numbered(2))) == 2
     assert teacher.purse.statuses()[0] == "lost"
 
 
@@ -679,7 +683,7 @@ def test_a_body_that_unpacks_to_gigabytes_takes_no_memory(code, rent, vendor):
     teacher = rent()
     tracemalloc.start()
     try:
-        teacher.embed_images(pictures(2))
+        teacher.embed_images(numbered(2))
         _, most = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -693,7 +697,7 @@ def test_packed_answers_are_understood(rent, vendor):
         return handler.answer(200, content, Content_Encoding="gzip") or True
 
     vendor.always = packed
-    images = pictures(2)
+    images = numbered(2)
     np.testing.assert_allclose(rent().embed_images(images), right([i.data for i in images]), atol=1e-6)
     vendor.faults = [lambda h, b: h.answer(200, b"?", Content_Encoding="br") or True]
     assert len(rent().embed_images(images)) == 2
@@ -705,7 +709,7 @@ def test_what_the_budget_does_not_allow_does_not_wait_for_its_turn(rent, vendor,
     more = "tokens_an_image = 10\nimages_a_request = 1\nin_flight = 4\ntokens_a_minute = 10"
     teacher = rent(more=more, budget=2000)
     with pytest.raises(BudgetReached):
-        teacher.embed_images(pictures(12))
+        teacher.embed_images(numbered(12))
     assert vendor.sold == 2 and clock.now == 60, "the second image has its turn after a minute"
 
 
@@ -744,7 +748,7 @@ def test_an_answer_that_is_useless_twice_is_not_asked_for_under_the_same_key(ren
 
     vendor.always = remembers
     teacher = rent()
-    assert len(teacher.embed_images(pictures(1))) == 1
+    assert len(teacher.embed_images(numbered(1))) == 1
     assert teacher.purse.statuses() == ["wrong", "wrong", "answered"] and len(replies) == 2
 
 
@@ -800,7 +804,7 @@ def test_specs_that_say_too_little(spec, words):
         ("jina:jina-clip-v2", {(227, 227): 4000, (512, 513): 8000, (2000, 1000): 32_000}),
     ],
 )
-def test_the_tokens_of_a_picture_are_as_the_vendor_counts_them(spec, sizes, monkeypatch, tmp_path):
+def test_the_tokens_of_a_image_are_as_the_vendor_counts_them(spec, sizes, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     teacher = open_teacher(spec)
     assert {size: teacher.forecast("image", [size]).tokens for size in sizes} == sizes
@@ -811,7 +815,7 @@ def test_a_price_that_nobody_published_is_called_unverified_until_it_is_ones_own
     table = tmp_path / "vendors.toml"
     monkeypatch.setenv("VL2V_VENDORS", str(table))
     table.write_text("[jina]\nin_flight = 50\n")
-    assert open_teacher("jina:jina-clip-v2").doubt.startswith("price and tokens of a picture not found in public")
+    assert open_teacher("jina:jina-clip-v2").doubt.startswith("price and tokens of an image not found in public")
     assert open_teacher("voyage:voyage-multimodal-3").doubt == ""
     table.write_text('[jina.models."jina-clip-v2"]\nprice = { image_tokens = 0.02 }\n')
     teacher = open_teacher("jina:jina-clip-v2")
@@ -822,7 +826,7 @@ def test_a_price_that_nobody_published_is_called_unverified_until_it_is_ones_own
     assert open_teacher("openai-compatible:http://127.0.0.1:1#m").doubt == ""
 
 
-def test_another_treatment_of_pictures_is_another_teacher(rent):
+def test_another_treatment_of_images_is_another_teacher(rent):
     plain, faster = rent(), rent(more="in_flight = 3\nrequests_a_minute = 7")
     assert plain.fingerprint == faster.fingerprint
     for more in ("image_pixels = 4000", "image_bytes = 4000", 'formats = ["PNG"]'):
@@ -834,19 +838,19 @@ def test_a_wrong_entry_in_the_table(rent):
         rent("jina", more="in_flight = 0")
 
 
-def test_pictures_are_sent_as_they_are_where_that_is_clear():
-    for data in (picture(1), picture(1, form="JPEG"), picture(1, "L", "JPEG")):
+def test_images_are_sent_as_they_are_where_that_is_clear():
+    for data in (encoded(1), encoded(1, form="JPEG"), encoded(1, "L", "JPEG")):
         assert prepare(data, ("JPEG", "PNG"), 10**6, 10**6).data is data
     exif = Image.Exif()
     exif[0x0112] = 6
     unclear = {
-        "rotated": picture(1, form="JPEG", exif=exif),
-        "CMYK": picture(1, "CMYK", "JPEG"),
-        "palette": picture(1, "P", "PNG"),
-        "alpha": picture(1, "RGBA", "PNG"),
-        "16 bits": picture(1, "I;16", "PNG") if hasattr(Image, "I16") else picture(1, "1", "PNG"),
-        "BMP": picture(1, form="BMP"),
-        "animated": picture(1, "P", "GIF"),
+        "rotated": encoded(1, form="JPEG", exif=exif),
+        "CMYK": encoded(1, "CMYK", "JPEG"),
+        "palette": encoded(1, "P", "PNG"),
+        "alpha": encoded(1, "RGBA", "PNG"),
+        "16 bits": encoded(1, "I;16", "PNG") if hasattr(Image, "I16") else encoded(1, "1", "PNG"),
+        "BMP": encoded(1, form="BMP"),
+        "animated": encoded(1, "P", "GIF"),
     }
     for name, data in unclear.items():
         sent = prepare(data, ("JPEG", "PNG"), 10**6, 10**6)
@@ -854,8 +858,8 @@ def test_pictures_are_sent_as_they_are_where_that_is_clear():
         assert Image.open(io.BytesIO(sent.data)).mode == "RGB", name
 
 
-def test_pictures_are_made_to_fit():
-    large = picture(1, size=300)
+def test_images_are_made_to_fit():
+    large = encoded(1, size=300)
     small = prepare(large, ("JPEG", "PNG"), 10**6, 100 * 100)
     assert (small.width, small.height) == (100, 100) and small.mime == "image/png"
     light = prepare(large, ("JPEG", "PNG"), 60_000, 10**6)

@@ -108,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
         return [thing if isinstance(thing, str) else thing.get("text") or thing["image"] for thing in body["input"]]
 
     def content(self, thing: str) -> bytes:
-        """Return a picture's bytes or a text's; Jina's pictures have no prefix."""
+        """Return an image's bytes or a text's; Jina's images have no prefix."""
         if thing.startswith("data:image/"):
             return base64.b64decode(thing.partition(",")[2])
         try:

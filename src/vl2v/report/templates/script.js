@@ -16,10 +16,10 @@ function showTip(event) {
     const { columns, sheet: name } = sheet.dataset;
     const image = document.getElementById(name);
     const side = 72, n = Number(point.dataset.n);
-    const picture = document.createElement("span");
-    picture.style.background = `url(${image.src}) ${-(n % columns) * side}px ${-Math.floor(n / columns) * side}px`;
-    picture.style.backgroundSize = `${columns * side}px`;
-    tip.prepend(picture);
+    const image = document.createElement("span");
+    image.style.background = `url(${image.src}) ${-(n % columns) * side}px ${-Math.floor(n / columns) * side}px`;
+    image.style.backgroundSize = `${columns * side}px`;
+    tip.prepend(image);
   }
   const box = point.getBoundingClientRect();
   const left = Math.min(box.right + 8, innerWidth - tip.offsetWidth - 8);

@@ -24,7 +24,7 @@ from vl2v.places import HIDDEN, canonical_url, is_loopback, without_secrets
 from vl2v.secret import read_secret
 from vl2v.stopping import heeding
 from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
-from vl2v.teachers.remote import pictures
+from vl2v.teachers.remote import images
 from vl2v.teachers.remote.failures import WORDS, hopeless_connection, retry_after, words_of
 from vl2v.teachers.remote.line import CONNECT, Line, Reply, Unusable
 from vl2v.teachers.remote.names import Names
@@ -114,7 +114,7 @@ class RemoteTeacher:
         """Return what a server that overlooks the modality would embed of an image as a text; None: none may."""
         if not self._wire.modality:
             return None
-        return pictures.prepare(data, self.terms.formats, self.terms.image_bytes, self.terms.image_pixels).uri
+        return images.prepare(data, self.terms.formats, self.terms.image_bytes, self.terms.image_pixels).uri
 
     @property
     def doubt(self) -> str:
@@ -147,7 +147,7 @@ class RemoteTeacher:
         """Return I(x) [n, d], unit rows, in order.
 
         Raises:
-            BudgetReached, TeacherError: see `answers`; also for a picture that the vendor won't take.
+            BudgetReached, TeacherError: see `answers`; also for an image that the vendor won't take.
         """
         return self._embed("image", images)
 
@@ -549,6 +549,6 @@ def _again(error: Exception) -> bool | float:
 
 def _fingerprint(name: str, url: str, model: str, dimensions: int | None, terms: Terms) -> str:
     kind = name.partition(":")[0]
-    sent = [pictures.VERSION, terms.formats, terms.image_bytes, terms.image_pixels]
+    sent = [images.VERSION, terms.formats, terms.image_bytes, terms.image_pixels]
     decides = [kind, url, model, dimensions, *sent, ANSWER_VERSION]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]

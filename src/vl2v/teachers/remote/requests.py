@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 
 from vl2v.errors import DataError
 from vl2v.teachers.protocol import EncodedImage
-from vl2v.teachers.remote.pictures import Picture, prepare
+from vl2v.teachers.remote.images import SentImage, prepare
 from vl2v.teachers.remote.terms import Terms
 from vl2v.teachers.rented import Kind
 
-HEAD = 512  # bytes of a request beside its items, and of each item beside its text or picture, at most
+HEAD = 512  # bytes of a request beside its items, and of each item beside its text or image, at most
 FRAME = 128
 STALE = 4  # signs that a vendor has tied something useless to an Idempotency-Key
 
@@ -44,7 +44,7 @@ class Item:
     """A text or an image as it is sent: where it stands in the round, and the tokens that it has at most."""
 
     position: int
-    thing: Picture | str
+    thing: SentImage | str
     tokens: int
 
     @property
@@ -109,7 +109,7 @@ def item_of(terms: Terms, position: int, thing: EncodedImage | str) -> Item:
     if isinstance(thing, str):
         return Item(position, thing, terms.tokens("text", (len(thing.encode()), 1)))
     try:
-        picture = prepare(thing.data, terms.formats, terms.image_bytes, terms.image_pixels)
+        image = prepare(thing.data, terms.formats, terms.image_bytes, terms.image_pixels)
     except DataError as error:
         raise DataError(f"{thing.name}: {error}") from None
-    return Item(position, picture, terms.tokens("image", (picture.width, picture.height)))
+    return Item(position, image, terms.tokens("image", (image.width, image.height)))

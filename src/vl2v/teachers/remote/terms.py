@@ -67,7 +67,7 @@ class Terms(_Table):
     unverified: str = ""
 
     def tokens(self, kind: Kind, size: tuple[int, int]) -> int:
-        """Return the tokens of a picture of (width, height), or of a text of (bytes, 1), at most."""
+        """Return the tokens of an image of (width, height), or of a text of (bytes, 1), at most."""
         if kind == "text":
             return size[0] + 8
         width, height = size if all(size) else (math.isqrt(self.image_pixels),) * 2
@@ -79,7 +79,7 @@ class Terms(_Table):
         return math.ceil(min(max(width * height, least), most) / self.pixels_a_token)
 
     def items(self, kind: Kind) -> int:
-        """Return how many items a request may have; no more pictures than a minute may."""
+        """Return how many items a request may have; no more images than a minute may."""
         if kind == "text":
             return self.texts_a_request
         return min(self.images_a_request, self.items_a_minute or self.images_a_request)
@@ -179,7 +179,7 @@ def _spelt(name: str) -> str:
 
 
 def _priced(price: Any, own: Any) -> Any:
-    """Return prices with one's own in their place: of pictures, or texts, one is charged by the item or by tokens."""
+    """Return prices with one's own in their place: of images, or texts, one is charged by the item or by tokens."""
     if not isinstance(price, dict) or not isinstance(own, dict):
         return price if own is None else own
     named = [kind for kind in get_args(Kind) if kind in own or f"{kind}_tokens" in own]

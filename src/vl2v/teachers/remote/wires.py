@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.teachers.remote.pictures import Picture
+from vl2v.teachers.remote.images import SentImage
 from vl2v.teachers.rented import Kind
 
-Things = Sequence[Picture] | Sequence[str]
+Things = Sequence[SentImage] | Sequence[str]
 Json = Any
 
 
@@ -190,7 +190,7 @@ OPENAI = Wire(
     _own_price,
     True,
     True,
-    "(a plain OpenAI-compatible server has no modality field and takes no pictures)",
+    "(a plain OpenAI-compatible server has no modality field and takes no images)",
 )
 JINA = Wire("/embeddings", "JINA_API_KEY", True, _jina_body, by_index, total_tokens)
 COHERE = Wire("/embed", "CO_API_KEY", True, _cohere_body, _cohere_rows, _cohere_tokens)

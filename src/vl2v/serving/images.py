@@ -1,4 +1,4 @@
-"""Addresses for people and programs with pictures: the page, the answers, and who gives them."""
+"""Addresses for people and programs with images: the page, the answers, and who gives them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vl2v.serving.requests import BODY, IMAGES, files_of
 from vl2v.serving.service import Service, client_of
 
 
-def picture_routes(service: Service) -> APIRouter:
+def image_routes(service: Service) -> APIRouter:
     """Return the page, `/predict` and `/about`."""
     routes = APIRouter()
 
@@ -26,7 +26,7 @@ def picture_routes(service: Service) -> APIRouter:
 
     @routes.post("/predict", response_model=Answers, responses=failures(*ANY_BODY, 429), openapi_extra=SEVERAL)
     async def predict(request: Request) -> Response:
-        """Say what is in pictures: files of a multipart form, or base64 in JSON."""
+        """Say what is in images: files of a multipart form, or base64 in JSON."""
         client = client_of(request)
         service.look(client)
         answers = await service.predictions(await files_of(request), client)
@@ -37,6 +37,6 @@ def picture_routes(service: Service) -> APIRouter:
         """Tell what answers here."""
         card = {key: service.student.card[key] for key in ("form", "precision", "image_size", "threshold")}
         teacher = await asyncio.to_thread(service.tutor.about)
-        return {"model": service.name, **card, "images": IMAGES, "pictures": IMAGES, "bytes": BODY, "teacher": teacher}
+        return {"model": service.name, **card, "images": IMAGES, "bytes": BODY, "teacher": teacher}
 
     return routes

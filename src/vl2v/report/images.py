@@ -1,4 +1,4 @@
-"""Pictures of results: accuracy bars, and unseen pictures with each student's answer."""
+"""Images of results: accuracy bars, and unseen images with each student's answer."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ def accuracy_bars(results: Mapping[str, Mapping[str, float | None]], path: Path)
         shares = [100 * (row[role] or 0) for role in ("seen", "unseen")]
         bars = axes.bar(np.arange(2) + place * width, shares, width * 0.92, label=name, color=_COLOURS[place % 4])
         axes.bar_label(bars, fmt="%.0f", padding=2)
-    axes.set_xticks(
-        np.arange(2) + 0.4 - width / 2, ["domains seen in training\n(validation pictures)", "unseen domain"]
-    )
+    axes.set_xticks(np.arange(2) + 0.4 - width / 2, ["domains seen in training\n(validation images)", "unseen domain"])
     axes.set_ylabel("accuracy %")
     axes.set_ylim(0, 108)
     axes.spines[["top", "right"]].set_visible(False)
@@ -41,22 +39,22 @@ def accuracy_bars(results: Mapping[str, Mapping[str, float | None]], path: Path)
 
 
 def answer_grid(runs: Mapping[str, Run], domain: str, path: Path, *, rows: int = 3, columns: int = 8) -> None:
-    """Draw pictures of a domain with what each student says, right answers in green and wrong ones in red.
+    """Draw images of a domain with what each student says, right answers in green and wrong ones in red.
 
-    One picture of each of `rows * columns` classes, the first in the dataset's order, so that nobody chose them.
+    One image of each of `rows * columns` classes, the first in the dataset's order, so that nobody chose them.
 
     Args:
         runs: finished runs on the same data, by name.
-        domain: whose pictures.
+        domain: whose images.
         path: a .png file.
         rows: of the grid.
         columns: of the grid.
     """
     config = next(iter(runs.values())).config.data
     dataset = open_dataset(config.path, layout=config.layout)
-    pictures = dataset.indices(domain)
-    _, first = np.unique(dataset.labels[pictures], return_index=True)
-    chosen = pictures[np.sort(first)][: rows * columns]
+    images = dataset.indices(domain)
+    _, first = np.unique(dataset.labels[images], return_index=True)
+    chosen = images[np.sort(first)][: rows * columns]
     files = [dataset.read(i) for i in chosen]
     answers = {name: [p.best for p in run.classifier.predict(files)] for name, run in runs.items()}
     figure = Figure(figsize=(1.5 * columns, 2.3 * rows + 0.4))
@@ -81,5 +79,5 @@ def answer_grid(runs: Mapping[str, Run], domain: str, path: Path, *, rows: int =
                 color=colour,
                 fontsize=7.5,
             )
-    figure.suptitle(f"pictures of the unseen domain ({domain}), and what each student says", fontsize=11)
+    figure.suptitle(f"images of the unseen domain ({domain}), and what each student says", fontsize=11)
     figure.savefig(path, dpi=110)
