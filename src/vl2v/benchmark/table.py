@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import html
-import io
 import math
 import tomllib
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from typing import Literal
 
@@ -21,55 +17,9 @@ from vl2v.benchmark.results import Result, mean_and_error, of
 from vl2v.config import TOWER
 from vl2v.evaluation.compare import Lead, Marks, best_is_sure, leads
 from vl2v.methods import METHODS
+from vl2v.table import Table
 
-Format = Literal["md", "latex", "html", "csv"]
 Metric = Literal["accuracy", "in_split", "corrupted"]
-
-
-@dataclass(frozen=True)
-class Table:
-    """Rows of texts under heads, with what is to be said about them."""
-
-    heads: list[str]
-    rows: list[list[str]]
-    bold: tuple[int, ...]
-    notes: list[str]
-
-    def render(self, form: Format) -> str:
-        """Return the table as Markdown, LaTeX (booktabs), HTML or CSV."""
-        return {"md": self._markdown, "latex": self._latex, "html": self._html, "csv": self._csv}[form]()
-
-    def _markdown(self) -> str:
-        heads, *rows = [[cell.replace("|", r"\|") for cell in row] for row in (self.heads, *self.rows)]
-        rows = [[f"**{cell}**" if cell and i in self.bold else cell for cell in row] for i, row in enumerate(rows)]
-        lines = [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *rows)]
-        return "\n".join([*lines, "", *self.notes])
-
-    def _latex(self) -> str:
-        def line(cells: Sequence[str], *, bold: bool = False) -> str:
-            escaped = [_latex_escaped(cell) for cell in cells]
-            return " & ".join(rf"\textbf{{{cell}}}" if bold and cell else cell for cell in escaped) + r" \\"
-
-        body = [line(row, bold=i in self.bold) for i, row in enumerate(self.rows)]
-        head = [rf"\begin{{tabular}}{{l{'r' * (len(self.heads) - 1)}}}", r"\toprule", line(self.heads), r"\midrule"]
-        notes = [f"% {note}" for note in self.notes]
-        return "\n".join([*head, *body, r"\bottomrule", r"\end{tabular}", *notes])
-
-    def _html(self) -> str:
-        def cells(row: Sequence[str], tag: str) -> str:
-            return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in row)
-
-        rows = [
-            f'<tr class="sure">{cells(row, "td")}</tr>' if i in self.bold else f"<tr>{cells(row, 'td')}</tr>"
-            for i, row in enumerate(self.rows)
-        ]
-        notes = "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
-        return f"<table><thead><tr>{cells(self.heads, 'th')}</tr></thead><tbody>{''.join(rows)}</tbody></table>{notes}"
-
-    def _csv(self) -> str:
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.heads, *self.rows])
-        return out.getvalue().rstrip("\n")
 
 
 def as_table(
@@ -154,7 +104,7 @@ def as_table(
             "Published, with CLIP ViT-B/16 as the teacher, on the whole datasets: black, a ViT-B/16 that starts from "
             "ImageNet; white, the teacher's own tower. Not comparable with the rest."
         )
-    return Table(heads, rows, tuple(bold), notes)
+    return Table(heads, rows, tuple(bold), notes, left=("student", "method"))
 
 
 def reference_of(found: Sequence[Result]) -> str:
@@ -266,15 +216,3 @@ def _published(datasets: set[str]) -> Callable[[str, str], str]:
         return "" if found is None else f"{found:.1f} {box}"
 
     return figure
-
-
-_LATEX = {letter: f"\\{letter}" for letter in "_%&#${}"} | {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-}
-
-
-def _latex_escaped(text: str) -> str:
-    return "".join(_LATEX.get(letter, letter) for letter in text)

@@ -136,7 +136,7 @@ def status(folder: Folder) -> None:
 @app.command()
 def table(
     folders: Annotated[list[Path], typer.Argument(help="Benchmark folders; of several, one table.")],
-    form: Annotated[str, typer.Option("--format", help="md, latex, html or csv.")] = "md",
+    form: Annotated[str, typer.Option("--format", help="md, latex, html, csv or json.")] = "md",
     metric: Annotated[
         str, typer.Option(help="accuracy: all of the target; in_split: DomainBed's 80%; corrupted: see --corruptions.")
     ] = "accuracy",
@@ -204,9 +204,10 @@ def _print_table(
     from vl2v.benchmark.table import as_table
     from vl2v.benchmark.worklist import WorkList
     from vl2v.errors import ConfigError, RunError
+    from vl2v.table import FORMATS
 
     rule = one_of(selection, RULES, "--selection")
-    kind = one_of(form, ("md", "latex", "html", "csv"), "--format")
+    kind = one_of(form, FORMATS, "--format")
     measure = one_of(metric, ("accuracy", "in_split", "corrupted"), "--metric")
     found, notes = gather(folders, rule)
     works = [WorkList(folder) for folder in folders]

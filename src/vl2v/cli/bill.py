@@ -40,24 +40,18 @@ def bill(
 
 
 def _show(entries: list[Entry]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from vl2v.embeddings import money
     from vl2v.runs import totals
+    from vl2v.table import Table
 
     if not entries:
         typer.echo("nothing was paid for")
         return
-    table = Table(title="queries to teachers")
-    for name in ("teacher", "asked by", "day", "what", "how it ended", "queries", "questions", "tokens", "price"):
-        table.add_column(name, justify="right" if name in ("queries", "questions", "tokens", "price") else "left")
-    lines = totals(entries)
+    lines, rows = totals(entries), []
     for line in lines:
         counts = (f"{number:,}" for number in (line.queries, line.count, line.tokens))
-        table.add_row(*line.group, *counts, money(line.micro, line.currency) if line.currency else "free")
-    console = Console()
-    whole = console.measure(table, options=console.options.update(width=10_000)).maximum  # nothing is cut
-    Console(width=max(console.width, whole)).print(table)
+        rows.append([*line.group, *counts, money(line.micro, line.currency) if line.currency else "free"])
+    heads = ("teacher", "asked by", "day", "what", "how it ended", "queries", "questions", "tokens", "price")
+    Table(heads, rows, title="queries to teachers", left=heads[:5]).print()
     for currency in sorted({line.currency for line in lines if line.currency}):
         typer.echo(f"in all: {money(sum(line.micro for line in lines if line.currency == currency), currency)}")

@@ -23,14 +23,12 @@ def inspect(
     """Count classes by domains; find duplicates, leakage, unreadable files and layout mistakes."""
     import json as as_json
 
-    from rich.console import Console
-    from rich.table import Table
-
     from vl2v.cli.show import progress
     from vl2v.data import audit, open_dataset
     from vl2v.data import inspect as look_at
     from vl2v.runs import default_store
     from vl2v.runs.sources import audit_cache
+    from vl2v.table import Table
 
     dataset = open_dataset(path, layout=layout, exclude=exclude)
     with progress() as report:
@@ -40,20 +38,11 @@ def inspect(
     if json:
         typer.echo(as_json.dumps(inspection.to_json(), indent=2))
         return
-    table = Table(title=str(path))
-    table.add_column("class")
-    for domain in dataset.domains:
-        table.add_column(domain, justify="right")
-    for name in dataset.classes:
-        table.add_row(name, *(str(inspection.rows[domain].get(name, 0)) for domain in dataset.domains))
-    table.add_section()
-    table.add_row("all", *(str(sum(inspection.rows[domain].values())) for domain in dataset.domains))
-    console = Console()
-    console.print(table)
-    for finding in inspection.findings:
-        console.print(f"- {finding}", markup=False, highlight=False)
-    if not inspection.findings:
-        console.print("nothing to mend")
+    counts = [inspection.rows[domain] for domain in dataset.domains]
+    rows = [[name, *(str(count.get(name, 0)) for count in counts)] for name in dataset.classes]
+    rows.append(["all", *(str(sum(count.values())) for count in counts)])
+    notes = [f"- {finding}" for finding in inspection.findings] or ["nothing to mend"]
+    Table(["class", *dataset.domains], rows, (), notes, str(path), sections=[len(rows) - 2]).print()
 
 
 @app.command("sample")
@@ -69,19 +58,15 @@ def sample(
 @app.command("list")
 def list_datasets() -> None:
     """List the public benchmarks that `vl2v data download` knows."""
-    from rich.console import Console
-    from rich.table import Table
-
     from vl2v.data.catalogue import catalogue
+    from vl2v.table import Table
 
-    table = Table()
-    for name in ("name", "images", "GB", "how", "what"):
-        table.add_column(name, justify="right" if name in ("images", "GB") else "left")
+    rows = []
     for found in catalogue().values():
         images = f"{found.total:,}" if found.total else ""
         how = "download" if found.automatic else "by hand"
-        table.add_row(found.name, images, f"{found.bytes / 1e9:.1f}", how, found.about)
-    Console().print(table)
+        rows.append([found.name, images, f"{found.bytes / 1e9:.1f}", how, found.about])
+    Table(["name", "images", "GB", "how", "what"], rows, left=("name", "how", "what")).print()
 
 
 @app.command("download")

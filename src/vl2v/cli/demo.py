@@ -19,24 +19,21 @@ def demo(
     target: Annotated[str, typer.Option(help="The drawing style that is left out of training.")] = "outline",
 ) -> None:
     """Train three students on the embedded sample, one drawing style unseen, and compare them."""
-    from rich.console import Console
-    from rich.table import Table
-
     from vl2v.benchmark import run_demo
     from vl2v.cli.show import progress
     from vl2v.report import accuracy_bars, answer_grid
+    from vl2v.table import Table
 
     with progress() as report:
         found = run_demo(out, target=target, report=report)
     results = found.results()
-    table = Table(title=f"accuracy %: classify icons of a style never seen in training ({target})")
-    for name in ("", "styles seen (validation)", "unseen style"):
-        table.add_column(name, justify="right" if name else "left")
-    for name, row in results.items():
-        table.add_row(name, *("-" if share is None else f"{100 * share:.1f}" for share in row.values()))
+    rows = [
+        [name, *("-" if share is None else f"{100 * share:.1f}" for share in row.values())]
+        for name, row in results.items()
+    ]
+    title = f"accuracy %: classify icons of a style never seen in training ({target})"
+    Table(["", "styles seen (validation)", "unseen style"], rows, title=title).print()
     accuracy_bars(results, out / "accuracy.png")
     answer_grid(found.runs, target, out / "answers.png")
-    console = Console()
-    console.print(table)
-    console.print(f"images: {out / 'accuracy.png'}, {out / 'answers.png'}; the students: {out}/adip and its like")
-    console.print(_NEXT, highlight=False, markup=False)
+    typer.echo(f"images: {out / 'accuracy.png'}, {out / 'answers.png'}; the students: {out}/adip and its like")
+    typer.echo(_NEXT)

@@ -28,7 +28,7 @@ def export(
     store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
 ) -> None:
     """Write a student as a file that needs nothing of vl2v, checked on real images first."""
-    from vl2v.cli.show import print_table, progress
+    from vl2v.cli.show import progress
     from vl2v.errors import ConfigError
     from vl2v.export import Target, TargetMissed, choose_export, export_student
     from vl2v.export.student import default_name
@@ -55,10 +55,10 @@ def export(
                     report=report,
                 )
         except TargetMissed as missed:
-            print_table(missed.curve.table())
+            missed.curve.table().print()
             missed.curve.save(out.parent if out else runs[0])
             raise
-        print_table(choice.curve.table())
+        choice.curve.table().print()
         choice.curve.save(choice.path.parent)
         typer.echo(f"{choice.path}: {choice.best.name}; the table is in choice.csv beside it, a plot in choice.png")
         return
@@ -84,7 +84,7 @@ def bench_device(
     """Measure speed, size and memory of a student in every form; keep table and plot in the run folder."""
     import json as as_json
 
-    from vl2v.cli.show import print_table, progress
+    from vl2v.cli.show import progress
     from vl2v.export import bench_device as measure
     from vl2v.runs import Run
 
@@ -94,7 +94,7 @@ def bench_device(
     if json:
         typer.echo(as_json.dumps(found.to_json(), indent=2))
     else:
-        print_table(found.table())
+        found.table().print()
         typer.echo(f"also in {run / 'device.md'}, {run / 'device.json'} and {run / 'device.png'}")
 
 

@@ -132,7 +132,7 @@ def distill(
     store: Store = None,
 ) -> None:
     """Train a student, evaluate it on every domain, and keep everything in a run folder."""
-    from vl2v.cli.show import print_evaluation, progress
+    from vl2v.cli.show import progress
     from vl2v.devices import rank
     from vl2v.runs import distill as train
 
@@ -155,7 +155,7 @@ def distill(
     if rank():
         return
     assert run.evaluation is not None
-    print_evaluation(run.evaluation)
+    run.evaluation.table().print()
     typer.echo(f"the student is in {run.folder}; try: vl2v predict {run.folder} IMAGE")
 
 

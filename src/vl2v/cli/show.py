@@ -1,4 +1,4 @@
-"""What commands print: progress bars and tables."""
+"""What commands print: progress bars, and the advice on queries."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vl2v.table import Table
+
 if TYPE_CHECKING:
-    from vl2v.benchmark.table import Table
-    from vl2v.evaluation import Evaluation
     from vl2v.runs import Advice
     from vl2v.runs.report import Report
 
@@ -51,54 +51,7 @@ def progress() -> Iterator[Report]:
 
 def print_advice(advice: Advice) -> None:
     """Print the curve of accuracy against queries and what it says about more of them."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="a first student's accuracy % on the source domains' validation images")
-    for name in ("images asked about", "accuracy", "standard error"):
-        table.add_column(name, justify="right")
-    for point in advice.points:
-        table.add_row(f"{point.images:,}", f"{100 * point.accuracy:.1f}", f"{100 * point.error:.1f}")
-    console = Console()
-    console.print(table)
-    console.print(advice.verdict(), highlight=False)
-
-
-def print_table(table: Table) -> None:
-    """Print a table, its first column to the left, and its notes."""
-    from rich.console import Console
-    from rich.table import Table as Rich
-
-    drawn = Rich()
-    for place, head in enumerate(table.heads):
-        drawn.add_column(head, justify="right" if place else "left")
-    for number, row in enumerate(table.rows):
-        drawn.add_row(*row, style="bold" if number in table.bold else None)
-    console = Console()
-    console.print(drawn)
-    for note in table.notes:
-        console.print(note, highlight=False)
-
-
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Print every model's accuracy by domain; unseen domains are marked with a star."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title="accuracy %, * unseen in training")
-    for name in ("", "domain", "images", "accuracy", "balanced", "ECE", "known"):
-        table.add_column(name, justify="left" if name in ("", "domain") else "right")
-    for who in evaluation.models():
-        for row in evaluation.of(who):
-            m = row.metrics
-            shares = (f"{100 * share:.1f}" for share in (m.accuracy, m.balanced_accuracy, m.ece, m.known))
-            mark = " *" if row.role == "unseen" else ""
-            table.add_row(who, row.domain + mark, str(m.images), *shares)
-        table.add_section()
-    console = Console()
-    console.print(table)
-    worst = evaluation.worst()
-    if worst is not None:
-        console.print(f"worst domain: {worst.domain}, {100 * worst.metrics.accuracy:.1f}%")
-    for note in evaluation.notes:
-        console.print(note)
+    rows = [[f"{p.images:,}", f"{100 * p.accuracy:.1f}", f"{100 * p.error:.1f}"] for p in advice.points]
+    title = "a first student's accuracy % on the source domains' validation images"
+    heads = ["images asked about", "accuracy", "standard error"]
+    Table(heads, rows, (), [advice.verdict()], title, left=()).print()

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vl2v.cli.learn import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec, settings_of
+from vl2v.table import Table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from vl2v.evaluation.intervals import Share
     from vl2v.runs.judge import Check
 
@@ -59,42 +58,36 @@ def check(
 
 
 def _show(found: Check) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
     domains = [*found.domains, found.everything]
-    _shares(console, "domain", domains, len(domains))
+    _print_shares("domain", domains, len(domains))
     worst = sorted(found.classes, key=lambda share: share.accuracy)
-    _shares(console, "class", worst[:ROWS], len(worst))
-    _alignment(console, found)
-    _swaps(console, found)
-    _wordings(console, found)
+    _print_shares("class", worst[:ROWS], len(worst))
+    _print_alignment(found)
+    _print_swaps(found)
+    _print_prompts(found)
     for name in found.names:
-        console.print(f"- {name.advice()}", markup=False)
+        typer.echo(f"- {name.advice()}")
     for refusal in found.refused:
-        console.print(f"- {refusal.path}: refused by the teacher: {refusal.reason}", markup=False)
+        typer.echo(f"- {refusal.path}: refused by the teacher: {refusal.reason}")
     for note in found.notes:
-        console.print(f"- {note}", markup=False)
-    console.print(found.verdict(), markup=False)
+        typer.echo(f"- {note}")
+    typer.echo(found.verdict())
 
 
-def _shares(console: Console, what: str, rows: list[Share], total: int) -> None:
-    from rich.table import Table
-
-    part = f", the worst {len(rows)} of {total}" if total > len(rows) else ""
-    table = Table(title=f"zero-shot accuracy % by {what}{part}")
-    for name in (what, "images", "accuracy", "95% interval"):
-        table.add_column(name, justify="left" if name == what else "right")
-    for share in rows:
+def _print_shares(what: str, shares: list[Share], total: int) -> None:
+    part = f", the worst {len(shares)} of {total}" if total > len(shares) else ""
+    rows = []
+    for share in shares:
         low, high = share.interval
         interval = f"{100 * low:.1f} to {100 * high:.1f}"
-        table.add_row(share.name, str(share.images), f"{100 * share.accuracy:.1f}", interval)
-    console.print(table)
+        rows.append([share.name, str(share.images), f"{100 * share.accuracy:.1f}", interval])
+    heads = [what, "images", "accuracy", "95% interval"]
+    Table(heads, rows, title=f"zero-shot accuracy % by {what}{part}").print()
 
 
-def _alignment(console: Console, found: Check) -> None:
+def _print_alignment(found: Check) -> None:
     fit = found.alignment
-    console.print(
+    typer.echo(
         f"cosine of an image with its class's text: {fit.own:.3f}; with the best other: {fit.other:.3f}; "
         f"margin: {fit.margin:.3f}; modality gap: {fit.gap:.2f}"
     )
@@ -102,38 +95,29 @@ def _alignment(console: Console, found: Check) -> None:
     for what, probed in probes:
         if probed is not None:
             low, high = probed.share.interval
-            console.print(
+            typer.echo(
                 f"linear probe on {what}, {probed.images} labelled images, {found.held_out}: "
                 f"{100 * probed.share.accuracy:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
             )
 
 
-def _swaps(console: Console, found: Check) -> None:
-    from rich.table import Table
-
+def _print_swaps(found: Check) -> None:
     if not found.swaps:
         return
     shown = found.swaps[:ROWS]
     part = f", the first {len(shown)} of {len(found.swaps)} pairs" if len(found.swaps) > len(shown) else ""
-    table = Table(title=f"taken for another class{part}")
-    for name in ("class", "taken for", "images", "for example"):
-        table.add_column(name, justify="right" if name == "images" else "left", overflow="fold")
-    for swap in shown:
-        table.add_row(swap.label, swap.answer, str(swap.count), swap.example)
-    console.print(table)
+    rows = [[swap.label, swap.answer, str(swap.count), swap.example] for swap in shown]
+    left = ("class", "taken for", "for example")
+    heads = ["class", "taken for", "images", "for example"]
+    Table(heads, rows, title=f"taken for another class{part}", left=left).print()
 
 
-def _wordings(console: Console, found: Check) -> None:
-    from rich.markup import escape
-    from rich.table import Table
-
-    table = Table(title=escape(f"other prompts than {', '.join(found.prompts)}, on the same images"))
-    for name in ("--set", "accuracy %", "points more", "interval"):
-        table.add_column(name, justify="left" if name == "--set" else "right", overflow="fold")
+def _print_prompts(found: Check) -> None:
+    rows = []
     for wording in found.wordings:
         gain = wording.gain
-        figures = (f"{100 * wording.accuracy:.1f}", f"{100 * gain.mean:+.1f}")
-        table.add_row(escape(wording.setting), *figures, f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}")
-    console.print(table)
-    for skip in found.skipped:
-        console.print(f"- not judged: {skip.setting}: {skip.reason}", markup=False)
+        interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
+        rows.append([wording.setting, f"{100 * wording.accuracy:.1f}", f"{100 * gain.mean:+.1f}", interval])
+    notes = [f"- not judged: {skip.setting}: {skip.reason}" for skip in found.skipped]
+    title = f"other prompts than {', '.join(found.prompts)}, on the same images"
+    Table(["--set", "accuracy %", "points more", "interval"], rows, (), notes, title).print()

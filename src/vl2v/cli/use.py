@@ -21,7 +21,7 @@ def evaluate(
     """Measure a student on every domain, the unseen ones marked, beside the zero-shot teacher."""
     import json as as_json
 
-    from vl2v.cli.show import print_evaluation, progress
+    from vl2v.cli.show import progress
     from vl2v.runs import evaluate_run
 
     with progress() as report:
@@ -29,7 +29,7 @@ def evaluate(
     if json:
         typer.echo(as_json.dumps(evaluation.to_json(), indent=2))
     else:
-        print_evaluation(evaluation)
+        evaluation.table().print()
 
 
 def predict(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from vl2v.evaluation.metrics import Metrics
+from vl2v.table import Table
 
 Role = Literal["seen", "unseen"]
 
@@ -48,6 +49,22 @@ class Evaluation:
     def models(self) -> list[str]:
         """Return who was measured, in order."""
         return list(dict.fromkeys(row.who for row in self.rows))
+
+    def table(self) -> Table:
+        """Return every model's figures by domain; unseen domains are marked with a star."""
+        cells, sections = [], []
+        for who in self.models():
+            for row in self.of(who):
+                m = row.metrics
+                shares = (f"{100 * share:.1f}" for share in (m.accuracy, m.balanced_accuracy, m.ece, m.known))
+                mark = " *" if row.role == "unseen" else ""
+                cells.append([who, row.domain + mark, str(m.images), *shares])
+            sections.append(len(cells) - 1)
+        heads = ("", "domain", "images", "accuracy", "balanced", "ECE", "known")
+        worst = self.worst()
+        notes = [] if worst is None else [f"worst domain: {worst.domain}, {100 * worst.metrics.accuracy:.1f}%"]
+        title = "accuracy %, * unseen in training"
+        return Table(heads, cells, (), [*notes, *self.notes], title, left=heads[:2], sections=sections)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types only."""

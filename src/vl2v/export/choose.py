@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from vl2v.benchmark.table import Table
 from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import png, side_by_side, timed
@@ -19,6 +18,7 @@ from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources
 from vl2v.runtime import load
+from vl2v.table import Table
 
 TURNS, SECONDS = 5, 0.2
 STEP = 16  # pixels: patches of most transformers
@@ -87,7 +87,7 @@ class Curve:
         heads = ["student", "px", "precision", "accuracy %", "ms", "MB", ""]
         note = "Accuracy on the source domains' validation images, mean of domains; batch 1, median, on this machine."
         bold = () if self.best is None else (self.candidates.index(self.best),)
-        return Table(heads, rows, bold, [note])
+        return Table(heads, rows, bold, [note], left=("student", "precision", ""))
 
     def save(self, folder: Path) -> None:
         """Write the table, `choice.csv`, and the plot `choice.png`.

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from vl2v.benchmark.table import Table
 from vl2v.config import TeacherConfig
 from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
@@ -24,6 +23,7 @@ from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
 from vl2v.runs.teaching import the_teacher
 from vl2v.students import Classifier, Student
+from vl2v.table import Table
 from vl2v.teachers import gives_weights
 
 REFERENCE = "eager fp32"
@@ -65,7 +65,7 @@ class Device:
             for speed in others:
                 row += [f"{speed.rate:.0f}", f"{speed.gain:.3g}"]
             rows.append([*row, f"{line.bytes / 1e6:.1f}", "" if line.peak is None else f"{line.peak / 1e6:.0f}"])
-        return Table([*heads, "file MB", "peak memory MB"], rows, (), self.notes)
+        return Table([*heads, "file MB", "peak memory MB"], rows, notes=self.notes)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain types only: seconds, bytes."""

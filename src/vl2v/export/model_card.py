@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ from vl2v.config import TOWER
 from vl2v.evaluation.intervals import wilson
 from vl2v.places import public_name
 from vl2v.runs import Run
+from vl2v.table import Table, markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
@@ -56,9 +58,9 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
             repo=repo,
             licence=licence,
             classifier=classifier,
-            classes=[_cell(name) for name in classifier.classes],
-            domains=[(_cell(name), about.get("images", {}).get(name)) for name in about["sources"]],
-            targets=[_cell(name) for name in about["target"]],
+            classes=[markdown(name) for name in classifier.classes],
+            domains=[(markdown(name), about.get("images", {}).get(name)) for name in about["sources"]],
+            targets=[markdown(name) for name in about["target"]],
             size=classifier.student.spec.image_size,
             parameters=sum(weights.numel() for weights in classifier.student.parameters()),
             method=about["method"],
@@ -69,9 +71,9 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
             student=config.student.name,
             base=base,
             base_licence=base_licence,
-            rows=[_figures(row) for row in rows],
+            table=_table(rows).render("md") if rows else "",
             unseen=any(row.role == "unseen" for row in rows),
-            competed=[] if current else [_cell(name) for name in competed],
+            competed=[] if current else [markdown(name) for name in competed],
             exports=exports,
             paper=about["method"] in PAPER,
         )
@@ -144,15 +146,14 @@ def _metadata(
     )
 
 
-def _figures(row: Row) -> str:
-    """Return a line of the table: accuracy with its 95% interval, calibration, and what isn't called unknown."""
-    m = row.metrics
-    low, high = wilson(round(m.accuracy * m.images), m.images)
-    interval = f"{100 * m.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
-    shares = f"{100 * m.balanced_accuracy:.1f} | {100 * m.ece:.1f} | {100 * m.known:.1f}"
-    return f"| {row.who} | {_cell(row.domain)} | {row.role} | {m.images} | {interval} | {shares} |"
-
-
-def _cell(name: str) -> str:
-    """Return a folder's name as plain text of a Markdown table."""
-    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|" else sign for sign in " ".join(name.split()))
+def _table(rows: Sequence[Row]) -> Table:
+    """Return accuracy with its 95% interval, calibration, and what isn't called unknown."""
+    cells = []
+    for row in rows:
+        m = row.metrics
+        low, high = wilson(round(m.accuracy * m.images), m.images)
+        interval = f"{100 * m.accuracy:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+        shares = (f"{100 * share:.1f}" for share in (m.balanced_accuracy, m.ece, m.known))
+        cells.append([row.who, row.domain, row.role, str(m.images), interval, *shares])
+    heads = ("who", "domain", "in training", "images", "accuracy", "balanced", "ECE", "known")
+    return Table(heads, cells, left=heads[:3])
