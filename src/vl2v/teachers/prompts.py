@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -84,12 +83,20 @@ def _article(letter: str, name: str) -> str:
     words = name.lower().split() or [""]
     if words[0] == "the" or _is_plural(words[-1]):
         return ""
-    article: str = _inflect().a(name).split(" ")[0]
-    return letter + article[1:] + " "
+    return f"{letter}n " if _begins_with_a_vowel(name) else f"{letter} "
+
+
+def _begins_with_a_vowel(name: str) -> bool:
+    """Return whether a name begins with the sound of a vowel: "hour" and "X-ray" do, "unicorn" and "euro" don't."""
+    first = name.split()[0]
+    head = re.split(r"[-.]", first)[0]
+    spelt = head.isupper() and (len(head) <= 3 or not re.search("[AEIOUY]", head[:4]))  # letter by letter
+    if len(head) == 1 or spelt:
+        return head[0].upper() in "AEFHILMNORSX8"
+    return bool(_VOWEL.match(first))
 
 
 def _is_plural(word: str) -> bool:
-    # By the ending: inflect takes "walrus", "tennis" and even "opera" for plurals.
     if word in _ODD_PLURALS:
         return True
     return word.endswith("s") and not word.endswith(("ss", "us", "is", "'s")) and word not in _SINGULAR
@@ -119,9 +126,7 @@ _SINGULAR = frozenset(
     ]
 )
 
-
-@cache
-def _inflect() -> Any:
-    import inflect
-
-    return inflect.engine()
+_VOWEL = re.compile(
+    r"(?!eu|ewe|one\b|once\b|one-|ouija|uni(?!n|m(?!o))|u[bcfghjkpqrtv][aeiou]|us[aeu]|ukr|ural)[aeiou8]|hour(?!i)|heir|hono|hones|1[18]\b",
+    re.IGNORECASE,
+)
