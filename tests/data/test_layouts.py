@@ -479,3 +479,10 @@ def test_an_error_names_the_line_as_an_editor_counts_it(tmp_path: Path) -> None:
         DataError, match='line 2 has 4 cells, the first line 3; put a text with a "," in it into quotes'
     ):
         open_dataset(tmp_path / "m.csv")
+
+
+def test_labels_follow_their_names_into_other_classes(tmp_path: Path) -> None:
+    put(tmp_path, "1.png", "2.png", "3.png")
+    dataset = open_dataset(manifest(tmp_path / "m.csv", "1.png,cat,a", "2.png,dog,a", "3.png,,a"))
+    named = dict(zip(dataset.paths, dataset.of_classes(["dog", "eel", "cat"]).labels.tolist(), strict=True))
+    assert named == {"1.png": 2, "2.png": 0, "3.png": -1}

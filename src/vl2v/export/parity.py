@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from vl2v.data import decode, evaluation_view
+from vl2v.data.files import one_form
 from vl2v.evaluation.intervals import paired_interval
 from vl2v.runs.sources import Sources
 from vl2v.runtime import BATCH, Exported
@@ -126,7 +127,10 @@ class Domain:
 
 def source_domains(classifier: Classifier, sources: Sources) -> Iterator[Domain]:
     """Yield the validation images of each source domain, with what the student says about them."""
-    dataset, val, size = sources.dataset, sources.split.val, classifier.student.spec.image_size
+    dataset = sources.dataset.of_classes(
+        [one_form(name) for name in classifier.classes]
+    )  # labels as the student has them
+    val, size = sources.split.val, classifier.student.spec.image_size
     for name in sources.names:
         images = val[dataset.domain_ids[val] == dataset.domain_index(name)][:CHECKED]
         pixels = _pixels(sources, images, size)
