@@ -91,6 +91,6 @@ def test_odd_shapes_have_views_too(size: tuple[int, int]) -> None:
     assert evaluation_view(image, 16).shape == (16, 16, 3)
 
 
-def test_a_image_too_long_is_cropped_in_its_middle() -> None:
+def test_an_image_too_long_is_cropped_in_its_middle() -> None:
     assert augment._crop(300, 30, np.random.default_rng(0)) == (130, 0, 170, 30)
     assert augment._crop(30, 300, np.random.default_rng(0)) == (0, 130, 30, 170)

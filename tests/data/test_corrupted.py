@@ -38,7 +38,7 @@ def test_its_domains_are_the_corruptions(shapes: Path, tmp_path: Path) -> None:
     assert seen[-1] == (180, 180)
 
 
-def test_a_image_is_the_same_in_any_company(shapes: Path, tmp_path: Path) -> None:
+def test_an_image_is_the_same_in_any_company(shapes: Path, tmp_path: Path) -> None:
     dataset = open_dataset(shapes)
     corrupt_dataset(dataset, tmp_path / "one", kinds=KINDS, severities=[3], domains=["ink"], workers=1)
     corrupt_dataset(dataset, tmp_path / "two", kinds=["snow"], severities=[2, 3], domains=["paint", "ink"], workers=2)

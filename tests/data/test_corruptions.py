@@ -36,7 +36,7 @@ def far(one: Image.Image, other: Image.Image) -> float:
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
 @pytest.mark.parametrize("image", [LARGE, LITTLE, scene(150, 97)], ids=["224", "64", "150x97"])
-def test_a_image_keeps_its_shape_and_changes(kind: str, image: Image.Image) -> None:
+def test_an_image_keeps_its_shape_and_changes(kind: str, image: Image.Image) -> None:
     before = image.tobytes()
     for severity in SEVERITIES:
         out = corrupt(image, kind, severity, 0)

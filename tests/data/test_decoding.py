@@ -143,7 +143,7 @@ def test_half_transparent_is_half_white() -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
-def test_broken_bytes_give_a_image_or_a_reason(kind: str) -> None:
+def test_broken_bytes_give_an_image_or_a_reason(kind: str) -> None:
     rng = np.random.default_rng(0)
     exif = Image.Exif()
     exif[274] = 3
@@ -160,7 +160,7 @@ def test_broken_bytes_give_a_image_or_a_reason(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP"])
-def test_half_a_file_is_never_a_image(kind: str) -> None:
+def test_half_a_file_is_never_an_image(kind: str) -> None:
     whole = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), kind)
     with pytest.raises(ImageError):
         decode(whole[: len(whole) // 2])

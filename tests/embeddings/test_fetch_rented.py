@@ -171,5 +171,5 @@ def test_a_wrong_first_answer_leaves_nothing_behind(store, ledger, images) -> No
     assert ask(vendor, store, ledger, images)[1][-1] == (14, 14)
 
 
-def test_the_canary_is_a_image() -> None:
+def test_the_canary_is_an_image() -> None:
     assert Image.open(io.BytesIO(CANARY_IMAGE)).size == CANARY_SIZE

@@ -118,7 +118,7 @@ def test_a_class_can_be_seen_alone(shown: Chrome) -> None:
     assert shown.find_elements(CSS, ".map .dim") == []
 
 
-def test_pointing_at_a_image_on_the_map_shows_it(shown: Chrome) -> None:
+def test_pointing_at_an_image_on_the_map_shows_it(shown: Chrome) -> None:
     (*_, point) = shown.find_elements(CSS, ".map circle")
     tip = pointed_at(shown, point)
     assert tip.is_displayed() and tip.text.split(",")[0] in ("ball", "box", "cone")

@@ -64,7 +64,7 @@ class Page:
 
 
 @pytest.mark.parametrize("how", ["drop", "paste", "file"])
-def test_a_image_is_answered(
+def test_an_image_is_answered(
     how: str, browser: Chrome, served: Servers, opened: Path, shapes: Path, image: bytes
 ) -> None:
     page = Page(browser, served())

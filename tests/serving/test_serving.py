@@ -240,7 +240,7 @@ def pupil_of(vendor: Running, opened: Path) -> tuple[vl2v.runtime.Exported, Teac
     return student, teacher
 
 
-def test_a_rented_teacher_is_paid_once_a_image_and_within_the_budget(
+def test_a_rented_teacher_is_paid_once_an_image_and_within_the_budget(
     served: Servers, opened: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "vendor", price=5) as vendor:
@@ -248,14 +248,16 @@ def test_a_rented_teacher_is_paid_once_a_image_and_within_the_budget(
         student, teacher = pupil_of(vendor, opened)
         with pytest.raises(ConfigError, match="say how much with --budget"):
             served(student, teacher)
-        url = served(student, teacher, budget=22e-6)
-        assert http.get(f"{url}/about").json()["teacher"]["bill"] == "0.00 USD of 0.000022 USD"
+        url = served(student, teacher, budget=27e-6)
+        assert http.get(f"{url}/about").json()["teacher"]["bill"] == "0.00 USD of 0.000027 USD"
         images = [b64(file.read_bytes()) for file in sorted((shapes / "paint").rglob("*.png"))[:3]]
         asked = [http.post(f"{url}/teacher", json={"image": images[number]}) for number in (0, 1, 0, 2)]
         assert [answer.status_code for answer in asked] == [200, 200, 200, 402]
-        assert asked[2].json()["teacher"]["bill"] == "0.00002 USD of 0.000022 USD"
+        assert asked[2].json()["teacher"]["bill"] == "0.000025 USD of 0.000027 USD"
         assert asked[3].json() == {"error": "the budget for the teacher is used up"}
-        assert vendor.meter.sold("client") == 4  # a known text and image, once, and two images
+        assert (
+            vendor.meter.sold("client") == 5
+        )  # a known text, an image, and the image's bytes as a text: once; and two images
         assert vendor.key not in "".join(answer.text for answer in asked)
 
 
@@ -277,8 +279,8 @@ def test_the_bill_is_told_while_a_question_is_in_flight(
             assert answer.result().status_code == 200, answer.result().text
         again = http.post(f"{url}/teacher", json={"image": b64(image)}).json()
         assert again["answer"] == answer.result().json()["answer"]
-        assert again["teacher"]["bill"] == "0.000015 USD of 1.00 USD"
-        assert vendor.meter.sold("client") == 3  # a known text and image, and the image: once
+        assert again["teacher"]["bill"] == "0.00002 USD of 1.00 USD"
+        assert vendor.meter.sold("client") == 4  # a known text, an image, and its bytes as a text; and the image: once
 
 
 def test_every_address_without_the_key(served: Servers, image: bytes) -> None:

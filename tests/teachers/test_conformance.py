@@ -84,7 +84,7 @@ def test_more_images_than_a_batch(teacher, images, monkeypatch):
     np.testing.assert_allclose(teacher.embed_images(images[:2]), rows[:2], atol=2e-6)
 
 
-def test_a_image_that_is_none(teacher, images):
+def test_an_image_that_is_none(teacher, images):
     with pytest.raises(TeacherError, match=r"broken\.jpg"):
         teacher.embed_images([*images, EncodedImage("broken.jpg", b"no image")])
 

@@ -92,7 +92,7 @@ def test_half_a_name_is_no_tail(tmp_path):
         ask(tmp_path, "og/b.png")
 
 
-def test_views_of_a_image_recorded_by_path_are_refused(tmp_path):
+def test_views_of_an_image_recorded_by_path_are_refused(tmp_path):
     teacher = open_teacher(f"recorded:{record(tmp_path, list(FILES))}")
     name = "photo/dog/a.jpg"
     teacher.embed_images([EncodedImage(name, b"one")])

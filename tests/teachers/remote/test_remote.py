@@ -804,7 +804,7 @@ def test_specs_that_say_too_little(spec, words):
         ("jina:jina-clip-v2", {(227, 227): 4000, (512, 513): 8000, (2000, 1000): 32_000}),
     ],
 )
-def test_the_tokens_of_a_image_are_as_the_vendor_counts_them(spec, sizes, monkeypatch, tmp_path):
+def test_the_tokens_of_an_image_are_as_the_vendor_counts_them(spec, sizes, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     teacher = open_teacher(spec)
     assert {size: teacher.forecast("image", [size]).tokens for size in sizes} == sizes
