@@ -19,6 +19,7 @@ from vl2v.evaluation.intervals import wilson
 from vl2v.report import write_report
 from vl2v.report.charts import calibration, coverage
 from vl2v.report.looked import look
+from vl2v.report.page import lead
 from vl2v.runs import Run, add_class, distill, evaluate_run, silent
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.settings import without_places
@@ -44,6 +45,50 @@ def test_its_figures_are_the_evaluations(of_run: Written) -> None:
             if who == "student":
                 assert (shown["balanced %"], shown["ECE %"]) == (percent(m.balanced_accuracy), percent(m.ece))
                 assert shown["answered %"] == percent(m.known)
+
+
+def test_a_sentence_says_whether_it_is_good_enough(of_run: Written) -> None:
+    words, looked = Page(of_run.html).words, look(of_run.run, of_run.store, silent)
+    unseen = looked.unseen
+    (sentence,) = re.findall(r"On unseen domains it is right about .*\.\n", words)
+    assert f"{percent(looked.right[unseen].mean())}% of {unseen.sum()} images" in sentence
+    assert "most frequent class (33.3%)" in sentence and " its teacher (" in sentence
+    assert "it fails most on" in sentence or "no class is surely worse" in sentence
+    assert "unseen domains pooled" in words
+
+
+def luminance(colour: np.ndarray) -> float:
+    """Return WCAG's relative luminance of a colour, 0 to 1."""
+    linear = np.where(colour <= 0.04045, colour / 12.92, ((colour + 0.055) / 1.055) ** 2.4)
+    return float(linear @ [0.2126, 0.7152, 0.0722])
+
+
+def test_figures_in_shaded_cells_can_be_read(of_run: Written) -> None:
+    style = of_run.html.split("<style>")[1].split("</style>")[0]
+    (most,) = re.findall(r"color-mix\(in srgb, var\(--heat\) calc\(var\(--v\) \* (\d+)%\), var\(--card\)\)", style)
+    schemes = re.findall(r"--card: (#\w+); --ink: (#\w+);.*?--heat: (#\w+);", style, re.S)
+    assert len(schemes) == 2  # light and dark
+    for scheme in schemes:
+        wide = ("".join(2 * sign for sign in name[1:]) if len(name) == 4 else name[1:] for name in scheme)
+        card, ink, heat = (np.array([int(name[at : at + 2], 16) / 255 for at in (0, 2, 4)]) for name in wide)
+        for shade in np.linspace(0, int(most) / 100, 20):
+            dark, light = sorted((luminance(ink), luminance(shade * heat + (1 - shade) * card)))
+            assert (light + 0.05) / (dark + 0.05) >= 4.5
+
+
+@pytest.mark.parametrize("which", ["of_run", "of_benchmark"])
+def test_what_scrolls_is_reached_by_the_keyboard(which: str, request: pytest.FixtureRequest) -> None:
+    html = request.getfixturevalue(which).html
+    for tag in re.findall(r"<pre[^>]*>|<div class=.(?:wide|inner)[^>]*>", html):
+        assert 'tabindex="0"' in tag and "aria-label=" in tag
+    assert all("print" in tag for tag in re.findall(r"<details(?! class=.figures)[^>]*>", html))  # open on paper
+
+
+def test_an_interval_is_possible_or_cant_be_told() -> None:
+    assert lead(0.02, -0.01, 0.05) == ("+2.0", "-1.0 to +5.0")
+    assert lead(0.9, 0.7, 1.4) == ("+90.0", "+70.0 to +100.0")
+    for low, high in ((-1.498, 1.919), (float("nan"), float("nan")), (-0.6, 0.5)):
+        assert "can't be told" in lead(0.2, low, high)[1]
 
 
 def test_classes_and_confusions_are_those_of_the_answers(of_run: Written) -> None:

@@ -141,12 +141,20 @@ def _leads(bench: Bench) -> Iterator[dict[str, Any]]:
     rows: list[tuple[Model, Lead]] = []
     for student in dict.fromkeys(student for student, _ in bench.models):
         rows += [((student, method), found) for method, found in bench.leads(student).items()]
-    ends = axis("", [0.0, *(end for _, found in rows for end in (found.low, found.high))])
+    bounded = {id(found): (max(found.low, -1.0), min(found.high, 1.0)) for _, found in rows}
+    ends = axis("", [0.0, *(end for pair in bounded.values() for end in pair)])
     for model, found in sorted(rows, key=lambda row: -row[1].mean):
         yield {
             "name": bench.named(model),
             "lead": lead(found.mean, found.low, found.high),
-            "spans": [Span(ends.share(found.mean), ends.share(found.low), ends.share(found.high), "student")],
+            "spans": [
+                Span(
+                    ends.share(found.mean),
+                    ends.share(bounded[id(found)][0]),
+                    ends.share(bounded[id(found)][1]),
+                    "student",
+                )
+            ],
             "zero": ends.share(0.0),
             "wins": f"{found.wins} / {found.losses}",
             "runs": found.runs,

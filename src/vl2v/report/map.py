@@ -19,6 +19,8 @@ from vl2v.training import clean_pixels
 IMAGES = 360
 SIDE, MARGIN = 400, 16  # of a panel, in the units of its view box
 THUMB, COLUMNS = 56, 20  # pixels a side, and images in a row of the sheet
+COLOURS = 8  # that can be told apart
+LINE, LETTER = 10, 2.6  # height of a name's line, half the width of a letter
 NAMED = 12  # more classes than that get no words beside their texts
 
 Places = NDArray[np.int64]
@@ -138,4 +140,21 @@ def _panel(looked: Looked, places: Places, model: _Model, frame: Points) -> dict
         for label, (name, (x, y)) in enumerate(zip(kept.classes, at, strict=False))
     ]
     words = f"The two axes hold {model.plane.explained:.0%} of the variance."
-    return {"title": model.title, "points": points, "texts": texts, "words": words}
+    middles = _middles(points, kept.classes) if len(kept.classes) > COLOURS else []
+    return {"title": model.title, "points": points, "texts": texts, "words": words, "middles": middles}
+
+
+def _middles(points: list[dict[str, Any]], classes: list[str]) -> list[dict[str, Any]]:
+    """Return where the names of classes stand: at the median of their images, where no other name does."""
+    found: list[dict[str, Any]] = []
+    for label, name in enumerate(classes):
+        mine = [(point["x"], point["y"]) for point in points if point["label"] == label]
+        if mine:
+            x, y = np.median(mine, axis=0).round(1).tolist()
+            while any(
+                abs(y - other["y"]) < LINE and abs(x - other["x"]) < LETTER * len(name + other["name"])
+                for other in found
+            ):
+                y += LINE
+            found.append({"x": x, "y": round(y, 1), "label": label, "name": name})
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import math
 import time
 from collections.abc import Mapping
 from importlib.resources import files
@@ -13,6 +14,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from vl2v.report import charts
+
+TOLD = 1.0  # width of an interval of differences, from -1 to 1, from which on it tells nothing
 
 
 def page(template: str, content: Mapping[str, Any]) -> str:
@@ -65,8 +68,10 @@ def interval(share: float, low: float, high: float) -> tuple[str, str]:
 
 
 def lead(mean: float, low: float, high: float) -> tuple[str, str]:
-    """Return a difference in points, and its interval."""
-    return f"{100 * mean:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}"
+    """Return a difference of shares in points, and its interval: bounded by what is possible, if it says anything."""
+    low, high = max(low, -1.0), min(high, 1.0)
+    told = math.isfinite(low) and math.isfinite(high) and high - low < TOLD
+    return f"{100 * mean:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}" if told else "can't be told from so few runs"
 
 
 def duration(seconds: float) -> str:

@@ -6,15 +6,18 @@ import json
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import timm
 import tomli_w
 from numpy.typing import NDArray
 from PIL import Image
 
+from vl2v.config import StudentConfig
 from vl2v.embeddings import money
 from vl2v.evaluation import Row
 from vl2v.evaluation.alignment import accuracy_by_group, confusions
@@ -27,6 +30,7 @@ from vl2v.report.looked import Looked, look
 from vl2v.report.map import embedding_map
 from vl2v.report.page import duration, interval, lead, page, percent
 from vl2v.report.thumbnails import data_uri
+from vl2v.report.verdict import verdict
 from vl2v.runs import Report, Run, read_bill
 from vl2v.runs.evaluate import STUDENT, TEACHER
 from vl2v.runs.folder import read_json
@@ -35,6 +39,7 @@ from vl2v.runs.sources import open_sources
 from vl2v.runs.teaching import anchor_prompts
 from vl2v.runtime import size_of
 from vl2v.seeds import derive
+from vl2v.students.backbone import PACKAGED
 from vl2v.teachers import prompts_for
 from vl2v.training import clean_pixels
 from vl2v.training.log import MetricsLog
@@ -62,6 +67,7 @@ def run_page(run: Run, store: Path, report: Report) -> str:
         "title": f"{config.method}: {target} unseen",
         "lead": _lead(looked),
         "tiles": list(_tiles(looked)),
+        "verdict": verdict(looked),
         "sections": SECTIONS,
         "facts": list(_facts(looked)),
         "teacher": bool(looked.evaluation.of(TEACHER)),
@@ -116,11 +122,13 @@ def _tiles(looked: Looked) -> Iterator[dict[str, str]]:
     found = calibration(looked.kept["probability"][focus], looked.right[focus])
     before = calibration(looked.kept["uncalibrated"][focus], looked.right[focus])
     where = "unseen" if looked.unseen.any() else "seen"
+    errors = [row.metrics.ece for row in evaluation.of(STUDENT, where)]  # type: ignore[arg-type]
+    apart = f"by domain {percent(min(errors))} to {percent(max(errors))}%; " if len(errors) > 1 else ""
     yield {
-        "label": f"calibration error, {where}",
+        "label": f"calibration error (ECE), {where} domains pooled",
         "who": "",
         "value": f"{percent(found.ece)}%",
-        "note": f"{percent(before.ece)}% before the temperature",
+        "note": f"{apart}{percent(before.ece)}% before the temperature",
     }
     weights = sum(value.numel() for value in classifier.student.parameters())
     size = size_of(looked.run.folder / "student")
@@ -131,6 +139,16 @@ def _tiles(looked: Looked) -> Iterator[dict[str, str]]:
         "value": f"{size / 1e6:.1f} MB",
         "note": f"{weights / 1e6:.1f} M parameters, {pixels} px",
     }
+
+
+def _weights(student: StudentConfig) -> str:
+    """Return which weights the student started from."""
+    if student.weights != "auto":
+        return str(without_places(student.weights))
+    known = timm.get_pretrained_cfg(student.name) if timm.is_model(student.name) else None
+    hub = f"timm's {known.hf_hub_id or student.name}" if known else "the teacher's own"
+    package = PACKAGED.get(student.name)
+    return f"auto, which is here {f'the package {package}' if package and find_spec(package) else hub}"
 
 
 def _mean(rows: Sequence[Row]) -> str:
@@ -168,7 +186,7 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
         f"{name}: {s.steps:,} steps, learning rate {s.lr:g}, {s.batch_per_domain} a domain" for name, s in stages
     )
     yield "Method", f"{config.method} ({steps})"
-    yield "Student", f"{config.student.name}, weights at the start: {without_places(config.student.weights)}"
+    yield "Student", f"{config.student.name}, weights at the start: {_weights(config.student)}"
     if about["teacher"]:
         yield "Teacher", _teacher_name(looked)
         yield "Questions", _questions(looked, task, sources.with_others.classes, len(sources.training))
