@@ -60,7 +60,7 @@ def bill(command: Any) -> list[dict[str, Any]]:
 def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> None:
     dry = command("embed", "--dry-run")
     assert "72 questions, 0 known, 72 to ask" in dry.stdout, dry.stderr
-    assert "requests: 6, tokens: at most" in dry.stdout and "price: at most 0.00154 USD" in dry.stdout
+    assert "requests: 7, tokens: at most" in dry.stdout and "price: at most 0.00156 USD" in dry.stdout
     assert vendor.meter.sold("client") == 0
 
     poor = command("embed")
@@ -72,21 +72,23 @@ def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> Non
     assert 0 < vendor.meter.sold("client") * PRICE <= 900
 
     enough = command("embed", "--budget", "0.002")
-    assert enough.returncode == 0 and "the bill so far: 0.00158 USD of 0.002 USD" in enough.stdout, enough.stderr
-    assert sum(row["count"] for row in bill(command)) == vendor.meter.sold("client") == 72 + 3 + 2 + 2
+    assert enough.returncode == 0 and "the bill so far: 0.0016 USD of 0.002 USD" in enough.stdout, enough.stderr
+    assert (
+        sum(row["count"] for row in bill(command)) == vendor.meter.sold("client") == 72 + 3 + 2 + 2 + 1
+    )  # the data URI, as a text
     assert sum(row["micro"] for row in bill(command)) == PRICE * vendor.meter.sold("client")
     assert {row["status"] for row in bill(command)} == {"answered"}
 
     student = command("distill", "--out", tmp_path / "run")
     assert student.returncode == 0, student.stderr
-    assert vendor.meter.sold("client") == 79, "all was known"
+    assert vendor.meter.sold("client") == 80, "all was known"
     more = command("classes", "add", tmp_path / "run", "zebra", "--budget", "0.002")
     assert more.returncode == 0, more.stderr
     rows = list(csv.DictReader(io.StringIO(command("bill", tmp_path / "run", "--csv").stdout)))
     asked = [(row["kind"], row["count"], row["micro"]) for row in rows]
     assert asked == [(kind, "1", str(PRICE)) for kind in ("text", "image", "text")], "the canaries and the zebra"
     table = command("bill").stdout
-    assert "answered" in table and "in all: 0.00164 USD" in table
+    assert "answered" in table and "in all: 0.00166 USD" in table
 
 
 @pytest.mark.parametrize("changed", [False, True])
@@ -113,15 +115,15 @@ def test_what_the_common_store_knows_is_not_bought_again(
         assert vendor.meter.sold("client") > 2 * bought - 4
     else:
         assert told == f"taken over from {tmp_path / 'store'}: 75 answers of {teacher.name}"
-        assert vendor.meter.sold("client") == bought + 2  # whether it answers as before
+        assert vendor.meter.sold("client") == bought + 3  # whether it answers as before, and sees images
 
 
 def test_an_interrupted_embedding_is_gone_on_with_by_a_run(command, vendor, tmp_path: Path) -> None:
     command("embed", "--select", "12", "--budget", "0.01")
-    assert vendor.meter.sold("client") == 12 + 3 + 2
+    assert vendor.meter.sold("client") == 12 + 3 + 2 + 1
     run = command("distill", "--select", "12", "--out", tmp_path / "run", "--budget", "0.01")
     assert run.returncode == 0, run.stderr
-    assert vendor.meter.sold("client") == 17
+    assert vendor.meter.sold("client") == 18
 
 
 def test_the_key_is_nowhere_when_all_goes_wrong(command, vendor, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources
 from vl2v.runs.teaching import anchor_prompts, default_store, online
 from vl2v.teachers import Teacher, prompts_for
-from vl2v.teachers.rented import CANARY_SIZE, CANARY_TEXT, Forecast, Rented, as_rented, micro_of
+from vl2v.teachers.rented import CANARY_IMAGE, CANARY_SIZE, CANARY_TEXT, Forecast, Rented, as_rented, micro_of
 
 if TYPE_CHECKING:
     from vl2v.runs.cluster import Cluster
@@ -377,7 +377,9 @@ def cost(plan: Plan, teacher: Teacher, account: Account | None) -> Cost | None:
     letters = ((len(text.encode()), 1) for text in plan.texts_to_ask)
     forecast = rented.forecast("image", sizes) + rented.forecast("text", letters)
     if plan.questions:
-        forecast += rented.forecast("image", [CANARY_SIZE]) + rented.forecast("text", [(len(CANARY_TEXT), 1)])
+        known = [CANARY_TEXT, as_text(CANARY_IMAGE) if (as_text := getattr(rented, "image_as_text", None)) else None]
+        forecast += rented.forecast("image", [CANARY_SIZE])
+        forecast += sum((rented.forecast("text", [(len(text), 1)]) for text in known if text), Forecast(0, 0, 0, 0.0))
     bill = money(account.committed, account.currency)
     return Cost(forecast, rented.currency, bill, rented.doubt)
 
