@@ -312,7 +312,7 @@ def campaign(folder: Path, images: Path, fault: str, seed: int, *, budget: int, 
     with Ledger(folder / "store") as ledger:
         committed = ledger.committed(spec)
     losing = sum(count for kind, count in proxy.happened.items() if kind in LOSING)
-    canaries = 2 * starts
+    canaries = 2 * starts + 1  # one of them once as a text, for a new store
     again = sum(times - 1 for times in teacher.times.values())
     return Outcome(
         ended,

@@ -14,10 +14,10 @@ function showTip(event) {
   const sheet = point.closest("[data-sheet]");
   if (sheet && point.dataset.n) {
     const { columns, sheet: name } = sheet.dataset;
-    const image = document.getElementById(name);
+    const all = document.getElementById(name);
     const side = 72, n = Number(point.dataset.n);
     const image = document.createElement("span");
-    image.style.background = `url(${image.src}) ${-(n % columns) * side}px ${-Math.floor(n / columns) * side}px`;
+    image.style.background = `url(${all.src}) ${-(n % columns) * side}px ${-Math.floor(n / columns) * side}px`;
     image.style.backgroundSize = `${columns * side}px`;
     tip.prepend(image);
   }
