@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import Timeout
+from safetensors.torch import load_file
 
 from vl2v.errors import DataError, RunError
-from vl2v.io import locked, replacing, write_bytes, write_text
+from vl2v.io import locked, replacing, write_bytes, write_tensors, write_text
 
 
 def test_a_failed_write_leaves_the_file_as_it_was(tmp_path: Path) -> None:
@@ -52,6 +54,15 @@ def test_a_file_that_cannot_be_written_is_an_error_of_its_owner(tmp_path: Path) 
         write_text(tmp_path / "file" / "inside", "")
     with pytest.raises(DataError, match="can't be written"):
         write_text(tmp_path / "file" / "inside", "", DataError)
+
+
+def test_tensors_that_share_memory_are_written_apart(tmp_path: Path) -> None:
+    one = torch.arange(6.0)
+    write_tensors(tmp_path / "a.safetensors", {"one": one, "same": one, "part": one[:2], "none": torch.zeros(0)})
+    found = load_file(tmp_path / "a.safetensors")
+    assert {name: tensor.tolist() for name, tensor in found.items()} == {
+        "one": one.tolist(), "same": one.tolist(), "part": [0.0, 1.0], "none": [],
+    }  # fmt: skip
 
 
 def test_a_lock_is_freed_by_a_process_that_dies(tmp_path: Path) -> None:

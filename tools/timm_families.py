@@ -115,10 +115,9 @@ def tried(family: str, work: Path) -> dict[str, Any]:
     step = ""
     try:
         with tempfile.TemporaryDirectory() as folder:
-            for step in ("trains", "exports", "quantises"):
-                row[step] = {"trains": _train, "exports": _export, "quantises": _quantise}[step](
-                    row, work, Path(folder)
-                )
+            for step, done in STEPS.items():
+                done(row, work, Path(folder))
+                row[step] = "yes"
     except Exception as error:
         row[step] = "no"
         row["why"] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"

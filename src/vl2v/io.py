@@ -70,11 +70,17 @@ def write_text(path: Path, text: str, error: type[VL2VError] = RunError) -> None
 def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, error: type[VL2VError] = RunError
 ) -> None:
-    """Write a safetensors file in one step, durably; see `replacing`."""
+    """Write a safetensors file in one step, durably; see `replacing`. Tensors that share memory are written apart."""
     from safetensors.torch import save_file
 
+    seen: set[int] = set()
+    apart: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        storage = tensor.untyped_storage().data_ptr()
+        apart[name] = tensor.clone() if storage in seen else tensor
+        seen.add(storage)
     with replacing(path, error) as temporary:
-        save_file(dict(tensors), temporary, metadata)
+        save_file(apart, temporary, metadata)
 
 
 def sync(path: Path) -> None:

@@ -20,7 +20,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def calm(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
     outcome = campaign(tmp_path_factory.mktemp("calm") / "run", images, CALM, 0, budget=AMPLE, kills=0)
     assert outcome.ended == DONE and len(outcome.answers) == IMAGES
-    assert outcome.billed == outcome.committed == PRICE * (IMAGES + 2 + 3), "images, texts, two canaries, and one of them as a text"
+    assert outcome.billed == outcome.committed == PRICE * (IMAGES + 2 + 3), "images, texts, and the canaries"
     return outcome
 
 
