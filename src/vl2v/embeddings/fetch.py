@@ -103,6 +103,7 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *
     """
     from vl2v.teachers.rented import as_rented
 
+    store.recognise(teacher)
     keys = [text_key(text) for text in texts]
     missing = [text for text, known in zip(texts, store.known(teacher.fingerprint, keys), strict=True) if not known]
     rented = as_rented(teacher)
@@ -132,6 +133,7 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
     from vl2v.teachers.rented import as_rented
 
     key, image = image_key(hashlib.sha256(data).digest()), EncodedImage("the image", data)
+    store.recognise(teacher)
     if not store.known(teacher.fingerprint, [key])[0]:
         rented = as_rented(teacher)
         if rented is not None:

@@ -88,7 +88,7 @@ def plan(
     texts: Sequence[str],
     views: Views,
 ) -> Plan:
-    """Compare what training will want with what the store has; ask nothing, write nothing.
+    """Compare what training will want with what the store has; ask nothing.
 
     Args:
         store: None where there is no store yet: nothing is known then.
@@ -107,6 +107,8 @@ def plan(
     if audit.problems:
         index, reason = next(iter(sorted(audit.problems.items())))
         raise DataError(f"{dataset.paths[index]}: {reason} ({len(audit.problems)} such images): set them aside first")
+    if store is not None:
+        store.recognise(teacher)
     hashes = audit.contents
     first = {sha256: index for index, sha256 in reversed(list(enumerate(hashes)))}
     asked = [(index, view) for index in sorted(first.values()) for view in range(len(views))]

@@ -225,13 +225,7 @@ class EmbeddingStore:
         """
         known = self._teacher(teacher.fingerprint)
         if known is None:
-            with explained(self.file), transaction(self._db):
-                facts = (teacher.fingerprint, without_secrets(teacher.name), teacher.dim, teacher.logit_scale)
-                self._db.execute(
-                    "INSERT OR IGNORE INTO teachers (fingerprint, name, dim, logit_scale, crc) VALUES (?, ?, ?, ?, ?)",
-                    (*facts, _teacher_crc(*facts, None, 0)),
-                )
-            known = self._require(teacher.fingerprint)
+            known = self._enrol(teacher, teacher.dim)
         if known.record.dim != teacher.dim:
             raise StoreError(
                 f"{self.file}: teacher {teacher.name} ({teacher.fingerprint}) answers with {teacher.dim} numbers, "
@@ -239,11 +233,19 @@ class EmbeddingStore:
             )
         self.recognise(teacher)
 
+    def _enrol(self, teacher: TeacherFacts, dim: int) -> _Row:
+        with explained(self.file), transaction(self._db):
+            facts = (teacher.fingerprint, without_secrets(teacher.name), dim, teacher.logit_scale)
+            self._db.execute(
+                "INSERT OR IGNORE INTO teachers (fingerprint, name, dim, logit_scale, crc) VALUES (?, ?, ?, ?, ?)",
+                (*facts, _teacher_crc(*facts, None, 0)),
+            )
+        return self._require(teacher.fingerprint)
+
     def recognise(self, teacher: TeacherFacts) -> None:
         """Take what is stored under other spellings of a teacher's address for its own.
 
-        A store that can't be written to, or doesn't know the teacher by its present spelling, remembers that only
-        while it is open.
+        A store that can't be written to remembers that only while it is open.
         """
         spelt = getattr(teacher, "was_spelt", None)
         if spelt is None:
@@ -254,7 +256,8 @@ class EmbeddingStore:
         numbers = {number for row in others for number in row.numbers}
         if not numbers or (known is not None and numbers <= set(known.numbers)):
             return
-        if known is not None and not self.read_only:
+        if not self.read_only:
+            known = known or self._enrol(teacher, others[0].record.dim)
             with explained(self.file), transaction(self._db):
                 for number in sorted(numbers):
                     self._db.execute("UPDATE teachers SET same_as = ? WHERE id = ?", (known.number, number))
@@ -400,7 +403,10 @@ class EmbeddingStore:
         Raises:
             StoreError: an answer of either fails its checksum, or the two give different answers to one question.
         """
-        wanted = [teacher for teacher in other.teachers() if fingerprint in (None, teacher.fingerprint)]
+        whole = other._teacher(fingerprint) if fingerprint else None
+        spelt = whole.numbers if whole else ()
+        teachers = other.teachers()
+        wanted = [one for one in teachers if not fingerprint or other._require(one.fingerprint).number in spelt]
         for teacher in wanted:
             self.register(teacher)
         with explained(self.file), transaction(self._db):

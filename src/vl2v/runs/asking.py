@@ -75,12 +75,14 @@ def take_over(questions: Plan, store: EmbeddingStore, teacher: Rented, report: R
         return
     with EmbeddingStore(common, read_only=True) as theirs:
         wanted = [*questions.keys, *map(text_key, questions.texts_to_ask)]
+        theirs.recognise(teacher)
         if not theirs.known(teacher.fingerprint, wanted).any():
             return
         same_model(store, teacher)  # its first answers there: those of the common store have to agree
         try:
             with store.absorbing(theirs, teacher.fingerprint) as new:
                 pass
+            store.recognise(teacher)
         except StoreError as error:
             report(f"nothing is taken over from {common}: {error}", 1, 1, "")
             return

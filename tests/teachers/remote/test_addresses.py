@@ -126,11 +126,17 @@ def test_embeddings_bought_under_an_old_spelling_are_found(secret, vendor, tmp_p
             crc = store_module_crc(Old.fingerprint, key, vector)
             store._db.execute("UPDATE answers SET crc = ? WHERE id = ?", (crc, number))
     with EmbeddingStore(tmp_path) as store:
-        store.recognise(teacher)
-        assert store.known(teacher.fingerprint, [text_key("a cat")])[0]
-        assert "word" not in store.teachers()[0].name
         fetch_texts(store, teacher, ["a cat"])
-    assert vendor.sold == bought
+        assert vendor.sold == bought
+        assert all("word" not in known.name for known in store.teachers())
+    with EmbeddingStore(tmp_path, read_only=True) as store, EmbeddingStore(tmp_path / "other") as other:
+        assert len(store.get(teacher.fingerprint, [text_key("a cat")])) == 1  # as a run's report asks for it
+        with other.absorbing(store, teacher.fingerprint) as new:
+            pass
+        other.recognise(teacher)
+        assert new == bought and other.known(teacher.fingerprint, [text_key("a cat")])[0]
+        fetch_texts(other, teacher, ["a dog"])
+        assert len(other.get(teacher.fingerprint, [text_key("a cat"), text_key("a dog")])) == 2
 
 
 def store_module_crc(fingerprint, key, vector):
