@@ -1,14 +1,17 @@
 from __future__ import annotations
 
 import tomllib
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import timm
 
-from vl2v.config import Section, assignments, merge, toml_key, validate
-from vl2v.errors import ConfigError
+from vl2v.config import Section, assignments, merge, read_toml, toml_key, validate
+from vl2v.errors import ConfigError, StudentError, VL2VError
 from vl2v.runs.settings import resolve
+from vl2v.students import pretrained_backbone
+from vl2v.teachers import open_teacher
 
 DATA = {"data": {"path": "x"}}
 
@@ -100,3 +103,43 @@ def test_the_paper_preset_starts_from_the_authors_weights(student: str, tag: str
 def test_settings_win_over_the_preset() -> None:
     config = resolve(merge(DATA, {"stages": {"distill": {"steps": 7}}}), "paper")
     assert config.stages["distill"].steps == 7 and config.stages["align"].steps == 5001
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_toml_may_be_saved_by_any_editor(encoding: str, tmp_path: Path) -> None:
+    text = '[data]\r\npath = "caf\u00e9/\u65e5\u672c"\r\n'
+    mark = "\ufeff" if encoding[-3:] in ("-le", "-be") else ""
+    (tmp_path / "run.toml").write_bytes((mark + text).encode(encoding))
+    assert read_toml(tmp_path / "run.toml") == {"data": {"path": "caf\u00e9/\u65e5\u672c"}}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("name = 'caf\u00e9'".encode("latin-1"), "neither UTF-8 nor UTF-16; save it as UTF-8"),
+        (b"\xff\xfea", "neither UTF-8 nor UTF-16; save it as UTF-8"),
+        (b"\n\n\nseed 1", "not a TOML file: .*line 4"),
+        (b"\r\n\r\nseed 1\r\n", "not a TOML file: .*line 3"),
+    ],
+)
+def test_a_file_that_is_no_toml(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        read_toml(tmp_path / "run.toml")
+
+
+def test_a_folder_is_no_toml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"can't be read .*; give a TOML file"):
+        read_toml(tmp_path)
+
+
+def test_every_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    data = validate({"data": {"path": "~/p", "exclude": "~/list.txt", "unlabelled": "~/more"}}).data
+    assert (data.path, data.exclude, data.unlabelled) == (tmp_path / "p", tmp_path / "list.txt", tmp_path / "more")
+    assert validate({"data": {"path": "~nobody-of-that-name/a~b"}}).data.path == Path("~nobody-of-that-name/a~b")
+    with pytest.raises(StudentError, match=f"{tmp_path}/weights.pth"):
+        pretrained_backbone("resnet18", "~/weights.pth")
+    for spec in ("recorded:~/t", "hf:~/t", "open_clip:local-dir:~/t"):
+        with pytest.raises(VL2VError, match=f"{tmp_path}/t"):
+            open_teacher(spec)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -10,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from vl2v.errors import ConfigError
 from vl2v.places import without_secrets
@@ -18,6 +20,14 @@ from vl2v.places import without_secrets
 Tree = dict[str, Any]
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
 FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change no weight
+
+
+def at_home(path: Path) -> Path:
+    """Return a path with the home folder in place of a "~" at its start."""
+    return Path(os.path.expanduser(path))
+
+
+HomePath = Annotated[Path, AfterValidator(at_home)]
 
 
 class Section(BaseModel):
@@ -29,11 +39,11 @@ class Section(BaseModel):
 class DataConfig(Section):
     """Which images, and which domains are kept unseen."""
 
-    path: Path = Field(description="a folder of images, or a manifest")
+    path: HomePath = Field(description="a folder of images, or a manifest")
     layout: str = Field(default="auto", description="auto, domains, classes or manifest")
     target: list[str] = Field(default=[], description="domains left out of training: the unseen ones")
-    exclude: Path | None = Field(default=None, description="a list of files to leave out, one path a line")
-    unlabelled: Path | None = Field(default=None, description="a folder of images without labels")
+    exclude: HomePath | None = Field(default=None, description="a list of files to leave out, one path a line")
+    unlabelled: HomePath | None = Field(default=None, description="a folder of images without labels")
     holdout: float = Field(default=0.2, gt=0, lt=1, description="share of a source domain for validation")
     split_seed: int = Field(default=0, description="DomainBed's trial seed")
     workers: int = Field(default=2, ge=0, description="decoding processes; no result depends on it")
@@ -292,16 +302,23 @@ def _toml_value(text: str) -> object:
 
 
 def read_toml(path: Path) -> Tree:
-    """Return a TOML file as a tree.
+    """Return a TOML file (UTF-8 or UTF-16, with or without a byte order mark) as a tree.
 
     Raises:
-        ConfigError: the file is missing or not TOML.
+        ConfigError: the file is missing, can't be read or isn't TOML.
     """
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such configuration file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: can't be read ({error.strerror}); give a TOML file") from None
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' editors and shells save
+    try:
+        return tomllib.loads(data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n"))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: neither UTF-8 nor UTF-16; save it as UTF-8") from None
+    except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 
@@ -10,11 +11,15 @@ def main() -> None:
     from vl2v.cli.app import app
     from vl2v.errors import VL2VError
     from vl2v.stopping import Stopped
+    from vl2v.table import visible
 
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a code page may lack a name's letters
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except VL2VError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {visible(str(error))}\n")
         sys.exit(2)
     except SystemExit as error:
         cause = getattr(error.__context__, "__cause__", None)  # typer ends with 130, and without a word

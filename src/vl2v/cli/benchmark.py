@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec, settings_of
+from vl2v.cli.show import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -95,9 +96,9 @@ def benchmark(
         done += missing - left
     bench.work.show(grid.variant, bench.jobs)  # another command may have asked for other settings meanwhile
     failed = [job for job in bench.jobs if bench.work.failure(job)]
-    typer.echo(f"{len(bench.jobs)} jobs: {len(bench.jobs) - done - left} had been done, {left} are missing", err=True)
+    say(f"{len(bench.jobs)} jobs: {len(bench.jobs) - done - left} had been done, {left} are missing", err=True)
     for job in failed:
-        typer.echo(f"{job.name}: {bench.work.failure(job)}; see {bench.work.place(job) / 'log.txt'}", err=True)
+        say(f"{job.name}: {bench.work.failure(job)}; see {bench.work.place(job) / 'log.txt'}", err=True)
     _print_table([out], "md", "accuracy", selection, None)
     if left or any(map(bench.work.spoilt, bench.jobs)):
         raise typer.Exit(2)
@@ -116,21 +117,19 @@ def status(folder: Folder) -> None:
     done = [job for job in jobs if work.done(job)]
     failed = [(job, why) for job in jobs if job not in running and (why := work.failure(job)) is not None]
     left = len(jobs) - len(done) - len(running) - len(failed)
-    typer.echo(f"{len(jobs)} jobs: {len(done)} done, {len(running)} running, {len(failed)} failed, {left} waiting")
+    say(f"{len(jobs)} jobs: {len(done)} done, {len(running)} running, {len(failed)} failed, {left} waiting")
     if len(everything) > len(jobs):
         others = len(everything) - len(jobs)
-        typer.echo(
-            f"besides, {others} jobs of other settings, or of another version of the code: nothing waits for them"
-        )
+        say(f"besides, {others} jobs of other settings, or of another version of the code: nothing waits for them")
     if done:
         mean = sum(work.seconds(job) for job in done) / len(done)
-        typer.echo(f"{mean:.0f} s a job so far")
+        say(f"{mean:.0f} s a job so far")
     for job in running:
-        typer.echo(f"running: {job.name}")
+        say(f"running: {job.name}")
     for job in filter(work.spoilt, jobs):
-        typer.echo(f"to be done again, since its answers can't be read: {job.name}")
+        say(f"to be done again, since its answers can't be read: {job.name}")
     for job, why in failed:
-        typer.echo(f"failed: {job.name}: {why}; see {work.place(job) / 'log.txt'}")
+        say(f"failed: {job.name}: {why}; see {work.place(job) / 'log.txt'}")
 
 
 @app.command()
@@ -188,7 +187,8 @@ def recommend(
             tell=tell,
         )
     typer.echo(as_table(advice.table, reference=advice.runner_up, published=False).render("md"))
-    typer.echo(f"\n{advice.verdict()}")
+    typer.echo()
+    say(advice.verdict())
 
 
 def _print_table(
@@ -214,10 +214,10 @@ def _print_table(
     for folder, work in zip(folders, works, strict=True):
         shown = work.shown()
         for job in filter(work.spoilt, shown):
-            typer.echo(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", err=True)
+            say(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", err=True)
         others = len(work.jobs()) - len(shown)
         if others:
-            typer.echo(
+            say(
                 f"{others} jobs in {folder} have other settings, or are of another version of the code, and aren't "
                 "shown",
                 err=True,

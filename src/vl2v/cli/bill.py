@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vl2v.cli.show import say
+
 if TYPE_CHECKING:
     from vl2v.embeddings import Entry
 
@@ -45,7 +47,7 @@ def _show(entries: list[Entry]) -> None:
     from vl2v.table import Table
 
     if not entries:
-        typer.echo("nothing was paid for")
+        say("nothing was paid for")
         return
     lines, rows = totals(entries), []
     for line in lines:
@@ -54,4 +56,4 @@ def _show(entries: list[Entry]) -> None:
     heads = ("teacher", "asked by", "day", "what", "how it ended", "queries", "questions", "tokens", "price")
     Table(heads, rows, title="queries to teachers", left=heads[:5]).print()
     for currency in sorted({line.currency for line in lines if line.currency}):
-        typer.echo(f"in all: {money(sum(line.micro for line in lines if line.currency == currency), currency)}")
+        say(f"in all: {money(sum(line.micro for line in lines if line.currency == currency), currency)}")

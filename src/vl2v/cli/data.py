@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.show import say
+
 app = typer.Typer(help="Look at images before anything is asked or trained.", no_args_is_help=True)
 
 DataPath = Annotated[Path, typer.Argument(help="A dataset: domain/class/image, class/image, or a manifest.")]
@@ -52,7 +54,7 @@ def sample(
     """Unpack IconDG, the sample benchmark, and print where it is."""
     from vl2v.data.samples import icondg
 
-    typer.echo(str(icondg(out)))
+    say(str(icondg(out)))
 
 
 @app.command("list")
@@ -84,16 +86,16 @@ def download(
     from vl2v.errors import DataError
 
     wanted = benchmark(name)
-    typer.echo(f"{wanted.title}: {wanted.about}; about {wanted.bytes / 1e9:.1f} GB to download", err=True)
-    typer.echo(f"source:  {wanted.page}\nlicence: {wanted.licence}", err=True)
+    say(f"{wanted.title}: {wanted.about}; about {wanted.bytes / 1e9:.1f} GB to download", err=True)
+    say(f"source:  {wanted.page}", f"licence: {wanted.licence}", err=True)
     if not accept_licence and not _agreed():
         raise DataError(f"{wanted.title}: read its terms at {wanted.page}, then add --accept-licence")
     with progress() as report:
         tell = lambda what, done, of: report(what, done // 10**6, of // 10**6, "MB")  # noqa: E731
         path, notes = obtain(wanted, out, files=archives or [], report=tell)
     for note in notes:
-        typer.echo(note, err=True)
-    typer.echo(str(path))
+        say(note, err=True)
+    say(str(path))
 
 
 def _agreed() -> bool:
@@ -139,5 +141,5 @@ def corrupt(
             progress=lambda done, total: report("corrupting", done, total, ""),
         )
     if written.unreadable:
-        typer.echo(f"{written.unreadable} images can't be read and were left out", err=True)
-    typer.echo(f"{out}: {written.images} images in each of {len(written.domains)} domains")
+        say(f"{written.unreadable} images can't be read and were left out", err=True)
+    say(f"{out}: {written.images} images in each of {len(written.domains)} domains")

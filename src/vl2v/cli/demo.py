@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.show import say
+
 _NEXT = """
 With your own images, in folders domain/class/image:
   vl2v data inspect PATH
@@ -35,5 +37,5 @@ def demo(
     Table(["", "styles seen (validation)", "unseen style"], rows, title=title).print()
     accuracy_bars(results, out / "accuracy.png")
     answer_grid(found.runs, target, out / "answers.png")
-    typer.echo(f"images: {out / 'accuracy.png'}, {out / 'answers.png'}; the students: {out}/adip and its like")
+    say(f"images: {out / 'accuracy.png'}, {out / 'answers.png'}; the students: {out}/adip and its like")
     typer.echo(_NEXT)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.show import say
+
 
 def export(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder; with a target, several.")],
@@ -60,7 +62,7 @@ def export(
             raise
         choice.curve.table().print()
         choice.curve.save(choice.path.parent)
-        typer.echo(f"{choice.path}: {choice.best.name}; the table is in choice.csv beside it, a plot in choice.png")
+        say(f"{choice.path}: {choice.best.name}; the table is in choice.csv beside it, a plot in choice.png")
         return
     if len(runs) > 1 or len(sizes) > 1:
         raise ConfigError("several runs or sizes: say what to choose by, with --target-latency or --target-size")
@@ -68,7 +70,7 @@ def export(
     with progress() as report:
         path = out or run.folder / default_name(kind, int8=bool(int8))
         made = export_student(run, path, kind, form=form, int8=bool(int8), image_size=size, store=store, report=report)
-    typer.echo(f"{path}: {size_of(path) / 1e6:.1f} MB; {made.summary()}")
+    say(f"{path}: {size_of(path) / 1e6:.1f} MB; {made.summary()}")
 
 
 def bench_device(
@@ -95,7 +97,7 @@ def bench_device(
         typer.echo(as_json.dumps(found.to_json(), indent=2))
     else:
         found.table().print()
-        typer.echo(f"also in {run / 'device.md'}, {run / 'device.json'} and {run / 'device.png'}")
+        say(f"also in {run / 'device.md'}, {run / 'device.json'} and {run / 'device.png'}")
 
 
 def _amount(option: str, text: str | None, units: dict[str, float]) -> float | None:

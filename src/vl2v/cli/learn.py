@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from vl2v.cli.show import say
+
 Data = Annotated[Path | None, typer.Option(help="Images: domain/class/image, class/image, or a manifest.")]
 TeacherSpec = Annotated[
     str | None, typer.Option(help="open_clip:MODEL/PRETRAINED, hf:REPO, jina:MODEL, recorded:FOLDER, tiny and more.")
@@ -93,15 +95,15 @@ def embed(
         )
     plan = asked.plan
     if dry_run:
-        typer.echo(asked.summary())
+        say(*asked.summary().split("\n"))
         return
     bill = f"; the bill so far: {asked.bill}" if asked.bill else ""
     views_of = f" (views of an image: {plan.views})" if plan.views.k else ""
-    typer.echo(f"asked {plan.questions:,} questions{views_of}, {plan.known + plan.texts_known:,} were known{bill}")
+    say(f"asked {plan.questions:,} questions{views_of}, {plan.known + plan.texts_known:,} were known{bill}")
     for refusal in asked.refused:
-        typer.echo(f"{refusal.path}: refused by the teacher: {refusal.reason}", err=True)
+        say(f"{refusal.path}: refused by the teacher: {refusal.reason}", err=True)
     if asked.refused:
-        typer.echo(f"{len(asked.refused)} images refused; they will learn from their class's text alone", err=True)
+        say(f"{len(asked.refused)} images refused; they will learn from their class's text alone", err=True)
 
 
 def _number(text: str | None) -> int | str | None:
@@ -156,7 +158,7 @@ def distill(
         return
     assert run.evaluation is not None
     run.evaluation.table().print()
-    typer.echo(f"the student is in {run.folder}; try: vl2v predict {run.folder} IMAGE")
+    say(f"the student is in {run.folder}; try: vl2v predict {run.folder} IMAGE")
 
 
 def methods() -> None:
@@ -166,7 +168,7 @@ def methods() -> None:
     needs = {"images": "a teacher", "texts": "the teacher's texts", "nothing": "labels only"}
     for name, task in METHODS.items():
         white = ", and its weights" if task.tower else ""
-        typer.echo(f"{name:9} {task.title} ({needs[task.queries]}{white})")
+        say(f"{name:9} {task.title} ({needs[task.queries]}{white})")
 
 
 def config(

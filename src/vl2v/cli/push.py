@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.show import say
+
 
 def push(
     run: Annotated[Path, typer.Argument(help="A run folder.")],
@@ -25,8 +27,8 @@ def push(
         check_licence(license_)
         files = parcel(Run(run), repo, licence=license_)
         for name, data in files.items():
-            typer.echo(f"{name}: {len(data):,} bytes", err=True)
+            say(f"{name}: {len(data):,} bytes", err=True)
         typer.echo(files["README.md"].decode())
         return
     reference = send(Run(run), repo, private=private, licence=license_)
-    typer.echo(f"{reference}; try: vl2v predict hf:{repo} IMAGE")
+    say(f"{reference}; try: vl2v predict hf:{repo} IMAGE")

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vl2v.cli.benchmark import RULES, Selection, one_of
+from vl2v.cli.show import say
 
 
 def report(
@@ -23,4 +24,4 @@ def report(
     rule = one_of(selection, RULES, "--selection")
     with progress() as tell:
         path = write_report(folder, out, store=store, selection=rule, report=tell)
-    typer.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
+    say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

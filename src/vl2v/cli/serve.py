@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.show import say
+
 Source = Annotated[
     str,
     typer.Argument(
@@ -41,7 +43,7 @@ def serve(
         _export(path, store)
     (file, _), *others = to_serve(path, open_form=teacher is not None)
     for other, kind in others:
-        typer.echo(f"{other} ({kind}) isn't served", err=True)
+        say(f"{other} ({kind}) isn't served", err=True)
     run(
         file,
         teacher=teacher,
@@ -52,7 +54,7 @@ def serve(
         name=name,
         host=host,
         port=port,
-        told=lambda line: typer.echo(line, err=True),
+        told=lambda line: say(line, err=True),
     )
 
 
@@ -74,19 +76,19 @@ def monitor(
     student = owner(log, [load(file) for file in exports_in(_here(source))])
     traffic, drift = look(log, student, last=last)
     if traffic.broken:
-        typer.echo(f"{traffic.broken} broken lines left out", err=True)
+        say(f"{traffic.broken} broken lines left out", err=True)
     first, latest = traffic.span or (None, None)
     if json:
         typer.echo(as_json.dumps({**asdict(drift), "first": first, "last": latest, "verdict": drift.verdict()}))
         return
     if first:
-        typer.echo(f"images of {first} to {latest}")
+        say(f"images of {first} to {latest}")
     if drift.distance is not None:
-        typer.echo(f"distance {drift.distance:.2f} from the training domains (from 1 it isn't chance)")
-    typer.echo(f"unknown {100 * drift.unknown:.1f}%, expected {100 * drift.expected:.1f}%, of {drift.images} images")
+        say(f"distance {drift.distance:.2f} from the training domains (from 1 it isn't chance)")
+    say(f"unknown {100 * drift.unknown:.1f}%, expected {100 * drift.expected:.1f}%, of {drift.images} images")
     answers = Counter(traffic.labels).most_common(5)
-    typer.echo("answers: " + ", ".join(f"{label} {100 * count / drift.images:.0f}%" for label, count in answers))
-    typer.echo(drift.verdict())
+    say("answers: " + ", ".join(f"{label} {100 * count / drift.images:.0f}%" for label, count in answers))
+    say(drift.verdict())
 
 
 def _here(source: str) -> Path:
@@ -113,4 +115,4 @@ def _export(run: Path, store: Path | None) -> None:
     form = "closed" if opened.classifier.texts is None else "open"
     with progress() as report:
         parity = export_student(opened, file, form=form, store=store, report=report)
-    typer.echo(f"{file}: {parity.summary()}", err=True)
+    say(f"{file}: {parity.summary()}", err=True)

@@ -1,4 +1,4 @@
-"""What commands print: progress bars, and the advice on queries."""
+"""What commands print: lines, progress bars, and the advice on queries."""
 
 from __future__ import annotations
 
@@ -6,11 +6,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from vl2v.table import Table
+import typer
+
+from vl2v.table import Table, visible
 
 if TYPE_CHECKING:
     from vl2v.runs import Advice
     from vl2v.runs.report import Report
+
+
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines, on standard output or standard error; no name in them rules the terminal."""
+    for line in lines:
+        typer.echo(visible(line), err=err)
 
 
 @contextmanager
@@ -32,19 +40,19 @@ def progress() -> Iterator[Report]:
     set_on_retry_hooks([])  # the bill tells of retries; lines of a log would tear the bars
 
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[words]}"),
+        TextColumn("{task.fields[words]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks = {}
 
         def report(what: str, done: int, total: int, words: str) -> None:
             if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total, words="")
-            bars.update(tasks[what], completed=done, total=total, words=words)
+                tasks[what] = bars.add_task(visible(what), total=total, words="")
+            bars.update(tasks[what], completed=done, total=total, words=visible(words))
 
         yield report
 

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.show import say
+
 app = typer.Typer(help="Look after stores of answers.", no_args_is_help=True)
 
 
@@ -25,4 +27,4 @@ def merge(
 
     for shard in shards:
         merged = put_together(shard, into)
-        typer.echo(f"{shard}: {merged.answers:,} answers and {merged.queries:,} paid queries are new in {into}")
+        say(f"{shard}: {merged.answers:,} answers and {merged.queries:,} paid queries are new in {into}")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vl2v.cli.learn import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec, settings_of
+from vl2v.cli.show import say
 from vl2v.table import Table
 
 if TYPE_CHECKING:
@@ -46,10 +47,10 @@ def check(
     if dry_run:
         with progress() as report:
             asked = check_cost(settings, images=images, store=store, report=report)
-        typer.echo(asked.summary())
+        say(*asked.summary().split("\n"))
         return
     with progress() as report:
-        tell = lambda words: typer.echo(words, err=True)  # noqa: E731
+        tell = lambda words: say(*words.split("\n"), err=True)  # noqa: E731
         found = check_teacher(settings, images=images, store=store, budget=budget, tell=tell, report=report)
     if json:
         typer.echo(as_json.dumps(found.to_json(), indent=2))
@@ -66,12 +67,12 @@ def _show(found: Check) -> None:
     _print_swaps(found)
     _print_prompts(found)
     for name in found.names:
-        typer.echo(f"- {name.advice()}")
+        say(f"- {name.advice()}")
     for refusal in found.refused:
-        typer.echo(f"- {refusal.path}: refused by the teacher: {refusal.reason}")
+        say(f"- {refusal.path}: refused by the teacher: {refusal.reason}")
     for note in found.notes:
-        typer.echo(f"- {note}")
-    typer.echo(found.verdict())
+        say(f"- {note}")
+    say(found.verdict())
 
 
 def _print_shares(what: str, shares: list[Share], total: int) -> None:
@@ -87,7 +88,7 @@ def _print_shares(what: str, shares: list[Share], total: int) -> None:
 
 def _print_alignment(found: Check) -> None:
     fit = found.alignment
-    typer.echo(
+    say(
         f"cosine of an image with its class's text: {fit.own:.3f}; with the best other: {fit.other:.3f}; "
         f"margin: {fit.margin:.3f}; modality gap: {fit.gap:.2f}"
     )
@@ -95,7 +96,7 @@ def _print_alignment(found: Check) -> None:
     for what, probed in probes:
         if probed is not None:
             low, high = probed.share.interval
-            typer.echo(
+            say(
                 f"linear probe on {what}, {probed.images} labelled images, {found.held_out}: "
                 f"{100 * probed.share.accuracy:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
             )

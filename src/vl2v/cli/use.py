@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.show import say
+
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
 Student = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or hf:USER/REPO[@REVISION].")]
 classes = typer.Typer(help="The classes of a student.", no_args_is_help=True)
@@ -46,14 +48,14 @@ def predict(
     for path, answer in predict_files(run, images):
         if isinstance(answer, str):
             failed += 1
-            typer.echo(f"{path}: set aside: {answer}", err=True)
+            say(f"{path}: set aside: {answer}", err=True)
         elif json:
             row = {"path": str(path), "label": answer.label, "probability": answer.probability}
             typer.echo(as_json.dumps({**row, "probabilities": answer.probabilities}))
         else:
-            typer.echo(f"{path}\t{answer.label}\t{answer.probability:.3f}")
+            say(f"{path}\t{answer.label}\t{answer.probability:.3f}")
     if failed:
-        typer.echo(f"{failed} files set aside", err=True)
+        say(f"{failed} files set aside", err=True)
         raise typer.Exit(2)
 
 
@@ -63,7 +65,7 @@ def list_classes(run: Student) -> None:
     from vl2v.runs import load
 
     for name in load(run).classes:
-        typer.echo(name)
+        say(name)
 
 
 @classes.command("add")
@@ -79,4 +81,4 @@ def add_class(
     from vl2v.runs import add_class as add
 
     classifier = add(run, name, store=store, budget=budget)
-    typer.echo(f"{name} added; {run} knows {len(classifier.classes)} classes now")
+    say(f"{name} added; {run} knows {len(classifier.classes)} classes now")

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.show import say
+
 app = typer.Typer(help="Rent out a teacher: embeddings of texts and images over HTTP.", no_args_is_help=True)
 
 keys_app = typer.Typer(help="The clients' keys.", no_args_is_help=True)
@@ -32,7 +34,7 @@ def serve(
     from vl2v.vendor.serve import serve as run
 
     def told(address: str) -> None:
-        typer.echo(f"{teacher} at {address}/v1, sales in {ledger}", err=True)
+        say(f"{teacher} at {address}/v1, sales in {ledger}", err=True)
 
     run(teacher, keys, ledger, name=name, host=host, port=port, allow_url_hosts=allow_url_host or [], told=told)
 
@@ -78,9 +80,9 @@ def list_keys(
     rows += [(name, "-", "-", "-", "-", *_sums(had), "no key") for name, had in bought.items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if not ledger.exists():
-        typer.echo(f"{ledger}: no ledger yet, so nothing is counted; name another with --ledger", err=True)
+        say(f"{ledger}: no ledger yet, so nothing is counted; name another with --ledger", err=True)
 
 
 @keys_app.command("revoke")
@@ -92,7 +94,7 @@ def revoke(
     from vl2v.vendor.keys import revoke_key
 
     revoke_key(keys, name)
-    typer.echo(f"{name}: revoked in {keys}; a running server reads it on SIGHUP (kill -HUP PID)", err=True)
+    say(f"{name}: revoked in {keys}; a running server reads it on SIGHUP (kill -HUP PID)", err=True)
 
 
 def _sums(had: dict[str, tuple[int, int, int]]) -> tuple[str, ...]:

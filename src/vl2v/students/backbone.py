@@ -17,6 +17,7 @@ from timm.models import load_state_dict
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vl2v.config import at_home
 from vl2v.errors import MissingExtra, StudentError
 from vl2v.teachers import BackboneSpec, build_tower
 
@@ -196,7 +197,7 @@ def _timm_model(name: str, size: int, *, pretrained: bool = False) -> nn.Module:
 
 def _weights_file(name: str, source: str) -> Path:
     if source != "package":
-        return Path(source)
+        return at_home(Path(source))
     package = PACKAGED.get(name)
     if package is None:
         raise StudentError(f"student.weights=package: no package of weights for {name}, only {', '.join(PACKAGED)}")

@@ -125,7 +125,7 @@ def open_recorded(rest: str, **options: Any) -> RecordedTeacher:
     """
     if options:
         raise TeacherError(f"recorded:{rest}: takes no {', '.join(options)}; its answers are as they were recorded")
-    return RecordedTeacher(Path(rest).expanduser())
+    return RecordedTeacher(Path(rest))
 
 
 _Recording = tuple[dict[str, Any], _Table, _Table, list[Path]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 from collections.abc import Callable
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -43,7 +44,8 @@ def open_teacher(spec: str, **options: Any) -> Teacher:
         MissingExtra: an optional dependency that isn't installed.
     """
     kind, _, rest = spec.partition(":")
-    return _factory(kind)(rest, **options)
+    before, colon, path = rest.rpartition(":")
+    return _factory(kind)(before + colon + os.path.expanduser(path), **options)
 
 
 def is_white_box(spec: str) -> bool:
