@@ -16,11 +16,13 @@ from torch.nn.functional import normalize
 
 from vl2v.methods import Output, Targets, find_method, own_settings
 from vl2v.methods.adip import cosine_loss
+from vl2v.methods.averaging import BetaAverage, Interpolation, Scores, Soup
 from vl2v.methods.erm import cross_entropy, text_cross_entropy
 from vl2v.methods.fd import cosine_distance, squared_distance
 from vl2v.methods.kd import kd_loss
 from vl2v.methods.miro import oracle
 from vl2v.methods.mixup import between_domains, mixed_cross_entropy
+from vl2v.methods.sam import climb
 
 N, D, C, P = 6, 5, 3, 4
 LABELS = torch.tensor([0, 2, 1, 2, 0, 1])
@@ -201,14 +203,62 @@ def test_miro_is_the_gaussian_bound_on_the_pretrained_features():
 
 def test_stages_of_methods_that_change_the_step_or_the_weights():
     made = {name: find_method(name)() for name in ("sam", "sagm", "soup", "wise-ft", "clipood")}
-    ascents = [made[name].stages[0].ascent for name in ("sam", "sagm")]
-    assert [(a.rho, a.alpha, a.first) for a in ascents] == [(0.05, 0.0, 0.0), (0.05, 1e-3, 0.5)]
-    assert [(stage.key, stage.member) for stage in made["soup"].stages] == [
-        ("probe", (1, 1)),
-        *(("finetune", (k, 3)) for k in (1, 2, 3)),
-    ]
-    assert made["wise-ft"].stages[0].interpolate == (0.5,)
-    assert made["clipood"].stages[0].average == "beta"
+    for name, step in {"sam": {"rho": 0.05}, "sagm": {"rho": 0.05, "alpha": 1e-3, "first": 0.5}}.items():
+        assert made[name].stages[0].second_pass.keywords == step
+    assert [stage.key for stage in made["soup"].stages] == ["probe", *["finetune"] * 3]
+    averagers = {name: [[new() for new in stage.averagers] for stage in task.stages] for name, task in made.items()}
+    assert [(a.member, a.members) for stage in averagers["soup"] for a in stage] == [(1, 3), (2, 3), (3, 3)]
+    assert [a.shares for a in averagers["wise-ft"][0]] == [(0.5,)]
+    assert [type(a) for a in averagers["clipood"][0]] == [BetaAverage]
+
+
+def test_the_gradient_is_taken_where_the_slope_leads_up():
+    weights = {"w": torch.tensor([3.0, 4.0], requires_grad=True)}
+
+    def again():
+        weights["w"].grad = weights["w"].detach().clone()  # of |w|^2 / 2
+
+    again()
+    climb(weights, again, lambda x: x, rho=0.5, alpha=0.1, first=0.25)
+    assert weights["w"].tolist() == [3, 4]
+    assert weights["w"].grad.tolist() == pytest.approx([3 * (1 + 0.75 * (0.5 / 5 - 0.1)), 4.0], rel=1e-6)
+    again()
+    climb(weights, again, lambda x: x, rho=0.5)
+    assert weights["w"].grad.tolist() == pytest.approx([3.3, 4.4])  # half a unit further along (3, 4) / 5
+
+
+@pytest.mark.parametrize("cut", [0, 2])
+def test_the_beta_average_weighs_the_ends_most_and_continues_from_its_state(cut):
+    average = BetaAverage()
+    average.begin({"w": torch.tensor([0.0])}, 4)
+    for step in range(1, 5):
+        average.step({"w": torch.tensor([float(step)])})
+        if step == cut:
+            numbers, tensors = average.state()
+            average = BetaAverage()
+            average.begin({"w": torch.tensor([9.0])}, 4)
+            average.restore(numbers, tensors)
+    shares = [((t + 0.5) / 5 * (4.5 - t) / 5) ** -0.5 for t in range(5)]
+    mean = average.finish({}, {}, lambda weights: Scores(0, 0))["w"].item()
+    assert mean == pytest.approx(sum(t * share for t, share in enumerate(shares)) / sum(shares), rel=1e-6)
+
+
+def test_an_interpolation_ends_at_the_first_of_the_best():
+    worth = {0.0: 0.5, 0.5: 0.9, 1.0: 0.9}
+    start, trained = {"w": torch.tensor([0.0])}, {"w": torch.tensor([1.0])}
+    found = Interpolation([0.0, 0.5, 1.0]).finish(trained, start, lambda w: Scores(worth[w["w"].item()], 1.0))
+    assert found["w"].item() == 0.5
+
+
+def test_members_of_a_soup_start_alike_and_end_in_their_mean():
+    start, mean = {"w": torch.tensor([0.0])}, {}
+    for member, weight in ((1, 3.0), (2, 6.0), (3, 9.0)):
+        soup = Soup(member, 3)
+        soup.take_over(mean)
+        ended = soup.finish({"w": torch.tensor([weight])}, start, lambda weights: Scores(0, 0))
+        mean = soup.hands_on
+        assert ended["w"].item() == (6.0 if member == 3 else 0.0)
+    assert not mean
 
 
 def test_making_a_method_is_light():

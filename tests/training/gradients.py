@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from torch.distributed.tensor import DTensor
 
 import vl2v
 from vl2v.methods import Stage, register
+from vl2v.methods.averaging import BetaAverage, Interpolation, Soup
 from vl2v.methods.erm import Finetuning, cross_entropy
 from vl2v.methods.miro import oracle
 from vl2v.training import loop
@@ -47,9 +49,7 @@ class Averaging(Finetuning):
                 "all",
                 cross_entropy,
                 regularizer=lambda student: oracle(student, 0.1),
-                interpolate=(0.3, 0.6),
-                average="beta",
-                member=(k, 2),
+                averagers=(BetaAverage, partial(Interpolation, (0.3, 0.6)), partial(Soup, k, 2)),
             )
             for k in (1, 2)
         )

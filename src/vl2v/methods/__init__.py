@@ -1,6 +1,7 @@
 """Methods: how a student learns. One short file each; a method sees embeddings, never a teacher."""
 
-from vl2v.methods.base import Ascent, Output, Stage, Targets, Task, Terms
+from vl2v.methods.averaging import Averager
+from vl2v.methods.base import Output, Stage, Targets, Task, Terms
 from vl2v.methods.registry import (
     LOOP,
     METHODS,
@@ -18,7 +19,7 @@ load_builtin()
 __all__ = [
     "LOOP",
     "METHODS",
-    "Ascent",
+    "Averager",
     "Output",
     "Stage",
     "Targets",

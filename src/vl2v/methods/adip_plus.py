@@ -12,11 +12,13 @@ Ours; see docs/findings.md.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from pydantic import Field
 
 from vl2v.methods.adip import Adip, AdipSettings, align, cosine_loss
+from vl2v.methods.averaging import Interpolation
 from vl2v.methods.base import Output, Share, Stage, Targets, Task, Temperature, Terms, number
 from vl2v.methods.registry import register
 
@@ -51,7 +53,9 @@ class AdipPlus(Task):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """Align, and Distill with the added term."""
-        return align(self.settings.lambda_), Stage("distill", "backbone", self.classwise, interpolate=INTERPOLATE)
+        interpolation = partial(Interpolation, INTERPOLATE)
+        distill = Stage("distill", "backbone", self.classwise, averagers=(interpolation,))
+        return align(self.settings.lambda_), distill
 
     def classwise(self, output: Output, targets: Targets) -> Terms:
         """Return ADiP's loss + weight tau^2 / s mean KL(softmax(s I(x) . T^T / tau) || softmax(s z . T^T / tau)).

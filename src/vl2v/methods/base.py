@@ -10,6 +10,7 @@ from pydantic import Field
 
 from vl2v.config import Section
 from vl2v.errors import ConfigError
+from vl2v.methods.averaging import Averager
 
 if TYPE_CHECKING:
     import torch
@@ -103,25 +104,12 @@ Terms = dict[str, "Tensor"]
 Step = Callable[[Output, Targets], Terms]
 Blend = Callable[["Tensor", Targets], tuple["Tensor", Targets]]
 
+SecondPass = Callable[[Mapping[str, "Tensor"], Callable[[], None], Callable[["Tensor"], "Tensor"]], None]
+"""Changes the gradients before the optimiser's step. Called with the weights, what puts the batch's gradient at the
+weights as they are in place of the old one, and what makes a tensor whole that several processes have parts of."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0)]
-
-
-@dataclass(frozen=True)
-class Ascent:
-    """Sharpness-aware steps: the gradient is taken again after a step up the first one.
-
-    The step up is (rho / |g| - alpha) g.
-
-    Attributes:
-        rho: how far, in the weights' space.
-        alpha: see above; SAGM's gradient matching.
-        first: weight of the gradient before the step up; the one after has 1 - `first`.
-    """
-
-    rho: float
-    alpha: float = 0.0
-    first: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -133,14 +121,11 @@ class Stage:
         trains: the projector (or linear head), the backbone, or both.
         training_step: the loss of a batch, with its terms.
         blend: mixes a batch's pixels before the student sees them.
-        ascent: for sharpness-aware steps.
+        second_pass: changes the gradients after the backward pass, for sharpness-aware steps.
         regularizer: made from the student as it starts; a module that is trained along and not shipped. Called with
             the pixels and the output, it returns what is added to the loss.
         regularizer_rate: its weights' learning rate, in those of the student's.
-        interpolate: the weights that the stage ends with are start + t * (trained - start); of several t the one with
-            the best source validation, the first of equals.
-        average: "beta": those that it ends with are the beta moving average over its steps.
-        member: (k, of M): M such stages start from the same weights, the last ends with the mean of all.
+        averagers: each makes an averager of the weights that the stage ends with; they are applied in order.
         id: names what the stage does, whichever method it is part of; runs can share a first stage of the same id
             and the same `decides`. It changes when the same settings lead to other weights. Empty: never shared.
         decides: the method's settings that the stage's weights depend on, for `id`.
@@ -151,12 +136,10 @@ class Stage:
     trains: Literal["projector", "backbone", "all"]
     training_step: Step
     blend: Blend | None = None
-    ascent: Ascent | None = None
+    second_pass: SecondPass | None = None
     regularizer: Callable[[Student], nn.Module] | None = None
     regularizer_rate: float = 1.0
-    interpolate: tuple[float, ...] = (1.0,)
-    average: Literal["beta"] | None = None
-    member: tuple[int, int] = (1, 1)
+    averagers: tuple[Callable[[], Averager], ...] = ()
     id: str = ""
     decides: Mapping[str, Any] = field(default_factory=dict)
     pairs: bool = False

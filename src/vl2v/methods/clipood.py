@@ -8,6 +8,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from vl2v.config import Section
+from vl2v.methods.averaging import BetaAverage
 from vl2v.methods.base import Output, Stage, Targets, Task, Terms
 from vl2v.methods.registry import register
 
@@ -32,7 +33,7 @@ class Clipood(Task):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One stage that trains everything, averaged."""
-        return (Stage("finetune", "all", self.training_step, average="beta"),)
+        return (Stage("finetune", "all", self.training_step, averagers=(BetaAverage,)),)
 
     def training_step(self, output: Output, targets: Targets) -> Terms:
         """Return the cross-entropy of s (z . T(c) + margin (1 - T(y) . T(c))) over classes c, labelled images only."""

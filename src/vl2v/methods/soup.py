@@ -6,6 +6,9 @@ round of DART (Jain et al., CVPR 2023), whose members differ in their augmentati
 
 from __future__ import annotations
 
+from functools import partial
+
+from vl2v.methods import averaging
 from vl2v.methods.base import Stage
 from vl2v.methods.erm import LP_FT_STAGES, PROBE, Finetuning, cross_entropy
 from vl2v.methods.registry import register
@@ -23,6 +26,8 @@ class Soup(Finetuning):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """The probe, and the members."""
-        numbers = range(1, MEMBERS + 1)
-        members = (Stage(f"finetune {k}/{MEMBERS}", "all", cross_entropy, member=(k, MEMBERS)) for k in numbers)
+        members = (
+            Stage(f"finetune {k}/{MEMBERS}", "all", cross_entropy, averagers=(partial(averaging.Soup, k, MEMBERS),))
+            for k in range(1, MEMBERS + 1)
+        )
         return (PROBE, *members)

@@ -5,9 +5,12 @@ Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022, equation 1
 
 from __future__ import annotations
 
+from functools import partial
+
 from pydantic import Field
 
 from vl2v.config import Section
+from vl2v.methods.averaging import Interpolation
 from vl2v.methods.base import Share, Stage
 from vl2v.methods.erm import ErmText, text_cross_entropy
 from vl2v.methods.registry import register
@@ -32,4 +35,5 @@ class WiseFt(ErmText):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """One stage that trains everything, interpolated."""
-        return (Stage("finetune", "all", text_cross_entropy, interpolate=(self.settings.interpolate,)),)
+        share = (self.settings.interpolate,)
+        return (Stage("finetune", "all", text_cross_entropy, averagers=(partial(Interpolation, share),)),)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vl2v.config import RunConfig
 from vl2v.data import DomainDataset
 from vl2v.methods.adip import align
+from vl2v.methods.averaging import Scores
 from vl2v.runs.report import Report
 from vl2v.runs.settings import resolve
 from vl2v.runs.shelf import Shelf, backbone_name
@@ -26,7 +27,6 @@ from vl2v.training import (
     DomainBalancedSampler,
     FeatureBatches,
     Rendering,
-    Scores,
     StageWork,
     Trainer,
     Validation,

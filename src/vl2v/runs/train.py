@@ -20,7 +20,7 @@ from vl2v.devices import rank
 from vl2v.embeddings import EmbeddingStore, Views, text_targets
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation import fit_temperature, unknown_threshold
-from vl2v.methods import Stage, Task, task_of
+from vl2v.methods import Averager, Stage, Task, task_of
 from vl2v.runs import teaching
 from vl2v.runs.asking import asking_about, asks_online, dim_of, with_purse
 from vl2v.runs.bill import asker
@@ -52,6 +52,7 @@ from vl2v.training import (
     own_part,
     put_together,
 )
+from vl2v.training.swad import Swad
 
 KEPT = 2**27  # bytes of validation images that stay in memory as pixels, while a stage lasts
 
@@ -120,11 +121,19 @@ def _new_trainer(folder: Path, config: RunConfig, report: Report) -> Trainer:
         config.train,
         config.seed,
         batch_norm=config.student.batch_norm,
-        swad_overlapping=config.published.swad_overlapping,
-        swad_restarts=config.published.swad_restarts,
-        swad_discarded=config.published.swad_discarded,
+        average=partial(_swad, config),
         progress=report,
     )
+
+
+def _swad(config: RunConfig, stage: Stage, last: bool) -> Averager | None:
+    """Return SWAD for a stage, where the run wants it, and where what it finds isn't discarded (as the authors do)."""
+    published = config.published
+    if not config.train.swad or (published.swad_discarded and not last):
+        return None
+    where = published.swad_overlapping
+    overlapping = where if isinstance(where, bool) else stage.key in where
+    return Swad(overlapping=overlapping, restarts=published.swad_restarts)
 
 
 def train(
@@ -149,7 +158,7 @@ def train(
     if not task.stage_defaults:
         raise ConfigError(f"method {config.method}: trains no student; it is a row of `vl2v benchmark`")
     _check_parts(config, task, fabric.world_size)
-    if config.train.swad and any(stage.average for stage in task.stages):
+    if config.train.swad and any(new().over_steps for stage in task.stages for new in stage.averagers):
         report(f"train.swad changes nothing: {config.method} averages its weights in a way of its own", 1, 1, "")
     sources = from_first(fabric, lambda: _open_sources(run, store.path, report))
     _check_classes(task, sources)

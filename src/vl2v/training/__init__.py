@@ -2,7 +2,7 @@
 
 from vl2v.training.batches import Answers, FeatureBatches, PixelBatches, Renderer, Rendering, clean_pixels
 from vl2v.training.features import compute_features
-from vl2v.training.loop import Progress, Scores, StageWork, Trainer, Validation
+from vl2v.training.loop import Progress, StageWork, Trainer, Validation
 from vl2v.training.processes import from_first, new_fabric, own_part, put_together
 from vl2v.training.sampler import DomainBalancedSampler
 
@@ -14,7 +14,6 @@ __all__ = [
     "Progress",
     "Renderer",
     "Rendering",
-    "Scores",
     "StageWork",
     "Trainer",
     "Validation",

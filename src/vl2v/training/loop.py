@@ -19,32 +19,19 @@ from torch import Tensor, nn
 from vl2v.config import StageConfig, TrainConfig
 from vl2v.devices import keep_freed_memory
 from vl2v.errors import RunError
-from vl2v.methods import Ascent, Stage, Targets
+from vl2v.methods import Averager, Stage, Targets
+from vl2v.methods.averaging import Scores, Weights
 from vl2v.seeds import derive
 from vl2v.students import Student, as_logits, evaluating, quick_depthwise
 from vl2v.training.batches import Batches
-from vl2v.training.beta import BetaAverage
 from vl2v.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vl2v.training.learner import Learner
 from vl2v.training.log import MetricsLog
 from vl2v.training.processes import from_first, launched_fabric, new_fabric
 from vl2v.training.sharding import like, make_whole, refuse_scalars, set_up, whole
-from vl2v.training.swad import Swad, Weights
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (stage, steps done, steps in all, a few words on how it goes)."""
-
-
-@dataclass(frozen=True)
-class Scores:
-    """How well a student does on the source domains' validation images."""
-
-    accuracy: float
-    loss: float
-
-    def better_than(self, other: Scores | None) -> bool:
-        """Whether these are to be preferred; the cross-entropy decides between equal accuracies."""
-        return other is None or (self.accuracy, -self.loss) > (other.accuracy, -other.loss)
 
 
 @dataclass(frozen=True)
@@ -91,12 +78,11 @@ class Trainer:
 
     Args:
         folder: the run folder; checkpoints and metrics are in it.
-        config: precision, SWAD, selection.
+        config: precision, selection.
         seed: of the run.
         batch_norm: "eval" keeps batch-norm layers in eval mode while training.
-        swad_overlapping: an oddity of the authors' code (see `Swad`), in all stages or in those named.
-        swad_restarts: steps after which overlapping segments start anew.
-        swad_discarded: another: a next stage starts from the raw best weights, not from the averaged ones.
+        average: makes the averager over the steps of a stage that has none of its own, or None; called with the
+            stage, and whether it is the last.
         progress: told after every step.
         alone: train in this process, even if it is one of several of a run.
     """
@@ -108,9 +94,7 @@ class Trainer:
         seed: int,
         *,
         batch_norm: Literal["eval", "train"] = "eval",
-        swad_overlapping: bool | Sequence[str] = False,
-        swad_restarts: Sequence[int] = (),
-        swad_discarded: bool = False,
+        average: Callable[[Stage, bool], Averager | None] = lambda stage, last: None,
         progress: Progress | None = None,
         alone: bool = False,
     ) -> None:
@@ -118,9 +102,7 @@ class Trainer:
         self.config = config
         self.seed = seed
         self.batch_norm = batch_norm
-        self.swad_overlapping = swad_overlapping
-        self.swad_restarts = swad_restarts
-        self.swad_discarded = swad_discarded
+        self.average = average
         self.progress = progress
         self.fabric = new_fabric(config) if alone else launched_fabric(config)
         if self.fabric.device.type == "cpu":
@@ -178,10 +160,11 @@ class Trainer:
             self.log.rewind(names[:first], names[first] if first < len(names) else "", step)
         self.prepare(student)
         for number in range(first, len(stages)):
-            run = _StageRun(self, stages[number][1](), student, number, regularizers[number])
+            last = number == len(stages) - 1
+            run = _StageRun(self, stages[number][1](), student, number, regularizers[number], last=last)
             if checkpoint is not None:
                 run.restore(checkpoint)
-            checkpoint = run.train(last=number == len(stages) - 1)
+            checkpoint = run.train()
             if ended is not None and self.fabric.is_global_zero:
                 ended(number)
         assert checkpoint is not None
@@ -192,7 +175,14 @@ class _StageRun:
     """One stage under way."""
 
     def __init__(
-        self, trainer: Trainer, work: StageWork, student: Student, number: int, regularizer: nn.Module | None
+        self,
+        trainer: Trainer,
+        work: StageWork,
+        student: Student,
+        number: int,
+        regularizer: nn.Module | None,
+        *,
+        last: bool,
     ) -> None:
         self.trainer = trainer
         self.work = work
@@ -210,22 +200,19 @@ class _StageRun:
         self.wrapped = trainer.fabric.setup_optimizers(self.optimizer)
         if trainer.batch_norm == "train":
             self.weights |= _statistics(learner.student)  # chosen and averaged with the weights that they belong to
-        self.averager: BetaAverage | Swad | None = None
-        if work.stage.average == "beta":
-            self.averager = BetaAverage(self.weights, work.settings.steps)
-        elif trainer.config.swad:
-            where = trainer.swad_overlapping
-            overlapping = where if isinstance(where, bool) else work.stage.key in where
-            self.averager = Swad(overlapping=overlapping, restarts=trainer.swad_restarts)
-        self.start: Weights = {}
-        if work.stage.interpolate != (1.0,) or work.stage.member[1] > 1:
-            self.start = _copied(self.weights)
-        self.soup: Weights = {}
+        self.averagers = [new() for new in work.stage.averagers]
+        if not any(averager.over_steps for averager in self.averagers):
+            common = trainer.average(work.stage, last)
+            self.averagers = ([common] if common is not None else []) + self.averagers
+        for averager in self.averagers:
+            averager.begin(self.weights, work.settings.steps)
+        self.start = _copied(self.weights) if any(averager.from_start for averager in self.averagers) else {}
+        self.handed_on: Weights = {}  # from the stage before
         self.step = 0
         self.best: Scores | None = None
         self.best_weights: Weights = {}
 
-    def train(self, *, last: bool) -> Checkpoint:
+    def train(self) -> Checkpoint:
         """Go through the steps that are left; return the checkpoint that ends the stage."""
         settings, name = self.work.settings, self.work.stage.name
         every = settings.eval_every or max(1, settings.steps // 10)
@@ -236,8 +223,8 @@ class _StageRun:
             terms = self._optimise(batches)
             self.step += 1
             meter.add(terms)
-            if self.averager is not None:
-                self.averager.step(self.weights)
+            for averager in self.averagers:
+                averager.step(self.weights)
             if self.step % every == 0 or self.step == settings.steps:
                 trained = meter.seconds()
                 scores = self._evaluate()
@@ -258,12 +245,14 @@ class _StageRun:
             if self.trainer.progress is not None:
                 so_far = f", validation {self.best.accuracy:.1%}" if self.best else ""
                 self.trainer.progress(name, self.step, settings.steps, f"loss {terms['loss']:.3f}{so_far}")
-        return self._finish(last=last)
+        return self._finish()
 
     def restore(self, checkpoint: Checkpoint) -> None:
         """Go on from a checkpoint of this stage, or from the one that ended the stage before."""
         state, tensors = checkpoint.state, checkpoint.tensors
-        self.soup = _under("soup/", tensors)
+        self.handed_on = _under("soup/", tensors)
+        for averager in self.averagers:
+            averager.take_over(self.handed_on)
         if not state["step"]:
             return
         self.step = state["step"]
@@ -274,10 +263,13 @@ class _StageRun:
         self.best = Scores(*state["best"])
         self.best_weights = _under("best/", tensors)
         _load_optimizer(self.optimizer, _under("optimizer/", tensors))
-        if self.averager is not None:
-            averages = _under("swad/", tensors)
+        earlier = "swad" in state  # by a version that had one averager with a state, the first
+        numbers = [state["swad"]] if earlier else state["averagers"]
+        for number, (averager, own) in enumerate(zip(self.averagers, numbers, strict=False)):
+            averages = _under("swad/" if earlier else f"average{number}/", tensors)
             parts = {key: like(value, self.weights[key.rpartition("/")[2]]) for key, value in averages.items()}
-            self.averager.restore(state["swad"], parts)
+            if own:
+                averager.restore(own, parts)
 
     def _optimise(self, batches: Iterator[tuple[Tensor, Targets]]) -> dict[str, float]:
         """Take one optimiser step; return the loss and its terms."""
@@ -296,8 +288,12 @@ class _StageRun:
                 f"{self.trainer.folder}: the loss of {stage.name} is {terms['loss']} at step {self.step + 1}; "
                 f"start again with a smaller stages.{stage.name}.lr (now {settings.lr:g})"
             )
-        if stage.ascent is not None:
-            self._ascend(stage.ascent, parts)
+        if stage.second_pass is not None:
+
+            def again() -> None:
+                self._backward(parts)
+
+            stage.second_pass(self.weights, again, whole)
         if settings.clip is not None:
             fabric.clip_gradients(self.model, self.wrapped, max_norm=settings.clip)
         self.wrapped.step()
@@ -328,26 +324,6 @@ class _StageRun:
             total = dict(zip(total, means.tolist(), strict=True))
         return total
 
-    def _ascend(self, ascent: Ascent, parts: Sequence[tuple[Tensor, Targets]]) -> None:
-        """Take the gradient again where the weights are after a step up, and put it together with the first.
-
-        Batch-norm statistics are those of the first pass.
-        """
-        weights = [weight for weight in self.weights.values() if weight.grad is not None]
-        before = {key: weight.detach().clone() for key, weight in self.weights.items()}
-        first = [weight.grad.clone() for weight in weights if weight.grad is not None]
-        length = whole(torch.stack([gradient.norm() for gradient in first]).norm())
-        with torch.no_grad():
-            for weight, gradient in zip(weights, first, strict=True):
-                weight.add_(gradient * (ascent.rho / (length + 1e-12) - ascent.alpha))
-        self._backward(parts)
-        with torch.no_grad():
-            for key, weight in self.weights.items():
-                weight.copy_(before[key])
-            for weight, gradient in zip(weights, first, strict=True):
-                assert weight.grad is not None
-                weight.grad.lerp_(gradient, ascent.first)
-
     def _train_mode(self) -> None:
         self.model.train()
         if self.work.stage.trains == "projector":
@@ -362,8 +338,8 @@ class _StageRun:
         if scores.better_than(self.best):
             self.best = scores
             self.best_weights = _copied(self.weights)
-        if self.averager is not None:
-            self.averager.evaluate(scores.loss)
+        for averager in self.averagers:
+            averager.evaluate(scores.loss)
         return scores
 
     def _scores(self) -> Scores:
@@ -371,65 +347,42 @@ class _StageRun:
         scores: Scores = self.trainer.fabric.broadcast(self.work.validation.score(self.model))
         return scores
 
+    def _score(self, weights: Weights) -> Scores:
+        _load(self.student, weights)
+        return self._scores()
+
     def _save(self) -> None:
         assert self.best is not None
-        numbers, averages = self.averager.state() if self.averager is not None else ({}, {})
+        states = [averager.state() for averager in self.averagers]
+        averages = {f"average{number}": tensors for number, (_, tensors) in enumerate(states)}
         best = [self.best.accuracy, self.best.loss]
         self._write(
-            {"stage": self.number, "step": self.step, "best": best, "swad": numbers},
+            {"stage": self.number, "step": self.step, "best": best, "averagers": [n for n, _ in states]},
             model=self.student.state_dict(),
             best=self.best_weights,
-            swad=averages,
             optimizer=_optimizer_tensors(self.optimizer),
             regularizer=self.extra,
             start=self.start,
-            soup=self.soup,
+            soup=self.handed_on,
+            **averages,
         )
 
-    def _finish(self, *, last: bool) -> Checkpoint:
+    def _finish(self) -> Checkpoint:
         """Put the chosen weights into the student and write the checkpoint that the next stage starts from."""
         assert self.best is not None
-        chosen, scores = None, self.best
-        average = self.averager.average() if self.averager is not None else None
-        if average is not None and (last or not self.trainer.swad_discarded):
-            chosen = _copied(average)
-        elif self.trainer.config.select == "best":
-            chosen = self.best_weights
-        if self.start:
-            chosen = self._combine(chosen or _copied(self.weights))
-        if chosen is not None:
-            _load(self.student, chosen)
-        if chosen is not self.best_weights:
-            scores = self._scores()
+        best = self.trainer.config.select == "best"
+        trained = self.best_weights if best else _copied(self.weights)
+        chosen, hands_on = trained, dict[str, Tensor]()
+        for averager in self.averagers:
+            found = averager.finish(chosen, self.start, self._score)
+            chosen = chosen if found is chosen else _copied(found)
+            hands_on |= averager.hands_on
+        _load(self.student, chosen)
+        scores = self.best if best and chosen is trained else self._scores()
         make_whole(self.given, self.student)
         state = {"stage": self.number + 1, "step": 0, "scores": [scores.accuracy, scores.loss]}
-        self._write(state, model=self.given.state_dict(), soup=self.soup)
-        return Checkpoint({f"soup/{key}": value for key, value in self.soup.items()}, state)
-
-    def _combine(self, trained: Weights) -> Weights:
-        """Return the weights to end with: interpolated, and of the last of several members the mean of all."""
-        stage = self.work.stage
-        trained = self._interpolated(trained, stage.interpolate)
-        member, members = stage.member
-        if members == 1:
-            return trained
-        if member > 1:
-            trained = {key: self.soup[key].to(value).lerp(value, 1 / member) for key, value in trained.items()}
-        self.soup = trained if member < members else {}
-        return self.start if member < members else trained
-
-    def _interpolated(self, trained: Weights, ways: Sequence[float]) -> Weights:
-        """Return the weights part of the way from the start to the trained ones, by source validation."""
-        best: tuple[Scores | None, Weights] = (None, trained)
-        for way in ways:
-            weights = {key: self.start[key].lerp(value.to(self.start[key]), way) for key, value in trained.items()}
-            if len(ways) == 1:
-                return weights
-            _load(self.student, weights)
-            scores = self._scores()
-            if scores.better_than(best[0]):
-                best = scores, weights
-        return best[1]
+        self._write(state, model=self.given.state_dict(), soup=hands_on)
+        return Checkpoint({f"soup/{key}": value for key, value in hands_on.items()}, state)
 
     def _write(self, state: dict[str, Any], **groups: Weights) -> None:
         """Write a checkpoint of whole tensors: every process has a part in each, the first one keeps them."""

@@ -6,14 +6,14 @@ Cha et al., "SWAD: Domain Generalization by Seeking Flat Minima", NeurIPS 2021, 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Weights = dict[str, Tensor]
+from vl2v.methods.averaging import Averager, Scores, Weights
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Segment:
             value.lerp_(weights[key].detach().to(value), count / self.count)
 
 
-class Swad:
+class Swad(Averager):
     """Average every step's weights from the start to the end of the valley.
 
     The valley starts with the first of `n_converge` evaluations in a row of which the first is the lowest,
@@ -54,6 +54,7 @@ class Swad:
         overlapping: bool = False,
         restarts: Collection[int] = (),
     ) -> None:
+        super().__init__()
         self.n_converge = n_converge
         self.n_tolerance = n_tolerance
         self.tolerance_ratio = tolerance_ratio
@@ -88,6 +89,11 @@ class Swad:
         else:
             self._absorb()
 
+    def finish(self, trained: Weights, start: Weights, score: Callable[[Weights], Scores]) -> Weights:
+        """Return the average; the trained weights before any evaluation."""
+        average = self.average()
+        return trained if average is None else average
+
     def average(self) -> Weights | None:
         """Return the averaged weights so far; without a valley the last segment's; None before any."""
         if self.valley is None:
@@ -120,7 +126,7 @@ class Swad:
             self.valley.add(segment.mean, segment.count)
 
     def state(self) -> tuple[dict[str, Any], Weights]:
-        """Return (plain numbers, tensors) from which `restore` goes on."""
+        """Return (plain numbers, tensors) from which `restore` continues."""
         segments = {"running": self.running, "valley": self.valley}
         segments |= {f"pending{i}": segment for i, segment in enumerate(self.pending)}
         there = {name: segment for name, segment in segments.items() if segment is not None}
@@ -129,7 +135,7 @@ class Swad:
         return {"segments": numbers, "threshold": self.threshold, "ended": self.ended, "steps": self.steps}, tensors
 
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Go on from what `state` returned."""
+        """Continue from what `state` returned."""
         segments = {}
         for name, (count, loss) in numbers["segments"].items():
             prefix = f"{name}/"
