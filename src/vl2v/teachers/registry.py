@@ -25,6 +25,7 @@ _BUILTIN = {
     "gemini": "vl2v.teachers.remote:open_gemini",
     "bedrock": "vl2v.teachers.remote:open_bedrock",
     "vllm": "vl2v.teachers.remote:open_vllm",
+    "azure-vision": "vl2v.teachers.remote:open_azure_vision",
 }
 _WHITE = ("open_clip", "hf", "tiny")
 
@@ -35,8 +36,7 @@ def open_teacher(spec: str, **options: Any) -> Teacher:
     Args:
         spec: "open_clip:MODEL/PRETRAINED", "open_clip:local-dir:PATH", "hf:REPO_OR_PATH", "recorded:FOLDER", "tiny",
             "openai-compatible:URL#MODEL", "jina:MODEL", "cohere:MODEL", "voyage:MODEL", "gemini:MODEL",
-            "bedrock:MODEL", "vllm:URL#MODEL", or a kind that an
-            installed package brings.
+            "bedrock:MODEL", "vllm:URL#MODEL", "azure-vision:URL#MODEL", or a kind that an installed package brings.
         options: of that kind, for example `precision`.
 
     Raises:

@@ -55,19 +55,31 @@ def vllm(path, body):
     return {"data": [{"index": 0, "embedding": row(thing).tolist()}], "model": "m", "usage": {"total_tokens": 5}}
 
 
+def azure(path, body):
+    what = "Text" if isinstance(body, dict) else "Image"
+    assert path == f"/computervision/retrieval:vectorize{what}?api-version=2024-02-01&model-version=2023-04-15"
+    thing = body if isinstance(body, bytes) else body.pop("text").encode()
+    assert not isinstance(body, dict) or not body
+    return {"modelVersion": "2023-04-15", "vector": np.resize(row(thing), 1024).tolist()}
+
+
 @pytest.mark.parametrize(
     ("kind", "model", "speaks", "variable", "header"),
     [
         ("gemini", "m", gemini, "GEMINI_API_KEY", ("x-goog-api-key", KEY)),
         ("bedrock", "titan-m", titan, "AWS_BEARER_TOKEN_BEDROCK", ("Authorization", f"Bearer {KEY}")),
         ("bedrock", "nova-v1:0", nova, "AWS_BEARER_TOKEN_BEDROCK", ("Authorization", f"Bearer {KEY}")),
+        ("azure-vision", "2023-04-15", azure, "AZURE_VISION_KEY", ("Ocp-Apim-Subscription-Key", KEY)),
         ("vllm", "m", vllm, "VLLM_API_KEY", ("Authorization", f"Bearer {KEY}")),
     ],
 )
 def test_the_documented_form_is_spoken(kind, model, speaks, variable, header, monkeypatch, tmp_path):
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            if self.headers["Content-Type"] != "application/octet-stream":
+                assert self.headers["Content-Type"] == "application/json"
+                body = json.loads(body)
             assert self.headers[header[0]] == header[1]
             data = json.dumps(speaks(self.path, body)).encode()
             self.send_response(200)
@@ -93,6 +105,6 @@ def test_the_documented_form_is_spoken(kind, model, speaks, variable, header, mo
         found = [teacher.embed_images(images), teacher.embed_texts(["a cat", "a dog"])]
         server.shutdown()
     for rows, things in zip(found, ([image.data for image in images], [b"a cat", b"a dog"]), strict=True):
-        due = np.stack([row(thing) for thing in things])
+        due = np.stack([np.resize(row(thing), teacher.dim) for thing in things])
         np.testing.assert_allclose(rows, due / np.linalg.norm(due, axis=1, keepdims=True), atol=1e-5)
     assert teacher.purse.committed == 3 * 1000 + 2 * 500

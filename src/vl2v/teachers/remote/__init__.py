@@ -1,4 +1,4 @@
-"""Teachers behind a vendor's API: Jina, Cohere, Voyage, and servers that speak as OpenAI's and Infinity's do."""
+"""Teachers behind a vendor's API, and servers that speak as OpenAI's and Infinity's do."""
 
 from __future__ import annotations
 
@@ -55,5 +55,6 @@ open_voyage = partial(open_remote, "voyage")
 open_gemini = partial(open_remote, "gemini")
 open_bedrock = partial(open_remote, "bedrock")
 open_vllm = partial(open_remote, "vllm")
+open_azure_vision = partial(open_remote, "azure-vision")
 
 __all__ = ["RemoteTeacher", "open_cohere", "open_jina", "open_openai_compatible", "open_remote", "open_voyage"]

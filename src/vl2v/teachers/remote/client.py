@@ -235,7 +235,8 @@ class RemoteTeacher:
 
         assert self.purse is not None
         things: Any = [item.thing for item in batch]
-        body = json.dumps(self._wire.body(self._model, kind, things, self._dimensions)).encode()
+        body = self._wire.body(self._model, kind, things, self._dimensions)
+        body = body if isinstance(body, bytes) else json.dumps(body).encode()
         before = self.purse.key_of(hashlib.sha256(body).hexdigest())
         sent = Sent(kind, batch, body, before or str(uuid.uuid4()), before is not None, known=known)
         backoff = {"wait_initial": 0.2, "wait_max": 30.0, "wait_jitter": 1.0}
@@ -293,7 +294,7 @@ class RemoteTeacher:
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
             purse.settle(number, "lost", note="not an answer in JSON")
             raise TryAgain("an answer that isn't JSON", counted=True, stale=STALE // 2) from None
-        said = self._clean(str(answer.get("model") or ""))
+        said = self._clean(str(answer.get("model") or answer.get("modelVersion") or ""))
         sized = self.terms.tokens(kind, (8, 8)) > 0
         cost = self._usage.count(query, tokens, price, self._price(), first=kind not in self._answered, sized=sized)
         used, micro, note = cost.tokens, cost.micro, cost.doubt or (self.doubt if price is None else "")
@@ -366,10 +367,12 @@ class RemoteTeacher:
         """
         import httpx2
 
-        headers = {"Content-Type": "application/json", "Idempotency-Key": sent.key}
+        json_ = sent.body.startswith(b"{")  # as no image does
+        content = "application/json" if json_ else "application/octet-stream"
+        headers = {"Content-Type": content, "Idempotency-Key": sent.key}
         most = ABOUT + len(sent.batch) * (self._dim or DIM) * NUMBER
         try:
-            url = self._url + self._wire.path.format(model=quote(self._model, safe=""))
+            url = self._url + self._wire.path.format(model=quote(self._model, safe=""), kind=sent.kind.title())
             reply = await self._connected().send("POST", url, headers, sent.body, seconds=TIMEOUT, most=most)
         except (
             httpx2.ConnectError,

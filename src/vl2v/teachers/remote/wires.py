@@ -25,10 +25,10 @@ class Wire:
     """A vendor's protocol.
 
     Attributes:
-        path: of the embedding end point, after the base URL; {model} stands for the model.
+        path: of the embedding end point, after the base URL; {model} stands for the model, {kind} for Image or Text.
         key: the environment variable of the API key.
         key_needed: whether nothing is answered without one.
-        body: (model, kind, things, dimensions) -> the request.
+        body: (model, kind, things, dimensions) -> the request; bytes go as they are, anything else as JSON.
         rows: answer -> the vectors as they were sent, in the order in which things were asked.
         tokens: answer -> tokens that are billed, to be summed up, as the vendor gives them; none where it doesn't.
         micro: answer -> what it cost, where a vendor says so itself; None where it doesn't.
@@ -180,6 +180,11 @@ def _vllm_body(model: str, kind: Kind, things: Things, dimensions: int | None) -
     return body if dimensions is None else {**body, "dimensions": dimensions}
 
 
+def _azure_body(model: str, kind: Kind, things: Things, dimensions: int | None) -> Json:
+    (thing,) = things
+    return {"text": thing} if isinstance(thing, str) else thing.data
+
+
 OPENAI = Wire(
     "/embeddings",
     "VL2V_API_KEY",
@@ -213,6 +218,15 @@ BEDROCK = Wire(
     lambda answer: _given(answer, "inputTextTokenCount"),
 )
 VLLM = Wire("/embeddings", "VLLM_API_KEY", False, _vllm_body, by_index, total_tokens)
+AZURE_VISION = Wire(
+    "/computervision/retrieval:vectorize{kind}?api-version=2024-02-01&model-version={model}",
+    "AZURE_VISION_KEY",
+    True,
+    _azure_body,
+    lambda answer: [answer["vector"]],
+    lambda answer: [],
+    header="Ocp-Apim-Subscription-Key: ",
+)
 WIRES = {
     "openai-compatible": OPENAI,
     "jina": JINA,
@@ -221,4 +235,5 @@ WIRES = {
     "gemini": GEMINI,
     "bedrock": BEDROCK,
     "vllm": VLLM,
+    "azure-vision": AZURE_VISION,
 }
