@@ -835,7 +835,7 @@ def test_results_of_older_code_are_done_again_and_not_shown(
     calm: WorkList, grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     work = copied(calm, tmp_path)
-    monkeypatch.setitem(METHODS, "erm", METHODS["erm"]._replace(version=METHODS["erm"].version + 1))
+    monkeypatch.setattr(METHODS["erm"], "version", METHODS["erm"].version + 1)
     bench = plan(grid, work.folder)
     assert [job.method for job in bench.missing] == ["erm", "erm"]
     assert {result.method for result in results(work)} == {"zero-shot", "adip"}

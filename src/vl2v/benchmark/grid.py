@@ -244,7 +244,8 @@ def _check_settings(settings: Tree, methods: Sequence[str]) -> None:
     Raises:
         ConfigError: there is one.
     """
-    reasons = [foreign(settings, METHODS[method]) for method in methods if METHODS[method].stage_defaults]
-    if unused := set.intersection(*map(set, reasons)) if reasons else set():
+    reasons = {method: foreign(settings, METHODS[method]) for method in methods}
+    trained = [method for method in methods if METHODS[method].stage_defaults]
+    if trained and (unused := set.intersection(*map(set, reasons.values()))):
         name = min(unused)
-        raise ConfigError(f"{name}: {reasons[0][name]}; no other method of this benchmark has it, either")
+        raise ConfigError(f"{name}: {reasons[trained[0]][name]}; no other method of this benchmark has it, either")

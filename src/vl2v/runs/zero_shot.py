@@ -62,7 +62,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
                     raise TeacherError(f"{teacher.name}: wasn't asked about {domain}; run `vl2v embed` first")
                 continue
             if not there.all():
-                notes.append(f"{domain}: {(~there).sum():,} of {len(there):,} indices have no answer, and don't count")
+                notes.append(f"{domain}: {(~there).sum():,} of {len(there):,} images have no answer, and don't count")
             indices = indices[there]
             images = answers.get(teacher.fingerprint, [key for key, one in zip(keys, there, strict=True) if one])
             logits = torch.from_numpy((images @ texts.T).astype(np.float32)) * scale

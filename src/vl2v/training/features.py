@@ -24,7 +24,7 @@ def compute_features(
         student: its backbone is F; batch norms and dropout are in eval mode.
         pixels: batches, in order.
         fabric: device and precision.
-        progress: told how many images are done after each batch.
+        progress: called with how many images are done after each batch.
     """
     parts: list[Tensor] = []
     done = 0

@@ -74,7 +74,7 @@ class StageWork:
 
 
 class Trainer:
-    """Runs stages one after another, and goes on where a killed run stopped.
+    """Runs stages one after another, and resumes where a killed run stopped.
 
     Args:
         folder: the run folder; checkpoints and metrics are in it.
@@ -83,7 +83,7 @@ class Trainer:
         batch_norm: "eval" keeps batch-norm layers in eval mode while training.
         average: makes the averager over the steps of a stage that has none of its own, or None; called with the
             stage, and whether it is the last.
-        progress: told after every step.
+        progress: called after every step.
         alone: train in this process, even if it is one of several of a run.
     """
 
@@ -137,7 +137,7 @@ class Trainer:
             student: as it starts; its weights are replaced by the checkpoint's where there is one.
             stages: each, and what makes the stage's work when its turn comes (cached features are computed
                 from the weights that the student has by then).
-            ended: told the number of each stage once its checkpoint is written.
+            ended: called with the number of each stage once its checkpoint is written.
 
         Returns:
             Validation scores of the weights it ends with.
@@ -248,7 +248,7 @@ class _StageRun:
         return self._finish()
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Go on from a checkpoint of this stage, or from the one that ended the stage before."""
+        """Resume from a checkpoint of this stage, or from the one that ended the stage before."""
         state, tensors = checkpoint.state, checkpoint.tensors
         self.handed_on = _under("soup/", tensors)
         for averager in self.averagers:
