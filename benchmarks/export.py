@@ -3,8 +3,8 @@
     python benchmarks/export.py RUN                      # a finished run, its images at hand
     python benchmarks/export.py RUN --against vit-b-16   # and beside a ViT-B/16 of random weights
 
-Prints the table of `vl2v bench-device`. The cold start is a new process that imports vl2v.runtime, loads the int8 file
-(or fp32, where int8 is refused) and predicts one image.
+Prints the table of `vl2v bench-device`. The cold start is a new process that imports vl2v.deploy.runtime, loads the
+int8 file (or fp32, where int8 is refused) and predicts one image.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def cold_start(file: Path, folder: Path) -> float:
     from PIL import Image
 
     Image.effect_noise((227, 227), 64).convert("RGB").save(folder / "noise.jpg")
-    program = f"import vl2v.runtime as r; r.load({str(file)!r}).predict([{str(folder / 'noise.jpg')!r}])"
+    program = f"import vl2v.deploy.runtime as r; r.load({str(file)!r}).predict([{str(folder / 'noise.jpg')!r}])"
     times = []
     for _ in range(5):
         start = time.perf_counter()

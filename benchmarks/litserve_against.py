@@ -29,7 +29,7 @@ import litserve
 import numpy as np
 from serve import CONNECTIONS, Process, requests_of, serve
 
-import vl2v.runtime
+import vl2v.deploy.runtime
 from loopback import load
 
 CORES = len(os.sched_getaffinity(0))
@@ -39,7 +39,7 @@ class Student(litserve.LitAPI):
     """The student as LitServe's examples would write it."""
 
     def setup(self, device: str) -> None:
-        self.student = vl2v.runtime.load(os.environ["STUDENT"], threads=1)
+        self.student = vl2v.deploy.runtime.load(os.environ["STUDENT"], threads=1)
 
     def decode_request(self, request):  # no type: LitServe would have FastAPI read one
         return self.student.view(base64.b64decode(request["images"]))

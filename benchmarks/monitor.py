@@ -19,11 +19,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from vl2v.data import decode, evaluation_view, leave_out, open_dataset
-from vl2v.drift import FEWEST, WINDOW, drift, reference
+from vl2v.deploy.drift import FEWEST, WINDOW, drift, reference
+from vl2v.deploy.runtime import Exported, load
 from vl2v.evaluation.intervals import wilson
-from vl2v.prediction import UNKNOWN
+from vl2v.names import UNKNOWN
 from vl2v.runs import Run
-from vl2v.runtime import Exported, load
 
 Change = Callable[[Image.Image], Image.Image]
 

@@ -50,9 +50,9 @@ def jpegs() -> list[bytes]:
 
 def loop(file: Path, batch: int, threads: int, seconds: float, pipe: Connection) -> None:
     """Decode and infer in a loop; send images a second, and processor seconds an image."""
-    import vl2v.runtime
+    import vl2v.deploy.runtime
 
-    student, images = vl2v.runtime.load(file, threads=threads), jpegs()
+    student, images = vl2v.deploy.runtime.load(file, threads=threads), jpegs()
 
     def once(start: int) -> None:
         student.run(np.stack([student.view(images[(start + i) % IMAGES]) for i in range(batch)]))
@@ -69,9 +69,9 @@ def loop(file: Path, batch: int, threads: int, seconds: float, pipe: Connection)
 
 def paced(file: Path, rate: float, seconds: float, pipe: Connection) -> None:
     """Decode and infer images that are due at fixed times; send the seconds that each took from then."""
-    import vl2v.runtime
+    import vl2v.deploy.runtime
 
-    student, images, times = vl2v.runtime.load(file, threads=1), jpegs(), []
+    student, images, times = vl2v.deploy.runtime.load(file, threads=1), jpegs(), []
     student.run(student.view(images[0])[None])
     pipe.send("ready")
     begin = time.perf_counter()
@@ -97,7 +97,7 @@ def serve(file: Path | None, pipe: Connection) -> None:
             await request.body()
             return Response(b"{}", media_type="application/json")
     else:
-        from vl2v.runtime import load
+        from vl2v.deploy.runtime import load
         from vl2v.serving.serve import application
 
         with tempfile.TemporaryDirectory() as folder:

@@ -17,9 +17,9 @@ from types import ModuleType
 import pytest
 import typer.main
 
+import vl2v.deploy.runtime
 import vl2v.export
 import vl2v.runs
-import vl2v.runtime
 from vl2v.cli.app import app
 from vl2v.config import setting_names
 from vl2v.data.samples import icondg
@@ -162,7 +162,9 @@ def said() -> list[tuple[re.Pattern[str], int]]:
     return found
 
 
-@pytest.mark.parametrize("package", [vl2v, vl2v.runs, vl2v.export, vl2v.runtime], ids=lambda package: package.__name__)
+@pytest.mark.parametrize(
+    "package", [vl2v, vl2v.runs, vl2v.export, vl2v.deploy.runtime], ids=lambda package: package.__name__
+)
 def test_public_names_are_in_the_reference(package: ModuleType) -> None:
     listed = set(re.findall(r"^::: (\S+)$", (DOCS / "api.md").read_text(encoding="utf-8"), re.M))
     public = [getattr(package, name) for name in getattr(package, "__all__", ["load", "Exported"])]

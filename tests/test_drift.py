@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from vl2v.drift import Drift, drift, reference
+from vl2v.deploy.drift import Drift, drift, reference
 
 D, CLASSES = 24, tuple(f"class {k}" for k in range(54))
 _of_all = np.random.default_rng(0)

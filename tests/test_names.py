@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from vl2v.data import open_dataset
+from vl2v.deploy.runtime import Exported
 from vl2v.errors import DataError, StudentError
-from vl2v.prediction import check_name, new_class_name
-from vl2v.runtime import Exported
+from vl2v.names import check_name, new_class_name
 
 UNSEEN = {
     "zero width space": "\u200b",

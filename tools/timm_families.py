@@ -140,9 +140,9 @@ def _train(row: dict[str, Any], work: Path, folder: Path) -> None:
 
 
 def _export(row: dict[str, Any], work: Path, folder: Path) -> None:
+    from vl2v.deploy.runtime import load
     from vl2v.export import export_student
     from vl2v.runs import Run
-    from vl2v.runtime import load
 
     export_student(Run(folder / "run"), folder / "student.onnx", store=work / "store")
     (image, *_) = sorted((work / "images" / "chalk").rglob("*.png"))
@@ -154,10 +154,10 @@ def _quantise(row: dict[str, Any], work: Path, folder: Path) -> None:
 
     The accuracy of a student of random weights says nothing, so that `vl2v export --int8`'s own rule isn't used.
     """
+    from vl2v.deploy.runtime import load
     from vl2v.export.network import card_of
     from vl2v.export.onnx import int8_trials
     from vl2v.runs import Run
-    from vl2v.runtime import load
 
     files = sorted((work / "images" / "ink").rglob("*.png"))
     images = [Image.open(file).convert("RGB").resize((row["size"],) * 2) for file in files]

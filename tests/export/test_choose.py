@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vl2v
-import vl2v.runtime
+import vl2v.deploy.runtime
 from vl2v.cli.app import app
 from vl2v.errors import ConfigError
 from vl2v.export import Choice, Target, TargetMissed, choose_export
@@ -33,8 +33,8 @@ def test_the_most_accurate_that_meets_the_target_is_written(choice: Choice) -> N
     assert len(made) > 1 and all(one.seconds > 0 for one in made)
     assert choice.best.made is not None
     assert choice.best.made.parity.mean == max(one.made.parity.mean for one in made if one.made is not None)
-    assert vl2v.runtime.size_of(choice.path) == choice.best.made.bytes
-    card = vl2v.runtime.load(choice.path).card
+    assert vl2v.deploy.runtime.size_of(choice.path) == choice.best.made.bytes
+    card = vl2v.deploy.runtime.load(choice.path).card
     assert card["image_size"] == choice.best.image_size
     assert card["precision"] == ("int8" if choice.best.int8 else "fp32")
     assert choice.curve.table().render("md").count("**chosen**") == 1
@@ -79,7 +79,7 @@ def test_another_size_is_calibrated_for_itself(run: vl2v.Run, store: Path, tmp_p
     asked = ["export", str(run.folder), "--target-size", "9MB", "--image-size", "16", "--no-int8"]
     told = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "s.onnx"), "--store", str(store)])
     assert told.exit_code == 0 and "at 16 px in fp32" in told.stdout
-    exported = vl2v.runtime.load(tmp_path / "s.onnx")
+    exported = vl2v.deploy.runtime.load(tmp_path / "s.onnx")
     assert exported.card["image_size"] == 16 and exported.card["threshold"] != run.classifier.threshold
     assert exported.probabilities(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 3)
 

@@ -16,7 +16,7 @@ import torch
 from typer.testing import CliRunner
 
 import vl2v
-import vl2v.runtime
+import vl2v.deploy.runtime
 from vl2v.cli.app import app
 from vl2v.errors import ConfigError, MissingExtra, StudentError, need_extra
 from vl2v.export import FORMATS, export_student
@@ -39,7 +39,7 @@ def other(request: pytest.FixtureRequest, run: vl2v.Run, store: Path, tmp_path_f
 
 def test_it_predicts_what_the_student_does(other: Path, run: vl2v.Run, shapes: Path) -> None:
     images = sorted((shapes / "paint").rglob("*.png"))
-    exported = vl2v.runtime.load(other)
+    exported = vl2v.deploy.runtime.load(other)
     assert exported.card["precision"] == "fp32" and exported.classes == run.classifier.classes
     assert exported.card["reference"]["domains"].keys() == {"chalk", "ink"}  # what live traffic is compared with
     for batch in (images, images[:1]):
@@ -62,14 +62,14 @@ def test_what_is_broken_or_foreign_is_named(other: Path, tmp_path: Path) -> None
     for data in (b"junk", b"", other.read_bytes()[: other.stat().st_size // 2]):
         broken.write_bytes(data)
         with pytest.raises(StudentError, match="not an export of vl2v"):
-            vl2v.runtime.load(broken)
+            vl2v.deploy.runtime.load(broken)
 
 
 def test_openvino_has_int8(run: vl2v.Run, store: Path, closed: Path, tmp_path: Path) -> None:
     file = tmp_path / "int8.xml"
     parity = export_student(run, file, "openvino", int8=True, store=store)
     assert not parity.worse and parity.gain is not None
-    card = vl2v.runtime.load(file).card
+    card = vl2v.deploy.runtime.load(file).card
     assert card["precision"] == "int8" and card["reference"]["images"] == 14
     write_openvino(closed, {}, tmp_path / "fp32.xml")
     small, large = (path.with_suffix(".bin").stat().st_size for path in (file, tmp_path / "fp32.xml"))
@@ -79,13 +79,13 @@ def test_openvino_has_int8(run: vl2v.Run, store: Path, closed: Path, tmp_path: P
 def test_openvino_files_without_a_card_or_weights_are_refused(
     run: vl2v.Run, store: Path, closed: Path, tmp_path: Path
 ) -> None:
-    openvino = vl2v.runtime.openvino_library()
+    openvino = vl2v.deploy.runtime.openvino_library()
     openvino.save_model(openvino.Core().read_model(str(closed)), tmp_path / "bare.xml")
     with pytest.raises(StudentError, match="no card in it"):
-        vl2v.runtime.load(tmp_path / "bare.xml")
+        vl2v.deploy.runtime.load(tmp_path / "bare.xml")
     (tmp_path / "bare.bin").unlink()
     with pytest.raises(StudentError, match="can't be read"):
-        vl2v.runtime.load(tmp_path / "bare.xml")
+        vl2v.deploy.runtime.load(tmp_path / "bare.xml")
 
 
 def test_sizes_are_of_all_files(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
@@ -94,10 +94,10 @@ def test_sizes_are_of_all_files(run: vl2v.Run, store: Path, tmp_path: Path) -> N
         ["export", str(run.folder), "--format", "openvino", "--out", str(tmp_path / "s.xml"), "--store", str(store)],
     )
     both = sum((tmp_path / name).stat().st_size for name in ("s.xml", "s.bin"))
-    assert f"{both / 1e6:.1f} MB" in told.stdout and vl2v.runtime.size_of(tmp_path / "s.xml") == both
+    assert f"{both / 1e6:.1f} MB" in told.stdout and vl2v.deploy.runtime.size_of(tmp_path / "s.xml") == both
     student = run.folder / "student"
     every = sum(file.stat().st_size for file in student.iterdir())
-    assert Way("eager", student, 32).bytes == vl2v.runtime.size_of(student) == every
+    assert Way("eager", student, 32).bytes == vl2v.deploy.runtime.size_of(student) == every
 
 
 @pytest.mark.parametrize(
@@ -128,7 +128,7 @@ def test_a_file_that_wants_torch_says_so(suffix: str, tmp_path: Path, monkeypatc
     (tmp_path / f"student{suffix}").write_bytes(b"anything")
     monkeypatch.setitem(sys.modules, "torch", None)
     with pytest.raises(MissingExtra, match=r"^torch is not installed: pip install vl2v$"):
-        vl2v.runtime.load(tmp_path / f"student{suffix}")
+        vl2v.deploy.runtime.load(tmp_path / f"student{suffix}")
 
 
 def keeps(folder: Path, program: str, *words: Path) -> list[str]:
@@ -141,20 +141,22 @@ def keeps(folder: Path, program: str, *words: Path) -> list[str]:
 
 
 def test_openvino_reports_nothing_over_the_network(tmp_path: Path) -> None:
-    assert keeps(tmp_path / "ours", "import vl2v.runtime; vl2v.runtime.openvino_library()") == []
+    assert keeps(tmp_path / "ours", "import vl2v.deploy.runtime; vl2v.deploy.runtime.openvino_library()") == []
     assert keeps(tmp_path / "its own", "import openvino") != []
 
 
 def test_onnxruntime_reports_nothing_over_the_network(closed: Path, tmp_path: Path) -> None:
-    for place, before in enumerate(("vl2v.runtime.load(sys.argv[1])", "vl2v.runtime.onnxruntime_library()", "pass")):
-        program = f"import sys, vl2v.runtime; {before}; import onnxruntime as o; o.InferenceSession(sys.argv[1])"
+    for place, before in enumerate(
+        ("vl2v.deploy.runtime.load(sys.argv[1])", "vl2v.deploy.runtime.onnxruntime_library()", "pass")
+    ):
+        program = f"import sys, vl2v.deploy.runtime; {before}; import onnxruntime as o; o.InferenceSession(sys.argv[1])"
         assert bool(keeps(tmp_path / f"{place}", program, closed)) == (before == "pass")
 
 
 def test_a_foreign_torchscript_file_is_refused(tmp_path: Path) -> None:
     torch.jit.save(torch.jit.trace(torch.nn.Linear(2, 2), torch.zeros(1, 2)), str(tmp_path / "other.pt"))
     with pytest.raises(StudentError, match="no card in it"):
-        vl2v.runtime.load(tmp_path / "other.pt")
+        vl2v.deploy.runtime.load(tmp_path / "other.pt")
 
 
 def test_a_format_that_differs_is_not_written(
@@ -184,7 +186,7 @@ def test_answers_that_are_not_finite_are_refused(closed: Path, tmp_path: Path, v
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
     onnx.save(model, str(tmp_path / "nan.onnx"))
     with pytest.raises(StudentError, match="NaN or infinity"):
-        vl2v.runtime.load(tmp_path / "nan.onnx").run(np.full((1, 32, 32, 3), 255, np.uint8))
+        vl2v.deploy.runtime.load(tmp_path / "nan.onnx").run(np.full((1, 32, 32, 3), 255, np.uint8))
 
 
 def test_what_a_format_lacks_is_said_before_work_begins(run: vl2v.Run, tmp_path: Path) -> None:

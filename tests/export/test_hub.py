@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save
 from typer.testing import CliRunner
 
 import vl2v
-import vl2v.runtime
+import vl2v.deploy.runtime
 from export import hub as stand_in
 from export.hub import Hub
 from little import quick_settings
@@ -68,7 +68,7 @@ def test_what_was_pushed_predicts_what_the_run_does(hub: Hub, run: vl2v.Run, sha
     wanted = run.classifier.predict(images)
     assert vl2v.load(reference).predict(images) == vl2v.load(f"hf:{REPO}").predict(images) == wanted
     (tmp_path / "student.onnx").write_bytes(files["student.onnx"])
-    assert vl2v.runtime.load(tmp_path / "student.onnx").predict(images)[0].label == wanted[0].label
+    assert vl2v.deploy.runtime.load(tmp_path / "student.onnx").predict(images)[0].label == wanted[0].label
 
 
 def test_nothing_of_its_maker_is_sent(run: vl2v.Run, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -157,7 +157,7 @@ def test_what_was_pushed_is_served_and_evaluated(
 def test_a_student_without_an_export_is_not_served(hub: Hub, run: vl2v.Run) -> None:
     hub.commit(REPO, {"student.json": b"{}"})
     with pytest.raises(HubError, match=r"maker/shapes: no export in it .*`vl2v export` its run and push it again"):
-        fetch_export(f"hf:{REPO}", vl2v.runtime.NAMES)
+        fetch_export(f"hf:{REPO}", vl2v.deploy.runtime.NAMES)
 
 
 def test_an_export_of_other_classes_is_not_sent(run: vl2v.Run) -> None:

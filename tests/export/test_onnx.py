@@ -20,7 +20,7 @@ from PIL import ExifTags, Image
 from typer.testing import CliRunner
 
 import vl2v
-import vl2v.runtime
+import vl2v.deploy.runtime
 from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.data import evaluation_view
@@ -36,7 +36,7 @@ def test_an_export_predicts_what_the_student_does(
     form: str, run: vl2v.Run, shapes: Path, request: pytest.FixtureRequest
 ) -> None:
     images = sorted((shapes / "paint").rglob("*.png"))
-    exported = vl2v.runtime.load(request.getfixturevalue(form), threads=1)
+    exported = vl2v.deploy.runtime.load(request.getfixturevalue(form), threads=1)
     for ours, theirs in zip(exported.predict(images), run.classifier.predict(images), strict=True):
         assert (ours.best, ours.label) == (theirs.best, theirs.label)
         assert ours.probability == pytest.approx(theirs.probability, abs=1e-4)
@@ -55,8 +55,8 @@ class Nothing:  # else is installed
             raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
 
 sys.meta_path.insert(0, Nothing())
-import vl2v.runtime
-print(vl2v.runtime.load({str(closed)!r}).predict([{str(image)!r}])[0].best)
+import vl2v.deploy.runtime
+print(vl2v.deploy.runtime.load({str(closed)!r}).predict([{str(image)!r}])[0].best)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -75,7 +75,7 @@ def test_the_documentation_tells_other_languages_how(
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
     (example,) = (text for text in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "onnxruntime" in text)
     shutil.copy(request.getfixturevalue(form), tmp_path / "student.onnx")
-    exported = vl2v.runtime.load(tmp_path / "student.onnx")
+    exported = vl2v.deploy.runtime.load(tmp_path / "student.onnx")
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
     exif = Image.Exif()
@@ -104,7 +104,7 @@ def test_the_file_is_all_there_is(closed: Path, shapes: Path) -> None:
 
 
 def test_classes_are_added_to_the_open_form_alone(opened: Path, closed: Path, shapes: Path) -> None:
-    exported = vl2v.runtime.load(opened)
+    exported = vl2v.deploy.runtime.load(opened)
     pixels = np.zeros((2, 32, 32, 3), np.uint8)
     z = exported.embed(pixels)
     np.testing.assert_allclose(np.linalg.norm(z, axis=1), 1, atol=1e-5)
@@ -115,14 +115,14 @@ def test_classes_are_added_to_the_open_form_alone(opened: Path, closed: Path, sh
     with pytest.raises(StudentError, match="3 numbers, the student has 16"):
         exported.add_class("moon", np.zeros(3, np.float32))
     with pytest.raises(StudentError, match="export with --open"):
-        vl2v.runtime.load(closed).embed(pixels)
+        vl2v.deploy.runtime.load(closed).embed(pixels)
 
 
 def test_int8_is_smaller_and_as_good(run: vl2v.Run, store: Path, closed: Path, tmp_path: Path) -> None:
     file = tmp_path / "int8.onnx"
     parity = export_student(run, file, int8=True, store=store)
     assert not parity.worse and file.stat().st_size < 0.6 * closed.stat().st_size
-    assert vl2v.runtime.load(file).card["precision"] == "int8"
+    assert vl2v.deploy.runtime.load(file).card["precision"] == "int8"
 
 
 def test_the_layer_that_int8_hurts_most_stays_in_fp32_first(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_weights_elsewhere_are_refused(closed: Path, tmp_path: Path, monkeypatch
     onnx.save(model, str(tmp_path / "split.onnx"))
     monkeypatch.chdir(tmp_path)  # the weights are in reach
     with pytest.raises(StudentError, match="not an export of vl2v"):
-        vl2v.runtime.load("split.onnx")
+        vl2v.deploy.runtime.load("split.onnx")
 
 
 def test_an_export_that_differs_is_not_written(
@@ -212,17 +212,17 @@ def test_an_export_that_differs_is_not_written(
 
 def test_what_is_no_export_is_named(tmp_path: Path, closed: Path) -> None:
     with pytest.raises(StudentError, match="can't be read"):
-        vl2v.runtime.load(tmp_path / "missing.onnx")
+        vl2v.deploy.runtime.load(tmp_path / "missing.onnx")
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     with pytest.raises(StudentError, match="not an export of vl2v"):
-        vl2v.runtime.load(tmp_path / "junk.onnx")
+        vl2v.deploy.runtime.load(tmp_path / "junk.onnx")
     model = onnx.load(str(closed))
     del model.metadata_props[:]
     onnx.save(model, str(tmp_path / "bare.onnx"))
     with pytest.raises(StudentError, match="no card in it"):
-        vl2v.runtime.load(tmp_path / "bare.onnx")
+        vl2v.deploy.runtime.load(tmp_path / "bare.onnx")
     with pytest.raises(DataError, match=r"nowhere\.png"):
-        vl2v.runtime.load(closed).predict(["nowhere.png"])
+        vl2v.deploy.runtime.load(closed).predict(["nowhere.png"])
 
 
 def test_a_fixed_head_has_no_open_form(shapes: Path, recording: Path, store: Path, tmp_path: Path) -> None:
@@ -231,4 +231,4 @@ def test_a_fixed_head_has_no_open_form(shapes: Path, recording: Path, store: Pat
         export_student(erm, tmp_path / "x.onnx", form="open", store=store)
     told = CliRunner().invoke(app, ["export", str(erm.folder), "--store", str(store)])
     assert told.exit_code == 0 and "100.0% same answers" in told.stdout
-    assert vl2v.runtime.load(erm.folder / "student.onnx").classes == ["ball", "box", "cone"]
+    assert vl2v.deploy.runtime.load(erm.folder / "student.onnx").classes == ["ball", "box", "cone"]

@@ -288,8 +288,8 @@ def test_pretrained_weights_come_from_a_file(quick: dict[str, Any], tmp_path: Pa
 def test_students_of_every_kind_are_trained_exported_and_read_back(
     name: str, quick: dict[str, Any], shapes: Path, tmp_path: Path
 ) -> None:
+    from vl2v.deploy.runtime import load
     from vl2v.export import export_student
-    from vl2v.runtime import load
 
     quick["student"]["name"] = name
     quick["stages"] = {stage: {"steps": 2, "batch_per_domain": 2} for stage in ("align", "distill")}

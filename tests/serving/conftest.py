@@ -12,8 +12,8 @@ import pytest
 import vl2v
 from little import quick_settings
 from loopback import Loopback
+from vl2v.deploy.runtime import Exported, load
 from vl2v.export import export_student
-from vl2v.runtime import Exported, load
 from vl2v.serving.app import create_app
 from vl2v.serving.tutor import Tutor
 from vl2v.serving.watch import Watch

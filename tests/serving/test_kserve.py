@@ -14,7 +14,7 @@ import httpx2
 import numpy as np
 import pytest
 
-import vl2v.runtime
+import vl2v.deploy.runtime
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
 
@@ -55,7 +55,7 @@ def unpacked(answer: httpx2.Response) -> dict[str, Any]:
 
 def test_binary_tensors_go_both_ways(served: Servers, opened: Path, image: bytes) -> None:
     url = served()
-    (wanted,) = vl2v.runtime.load(opened).predict([image])
+    (wanted,) = vl2v.deploy.runtime.load(opened).predict([image])
     pixels = evaluation_view(decode(image), 32).tobytes()
     size = {"parameters": {"binary_data_size": len(pixels)}}
     given = {"name": "pixels", "shape": [1, 32, 32, 3], "datatype": "UINT8", **size}

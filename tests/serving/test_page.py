@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from vl2v.runtime import load
+from vl2v.deploy.runtime import load
 
 pytest.importorskip("selenium")
 

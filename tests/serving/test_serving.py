@@ -23,7 +23,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import vl2v
-import vl2v.runtime
+import vl2v.deploy.runtime
 from loopback import until, until_accepted
 from vendor.rented import Running, running
 from vl2v.cli.app import app
@@ -49,7 +49,7 @@ def b64(data: bytes) -> str:
 def test_images_come_as_files_or_base64_one_or_many(served: Servers, opened: Path, shapes: Path) -> None:
     url = served()
     images = [file.read_bytes() for file in sorted((shapes / "paint").rglob("*.png"))[::5]]
-    expected = vl2v.runtime.load(opened).predict(images)
+    expected = vl2v.deploy.runtime.load(opened).predict(images)
     files = [("image", (f"{i}.png", data, "image/png")) for i, data in enumerate(images)]
     for answer in (
         http.post(f"{url}/predict", files=files),
@@ -70,7 +70,7 @@ def test_the_kserve_protocol_takes_pixels_and_files(served: Servers, opened: Pat
         assert http.get(f"{url}/v2/{path}").status_code == 200
     about = http.get(f"{url}/v2/models/shapes").json()
     assert about["platform"] == "onnxruntime_onnx" and about["inputs"][1]["shape"] == [-1, 32, 32, 3]
-    (wanted,) = vl2v.runtime.load(opened).predict([image])
+    (wanted,) = vl2v.deploy.runtime.load(opened).predict([image])
     pixels = evaluation_view(decode(image), 32)
     file = {"name": "image", "shape": [1], "datatype": "BYTES", "data": [b64(image)]}
     flat = {"name": "pixels", "shape": [1, 32, 32, 3], "datatype": "UINT8", "data": pixels.ravel().tolist()}
@@ -161,7 +161,7 @@ def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, image: byte
 
 
 def test_another_clients_broken_image_fails_nobody_else(opened: Path, image: bytes) -> None:
-    network = Network(vl2v.runtime.load(opened, threads=1))
+    network = Network(vl2v.deploy.runtime.load(opened, threads=1))
     good, bad, both = network._outputs([[image], [b"no"], [image, image]])
     assert isinstance(bad, Exception) and "images[0] can't be decoded" in str(bad)
     assert good.shape[0] == 1 and both.shape[0] == 2  # type: ignore[union-attr]
@@ -232,10 +232,10 @@ def test_another_teacher_is_refused(served: Servers) -> None:
         served(teacher="tiny")
 
 
-def pupil_of(vendor: Running, opened: Path) -> tuple[vl2v.runtime.Exported, Teacher]:
+def pupil_of(vendor: Running, opened: Path) -> tuple[vl2v.deploy.runtime.Exported, Teacher]:
     """Return a student as if it had learned from a vendor's model, and that teacher."""
     teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
-    student = vl2v.runtime.load(opened, threads=1)
+    student = vl2v.deploy.runtime.load(opened, threads=1)
     student.card["teacher"] = teacher.fingerprint
     return student, teacher
 
@@ -322,14 +322,14 @@ def test_pages_elsewhere_can_do_nothing(served: Servers, image: bytes) -> None:
 
 
 def test_overload_is_turned_away(served: Servers, opened: Path, image: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    gate, run = threading.Event(), vl2v.runtime.Exported.run
+    gate, run = threading.Event(), vl2v.deploy.runtime.Exported.run
     url = served(waiting=4)
 
-    def held(self: vl2v.runtime.Exported, pixels: Any) -> Any:
+    def held(self: vl2v.deploy.runtime.Exported, pixels: Any) -> Any:
         gate.wait(300)
         return run(self, pixels)
 
-    monkeypatch.setattr(vl2v.runtime.Exported, "run", held)
+    monkeypatch.setattr(vl2v.deploy.runtime.Exported, "run", held)
     with ThreadPoolExecutor(16) as pool:
         futures = [pool.submit(http.post, f"{url}/predict", files={"p": image}) for _ in range(16)]
         until(lambda: any(future.done() for future in futures))
@@ -346,7 +346,7 @@ def test_a_failure_tells_nothing_of_the_machine(served: Servers, image: bytes, m
     def broken(self: Any, pixels: Any) -> Any:
         raise RuntimeError(f"secret path {Path.home()}")
 
-    monkeypatch.setattr(vl2v.runtime.Exported, "run", broken)
+    monkeypatch.setattr(vl2v.deploy.runtime.Exported, "run", broken)
     answer = http.post(f"{url}/predict", files={"image": image})
     assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log tells why"})
 
@@ -465,9 +465,9 @@ def test_a_run_without_an_export_is_exported_first(
     monkeypatch.setattr(serving, "serve", lambda file, **options: taken.append(file))
     told = CliRunner().invoke(app, ["serve", str(bare), "--store", str(run.folder.with_name("store"))])
     assert told.exit_code == 0 and taken == [bare / "student.onnx"]
-    assert vl2v.runtime.load(taken[0]).card["form"] == "open"
+    assert vl2v.deploy.runtime.load(taken[0]).card["form"] == "open"
     with pytest.raises(StudentError, match=r"`vl2v export .*` makes one"):
-        vl2v.runtime.exports_in(tmp_path)
+        vl2v.deploy.runtime.exports_in(tmp_path)
 
 
 def test_of_two_exports_one_is_served_and_the_other_named(

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 
 from little import no_file_larger_than
 from vl2v.cli.app import app
+from vl2v.deploy.runtime import load
 from vl2v.errors import DataError
-from vl2v.runtime import load
 from vl2v.serving import watch
 from vl2v.serving.watch import Watch, read_log
 

@@ -31,11 +31,11 @@ def export(
 ) -> None:
     """Write a student as a file that needs nothing of vl2v, checked on real images first."""
     from vl2v.cli.show import progress
+    from vl2v.deploy.runtime import size_of
     from vl2v.errors import ConfigError
     from vl2v.export import Target, TargetMissed, choose_export, export_student
     from vl2v.export.student import default_name
     from vl2v.runs import Run
-    from vl2v.runtime import size_of
 
     target = Target(
         _amount("--target-latency", target_latency, {"ms": 1e-3, "s": 1}),

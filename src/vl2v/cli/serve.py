@@ -31,8 +31,8 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; 0: a free one.")] = 8080,
 ) -> None:
     """Answer over HTTP, with a page to drop images on, until stopped; a run without an export is exported first."""
+    from vl2v.deploy.runtime import exports_in
     from vl2v.errors import StudentError
-    from vl2v.runtime import exports_in
     from vl2v.serving.serve import serve as run
     from vl2v.serving.serve import to_serve
 
@@ -69,7 +69,7 @@ def monitor(
     from collections import Counter
     from dataclasses import asdict
 
-    from vl2v.runtime import exports_in, load
+    from vl2v.deploy.runtime import exports_in, load
     from vl2v.serving.watch import monitor as look
     from vl2v.serving.watch import owner
 
@@ -99,7 +99,7 @@ def _here(source: str) -> Path:
     """
     if not source.startswith("hf:"):
         return Path(source)
-    from vl2v.runtime import NAMES
+    from vl2v.deploy.runtime import NAMES
     from vl2v.students.hub import fetch_export
 
     return fetch_export(source, NAMES)

@@ -20,7 +20,7 @@ from vl2v.data.files import SUFFIXES, image_files, one_form
 from vl2v.data.manifest import Row, read_manifest, without_listed
 from vl2v.data.samples import icondg
 from vl2v.errors import DataError
-from vl2v.prediction import check_name
+from vl2v.names import check_name
 
 SAMPLE = Path("icondg")
 LAYOUTS = ("auto", "domains", "classes", "manifest")

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+from vl2v.deploy.runtime import load
 from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import png, side_by_side, timed
@@ -17,7 +18,6 @@ from vl2v.io import write_bytes, write_text
 from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources
-from vl2v.runtime import load
 from vl2v.table import Table
 
 TURNS, SECONDS = 5, 0.2

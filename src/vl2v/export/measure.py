@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.deploy.runtime import load, size_of
 from vl2v.errors import StudentError, VL2VError
-from vl2v.runtime import load, size_of
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,11 +13,11 @@ from timm.utils import reparameterize_model
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vl2v.drift import reference
+from vl2v.deploy.drift import reference
+from vl2v.deploy.runtime import FORMAT, Exported
 from vl2v.export.model_card import public_about
 from vl2v.export.parity import Domain, Pixels, parts
-from vl2v.prediction import UNKNOWN
-from vl2v.runtime import FORMAT, Exported
+from vl2v.names import UNKNOWN
 from vl2v.students import Classifier
 
 PREPROCESSING = {

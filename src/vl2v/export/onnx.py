@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from vl2v.deploy.runtime import METADATA, onnxruntime_library
 from vl2v.export.network import Network
 from vl2v.export.parity import Pixels, parts
-from vl2v.runtime import METADATA, onnxruntime_library
 
 KEPT = (1 / 8, 1 / 4, 1 / 2)  # of the layers, that stay in fp32 where fewer aren't enough
 RANKED = 8  # images that layers are compared on

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
+from vl2v.deploy.runtime import METADATA, openvino_library
 from vl2v.errors import need_extra
 from vl2v.export.network import Network
-from vl2v.runtime import METADATA, openvino_library
 
 
 def write_openvino(source: Path, card: dict[str, Any], path: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from vl2v.deploy.runtime import files_of, load, openvino_library, size_of
 from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.evaluation import fit_temperature, unknown_threshold
@@ -25,7 +26,6 @@ from vl2v.runs.folder import Run
 from vl2v.runs.report import Report, silent
 from vl2v.runs.sources import Sources, open_sources
 from vl2v.runs.teaching import default_store
-from vl2v.runtime import files_of, load, openvino_library, size_of
 from vl2v.students import Classifier, at_size
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt", "executorch": ".pte"}

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vl2v.config import StudentConfig
+from vl2v.deploy.runtime import size_of
 from vl2v.embeddings import money
 from vl2v.evaluation import Row
 from vl2v.evaluation.alignment import accuracy_by_group, confusions
@@ -37,7 +38,6 @@ from vl2v.runs.folder import read_json
 from vl2v.runs.settings import without_places
 from vl2v.runs.sources import open_sources
 from vl2v.runs.teaching import anchor_prompts
-from vl2v.runtime import size_of
 from vl2v.seeds import derive
 from vl2v.students.backbone import PACKAGED
 from vl2v.teachers import prompts_for

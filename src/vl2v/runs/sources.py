@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from vl2v.config import DataConfig, RunConfig
 from vl2v.data import Audit, DomainDataset, Split, audit, leave_out, open_dataset, set_aside
 from vl2v.errors import DataError
-from vl2v.prediction import UNKNOWN
+from vl2v.names import UNKNOWN
 from vl2v.runs.report import Report, silent
 
 

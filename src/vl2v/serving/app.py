@@ -16,8 +16,8 @@ from starlette.types import Scope
 
 from vl2v import __version__
 from vl2v.data.decoding import ImageError
+from vl2v.deploy.runtime import Exported
 from vl2v.errors import StoreError, StudentError, TeacherError
-from vl2v.runtime import Exported
 from vl2v.serving.answers import BadImage, Network
 from vl2v.serving.decoders import Decoders
 from vl2v.serving.described import locked

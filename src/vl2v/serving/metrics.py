@@ -7,8 +7,9 @@ from typing import Any
 
 from prometheus_client import Counter, Gauge
 
-from vl2v.drift import WINDOW
-from vl2v.prediction import UNKNOWN, Prediction
+from vl2v.deploy.drift import WINDOW
+from vl2v.deploy.prediction import Prediction
+from vl2v.names import UNKNOWN
 from vl2v.serving.watch import Watch
 from vl2v.web.metrics import Metrics
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vl2v.deploy.runtime import Exported, exports_in, load, load_current
 from vl2v.errors import ConfigError, StudentError, need_extra
-from vl2v.runtime import Exported, exports_in, load, load_current
 from vl2v.secret import read_secret
 from vl2v.web.places import check_host
 from vl2v.web.server import listen

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from vl2v.prediction import Prediction
-from vl2v.runtime import Exported
+from vl2v.deploy.prediction import Prediction
+from vl2v.deploy.runtime import Exported
 from vl2v.serving.answers import Network, Thing
 from vl2v.serving.decoders import Decoders
 from vl2v.serving.metrics import ServingMetrics

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from starlette.exceptions import HTTPException
 
 from vl2v.errors import StudentError
-from vl2v.prediction import same_name
+from vl2v.names import same_name
 from vl2v.serving.described import ANY_BODY, Classes, Opinion, body, failures
 from vl2v.serving.requests import NewClass, OneImage, body_of
 from vl2v.serving.service import Service

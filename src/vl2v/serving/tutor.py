@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
 from vl2v.data.decoding import decode
+from vl2v.deploy.prediction import Prediction, prediction
+from vl2v.deploy.runtime import Exported, softmax
 from vl2v.embeddings import EmbeddingStore, fetch_image, fetch_texts, image_key
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import ConfigError, StudentError
 from vl2v.places import public_name
-from vl2v.prediction import Prediction, prediction
 from vl2v.runs.asking import account_of, with_purse
 from vl2v.runs.teaching import class_text
-from vl2v.runtime import Exported, softmax
 from vl2v.serving.decoders import MOST
 from vl2v.teachers import Teacher
 from vl2v.teachers.rented import as_rented

@@ -19,10 +19,11 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.drift import WINDOW, Drift, drift
+from vl2v.deploy.drift import WINDOW, Drift, drift
+from vl2v.deploy.prediction import Prediction
+from vl2v.deploy.runtime import Exported
 from vl2v.errors import DataError, StudentError
-from vl2v.prediction import UNKNOWN, Prediction
-from vl2v.runtime import Exported
+from vl2v.names import UNKNOWN
 
 FORMAT = 1
 HALF = 128 * 2**20  # bytes of a log, after which another is begun; the one before is kept

@@ -1,6 +1,6 @@
 """Students: a small backbone, a projector, and the text classifier on top of them."""
 
-from vl2v.prediction import Prediction
+from vl2v.deploy.prediction import Prediction
 from vl2v.students.backbone import build_backbone, output_width, pretrained_backbone
 from vl2v.students.classifier import Classifier, at_size
 from vl2v.students.depthwise import quick_depthwise

@@ -18,10 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vl2v.config import Section
+from vl2v.deploy.prediction import Prediction, prediction
 from vl2v.errors import DataError, StudentError
 from vl2v.io import replacing, write_tensors
+from vl2v.names import new_class_name
 from vl2v.places import HIDDEN, without_secrets
-from vl2v.prediction import Prediction, new_class_name, prediction
 from vl2v.students.backbone import build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
 from vl2v.teachers import BackboneSpec
@@ -122,7 +123,7 @@ class Classifier:
         """Return the name under which a class of this name can join the others.
 
         Raises:
-            StudentError: the head is linear, or as `vl2v.prediction.new_class_name` does.
+            StudentError: the head is linear, or as `vl2v.names.new_class_name` does.
         """
         if self.texts is None:
             method = self.about.get("method", "this method")

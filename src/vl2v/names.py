@@ -1,11 +1,10 @@
-"""What a student says about one image."""
+"""Names of classes and domains: what they may be made of, and which ones people can't tell apart."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from vl2v.errors import DataError, StudentError
 
@@ -58,28 +57,3 @@ def same_name(name: str) -> str:
     """Return what names have in common that people can't tell apart."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
     return " ".join(folded.replace("_", " ").split())
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """One image's answer.
-
-    Attributes:
-        label: the class, or "unknown" where even the best one is less likely than the threshold.
-        best: the most likely class.
-        probability: of the most likely class.
-        probabilities: of every class.
-    """
-
-    label: str
-    best: str
-    probability: float
-    probabilities: dict[str, float]
-
-
-def prediction(classes: list[str], probabilities: list[float], threshold: float) -> Prediction:
-    """Return the answer that follows from each class's probability."""
-    best = max(range(len(classes)), key=probabilities.__getitem__)
-    name, probability = classes[best], probabilities[best]
-    label = name if probability >= threshold else UNKNOWN
-    return Prediction(label, name, probability, dict(zip(classes, probabilities, strict=True)))
