@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,3 +188,71 @@ def test_a_ledger_of_the_first_version_is_gone_on_with(tmp_path: Path) -> None:
         purse.settle(purse.reserve(replace(query(7), digest="d", key="k")), "answered")
     with Ledger(tmp_path) as again:
         assert again.committed(teacher) == paid + 7 and len(again.entries()) == len(entries) + 1
+
+
+@pytest.mark.parametrize("schema", [1, 2, 3])
+def test_a_password_that_an_earlier_version_wrote_leaves_the_file(tmp_path: Path, schema: int) -> None:
+    file, host = tmp_path / "ledger.sqlite", "openai-compatible:https://{}host/v1#m"
+    shutil.copy(Path(__file__).parents[1] / "formats/v1/paid/ledger.sqlite", file)
+    names = "at, query, teacher, asker, kind, status, count, tokens, micro, currency, balance, model, note"
+    rows = [
+        (1, "reserved", 50, 50, host.format("me:hunter2@"), ""),
+        (1, "answered", 40, 40, host.format("me:hunter2@"), "307 to https://x?api_key=hunter2&a=1"),
+        (3, "reserved", 30, 30, host.format("you:hunter3@"), ""),
+        (4, "reserved", 20, 20, "jina:m", "a note"),
+        (3, "lost", 30, 30, host.format("you:hunter3@"), ""),
+    ]
+    with sqlite3.connect(file) as db:
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("DROP TRIGGER kept")
+        db.execute("DELETE FROM entries")
+        if schema > 1:
+            db.execute("ALTER TABLE entries ADD COLUMN digest TEXT NOT NULL DEFAULT ''")
+            db.execute("ALTER TABLE entries ADD COLUMN key TEXT NOT NULL DEFAULT ''")
+            db.execute("CREATE INDEX by_digest ON entries (digest) WHERE digest != ''")
+        if schema > 2:
+            db.execute("ALTER TABLE entries ADD COLUMN crc INTEGER")
+        for query_, status, micro, balance, teacher, note in rows:
+            asker = "https://x?token=hunter2"
+            row = (1.5, query_, teacher, asker, "text", status, 1, 9, micro, "USD", balance, "", note)
+            db.execute(f"INSERT INTO entries ({names}) VALUES ({', '.join('?' * 13)})", row)
+            if schema > 2:
+                last = "UPDATE entries SET crc = ? WHERE id = (SELECT max(id) FROM entries)"
+                db.execute("DROP TRIGGER IF EXISTS fixed")
+                db.execute(last, (zlib.crc32(repr((*row, "", "")).encode()),))
+        db.execute("CREATE TRIGGER kept BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END")
+        db.execute(
+            "CREATE TRIGGER IF NOT EXISTS fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'append-only'); END"
+        )
+        db.execute(f"PRAGMA user_version = {schema}")
+    db.close()
+    with Ledger(tmp_path) as opened:
+        assert opened.committed(host.format("")) == 70 and opened.committed("jina:m") == 20
+        entries = opened.entries()
+        assert [(entry.teacher, entry.micro) for entry in entries] == [
+            (host.format(""), 40),
+            (host.format(""), 30),
+            ("jina:m", 20),
+        ]
+        assert entries[0].note == "307 to https://x?api_key=***&a=***" and entries[2].note == ""
+        for path in tmp_path.iterdir():
+            assert b"hunter" not in path.read_bytes(), path.name
+        purse = account(opened, 75, host.format(""))
+        with pytest.raises(BudgetReached):
+            purse.reserve(query(6))
+        purse.settle(purse.reserve(query(5)), "answered")
+        with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+            opened._db.execute("UPDATE entries SET micro = 0")
+    assert b"hunter" not in file.read_bytes()
+
+
+def test_a_damaged_entry_is_not_made_good_by_taking_a_password_out(tmp_path: Path) -> None:
+    with Ledger(tmp_path) as opened:
+        account(opened, teacher="openai-compatible:http://a:hunter2@host#m").reserve(query(9))
+        opened._db.execute("DROP TRIGGER fixed")
+        opened._db.execute("UPDATE entries SET micro = 1")
+        opened._db.execute("CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'no'); END")
+        opened._db.execute("PRAGMA user_version = 3")
+    with Ledger(tmp_path) as again, pytest.raises(StoreError, match="the entry of query 1 is damaged"):
+        again.entries()
+    assert b"hunter" not in (tmp_path / "ledger.sqlite").read_bytes()

@@ -14,7 +14,7 @@ import zlib
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from vl2v.errors import StoreError
 from vl2v.places import without_secrets
@@ -50,9 +50,10 @@ CREATE INDEX by_teacher ON entries (teacher, id);
 CREATE UNIQUE INDEX once ON entries (query) WHERE status != 'reserved';
 CREATE INDEX by_digest ON entries (digest) WHERE digest != '';
 CREATE TRIGGER kept BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
-_FORMAT = Format("a ledger of vl2v: move it aside", 0x564C3242, 3, _SCHEMA)  # "VL2B"
+_FIXED = "CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
+_SCHEMA += _FIXED
+_FORMAT = Format("a ledger of vl2v: move it aside", 0x564C3242, 4, _SCHEMA)  # "VL2B"
 _FROM_1 = (
     "ALTER TABLE entries ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE entries ADD COLUMN key TEXT NOT NULL DEFAULT ''",
@@ -64,6 +65,7 @@ _FROM_2 = ("ALTER TABLE entries ADD COLUMN crc INTEGER", "PRAGMA user_version = 
 _COLUMNS = (
     "at, query, teacher, asker, kind, status, count, tokens, micro, currency, balance, model, note, digest, key, crc"
 )
+_WORDS = ("teacher", "asker", "model", "note")  # earlier versions let addresses with passwords into these
 _INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 16)})"
 _BALANCE = f"SELECT balance, {_COLUMNS} FROM entries WHERE teacher = ? ORDER BY id DESC LIMIT 1"
 _TEACHERS = """
@@ -327,6 +329,56 @@ class Ledger:
             with transaction(self._db):
                 for statement in _FROM_2 if self._version() == 2 else ():
                     self._db.execute(statement)
+
+        if self._version() == 3:
+            self._clean()
+
+    def _clean(self) -> None:
+        """Take passwords and keys out of the addresses that an earlier version wrote, and their traces out of the file.
+
+        It counts as done when no copy is left, so that what was killed or held up is done again.
+        """
+        with transaction(self._db):
+            self._db.execute("DROP TRIGGER fixed")
+            merged: set[str] = set()
+            for number, *row in self._db.execute(f"SELECT id, {_COLUMNS} FROM entries").fetchall():
+                words = dict(zip(_COLUMNS.split(", "), row, strict=True))
+                clean = words | {name: without_secrets(words[name]) for name in _WORDS}
+                if clean != words:
+                    merged.add(clean["teacher"])
+                    self._rewrite(number, words, clean)
+            for teacher in merged:
+                self._rebalance(teacher)
+            self._db.execute(_FIXED)
+        self._db.execute("VACUUM")
+        (waits, *_) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if not waits:  # for someone who still reads the old pages
+            self._db.execute("PRAGMA user_version = 4")
+
+    def _rewrite(self, number: int, before: dict[str, Any], after: dict[str, Any]) -> None:
+        """Change an entry and its checksum; where that was wrong, or there was none, it stays so."""
+        *old, crc = before.values()
+        *new, _ = after.values()
+        if crc is not None and crc == _crc(tuple(old)):
+            crc = _crc(tuple(new))
+        names = ", ".join(f"{name} = ?" for name in after)
+        self._db.execute(f"UPDATE entries SET {names} WHERE id = ?", (*new, crc, number))
+
+    def _rebalance(self, teacher: str) -> None:
+        """Have the balance of a teacher run through all its entries: it may have had several passwords."""
+        balance = 0
+        reserved: dict[int, int] = {}
+        entries = f"SELECT id, {_COLUMNS} FROM entries WHERE teacher = ? ORDER BY id"
+        for number, *row in self._db.execute(entries, (teacher,)).fetchall():
+            words = dict(zip(_COLUMNS.split(", "), row, strict=True))
+            query, micro = words["query"], words["micro"]
+            if words["status"] == RESERVED:
+                reserved[query] = micro
+                balance += micro
+            else:
+                balance += micro - reserved.get(query, 0)
+            if words["balance"] != balance:
+                self._rewrite(number, words, words | {"balance": balance})
 
     def _version(self) -> int:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
