@@ -221,11 +221,13 @@ def test_wise_ft_ends_halfway_to_the_zero_shot_weights(shapes: Path, recording: 
     )
 
 
-def test_vl2v_ends_where_source_validation_is_best(shapes: Path, recording: Path, tmp_path: Path, monkeypatch) -> None:
+def test_adip_plus_ends_where_source_validation_is_best(
+    shapes: Path, recording: Path, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr("vl2v.runs.train.align_again", lambda *_: None)  # else P is another one than was judged
 
     def trained(*ways: float) -> tuple[dict[str, torch.Tensor], float]:
-        monkeypatch.setattr("vl2v.methods.vl2v.WAYS", ways)
+        monkeypatch.setattr("vl2v.methods.adip_plus.INTERPOLATE", ways)
         settings = quick_settings(shapes, recording, "adip-plus")
         run = vl2v.distill(settings, tmp_path / "-".join(map(str, ways)), store=tmp_path / "store")
         return weights(run), run.classifier.about["validation_accuracy"]
