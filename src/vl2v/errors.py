@@ -46,6 +46,10 @@ class MissingExtra(VL2VError):
     """An optional dependency that is not installed."""
 
 
+class VL2VWarning(UserWarning):
+    """What a person should know though the work goes on; the command line prints it as a line."""
+
+
 @contextmanager
 def writing(path: Path, kind: type[VL2VError]) -> Iterator[None]:
     """Raise `kind` if the block can't write the file: a full disk, a folder that isn't one or may not be written to."""

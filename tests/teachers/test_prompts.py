@@ -142,3 +142,56 @@ def test_text_classifier_averages_directions():
     classifier = text_classifier([rows, np.array([[0, 0, 3]], np.float32)])
     assert classifier.dtype == np.float32
     np.testing.assert_allclose(classifier, [[2**-0.5, 2**-0.5, 0], [0, 0, 1]], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("hot_dog", "hot dog"),
+        ("Circle", "circle"),
+        ("caf\u00e9", "cafe\u0301"),
+        ("hot  dog", "HOT DOG"),
+        ("\uff21\uff22", "AB"),
+        ("stra\u00dfe", "STRASSE"),
+    ],
+)
+def test_classes_with_one_text_are_refused(one: str, other: str) -> None:
+    names = ["taco", one, other]
+    groups = prompts_for(names, PromptConfig())
+    with pytest.raises(ConfigError, match=r"have the same text .*prompts\.overrides\..*, or rename"):
+        check_prompts(names, groups)
+    assert check_prompts(names, prompts_for(names, PromptConfig(overrides={other: "something else"}))) == []
+
+
+def test_overrides_can_make_two_classes_one() -> None:
+    names = ["dog", "hound"]
+    with pytest.raises(ConfigError, match="'dog' and 'hound' have the same text"):
+        check_prompts(names, prompts_for(names, PromptConfig(overrides={"hound": "dog"})))
+    assert check_prompts(names, prompts_for(names, PromptConfig(overrides={"hound": ["dog", "hound"]}))) == []
+
+
+LONG = "a view of a long room full of old things that somebody looked at for a while " * 6
+
+
+def test_texts_that_the_tower_cuts_are_told_and_refused_where_nothing_is_left_to_tell() -> None:
+    tiny = open_teacher("tiny")
+    names = ["circle", "square"]
+    different = prompts_for(names, PromptConfig(templates=["a {class}, " + LONG]))
+    assert [note.partition(":")[0] for note in check_prompts(names, different, tiny)] == [
+        "class 'circle'",
+        "class 'square'",
+    ]
+    alike = prompts_for(names, PromptConfig(templates=[LONG + "{class}"]))
+    with pytest.raises(ConfigError, match="reads the same [0-9]+ tokens of both, the rest is cut off"):
+        check_prompts(names, alike, tiny)
+    assert "reads the same" in " ".join(check_prompts(names, alike, tiny, refuse=False))
+    assert check_prompts(names, prompts_for(names, PromptConfig()), tiny) == []
+
+
+def test_a_text_that_just_fits_is_not_cut() -> None:
+    tiny = open_teacher("tiny")
+    texts = ["dog " * count for count in range(1, 100)]
+    cut = [was_cut for _, was_cut in tiny.read_texts(texts)]
+    assert cut == sorted(cut) and not cut[0] and cut[-1]
+    whole = [tokens for (tokens, was_cut) in tiny.read_texts(texts) if not was_cut]
+    assert len(set(whole)) == len(whole), "no two of those that fit are read alike"

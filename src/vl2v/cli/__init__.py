@@ -4,18 +4,29 @@ from __future__ import annotations
 
 import io
 import sys
+import warnings
+from typing import Any
 
 
 def main() -> None:
     """Run the command line; exit code 2 for the person's mistake, 1 for ours."""
     from vl2v.cli.app import app
-    from vl2v.errors import VL2VError
+    from vl2v.errors import VL2VError, VL2VWarning
     from vl2v.stopping import Stopped
     from vl2v.table import visible
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a code page may lack a name's letters
             stream.reconfigure(errors="backslashreplace")
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **about: Any) -> None:
+        if issubclass(category, VL2VWarning):
+            sys.stderr.write(f"note: {visible(str(message))}\n")
+        else:
+            others(message, category, *where, **about)
+
+    warnings.showwarning = show
     try:
         app()
     except VL2VError as error:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.config import RunConfig
+from vl2v.config import RunConfig, toml_key
 from vl2v.data import Audit, DomainDataset, ImageError, image_size
 from vl2v.embeddings import (
     Account,
@@ -38,7 +38,7 @@ from vl2v.methods import find_method
 from vl2v.runs.report import Report
 from vl2v.runs.sources import Sources
 from vl2v.runs.teaching import anchor_prompts, default_store, online
-from vl2v.teachers import Teacher, prompts_for
+from vl2v.teachers import Teacher, check_prompts, prompts_for
 from vl2v.teachers.rented import CANARY_IMAGE, CANARY_SIZE, CANARY_TEXT, Forecast, Rented, as_rented, micro_of
 
 if TYPE_CHECKING:
@@ -267,8 +267,20 @@ class Asking:
         return Answers(self.dataset.labels, images, texts, scale, domains=self.dataset.domain_ids, anchors=anchors)
 
     def texts(self) -> NDArray[np.float32]:
-        """Return T [C, d]."""
-        return text_targets(self.store, self.teacher.fingerprint, self.prompts)
+        """Return T [C, d].
+
+        Raises:
+            ConfigError: two classes have one embedding.
+        """
+        texts, seen = text_targets(self.store, self.teacher.fingerprint, self.prompts), dict[bytes, str]()
+        for name, row in zip(self.dataset.classes, texts, strict=True):
+            other = seen.setdefault(row.tobytes(), name)
+            if other != name:
+                raise ConfigError(
+                    f"classes {other!r} and {name!r}: {self.teacher.name} embeds their texts alike, so that it never "
+                    f"tells one from the other; give one of them another text with prompts.overrides.{toml_key(name)}"
+                )
+        return texts
 
     def _scale(self, chosen: Indices, images: NDArray[np.float16], texts: NDArray[np.float32]) -> float:
         """Return the logit scale; of a vendor that doesn't tell, the one that fits its own answers best.
@@ -314,6 +326,9 @@ def asking_about(
         raise ConfigError("teacher.online and teacher.views exclude one another; set teacher.online=false, or no views")
     dataset = sources.dataset
     _check_names(config.prompts.overrides, (*dataset.classes, *sources.others))
+    names = (*dataset.classes, *sources.others)
+    for note in check_prompts(names, prompts_for(names, config.prompts, sources.names), teacher):
+        report(note, 1, 1, "")
     of_run = dataset, sources.audit, sources.names, views, report, sources.others
     return Asking(config, store, teacher, account, *of_run)
 

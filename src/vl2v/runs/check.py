@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from vl2v.runs.sample import Sample, draw_sample
 from vl2v.runs.settings import resolve
 from vl2v.runs.teaching import default_store, the_teacher
 from vl2v.students import Student
-from vl2v.teachers import Teacher, prompts_for
+from vl2v.teachers import Teacher, check_prompts, prompts_for
 from vl2v.teachers.rented import as_rented
 from vl2v.training import new_fabric
 
@@ -83,8 +83,8 @@ def check_teacher(
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
     """
     with _opened(settings, images, store, budget, report) as opened:
-        asked = opened.everything()
-        tell(asked.summary())
+        for line in (*opened.notes, opened.everything().summary()):
+            tell(line)
         refused, skipped = _ask(opened, report)
         answers, teacher, sample = opened.store, opened.teacher, opened.sample
         judged = _answerable(opened.wordings, skipped, opened.config.prompts, sample)
@@ -95,7 +95,8 @@ def check_teacher(
             raise TeacherError(f"{teacher.name}: refused all {len(keys)} images, first: {refused[0].reason}")
         embeddings = answers.get(teacher.fingerprint, [keys[i] for i in answered])
     free = _student_answers(opened.config, opened.drawn, report)
-    return judge(opened.config, teacher, sample.of(answered), embeddings, tables, free, refused, skipped)
+    found = judge(opened.config, teacher, sample.of(answered), embeddings, tables, free, refused, skipped)
+    return replace(found, notes=(*opened.notes, *found.notes))
 
 
 def check_cost(
@@ -125,6 +126,7 @@ class _Opened:
         store: where answers are kept.
         teacher: has its purse by then, if it is a rented one.
         account: its bill.
+        notes: what is to be known of the texts.
     """
 
     config: RunConfig
@@ -134,6 +136,7 @@ class _Opened:
     store: EmbeddingStore
     teacher: Teacher
     account: Account | None
+    notes: tuple[str, ...]
 
     def plan(self, groups: Iterable[list[str]]) -> Plan:
         texts = list(chain.from_iterable(groups))
@@ -159,8 +162,9 @@ def _opened(
     sample = drawn.of(np.arange(min(images, len(drawn.dataset))))
     teacher = the_teacher(config.teacher)
     wordings = _wordings(config.prompts, sample)
+    notes = check_prompts(sample.dataset.classes, wordings[""], teacher, refuse=False)
     with EmbeddingStore(store) as answers, with_purse(teacher, store, budget, "vl2v teacher check") as account:
-        yield _Opened(config, drawn, sample, wordings, answers, teacher, account)
+        yield _Opened(config, drawn, sample, wordings, answers, teacher, account, tuple(notes))
 
 
 def _wordings(wanted: PromptConfig, sample: Sample) -> dict[str, list[list[str]]]:

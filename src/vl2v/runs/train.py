@@ -161,7 +161,8 @@ def train(
     if config.train.swad and any(new().over_steps for stage in task.stages for new in stage.averagers):
         report(f"train.swad changes nothing: {config.method} averages its weights in a way of its own", 1, 1, "")
     sources = from_first(fabric, lambda: _open_sources(run, store.path, report))
-    _check_classes(task, sources)
+    for note in _check_classes(task, sources):
+        report(note, 1, 1, "")
     own_tower = teaching.has_tower(config, task)
     wanted = task.queries != "nothing" or own_tower
     needed = fabric.is_global_zero or own_tower or asks_online(config)
@@ -256,8 +257,8 @@ def _calibrate(classifier: Classifier, sources: Sources, workers: int) -> None:
     classifier.threshold = unknown_threshold(logits / classifier.temperature, labels)
 
 
-def _check_classes(task: Task, sources: Sources) -> None:
-    """Refuse classes without images to learn from, unless the student knows them by their texts.
+def _check_classes(task: Task, sources: Sources) -> list[str]:
+    """Return a line about classes of which the split leaves no image to train on; refuse what can't be learnt at all.
 
     Raises:
         DataError: a head of the student's own could never answer with such a class.
@@ -268,6 +269,19 @@ def _check_classes(task: Task, sources: Sources) -> None:
             f"{sources.dataset.root}: no source domain has images of {', '.join(missing[:5])}, so that {task.name} "
             "can't learn it; take adip, which knows a class by its text, or move its images out of the data"
         )
+    names = sources.dataset.classes
+    learnt = set(sources.dataset.labels[sources.split.train].tolist())
+    unlearnt = [name for i, name in enumerate(names) if i not in learnt]
+    if not unlearnt:
+        return []
+    listed = ", ".join(unlearnt[:5]) + (f" and {len(unlearnt) - 5} more" if len(unlearnt) > 5 else "")
+    found = f"the split puts every image of {listed} into validation, and leaves none to train on"
+    if task.head != "text":
+        raise DataError(
+            f"{sources.dataset.root}: {found}; add images, set another data.split_seed or a smaller data.holdout, "
+            "or take adip, which knows a class by its text"
+        )
+    return [f"{found}: the student knows it by its text alone"]
 
 
 def _check_parts(config: RunConfig, task: Task, devices: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from vl2v.teachers.prompts import domain_template, prompts_for, text_classifier
+from vl2v.teachers.prompts import check_prompts, domain_template, prompts_for, text_classifier
 from vl2v.teachers.protocol import BackboneSpec, EncodedImage, Teacher, WhiteBox, gives_weights
 from vl2v.teachers.registry import is_white_box, open_teacher, teacher_kinds
 
@@ -29,6 +29,7 @@ __all__ = [
     "Teacher",
     "WhiteBox",
     "build_tower",
+    "check_prompts",
     "domain_template",
     "gives_weights",
     "is_white_box",

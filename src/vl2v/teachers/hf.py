@@ -60,6 +60,11 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
         names = ("input_ids",) if siglip else ("input_ids", "attention_mask")
         return {name: tokens[name].to(model.device) for name in names}
 
+    def read_texts(texts: Sequence[str]) -> list[tuple[tuple[int, ...], bool]]:
+        read = tokenize(texts)["input_ids"].tolist()
+        whole = tokenizer([text.lower() for text in texts] if siglip else list(texts), verbose=False)["input_ids"]
+        return [(tuple(few), len(more) > length) for few, more in zip(read, whole, strict=True)]
+
     def tower() -> tuple[nn.Module, BackboneSpec]:
         build = {"kind": "hf", "model_type": config.model_type, "config": vision_settings(config)}
         copied = build_hf_tower(build)
@@ -84,6 +89,7 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
             "tokens": tokenize(PROBE)["input_ids"].tolist(),
             "library": transformers.__version__.split(".")[0],
         },
+        read_texts=read_texts,
         **options,
     )
 

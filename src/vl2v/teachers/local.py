@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Precision = Literal["auto", "fp32", "bf16"]
+ReadTexts = Callable[[Sequence[str]], list[tuple[tuple[int, ...], bool]]]
+"""Of each text the tokens that the model reads, and whether more were cut off."""
+
 BATCH = 64
 LANES = 4
 # Tokenised for the fingerprint: another vocabulary, case, length or padding is another teacher.
@@ -44,6 +47,7 @@ class LocalTeacher:
         mean: the model's own, of pixels between 0 and 1.
         std: likewise.
         about: what else could change the answers: preprocessing, versions.
+        read_texts: how it reads texts; None: that isn't known.
         precision: "bf16" computes in bfloat16, "auto" where the device is quick in it.
         device: for example "cuda"; by default the best there is.
     """
@@ -62,6 +66,7 @@ class LocalTeacher:
         mean: Sequence[float],
         std: Sequence[float],
         about: dict[str, Any],
+        read_texts: ReadTexts | None = None,
         precision: Precision = "auto",
         device: str = "auto",
     ) -> None:
@@ -84,6 +89,7 @@ class LocalTeacher:
         self._encode_images = encode_images
         self._encode_texts = encode_texts
         self._tower = tower
+        self.read_texts = read_texts
         self._size, self._mean, self._std = size, tuple(mean), tuple(std)
         self.dim = self._answers(encode_texts, ["a photo"]).shape[1]
 

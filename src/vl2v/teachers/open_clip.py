@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import BackboneSpec
 
 LOCAL = "local-dir:"
+UNCUT = 4096  # tokens: more than any text tower reads
 
 
 def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
@@ -53,6 +55,11 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
         encoded: Tensor = model.encode_text(tokenizer(list(texts)).to(model.logit_scale.device))
         return encoded
 
+    def read_texts(texts: Sequence[str]) -> list[tuple[tuple[int, ...], bool]]:
+        read = tokenizer(list(texts)).tolist()
+        whole = tokenizer(list(texts), context_length=UNCUT).tolist()
+        return [(tuple(few), few != more[: len(few)]) for few, more in zip(read, whole, strict=True)]
+
     return LocalTeacher(
         f"open_clip:{rest}",
         model.float(),
@@ -71,6 +78,7 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
             "tokens": tokenizer(list(PROBE)).tolist(),
             "library": open_clip.__version__.split(".")[0],
         },
+        read_texts=read_texts,
         **options,
     )
 

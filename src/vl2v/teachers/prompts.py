@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.config import PromptConfig
+from vl2v.config import PromptConfig, toml_key
 from vl2v.data.files import one_form
 from vl2v.errors import ConfigError
+from vl2v.prediction import same_name
 
 DOMAIN_TEMPLATE = "a {domain} of a {class}"
 
@@ -44,6 +45,55 @@ def prompts_for(classes: Sequence[str], prompts: PromptConfig, domains: Sequence
         list(dict.fromkeys(_fill(text, "{class}", name, prompts.articles) for text in templates for name in names))
         for names in (_names(name, prompts.overrides) for name in classes)
     ]
+
+
+def check_prompts(
+    classes: Sequence[str], groups: Sequence[Sequence[str]], teacher: object = None, *, refuse: bool = True
+) -> list[str]:
+    """Return a line about each class of whose text the teacher reads the beginning only.
+
+    Args:
+        classes: names.
+        groups: each class's texts.
+        teacher: a local one tells how it reads texts; of others nothing is known.
+        refuse: classes that are the same to the teacher alone; else they are told.
+
+    Raises:
+        ConfigError: two classes have the same texts, as people or as the teacher reads them: it would never tell one
+            from the other.
+    """
+    remedy = "give one of them another text with prompts.overrides.{}, or rename them to the same if they are one class"
+    alike: dict[frozenset[str], str] = {}
+    for name, texts in zip(classes, groups, strict=True):
+        other = alike.setdefault(frozenset(map(same_name, texts)), name)
+        if other != name:
+            raise ConfigError(
+                f"classes {other!r} and {name!r} have the same text ({texts[0]!r}), so that no teacher tells one from "
+                f"the other: {remedy.format(toml_key(name))}"
+            )
+    read_texts = getattr(teacher, "read_texts", None)
+    if read_texts is None:
+        return []
+    notes: list[str] = []
+    read: dict[frozenset[tuple[int, ...]], str] = {}
+    for name, texts in zip(classes, groups, strict=True):
+        tokens, cut = zip(*read_texts(texts), strict=True)
+        other = read.setdefault(frozenset(tokens), name)
+        if other != name:
+            why = "the rest is cut off" if any(cut) else "to it they are the same"
+            alike_to_it = (
+                f"classes {other!r} and {name!r}: the teacher reads the same {len(tokens[0])} tokens of both, {why}: "
+                + remedy.format(toml_key(name))
+            )
+            if refuse:
+                raise ConfigError(alike_to_it)
+            notes.append(alike_to_it)
+        if any(cut):
+            notes.append(
+                f"class {name!r}: a text is cut at the {len(tokens[0])} tokens that the teacher reads "
+                f"({texts[cut.index(True)]!r:.200}); shorten it with prompts.overrides.{toml_key(name)}"
+            )
+    return notes
 
 
 def domain_template(domain: str, *, articles: bool) -> str:

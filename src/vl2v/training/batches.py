@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from vl2v.data.augment import domainbed_augment, evaluation_view
 from vl2v.data.dataset import DomainDataset
-from vl2v.data.decoding import decode
 from vl2v.embeddings import Views
 from vl2v.methods import Targets
 from vl2v.seeds import derive
+from vl2v.training.loading import loaded, read_image
 from vl2v.training.sampler import DomainBalancedSampler, Indices
 
 Ask = Callable[[Tensor], Tensor]
@@ -86,7 +86,7 @@ class Renderer:
 
     def render(self, index: int, turn: int) -> tuple[NDArray[np.uint8], int]:
         """Return pixels [s, s, 3] and the view (0: the clean image's answer is the target)."""
-        image = decode(self.dataset.read(index))
+        image = read_image(self.dataset, index)
         if self.views.k:
             view = 1 + derive(self.seed, "which view", index, turn) % self.views.k
             return self.views.pixels(image, self.contents[index], view), view
@@ -119,15 +119,8 @@ class PixelBatches:
     def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
         """Yield (pixels [n, s, s, 3] uint8, targets)."""
         rendered = _Rendered(self.sampler, self.renderer)
-        loader = DataLoader(
-            rendered,
-            batch_size=None,
-            sampler=range(start, stop),
-            num_workers=self.workers,
-            prefetch_factor=4 if self.workers else None,
-        )
-        for pixels, indices, views in loader:
-            targets = self.answers.of(np.asarray(indices), np.asarray(views))
+        for pixels, indices, views in loaded(rendered, range(start, stop), workers=self.workers, ahead=4):
+            targets = self.answers.of(indices, views)
             if self.answers.ask is not None:
                 targets = replace(targets, images=self.answers.ask(pixels))
             yield pixels, targets
@@ -183,7 +176,7 @@ class _Clean(Dataset[Tensor]):
         return torch.from_numpy(np.stack([self._pixels(int(index)) for index in self.chunks[number]]))
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
-        image = decode(self.dataset.read(index))
+        image = read_image(self.dataset, index)
         if self.view is None:
             return evaluation_view(image, self.size)
         views, contents, number = self.view
@@ -210,4 +203,4 @@ def clean_pixels(
         view: a fixed view in place of the clean image.
     """
     chunks = _Clean(dataset, images, size, chunk, view)
-    yield from DataLoader(chunks, batch_size=None, num_workers=min(workers, len(chunks)))
+    yield from loaded(chunks, range(len(chunks)), workers=min(workers, len(chunks)))

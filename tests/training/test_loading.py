@@ -1,0 +1,105 @@
+"""Images that vanish, helpers that die: a line and a run that can be resumed, or the same items, only more slowly."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import Dataset, get_worker_info
+
+from vl2v.data import open_dataset
+from vl2v.errors import RunError, VL2VWarning
+from vl2v.training import clean_pixels
+from vl2v.training.loading import loaded, read_image
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vl2v.training.loading.WAITS", (0.01, 0.01))
+
+
+def gone(file: Path) -> None:
+    file.unlink()
+
+
+def cut_off(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:60])
+
+
+def a_folder(file: Path) -> None:
+    file.unlink()
+    file.mkdir()
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("spoil", [gone, cut_off, a_folder])
+def test_an_image_that_vanishes_is_one_line(
+    workers: int, spoil: Callable[[Path], None], images: Path, tmp_path: Path
+) -> None:
+    dataset = open_dataset(images)
+    spoil(dataset.file(7))
+    with pytest.raises(RunError, match="can't be read any more .*give the same command again: it resumes") as error:
+        list(clean_pixels(dataset, np.arange(12), 16, workers=workers, chunk=4))
+    assert "\n" not in str(error.value) and str(dataset.file(7)) in str(error.value)
+
+
+@pytest.fixture
+def images(shapes: Path, tmp_path: Path) -> Path:
+    import shutil
+
+    return Path(shutil.copytree(shapes, tmp_path / "shapes"))
+
+
+def test_an_image_that_comes_back_is_read(images: Path) -> None:
+    dataset = open_dataset(images)
+    expected, file = read_image(dataset, 0), dataset.file(0)
+    file.rename(file.with_suffix(".away"))
+    back = threading.Timer(0.2, file.with_suffix(".away").rename, [file])
+    back.start()
+    assert read_image(dataset, 0).tobytes() == expected.tobytes()
+    back.join()
+
+
+class Squares(Dataset[torch.Tensor]):
+    """Squares of numbers; in a helper one of them ends badly."""
+
+    def __init__(self, end: Callable[[], object]) -> None:
+        self.end = end
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        if number == 5 and get_worker_info() is not None:
+            self.end()
+        return torch.tensor([number**2])
+
+
+def killed() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def no_shared_memory() -> None:
+    raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
+
+
+@pytest.mark.parametrize("end", [killed, no_shared_memory])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_helpers_that_fail_are_done_without(end: Callable[[], object], workers: int) -> None:
+    with pytest.warns(VL2VWarning, match=f"^data.workers = {workers}: .*/dev/shm.*data.workers=0") as said:
+        found = [int(item) for item in loaded(Squares(end), range(2, 12), workers=workers)]
+    assert found == [number**2 for number in range(2, 12)]
+    assert len([one for one in said if one.category is VL2VWarning]) == 1
+
+
+def test_a_fault_of_the_items_is_not_taken_for_the_helpers() -> None:
+    class Faulty(Dataset[torch.Tensor]):
+        def __getitem__(self, number: int) -> torch.Tensor:
+            raise RuntimeError("a fault")
+
+    with pytest.warns(VL2VWarning), pytest.raises(RuntimeError, match="a fault"):
+        list(loaded(Faulty(), range(3), workers=1))
