@@ -5,7 +5,7 @@ import pytest
 
 from vl2v.config import PromptConfig
 from vl2v.errors import ConfigError
-from vl2v.teachers import prompts_for, text_classifier
+from vl2v.teachers import check_prompts, open_teacher, prompts_for, text_classifier
 
 
 def said(name: str, **settings) -> list[str]:
@@ -182,7 +182,7 @@ def test_texts_that_the_tower_cuts_are_told_and_refused_where_nothing_is_left_to
         "class 'square'",
     ]
     alike = prompts_for(names, PromptConfig(templates=[LONG + "{class}"]))
-    with pytest.raises(ConfigError, match="reads the same [0-9]+ tokens of both, the rest is cut off"):
+    with pytest.raises(ConfigError, match=r"reads the same [0-9]+ tokens of both, the rest is cut off"):
         check_prompts(names, alike, tiny)
     assert "reads the same" in " ".join(check_prompts(names, alike, tiny, refuse=False))
     assert check_prompts(names, prompts_for(names, PromptConfig()), tiny) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 from collections.abc import Callable
@@ -45,15 +46,13 @@ def test_an_image_that_vanishes_is_one_line(
 ) -> None:
     dataset = open_dataset(images)
     spoil(dataset.file(7))
-    with pytest.raises(RunError, match="can't be read any more .*give the same command again: it resumes") as error:
+    with pytest.raises(RunError, match=r"can't be read any more .*give the same command again: it resumes") as error:
         list(clean_pixels(dataset, np.arange(12), 16, workers=workers, chunk=4))
     assert "\n" not in str(error.value) and str(dataset.file(7)) in str(error.value)
 
 
 @pytest.fixture
 def images(shapes: Path, tmp_path: Path) -> Path:
-    import shutil
-
     return Path(shutil.copytree(shapes, tmp_path / "shapes"))
 
 

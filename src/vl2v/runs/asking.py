@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,7 +33,7 @@ from vl2v.embeddings import (
 )
 from vl2v.embeddings.fetch import same_model
 from vl2v.embeddings.store import FILE_NAME
-from vl2v.errors import ConfigError, StoreError, TeacherError
+from vl2v.errors import ConfigError, StoreError, TeacherError, VL2VWarning
 from vl2v.io import locked
 from vl2v.methods import find_method
 from vl2v.runs.report import Report
@@ -328,7 +329,7 @@ def asking_about(
     _check_names(config.prompts.overrides, (*dataset.classes, *sources.others))
     names = (*dataset.classes, *sources.others)
     for note in check_prompts(names, prompts_for(names, config.prompts, sources.names), teacher):
-        report(note, 1, 1, "")
+        warnings.warn(note, VL2VWarning, stacklevel=2)
     of_run = dataset, sources.audit, sources.names, views, report, sources.others
     return Asking(config, store, teacher, account, *of_run)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from vl2v.config import RunConfig
 from vl2v.devices import rank
 from vl2v.embeddings import EmbeddingStore, Views, text_targets
-from vl2v.errors import ConfigError, DataError
+from vl2v.errors import ConfigError, DataError, VL2VWarning
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.methods import Averager, Stage, Task, task_of
 from vl2v.runs import teaching
@@ -162,7 +163,7 @@ def train(
         report(f"train.swad changes nothing: {config.method} averages its weights in a way of its own", 1, 1, "")
     sources = from_first(fabric, lambda: _open_sources(run, store.path, report))
     for note in _check_classes(task, sources):
-        report(note, 1, 1, "")
+        warnings.warn(note, VL2VWarning, stacklevel=2)
     own_tower = teaching.has_tower(config, task)
     wanted = task.queries != "nothing" or own_tower
     needed = fabric.is_global_zero or own_tower or asks_online(config)
@@ -276,12 +277,12 @@ def _check_classes(task: Task, sources: Sources) -> list[str]:
         return []
     listed = ", ".join(unlearnt[:5]) + (f" and {len(unlearnt) - 5} more" if len(unlearnt) > 5 else "")
     found = f"the split puts every image of {listed} into validation, and leaves none to train on"
-    if task.head != "text":
-        raise DataError(
-            f"{sources.dataset.root}: {found}; add images, set another data.split_seed or a smaller data.holdout, "
-            "or take adip, which knows a class by its text"
-        )
-    return [f"{found}: the student knows it by its text alone"]
+    if task.head == "text":
+        return [f"{found}: the student knows it by its text alone"]
+    return [
+        f"{found}: {task.name} will never answer with it; add images, set another data.split_seed, or take adip, which "
+        "knows a class by its text"
+    ]
 
 
 def _check_parts(config: RunConfig, task: Task, devices: int) -> None:

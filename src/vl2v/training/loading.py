@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
@@ -59,7 +61,7 @@ def loaded(items: Dataset[Any], numbers: Sequence[int], *, workers: int, ahead: 
             collate_fn=_as_it_is,
         )
         try:
-            for item in loader:
+            for item in _started(loader):
                 if isinstance(item, VL2VError):
                     raise item
                 made += 1
@@ -75,6 +77,16 @@ def loaded(items: Dataset[Any], numbers: Sequence[int], *, workers: int, ahead: 
                 stacklevel=2,
             )
             workers = 0
+
+
+def _started(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Return a loader's iterator, without PyTorch's handler of SIGCHLD: it would raise anywhere in the main thread."""
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGCHLD) if main and hasattr(signal, "SIGCHLD") else None
+    items = iter(loader)
+    if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
+        signal.signal(signal.SIGCHLD, before)
+    return items
 
 
 class _Guarded(Dataset[Any]):
