@@ -160,7 +160,11 @@ def test_classes_with_one_text_are_refused(one: str, other: str) -> None:
     groups = prompts_for(names, PromptConfig())
     with pytest.raises(ConfigError, match=r"have the same text .*prompts\.overrides\..*, or rename"):
         check_prompts(names, groups)
-    assert check_prompts(names, prompts_for(names, PromptConfig(overrides={other: "something else"}))) == []
+
+
+def test_an_override_tells_classes_apart() -> None:
+    names = ["hot_dog", "hot dog"]
+    assert check_prompts(names, prompts_for(names, PromptConfig(overrides={"hot dog": "warm dog"}))) == []
 
 
 def test_overrides_can_make_two_classes_one() -> None:
