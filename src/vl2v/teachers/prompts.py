@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vl2v.config import PromptConfig, toml_key
 from vl2v.data.files import one_form
 from vl2v.errors import ConfigError
-from vl2v.prediction import same_name
+from vl2v.names import same_name
 
 DOMAIN_TEMPLATE = "a {domain} of a {class}"
 
@@ -65,7 +65,7 @@ def check_prompts(
     remedy = "give one of them another text with prompts.overrides.{}, or rename them to the same if they are one class"
     alike: dict[frozenset[str], str] = {}
     for name, texts in zip(classes, groups, strict=True):
-        other = alike.setdefault(frozenset(map(same_name, texts)), name)
+        other = alike.setdefault(frozenset(re.sub(r"\ban ", "a ", same_name(text)) for text in texts), name)
         if other != name:
             raise ConfigError(
                 f"classes {other!r} and {name!r} have the same text ({texts[0]!r}), so that no teacher tells one from "
