@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vl2v import load
 from vl2v.data import open_dataset
 from vl2v.deploy.runtime import Exported
 from vl2v.errors import DataError, StudentError
@@ -97,3 +99,24 @@ def test_a_new_class_is_one_that_people_can_tell_from_the_others(name: str, mess
 )
 def test_a_new_class_is_written_in_one_way(name: str, wanted: str) -> None:
     assert new_class_name(name, ["cat"]) == wanted
+
+
+def test_a_student_in_torch_gains_and_loses_classes_as_its_export_does() -> None:
+    folder = Path(__file__).parent / "formats"
+    student = load(next(folder.glob("*/run")))
+    assert student.texts is not None
+    for name in list(student.classes)[1:]:
+        student.remove_class(name)
+    with pytest.raises(StudentError, match="the last one"):
+        student.remove_class(student.classes[0])
+    with pytest.raises(StudentError, match="3 numbers, the student has"):
+        student.add_class("star", np.zeros(3, np.float32))
+    student.add_class(" star ", np.full(student.texts.shape[1], 0.25, np.float32))
+    assert student.classes[1:] == ["star"] and student.texts[1].tolist() == [0.25] * student.texts.shape[1]
+    assert list(student.predict([an_image()])[0].probabilities) == student.classes
+
+
+def an_image() -> bytes:
+    data = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(data, "PNG")
+    return data.getvalue()

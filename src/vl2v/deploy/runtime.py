@@ -20,21 +20,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.data.augment import evaluation_view
-from vl2v.data.decoding import decode
-from vl2v.deploy.prediction import Prediction, prediction
-from vl2v.errors import DataError, StudentError, VL2VError, need_extra
-from vl2v.names import new_class_name
+from vl2v.deploy.prediction import Prediction, Predictor, prediction
+from vl2v.errors import StudentError, VL2VError, need_extra
 
 FORMAT = 1
 METADATA = "vl2v"
 NAMES = ("student-int8.onnx", "student.onnx")  # of exports in a run folder
-BATCH = 64
 
 Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 
 
-class Exported:
+class Exported(Predictor):
     """A student in a file of its own.
 
     Attributes:
@@ -107,60 +103,19 @@ class Exported:
         rows = softmax(self._logits(out) / self.card["temperature"]).tolist()
         return [prediction(self.classes, row, self.card["threshold"]) for row in rows]
 
-    def view(self, image: bytes) -> NDArray[np.uint8]:
-        """Return an image file's pixels [s, s, 3], as the network wants them.
+    @property
+    def image_size(self) -> int:
+        """Pixels a side that the network takes."""
+        return int(self.card["image_size"])
 
-        Raises:
-            ImageError: it can't be decoded.
-        """
-        return evaluation_view(decode(image), self.card["image_size"])
+    def _predict(self, pixels: NDArray[np.uint8]) -> list[Prediction]:
+        return self.predictions(self.run(pixels))
 
-    def predict(self, images: Sequence[bytes | Path | str]) -> list[Prediction]:
-        """Return one prediction an image (a file's bytes or its path), in order.
+    def _class_embeddings(self) -> NDArray[np.float32]:
+        return self.texts
 
-        Raises:
-            ImageError: an image that can't be decoded.
-            DataError: a file that can't be read.
-        """
-        views = [self.view(_bytes(image)) for image in images]
-        chunks = [np.stack(views[start : start + BATCH]) for start in range(0, len(views), BATCH)]
-        return [answer for chunk in chunks for answer in self.predictions(self.run(chunk))]
-
-    def add_class(self, name: str, text: NDArray[np.float32]) -> None:
-        """Add a class by its text embedding [d], a unit vector.
-
-        Raises:
-            StudentError: the closed form, a name that can't be a new class's, or another dimension.
-        """
-        texts = self.texts
-        name = self.check_new(name)
-        if text.shape != texts.shape[1:]:
-            raise StudentError(f"class {name!r}: {text.shape[0]} numbers, the student has {texts.shape[1]}")
-        self._texts = np.vstack([texts, text.astype(np.float32)])
-        self.classes.append(name)
-
-    def check_new(self, name: str) -> str:
-        """Return the name under which a class of this name can join the others.
-
-        Raises:
-            StudentError: as `vl2v.names.new_class_name` does.
-        """
-        return new_class_name(name, self.classes)
-
-    def remove_class(self, name: str) -> None:
-        """Take a class away.
-
-        Raises:
-            StudentError: the closed form, no such class, or the last one.
-        """
-        texts = self.texts
-        if name not in self.classes:
-            raise StudentError(f"no class {name!r}")
-        if len(self.classes) == 1:
-            raise StudentError(f"class {name!r} is the last one")
-        place = self.classes.index(name)
-        self._texts = np.delete(texts, place, 0)
-        del self.classes[place]
+    def _set_class_embeddings(self, embeddings: NDArray[np.float32]) -> None:
+        self._texts = embeddings
 
     def _logits(self, out: NDArray[np.float32]) -> NDArray[np.float32]:
         return out if self._texts is None else np.asarray(self.card["scale"] * out @ self._texts.T)
@@ -317,12 +272,3 @@ def _executorch(path: Path, threads: int | None) -> tuple[Network, str]:
 
 
 _READERS = {".onnx": _onnx, ".xml": _openvino, ".pt": _torchscript, ".pte": _executorch}
-
-
-def _bytes(image: bytes | Path | str) -> bytes:
-    if isinstance(image, bytes):
-        return image
-    try:
-        return Path(image).read_bytes()
-    except OSError as error:
-        raise DataError(f"{image}: can't be read ({error.strerror})") from None

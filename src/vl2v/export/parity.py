@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from vl2v.data import decode, evaluation_view
 from vl2v.data.files import one_form
-from vl2v.deploy.runtime import BATCH, Exported
+from vl2v.deploy.prediction import BATCH
+from vl2v.deploy.runtime import Exported
 from vl2v.evaluation.intervals import paired_interval
 from vl2v.runs.sources import Sources
 from vl2v.seeds import derive

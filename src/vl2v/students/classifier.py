@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +17,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vl2v.config import Section
-from vl2v.deploy.prediction import Prediction, prediction
-from vl2v.errors import DataError, StudentError
+from vl2v.deploy.prediction import Prediction, Predictor, prediction
+from vl2v.errors import StudentError
 from vl2v.io import replacing, write_tensors
-from vl2v.names import new_class_name
 from vl2v.places import HIDDEN, without_secrets
 from vl2v.students.backbone import build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
@@ -55,7 +53,7 @@ class _Card(Section):
 
 
 @dataclass
-class Classifier:
+class Classifier(Predictor):
     """A student that names what it sees.
 
     Attributes:
@@ -85,39 +83,9 @@ class Classifier:
         """Return calibrated probabilities [n, C] of uint8 pixels [n, s, s, 3]."""
         return (self.logits(pixels) / self.temperature).softmax(-1)
 
-    def predict(self, images: Sequence[bytes | Path | str]) -> list[Prediction]:
-        """Return one prediction an image (a file's bytes or its path), in order.
-
-        Raises:
-            ImageError: an image that can't be decoded.
-            DataError: a file that can't be read.
-        """
-        from vl2v.data import decode, evaluation_view
-
-        size = self.student.spec.image_size
-        files = (image if isinstance(image, bytes) else _bytes(Path(image)) for image in images)
-        views = [evaluation_view(decode(data), size) for data in files]
-        chunks = [torch.from_numpy(np.stack(views[i : i + 64])) for i in range(0, len(views), 64)]
-        return [prediction for chunk in chunks for prediction in self.predict_pixels(chunk)]
-
     def predict_pixels(self, pixels: Tensor) -> list[Prediction]:
         """Return one prediction an image of uint8 pixels [n, s, s, 3]."""
         return [prediction(self.classes, row, self.threshold) for row in self.probabilities(pixels).tolist()]
-
-    def add_class(self, name: str, text: NDArray[np.float32]) -> None:
-        """Add a class by its text embedding [d]: no training.
-
-        Raises:
-            StudentError: as `check_new` does, or the dimension is another.
-        """
-        name, texts = self.check_new(name), self.texts
-        assert texts is not None
-        if text.shape != texts.shape[1:]:
-            raise StudentError(
-                f"class {name!r}: embedding of {text.shape[0]} numbers, the student has {texts.shape[1]}"
-            )
-        self.texts = torch.cat([texts, torch.from_numpy(text)[None].to(texts)])
-        self.classes.append(name)
 
     def check_new(self, name: str) -> str:
         """Return the name under which a class of this name can join the others.
@@ -126,11 +94,31 @@ class Classifier:
             StudentError: the head is linear, or as `vl2v.names.new_class_name` does.
         """
         if self.texts is None:
-            method = self.about.get("method", "this method")
-            raise StudentError(
-                f"{method} trains a fixed head: classes are added by text only to students that classify by texts"
-            )
-        return new_class_name(name, self.classes)
+            raise self._fixed_head()
+        return super().check_new(name)
+
+    @property
+    def image_size(self) -> int:
+        """Pixels a side that the network takes."""
+        return self.student.spec.image_size
+
+    def _predict(self, pixels: NDArray[np.uint8]) -> list[Prediction]:
+        return self.predict_pixels(torch.from_numpy(pixels))
+
+    def _class_embeddings(self) -> NDArray[np.float32]:
+        if self.texts is None:
+            raise self._fixed_head()
+        return self.texts.cpu().numpy()
+
+    def _set_class_embeddings(self, embeddings: NDArray[np.float32]) -> None:
+        assert self.texts is not None
+        self.texts = torch.from_numpy(embeddings).to(self.texts)
+
+    def _fixed_head(self) -> StudentError:
+        method = self.about.get("method", "this method")
+        return StudentError(
+            f"{method} trains a fixed head: classes are added by text only to students that classify by texts"
+        )
 
     def save(self, folder: Path) -> None:
         """Write `student.safetensors` and `student.json`, each in one step.
@@ -265,10 +253,3 @@ def at_size(classifier: Classifier, size: int) -> Classifier:
         name = old.spec.build.get("name", "the student")
         raise StudentError(f"{name} can't take images of {size} pixels ({type(error).__name__})") from None
     return replace(classifier, student=student)
-
-
-def _bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise DataError(f"{path}: can't be read ({error.strerror})") from None
