@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Format = Literal["md", "latex", "html", "csv", "json"]
 FORMATS: tuple[Format, ...] = ("md", "latex", "html", "csv", "json")
@@ -49,14 +49,15 @@ class Table:
         return forms[form]()
 
     def print(self) -> None:
-        """Print the table and its notes; long cells are folded in a terminal, and written in full elsewhere."""
+        """Print the table and its notes; a terminal folds long words, never figures, and a file has all in full."""
         from rich.console import Console
         from rich.table import Table as Rich
         from rich.text import Text
 
         drawn = Rich(title=Text(visible(self.title)) if self.title else None)
         for head, words in zip(self.heads, self._words, strict=True):
-            drawn.add_column(Text(visible(head)), justify="left" if words else "right", overflow="fold")
+            form: dict[str, Any] = {"justify": "left"} if words else {"justify": "right", "no_wrap": True}
+            drawn.add_column(Text(visible(head)), overflow="fold", **form)
         for number, row in enumerate(self.rows):
             cells = (Text(visible(cell)) for cell in row)
             drawn.add_row(*cells, style="bold" if number in self.bold else None, end_section=number in self.sections)

@@ -12,6 +12,7 @@ import pytest
 
 import vl2v
 from typed import Said, typed
+from vl2v.cli.bill import bill as show_bill
 from vl2v.embeddings import Account, Entry, Ledger
 from vl2v.runs.bill import asker
 from vl2v.teachers.rented import Query
@@ -52,3 +53,21 @@ def test_teachers_that_cost_nothing_are_on_it_and_runs_are_told_apart(
     unknown = bill(tmp_path / "gome")
     assert unknown.returncode == 2
     assert "no such run folder, and none of this name asked a paid teacher" in unknown.stderr
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_prices_are_whole_however_narrow_it_is(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    long = "openai-compatible:https://embeddings.a-vendor-with-a-long-name.example/v1/multimodal#a-model/of-some-size"
+    with Ledger(tmp_path / "store") as ledger:
+        account = Account(ledger, long, "USD", None, asker(tmp_path / "a-run-with-a-name-that-is-long"))
+        account.settle(account.reserve(Query("image", 123_456, 1_234_567_890, 12_345_678_901)), "answered")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE" if terminal else "NO_COLOR", "1")
+    show_bill(store=tmp_path / "store")
+    said = capsys.readouterr().out
+    table = [line for line in said.splitlines() if "│" in line]
+    for figure in ("12345.678901 USD", "123,456", "1,234,567,890"):
+        assert any(figure in line for line in table), said
+    assert terminal == (max(map(len, table)) <= 80) and (terminal or long in said)

@@ -9,6 +9,8 @@ import json
 import logging
 import os
 import socket
+import ssl
+import subprocess
 import threading
 import time
 import traceback
@@ -866,3 +868,25 @@ def test_images_are_made_to_fit():
     assert light.mime == "image/jpeg" and len(light.data) <= 60_000
     tiny = prepare(large, ("JPEG", "PNG"), 2_000, 10**6)
     assert len(tiny.data) <= 2_000 and tiny.width < 300
+
+
+def test_a_self_made_certificate_is_told_of_and_can_be_trusted(tmp_path, monkeypatch):
+    made = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
+    names = ["-days", "2", "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(tmp_path / "cert.pem")]
+    subprocess.run([*made, *names, *files], check=True, capture_output=True)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    server = Vendor(context)
+    monkeypatch.setenv("VL2V_API_KEY", KEY)
+    spec = f"openai-compatible:{server.url.replace('http:', 'https:')}#m"
+    teacher = open_teacher(spec)
+    teacher.purse = Purse()
+    with pytest.raises(TeacherError, match=r"its certificate isn't trusted \(.*self.signed.*SSL_CERT_FILE") as error:
+        teacher.embed_texts(["a"])
+    assert "\n" not in str(error.value) and set(teacher.purse.statuses()) == {"rejected"} and not server.requests
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+    trusting = open_teacher(spec)
+    trusting.purse = Purse()
+    assert trusting.embed_texts(["a"]).shape == (1, DIM)
+    server.shutdown()
