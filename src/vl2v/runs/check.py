@@ -49,7 +49,7 @@ TEMPLATES = (
     "{class}",
     "a {class}",
     "a photo of a {class}",
-    "an image of a {class}",
+    "a picture of a {class}",
     "an image of a {class}",
     "a drawing of a {class}",
 )
