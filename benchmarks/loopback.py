@@ -34,7 +34,8 @@ async def load(
     """Send requests, one after another of those given; return answers by status, and the seconds of those with 200.
 
     Without a rate every connection asks again when it was answered; with one, requests are due at fixed times, and time
-    counts from when they were due.
+    counts from when they were due. A connection that is closed, or that ends before there is an answer (status 0), is
+    followed by a new one.
     """
     statuses: Counter[int] = Counter()
     times: list[float] = []
@@ -49,11 +50,18 @@ async def load(
             if due > begin + seconds:
                 break
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            writer.write(requests[mine % len(requests)])
-            answer = await reader.readuntil(b"\r\n\r\n")
-            length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
-            await reader.readexactly(int(length.partition(b":")[2]))
-            status = int(answer[9:12])
+            try:
+                writer.write(requests[mine % len(requests)])
+                answer = await reader.readuntil(b"\r\n\r\n")
+                length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
+                await reader.readexactly(int(length.partition(b":")[2]))
+                status = int(answer[9:12])
+                closed = b"\r\nconnection: close" in answer.lower()
+            except (ConnectionError, asyncio.IncompleteReadError):  # turned away before its body was read
+                status, closed = 0, True
+            if closed:
+                writer.close()
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
             statuses[status] += 1
             if status == 200:
                 times.append(time.perf_counter() - due)

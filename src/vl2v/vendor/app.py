@@ -7,6 +7,7 @@ import base64
 import hashlib
 import logging
 import math
+import sys
 import time
 import uuid
 from collections import defaultdict
@@ -35,6 +36,8 @@ AT_ONCE = 8192  # numbers that are written as JSON in less time than a thread ta
 BODY_SECONDS = 60.0  # that a body may take
 TOGETHER = 512 * 2**20  # bytes of bodies that are held at once
 SHARE = 128 * 2**20  # of them, one client's
+FREE, PACE = 2**20, 32 * 2**20  # bytes of a client's bodies that are read at once, and a second after these
+TURN = 0.0005  # seconds that a thread of Python's own works while the event loop waits; 5 ms otherwise
 KEY_LENGTH = 255  # of an Idempotency-Key
 
 _log = logging.getLogger(__name__)
@@ -100,6 +103,7 @@ class App:
         self.running: dict[bytes, tuple[bytes, asyncio.Future[bytes]]] = {}  # by the digest of the Idempotency-Key
         self.held: dict[str, int] = defaultdict(int)  # bytes of bodies by client
         self.together = 0
+        self.paced: dict[str, float] = {}  # when what a client has sent is used up at that pace
         self.document = document()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -125,6 +129,8 @@ class App:
     async def _live(self, receive: Any, send: Any) -> None:
         while True:
             message = await receive()
+            if message["type"] == "lifespan.startup":
+                sys.setswitchinterval(TURN)
             if message["type"] == "lifespan.shutdown":
                 await asyncio.to_thread(self.readers.close)
                 await asyncio.to_thread(self.desk.close)
@@ -230,11 +236,19 @@ class App:
                     self._hold(client, len(part))
                     if left < 0:
                         raise _too_large()
+                    await self._pace(client, len(part))
                     if not message.get("more_body", False):
                         return part if len(parts) == 1 else b"".join(parts)
         except TimeoutError:
             words = f"the body took over {BODY_SECONDS:g} s"
             raise Refusal(408, words, "too_slow", headers={"Connection": "close"}) from None
+
+    async def _pace(self, client: str, size: int) -> None:
+        """Leave the event loop to others while a client sends more than its pace allows; its connection fills up."""
+        now = time.monotonic()
+        due = self.paced[client] = max(now, self.paced.get(client, now)) + size / PACE
+        if due - now > FREE / PACE:
+            await asyncio.sleep(due - now)
 
     def _hold(self, client: str, size: int) -> None:
         """Count bytes of a body.
