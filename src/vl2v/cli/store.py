@@ -1,4 +1,4 @@
-"""`vl2v store`: the folder that keeps every answer."""
+"""`vl2v store`: the folder that has every embedding."""
 
 from __future__ import annotations
 
@@ -7,24 +7,128 @@ from typing import Annotated
 
 import typer
 
-from vl2v.cli.show import say
+from vl2v.cli.learn import Store
 
-app = typer.Typer(help="Look after stores of answers.", no_args_is_help=True)
+app = typer.Typer(help="Inspect and maintain embedding stores.", no_args_is_help=True)
 
 
 @app.callback()
 def store() -> None:
-    """Look after stores of answers."""
+    """Inspect and maintain embedding stores."""
+
+
+def _folder(path: Path | None) -> Path:
+    from vl2v.runs.teaching import default_store
+
+    return path or default_store()
+
+
+@app.command("ls")
+def list_teachers(store: Store = None) -> None:
+    """List the teachers in a store and how many embeddings it has of each."""
+    from vl2v.embeddings.maintain import summaries
+    from vl2v.embeddings.store import EmbeddingStore
+    from vl2v.table import Table
+
+    with EmbeddingStore(_folder(store), read_only=True) as opened:
+        found = summaries(opened)
+    rows = [
+        [one.teacher.name, one.teacher.fingerprint, str(one.teacher.dim), f"{one.images:,}", f"{one.texts:,}",
+         "yes" if one.paid else "no"]
+        for one in found
+    ]  # fmt: skip
+    heads = ["teacher", "fingerprint", "dim", "images", "texts", "paid"]
+    Table(heads, rows, left=("teacher", "fingerprint", "paid")).print()
+
+
+@app.command()
+def info(store: Store = None) -> None:
+    """Show a store's size, and check that no embedding is lost or damaged."""
+    from vl2v.embeddings.maintain import summaries
+    from vl2v.embeddings.store import EmbeddingStore
+
+    with EmbeddingStore(_folder(store), read_only=True) as opened:
+        found = summaries(opened)
+        count = sum(one.images + one.texts for one in found)
+        size = opened.file.stat().st_size / 1e6
+        typer.echo(f"{opened.path}: {count:,} embeddings of {len(found)} teachers, {size:,.1f} MB")
+        for one in found:
+            opened.check(one.teacher.fingerprint)
+    typer.echo("every embedding is there and undamaged")
+
+
+@app.command()
+def repair(store: Store = None) -> None:
+    """Drop damaged embeddings and rebuild the index; `vl2v embed` queries the dropped ones again."""
+    from vl2v.embeddings.store import EmbeddingStore
+
+    folder = _folder(store)
+    EmbeddingStore(folder, read_only=True).close()  # no new store where there is none
+    with EmbeddingStore(folder) as opened:
+        typer.echo(f"{folder}: dropped {opened.repair():,} damaged embeddings")
+
+
+@app.command()
+def export(
+    file: Annotated[Path, typer.Argument(help="File to write: .npz or .parquet.")],
+    teacher: Annotated[str | None, typer.Option(help="Name or fingerprint; needed if there are several.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Images whose SHA-256 is written beside their embeddings.")] = None,
+    store: Store = None,
+) -> None:
+    """Write a teacher's embeddings as unit vectors, with their keys and the teacher's facts."""
+    from vl2v.embeddings.maintain import export as write
+    from vl2v.embeddings.store import EmbeddingStore
+
+    hashes: tuple[bytes, ...] = ()
+    if data is not None:
+        from vl2v.data import audit, open_dataset
+
+        hashes = tuple(one for one in audit(open_dataset(data)).contents if len(one) == 32)
+    with EmbeddingStore(_folder(store), read_only=True) as opened:
+        count = write(opened, file, teacher, hashes)
+    typer.echo(f"{file}: {count:,} embeddings")
+
+
+@app.command("rm")
+def remove(
+    teacher: Annotated[str, typer.Argument(help="Name or fingerprint, see `vl2v store ls`.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Don't ask for confirmation.")] = False,
+    paid_too: Annotated[bool, typer.Option("--paid-too", help="Delete embeddings that were paid for.")] = False,
+    store: Store = None,
+) -> None:
+    """Delete all embeddings of a teacher; the ledger keeps its bill."""
+    from vl2v.embeddings import maintain
+    from vl2v.embeddings.store import EmbeddingStore
+
+    folder = _folder(store)
+    EmbeddingStore(folder, read_only=True).close()
+    with EmbeddingStore(folder) as opened:
+        if not yes:
+            typer.confirm(f"Delete all embeddings of {teacher} from {folder}?", abort=True, err=True)
+        gone = maintain.remove(opened, teacher, paid_too=paid_too)
+    typer.echo(f"{folder}: deleted {gone.images + gone.texts:,} embeddings of {gone.teacher.name}")
+
+
+@app.command()
+def gc(store: Store = None) -> None:
+    """Give the space of deleted embeddings back to the disk; no embedding is dropped."""
+    from vl2v.embeddings.maintain import collect
+    from vl2v.embeddings.store import EmbeddingStore
+
+    folder = _folder(store)
+    EmbeddingStore(folder, read_only=True).close()
+    with EmbeddingStore(folder) as opened:
+        typer.echo(f"{folder}: freed {max(0, collect(opened)) / 1e6:,.1f} MB")
 
 
 @app.command()
 def merge(
-    shards: Annotated[list[Path], typer.Argument(help="Folders of stores; they are left as they are.")],
-    into: Annotated[Path, typer.Option(help="Folder of the store that gets their answers and bills.")],
+    shards: Annotated[list[Path], typer.Argument(help="Stores to copy from; they are not changed.")],
+    into: Annotated[Path, typer.Option(help="Store to copy embeddings and bills into.")],
 ) -> None:
-    """Put stores that were filled apart together; giving the command again changes nothing."""
+    """Merge stores that were filled separately; merging again changes nothing."""
     from vl2v.embeddings import merge as put_together
 
     for shard in shards:
         merged = put_together(shard, into)
-        say(f"{shard}: {merged.answers:,} answers and {merged.queries:,} paid queries are new in {into}")
+        typer.echo(f"{shard}: {merged.answers:,} embeddings and {merged.queries:,} paid queries are new in {into}")

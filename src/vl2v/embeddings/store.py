@@ -323,7 +323,7 @@ class EmbeddingStore:
         if found < due:
             raise StoreError(
                 f"{self.file}: {due - found} of {due} answers of {teacher.record.name} are lost or damaged: put back a "
-                "copy, or save what is left with EmbeddingStore.repair(), then `vl2v embed` asks for the others again"
+                "copy, or save what is left with `vl2v store repair`, then `vl2v embed` asks for the others again"
             )
         self._complete.add(fingerprint)
 
@@ -373,6 +373,11 @@ class EmbeddingStore:
         half = self._checked(teacher.record, len(keys), vectors)
         raw, width = half.tobytes(), 2 * teacher.record.dim
         with explained(self.file), transaction(self._db):
+            standing = self._db.execute("SELECT fingerprint FROM teachers WHERE id = ?", (teacher.number,)).fetchone()
+            if standing != (fingerprint,):
+                raise StoreError(
+                    f"{self.file}: teacher {teacher.record.name} was removed meanwhile: run the command again"
+                )
             there = self._present(teacher, keys)
             question = self._db.execute(
                 "INSERT INTO questions (asked_at, teacher, kind, count) VALUES (?, ?, ?, ?)",
@@ -447,6 +452,36 @@ class EmbeddingStore:
         self._teacher_ids.clear()
         self._complete.clear()
         return len(lost)
+
+    def keys(self, fingerprint: str) -> list[tuple[bytes, Kind]]:
+        """Return the key of every embedding of a teacher and whether it is of an image or a text, oldest first."""
+        sql = (
+            "SELECT key, kind FROM answers CROSS JOIN questions ON questions.id = question "
+            "WHERE teacher IN (SELECT value FROM json_each(?)) ORDER BY answers.id"
+        )
+        with explained(self.file):
+            rows: list[tuple[bytes, Kind]] = self._db.execute(sql, (self._require(fingerprint).group,)).fetchall()
+        return list(dict(rows).items())
+
+    def remove(self, fingerprint: str) -> int:
+        """Delete a teacher, its embeddings and the record of its queries, durably; return how many embeddings went."""
+        group = self._require(fingerprint).group
+        listed = "(SELECT value FROM json_each(?))"
+        of_teacher = f"(SELECT id FROM questions WHERE teacher IN {listed})"
+        with explained(self.file), transaction(self._db):
+            removed = self._db.execute(f"DELETE FROM answers WHERE question IN {of_teacher}", (group,)).rowcount
+            for table, column in (("places", "teacher"), ("new_places", "teacher"), ("questions", "teacher")):
+                self._db.execute(f"DELETE FROM {table} WHERE {column} IN {listed}", (group,))
+            self._db.execute(f"DELETE FROM teachers WHERE id IN {listed}", (group,))
+        self._teacher_ids.clear()
+        self._complete.clear()
+        return removed
+
+    def compact(self) -> None:
+        """Give the space of removed embeddings back to the disk; takes as much free space as the file has."""
+        with explained(self.file):
+            self._db.execute("VACUUM")
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     # Inside
 
