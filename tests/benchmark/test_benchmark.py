@@ -160,7 +160,10 @@ def test_a_preset_is_of_every_method_and_settings_change_it(grid: Grid) -> None:
 def test_a_black_box_that_is_to_be_asked_online_is_refused_by_those_who_would(grid: Grid, tmp_path: Path) -> None:
     online = replace(grid, settings=merge(grid.settings, {"teacher": {"online": True}}), seeds=1)
     with pytest.raises(ConfigError, match=r"teacher\.online: method erm doesn't query .* no other method"):
-        plan(replace(online, methods=["zero-shot", "erm"]), tmp_path)
+        plan(replace(online, methods=["erm"]), tmp_path)
+    bench = plan(replace(online, methods=["zero-shot", "erm"]), tmp_path)
+    run(bench, engine=Here())
+    assert not bench.missing
     with pytest.raises(ConfigError, match="is a black box"):
         run(plan(replace(online, methods=["erm", "adip"]), tmp_path), engine=Here())
 
