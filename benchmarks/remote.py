@@ -41,7 +41,7 @@ def vendor(latency: float, pipe: Connection) -> None:
         def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             time.sleep(latency)
-            rows = [hashlib.shake_128(thing.encode()).digest(4 * DIM) for thing in body["input"]]
+            rows = [hashlib.shake_128((body["modality"] + thing).encode()).digest(4 * DIM) for thing in body["input"]]
             vectors = [np.frombuffer(row, "<u4").astype("<f4") - 2**31 for row in rows]
             sent = [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
             data = [{"index": index, "embedding": vector} for index, vector in enumerate(sent)]

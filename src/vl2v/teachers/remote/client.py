@@ -237,8 +237,9 @@ class RemoteTeacher:
         things: Any = [item.thing for item in batch]
         body = self._wire.body(self._model, kind, things, self._dimensions)
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
-        before = self.purse.key_of(hashlib.sha256(body).hexdigest())
-        sent = Sent(kind, batch, body, before or str(uuid.uuid4()), before is not None, known=known)
+        digest = hashlib.sha256(body).hexdigest()
+        before = self.purse.key_of(digest)
+        sent = Sent(kind, batch, body, digest, before or str(uuid.uuid4()), before is not None, known=known)
         backoff = {"wait_initial": 0.2, "wait_max": 30.0, "wait_jitter": 1.0}
         async for attempt in stamina.retry_context(on=_again, attempts=ATTEMPTS, timeout=PATIENCE, **backoff):
             with attempt:
@@ -255,7 +256,7 @@ class RemoteTeacher:
             raise asyncio.CancelledError
         purse, count, price = self.purse, len(sent.batch), self._price()
         tokens, micro = self._usage.at_most(sent.kind, [item.tokens for item in sent.batch], price)
-        query = Query(sent.kind, count, tokens, micro, hashlib.sha256(sent.body).hexdigest(), sent.key)
+        query = Query(sent.kind, count, tokens, micro, sent.digest, sent.key)
         number = await _reserved(purse, query)  # before its turn comes: what can't be paid needn't wait for one
         try:
             await self._pace.wait(1, count, tokens)

@@ -62,6 +62,7 @@ class Sent:
         kind: of its items.
         batch: its items.
         body: of the request.
+        digest: of the body, by which a later run knows it again.
         key: a vendor that honours it bills the attempts at one request once.
         counted: whether an attempt with this key is on the bill already.
         stale: see `TryAgain`.
@@ -71,6 +72,7 @@ class Sent:
     kind: Kind
     batch: list[Item] = field(repr=False)
     body: bytes = field(repr=False)
+    digest: str
     key: str
     counted: bool
     stale: int = 0
