@@ -283,7 +283,7 @@ def test_a_reply_outlives_the_server_and_stays_one_clients_own(tmp_path):
     with running(tmp_path / "vendor", price=5) as vendor:  # the other key is another client's
         assert ask(vendor, ["a", "b"], headers=same, key=key).content == before
         again = ask(vendor, [uri(image(1))], "image", headers={"Idempotency-Key": "image"}, key=key)
-        assert again.content == images
+        assert again.content == images and again.headers["Idempotent-Replayed"] == "true"
         assert ask(vendor, ["c"], headers=same, key=key).status_code == 409
         assert vendor.teacher.batches == [] and len(sold(vendor)) == 2
         assert ask(vendor, ["c"], headers=same).status_code == 200

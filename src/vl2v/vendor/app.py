@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 _STARTED, _NUMBERS = uuid.uuid4().hex, count(1)
 _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "insufficient_quota", 429: "rate_limit_error"}
 _JSON = (b"content-type", b"application/json")
+_REPLAYED = (b"idempotent-replayed", b"true")  # billed before
 _encoder = msgspec.json.Encoder()
 Headers = list[tuple[bytes, bytes]]
 Reply = tuple[int, bytes, Headers]  # status, body, headers
@@ -211,7 +212,8 @@ class App:
         parts: list[bytes] = []
         try:
             body = await self._body(key.name, receive, parts)
-            return 200, await self._reply(key, body, _header(headers, b"idempotency-key")), [_JSON]
+            reply, again = await self._reply(key, body, _header(headers, b"idempotency-key"))
+            return 200, reply, [_JSON, _REPLAYED] if again else [_JSON]
         finally:
             size = sum(map(len, parts))
             self.held[key.name] -= size
@@ -262,11 +264,11 @@ class App:
             headers = {"Retry-After": "1", "Connection": "close"}
             raise Refusal(429, "too much is being sent, try again", "overloaded", headers=headers)
 
-    async def _reply(self, key: Key, body: bytes, idempotency_key: bytes) -> bytes:
-        """Return what is answered, which is billed once however often it is asked for with one Idempotency-Key."""
+    async def _reply(self, key: Key, body: bytes, idempotency_key: bytes) -> tuple[bytes, bool]:
+        """Return the reply, billed once for all requests with one Idempotency-Key, and whether it was billed before."""
         asked = await self._read(key, body)
         if not idempotency_key:
-            return await self._sell(key, asked, b"")
+            return await self._sell(key, asked, b""), False
         if len(idempotency_key) > KEY_LENGTH:
             raise Refusal(400, f"Idempotency-Key: over {KEY_LENGTH} bytes", "invalid_request")
         digest = hashlib.sha256(key.name.encode() + b"\0" + idempotency_key).digest()
@@ -274,11 +276,11 @@ class App:
         if running is not None:
             before, future = running
             _same(before, asked.asked)
-            return await asyncio.shield(future)
+            return await asyncio.shield(future), True
         saved = self.meter.reply(digest)
         if saved is not None:
             _same(saved[0].asked, asked.asked)
-            return await self._written(asked, *saved)
+            return await self._written(asked, *saved), True
         future = asyncio.get_running_loop().create_future()
         self.running[digest] = asked.asked, future
         try:
@@ -290,7 +292,7 @@ class App:
             raise
         finally:
             del self.running[digest]
-        return reply
+        return reply, False
 
     async def _read(self, key: Key, body: bytes) -> Read:
         """Read a body; a large one on a thread, one after another, fairly."""
