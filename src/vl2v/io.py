@@ -71,6 +71,7 @@ def write_tensors(
     path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None, error: type[VL2VError] = RunError
 ) -> None:
     """Write a safetensors file in one step, durably; see `replacing`. Tensors that share memory are written apart."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     seen: set[int] = set()
@@ -80,7 +81,10 @@ def write_tensors(
         apart[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     with replacing(path, error) as temporary:
-        save_file(apart, temporary, metadata)
+        try:
+            save_file(apart, temporary, metadata)
+        except SafetensorError as failure:  # what it says of a full disk
+            raise error(f"{path}: can't be written ({failure}); free some space, and run it again") from None
 
 
 def sync(path: Path) -> None:

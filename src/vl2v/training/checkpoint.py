@@ -34,12 +34,7 @@ def save_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, keep: int =
     state = json.dumps(checkpoint.state)
     metadata = {"state": state, "crc": _checksum(tensors, state)}
     target = folder / f"{name}.safetensors"
-    try:
-        write_tensors(target, tensors, metadata)
-    except SafetensorError as error:
-        raise RunError(
-            f"{target}: can't be written ({error}); free some space, then give the same command again"
-        ) from None
+    write_tensors(target, tensors, metadata)
     for old in _newest_first(folder)[keep:]:
         old.unlink()
 
