@@ -842,7 +842,7 @@ def test_results_of_older_code_are_done_again_and_not_shown(
     bench = plan(grid, work.folder)
     assert [job.method for job in bench.missing] == ["erm", "erm"]
     assert {result.method for result in results(work)} == {"zero-shot", "adip"}
-    monkeypatch.setattr("vl2v.methods.LOOP", LOOP + 1)
+    monkeypatch.setattr("vl2v.methods.registry.LOOP", LOOP + 1)
     assert len(plan(grid, work.folder).missing) == 6 and not results(work)
     monkeypatch.undo()
     assert not plan(grid, work.folder).missing and accuracies(work) == accuracies(calm)

@@ -146,7 +146,7 @@ def test_a_report_is_one_file_that_refers_to_nothing_and_tells_no_places(
     html = written.html
     for tag, name, value in Page(html).links:
         assert value.startswith(("data:", "#")), f"{tag} {name}={value[:80]}"
-    assert not re.search(r"url\((?!data:|\$\{image)|@import|<(iframe|object|embed|base)\b", html)
+    assert not re.search(r"url\((?!data:|\$\{all)|@import|<(iframe|object|embed|base)\b", html)
     for place in (shapes.parent, recording.parent, written.folder.parent, written.store, Path.home(), Path.cwd()):
         assert str(place) not in html
     assert written.page.stat().st_size < 1_000_000

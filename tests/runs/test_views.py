@@ -156,7 +156,8 @@ def test_teacher_and_student_of_self_distillation_agree_before_any_step_as_publi
     """Both see ImageNet's statistics; with the tower's own for one of them they would not."""
     config = resolve({"method": "sd", "data": {"path": "."}, "teacher": {"spec": "tiny"}}, "paper")
     teacher = teaching.the_teacher(config.teacher)
-    student = new_student(config, task_of(config), 3, teacher, teacher.dim).eval()
+    base = teaching.tower(teacher, config.student.statistics)
+    student = new_student(config, task_of(config), 3, base, teacher.dim).eval()
     assert student.spec.mean == IMAGENET_DEFAULT_MEAN and student.spec.std == IMAGENET_DEFAULT_STD
     size = student.spec.image_size
     pixels = torch.randint(0, 256, (4, size, size, 3), generator=torch.manual_seed(0), dtype=torch.uint8)

@@ -66,7 +66,7 @@ def loaded(items: Dataset[Any], numbers: Sequence[int], *, workers: int, ahead: 
                     raise item
                 made += 1
                 yield item
-        except RuntimeError as error:
+        except (RuntimeError, OSError, EOFError) as error:  # the connection to one that is gone breaks off in many ways
             if not workers:
                 raise
             reason = str(error).strip().splitlines()[-1]
