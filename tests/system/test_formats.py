@@ -31,6 +31,11 @@ def test_a_student_and_its_export_predict_as_they_did(earlier: Path) -> None:
         assert found == pytest.approx(list(expected.values()), abs=1e-4)
 
 
+def test_predictions_are_printed_in_columns(earlier: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    image = next(iter(json.loads((earlier / "predictions.json").read_text())))
+    assert typed(capfd, "predict", "run", image).stdout == f"{image}\tcircle\t1.000\n"
+
+
 def test_a_finished_run_is_opened(earlier: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = Run("run")
     assert run.classifier.about["images"] == {"paint": 8}

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from vl2v.cli.show import say
+from vl2v.table import visible
 
 RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
 Student = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or hf:USER/REPO[@REVISION].")]
@@ -53,7 +54,7 @@ def predict(
             row = {"path": str(path), "label": answer.label, "probability": answer.probability}
             typer.echo(as_json.dumps({**row, "probabilities": answer.probabilities}))
         else:
-            say(f"{path}\t{answer.label}\t{answer.probability:.3f}")
+            typer.echo("\t".join(map(visible, (str(path), answer.label, f"{answer.probability:.3f}"))))
     if failed:
         say(f"{failed} files set aside", err=True)
         raise typer.Exit(2)
