@@ -7,6 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from multiprocessing import ProcessError
 from typing import Any
 
 from PIL import Image
@@ -17,6 +18,7 @@ from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import ImageError, decode
 from vl2v.errors import RunError, VL2VError, VL2VWarning
 
+BROKEN = (RuntimeError, OSError, EOFError, ProcessError)  # how a connection to a worker that is gone breaks off
 WAITS = (0.1, 0.5, 2.0)  # seconds before an image is read again: a network disk may be back by then
 
 
@@ -66,7 +68,7 @@ def loaded(items: Dataset[Any], numbers: Sequence[int], *, workers: int, ahead: 
                     raise item
                 made += 1
                 yield item
-        except (RuntimeError, OSError, EOFError) as error:  # the connection to one that is gone breaks off in many ways
+        except BROKEN as error:
             if not workers:
                 raise
             reason = str(error).strip().splitlines()[-1]
