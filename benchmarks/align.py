@@ -21,9 +21,9 @@ from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.methods import Targets, task_of
 from vl2v.methods.adip import cosine_loss
 from vl2v.runs import resolve, silent, teaching
-from vl2v.runs.asking import asking_about
+from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import new_backbone
-from vl2v.runs.sources import open_sources
+from vl2v.runs.session import open_session
 from vl2v.runs.train import new_student
 from vl2v.students import evaluating
 from vl2v.training import DomainBalancedSampler, FeatureBatches, clean_pixels, compute_features
@@ -52,9 +52,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
         sources = open_sources(config, Path(folder))
         teacher = teaching.the_teacher(config.teacher)
-        asking = asking_about(config, store, teacher, None, sources, Views(), silent)
-        asking.ask()
-        answers = asking.answers()
+        session = open_session(config, store, teacher, None, sources, Views(), silent)
+        session.ask()
+        answers = session.answers()
     task = task_of(config)
     sampler = DomainBalancedSampler(sources.groups(sources.split.unlabelled), settings.batch_per_domain, 0)
     student = new_student(config, task, len(sources.dataset.classes), new_backbone(config), teacher.dim)

@@ -19,10 +19,10 @@ from vl2v.benchmark.worklist import WorkList
 from vl2v.data import open_dataset
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.runs import Run, silent, teaching
-from vl2v.runs.asking import asking_about
+from vl2v.runs.auto_loss import align_again
+from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
-from vl2v.runs.sources import open_sources
-from vl2v.runs.tuning import align_again
+from vl2v.runs.session import open_session
 from vl2v.students import Student, new_projector
 from vl2v.training import new_fabric
 
@@ -51,7 +51,7 @@ def refitted(run: Run, store: Path) -> tuple[float, float | None]:
     sources = open_sources(config, store)
     with EmbeddingStore(store, read_only=True) as known:
         teacher = teaching.the_teacher(config.teacher)
-        answers = asking_about(config, known, teacher, None, sources, Views(), silent).answers()
+        answers = open_session(config, known, teacher, None, sources, Views(), silent).answers()
     if student.head != "text":
         student = Student(student.backbone, new_projector(student.width, answers.texts.shape[1], 0), student.spec)
     fabric, workers = new_fabric(config.train), config.data.workers

@@ -46,14 +46,14 @@ def main() -> None:
     print(f"| {' | '.join(heads)} | every domain left out, 3 seeds, one method, h |")
     print("| --- " * (len(heads) + 1) + "|")
     for data in DATASETS:
-        questions = data.images * (1 + given.views)
-        store = questions * 2 * given.dim * 1.087 / 1e9
+        queries = data.images * (1 + given.views)
+        store = queries * 2 * given.dim * 1.087 / 1e9
         features = data.images / given.infer / 3600
         student = given.steps * given.batch / given.train / 3600
-        hours = (questions / given.ask / 3600, features, student, 3 * data.domains * student + features)
+        hours = (queries / given.ask / 3600, features, student, 3 * data.domains * student + features)
         cells = (
-            f"{questions:,}",
-            f"{questions * given.micro / 1e6:,.2f}",
+            f"{queries:,}",
+            f"{queries * given.micro / 1e6:,.2f}",
             f"{store:,.2f}",
             *(f"{h:,.1f}" for h in hours),
         )

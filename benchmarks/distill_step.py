@@ -23,7 +23,7 @@ from vl2v.embeddings import Views
 from vl2v.methods import Targets
 from vl2v.methods.adip import cosine_loss
 from vl2v.students import Student, new_projector, pretrained_backbone, quick_depthwise
-from vl2v.training import Answers, DomainBalancedSampler, PixelBatches, Renderer
+from vl2v.training import DomainBalancedSampler, PixelBatches, Renderer, TeacherTargets
 from vl2v.training.learner import Learner
 from vl2v.training.processes import fabric_precision
 
@@ -41,7 +41,7 @@ def main() -> None:
     dim, classes = 384, len(dataset.classes)
     rng = np.random.default_rng(0)
     unit = lambda rows: rows / np.linalg.norm(rows, axis=-1, keepdims=True)  # noqa: E731
-    answers = Answers(
+    answers = TeacherTargets(
         dataset.labels,
         unit(rng.normal(size=(len(dataset), 1, dim))).astype(np.float16),
         unit(rng.normal(size=(classes, dim))).astype(np.float32),

@@ -72,8 +72,8 @@ def compare(teacher: LocalTeacher, data: Path, folder: Path, images: int, repeat
     def files(repeat: int) -> Speed:
         with EmbeddingStore(folder / f"store{repeat}") as store:
             store.register(teacher)
-            questions = plan(store, teacher, dataset, found, [], Views())
-            return timed(lambda: fetch(questions, store, teacher), len(questions.to_ask))
+            queries = plan(store, teacher, dataset, found, [], Views())
+            return timed(lambda: fetch(queries, store, teacher), len(queries.pending))
 
     def bare() -> Speed:
         def forward() -> None:

@@ -20,9 +20,9 @@ from vl2v.config import assignments, merge
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.evaluation.ridge import LAMBDAS, Taught, accuracies, best_lambda, lambda_accuracies, moments_of
 from vl2v.runs import resolve, silent, teaching
-from vl2v.runs.asking import asking_about
+from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features, new_backbone
-from vl2v.runs.sources import open_sources
+from vl2v.runs.session import open_session
 from vl2v.students import Student
 from vl2v.training import new_fabric
 
@@ -42,9 +42,9 @@ def main() -> None:
     config = resolve(merge(tree, assignments(given.pairs)))
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
         sources = open_sources(config, Path(folder))
-        asking = asking_about(config, store, teaching.the_teacher(config.teacher), None, sources, Views(), silent)
-        asking.ask()
-        answers = asking.answers()
+        session = open_session(config, store, teaching.the_teacher(config.teacher), None, sources, Views(), silent)
+        session.ask()
+        answers = session.answers()
     indices = sources.training
     assert answers.images is not None and answers.texts is not None
     backbone, spec = new_backbone(config)

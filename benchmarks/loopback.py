@@ -13,8 +13,8 @@ def serve_app(app: Any, told: Callable[[int], None], **options: Any) -> None:
     """Serve until the process is killed, as our servers do but for options; tell the port once it is open."""
     import uvicorn
 
+    from vl2v.web.freeze_gc import freeze_gc
     from vl2v.web.server import configured
-    from vl2v.web.steady import spare_what_is_there
 
     server = uvicorn.Server(configured(app, port=0, **options))
     startup = server.startup
@@ -24,7 +24,7 @@ def serve_app(app: Any, told: Callable[[int], None], **options: Any) -> None:
         told(server.servers[0].sockets[0].getsockname()[1])
 
     server.startup = started  # type: ignore[method-assign]
-    spare_what_is_there()
+    freeze_gc()
     server.run()
 
 

@@ -3,7 +3,7 @@
     python benchmarks/memory.py
 
 EfficientNet-Lite0 at 64 px, one thread each: a training step of 32 images, and the forward pass of 64, in a process
-of its own that does or doesn't call `keep_freed_memory`; the median of five turns, and the most memory that was used.
+of its own that does or doesn't call `reuse_freed_memory`; the median of five turns, and the most memory that was used.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def measure(way: str) -> None:
     import timm
     import torch
 
-    from vl2v.devices import keep_freed_memory
     from vl2v.students import quick_depthwise
+    from vl2v.system import reuse_freed_memory
 
     if way == "kept":
-        keep_freed_memory()
+        reuse_freed_memory()
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0).to(memory_format=torch.channels_last).eval()
     quick_depthwise(model)
     x = torch.randn(64, 3, 64, 64).to(memory_format=torch.channels_last)

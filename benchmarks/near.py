@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from vl2v.data import audit, decode, open_dataset
-from vl2v.data.near import look_of, lookalikes, near_copies
+from vl2v.data.near_duplicates import look_of, lookalikes, near_copies
 
 EVERY = 25  # images of which one is changed
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from vl2v.config import assignments, merge
 from vl2v.runs import distill, resolve
-from vl2v.runs.sources import open_sources
+from vl2v.runs.datasets import open_sources
 
 STRATEGIES = ("random", "balanced", "kcenter", "uncertainty")
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.25, 0.50)

@@ -61,13 +61,13 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
                 teacher = the_teacher(config)
                 asked = plan(store, teacher, dataset, found, [], Views())
-                asked = replace(asked, to_ask=asked.to_ask[: given.images])
+                asked = replace(asked, pending=asked.pending[: given.images])
                 ray = cluster.start()
                 began, wall = time.perf_counter(), time.time()
                 way(cluster, asked, store, teacher, config)
-                speeds.append(len(asked.to_ask) / (time.perf_counter() - began))
+                speeds.append(len(asked.pending) / (time.perf_counter() - began))
                 ray.shutdown()
-                first, *rest = sorted((q.asked_at, q.count) for q in store.questions())
+                first, *rest = sorted((q.asked_at, q.count) for q in store.queries())
                 rate = sum(count for _, count in rest) / (rest[-1][0] - first[0])
                 print(f"{name:8} {speeds[-1]:6.1f}/s   first batch {first[0] - wall:5.1f} s, then {rate:6.1f}/s")
         ratios.append(speeds[1] / speeds[0])
@@ -87,25 +87,25 @@ def ray_data(cluster: Cluster, asked: Plan, store: EmbeddingStore, teacher: Any,
     cpus = int(ray.cluster_resources()["CPU"])
     shards = store.path / "shards"
     shards.mkdir()
-    whole = [ray.put(replace(asked, to_ask=()))]
-    blocks = -(-len(asked.to_ask) // (BATCH if gpus else CHUNK))
-    questions = ray.data.from_items([{"index": i, "view": v} for i, v in asked.to_ask], override_num_blocks=blocks)
+    whole = [ray.put(replace(asked, pending=()))]
+    blocks = -(-len(asked.pending) // (BATCH if gpus else CHUNK))
+    queries = ray.data.from_items([{"index": i, "view": v} for i, v in asked.pending], override_num_blocks=blocks)
     if gpus:
-        questions = questions.map_batches(decoding(whole, teacher._preprocess), batch_size=None, num_cpus=1)
-    answers = questions.map_batches(
-        Embedding if gpus else Asking,
+        queries = queries.map_batches(decoding(whole, teacher._preprocess), batch_size=None, num_cpus=1)
+    answers = queries.map_batches(
+        Embedding if gpus else TeacherSession,
         fn_constructor_args=(whole, str(shards), config.model_dump_json(), str(cluster.processors)),
         batch_size=BATCH if gpus else None,
         num_cpus=0 if gpus else 1,
         num_gpus=1 if gpus else 0,
         compute=ray.data.ActorPoolStrategy(size=gpus or cpus),
     )
-    assert sum(int(block["count"].sum()) for block in answers.iter_batches(batch_size=None)) == len(asked.to_ask)
+    assert sum(int(block["count"].sum()) for block in answers.iter_batches(batch_size=None)) == len(asked.pending)
     for shard in shards.iterdir():
         _take_over(shard, store)
 
 
-class Asking:
+class TeacherSession:
     """Decodes and embeds: an actor."""
 
     def __init__(self, whole: list[Any], shards: str, config: str, threads: str) -> None:
@@ -118,11 +118,11 @@ class Asking:
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         with EmbeddingStore(self.shard) as store:
-            fetch(replace(self.whole, to_ask=pairs(batch)), store, self.teacher)
+            fetch(replace(self.whole, pending=pairs(batch)), store, self.teacher)
         return {"count": np.array([len(batch["index"])])}
 
 
-class Embedding(Asking):
+class Embedding(TeacherSession):
     """Embeds what a task decoded."""
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -142,7 +142,7 @@ def decoding(whole: list[Any], preprocess: Any) -> Any:
         import torch
 
         torch.set_num_threads(1)
-        part = replace(ray.get(whole[0]), to_ask=pairs(batch))
+        part = replace(ray.get(whole[0]), pending=pairs(batch))
         asked = [(part.contents[index], part.views.names[view], image) for (index, view), image in _encoded(part)]
         keys = [image_key(sha256, name).hex() for sha256, name, _ in asked]
         return {"key": keys, "input": np.stack([preprocess(decode(image.data)).numpy() for *_, image in asked])}

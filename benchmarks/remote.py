@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image
 
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings import Account, EmbeddingStore, Ledger, Views, fetch, plan
+from vl2v.embeddings import EmbeddingStore, Ledger, LedgerBudget, Views, fetch, plan
 from vl2v.teachers import open_teacher
 
 DIM = 512
@@ -89,11 +89,11 @@ def ask(folder: Path, data: Path, latency: float, a_request: int, in_flight: int
         found = audit(dataset)
         store = Path(tempfile.mkdtemp(dir=folder))
         with EmbeddingStore(store) as answers, Ledger(store) as ledger:
-            teacher.purse = Account(ledger, teacher.name, "USD", 0, "benchmark")
-            questions = plan(answers, teacher, dataset, found, [], Views())
+            teacher.budget = LedgerBudget(ledger, teacher.name, "USD", 0, "benchmark")
+            queries = plan(answers, teacher, dataset, found, [], Views())
             wall, cpu = time.perf_counter(), time.process_time()
-            fetch(questions, answers, teacher)
-            return time.perf_counter() - wall, time.process_time() - cpu, len(questions.to_ask)
+            fetch(queries, answers, teacher)
+            return time.perf_counter() - wall, time.process_time() - cpu, len(queries.pending)
     finally:
         process.kill()
 

@@ -150,8 +150,8 @@ class Interrupted(Exception):
 def stopping(what: str, done: int) -> Callable[[str, int, int, str], None]:
     """Return a report that interrupts a run once it has told this."""
 
-    def report(told: str, so_far: int, total: int, words: str) -> None:
+    def progress(told: str, so_far: int, total: int, words: str) -> None:
         if (told, so_far) == (what, done):
             raise Interrupted
 
-    return report
+    return progress

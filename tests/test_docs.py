@@ -25,8 +25,8 @@ from vl2v.config import setting_names
 from vl2v.data.samples import icondg
 from vl2v.methods import METHODS
 from vl2v.runs import resolve
-from vl2v.teachers.remote.terms import Terms
-from vl2v.teachers.remote.wires import WIRES
+from vl2v.teachers.paid.adapters import ADAPTERS
+from vl2v.teachers.paid.limits import Limits
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -97,11 +97,11 @@ def test_settings_in_the_text_exist(page: Path) -> None:
             assert f"{section}.{key}" in known
     for text in blocks(page, "toml"):
         for section, table in tomllib.loads(text).items():
-            if section in WIRES:  # a table of prices and limits
+            if section in ADAPTERS:  # a table of prices and limits
                 given = {key for key in table if key != "models"} | {
                     key for model in table.get("models", {}).values() for key in model
                 }
-                assert given <= set(Terms.model_fields)
+                assert given <= set(Limits.model_fields)
             else:
                 assert section == "project" or {f"{section}.{key}" for key in table} <= known
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from vl2v.errors import ConfigError
-from vl2v.places import without_secrets
+from vl2v.privacy import without_secrets
 
 Tree = dict[str, Any]
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower

@@ -516,7 +516,7 @@ def test_a_killed_job_counts_the_time_that_it_took(grid: Grid, tmp_path: Path, m
     (job,) = bench.jobs
 
     with pytest.raises(KeyboardInterrupt):
-        do(bench.work, job, report=killed_in_finetune)
+        do(bench.work, job, progress=killed_in_finetune)
     file = bench.work.place(job) / "spent.json"
     so_far = json.loads(file.read_text())
     file.write_text(json.dumps(so_far + 1000))
@@ -564,7 +564,7 @@ def test_a_job_has_the_path_that_it_is_given_now(grid: Grid, shapes: Path, tmp_p
     bench = plan(replace(two, data={"shapes": str(before)}), tmp_path / "bench")
 
     with pytest.raises(KeyboardInterrupt):
-        do(bench.work, bench.jobs[0], report=killed_in_finetune)  # the other one isn't begun
+        do(bench.work, bench.jobs[0], progress=killed_in_finetune)  # the other one isn't begun
     before.unlink()
     bench = plan(two, tmp_path / "bench", Corruptions(("fog",), 3))  # the same jobs, elsewhere
     run(bench, engine=Local(1))
@@ -583,7 +583,7 @@ def test_a_job_goes_on_wherever_its_list_of_exceptions_lies(grid: Grid, shapes: 
     (before,), (now,) = (bench.jobs for bench in benches)
     assert before.name == now.name
     with pytest.raises(KeyboardInterrupt):
-        do(benches[0].work, before, report=killed_in_finetune)
+        do(benches[0].work, before, progress=killed_in_finetune)
     shutil.rmtree(tmp_path / "before")
     run(benches[1], engine=Here())
     assert not benches[1].missing
@@ -934,9 +934,9 @@ def test_students_are_measured_on_corrupted_images_without_training_anew(
     assert "under corruptions" in told.stdout and f"| {100 * found['erm'].corrupted:.1f} |" in told.stdout
     more = plan(one, work.folder, Corruptions(("fog", "pixelate", "contrast"), 3))
     assert [more.work.unmeasured(job) for job in more.missing] == [["contrast"], ["contrast"]]
-    looked: list[str] = []
-    run(more, engine=Here(), tell=lambda event: looked.append(event.get("words", "")) if "what" in event else None)
-    assert {words for words in looked if words.endswith("-3")} == {"contrast-3"}  # the others aren't measured again
+    evaluated: list[str] = []
+    run(more, engine=Here(), tell=lambda event: evaluated.append(event.get("words", "")) if "what" in event else None)
+    assert {words for words in evaluated if words.endswith("-3")} == {"contrast-3"}  # the others aren't measured again
     assert not more.missing and not plan(one, work.folder).missing
     others = replace(one, data={"drawn": grid.data["shapes"]}, methods=["erm"])
     plan(others, tmp_path / "others", Corruptions(("fog",), 5))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vl2v.cli.show import progress, say
+from vl2v.cli.show import progress_bars, say
 from vl2v.table import Table, visible
 
 MARKUP = (
@@ -60,8 +60,8 @@ def test_tables_show_names_in_every_part(name: str, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("name", [*MARKUP, *RULING])
 def test_progress_shows_names(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    with progress() as report:
-        report(f"querying {name}", 1, 2, f"about {name}")
+    with progress_bars() as progress:
+        progress(f"querying {name}", 1, 2, f"about {name}")
     printed = capsys.readouterr().err
     assert f"querying {visible(name)}" in printed and f"about {visible(name)}" in printed
 

@@ -123,11 +123,11 @@ def test_stopped_it_goes_on_where_it_was(shapes: Path, tmp_path: Path, monkeypat
     dataset, cache = open_dataset(shapes), tmp_path / "c.sqlite"
     with pytest.raises(KeyboardInterrupt):
         audit(dataset, cache=cache, progress=stop)
-    looked: list[str] = []
+    evaluated: list[str] = []
     look = module._look
-    monkeypatch.setattr(module, "_look", lambda key: looked.append(key[0]) or look(key))
+    monkeypatch.setattr(module, "_look", lambda key: evaluated.append(key[0]) or look(key))
     again = audit(dataset, cache=cache)
-    assert len(looked) == len(dataset) - 40 and again == audit(dataset)
+    assert len(evaluated) == len(dataset) - 40 and again == audit(dataset)
 
 
 def test_what_cannot_be_read_is_asked_again_the_next_time(shapes: Path, tmp_path: Path) -> None:

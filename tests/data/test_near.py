@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vl2v.data import audit, decode, open_dataset
-from vl2v.data.near import look_of, lookalikes, near_copies
+from vl2v.data.near_duplicates import look_of, lookalikes, near_copies
 
 
 def scene(seed: int, size: int = 96) -> Image.Image:

@@ -45,10 +45,10 @@ def test_it_opens_with_nothing_set_aside_and_no_duplicates(folder: Path) -> None
     dataset = open_dataset(folder)
     assert dataset.excluded == ()
     assert dataset.splits is None
-    looked = audit(dataset)
-    assert looked.problems == {}
-    assert len({bytes(digest) for digest in looked.sha256}) == len(dataset)
-    inspect(dataset, looked, ["pixel"])
+    evaluated = audit(dataset)
+    assert evaluated.problems == {}
+    assert len({bytes(digest) for digest in evaluated.sha256}) == len(dataset)
+    inspect(dataset, evaluated, ["pixel"])
 
 
 def test_every_image_is_attributed_to_an_open_set(folder: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from vl2v.embeddings import EmbeddingStore, Ledger
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import StoreError
-from vl2v.teachers.rented import Query
+from vl2v.teachers.paid.teacher import Query
 
 from .test_store import ONE, TWO, Facts, some_keys, unit_rows
 

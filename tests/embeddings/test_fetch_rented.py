@@ -12,14 +12,14 @@ import pytest
 from PIL import Image
 
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings import Account, EmbeddingStore, Ledger, Views, fetch, fetch_texts, plan
+from vl2v.embeddings import EmbeddingStore, Ledger, LedgerBudget, Views, fetch, fetch_texts, plan
 from vl2v.errors import TeacherError
-from vl2v.teachers.rented import (
+from vl2v.teachers.paid.teacher import (
     CANARY_IMAGE,
     CANARY_SIZE,
     CANARY_TEXT,
-    Answered,
     BudgetReached,
+    Embedded,
     Forecast,
     Query,
     Refused,
@@ -35,7 +35,7 @@ class Vendor:
     doubt = ""
 
     def __init__(self) -> None:
-        self.purse: Account | None = None
+        self.budget: LedgerBudget | None = None
         self.asked: list[str | bytes] = []
         self.refuses = ""
         self.model = 0
@@ -49,16 +49,16 @@ class Vendor:
         count = len(list(sizes))
         return Forecast(-(-count // 2), 0, PRICE * count, 0.0)
 
-    def answers(self, kind, items) -> Iterator[Answered | Refused]:
+    def answers(self, kind, items) -> Iterator[Embedded | Refused]:
         queue = list(enumerate(items))
         for start in range(0, len(queue), 2):
             pair = queue[start : start + 2]
             good = [(i, item) for i, item in pair if getattr(item, "name", "") != self.refuses or not self.refuses]
-            number = self.purse.reserve(Query(kind, len(good), 0, PRICE * len(good)))
+            number = self.budget.reserve(Query(kind, len(good), 0, PRICE * len(good)))
             contents = [item.encode() if isinstance(item, str) else item.data for _, item in good]
             self.asked += contents
             vectors = np.stack([self.row(content) for content in contents][::-1])
-            yield Answered(tuple(i for i, _ in good)[::-1], vectors, lambda n=number: self.purse.settle(n, "answered"))
+            yield Embedded(tuple(i for i, _ in good)[::-1], vectors, lambda n=number: self.budget.settle(n, "answered"))
             for position, item in pair:
                 if (position, item) not in good:
                     yield Refused(position, "too ugly")
@@ -89,10 +89,10 @@ def ledger(tmp_path: Path):
 
 
 def ask(vendor: Vendor, store: EmbeddingStore, ledger: Ledger, images, budget: int = 10_000):
-    vendor.purse = Account(ledger, vendor.name, "USD", budget, "test")
-    questions = plan(store, vendor, images, audit(images), ["a cat", "a dog"], Views())
+    vendor.budget = LedgerBudget(ledger, vendor.name, "USD", budget, "test")
+    queries = plan(store, vendor, images, audit(images), ["a cat", "a dog"], Views())
     seen: list[tuple[int, int]] = []
-    refused = fetch(questions, store, vendor, lambda done, total: seen.append((done, total)))
+    refused = fetch(queries, store, vendor, lambda done, total: seen.append((done, total)))
     return refused, seen
 
 
@@ -119,8 +119,8 @@ def test_at_the_budget_all_answers_are_kept_and_more_money_goes_on(store, ledger
         ask(vendor, store, ledger, images, budget=PRICE * 9)
     assert ledger.committed(vendor.name) == PRICE * 8 == PRICE * len(vendor.asked)
     ask(vendor, store, ledger, images, budget=PRICE * 100)
-    questions = [content for content in vendor.asked if content not in (CANARY_IMAGE, CANARY_TEXT.encode())]
-    assert len(questions) == len(set(questions)) == 14
+    queries = [content for content in vendor.asked if content not in (CANARY_IMAGE, CANARY_TEXT.encode())]
+    assert len(queries) == len(set(queries)) == 14
 
 
 def test_a_refused_image_is_listed_and_the_rest_answered(store, ledger, images) -> None:
@@ -144,7 +144,7 @@ def test_another_model_under_the_same_name_is_found_out(store, ledger, images) -
 
 def test_texts_alone_are_bought_as_carefully(store, ledger) -> None:
     vendor = Vendor()
-    vendor.purse = Account(ledger, vendor.name, "USD", 1000, "test")
+    vendor.budget = LedgerBudget(ledger, vendor.name, "USD", 1000, "test")
     fetch_texts(store, vendor, ["a cat", "a dog", "a cow"])
     assert ledger.committed(vendor.name) == PRICE * (3 + 2), "and the canaries"
     fetch_texts(store, vendor, ["a cat"])
@@ -167,7 +167,7 @@ def test_a_wrong_first_answer_leaves_nothing_behind(store, ledger, images) -> No
     with pytest.raises(TeacherError, match=r"1 answers of 8 numbers were due, the shape is \(1, 7\)"):
         ask(vendor, store, ledger, images)
     assert {entry.status for entry in ledger.entries()} == {"answered"}, "they are paid for"
-    assert store.questions() == []
+    assert store.queries() == []
     assert ask(vendor, store, ledger, images)[1][-1] == (14, 14)
 
 

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from vl2v.embeddings import Account, Ledger, money
+from vl2v.embeddings import Ledger, LedgerBudget, money
 from vl2v.errors import StoreError
-from vl2v.teachers.rented import BudgetReached, Query
+from vl2v.teachers.paid.teacher import BudgetReached, Query
 
 
 def query(micro: int, count: int = 1) -> Query:
@@ -31,21 +31,21 @@ def ledger(tmp_path: Path):
         yield opened
 
 
-def account(ledger: Ledger, budget: int | None = 100, teacher: str = "vendor:a") -> Account:
-    return Account(ledger, teacher, "USD", budget, "runs/a")
+def new_budget(ledger: Ledger, budget: int | None = 100, teacher: str = "vendor:a") -> LedgerBudget:
+    return LedgerBudget(ledger, teacher, "USD", budget, "runs/a")
 
 
 def test_what_is_reserved_counts_until_it_is_settled(ledger: Ledger) -> None:
-    purse = account(ledger)
-    first, second = purse.reserve(query(60)), purse.reserve(query(40))
+    spending = new_budget(ledger)
+    first, second = spending.reserve(query(60)), spending.reserve(query(40))
     with pytest.raises(BudgetReached, match=r"vendor:a: 0\.0001 USD of 0\.0001 USD are spent or reserved, .*--budget"):
-        purse.reserve(query(1))
-    purse.settle(first, "answered", tokens=7, micro=30, model="m-1")
-    assert purse.committed == 70
-    purse.settle(second, "lost")
-    assert purse.committed == 70, "what may have been counted by the vendor stays counted"
-    purse.settle(third := purse.reserve(query(30)), "rejected", micro=30, note="429")
-    assert purse.committed == 70 and third > second
+        spending.reserve(query(1))
+    spending.settle(first, "answered", tokens=7, micro=30, model="m-1")
+    assert spending.committed == 70
+    spending.settle(second, "lost")
+    assert spending.committed == 70, "what may have been counted by the vendor stays counted"
+    spending.settle(third := spending.reserve(query(30)), "rejected", micro=30, note="429")
+    assert spending.committed == 70 and third > second
     entries = ledger.entries()
     assert [(e.status, e.micro, e.tokens, e.model) for e in entries] == [
         ("answered", 30, 7, "m-1"),
@@ -56,19 +56,19 @@ def test_what_is_reserved_counts_until_it_is_settled(ledger: Ledger) -> None:
 
 
 def test_teachers_have_budgets_of_their_own(ledger: Ledger) -> None:
-    account(ledger).reserve(query(100))
-    account(ledger, teacher="vendor:b").reserve(query(100))
+    new_budget(ledger).reserve(query(100))
+    new_budget(ledger, teacher="vendor:b").reserve(query(100))
     assert ledger.committed("vendor:a") == ledger.committed("vendor:b") == 100
     assert ledger.committed("vendor:c") == 0
-    account(ledger, budget=None).reserve(query(10**12))
+    new_budget(ledger, budget=None).reserve(query(10**12))
 
 
 def test_rows_are_never_changed_and_queries_settled_once(ledger: Ledger) -> None:
-    purse = account(ledger)
-    number = purse.reserve(query(5))
-    purse.settle(number, "answered")
+    spending = new_budget(ledger)
+    number = spending.reserve(query(5))
+    spending.settle(number, "answered")
     with pytest.raises(StoreError, match="UNIQUE"):
-        purse.settle(number, "lost")
+        spending.settle(number, "lost")
     with sqlite3.connect(ledger.file) as db:
         for statement in ("DELETE FROM entries", "UPDATE entries SET micro = 0"):
             with pytest.raises(sqlite3.DatabaseError, match="append-only"):
@@ -79,14 +79,14 @@ def test_many_threads_never_pass_the_budget(ledger: Ledger) -> None:
     refused, done = [], []
 
     def spend() -> None:
-        purse = account(ledger, budget=1000)
+        spending = new_budget(ledger, budget=1000)
         for _ in range(40):
             try:
-                number = purse.reserve(query(10))
+                number = spending.reserve(query(10))
             except BudgetReached:
                 refused.append(1)
             else:
-                purse.settle(number, "answered", micro=9)
+                spending.settle(number, "answered", micro=9)
                 done.append(1)
 
     threads = [threading.Thread(target=spend) for _ in range(8)]
@@ -103,7 +103,7 @@ SPENDER = """
 import sys
 from pathlib import Path
 from vl2v.embeddings import Account, Ledger
-from vl2v.teachers.rented import Query
+from vl2v.teachers.paid.teacher import Query
 with Ledger(Path(sys.argv[1])) as ledger:
     purse = Account(ledger, "vendor:a", "USD", None, "here")
     while True:
@@ -146,33 +146,33 @@ def test_money(micro: int, text: str) -> None:
 
 
 def test_the_key_of_a_request_that_never_ended_is_used_again(ledger: Ledger) -> None:
-    purse = account(ledger, budget=None)
+    spending = new_budget(ledger, budget=None)
     sent = replace(query(5), digest="d1", key="k1")
-    assert purse.key_of("d1") is None and purse.key_of("") is None
-    number = purse.reserve(sent)
-    assert purse.key_of("d1") == "k1" and account(ledger, teacher="vendor:b").key_of("d1") is None
-    purse.settle(number, "lost")
-    assert purse.key_of("d1") == "k1", "the vendor may have an answer to it"
+    assert spending.key_of("d1") is None and spending.key_of("") is None
+    number = spending.reserve(sent)
+    assert spending.key_of("d1") == "k1" and spending(ledger, teacher="vendor:b").key_of("d1") is None
+    spending.settle(number, "lost")
+    assert spending.key_of("d1") == "k1", "the vendor may have an answer to it"
     for status in ("rejected", "wrong", "answered"):
-        purse.settle(purse.reserve(replace(sent, key=status)), status)
-        assert purse.key_of("d1") is None, "only the newest request counts"
+        spending.settle(spending.reserve(replace(sent, key=status)), status)
+        assert spending.key_of("d1") is None, "only the newest request counts"
 
 
 def test_a_key_is_forgotten_after_a_day(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    purse = account(ledger)
-    purse.reserve(replace(query(5), digest="d1", key="k1"))
+    spending = new_budget(ledger)
+    spending.reserve(replace(query(5), digest="d1", key="k1"))
     now = time.time()
     monkeypatch.setattr("vl2v.embeddings.ledger.time.time", lambda: now + 86_401)
-    assert purse.key_of("d1") is None
+    assert spending.key_of("d1") is None
 
 
 def test_what_a_query_cost_above_its_reservation_never_passes_the_budget(ledger: Ledger) -> None:
-    purse = account(ledger, budget=100)
-    first, second = purse.reserve(query(20)), purse.reserve(query(20))
-    purse.settle(first, "answered", micro=50)
+    spending = new_budget(ledger, budget=100)
+    first, second = spending.reserve(query(20)), spending.reserve(query(20))
+    spending.settle(first, "answered", micro=50)
     with pytest.raises(BudgetReached, match=r"cost 0\.00002 USD more than the budget had left, by the vendor's own"):
-        purse.settle(second, "answered", micro=70)
-    assert purse.committed == 100
+        spending.settle(second, "answered", micro=70)
+    assert spending.committed == 100
     assert [entry.micro for entry in ledger.entries()] == [50, 50]
 
 
@@ -184,8 +184,8 @@ def test_a_ledger_of_the_first_version_is_gone_on_with(tmp_path: Path) -> None:
         teacher = entries[0].teacher
         paid = opened.committed(teacher)
         assert paid == sum(entry.micro for entry in entries if entry.teacher == teacher)
-        purse = account(opened, None, teacher)
-        purse.settle(purse.reserve(replace(query(7), digest="d", key="k")), "answered")
+        spending = new_budget(opened, None, teacher)
+        spending.settle(spending.reserve(replace(query(7), digest="d", key="k")), "answered")
     with Ledger(tmp_path) as again:
         assert again.committed(teacher) == paid + 7 and len(again.entries()) == len(entries) + 1
 
@@ -237,10 +237,10 @@ def test_a_password_that_an_earlier_version_wrote_leaves_the_file(tmp_path: Path
         assert entries[0].note == "307 to https://x?api_key=***&a=***" and entries[2].note == ""
         for path in tmp_path.iterdir():
             assert b"hunter" not in path.read_bytes(), path.name
-        purse = account(opened, 75, host.format(""))
+        spending = new_budget(opened, 75, host.format(""))
         with pytest.raises(BudgetReached):
-            purse.reserve(query(6))
-        purse.settle(purse.reserve(query(5)), "answered")
+            spending.reserve(query(6))
+        spending.settle(spending.reserve(query(5)), "answered")
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
             opened._db.execute("UPDATE entries SET micro = 0")
     assert b"hunter" not in file.read_bytes()
@@ -248,7 +248,7 @@ def test_a_password_that_an_earlier_version_wrote_leaves_the_file(tmp_path: Path
 
 def test_a_damaged_entry_is_not_made_good_by_taking_a_password_out(tmp_path: Path) -> None:
     with Ledger(tmp_path) as opened:
-        account(opened, teacher="openai-compatible:http://a:hunter2@host#m").reserve(query(9))
+        new_budget(opened, teacher="openai-compatible:http://a:hunter2@host#m").reserve(query(9))
         opened._db.execute("DROP TRIGGER fixed")
         opened._db.execute("UPDATE entries SET micro = 1")
         opened._db.execute("CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'no'); END")

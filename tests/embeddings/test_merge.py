@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vl2v.cli.app import app
-from vl2v.embeddings import Account, EmbeddingStore, Ledger, merge, text_key
+from vl2v.embeddings import EmbeddingStore, Ledger, LedgerBudget, merge, text_key
 from vl2v.errors import StoreError
-from vl2v.teachers.rented import Query
+from vl2v.teachers.paid.teacher import Query
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def contents(path: Path) -> dict[str, list[object]]:
     """Return all that a store and its ledger have, without their own numbers."""
     found: dict[str, list[object]] = {}
     with EmbeddingStore(path, read_only=True) as store:
-        found["questions"] = sorted((q.asked_at, q.teacher, q.kind, q.count) for q in store.questions())
+        found["questions"] = sorted((q.asked_at, q.teacher, q.kind, q.count) for q in store.queries())
         for teacher in store.teachers():
             known = [i for i in range(3000) if store.known(teacher.fingerprint, keys([i]))[0]]
             found[teacher.name] = [known, store.get_half(teacher.fingerprint, keys(known)).tobytes()]
@@ -81,14 +81,14 @@ def test_every_paid_query_is_on_the_bill_once(tmp_path: Path) -> None:
     shards = [fill(tmp_path / name, [number]) for number, name in enumerate("ab")]
     for shard in shards:
         with Ledger(shard) as ledger:
-            purse = Account(ledger, "vendor:a", "USD", None, f"runs/{shard.name}")
-            purse.settle(purse.reserve(Query("image", 1, 10, 60)), "answered", micro=30, model="m-1")
-            purse.settle(purse.reserve(Query("text", 1, 10, 20)), "rejected")
-            purse.reserve(Query("image", 1, 10, 60))  # in flight, or killed
+            spending = LedgerBudget(ledger, "vendor:a", "USD", None, f"runs/{shard.name}")
+            spending.settle(spending.reserve(Query("image", 1, 10, 60)), "answered", micro=30, model="m-1")
+            spending.settle(spending.reserve(Query("text", 1, 10, 20)), "rejected")
+            spending.reserve(Query("image", 1, 10, 60))  # in flight, or killed
     into = tmp_path / "all"
     assert [merge(shard, into).queries for shard in (*shards, *shards)] == [3, 3, 0, 0]
     with Ledger(shards[0]) as ledger:
-        Account(ledger, "vendor:a", "USD", None, "runs/a").settle(5, "answered", micro=50, model="m-1")
+        LedgerBudget(ledger, "vendor:a", "USD", None, "runs/a").settle(5, "answered", micro=50, model="m-1")
     assert merge(shards[0], into).queries == 0  # how the open one ended comes after
     with Ledger(into) as ledger:
         assert ledger.committed("vendor:a") == 30 + 50 + 30 + 60 == sum(entry.micro for entry in ledger.entries())
@@ -125,7 +125,7 @@ def test_damage_is_not_spread(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"other.*1 of 10 answers of vendor:a fail their checksum"):
         merge(other, tmp_path / "all")
     with EmbeddingStore(tmp_path / "all") as store:
-        assert not store.known(ONE.fingerprint, keys(range(10))).any() and not store.questions()
+        assert not store.known(ONE.fingerprint, keys(range(10))).any() and not store.queries()
 
 
 def test_mistakes(tmp_path: Path) -> None:

@@ -77,8 +77,8 @@ def store(tmp_path: Path) -> Iterator[EmbeddingStore]:
 def test_every_content_is_asked_about_once_and_never_again(dataset: DomainDataset, store: EmbeddingStore) -> None:
     teacher, found = HashTeacher(), audit(dataset)
     todo = plan(store, teacher, dataset, found, TEXTS, Views())
-    assert (todo.images, todo.distinct, todo.known, len(todo.to_ask)) == (12, 11, 0, 11)
-    assert (todo.texts, todo.texts_known, todo.texts_to_ask) == (2, 0, tuple(TEXTS[:2]))
+    assert (todo.images, todo.distinct, todo.known, len(todo.pending)) == (12, 11, 0, 11)
+    assert (todo.texts, todo.cached_texts, todo.pending_texts) == (2, 0, tuple(TEXTS[:2]))
     assert todo.summary() == (
         "images: 12 (1 of them copies): 11 questions, 0 known, 11 to ask\ntexts: 2 questions, 0 known, 2 to ask"
     )
@@ -88,10 +88,10 @@ def test_every_content_is_asked_about_once_and_never_again(dataset: DomainDatase
     assert sorted(teacher.asked) == sorted([*TEXTS[:2], *dataset.paths[:11]])
 
     again = plan(store, teacher, dataset, found, TEXTS, Views())
-    assert (again.questions, again.known, again.texts_known) == (0, 11, 2)
+    assert (again.queries, again.known, again.cached_texts) == (0, 11, 2)
     fetch(again, store, teacher)
     assert len(teacher.asked) == 13
-    assert [(q.kind, q.count) for q in store.questions()] == [("text", 2), ("image", 11)]
+    assert [(q.kind, q.count) for q in store.queries()] == [("text", 2), ("image", 11)]
 
 
 def test_the_targets_are_the_teachers_answers_in_the_datasets_order(
@@ -119,11 +119,11 @@ def test_more_views_ask_only_for_what_is_new(dataset: DomainDataset, store: Embe
     teacher, found = HashTeacher(), audit(dataset)
     fetch(plan(store, teacher, dataset, found, TEXTS, Views()), store, teacher)
     more = plan(store, teacher, dataset, found, TEXTS, Views(k=2, size=16))
-    assert (more.known, len(more.to_ask), more.texts_to_ask) == (11, 22, ())
+    assert (more.known, len(more.pending), more.pending_texts) == (11, 22, ())
     assert "in 3 views (clean, and 2 of 16 px): 33 questions, 11 known, 22 to ask" in more.summary()
     fetch(more, store, teacher)
     other_seed = plan(store, teacher, dataset, found, TEXTS, Views(k=2, seed=1, size=16))
-    assert (other_seed.known, len(other_seed.to_ask)) == (11, 22)
+    assert (other_seed.known, len(other_seed.pending)) == (11, 22)
 
 
 def test_an_interrupted_fetch_goes_on_where_it_stopped(
@@ -152,12 +152,12 @@ def test_large_files_make_small_chunks(
     monkeypatch.setattr(FETCH, "CHUNK_BYTES", 1)
     teacher = HashTeacher()
     fetch(plan(store, teacher, dataset, audit(dataset), [], Views()), store, teacher)
-    assert [question.count for question in store.questions()] == [1] * 11
+    assert [question.count for question in store.queries()] == [1] * 11
 
 
 def test_without_a_store_nothing_is_known_and_nothing_is_written(dataset: DomainDataset) -> None:
     todo = plan(None, HashTeacher(), dataset, audit(dataset), TEXTS, Views(k=1))
-    assert (len(todo.to_ask), len(todo.texts_to_ask)) == (22, 2)
+    assert (len(todo.pending), len(todo.pending_texts)) == (22, 2)
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_a_teachers_bad_answer_is_refused(dataset: DomainDataset, store: Embeddi
     teacher = Spoilt()
     with pytest.raises(TeacherError, match=f"test:hash: {words}"):
         fetch(plan(store, teacher, dataset, audit(dataset), [], Views()), store, teacher)
-    assert store.questions() == []
+    assert store.queries() == []
 
 
 def test_targets_that_were_never_asked_for_say_so(dataset: DomainDataset, store: EmbeddingStore) -> None:

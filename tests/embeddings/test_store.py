@@ -122,7 +122,7 @@ def test_the_first_answer_stays_and_every_question_is_remembered(filled: Path) -
         kept = store.get_half(ONE.fingerprint, twice)
         np.testing.assert_array_equal(kept[:2], unit_rows(50)[:2].astype(np.float16))
         np.testing.assert_array_equal(kept[2:], unit_rows(4, seed=5)[[2, 2]].astype(np.float16))
-        first, second = store.questions()
+        first, second = store.queries()
     assert (first.kind, first.count, first.teacher, first.fingerprint) == ("text", 50, ONE.name, ONE.fingerprint)
     assert (second.kind, second.count) == ("image", 4)
     assert before <= second.asked_at <= time.time()
@@ -144,7 +144,7 @@ def test_bad_vectors_are_refused_and_nothing_of_them_is_kept(tmp_path: Path, spo
         with pytest.raises(StoreError, match=words):
             store.put(ONE.fingerprint, some_keys(5), spoil(unit_rows(5)), kind="text")
         assert not store.known(ONE.fingerprint, some_keys(5)).any()
-        assert store.questions() == []
+        assert store.queries() == []
 
 
 def test_a_known_fingerprint_with_another_dimension_is_refused(filled: Path) -> None:
@@ -157,7 +157,7 @@ def test_reading_works_while_another_writes(filled: Path) -> None:
         with transaction(writer._db):
             writer._db.execute("UPDATE questions SET count = 7")
             assert reader.known(ONE.fingerprint, some_keys(50)).all()
-            assert reader.questions()[0].count == 50
+            assert reader.queries()[0].count == 50
         writer.put(ONE.fingerprint, some_keys(5, start=50), unit_rows(5), kind="text")
         assert reader.known(ONE.fingerprint, some_keys(55)).all()
         with pytest.raises(StoreError, match="cannot be opened or written"):

@@ -71,7 +71,7 @@ def test_what_was_measured_is_kept_whether_the_target_is_met_or_not(run: vl2v.Ru
 def test_a_name_that_does_not_fit_is_refused_before_anything_is_exported(run: vl2v.Run, tmp_path: Path) -> None:
     began = []
     with pytest.raises(ConfigError, match=r"ends in \.onnx"):
-        choose_export([run], Target(bytes=1e9), out=tmp_path / "s.xml", report=lambda *what: began.append(what))
+        choose_export([run], Target(bytes=1e9), out=tmp_path / "s.xml", progress=lambda *what: began.append(what))
     assert not began and not list(tmp_path.iterdir())
 
 

@@ -18,7 +18,7 @@ from vl2v.evaluation import measure
 from vl2v.evaluation.intervals import wilson
 from vl2v.report import write_report
 from vl2v.report.charts import calibration, coverage
-from vl2v.report.looked import look
+from vl2v.report.evaluated_run import look
 from vl2v.report.page import lead
 from vl2v.runs import Run, add_class, distill, evaluate_run, silent
 from vl2v.runs.predictions import Predictions
@@ -48,10 +48,10 @@ def test_its_figures_are_the_evaluations(of_run: Written) -> None:
 
 
 def test_a_sentence_says_whether_it_is_good_enough(of_run: Written) -> None:
-    words, looked = Page(of_run.html).words, look(of_run.run, of_run.store, silent)
-    unseen = looked.unseen
+    words, evaluated = Page(of_run.html).words, look(of_run.run, of_run.store, silent)
+    unseen = evaluated.unseen
     (sentence,) = re.findall(r"On unseen domains it is right about .*\.\n", words)
-    assert f"{percent(looked.right[unseen].mean())}% of {unseen.sum()} images" in sentence
+    assert f"{percent(evaluated.right[unseen].mean())}% of {unseen.sum()} images" in sentence
     assert "most frequent class (33.3%)" in sentence and " its teacher (" in sentence
     assert "it fails most on" in sentence or "no class is surely worse" in sentence
     assert "unseen domains pooled" in words
@@ -190,10 +190,10 @@ def test_images_that_have_changed_are_measured_again(of_run: Written, shapes: Pa
     look(Run(folder), of_run.store, silent)
     assert kept.read_bytes() == before  # the same images elsewhere
     shutil.copy(data / "paint" / "box" / "00.png", data / "paint" / "ball" / "00.png")
-    looked = look(Run(folder), of_run.store, silent)
-    first = looked.kept["index"] == looked.dataset.paths.index("paint/ball/00.png")
-    twin = looked.kept["index"] == looked.dataset.paths.index("paint/box/00.png")
-    assert kept.read_bytes() != before and looked.kept["probability"][first] == looked.kept["probability"][twin]
+    evaluated = look(Run(folder), of_run.store, silent)
+    first = evaluated.kept["index"] == evaluated.dataset.paths.index("paint/ball/00.png")
+    twin = evaluated.kept["index"] == evaluated.dataset.paths.index("paint/box/00.png")
+    assert kept.read_bytes() != before and evaluated.kept["probability"][first] == evaluated.kept["probability"][twin]
 
 
 def test_paths_are_cut_to_their_last_part_and_nothing_else_is() -> None:

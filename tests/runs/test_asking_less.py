@@ -15,18 +15,18 @@ import torch
 from safetensors.torch import load_file
 
 import vl2v
-from vl2v.embeddings import Account, EmbeddingStore, Ledger, Views
+from vl2v.embeddings import EmbeddingStore, Ledger, LedgerBudget, Views
 from vl2v.errors import ConfigError
 from vl2v.runs import advise, teaching
-from vl2v.runs.asking import asking_about
+from vl2v.runs.datasets import open_sources
+from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
-from vl2v.runs.sources import open_sources
 from vl2v.teachers import EncodedImage
 
 
 def asked(store: Path) -> dict[str, int]:
     with EmbeddingStore(store, read_only=True) as opened:
-        return {kind: sum(q.count for q in opened.questions() if q.kind == kind) for kind in ("image", "text")}
+        return {kind: sum(q.count for q in opened.queries() if q.kind == kind) for kind in ("image", "text")}
 
 
 def student(run: vl2v.Run) -> dict[str, torch.Tensor]:
@@ -99,7 +99,7 @@ def test_advice_is_a_curve_and_a_verdict(
     assert asked(tmp_path / "store") == {"image": 64, "text": 3}
     del quick["teacher"]["select"]
     vl2v.embed(quick, store=tmp_path / "store")
-    monkeypatch.setattr("vl2v.runs.advice.SHARES", (1,))  # the curve isn't looked at
+    monkeypatch.setattr("vl2v.runs.query_curve.SHARES", (1,))  # the curve isn't looked at
     assert "nothing left" in advise(quick, store=tmp_path / "store").verdict()
 
 
@@ -112,7 +112,7 @@ def test_advice_is_a_curve_and_a_verdict(
     ],
 )
 def test_verdicts(curve: tuple[float, ...], left: int, verdict: str) -> None:
-    from vl2v.runs.advice import Advice, Point
+    from vl2v.runs.query_curve import Advice, Point
 
     points = tuple(Point(125 * 2**i, accuracy, 0.001) for i, accuracy in enumerate(curve))
     assert Advice(points, left, None).verdict().startswith(verdict)
@@ -135,13 +135,13 @@ def test_what_a_process_is_buying_another_does_not_buy_as_well(
         return embed(images)
 
     def ask(ledger: Ledger) -> None:
-        def report(what: str, *_: Any) -> None:
+        def progress(what: str, *_: Any) -> None:
             if what.startswith("waiting for another process"):
                 waits.set()
 
-        account = Account(ledger, "vendor:m", "EUR", 10_000, "a run")
+        spending = LedgerBudget(ledger, "vendor:m", "EUR", 10_000, "a run")
         with EmbeddingStore(tmp_path / "store") as store:
-            asking_about(config, store, teacher, account, sources, Views(), report).ask()
+            open_session(config, store, teacher, spending, sources, Views(), progress).ask()
 
     monkeypatch.setattr(teacher, "embed_images", slow)
     with Ledger(tmp_path / "store") as ledger, ThreadPoolExecutor(2) as pool:

@@ -208,7 +208,7 @@ def test_a_folder_in_which_another_run_is_under_way(given: dict[str, Any], tmp_p
 def begun(given: dict[str, Any], tmp_path: Path) -> Path:
     """Return a run that is interrupted before its end."""
     with pytest.raises(Interrupted):
-        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store", report=stopping("distill", 5))
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store", progress=stopping("distill", 5))
     return tmp_path / "run"
 
 
@@ -216,7 +216,7 @@ def test_a_corrupt_checkpoint_is_passed_over_and_told(begun: Path, given: dict[s
     newest = max((begun / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:1000])
     told: list[str] = []
-    vl2v.distill(given, begun, store=tmp_path / "store", report=lambda what, *_: told.append(what))
+    vl2v.distill(given, begun, store=tmp_path / "store", progress=lambda what, *_: told.append(what))
     assert any(f"{newest}: corrupt" in what and what.endswith("passed over") for what in told)
 
 

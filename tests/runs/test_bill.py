@@ -13,9 +13,9 @@ import pytest
 import vl2v
 from typed import Said, typed
 from vl2v.cli.bill import bill as show_bill
-from vl2v.embeddings import Account, Entry, Ledger
+from vl2v.embeddings import Entry, Ledger, LedgerBudget
 from vl2v.runs.bill import asker
-from vl2v.teachers.rented import Query
+from vl2v.teachers.paid.teacher import Query
 
 
 @pytest.fixture
@@ -35,12 +35,12 @@ def test_teachers_that_cost_nothing_are_on_it_and_runs_are_told_apart(
     asked = vl2v.embed(quick, store=tmp_path / "store").plan
     run = tmp_path / "gone"
     with Ledger(tmp_path / "store") as ledger:
-        account = Account(ledger, "vendor:m", "EUR", 10_000, asker(run))
-        account.settle(account.reserve(Query("image", 4, 40, 400)), "answered", tokens=36, micro=360, model="m")
-        account.reserve(Query("text", 2, 20, 20))
+        spending = LedgerBudget(ledger, "vendor:m", "EUR", 10_000, asker(run))
+        spending.settle(spending.reserve(Query("image", 4, 40, 400)), "answered", tokens=36, micro=360, model="m")
+        spending.reserve(Query("text", 2, 20, 20))
     rows = json.loads(bill("--json").stdout)
     free = [row for row in rows if not row["currency"]]
-    assert {row["kind"]: row["count"] for row in free} == {"image": len(asked.to_ask), "text": 3}
+    assert {row["kind"]: row["count"] for row in free} == {"image": len(asked.pending), "text": 3}
     assert {(row["asker"], row["micro"]) for row in free} == {("", 0)}
     assert rows == sorted(rows, key=lambda row: row["at"])
     paid = list(csv.DictReader(io.StringIO(bill(run, "--csv").stdout)))
@@ -61,8 +61,8 @@ def test_prices_are_whole_however_narrow_it_is(
 ) -> None:
     long = "openai-compatible:https://embeddings.a-vendor-with-a-long-name.example/v1/multimodal#a-model/of-some-size"
     with Ledger(tmp_path / "store") as ledger:
-        account = Account(ledger, long, "USD", None, asker(tmp_path / "a-run-with-a-name-that-is-long"))
-        account.settle(account.reserve(Query("image", 123_456, 1_234_567_890, 12_345_678_901)), "answered")
+        spending = LedgerBudget(ledger, long, "USD", None, asker(tmp_path / "a-run-with-a-name-that-is-long"))
+        spending.settle(spending.reserve(Query("image", 123_456, 1_234_567_890, 12_345_678_901)), "answered")
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TTY_COMPATIBLE" if terminal else "NO_COLOR", "1")
     show_bill(store=tmp_path / "store")

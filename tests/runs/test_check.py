@@ -22,8 +22,8 @@ from vl2v.config import validate
 from vl2v.embeddings import EmbeddingStore
 from vl2v.errors import ConfigError, DataError, TeacherError
 from vl2v.runs.check import check_cost, check_teacher
-from vl2v.runs.judge import Check
-from vl2v.teachers.rented import Answered, BudgetReached, Forecast, Query, Refused
+from vl2v.runs.teacher_verdict import Check
+from vl2v.teachers.paid.teacher import BudgetReached, Embedded, Forecast, Query, Refused
 
 PHOTO = "a photo of a {}"
 AXES = dict(zip(CLASSES, np.eye(DIM)[: len(CLASSES)], strict=True))
@@ -47,7 +47,7 @@ def recorded(shapes: Path, folder: Path, texts: dict[str, np.ndarray], noise: fl
 
 def asked(store: Path) -> Counter[str]:
     with EmbeddingStore(store, read_only=True) as opened:
-        return sum((Counter({question.kind: question.count}) for question in opened.questions()), Counter())
+        return sum((Counter({question.kind: question.count}) for question in opened.queries()), Counter())
 
 
 @pytest.fixture
@@ -195,7 +195,7 @@ class Vendor:
     doubt = ""
 
     def __init__(self, refuses: str = "") -> None:
-        self.purse: Any = None
+        self.budget: Any = None
         self.refuses = refuses
 
     def forecast(self, kind: Any, sizes: Any) -> Forecast:
@@ -207,11 +207,11 @@ class Vendor:
             if kind == "image" and item.name.startswith(self.refuses or "nothing"):
                 yield Refused(place, "too plain")
                 continue
-            number = self.purse.reserve(Query(kind, 1, 0, 10_000))
+            number = self.budget.reserve(Query(kind, 1, 0, 10_000))
             words = item if kind == "text" else item.name
             vector = next((axis for name, axis in AXES.items() if name in words), np.ones(DIM)).astype(np.float32)
             unit = (vector / np.linalg.norm(vector))[None]
-            yield Answered((place,), unit, lambda n=number: self.purse.settle(n, "answered"))
+            yield Embedded((place,), unit, lambda n=number: self.budget.settle(n, "answered"))
 
 
 def test_a_rented_teacher_is_asked_when_its_price_is_known_and_within_the_budget(
@@ -240,13 +240,13 @@ def test_what_another_process_is_buying_is_waited_for(
     store, waits = tmp_path / "store", threading.Event()
     store.mkdir()
 
-    def report(what: str, *_: Any) -> None:
+    def progress(what: str, *_: Any) -> None:
         if what.startswith("waiting for another process"):
             waits.set()
 
     with ThreadPoolExecutor(1) as pool:
         with FileLock(store / f"buying-{Vendor.fingerprint}.lock"):
-            check = pool.submit(check_teacher, quick, images=12, store=store, budget=5, report=report)
+            check = pool.submit(check_teacher, quick, images=12, store=store, budget=5, progress=progress)
             assert waits.wait(300)
             assert not asked(store)
         assert check.result().everything.accuracy == 1

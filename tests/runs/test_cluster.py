@@ -29,7 +29,7 @@ def settings(shapes: Path) -> dict[str, Any]:
 def calm(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The store of one process that nothing happened to."""
     store = tmp_path_factory.mktemp("calm")
-    assert embed(settings, store=store).plan.questions == 108 + 3
+    assert embed(settings, store=store).plan.queries == 108 + 3
     return store
 
 
@@ -61,13 +61,13 @@ def test_on_ray_with_a_worker_killed(
     try:
         with pytest.raises(ConfigError, match="ray:3: this machine has 2 processors"):
             Cluster(3, {"num_cpus": 2}).check()
-        embed(settings, store=tmp_path, cluster=Cluster(1, {"num_cpus": 2}), report=kill_once)
+        embed(settings, store=tmp_path, cluster=Cluster(1, {"num_cpus": 2}), progress=kill_once)
         assert killed and same(tmp_path, calm)
         with EmbeddingStore(tmp_path) as store:
-            asked = [q.count for q in store.questions() if q.kind == "image"]
+            asked = [q.count for q in store.queries() if q.kind == "image"]
         assert sum(asked) <= 108 + 12, "the killed one's batch, and nothing else, was asked about twice"
         assert not list((tmp_path / "shards").glob("[0-9]*"))
-        assert embed(settings, store=tmp_path, cluster=Cluster()).plan.questions == 0
+        assert embed(settings, store=tmp_path, cluster=Cluster()).plan.queries == 0
         mine = shutil.copytree(shapes, tmp_path / "shapes")
         gone = next(mine.rglob("*.png"))
         data = gone.read_bytes()
@@ -76,7 +76,7 @@ def test_on_ray_with_a_worker_killed(
                 {**settings, "data": {"path": str(mine)}},
                 store=tmp_path / "other",
                 cluster=Cluster(),
-                report=lambda what, *_: gone.write_bytes(data + b"x") if "asking" in what else None,
+                progress=lambda what, *_: gone.write_bytes(data + b"x") if "asking" in what else None,
             )
     finally:
         ray.shutdown()

@@ -64,7 +64,7 @@ def test_a_run_learns_and_says_how_well(calm: vl2v.Run) -> None:
 
 def test_align_trains_the_projector_alone_and_distill_the_backbone_alone(quick: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(Interrupted):
-        vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store", report=stopping("evaluating", 0))
+        vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store", progress=stopping("evaluating", 0))
     run = vl2v.Run(tmp_path / "run")
     aligned = load_file(tmp_path / "run" / "checkpoints" / "02-00000000.safetensors")
     projector = {key.removeprefix("model/"): value for key, value in aligned.items() if "projector" in key}
@@ -101,7 +101,7 @@ def test_the_teacher_is_asked_once_whatever_is_run(quick: dict[str, Any], tmp_pa
             settings = {**quick, "seed": seed, "data": {**quick["data"], "target": [target]}}
             vl2v.distill(settings, tmp_path / f"{target}{seed}", store=tmp_path / "store")
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:
-        asked = {kind: sum(q.count for q in store.questions() if q.kind == kind) for kind in ("image", "text")}
+        asked = {kind: sum(q.count for q in store.queries() if q.kind == kind) for kind in ("image", "text")}
     assert asked == {"image": 3 * 36, "text": 3}
 
 
@@ -193,7 +193,7 @@ def test_a_run_goes_on_with_the_very_same_images_elsewhere(
         given(before)
     else:
         with pytest.raises(Interrupted):
-            vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store", report=stopping(*stop))
+            vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store", progress=stopping(*stop))
     before.rename(after)
     with pytest.raises(RunError, match=r"other settings \(data.path, seed\)"):
         given(after, seed=9)

@@ -86,7 +86,7 @@ def test_a_run_that_has_begun_to_learn_takes_no_other_images(shapes: Path, recor
         return vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", **how)
 
     with pytest.raises(Interrupted):
-        distilled(report=stopping("distill", 4))
+        distilled(progress=stopping("distill", 4))
     gone = data / "ink" / "ball" / "00.png"
     kept = gone.read_bytes()
     gone.unlink()

@@ -20,10 +20,10 @@ from vl2v.errors import ConfigError
 from vl2v.evaluation.ridge import LAMBDAS, best_lambda
 from vl2v.methods import METHODS, find_method, version_of
 from vl2v.runs import silent, teaching
-from vl2v.runs.asking import asking_about
+from vl2v.runs.auto_loss import align_again
+from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
-from vl2v.runs.sources import open_sources
-from vl2v.runs.tuning import align_again
+from vl2v.runs.session import open_session
 from vl2v.training import new_fabric
 
 FIGURES = Path(__file__).with_name("trained.json")
@@ -115,7 +115,7 @@ def test_an_interrupted_run_ends_the_same(
     settings = quick_settings(shapes, recording, method)
     calm = undisturbed(method)
     with pytest.raises(Interrupted):
-        vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", report=stopping(stage, step))
+        vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", progress=stopping(stage, step))
     assert same(weights(calm), weights(vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")))
 
 
@@ -159,7 +159,7 @@ def test_a_black_box_isnt_paid_for_what_it_cant_be_asked(shapes: Path, recording
     with pytest.raises(ConfigError, match="is a black box"):
         vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
     with EmbeddingStore(tmp_path / "store") as store:
-        assert not store.questions()
+        assert not store.queries()
 
 
 def test_an_interrupted_run_keeps_its_lambda(shapes: Path, recording: Path, tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_an_interrupted_run_keeps_its_lambda(shapes: Path, recording: Path, tmp_
     for share in (0.0, 1.0):
         run = tmp_path / f"{share}"
         with pytest.raises(Interrupted):
-            vl2v.distill(settings, run, store=tmp_path / "store", report=stopping("distill", 1))
+            vl2v.distill(settings, run, store=tmp_path / "store", progress=stopping("distill", 1))
         (run / "chosen.json").write_text(json.dumps({"lambda": share}))  # is read, not chosen anew
         ended[share] = weights(vl2v.distill(settings, run, store=tmp_path / "store"))
     assert not same(ended[0.0], ended[1.0])
@@ -178,7 +178,7 @@ def test_methods_that_ask_for_texts_alone_ask_about_no_image(shapes: Path, recor
     settings = quick_settings(shapes, recording, "erm-text")
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:
-        assert [(question.kind, question.count) for question in store.questions()] == [("text", 3)]
+        assert [(question.kind, question.count) for question in store.queries()] == [("text", 3)]
     assert "texts" in weights(run)
 
 
@@ -186,7 +186,7 @@ def test_a_soup_is_the_mean_of_its_members(shapes: Path, recording: Path, tmp_pa
     settings = quick_settings(shapes, recording, "soup")
     settings["stages"]["finetune"] |= {"steps": 1, "eval_every": 1}
     with pytest.raises(Interrupted):
-        vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", report=stopping("evaluating", 0))
+        vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", progress=stopping("evaluating", 0))
     run = vl2v.Run(tmp_path / "run")
     before, last = (tmp_path / "run" / "checkpoints" / f"{n:02d}-00000000.safetensors" for n in (3, 4))
     start, ended = load_file(before), load_file(last)
@@ -245,7 +245,7 @@ def test_vl2v_fits_its_projector_to_the_backbone_it_ends_with(shapes: Path, reco
     sources = open_sources(config, tmp_path)
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:
         teacher = teaching.the_teacher(config.teacher)
-        answers = asking_about(config, store, teacher, None, sources, Views(), silent).answers()
+        answers = open_session(config, store, teacher, None, sources, Views(), silent).answers()
     before, others = weights(run), sources.training[::2]
     with torch.no_grad():
         student.projector.weight.zero_()

@@ -48,7 +48,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 def asked_about(store: Path) -> int:
     with EmbeddingStore(store, read_only=True) as opened:
-        return sum(question.count for question in opened.questions() if question.kind == "image")
+        return sum(question.count for question in opened.queries() if question.kind == "image")
 
 
 def test_what_was_embedded_is_all_that_runs_of_any_seed_and_target_want(
@@ -64,7 +64,7 @@ def test_what_was_embedded_is_all_that_runs_of_any_seed_and_target_want(
     again = vl2v.distill(with_(settings, "data", target=["paint"]), tmp_path / "again", store=store)
     assert same(weights(again), weights(vl2v.Run(tmp_path / "paint0")))
     other = vl2v.embed(with_(settings, "teacher", view_seed=1), store=store, dry_run=True).plan
-    assert (other.known, len(other.to_ask)) == (108, 216), "the clean ones are known"
+    assert (other.known, len(other.pending)) == (108, 216), "the clean ones are known"
 
 
 def test_views_are_of_the_size_that_the_student_has(quick: dict[str, Any], teacher: Stub, store: Path) -> None:
@@ -81,7 +81,7 @@ def test_views_of_another_size_are_told_of(quick: dict[str, Any], teacher: Stub,
     settings = with_(quick, "teacher", views=1)
     vl2v.embed(with_(settings, "student", image_size=48), store=store)
     told: list[str] = []
-    vl2v.distill(settings, tmp_path / "run", store=store, report=lambda what, *_: told.append(what))
+    vl2v.distill(settings, tmp_path / "run", store=store, progress=lambda what, *_: told.append(what))
     assert "asking stub:m about views of 32 px, those known are of 48 px" in told
 
 

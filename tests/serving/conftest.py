@@ -15,8 +15,8 @@ from loopback import Loopback
 from vl2v.deploy.runtime import Exported, load
 from vl2v.export import export_student
 from vl2v.serving.app import create_app
-from vl2v.serving.tutor import Tutor
-from vl2v.serving.watch import Watch
+from vl2v.serving.teacher_client import TeacherClient
+from vl2v.serving.traffic_log import TrafficLog
 from vl2v.teachers import Teacher, open_teacher
 
 
@@ -71,8 +71,8 @@ class Servers:
         """Start a server and return its address."""
         student = student if isinstance(student, Exported) else load(student or self.opened, threads=1)
         asked = open_teacher(teacher) if isinstance(teacher, str) else teacher
-        tutor = Tutor(student, self.store, asked, budget)
-        self.running.append(Loopback(create_app(student, tutor, Watch(student, log), **more)))
+        teacher_client = TeacherClient(student, self.store, asked, budget)
+        self.running.append(Loopback(create_app(student, teacher_client, TrafficLog(student, log), **more)))
         return self.running[-1].url
 
     def stop(self) -> None:

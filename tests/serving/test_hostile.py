@@ -15,7 +15,7 @@ from PIL import Image
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
 from vl2v.errors import ConfigError
-from vl2v.serving import decoders, guard
+from vl2v.serving import access, decoders
 from vl2v.serving import serve as serving
 from vl2v.serving.answers import BadImage
 from vl2v.serving.decoders import Decoders, Turns
@@ -129,14 +129,14 @@ def test_a_client_that_floods_the_queue_leaves_room_for_others() -> None:
 def test_wrong_keys_are_not_compared_for_ever(served: Servers) -> None:
     url = served(key="a right key")
     wrong, right = {"Authorization": "Bearer no"}, {"Authorization": "Bearer a right key"}
-    statuses = [http.get(f"{url}/about", headers=wrong).status_code for _ in range(guard.TRIES + 1)]
-    assert statuses == [401] * guard.TRIES + [429]
+    statuses = [http.get(f"{url}/about", headers=wrong).status_code for _ in range(access.TRIES + 1)]
+    assert statuses == [401] * access.TRIES + [429]
     assert http.get(f"{url}/about", headers=right).status_code == 429, "a guess that is right isn't told apart"
     assert http.get(f"{url}/health", headers=wrong).status_code == 200
     assert http.get(f"{url}/about").status_code == 401
     other = served(key="a right key")
     assert http.get(f"{other}/about", headers=right).status_code == 200
-    assert {http.get(f"{other}/about", headers=wrong).status_code for _ in range(guard.TRIES + 1)} == {401}
+    assert {http.get(f"{other}/about", headers=wrong).status_code for _ in range(access.TRIES + 1)} == {401}
     assert http.get(f"{other}/about", headers=right).status_code == 200, "whoever had the key goes on"
 
 

@@ -33,8 +33,8 @@ from vl2v.embeddings import EmbeddingStore, text_key
 from vl2v.errors import ConfigError, StudentError
 from vl2v.serving import serve as serving
 from vl2v.serving import teaching
+from vl2v.serving.access import OPEN
 from vl2v.serving.answers import Network
-from vl2v.serving.guard import OPEN
 from vl2v.serving.requests import BODY
 from vl2v.teachers import Teacher, open_teacher
 from vl2v.web.batches import Busy

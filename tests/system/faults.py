@@ -43,7 +43,7 @@ from vl2v.data import audit, open_dataset
 from vl2v.embeddings import Account, EmbeddingStore, Ledger, Views, fetch, plan
 from vl2v.errors import TeacherError
 from vl2v.teachers import open_teacher
-from vl2v.teachers.rented import BudgetReached
+from vl2v.teachers.paid.teacher import BudgetReached
 
 stamina.set_testing(True, attempts=8, cap=True)  # retries without the waits between them
 images, store, spec, budget = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])

@@ -97,18 +97,18 @@ def test_what_the_common_store_knows_is_not_bought_again(
 ) -> None:
     assert command("embed", "--budget", "0.01").returncode == 0
     bought = vendor.meter.sold("client")
-    monkeypatch.setattr("vl2v.runs.asking.default_store", lambda: tmp_path / "store")
+    monkeypatch.setattr("vl2v.runs.session.default_store", lambda: tmp_path / "store")
     monkeypatch.setenv("VL2V_API_KEY", vendor.key)
     if changed:  # another model under the same name
         monkeypatch.setattr(vendor.teacher, "rows", lambda all_: np.stack([row(b"new" + content) for content in all_]))
     settings = tomllib.loads((tmp_path / "config.toml").read_text())
     said: list[str] = []
-    report = lambda what, done, total, words: said.append(what)  # noqa: E731
-    embed(settings, store=tmp_path / "another", budget=0.01, report=report)
+    progress = lambda what, done, total, words: said.append(what)  # noqa: E731
+    embed(settings, store=tmp_path / "another", budget=0.01, progress=progress)
     with EmbeddingStore(tmp_path / "store") as one, EmbeddingStore(tmp_path / "another") as other:
         (teacher,) = other.teachers()
-        taken = {question.asked_at for question in one.questions()} & {q.asked_at for q in other.questions()}
-        assert len(taken) == (0 if changed else len(one.questions()))
+        taken = {question.asked_at for question in one.queries()} & {q.asked_at for q in other.queries()}
+        assert len(taken) == (0 if changed else len(one.queries()))
     told = next(what for what in said if "taken over" in what)
     if changed:
         assert told.startswith("nothing is taken over") and "of another model" in told

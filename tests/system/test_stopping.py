@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-
 from teachers.remote.vendor import KEY, Vendor
+
 from vendor.rented import running
 from vl2v.embeddings import EmbeddingStore, Entry, Ledger
-from vl2v.teachers.rented import CANARY_IMAGE, CANARY_TEXT
+from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_TEXT
 
 TABLE = """
 ["openai-compatible".models."m"]
@@ -58,7 +58,7 @@ def embedding(tmp_path: Path):
 
 
 @pytest.fixture
-def asking(vendor: Vendor, embedding):
+def session(vendor: Vendor, embedding):
     return lambda: embedding(f"{vendor.url}#m", KEY)
 
 
@@ -89,14 +89,16 @@ def bill(store: Path) -> list[Entry]:
 
 def saved(store: Path) -> int:
     with EmbeddingStore(store, read_only=True) as opened:
-        return sum(batch.count for batch in opened.questions())
+        return sum(batch.count for batch in opened.queries())
 
 
 @pytest.mark.parametrize(
     ("fault", "number"),
     [("500", signal.SIGINT), ("503", signal.SIGTERM), ("hanging", signal.SIGINT), ("hanging", signal.SIGTERM)],
 )
-def test_a_signal_ends_the_spending(fault: str, number: signal.Signals, vendor: Vendor, asking, tmp_path: Path) -> None:
+def test_a_signal_ends_the_spending(
+    fault: str, number: signal.Signals, vendor: Vendor, session, tmp_path: Path
+) -> None:
     over = threading.Event()
     faults = {
         "500": refused(500),
@@ -104,7 +106,7 @@ def test_a_signal_ends_the_spending(fault: str, number: signal.Signals, vendor: 
         "hanging": lambda handler, body: over.wait(ENOUGH),
     }
     met = after(12, faults[fault], vendor)
-    process = asking()
+    process = session()
     try:
         assert met.wait(ENOUGH)
         process.send_signal(number)
@@ -128,10 +130,10 @@ def test_a_signal_ends_the_spending(fault: str, number: signal.Signals, vendor: 
     assert saved(tmp_path / "store") == answered, "what arrived is saved"
 
 
-def test_what_still_arrives_is_saved(vendor: Vendor, asking, tmp_path: Path) -> None:
+def test_what_still_arrives_is_saved(vendor: Vendor, session, tmp_path: Path) -> None:
     gate = threading.Event()
     met = after(12, lambda handler, body: not gate.wait(ENOUGH), vendor)
-    process = asking()
+    process = session()
     try:
         assert met.wait(ENOUGH)
         process.send_signal(signal.SIGINT)
@@ -144,7 +146,7 @@ def test_what_still_arrives_is_saved(vendor: Vendor, asking, tmp_path: Path) -> 
     entries = bill(tmp_path / "store")
     assert {entry.status for entry in entries} == {"answered"} and len(entries) == len(vendor.requests) < 40
     assert saved(tmp_path / "store") == sum(entry.count for entry in entries)
-    assert asking().wait(ENOUGH) == 0
+    assert session().wait(ENOUGH) == 0
 
 
 def test_what_was_in_flight_of_a_killed_client_is_not_bought_again(embedding, tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_the_teacher_is_asked_once_however_many_devices(trained: Path) -> None:
     asked = []
     for name in ("one", *STRATEGIES):
         with EmbeddingStore(trained / name / "store", read_only=True) as store:
-            asked.append([(question.kind, question.count) for question in store.questions()])
+            asked.append([(question.kind, question.count) for question in store.queries()])
     assert asked[0] == asked[1] == asked[2] and asked[0]
 
 
@@ -123,7 +123,7 @@ def test_a_killed_run_goes_on_with_more_devices_with_fewer_and_with_another_stra
     command += ["--store", str(store)]
 
     with pytest.raises(Interrupted):
-        vl2v.distill(quick, out, store=store, report=stopping("distill", 4))
+        vl2v.distill(quick, out, store=store, progress=stopping("distill", 4))
     kill_at(out / "checkpoints" / "01-00000006.safetensors", [*command, "--set", "train.strategy=fsdp"])
     assert not vl2v.Run(out).finished, "killed too late to show anything"
     shutil.copytree(out, fewer)

@@ -101,7 +101,7 @@ def test_our_own_client_and_the_vendor_agree_to_the_query(vendor, tmp_path, monk
     monkeypatch.setenv("VL2V_API_KEY", vendor.key)
     teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
     with Ledger(tmp_path) as ledger:
-        teacher.purse = Account(ledger, teacher.name, "USD", 10**6, "test")
+        teacher.budget = Account(ledger, teacher.name, "USD", 10**6, "test")
         images = [EncodedImage(str(i), image(i)) for i in range(70)]
         np.testing.assert_allclose(teacher.embed_images(images), [row(i.data) for i in images], atol=1e-6)
         assert teacher.embed_texts(["a", "b"]).shape == (2, DIM)
@@ -406,7 +406,7 @@ def test_who_has_too_much_waiting_is_turned_away_before_the_body(tmp_path):
 
 
 def test_images_that_take_too_much_processor_time_are_refused(vendor, monkeypatch):
-    monkeypatch.setattr("vl2v.vendor.desk.SECONDS", 0.0)
+    monkeypatch.setattr("vl2v.vendor.batching.SECONDS", 0.0)
     answer = ask(vendor, [uri(image(0)), uri(image(1))], "image")
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "too_expensive"
     assert sold(vendor) == [] and vendor.meter._held["client"] == 0

@@ -9,7 +9,7 @@ from typing import Any
 
 from vl2v.data.samples import icondg
 from vl2v.io import write_text
-from vl2v.runs import Report, Run, distill, embed, evaluate_run, silent
+from vl2v.runs import Progress, Run, distill, embed, evaluate_run, silent
 
 METHODS = ("erm", "kd", "adip")
 TARGET = "outline"
@@ -39,7 +39,7 @@ class Demo:
         return teacher | {method: table[method] for method in METHODS}
 
 
-def run_demo(out: Path, *, target: str = TARGET, report: Report = silent) -> Demo:
+def run_demo(out: Path, *, target: str = TARGET, progress: Progress = silent) -> Demo:
     """Train ERM, KD and ADiP students of the tiny VLM on IconDG, one drawing style left out, and compare them.
 
     Everything is in `out`, the store of the teacher's answers, too; what is finished there isn't done again.
@@ -51,12 +51,12 @@ def run_demo(out: Path, *, target: str = TARGET, report: Report = silent) -> Dem
     """
     store = out / "store"
     runs = {
-        method: distill(settings(method, target), out / method, store=store, report=_of(method, report))
+        method: distill(settings(method, target), out / method, store=store, progress=_of(method, progress))
         for method in METHODS
     }
     # Training is over: now the teacher may be asked about the unseen style, for its own row in the table.
-    embed({**settings("adip", target), "data": {"path": icondg()}}, store=store, report=report)
-    runs["adip"].save_evaluation(evaluate_run(runs["adip"], store=store, report=report))
+    embed({**settings("adip", target), "data": {"path": icondg()}}, store=store, progress=progress)
+    runs["adip"].save_evaluation(evaluate_run(runs["adip"], store=store, progress=progress))
     demo = Demo(runs)
     write_text(out / "results.json", json.dumps(demo.results(), indent=2))
     return demo
@@ -78,5 +78,5 @@ def settings(method: str, target: str) -> dict[str, Any]:
     }
 
 
-def _of(method: str, report: Report) -> Report:
-    return lambda what, done, total, words: report(f"{method}: {what}", done, total, words)
+def _of(method: str, progress: Progress) -> Progress:
+    return lambda what, done, total, words: progress(f"{method}: {what}", done, total, words)

@@ -18,10 +18,10 @@ from typing import Any, Protocol
 from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.work import Tell, attempt, fail, given_up, seldom
 from vl2v.benchmark.worklist import WorkList
-from vl2v.devices import processors
 from vl2v.errors import ConfigError
 from vl2v.runs.cluster import Cluster, settle_in
 from vl2v.stopping import sigterm_raised
+from vl2v.system import processors
 
 CRASHES = 2  # a job at which the process died so often is given up
 

@@ -80,7 +80,7 @@ class Grid:
         Raises:
             DataError: one that can't be read.
         """
-        from vl2v.runs.sources import open_data
+        from vl2v.runs.datasets import open_data
 
         return {name: open_data(self._told(name)) for name in self.data}
 

@@ -20,7 +20,7 @@ from vl2v.config import Tree, flat, merge
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation.compare import Lead, lead
 from vl2v.methods import find_method
-from vl2v.runs.report import Report, silent
+from vl2v.progress import Progress, silent
 from vl2v.runs.settings import applicable
 from vl2v.teachers import is_white_box
 from vl2v.training.log import MetricsLog
@@ -93,7 +93,7 @@ def recommend(
     settings: Tree | None = None,
     engine: Engine | None = None,
     budget: float = 0,
-    report: Report = silent,
+    progress: Progress = silent,
     tell: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Advice:
     """Hold a tournament: half of the time all candidates, with one seed, then the best two with two others.
@@ -141,7 +141,7 @@ def recommend(
     def hold(methods: Sequence[str], steps: int, seeds: range) -> list[Result]:
         part = replace(grid, methods=methods, first_seed=seeds.start, seeds=len(seeds), steps=steps)
         bench = plan(part, out)
-        run(bench, engine=engine, budget=budget, report=report, tell=tell)
+        run(bench, engine=engine, budget=budget, progress=progress, tell=tell)
         names = {bench.work.place(job) for job in bench.jobs}
         for job in bench.missing:
             reasons.setdefault(job.method, bench.work.failure(job) or "another process has its runs")

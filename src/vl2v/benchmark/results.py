@@ -172,7 +172,7 @@ def of_same_images(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
     ]
 
 
-def answers_of(work: WorkList, job: Job) -> Predictions | None:
+def predictions_of(work: WorkList, job: Job) -> Predictions | None:
     """Return a finished job's answers; None, and the job isn't finished any more, where they can't be read."""
     try:
         return Predictions.load(work.place(job))
@@ -191,7 +191,7 @@ def by_cell(jobs: Iterable[Job]) -> dict[Cell, dict[int, dict[str, Job]]]:
 
 def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
     """Return what a draw is selected by, -inf where there is nothing to judge it by; its jobs are finished."""
-    kept = answers_of(work, jobs[""])
+    kept = predictions_of(work, jobs[""])
     if kept is None:
         return -math.inf
     right, target = kept.right, kept.in_domain(jobs[""].target)
@@ -208,7 +208,7 @@ def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
     scores = []
     for held, job in jobs.items():
         if held:
-            kept = answers_of(work, job)
+            kept = predictions_of(work, job)
             if kept is None:
                 return -math.inf
             scores.append(float(kept.right[kept.in_domain(held)].mean()))
@@ -217,7 +217,7 @@ def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
 
 def result_of(work: WorkList, job: Job) -> Result | None:
     """Return the figures of a finished job; None where its answers can't be read."""
-    place, kept = work.place(job), answers_of(work, job)
+    place, kept = work.place(job), predictions_of(work, job)
     if kept is None:
         return None
     right, target = kept.right, kept.in_domain(job.target)

@@ -20,10 +20,10 @@ from vl2v.config import TOWER, merge
 from vl2v.errors import ConfigError, RunError
 from vl2v.io import write_text
 from vl2v.methods import find_method
+from vl2v.progress import Progress, silent
 from vl2v.runs.cluster import Cluster
 from vl2v.runs.embed import embed
 from vl2v.runs.folder import read_json
-from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 from vl2v.runs.teaching import has_tower
 from vl2v.teachers import is_white_box
@@ -73,7 +73,7 @@ def run(
     *,
     engine: Engine | None = None,
     budget: float = 0,
-    report: Report = silent,
+    progress: Progress = silent,
     tell: Tell = lambda event: None,
 ) -> None:
     """Ask the teacher what isn't known, then do the jobs that are missing; failed ones are tried again.
@@ -98,14 +98,14 @@ def run(
     cluster = engine if isinstance(engine, Cluster) else None
     if cluster is not None:
         cluster.check()
-    _ask(benchmark.work, missing, budget, cluster, report)
+    _ask(benchmark.work, missing, budget, cluster, progress)
     engine.run(benchmark.work, missing, budget, tell)
 
 
 def _check_students(jobs: Sequence[Job]) -> None:
     """Make each student once, as its run will; refuse those that a black box can't teach."""
-    from vl2v.runs.asking import asks_online
     from vl2v.runs.features import new_backbone
+    from vl2v.runs.session import queries_online
 
     trained = [job for job in jobs if find_method(job.method).stage_defaults]
     kinds = {json.dumps([job.method, job.settings["student"]], sort_keys=True, default=str): job for job in trained}
@@ -118,7 +118,7 @@ def _check_students(jobs: Sequence[Job]) -> None:
                 f"method {config.method}: {spec} is a black box, and the student would be its image tower; leave the "
                 "method, or the student, out"
             )
-        if asks_online(config) and not white(spec):
+        if queries_online(config) and not white(spec):
             raise ConfigError(
                 f"method {config.method}: {spec} is a black box, and teacher.online would ask it at every step; set "
                 "teacher.online=false"
@@ -128,7 +128,7 @@ def _check_students(jobs: Sequence[Job]) -> None:
         new_backbone(config)
 
 
-def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | None, report: Report) -> None:
+def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | None, progress: Progress) -> None:
     """Ask about each dataset once, before the work is shared out; a domain that no job may ask about is left out."""
     seen: dict[str, tuple[dict[str, Any], set[str]]] = {}
     for job in jobs:
@@ -141,15 +141,15 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
         of_size = student if config.teacher.views else ""  # views are of the student's input size
         online = config.teacher.online and job.method != ZERO_SHOT  # which is measured on its plain answers
         key = json.dumps([str(config.data.path), config.teacher.spec, of_size, online])
-        asking = {"method": "adip", "student": {"name": student}, "teacher": {"online": online}}
-        tree = merge(job.settings, asking)
+        session = {"method": "adip", "student": {"name": student}, "teacher": {"online": online}}
+        tree = merge(job.settings, session)
         tree, before = seen.get(key, (tree, unseen))
         seen[key] = tree, before & unseen
     for tree, unseen in seen.values():
         settings = merge(tree, {"data": {"target": sorted(unseen)}})
         for name in ("stages", "loss"):
             settings.pop(name, None)  # of the job's method
-        embed(settings, store=work.folder / "store", budget=budget, cluster=cluster, report=report)
+        embed(settings, store=work.folder / "store", budget=budget, cluster=cluster, progress=progress)
 
 
 def _same_data(grid: Grid, out: Path) -> None:

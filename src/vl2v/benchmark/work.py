@@ -17,21 +17,21 @@ from vl2v.benchmark.jobs import ZERO_SHOT, Job
 from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import RunError, VL2VError
 from vl2v.io import locked, write_text
+from vl2v.progress import Progress, silent
 from vl2v.runs.folder import follow, read_json
-from vl2v.runs.report import Report, silent
 from vl2v.runs.settings import resolve
 
 Tell = Callable[[dict[str, Any]], None]
 SAVED_EVERY = 5  # seconds
 
 
-def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) -> bool:
+def do(work: WorkList, job: Job, *, budget: float = 0, progress: Progress = silent) -> bool:
     """Do a job, or go on with it where it was interrupted; return whether there is a result now.
 
     A failure is kept in the job's folder (`failed.json`, `log.txt`) and is no exception.
 
     Args:
-        work: the list that it is on; `store`, `shelf` and the job's run folder are in its folder.
+        work: the list that it is on; `store`, `shared_cache` and the job's run folder are in its folder.
         job: to be done.
         budget: of a rented teacher, in all.
         report: told how far it is.
@@ -45,18 +45,18 @@ def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) 
     def spent() -> float:
         return before + time.perf_counter() - start
 
-    report = _saving(place, spent, report)
-    store, shelf = work.folder / "store", work.folder / "shelf"
+    progress = _saving(place, spent, progress)
+    store, shared_cache = work.folder / "store", work.folder / "shelf"
     try:
         follow(place, resolve(job.settings).data)
         if job.method == ZERO_SHOT:
-            measure_teacher(job.settings, place, store=store, report=report)
+            measure_teacher(job.settings, place, store=store, progress=progress)
         elif not work.trained(job):
-            distill(job.settings, place, store=store, budget=budget, shelf=shelf, report=report)
+            distill(job.settings, place, store=store, budget=budget, shared_cache=shared_cache, progress=progress)
         if math.isnan(work.seconds(job)):
             write_text(place / "seconds.json", json.dumps(spent()))
         if kinds := work.unmeasured(job):
-            _measure_corrupted(work, job, kinds, report)
+            _measure_corrupted(work, job, kinds, progress)
     except Exception as error:
         reason = str(error) if isinstance(error, VL2VError) else f"{type(error).__name__}: {error}"
         fail(work, job, reason, traceback.format_exc())
@@ -66,12 +66,12 @@ def do(work: WorkList, job: Job, *, budget: float = 0, report: Report = silent) 
     return True
 
 
-def _saving(place: Path, spent: Callable[[], float], report: Report) -> Report:
+def _saving(place: Path, spent: Callable[[], float], progress: Progress) -> Progress:
     """Return `report` that also keeps, now and then, how long a job took so far: its process may be killed."""
     last = [0.0]
 
     def told(what: str, done: int, total: int, words: str) -> None:
-        report(what, done, total, words)
+        progress(what, done, total, words)
         if time.monotonic() - last[0] > SAVED_EVERY and place.is_dir():
             last[0] = time.monotonic()
             with suppress(RunError):  # no reason to fail: the next one may be kept
@@ -80,23 +80,23 @@ def _saving(place: Path, spent: Callable[[], float], report: Report) -> Report:
     return told
 
 
-def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], report: Report) -> None:
+def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], progress: Progress) -> None:
     """Measure a trained student on the unseen domain corrupted; the images are written once for all jobs."""
     from vl2v.data.corrupted import corrupt_dataset
+    from vl2v.runs.datasets import open_data
     from vl2v.runs.evaluate import STUDENT, evaluate_run
     from vl2v.runs.folder import Run
-    from vl2v.runs.sources import open_data
 
     assert work.corruptions is not None
     run, severity = Run(work.place(job)), work.corruptions.severity
     data, images = run.config.data, work.corrupted(job)
-    tell = lambda done, total: report("corrupting", done, total, "")  # noqa: E731
+    tell = lambda done, total: progress("corrupting", done, total, "")  # noqa: E731
     with locked(images.with_name(f"{images.name}.lock")):
         clean = open_data(data)
         levels = [severity]
         corrupt_dataset(clean, images, kinds=kinds, severities=levels, domains=[job.target], progress=tell)
     names = {f"{kind}-{severity}": kind for kind in kinds}
-    rows = evaluate_run(run, images, domains=names, store=work.folder / "store", report=report).of(STUDENT)
+    rows = evaluate_run(run, images, domains=names, store=work.folder / "store", progress=progress).of(STUDENT)
     work.corruptions.keep(work.place(job), {names[row.domain]: row.metrics.accuracy for row in rows})
 
 
@@ -144,10 +144,10 @@ def attempt(work: WorkList, job: Job, *, since: float, budget: float, tell: Tell
             return None
         tell({"event": "started", "job": job.name})
 
-        def report(what: str, done: int, total: int, words: str) -> None:
+        def progress(what: str, done: int, total: int, words: str) -> None:
             tell({"event": "progress", "job": job.name, "what": what, "done": done, "total": total, "words": words})
 
-        return do(work, job, budget=budget, report=report)
+        return do(work, job, budget=budget, progress=progress)
 
 
 def work_through(work: WorkList, jobs: Iterable[Job], *, since: float, budget: float, tell: Tell) -> None:

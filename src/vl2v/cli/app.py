@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from vl2v.cli import benchmark, data, learn, store, teacher, use, vendor
+from vl2v.cli import benchmark, data, learn, predict, store, teacher, vendor
 from vl2v.cli.bill import bill
 from vl2v.cli.demo import demo
 from vl2v.cli.export import bench_device, export
@@ -43,15 +43,15 @@ app.command("embed")(learn.embed)
 app.command("bill")(bill)
 app.add_typer(store.app, name="store")
 app.command("distill")(learn.distill)
-app.command("evaluate")(use.evaluate)
+app.command("evaluate")(predict.evaluate)
 app.command("export")(export)
 app.command("push")(push)
 app.command("bench-device")(bench_device)
 app.command("serve")(serve)
 app.command("monitor")(monitor)
-app.command("predict")(use.predict)
+app.command("predict")(predict.predict)
 app.command("report")(report)
-app.add_typer(use.classes, name="classes")
+app.add_typer(predict.classes, name="classes")
 app.add_typer(benchmark.app, name="benchmark")
 app.command("recommend")(benchmark.recommend)
 app.add_typer(vendor.app, name="vendor")

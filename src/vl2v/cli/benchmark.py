@@ -64,7 +64,7 @@ def benchmark(
     from vl2v.benchmark.engine import engine_named
     from vl2v.benchmark.grid import Grid, methods_for, split_names
     from vl2v.benchmark.run import plan, run
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
 
     place = engine_named(engine)
     settings, spec = _taught(teacher, config, pairs)
@@ -90,8 +90,8 @@ def benchmark(
         if missing:
             from vl2v.cli.live import watching
 
-            with progress() as report, watching(bench, report, budget) as tell:
-                run(bench, engine=place, budget=budget, report=report, tell=tell)
+            with progress_bars() as progress, watching(bench, progress, budget) as tell:
+                run(bench, engine=place, budget=budget, progress=progress, tell=tell)
         left = len(bench.missing) if missing else 0
         done += missing - left
     bench.work.show(grid.variant, bench.jobs)  # another command may have asked for other settings meanwhile
@@ -164,14 +164,14 @@ def recommend(
     from vl2v.benchmark.grid import methods_for, split_names
     from vl2v.benchmark.recommend import recommend as hold
     from vl2v.benchmark.table import as_table
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
 
     settings, spec = _taught(teacher, config, pairs)
-    with progress() as report:
+    with progress_bars() as progress:
 
         def tell(event: dict[str, Any]) -> None:
             if event["event"] == "progress":
-                report(event["job"], event["done"], event["total"], event["what"])
+                progress(event["job"], event["done"], event["total"], event["what"])
 
         advice = hold(
             data,
@@ -183,7 +183,7 @@ def recommend(
             settings=settings,
             engine=engine_named(engine),
             budget=budget,
-            report=report,
+            progress=progress,
             tell=tell,
         )
     typer.echo(as_table(advice.table, reference=advice.runner_up, published=False).render("md"))

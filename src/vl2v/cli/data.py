@@ -25,16 +25,16 @@ def inspect(
     """Count classes by domains; find duplicates, leakage, unreadable files and layout mistakes."""
     import json as as_json
 
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
     from vl2v.data import audit, open_dataset
     from vl2v.data import inspect as look_at
     from vl2v.runs import default_store
-    from vl2v.runs.sources import audit_cache
+    from vl2v.runs.datasets import audit_cache
     from vl2v.table import Table
 
     dataset = open_dataset(path, layout=layout, exclude=exclude)
-    with progress() as report:
-        tell = lambda done, total: report("reading images", done, total, "")  # noqa: E731
+    with progress_bars() as progress:
+        tell = lambda done, total: progress("reading images", done, total, "")  # noqa: E731
         found = audit(dataset, cache=audit_cache(default_store()), progress=tell)
     inspection = look_at(dataset, found, target or [])
     if json:
@@ -81,7 +81,7 @@ def download(
     accept_licence: Annotated[bool, typer.Option("--accept-licence", help="You have read the source's terms.")] = False,
 ) -> None:
     """Get a public benchmark: download it with resume, unpack it safely, check it by its counts."""
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
     from vl2v.data.catalogue import benchmark, obtain
     from vl2v.errors import DataError
 
@@ -90,9 +90,9 @@ def download(
     say(f"source:  {wanted.page}", f"licence: {wanted.licence}", err=True)
     if not accept_licence and not _agreed():
         raise DataError(f"{wanted.title}: read its terms at {wanted.page}, then add --accept-licence")
-    with progress() as report:
-        tell = lambda what, done, of: report(what, done // 10**6, of // 10**6, "MB")  # noqa: E731
-        path, notes = obtain(wanted, out, files=archives or [], report=tell)
+    with progress_bars() as progress:
+        tell = lambda what, done, of: progress(what, done // 10**6, of // 10**6, "MB")  # noqa: E731
+        path, notes = obtain(wanted, out, files=archives or [], progress=tell)
     for note in notes:
         say(note, err=True)
     say(str(path))
@@ -117,7 +117,7 @@ def corrupt(
     workers: Annotated[int, typer.Option(help="Threads.")] = 2,
 ) -> None:
     """Write ImageNet-C's corruptions of images as a dataset, one domain a type and severity, for `vl2v evaluate`."""
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
     from vl2v.data import open_dataset
     from vl2v.data.corrupted import corrupt_dataset
     from vl2v.data.corruptions import kinds_named
@@ -127,7 +127,7 @@ def corrupt(
         levels = [int(level) for level in severities.split(",")]
     except ValueError:
         raise ConfigError(f"severities {severities!r}: numbers from 1 to 5, with commas between") from None
-    with progress() as report:
+    with progress_bars() as progress:
         written = corrupt_dataset(
             open_dataset(path),
             out,
@@ -138,7 +138,7 @@ def corrupt(
             size=size,
             seed=seed,
             workers=workers,
-            progress=lambda done, total: report("corrupting", done, total, ""),
+            progress=lambda done, total: progress("corrupting", done, total, ""),
         )
     if written.unreadable:
         say(f"{written.unreadable} images can't be read and were left out", err=True)

@@ -22,12 +22,12 @@ def demo(
 ) -> None:
     """Train three students on the embedded sample, one drawing style unseen, and compare them."""
     from vl2v.benchmark import run_demo
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
     from vl2v.report import accuracy_bars, answer_grid
     from vl2v.table import Table
 
-    with progress() as report:
-        found = run_demo(out, target=target, report=report)
+    with progress_bars() as progress:
+        found = run_demo(out, target=target, progress=progress)
     results = found.results()
     rows = [
         [name, *("-" if share is None else f"{100 * share:.1f}" for share in row.values())]

@@ -30,7 +30,7 @@ def export(
     store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
 ) -> None:
     """Write a student as a file that needs nothing of vl2v, checked on real images first."""
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
     from vl2v.deploy.runtime import size_of
     from vl2v.errors import ConfigError
     from vl2v.export import Target, TargetMissed, choose_export, export_student
@@ -44,7 +44,7 @@ def export(
     form, sizes = "open" if open_ else "closed", image_size or []
     if any(limit is not None for limit in target):
         try:
-            with progress() as report:
+            with progress_bars() as progress:
                 choice = choose_export(
                     [Run(run) for run in runs],
                     target,
@@ -54,7 +54,7 @@ def export(
                     int8=int8,
                     image_sizes=sizes,
                     store=store,
-                    report=report,
+                    progress=progress,
                 )
         except TargetMissed as missed:
             missed.curve.table().print()
@@ -67,9 +67,11 @@ def export(
     if len(runs) > 1 or len(sizes) > 1:
         raise ConfigError("several runs or sizes: say what to choose by, with --target-latency or --target-size")
     run, size = Run(runs[0]), sizes[0] if sizes else None
-    with progress() as report:
+    with progress_bars() as progress:
         path = out or run.folder / default_name(kind, int8=bool(int8))
-        made = export_student(run, path, kind, form=form, int8=bool(int8), image_size=size, store=store, report=report)
+        made = export_student(
+            run, path, kind, form=form, int8=bool(int8), image_size=size, store=store, progress=progress
+        )
     say(f"{path}: {size_of(path) / 1e6:.1f} MB; {made.summary()}")
 
 
@@ -86,12 +88,14 @@ def bench_device(
     """Measure speed, size and memory of a student in every form; keep table and plot in the run folder."""
     import json as as_json
 
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
     from vl2v.export import bench_device as measure
     from vl2v.runs import Run
 
-    with progress() as report:
-        found = measure(Run(run), against=against, image_size=image_size, threads=threads, store=store, report=report)
+    with progress_bars() as progress:
+        found = measure(
+            Run(run), against=against, image_size=image_size, threads=threads, store=store, progress=progress
+        )
     found.save(run)
     if json:
         typer.echo(as_json.dumps(found.to_json(), indent=2))

@@ -63,7 +63,7 @@ def embed(
 
     Give it the options of the `vl2v distill` that will follow: what is asked depends on some of them.
     """
-    from vl2v.cli.show import print_advice, progress
+    from vl2v.cli.show import print_advice, progress_bars
     from vl2v.runs import embed as ask
     from vl2v.runs.cluster import cluster_named
 
@@ -85,13 +85,13 @@ def embed(
     if advise:
         from vl2v.runs import advise as advice  # brings torch
 
-        with progress() as report:
-            found = advice(settings, preset=preset, store=store, report=report)
+        with progress_bars() as progress:
+            found = advice(settings, preset=preset, store=store, progress=progress)
         print_advice(found)
         return
-    with progress() as report:
+    with progress_bars() as progress:
         asked = ask(
-            settings, preset=preset, store=store, budget=budget, dry_run=dry_run, cluster=cluster, report=report
+            settings, preset=preset, store=store, budget=budget, dry_run=dry_run, cluster=cluster, progress=progress
         )
     plan = asked.plan
     if dry_run:
@@ -99,7 +99,7 @@ def embed(
         return
     bill = f"; the bill so far: {asked.bill}" if asked.bill else ""
     views_of = f" (views of an image: {plan.views})" if plan.views.k else ""
-    say(f"asked {plan.questions:,} questions{views_of}, {plan.known + plan.texts_known:,} were known{bill}")
+    say(f"asked {plan.queries:,} questions{views_of}, {plan.known + plan.cached_texts:,} were known{bill}")
     for refusal in asked.refused:
         say(f"{refusal.path}: refused by the teacher: {refusal.reason}", err=True)
     if asked.refused:
@@ -134,9 +134,9 @@ def distill(
     store: Store = None,
 ) -> None:
     """Train a student, evaluate it on every domain, and keep everything in a run folder."""
-    from vl2v.cli.show import progress
-    from vl2v.devices import rank
+    from vl2v.cli.show import progress_bars
     from vl2v.runs import distill as train
+    from vl2v.system import rank
 
     options = {
         "data.path": data,
@@ -151,9 +151,9 @@ def distill(
         "method": method,
         "seed": seed,
     }
-    with progress() as report:
+    with progress_bars() as progress:
         settings = settings_of(config, pairs, options)
-        run = train(settings, out, preset=preset, store=store, budget=budget, report=report)
+        run = train(settings, out, preset=preset, store=store, budget=budget, progress=progress)
     if rank():
         return
     assert run.evaluation is not None

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vl2v.benchmark.run import Benchmark
-    from vl2v.runs.report import Report
+    from vl2v.progress import Progress
 
 
 @contextmanager
-def watching(bench: Benchmark, report: Report, budget: float = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
+def watching(bench: Benchmark, progress: Progress, budget: float = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
     """Yield what is to be told of jobs; it shows them as bars: all jobs, and each one that runs."""
     total, start = len(bench.jobs), time.monotonic()
     before = total - len(bench.missing)
@@ -30,20 +30,20 @@ def watching(bench: Benchmark, report: Report, budget: float = 0) -> Iterator[Ca
             words.append(f"about {left / 60:.0f} min left")
         if bill := _bill(bench, budget):
             words.append(f"the bill so far: {bill}")
-        report("jobs", before + counts["done"], total, ", ".join(words))
+        progress("jobs", before + counts["done"], total, ", ".join(words))
 
     def tell(event: dict[str, Any]) -> None:
         name, kind = event["job"], event["event"]
         if kind == "progress":
             running[name] = event["what"]
-            report(name, event["done"], event["total"], f"{event['what']} {event['words']}")
+            progress(name, event["done"], event["total"], f"{event['what']} {event['words']}")
             return
         if kind == "started":
             running[name] = ""
         else:
             counts[kind] += 1
             running.pop(name, None)
-            report(name, 1, 1, kind)
+            progress(name, 1, 1, kind)
         overall()
 
     overall()
@@ -54,7 +54,7 @@ def _bill(bench: Benchmark, budget: float) -> str:
     """Return what the benchmark's store has paid, and what is left of the budget; "" where nothing was paid."""
     from vl2v.embeddings import money
     from vl2v.runs import read_bill, totals
-    from vl2v.teachers.rented import micro_of
+    from vl2v.teachers.paid.teacher import micro_of
 
     lines = totals(read_bill(bench.work.folder / "store"))
     paid = {

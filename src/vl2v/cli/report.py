@@ -18,10 +18,10 @@ def report(
     selection: Selection = "training",
 ) -> None:
     """Write one HTML file to read, send and keep: results, mistakes, confidence, curves, settings."""
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
     from vl2v.report import write_report
 
     rule = one_of(selection, RULES, "--selection")
-    with progress() as tell:
-        path = write_report(folder, out, store=store, selection=rule, report=tell)
+    with progress_bars() as tell:
+        path = write_report(folder, out, store=store, selection=rule, progress=tell)
     say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -70,8 +70,8 @@ def monitor(
     from dataclasses import asdict
 
     from vl2v.deploy.runtime import exports_in, load
-    from vl2v.serving.watch import monitor as look
-    from vl2v.serving.watch import owner
+    from vl2v.serving.traffic_log import monitor as look
+    from vl2v.serving.traffic_log import owner
 
     student = owner(log, [load(file) for file in exports_in(_here(source))])
     traffic, drift = look(log, student, last=last)
@@ -107,12 +107,12 @@ def _here(source: str) -> Path:
 
 def _export(run: Path, store: Path | None) -> None:
     """Export a run, in the open form where there is one."""
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
     from vl2v.export import export_student
     from vl2v.runs import Run
 
     opened, file = Run(run), run / "student.onnx"
     form = "closed" if opened.classifier.texts is None else "open"
-    with progress() as report:
-        parity = export_student(opened, file, form=form, store=store, report=report)
+    with progress_bars() as progress:
+        parity = export_student(opened, file, form=form, store=store, progress=progress)
     say(f"{file}: {parity.summary()}", err=True)

@@ -11,8 +11,8 @@ import typer
 from vl2v.table import Table, visible
 
 if TYPE_CHECKING:
+    from vl2v.progress import Progress
     from vl2v.runs import Advice
-    from vl2v.runs.report import Report
 
 
 def say(*lines: str, err: bool = False) -> None:
@@ -22,13 +22,13 @@ def say(*lines: str, err: bool = False) -> None:
 
 
 @contextmanager
-def progress() -> Iterator[Report]:
+def progress_bars() -> Iterator[Progress]:
     """Show a progress bar for each thing that is reported, with what is left, on standard error.
 
     Of several processes of a run only the first one shows any.
     """
-    from vl2v.devices import rank
-    from vl2v.runs.report import silent
+    from vl2v.progress import silent
+    from vl2v.system import rank
 
     if rank():
         yield silent
@@ -49,12 +49,12 @@ def progress() -> Iterator[Report]:
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks = {}
 
-        def report(what: str, done: int, total: int, words: str) -> None:
+        def progress(what: str, done: int, total: int, words: str) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(visible(what), total=total, words="")
             bars.update(tasks[what], completed=done, total=total, words=visible(words))
 
-        yield report
+        yield progress
 
 
 def print_advice(advice: Advice) -> None:

@@ -12,7 +12,7 @@ from vl2v.table import Table
 
 if TYPE_CHECKING:
     from vl2v.evaluation.intervals import Share
-    from vl2v.runs.judge import Check
+    from vl2v.runs.teacher_verdict import Check
 
 app = typer.Typer(help="Look at a teacher before all of its answers are paid for.", no_args_is_help=True)
 
@@ -40,18 +40,18 @@ def check(
     """Ask about a small labelled sample, and tell whether the teacher is worth it for these images."""
     import json as as_json
 
-    from vl2v.cli.show import progress
+    from vl2v.cli.show import progress_bars
     from vl2v.runs.check import check_cost, check_teacher
 
     settings = settings_of(config, pairs, {"data.path": data, "teacher.spec": teacher, "data.target": target})
     if dry_run:
-        with progress() as report:
-            asked = check_cost(settings, images=images, store=store, report=report)
+        with progress_bars() as progress:
+            asked = check_cost(settings, images=images, store=store, progress=progress)
         say(*asked.summary().split("\n"))
         return
-    with progress() as report:
+    with progress_bars() as progress:
         tell = lambda words: say(*words.split("\n"), err=True)  # noqa: E731
-        found = check_teacher(settings, images=images, store=store, budget=budget, tell=tell, report=report)
+        found = check_teacher(settings, images=images, store=store, budget=budget, tell=tell, progress=progress)
     if json:
         typer.echo(as_json.dumps(found.to_json(), indent=2))
     else:

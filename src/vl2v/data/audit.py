@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import REPAIRED, ImageError, decode_with_remark
-from vl2v.data.near import look_of
+from vl2v.data.near_duplicates import look_of
 from vl2v.errors import DataError
 from vl2v.sqlite import BUSY_SECONDS, journal
 

@@ -24,7 +24,7 @@ from vl2v.data.manifest import WILDS_SPLITS
 from vl2v.errors import DataError
 from vl2v.io import locked
 
-Report = Callable[[str, int, int], None]
+Progress = Callable[[str, int, int], None]
 """Told (what is done, done, of)."""
 
 LOCK = "vl2v-data.lock.json"
@@ -99,7 +99,7 @@ def plain(name: str) -> str:
 
 
 def obtain(
-    wanted: Benchmark, out: Path, *, files: Sequence[Path] = (), report: Report | None = None
+    wanted: Benchmark, out: Path, *, files: Sequence[Path] = (), progress: Progress | None = None
 ) -> tuple[Path, list[str]]:
     """Download what is missing of a benchmark, unpack it, lay it out and count it.
 
@@ -119,7 +119,7 @@ def obtain(
         DataError: a file that must be got by hand, another checksum than known, a hostile or damaged archive, or
             counts that differ from the published ones (the folder then stands all the same).
     """
-    report = report or (lambda _what, _done, _of: None)
+    progress = progress or (lambda _what, _done, _of: None)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -128,8 +128,8 @@ def obtain(
     notes: list[str] = []
     with locked(out / f".{wanted.name}.lock"):
         if not folder.exists():
-            archives = _archives(wanted, out, files, report, notes)
-            _lay_out(wanted, out, archives, report)
+            archives = _archives(wanted, out, files, progress, notes)
+            _lay_out(wanted, out, archives, progress)
             for archive in archives.values():
                 if archive.parent == _downloads(wanted, out):
                     archive.unlink()
@@ -168,7 +168,9 @@ def _downloads(wanted: Benchmark, out: Path) -> Path:
     return out / f".{wanted.name}-downloads"
 
 
-def _archives(wanted: Benchmark, out: Path, files: Sequence[Path], report: Report, notes: list[str]) -> dict[str, Path]:
+def _archives(
+    wanted: Benchmark, out: Path, files: Sequence[Path], progress: Progress, notes: list[str]
+) -> dict[str, Path]:
     """Return where each archive is, after every one is there and its hash is what it should be."""
     given = _given(wanted, files)
     missing = [file for file in wanted.files if file.name not in given and not file.urls]
@@ -183,7 +185,7 @@ def _archives(wanted: Benchmark, out: Path, files: Sequence[Path], report: Repor
     for file in wanted.files:
         known = file.sha256 or lock.sha256(wanted.name, file.name)
         here = given.get(file.name)
-        found[file.name], sha256 = (here, sha256_of(here)) if here else _downloaded(wanted, file, out, report)
+        found[file.name], sha256 = (here, sha256_of(here)) if here else _downloaded(wanted, file, out, progress)
         if known not in (None, sha256):
             whose = "the published one is" if file.sha256 else f"at its first download it was, says {out / LOCK},"
             raise DataError(
@@ -212,13 +214,13 @@ def _given(wanted: Benchmark, files: Sequence[Path]) -> dict[str, Path]:
     return {file.name: file for file in files}
 
 
-def _downloaded(wanted: Benchmark, file: Archive, out: Path, report: Report) -> tuple[Path, str]:
+def _downloaded(wanted: Benchmark, file: Archive, out: Path, progress: Progress) -> tuple[Path, str]:
     """Return where an archive is, after it was downloaded if need be, and its SHA-256."""
     target = _downloads(wanted, out) / file.name
     target.parent.mkdir(exist_ok=True)
     if target.exists():
         return target, sha256_of(target)
-    tell = lambda done, total: report(f"downloading {file.name}", done, total or file.bytes)  # noqa: E731
+    tell = lambda done, total: progress(f"downloading {file.name}", done, total or file.bytes)  # noqa: E731
     try:
         return target, fetch(file.urls, target, sha256=file.sha256, most=2 * file.bytes + 1024**2, progress=tell)
     except DataError as error:
@@ -226,7 +228,7 @@ def _downloaded(wanted: Benchmark, file: Archive, out: Path, report: Report) -> 
         raise DataError(f"{error}{by_hand}") from None
 
 
-def _lay_out(wanted: Benchmark, out: Path, archives: dict[str, Path], report: Report) -> None:
+def _lay_out(wanted: Benchmark, out: Path, archives: dict[str, Path], progress: Progress) -> None:
     """Unpack beside the dataset's folder, then move it there in one step."""
     scratch = out / f".{wanted.name}-unpacking"
     whole = scratch / wanted.folder
@@ -234,7 +236,7 @@ def _lay_out(wanted: Benchmark, out: Path, archives: dict[str, Path], report: Re
         if scratch.exists():  # of a process that was killed
             shutil.rmtree(scratch)
         whole.mkdir(parents=True)
-        _ARRANGE[wanted.arrange](wanted, archives, whole, report)
+        _ARRANGE[wanted.arrange](wanted, archives, whole, progress)
         os.replace(whole, out / wanted.folder)
     except OSError as error:
         raise DataError(f"{out}: can't be written ({error.strerror or error}); make room, and run it again") from None
@@ -242,11 +244,11 @@ def _lay_out(wanted: Benchmark, out: Path, archives: dict[str, Path], report: Re
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _telling(report: Report, archive: Path) -> Callable[[int, int], None]:
-    return lambda done, total: report(f"unpacking {archive.name}", done, total)
+def _telling(progress: Progress, archive: Path) -> Callable[[int, int], None]:
+    return lambda done, total: progress(f"unpacking {archive.name}", done, total)
 
 
-def _folders(wanted: Benchmark, archives: dict[str, Path], whole: Path, report: Report) -> None:
+def _folders(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress: Progress) -> None:
     """domain/class/image already, below the folder `strip`."""
     omitted = _omitted(wanted, whole.parent)
     above = f"{wanted.strip}/" if wanted.strip else ""
@@ -256,7 +258,7 @@ def _folders(wanted: Benchmark, archives: dict[str, Path], whole: Path, report: 
         return [below] if name.startswith(above) and below not in omitted else []
 
     for archive in archives.values():
-        if not unpack(archive, whole, place=place, progress=_telling(report, archive)):
+        if not unpack(archive, whole, place=place, progress=_telling(progress, archive)):
             raise DataError(f"{archive}: nothing below {wanted.strip or 'it'}; it isn't {wanted.title}'s archive")
 
 
@@ -271,7 +273,7 @@ TERRA_PLACES = ("38", "43", "46", "100")
 TERRA_CLASSES = ("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "rabbit", "raccoon", "squirrel")
 
 
-def _terra(wanted: Benchmark, archives: dict[str, Path], whole: Path, report: Report) -> None:
+def _terra(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress: Progress) -> None:
     """DomainBed's choice of four places and ten classes from Caltech Camera Traps; the rest isn't unpacked."""
     told, images = archives.values()
     scratch = whole.parent / "annotations"
@@ -285,7 +287,7 @@ def _terra(wanted: Benchmark, archives: dict[str, Path], whole: Path, report: Re
         images,
         whole,
         place=lambda name: sorted(places.get(name.rsplit("/", 1)[-1], ())),
-        progress=_telling(report, images),
+        progress=_telling(progress, images),
     )
 
 
@@ -308,13 +310,13 @@ Row = tuple[str, str, str, str]
 """(path, class, domain, split)"""
 
 
-def _wilds(rows: Callable[[Path], Iterator[Row]]) -> Callable[[Benchmark, dict[str, Path], Path, Report], None]:
+def _wilds(rows: Callable[[Path], Iterator[Row]]) -> Callable[[Benchmark, dict[str, Path], Path, Progress], None]:
     """Return what unpacks a WILDS archive and writes a manifest beside WILDS' own tables."""
 
-    def arrange(wanted: Benchmark, archives: dict[str, Path], whole: Path, report: Report) -> None:
+    def arrange(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress: Progress) -> None:
         above = f"{wanted.folder}/"
         for archive in archives.values():
-            unpack(archive, whole, place=lambda name: [name.removeprefix(above)], progress=_telling(report, archive))
+            unpack(archive, whole, place=lambda name: [name.removeprefix(above)], progress=_telling(progress, archive))
         with (whole / MANIFEST).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(("path", "class", "domain", "split"))
@@ -366,7 +368,7 @@ def _fmow(folder: Path) -> Iterator[Row]:
             yield f"images/rgb_img_{number}.png", kind, region, row["split"]
 
 
-_ARRANGE: dict[str, Callable[[Benchmark, dict[str, Path], Path, Report], None]] = {
+_ARRANGE: dict[str, Callable[[Benchmark, dict[str, Path], Path, Progress], None]] = {
     "folders": _folders,
     "terra": _terra,
     "iwildcam": _wilds(_iwildcam),

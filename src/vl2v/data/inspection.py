@@ -14,7 +14,7 @@ from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
 from vl2v.data.decoding import FEWER_BITS, NO_ALPHA, NO_END
 from vl2v.data.files import PASSED_OVER
 from vl2v.data.layouts import split_like
-from vl2v.data.near import near_copies
+from vl2v.data.near_duplicates import near_copies
 
 
 @dataclass(frozen=True)

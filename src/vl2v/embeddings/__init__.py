@@ -1,18 +1,18 @@
 """What has been asked of a teacher and answered: the store, the plan of what is left to ask, the fetch loop."""
 
 from vl2v.embeddings.fetch import Refusal, fetch, fetch_image, fetch_texts
-from vl2v.embeddings.ledger import Account, Entry, Ledger
+from vl2v.embeddings.ledger import Entry, Ledger, LedgerBudget
 from vl2v.embeddings.merge import Merged, merge
 from vl2v.embeddings.plan import Plan, plan, targets, text_targets
 from vl2v.embeddings.store import EmbeddingStore, Question, TeacherRecord, image_key, text_key
 from vl2v.embeddings.views import Views
-from vl2v.teachers.rented import money
+from vl2v.teachers.paid.teacher import money
 
 __all__ = [
-    "Account",
     "EmbeddingStore",
     "Entry",
     "Ledger",
+    "LedgerBudget",
     "Merged",
     "Plan",
     "Question",

@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 
 from vl2v.embeddings.store import EmbeddingStore, flaw, image_key, text_key
 from vl2v.errors import DataError, TeacherError
-from vl2v.teachers.rented import SAME
+from vl2v.teachers.paid.teacher import SAME
 
 if TYPE_CHECKING:
     from vl2v.embeddings.plan import Plan
     from vl2v.teachers import EncodedImage, Teacher
-    from vl2v.teachers.rented import Answered, Kind, Refused, Rented
+    from vl2v.teachers.paid.teacher import Embedded, Kind, PaidTeacher, Refused
 
 T = TypeVar("T")
 Question = tuple[int, int]  # dataset index, view
@@ -64,28 +64,28 @@ def fetch(
             teacher can't be asked, or isn't the model any more that it was.
         StoreError: the store cannot take the answers.
     """
-    from vl2v.teachers.rented import as_rented
+    from vl2v.teachers.paid.teacher import as_paid
 
     report = progress or (lambda done, total: None)
-    report(0, plan.questions)
-    rented = as_rented(teacher)
-    if rented is not None:
-        return _buy(plan, store, rented, report) if plan.questions else []
+    report(0, plan.queries)
+    paid = as_paid(teacher)
+    if paid is not None:
+        return _buy(plan, store, paid, report) if plan.queries else []
     store.register(teacher)
     done = 0
-    for start in range(0, len(plan.texts_to_ask), CHUNK):
-        texts = plan.texts_to_ask[start : start + CHUNK]
+    for start in range(0, len(plan.pending_texts), CHUNK):
+        texts = plan.pending_texts[start : start + CHUNK]
         vectors = _checked(teacher, teacher.embed_texts(texts), len(texts))
         store.put(teacher.fingerprint, [text_key(text) for text in texts], vectors, kind="text")
         done += len(texts)
-        report(done, plan.questions)
+        report(done, plan.queries)
     names = plan.views.names
-    for questions, images in _one_ahead(_chunks(plan)):
+    for queries, images in _one_ahead(_chunks(plan)):
         vectors = _checked(teacher, teacher.embed_images(images), len(images))
-        keys = [image_key(plan.contents[index], names[view]) for index, view in questions]
+        keys = [image_key(plan.contents[index], names[view]) for index, view in queries]
         store.put(teacher.fingerprint, keys, vectors, kind="image")
-        done += len(questions)
-        report(done, plan.questions)
+        done += len(queries)
+        report(done, plan.queries)
     return []
 
 
@@ -101,16 +101,16 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *
     Raises:
         BudgetReached, TeacherError, StoreError: as `fetch` does.
     """
-    from vl2v.teachers.rented import as_rented
+    from vl2v.teachers.paid.teacher import as_paid
 
     store.recognise(teacher)
     keys = [text_key(text) for text in texts]
     missing = [text for text, known in zip(texts, store.known(teacher.fingerprint, keys), strict=True) if not known]
-    rented = as_rented(teacher)
-    if missing and rented is not None:
+    paid = as_paid(teacher)
+    if missing and paid is not None:
         if not checked:
-            same_model(store, rented)
-        _buy_texts(store, rented, missing, lambda count: None)
+            same_model(store, paid)
+        _buy_texts(store, paid, missing, lambda count: None)
     elif missing:
         vectors = _checked(teacher, teacher.embed_texts(missing), len(missing))
         store.register(teacher)
@@ -130,16 +130,16 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
         BudgetReached, TeacherError, StoreError: as `fetch` does.
     """
     from vl2v.teachers import EncodedImage
-    from vl2v.teachers.rented import as_rented
+    from vl2v.teachers.paid.teacher import as_paid
 
     key, image = image_key(hashlib.sha256(data).digest()), EncodedImage("the image", data)
     store.recognise(teacher)
     if not store.known(teacher.fingerprint, [key])[0]:
-        rented = as_rented(teacher)
-        if rented is not None:
+        paid = as_paid(teacher)
+        if paid is not None:
             if not checked:
-                same_model(store, rented)
-            for refused in _kept(store, rented, "image", [key], iter([image]), lambda count: None):
+                same_model(store, paid)
+            for refused in _kept(store, paid, "image", [key], iter([image]), lambda count: None):
                 raise TeacherError(f"{teacher.name}: won't take the image: {refused.reason}")
         else:
             vectors = _checked(teacher, teacher.embed_images([image]), 1)
@@ -148,7 +148,7 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
     return np.asarray(store.get(teacher.fingerprint, [key])[0])
 
 
-def _buy(plan: Plan, store: EmbeddingStore, teacher: Rented, report: Callable[[int, int], None]) -> list[Refusal]:
+def _buy(plan: Plan, store: EmbeddingStore, teacher: PaidTeacher, report: Callable[[int, int], None]) -> list[Refusal]:
     """Ask a rented teacher, several requests in flight; every answer is kept first and paid for then."""
     same_model(store, teacher)
     done = 0
@@ -156,9 +156,9 @@ def _buy(plan: Plan, store: EmbeddingStore, teacher: Rented, report: Callable[[i
     def tell(count: int) -> None:
         nonlocal done
         done += count
-        report(done, plan.questions)
+        report(done, plan.queries)
 
-    _buy_texts(store, teacher, plan.texts_to_ask, tell)
+    _buy_texts(store, teacher, plan.pending_texts, tell)
     names, keys, paths = plan.views.names, [], []
 
     def images() -> Iterator[EncodedImage]:
@@ -174,21 +174,21 @@ def _buy(plan: Plan, store: EmbeddingStore, teacher: Rented, report: Callable[[i
     return refusals
 
 
-def _buy_texts(store: EmbeddingStore, teacher: Rented, texts: Sequence[str], tell: Callable[[int], None]) -> None:
+def _buy_texts(store: EmbeddingStore, teacher: PaidTeacher, texts: Sequence[str], tell: Callable[[int], None]) -> None:
     for refused in _kept(store, teacher, "text", [text_key(text) for text in texts], texts, tell):
         raise TeacherError(f"{teacher.name}: won't take the text {texts[refused.position]!r}: {refused.reason}")
 
 
 def _kept(
     store: EmbeddingStore,
-    teacher: Rented,
+    teacher: PaidTeacher,
     kind: Kind,
     keys: Sequence[bytes],
     items: Iterator[EncodedImage] | Sequence[str],
     tell: Callable[[int], None],
 ) -> Iterator[Refused]:
     """Ask about all items and keep the answers; yield what is refused."""
-    from vl2v.teachers.rented import Refused
+    from vl2v.teachers.paid.teacher import Refused
 
     for answer in teacher.answers(kind, items):
         if isinstance(answer, Refused):
@@ -200,7 +200,7 @@ def _kept(
         tell(len(answer.positions))
 
 
-def same_model(store: EmbeddingStore, teacher: Rented) -> None:
+def same_model(store: EmbeddingStore, teacher: PaidTeacher) -> None:
     """Ask one known text and image again; a vendor can change a model under its name.
 
     Nothing is kept of a new teacher before both are answered in one dimension: a single wrong answer decides nothing.
@@ -209,17 +209,17 @@ def same_model(store: EmbeddingStore, teacher: Rented) -> None:
         TeacherError: the answers are another model's.
     """
     from vl2v.teachers import EncodedImage
-    from vl2v.teachers.rented import CANARY_IMAGE, CANARY_TEXT, Answered
+    from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_TEXT, Embedded
 
     canaries: tuple[tuple[Kind, bytes, Sequence[str] | Sequence[EncodedImage]], ...] = (
         ("text", text_key(CANARY_TEXT), [CANARY_TEXT]),
         ("image", image_key(hashlib.sha256(CANARY_IMAGE).digest()), [EncodedImage("canary", CANARY_IMAGE)]),
     )
-    given: list[tuple[Kind, bytes, Answered]] = []
+    given: list[tuple[Kind, bytes, Embedded]] = []
     try:
         for kind, key, items in canaries:
             for answer in teacher.answers(kind, items):
-                if not isinstance(answer, Answered):
+                if not isinstance(answer, Embedded):
                     raise TeacherError(f"{teacher.name}: won't take even a small image: {answer.reason}")
                 given.append((kind, key, answer))
         given.extend(_seen(store, teacher, given[-1][2]))
@@ -231,20 +231,20 @@ def same_model(store: EmbeddingStore, teacher: Rented) -> None:
             answer.settle()
 
 
-def _seen(store: EmbeddingStore, teacher: Rented, canary: Answered) -> Iterator[tuple[Kind, bytes, Answered]]:
+def _seen(store: EmbeddingStore, teacher: PaidTeacher, canary: Embedded) -> Iterator[tuple[Kind, bytes, Embedded]]:
     """Ask once, for a store, about the canary's data URI as a text; only who looks at images answers differently.
 
     Raises:
         TeacherError: it was answered as the image was, so images are taken for texts.
     """
-    from vl2v.teachers.rented import CANARY_IMAGE, Answered
+    from vl2v.teachers.paid.teacher import CANARY_IMAGE, Embedded
 
     of_image: Callable[[bytes], str | None] | None = getattr(teacher, "image_as_text", None)
     text = of_image(CANARY_IMAGE) if of_image else None
     if not text or store.known(teacher.fingerprint, [text_key(text)])[0]:
         return
     for answer in teacher.answers("text", [text]):
-        if not isinstance(answer, Answered):
+        if not isinstance(answer, Embedded):
             return  # too long for it, so it wasn't taken for a text before
         yield "text", text_key(text), answer
         cosine = float(answer.vectors[0] @ canary.vectors[0])
@@ -255,7 +255,7 @@ def _seen(store: EmbeddingStore, teacher: Rented, canary: Answered) -> Iterator[
             )
 
 
-def _compare(store: EmbeddingStore, teacher: Rented, kind: Kind, key: bytes, vectors: NDArray[np.float32]) -> None:
+def _compare(store: EmbeddingStore, teacher: PaidTeacher, kind: Kind, key: bytes, vectors: NDArray[np.float32]) -> None:
     """Keep the first answer to a canary; compare later ones with it.
 
     Raises:
@@ -273,25 +273,25 @@ def _compare(store: EmbeddingStore, teacher: Rented, kind: Kind, key: bytes, vec
 
 
 def _chunks(plan: Plan) -> Iterator[tuple[list[Question], list[EncodedImage]]]:
-    questions: list[Question] = []
+    queries: list[Question] = []
     images: list[EncodedImage] = []
     size = 0
     for question, image in _encoded(plan):
-        questions.append(question)
+        queries.append(question)
         images.append(image)
         size += len(image.data)
         if len(images) == CHUNK or size >= CHUNK_BYTES:
-            yield questions, images
-            questions, images, size = [], [], 0
+            yield queries, images
+            queries, images, size = [], [], 0
     if images:
-        yield questions, images
+        yield queries, images
 
 
 def _encoded(plan: Plan) -> Iterator[tuple[Question, EncodedImage]]:
     """Yield every question with what the teacher is sent; an image is read and decoded once for all its views."""
     from vl2v.teachers import EncodedImage
 
-    for index, group in groupby(plan.to_ask, key=lambda question: question[0]):
+    for index, group in groupby(plan.pending, key=lambda question: question[0]):
         views = tuple(view for _, view in group)
         name = plan.dataset.paths[index]
         sent = plan.views.encoded(_unchanged(plan, index), plan.sha256[index], views)

@@ -17,10 +17,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from vl2v.errors import StoreError
-from vl2v.places import without_secrets
+from vl2v.privacy import without_secrets
 from vl2v.sqlite import BUSY_SECONDS, Format, explained, journal, transaction
-from vl2v.teachers.remote.terms import canonical_spec
-from vl2v.teachers.rented import BudgetReached, Kind, Query, Status, money
+from vl2v.teachers.paid.limits import canonical_spec
+from vl2v.teachers.paid.teacher import BudgetReached, Kind, Query, Status, money
 
 FILE_NAME = "ledger.sqlite"
 RESERVED = "reserved"
@@ -386,7 +386,7 @@ class Ledger:
 
 
 @dataclass(frozen=True)
-class Account:
+class LedgerBudget:
     """A purse for one teacher: every reservation and settlement is a row of the ledger.
 
     Attributes:
@@ -409,7 +409,7 @@ class Account:
         return self.ledger.committed(self.teacher)
 
     def reserve(self, query: Query) -> int:
-        """See `vl2v.teachers.rented.Purse`."""
+        """See `vl2v.teachers.paid.teacher.Budget`."""
         return self.ledger.reserve(self.teacher, self.asker, self.currency, query, self.budget)
 
     def settle(
@@ -422,7 +422,7 @@ class Account:
         model: str = "",
         note: str = "",
     ) -> None:
-        """See `vl2v.teachers.rented.Purse`."""
+        """See `vl2v.teachers.paid.teacher.Budget`."""
         over = self.ledger.settle(number, status, tokens, micro, model, note, self.budget)
         if over:
             raise BudgetReached(
@@ -431,7 +431,7 @@ class Account:
             )
 
     def key_of(self, digest: str) -> str | None:
-        """See `vl2v.teachers.rented.Purse`."""
+        """See `vl2v.teachers.paid.teacher.Budget`."""
         return self.ledger.key_of(self.teacher, digest)
 
     def bill(self) -> str:

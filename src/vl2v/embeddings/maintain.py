@@ -14,7 +14,7 @@ from vl2v.embeddings.ledger import Ledger
 from vl2v.embeddings.store import EmbeddingStore, TeacherRecord, image_key
 from vl2v.errors import StoreError, need_extra
 from vl2v.io import replacing
-from vl2v.teachers.remote.terms import canonical_spec
+from vl2v.teachers.paid.limits import canonical_spec
 
 FREE = ("tiny", "open_clip", "hf", "recorded")  # kinds that never send a bill
 COPIED = 10_000  # embeddings that are exported at a time

@@ -43,10 +43,10 @@ class Plan:
     views: Views
     distinct: int
     known: int
-    to_ask: tuple[tuple[int, int], ...]
+    pending: tuple[tuple[int, int], ...]
     texts: int
-    texts_known: int
-    texts_to_ask: tuple[str, ...]
+    cached_texts: int
+    pending_texts: tuple[str, ...]
 
     @property
     def images(self) -> int:
@@ -54,19 +54,19 @@ class Plan:
         return len(self.sha256)
 
     @property
-    def questions(self) -> int:
+    def queries(self) -> int:
         """How many questions are still to be asked: images' views and texts."""
-        return len(self.to_ask) + len(self.texts_to_ask)
+        return len(self.pending) + len(self.pending_texts)
 
     @property
     def keys(self) -> list[bytes]:
         """Of the questions about images that are still to be asked."""
         names = self.views.names
-        return [image_key(self.contents[index], names[view]) for index, view in self.to_ask]
+        return [image_key(self.contents[index], names[view]) for index, view in self.pending]
 
     def left(self, store: EmbeddingStore, teacher: TeacherFacts) -> Plan:
         """Return the plan without the questions about images that a store has answers to by now."""
-        return replace(self, to_ask=tuple(self.to_ask[i] for i in _missing(store, teacher, self.keys)))
+        return replace(self, pending=tuple(self.pending[i] for i in _missing(store, teacher, self.keys)))
 
     def summary(self) -> str:
         """Return two lines for people: the images, and the texts."""
@@ -75,8 +75,8 @@ class Plan:
             f"images: {self.images:,}"
             + (f" ({copies:,} of them copies)" if copies else "")
             + (f" in {len(self.views)} views ({self.views})" if self.views.k else "")
-            + f": {self.distinct * len(self.views):,} questions, {self.known:,} known, {len(self.to_ask):,} to ask\n"
-            f"texts: {self.texts:,} questions, {self.texts_known:,} known, {len(self.texts_to_ask):,} to ask"
+            + f": {self.distinct * len(self.views):,} questions, {self.known:,} known, {len(self.pending):,} to ask\n"
+            f"texts: {self.texts:,} questions, {self.cached_texts:,} known, {len(self.pending_texts):,} to ask"
         )
 
 
@@ -123,10 +123,10 @@ def plan(
         views=views,
         distinct=len(first),
         known=len(asked) - len(missing),
-        to_ask=tuple(asked[i] for i in missing),
+        pending=tuple(asked[i] for i in missing),
         texts=len(wanted),
-        texts_known=len(wanted) - len(texts_missing),
-        texts_to_ask=tuple(wanted[i] for i in texts_missing),
+        cached_texts=len(wanted) - len(texts_missing),
+        pending_texts=tuple(wanted[i] for i in texts_missing),
     )
 
 

@@ -26,9 +26,9 @@ from numpy.typing import NDArray
 
 from vl2v.embeddings.ledger import FILE_NAME as LEDGER
 from vl2v.errors import StoreError
-from vl2v.places import without_secrets
+from vl2v.privacy import without_secrets
 from vl2v.sqlite import BUSY_SECONDS, Format, explained, is_shared, journal, transaction
-from vl2v.teachers.rented import SAME
+from vl2v.teachers.paid.teacher import SAME
 
 Kind = Literal["image", "text"]
 
@@ -275,7 +275,7 @@ class EmbeddingStore:
             rows = self._db.execute("SELECT fingerprint, name, dim, logit_scale FROM teachers ORDER BY id")
             return [TeacherRecord(fingerprint, without_secrets(name), *row) for fingerprint, name, *row in rows]
 
-    def questions(self) -> list[Question]:
+    def queries(self) -> list[Question]:
         """Return every batch that was ever asked, oldest first."""
         with explained(self.file):
             rows = self._db.execute(

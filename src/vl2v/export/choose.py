@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vl2v.deploy.runtime import load
-from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import png, side_by_side, timed
 from vl2v.export.student import INT8, Export, Exporter, check_format, check_name, default_name, open_images
 from vl2v.io import write_bytes, write_text
+from vl2v.progress import Progress, silent
+from vl2v.runs.datasets import Sources
 from vl2v.runs.folder import Run
-from vl2v.runs.report import Report, silent
-from vl2v.runs.sources import Sources
+from vl2v.system import processors
 from vl2v.table import Table
 
 TURNS, SECONDS = 5, 0.2
@@ -163,7 +163,7 @@ def choose_export(
     int8: bool | None = None,
     image_sizes: Sequence[int] = (),
     store: Path | None = None,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Choice:
     """Write the most accurate export that meets a target; of two as accurate ones the quicker.
 
@@ -191,13 +191,13 @@ def choose_export(
     _check_comparable(runs)
     precisions = [False, True] if int8 is None and kind in INT8 else [bool(int8)]
     with tempfile.TemporaryDirectory() as folder:
-        opened = [(run, open_images(run, store, report)) for run in runs]
+        opened = [(run, open_images(run, store, progress)) for run in runs]
         places = [(run, sources, size) for run, sources in opened for size in image_sizes or default_sizes(run)]
         found: list[Candidate] = []
         for done, (run, sources, size) in enumerate(places):
-            report("exporting", done, len(places), f"{run.folder} at {size} px")
+            progress("exporting", done, len(places), f"{run.folder} at {size} px")
             found += _made(run, sources, size, Path(folder) / str(done), kind, form, precisions)
-        report("exporting", len(places), len(places), "")
+        progress("exporting", len(places), len(places), "")
         candidates = _timed(found)
         best = best_of(candidates, target)
         assert best.made is not None

@@ -14,15 +14,15 @@ import torch
 from torch import nn
 
 from vl2v.config import TeacherConfig
-from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import SECONDS, TURNS, Speed, Way, png, side_by_side, workers
 from vl2v.export.student import Exporter, open_images
 from vl2v.io import write_bytes, write_text
+from vl2v.progress import Progress, silent
 from vl2v.runs.folder import Run
-from vl2v.runs.report import Report, silent
 from vl2v.runs.teaching import the_teacher
 from vl2v.students import Classifier, Student
+from vl2v.system import processors
 from vl2v.table import Table
 from vl2v.teachers import gives_weights
 
@@ -91,7 +91,7 @@ def bench_device(
     threads: int | None = None,
     turns: int = TURNS,
     seconds: float = SECONDS,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Device:
     """Measure a run's student: eager PyTorch in fp32 and bf16, and exports in fp32 and int8, each checked first.
 
@@ -111,7 +111,7 @@ def bench_device(
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        exporter = Exporter(run, folder, open_images(run, store, report), image_size=image_size)
+        exporter = Exporter(run, folder, open_images(run, store, progress), image_size=image_size)
         classifier, notes = exporter.classifier, []
         size = classifier.student.spec.image_size
         classifier.save(folder / "eager")
@@ -126,7 +126,7 @@ def bench_device(
                     notes.append(f"{label}: {made.parity.summary()}.")
                 except StudentError as error:
                     notes.append(f"{label}: {error}")
-        lines = list(_lines(ways, threads or processors(), turns, seconds, report))
+        lines = list(_lines(ways, threads or processors(), turns, seconds, progress))
     if against is not None:
         notes += [_beside(line, lines[0]) for line in lines if line.name.endswith("int8")]
     notes.append(
@@ -141,17 +141,17 @@ def _beside(line: Line, teacher: Line) -> str:
     return f"{line.name} against {teacher.name}: {quicker:.0f} times as quick at batch 1, {smaller:.0f} times as small."
 
 
-def _lines(ways: list[Way], threads: int, turns: int, seconds: float, report: Report) -> Iterator[Line]:
+def _lines(ways: list[Way], threads: int, turns: int, seconds: float, progress: Progress) -> Iterator[Line]:
     steps = len(BATCHES) + 1
-    report("measuring", 0, steps, "opening")
+    progress("measuring", 0, steps, "opening")
     with workers(ways, threads) as open_workers:
         speeds, peaks = [], {}
         for done, batch in enumerate(BATCHES, 1):
-            report("measuring", done, steps, f"batch {batch}")
+            progress("measuring", done, steps, f"batch {batch}")
             speeds.append(side_by_side(open_workers, REFERENCE, batch, turns=turns, seconds=seconds))
             if batch == 1:
                 peaks = {name: worker.peak for name, worker in open_workers.items()}
-        report("measuring", steps, steps, "")
+        progress("measuring", steps, steps, "")
         for way in ways:
             yield Line(way.name, way.bytes, peaks[way.name], tuple(found[way.name] for found in speeds))
 

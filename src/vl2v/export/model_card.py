@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vl2v.config import TOWER
 from vl2v.evaluation.intervals import wilson
-from vl2v.places import public_name
+from vl2v.privacy import public_name
 from vl2v.runs import Run
 from vl2v.table import Table, markdown
 
@@ -82,10 +82,10 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
 
 def teacher_licence(name: str) -> str:
     """Return what is known of the licence of a teacher (its public name), or what to check."""
-    from vl2v.teachers.remote.wires import WIRES
+    from vl2v.teachers.paid.adapters import ADAPTERS
 
     kind = name.partition(":")[0]
-    if kind in WIRES:
+    if kind in ADAPTERS:
         known = " (the published weights of jina-clip-v2 are under CC BY-NC 4.0)" if name == "jina:jina-clip-v2" else ""
         return f"check its vendor's terms: some don't allow a model to be trained on their answers{known}"
     if name == "tiny":

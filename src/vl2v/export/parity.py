@@ -15,7 +15,7 @@ from vl2v.data.files import one_form
 from vl2v.deploy.prediction import BATCH
 from vl2v.deploy.runtime import Exported
 from vl2v.evaluation.intervals import paired_interval
-from vl2v.runs.sources import Sources
+from vl2v.runs.datasets import Sources
 from vl2v.seeds import derive
 from vl2v.students import Classifier
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from vl2v.deploy.runtime import files_of, load, openvino_library, size_of
-from vl2v.devices import processors
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.export.measure import side_by_side, timed
@@ -22,11 +21,12 @@ from vl2v.export.onnx import int8_trials, put_card, write_onnx
 from vl2v.export.others import write_executorch, write_openvino, write_torchscript
 from vl2v.export.parity import POINTS, Domain, Parity, Pixels, calibration_pixels, compare, source_domains
 from vl2v.io import write_bytes
+from vl2v.progress import Progress, silent
+from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.folder import Run
-from vl2v.runs.report import Report, silent
-from vl2v.runs.sources import Sources, open_sources
 from vl2v.runs.teaching import default_store
 from vl2v.students import Classifier, at_size
+from vl2v.system import processors
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt", "executorch": ".pte"}
 INT8 = ("onnx", "openvino")  # formats that have it
@@ -212,9 +212,9 @@ def check_format(kind: str, *, int8: bool = False) -> None:
         openvino_library()
 
 
-def open_images(run: Run, store: Path | None, report: Report = silent) -> Sources:
+def open_images(run: Run, store: Path | None, progress: Progress = silent) -> Sources:
     """Open the images that a run learnt from."""
-    return open_sources(run.config, store or default_store(), report)
+    return open_sources(run.config, store or default_store(), progress)
 
 
 def export_student(
@@ -226,7 +226,7 @@ def export_student(
     int8: bool = False,
     image_size: int | None = None,
     store: Path | None = None,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Parity:
     """Write a run's student as a file, if that does the same as the student.
 
@@ -248,17 +248,17 @@ def export_student(
     """
     check_format(kind, int8=int8)
     check_name(out, kind)
-    sources = open_images(run, store, report)
-    report("exporting", 0, 2, "")
+    sources = open_images(run, store, progress)
+    progress("exporting", 0, 2, "")
     with tempfile.TemporaryDirectory() as folder:
         exporter = Exporter(run, Path(folder), sources, form=form, image_size=image_size)
         made = exporter.make(kind, int8=int8)
-        report("exporting", 1, 2, "")
+        progress("exporting", 1, 2, "")
         made.copy(out)
         parity = made.parity
         if int8:
             parity = replace(parity, gain=_gain(exporter.make(kind).path, made.path, exporter.classifier))
-    report("exporting", 2, 2, "")
+    progress("exporting", 2, 2, "")
     return parity
 
 

@@ -21,14 +21,14 @@ from vl2v.report.charts import Span, axis
 from vl2v.report.costs import costs
 from vl2v.report.differences import by_class, by_domain, confidence, curves, disagreements
 from vl2v.report.page import duration, lead, page, percent
-from vl2v.runs import Report
+from vl2v.runs import Progress
 from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.settings import resolve, without_places
 
 OWN = {"method", "seed", "data.path", "data.target", "data.split_seed", "student.name"}  # what the table itself tells
 
 
-def benchmark_page(folder: Path, report: Report, selection: Selection = "training") -> str:
+def benchmark_page(folder: Path, progress: Progress, selection: Selection = "training") -> str:
     """Return the HTML of a benchmark's report.
 
     Args:
@@ -44,7 +44,7 @@ def benchmark_page(folder: Path, report: Report, selection: Selection = "trainin
     found, notes = gather([folder], selection)
     bench = Bench(work, found)
     for job in filter(work.spoilt, work.shown()):
-        report(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", 1, 1, "")
+        progress(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", 1, 1, "")
     if not bench.models:
         raise RunError(f"{folder}: no student is trained yet; `vl2v benchmark status {folder}` tells why")
     table = as_table(bench.found, reference=bench.reference, selection=selection, notes=[*notes, *leakage(found)])
@@ -61,7 +61,7 @@ def benchmark_page(folder: Path, report: Report, selection: Selection = "trainin
         "domains": by_domain(bench),
         "classes": list(by_class(bench)),
         "confidence": confidence(bench),
-        "disagreements": list(disagreements(bench, report)),
+        "disagreements": list(disagreements(bench, progress)),
         "curves": list(curves(bench)),
         "runs": [_run(result) for result in bench.found],
         "settings": _settings(bench),

@@ -9,18 +9,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.report.charts import Chart, Series, axis, calibration, coverage
-from vl2v.report.looked import Looked
+from vl2v.report.evaluated_run import EvaluatedRun
 from vl2v.report.page import percent
 
 Mask = NDArray[np.bool_]
 
 
-def confidence(looked: Looked) -> dict[str, Any]:
+def confidence(evaluated: EvaluatedRun) -> dict[str, Any]:
     """Return the reliability diagrams and the curve of coverage against accuracy."""
-    kept, right, unseen = looked.kept, looked.right, looked.unseen
+    kept, right, unseen = evaluated.kept, evaluated.right, evaluated.unseen
     groups = [(name, mine) for name, mine in (("unseen domains", unseen), ("seen domains", ~unseen)) if mine.any()]
     reliability, curves = [], []
-    threshold = looked.classifier.threshold
+    threshold = evaluated.classifier.threshold
     accuracies: list[float] = []
     for number, (name, mine) in enumerate(groups):
         reliability.append(_reliability(name, kept["probability"][mine], kept["uncalibrated"][mine], right[mine]))
@@ -45,21 +45,21 @@ def confidence(looked: Looked) -> dict[str, Any]:
     return {
         "reliability": reliability,
         "coverage": chart,
-        "thresholds": _thresholds(looked, groups),
-        "temperature": f"{looked.classifier.temperature:.3g}",
+        "thresholds": _thresholds(evaluated, groups),
+        "temperature": f"{evaluated.classifier.temperature:.3g}",
         "threshold": f"{threshold:.3f}",
     }
 
 
-def _thresholds(looked: Looked, groups: Sequence[tuple[str, Mask]]) -> dict[str, Any]:
+def _thresholds(evaluated: EvaluatedRun, groups: Sequence[tuple[str, Mask]]) -> dict[str, Any]:
     """Return what some thresholds, and the run's own, would answer and how much of that is right."""
-    own = looked.classifier.threshold
+    own = evaluated.classifier.threshold
     rows = []
     for threshold in sorted({0.0, 0.3, 0.5, 0.7, 0.9, own}):
         cells = []
         for _, mine in groups:
-            answered = mine & (looked.kept["probability"] >= threshold)
-            hit = percent(looked.right[answered].mean()) if answered.any() else ""
+            answered = mine & (evaluated.kept["probability"] >= threshold)
+            hit = percent(evaluated.right[answered].mean()) if answered.any() else ""
             cells += [percent(answered.sum() / mine.sum()), hit]
         rows.append({"threshold": f"{threshold:.3g}", "own": threshold == own, "cells": cells})
     return {"groups": [name.partition(" ")[0] for name, _ in groups], "rows": rows}

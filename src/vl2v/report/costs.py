@@ -18,9 +18,9 @@ from vl2v.data import leave_out
 from vl2v.errors import DataError
 from vl2v.report.bench import Bench, Model
 from vl2v.report.charts import Chart, Series, axis, log_axis
+from vl2v.runs.datasets import open_data
 from vl2v.runs.folder import read_json
 from vl2v.runs.settings import resolve
-from vl2v.runs.sources import open_data
 
 
 def costs(bench: Bench) -> Iterator[Chart]:

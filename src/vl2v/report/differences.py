@@ -18,18 +18,18 @@ from vl2v.report.bench import Bench
 from vl2v.report.charts import Chart, Heat, Series, axis, calibration, heat
 from vl2v.report.page import percent
 from vl2v.report.thumbnails import thumbnail
-from vl2v.runs import Report, silent
+from vl2v.runs import Progress, silent
+from vl2v.runs.datasets import open_data, usable
 from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.predictions import content
 from vl2v.runs.settings import resolve
-from vl2v.runs.sources import open_data, usable
 from vl2v.training.log import MetricsLog
 
 SHOWN = 5  # images of each kind of disagreement
 ACROSS = 30  # classes beside one another
 FEW = 20  # answers below which a bin of a reliability curve says nothing
 
-Answers = tuple[NDArray[np.float32], NDArray[np.bool_]]
+TeacherTargets = tuple[NDArray[np.float32], NDArray[np.bool_]]
 """Probabilities [n], and whether each answer is right."""
 
 
@@ -78,8 +78,8 @@ def confidence(bench: Bench) -> dict[str, Any]:
     """Return each model's calibration error, and its reliability on unseen domains, of all runs together."""
     rows, series = [], []
     for number, model in enumerate(bench.models):
-        unseen: list[Answers] = []
-        seen: list[Answers] = []
+        unseen: list[TeacherTargets] = []
+        seen: list[TeacherTargets] = []
         for result in bench.results(model):
             kept = bench.kept[result.folder]
             right, target = kept.right, kept.in_domain(result.target)
@@ -101,12 +101,12 @@ def confidence(bench: Bench) -> dict[str, Any]:
     return {"rows": rows, "chart": Chart("Reliability on unseen domains", x, y, [diagonal, *series])}
 
 
-def disagreements(bench: Bench, report: Report) -> Iterator[dict[str, Any]]:
+def disagreements(bench: Bench, progress: Progress) -> Iterator[dict[str, Any]]:
     """Yield for each unseen domain how often the best model and the teacher are right, and where only one is."""
     best = bench.best
     teachers = {(r.dataset, r.target, r.content): bench.of_target(r) for r in bench.teachers}
     for number, cell in enumerate(bench.cells):
-        report("disagreements", number + 1, len(bench.cells), bench.place(cell))
+        progress("disagreements", number + 1, len(bench.cells), bench.place(cell))
         mine = [r for r in bench.results(best) if (*cell, r.content) in teachers and (r.dataset, r.target) == cell]
         if not mine:
             continue

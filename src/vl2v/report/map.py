@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.report.evaluated_run import EvaluatedRun
 from vl2v.report.insight import Plane, embeddings
-from vl2v.report.looked import Looked
 from vl2v.report.thumbnails import sprite
-from vl2v.runs import Report
+from vl2v.runs import Progress
 from vl2v.seeds import derive
 from vl2v.training import clean_pixels
 
@@ -27,22 +27,22 @@ Places = NDArray[np.int64]
 Points = NDArray[np.floating]
 
 
-def embedding_map(looked: Looked, report: Report) -> dict[str, Any]:
+def embedding_map(evaluated: EvaluatedRun, progress: Progress) -> dict[str, Any]:
     """Return a panel of the student's embeddings and, where they are known, one of the teacher's.
 
     A student that classifies by texts lives in its teacher's space: both panels, and the texts, are on one plane then.
     """
-    kept, classifier = looked.kept, looked.classifier
-    places = _drawn(looked)
-    size, workers = classifier.student.spec.image_size, looked.run.config.data.workers
+    kept, classifier = evaluated.kept, evaluated.classifier
+    places = _drawn(evaluated)
+    size, workers = classifier.student.spec.image_size, evaluated.run.config.data.workers
     pixels: list[NDArray[np.uint8]] = []
     made = []
-    for chunk in clean_pixels(looked.dataset, kept["index"][places], size, workers=workers):
+    for chunk in clean_pixels(evaluated.dataset, kept["index"][places], size, workers=workers):
         made.append(embeddings(classifier, chunk).numpy())
         pixels += list(chunk.numpy())
-        report("mapping", len(pixels), len(places), "")
+        progress("mapping", len(pixels), len(places), "")
     student = np.concatenate(made)
-    known, teacher = looked.teacher_vectors(places)
+    known, teacher = evaluated.teacher_vectors(places)
     asked = np.flatnonzero(np.isin(places, known))
     texts = np.zeros((0, student.shape[1])) if classifier.texts is None else classifier.texts.numpy()
     together = len(texts) > 0 and len(known) > 0
@@ -50,7 +50,7 @@ def embedding_map(looked: Looked, report: Report) -> dict[str, Any]:
     models = [_Model("Student", np.arange(len(places)), kept["answer"], plane, student, texts)]
     if len(known):
         other = plane if together else Plane(teacher)
-        models.append(_Model("Teacher", asked, looked.teacher, other, teacher, texts if together else texts[:0]))
+        models.append(_Model("Teacher", asked, evaluated.teacher, other, teacher, texts if together else texts[:0]))
     everything = np.concatenate([model.everything for model in models]) if together else None
     words = "Principal components (PCA) of what each model makes of an image."
     if together:
@@ -63,7 +63,7 @@ def embedding_map(looked: Looked, report: Report) -> dict[str, Any]:
         "count": len(places),
         "words": words,
         "texts": len(texts) > 0,
-        "panels": [_panel(looked, places, m, m.everything if everything is None else everything) for m in models],
+        "panels": [_panel(evaluated, places, m, m.everything if everything is None else everything) for m in models],
         "classes": kept.classes,
         "domains": kept.domains,
         "side": SIDE,
@@ -105,18 +105,18 @@ class _Model:
         return np.concatenate([self.points, self.marks])
 
 
-def _drawn(looked: Looked) -> Places:
+def _drawn(evaluated: EvaluatedRun) -> Places:
     """Return measured images, of every domain as many, drawn by lot."""
-    of = looked.kept["domain"]
+    of = evaluated.kept["domain"]
     rng = np.random.default_rng(derive(0, "map"))
     domains = np.unique(of)
     each = [rng.permutation(np.flatnonzero(of == domain))[: IMAGES // len(domains)] for domain in domains]
     return np.sort(np.concatenate(each))
 
 
-def _panel(looked: Looked, places: Places, model: _Model, frame: Points) -> dict[str, Any]:
+def _panel(evaluated: EvaluatedRun, places: Places, model: _Model, frame: Points) -> dict[str, Any]:
     """Return the points and texts of a model, laid out so that `frame` [n, 2] fills the panel."""
-    kept, low = looked.kept, frame.min(0)
+    kept, low = evaluated.kept, frame.min(0)
     unit = (SIDE - 2 * MARGIN) / np.maximum(frame.max(0) - low, 1e-9)
     points = []
     for number, (x, y) in zip(model.numbers, (MARGIN + (model.points - low) * unit).round(1).tolist(), strict=True):
@@ -129,7 +129,7 @@ def _panel(looked: Looked, places: Places, model: _Model, frame: Points) -> dict
                 "y": y,
                 "label": label,
                 "domain": domain,
-                "unseen": bool(looked.unseen[place]),
+                "unseen": bool(evaluated.unseen[place]),
                 "n": int(number),
                 "tip": f"{kept.classes[label]}, {kept.domains[domain]}{told}",
             }

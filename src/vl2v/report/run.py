@@ -26,17 +26,17 @@ from vl2v.evaluation.intervals import Share, paired_difference, wilson
 from vl2v.methods import Task, task_of
 from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration
 from vl2v.report.confidence import confidence
+from vl2v.report.evaluated_run import EvaluatedRun, look
 from vl2v.report.insight import lit, occlusion
-from vl2v.report.looked import Looked, look
 from vl2v.report.map import embedding_map
 from vl2v.report.page import duration, interval, lead, page, percent
 from vl2v.report.thumbnails import data_uri
 from vl2v.report.verdict import verdict
-from vl2v.runs import Report, Run, read_bill
+from vl2v.runs import Progress, Run, read_bill
+from vl2v.runs.datasets import open_sources
 from vl2v.runs.evaluate import STUDENT, TEACHER
 from vl2v.runs.folder import read_json
 from vl2v.runs.settings import without_places
-from vl2v.runs.sources import open_sources
 from vl2v.runs.teaching import anchor_prompts
 from vl2v.seeds import derive
 from vl2v.students.backbone import PACKAGED
@@ -51,7 +51,7 @@ LOOKS = 3  # right answers, and wrong ones, that are looked into
 Places = NDArray[np.int64]
 
 
-def run_page(run: Run, store: Path, report: Report) -> str:
+def run_page(run: Run, store: Path, progress: Progress) -> str:
     """Return the HTML of a finished run's report.
 
     Args:
@@ -59,26 +59,26 @@ def run_page(run: Run, store: Path, report: Report) -> str:
         store: the folder of the teacher's answers.
         report: told how far it is.
     """
-    looked = look(run, store, report)
+    evaluated = look(run, store, progress)
     config = run.config
     target = ", ".join(config.data.target) or "no domain"
     content = {
         "eyebrow": "Report of a run",
         "title": f"{config.method}: {target} unseen",
-        "lead": _lead(looked),
-        "tiles": list(_tiles(looked)),
-        "verdict": verdict(looked),
+        "lead": _lead(evaluated),
+        "tiles": list(_tiles(evaluated)),
+        "verdict": verdict(evaluated),
         "sections": SECTIONS,
-        "facts": list(_facts(looked)),
-        "teacher": bool(looked.evaluation.of(TEACHER)),
-        "notes": list(_notes(looked)),
-        **_accuracy(looked),
-        **_mistakes(looked),
-        **confidence(looked),
-        "map": embedding_map(looked, report),
-        "saliency": list(_saliency(looked, report)),
+        "facts": list(_facts(evaluated)),
+        "teacher": bool(evaluated.evaluation.of(TEACHER)),
+        "notes": list(_notes(evaluated)),
+        **_accuracy(evaluated),
+        **_mistakes(evaluated),
+        **confidence(evaluated),
+        "map": embedding_map(evaluated, progress),
+        "saliency": list(_saliency(evaluated, progress)),
         "curves": list(_curves(MetricsLog(run.folder).rows())),
-        **_use(looked.name, opened=looked.classifier.texts is not None),
+        **_use(evaluated.name, opened=evaluated.classifier.texts is not None),
         "settings": tomli_w.dumps(without_places(config.model_dump(by_alias=True, exclude_none=True))),
     }
     return page("run.html", content)
@@ -97,31 +97,31 @@ SECTIONS = [
 ]
 
 
-def _lead(looked: Looked) -> str:
-    about, config = looked.classifier.about, looked.run.config
-    teacher = f"taught by {_teacher_name(looked)}" if about["teacher"] else "trained without a teacher"
-    words = f"{config.student.name}, {teacher} on {', '.join(looked.sources)}"
-    if not looked.unseen.any():
+def _lead(evaluated: EvaluatedRun) -> str:
+    about, config = evaluated.classifier.about, evaluated.run.config
+    teacher = f"taught by {_teacher_name(evaluated)}" if about["teacher"] else "trained without a teacher"
+    words = f"{config.student.name}, {teacher} on {', '.join(evaluated.sources)}"
+    if not evaluated.unseen.any():
         return f"{words}. No domain was left out of training, so nothing here tells how it does on a new one."
     return f"{words}, and measured on {', '.join(config.data.target)}, which it never saw."
 
 
-def _teacher_name(looked: Looked) -> str:
-    return str(without_places(looked.classifier.about["teacher"]["spec"]))
+def _teacher_name(evaluated: EvaluatedRun) -> str:
+    return str(without_places(evaluated.classifier.about["teacher"]["spec"]))
 
 
-def _tiles(looked: Looked) -> Iterator[dict[str, str]]:
+def _tiles(evaluated: EvaluatedRun) -> Iterator[dict[str, str]]:
     """Yield the figures that matter most."""
-    evaluation, classifier = looked.evaluation, looked.classifier
+    evaluation, classifier = evaluated.evaluation, evaluated.classifier
     for role, words in (("unseen", "unseen domains"), ("seen", "seen domains, validation")):
         for who, name in ((STUDENT, "student"), (TEACHER, "teacher")):
             rows = evaluation.of(who, role)  # type: ignore[arg-type]
             if rows and not (who == TEACHER and role == "seen"):
                 yield {"label": f"{name} on {words}", "who": name, "value": f"{_mean(rows)}%", "note": _spread(rows)}
-    focus = looked.focus
-    found = calibration(looked.kept["probability"][focus], looked.right[focus])
-    before = calibration(looked.kept["uncalibrated"][focus], looked.right[focus])
-    where = "unseen" if looked.unseen.any() else "seen"
+    focus = evaluated.focus
+    found = calibration(evaluated.kept["probability"][focus], evaluated.right[focus])
+    before = calibration(evaluated.kept["uncalibrated"][focus], evaluated.right[focus])
+    where = "unseen" if evaluated.unseen.any() else "seen"
     errors = [row.metrics.ece for row in evaluation.of(STUDENT, where)]  # type: ignore[arg-type]
     apart = f"by domain {percent(min(errors))} to {percent(max(errors))}%; " if len(errors) > 1 else ""
     yield {
@@ -131,7 +131,7 @@ def _tiles(looked: Looked) -> Iterator[dict[str, str]]:
         "note": f"{apart}{percent(before.ece)}% before the temperature",
     }
     weights = sum(value.numel() for value in classifier.student.parameters())
-    size = size_of(looked.run.folder / "student")
+    size = size_of(evaluated.run.folder / "student")
     pixels = classifier.student.spec.image_size
     yield {
         "label": "student's size",
@@ -168,14 +168,15 @@ def _wilson(row: Row) -> tuple[float, float]:
     return wilson(round(row.metrics.accuracy * row.metrics.images), row.metrics.images)
 
 
-def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
+def _facts(evaluated: EvaluatedRun) -> Iterator[tuple[str, str]]:
     """Yield what was trained on what, and what it cost."""
-    run, config, about = looked.run, looked.run.config, looked.classifier.about
-    sources = open_sources(config, looked.store)
+    run, config, about = evaluated.run, evaluated.run.config, evaluated.classifier.about
+    sources = open_sources(config, evaluated.store)
     task = task_of(config)
     yield (
         "Data",
-        f"{config.data.path.resolve().name}: {len(looked.dataset):,} images of {len(looked.dataset.classes)} classes",
+        f"{config.data.path.resolve().name}: {len(evaluated.dataset):,} images "
+        f"of {len(evaluated.dataset.classes)} classes",
     )
     training = f"{len(sources.split.train):,} images of {', '.join(sources.names)}"
     more = f", and {len(sources.split.unlabelled):,} without labels" if len(sources.split.unlabelled) else ""
@@ -188,9 +189,9 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     yield "Method", f"{config.method} ({steps})"
     yield "Student", f"{config.student.name}, weights at the start: {_weights(config.student)}"
     if about["teacher"]:
-        yield "Teacher", _teacher_name(looked)
-        yield "Questions", _questions(looked, task, sources.with_others.classes, len(sources.training))
-        yield "Bill", _bill(looked)
+        yield "Teacher", _teacher_name(evaluated)
+        yield "Questions", _questions(evaluated, task, sources.with_others.classes, len(sources.training))
+        yield "Bill", _bill(evaluated)
     else:
         yield "Teacher", "none: nothing was asked"
     seconds = sum(row["seconds"] for row in MetricsLog(run.folder).rows())
@@ -202,12 +203,12 @@ def _facts(looked: Looked) -> Iterator[tuple[str, str]]:
     )
 
 
-def _questions(looked: Looked, task: Task, classes: Sequence[str], training: int) -> str:
+def _questions(evaluated: EvaluatedRun, task: Task, classes: Sequence[str], training: int) -> str:
     """Return about what the teacher was asked, for this run or an earlier one."""
-    config, folder = looked.run.config, looked.run.folder
-    groups = prompts_for(classes, config.prompts, looked.sources)
+    config, folder = evaluated.run.config, evaluated.run.folder
+    groups = prompts_for(classes, config.prompts, evaluated.sources)
     if task.anchors:
-        groups += chain.from_iterable(anchor_prompts(classes, config.prompts, looked.sources))
+        groups += chain.from_iterable(anchor_prompts(classes, config.prompts, evaluated.sources))
     texts = len({text for group in groups for text in group})
     if task.queries == "texts":
         return f"{texts:,} texts"
@@ -217,29 +218,29 @@ def _questions(looked: Looked, task: Task, classes: Sequence[str], training: int
     return f"{images:,} training images{views}, and {texts:,} texts"
 
 
-def _bill(looked: Looked) -> str:
+def _bill(evaluated: EvaluatedRun) -> str:
     """Return what the run paid."""
     paid: dict[str, int] = defaultdict(int)
-    for entry in read_bill(looked.store, looked.run.folder):
+    for entry in read_bill(evaluated.store, evaluated.run.folder):
         paid[entry.currency] += entry.micro
     bill = ", ".join(money(micro, currency) for currency, micro in paid.items())
     return bill or "nothing: the teacher costs nothing, or its answers had been bought before"
 
 
-def _notes(looked: Looked) -> Iterator[str]:
-    yield from looked.evaluation.notes
-    known = {row.domain for row in looked.evaluation.of(TEACHER)}
-    missing = [row.domain for row in looked.evaluation.of() if row.domain not in known]
-    if missing and looked.classifier.about["teacher"]:
+def _notes(evaluated: EvaluatedRun) -> Iterator[str]:
+    yield from evaluated.evaluation.notes
+    known = {row.domain for row in evaluated.evaluation.of(TEACHER)}
+    missing = [row.domain for row in evaluated.evaluation.of() if row.domain not in known]
+    if missing and evaluated.classifier.about["teacher"]:
         said = f"The teacher wasn't asked about all images of {', '.join(missing)}."
-        folder = shlex.quote(looked.name)
+        folder = shlex.quote(evaluated.name)
         how = f"With this, the next report has it: vl2v embed --config {folder}/config.toml --set 'data.target=[]'"
-        yield said if looked.run.config.teacher.select else f"{said} {how}"
+        yield said if evaluated.run.config.teacher.select else f"{said} {how}"
 
 
-def _accuracy(looked: Looked) -> dict[str, Any]:
+def _accuracy(evaluated: EvaluatedRun) -> dict[str, Any]:
     """Return the table of domains, unseen ones first."""
-    evaluation, kept = looked.evaluation, looked.kept
+    evaluation, kept = evaluated.evaluation, evaluated.kept
     teachers = {row.domain: row for row in evaluation.of(TEACHER)}
     rows, differs = [], False
     for row in sorted(evaluation.of(), key=lambda row: row.role == "seen"):
@@ -263,19 +264,19 @@ def _accuracy(looked: Looked) -> dict[str, Any]:
             made["teacher"] = interval(other.metrics.accuracy, low, high)
             found.append(Span(other.metrics.accuracy, low, high, "teacher"))
             mine = kept.in_domain(row.domain)
-            if (looked.teacher[mine] >= 0).all():
-                gap = paired_difference(looked.right[mine], looked.teacher[mine] == kept["label"][mine])
+            if (evaluated.teacher[mine] >= 0).all():
+                gap = paired_difference(evaluated.right[mine], evaluated.teacher[mine] == kept["label"][mine])
                 made["difference"] = lead(gap.mean, gap.low, gap.high)
                 differs = True
         rows.append(made)
     return {"domains": rows, "differs": differs, "span_axis": "0 to 100%"}
 
 
-def _mistakes(looked: Looked) -> dict[str, Any]:
+def _mistakes(evaluated: EvaluatedRun) -> dict[str, Any]:
     """Return the confusion matrix, the worst classes and all of them: on unseen domains, if there are any."""
-    kept, places = looked.kept, np.flatnonzero(looked.focus)
-    labels, answers, right = kept["label"][places], kept["answer"][places], looked.right[places]
-    teacher = looked.teacher[places]
+    kept, places = evaluated.kept, np.flatnonzero(evaluated.focus)
+    labels, answers, right = kept["label"][places], kept["answer"][places], evaluated.right[places]
+    teacher = evaluated.teacher[places]
     by_class = accuracy_by_group(tuple(kept.classes), labels, right)
     known = teacher >= 0
     told = accuracy_by_group(tuple(kept.classes), labels[known], (teacher == labels)[known])
@@ -295,8 +296,8 @@ def _mistakes(looked: Looked) -> dict[str, Any]:
         }
         for share in weakest
     ]
-    worst = [_worst(looked, share, places) for share in weakest[:WORST] if share.correct < share.images]
-    where = "unseen domains' images" if looked.unseen.any() else "seen domains' validation images"
+    worst = [_worst(evaluated, share, places) for share in weakest[:WORST] if share.correct < share.images]
+    where = "unseen domains' images" if evaluated.unseen.any() else "seen domains' validation images"
     domains = ", ".join(dict.fromkeys(np.array(kept.domains)[kept["domain"][places]].tolist()))
     shown = weakest if len(weakest) <= CONFUSED else [s for s in weakest if s.correct < s.images][:CONFUSED]
     words = "" if len(shown) == len(weakest) else f"The matrix has the {len(shown)} weakest of {len(weakest)} classes."
@@ -309,17 +310,17 @@ def _mistakes(looked: Looked) -> dict[str, Any]:
     }
 
 
-def _worst(looked: Looked, share: Share, places: Places) -> dict[str, Any]:
+def _worst(evaluated: EvaluatedRun, share: Share, places: Places) -> dict[str, Any]:
     """Return a class with the mistakes that the student was surest of."""
-    kept = looked.kept
-    mine = places[(kept["label"][places] == kept.classes.index(share.name)) & ~looked.right[places]]
+    kept = evaluated.kept
+    mine = places[(kept["label"][places] == kept.classes.index(share.name)) & ~evaluated.right[places]]
     surest = mine[np.argsort(-kept["probability"][mine], kind="stable")][:MISTAKES]
     images = []
     for place in surest:
         said, sure = kept.classes[kept["answer"][place]], f"{kept['probability'][place]:.0%}"
         images.append(
             {
-                "image": looked.thumbnail(place),
+                "image": evaluated.thumbnail(place),
                 "alt": f"{share.name}, taken for {said} with {sure}",
                 "lines": [(f"{said} {sure}", "wrong")],
             }
@@ -349,15 +350,15 @@ def _matrix(classes: list[str], shown: list[str], labels: Places, answers: Place
     return Heat(shown, shown, cells)
 
 
-def _saliency(looked: Looked, report: Report) -> Iterator[dict[str, str]]:
+def _saliency(evaluated: EvaluatedRun, progress: Progress) -> Iterator[dict[str, str]]:
     """Yield images with the part that the answer hangs on: some right, some wrong, drawn by lot."""
-    kept, focus = looked.kept, looked.focus
+    kept, focus = evaluated.kept, evaluated.focus
     rng = np.random.default_rng(derive(0, "saliency"))
-    chosen = [rng.permutation(np.flatnonzero(focus & right))[:LOOKS] for right in (looked.right, ~looked.right)]
+    chosen = [rng.permutation(np.flatnonzero(focus & right))[:LOOKS] for right in (evaluated.right, ~evaluated.right)]
     places = np.concatenate(chosen)
-    size = looked.classifier.student.spec.image_size
-    (pixels,) = clean_pixels(looked.dataset, kept["index"][places], size, workers=0)
-    drops, least = occlusion(looked.classifier, pixels, lambda done: report("looking", done, len(places), ""))
+    size = evaluated.classifier.student.spec.image_size
+    (pixels,) = clean_pixels(evaluated.dataset, kept["index"][places], size, workers=0)
+    drops, least = occlusion(evaluated.classifier, pixels, lambda done: progress("looking", done, len(places), ""))
     for number, place in enumerate(places):
         truth, said = kept.classes[kept["label"][place]], kept.classes[kept["answer"][place]]
         right = truth == said

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vl2v.errors import RunError
 from vl2v.io import write_text
-from vl2v.runs import Report, Run, default_store, silent
+from vl2v.runs import Progress, Run, default_store, silent
 
 if TYPE_CHECKING:
     from vl2v.benchmark.jobs import Selection
@@ -19,7 +19,7 @@ def write_report(
     *,
     store: Path | str | None = None,
     selection: Selection = "training",
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Path:
     """Write the report of a finished run, or of a benchmark, and return where it is.
 
@@ -39,11 +39,11 @@ def write_report(
     if (folder / "jobs.jsonl").is_file():
         from vl2v.report.benchmark import benchmark_page
 
-        text = benchmark_page(folder, report, selection)
+        text = benchmark_page(folder, progress, selection)
     elif (folder / "config.toml").is_file():
         from vl2v.report.run import run_page
 
-        text = run_page(Run(folder), Path(store) if store else default_store(), report)
+        text = run_page(Run(folder), Path(store) if store else default_store(), progress)
     else:
         raise RunError(f"{folder}: neither a run folder (no config.toml) nor a benchmark's (no jobs.jsonl)")
     path = Path(out) if out else folder / "report.html"

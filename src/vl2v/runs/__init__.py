@@ -5,33 +5,33 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vl2v.lazy import lazily
+from vl2v.progress import Progress, silent
 from vl2v.runs.embed import Asked, embed
-from vl2v.runs.report import Report, silent
 
 if TYPE_CHECKING:
-    from vl2v.runs.advice import Advice, advise
     from vl2v.runs.bill import Total, free_queries, read_bill, totals
     from vl2v.runs.check import check_teacher
     from vl2v.runs.evaluate import evaluate_run
     from vl2v.runs.folder import Run
+    from vl2v.runs.predict import add_class, load, predict_files
+    from vl2v.runs.query_curve import Advice, advise
     from vl2v.runs.settings import resolve
     from vl2v.runs.teaching import default_store
     from vl2v.runs.train import distill
-    from vl2v.runs.use import add_class, load, predict_files
 
 _HOMES = {
-    "Advice": "vl2v.runs.advice",
+    "Advice": "vl2v.runs.query_curve",
     "Run": "vl2v.runs.folder",
     "Total": "vl2v.runs.bill",
-    "add_class": "vl2v.runs.use",
+    "add_class": "vl2v.runs.predict",
     "check_teacher": "vl2v.runs.check",
-    "advise": "vl2v.runs.advice",
+    "advise": "vl2v.runs.query_curve",
     "default_store": "vl2v.runs.teaching",
     "distill": "vl2v.runs.train",
     "evaluate_run": "vl2v.runs.evaluate",
     "free_queries": "vl2v.runs.bill",
-    "load": "vl2v.runs.use",
-    "predict_files": "vl2v.runs.use",
+    "load": "vl2v.runs.predict",
+    "predict_files": "vl2v.runs.predict",
     "read_bill": "vl2v.runs.bill",
     "resolve": "vl2v.runs.settings",
     "totals": "vl2v.runs.bill",
@@ -40,7 +40,7 @@ _HOMES = {
 __all__ = [
     "Advice",
     "Asked",
-    "Report",
+    "Progress",
     "Run",
     "Total",
     "add_class",

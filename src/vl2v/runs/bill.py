@@ -50,7 +50,7 @@ def free_queries(store: Path) -> list[Entry]:
     with EmbeddingStore(store, read_only=True) as answers:
         return [
             Entry(asked.asked_at, asked.teacher, "", asked.kind, "answered", asked.count, 0, 0, "", "", "")
-            for asked in answers.questions()
+            for asked in answers.queries()
             if asked.teacher not in paid
         ]
 

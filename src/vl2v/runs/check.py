@@ -15,8 +15,8 @@ from torch import nn
 
 from vl2v.config import PromptConfig, RunConfig
 from vl2v.embeddings import (
-    Account,
     EmbeddingStore,
+    LedgerBudget,
     Plan,
     Refusal,
     Views,
@@ -28,17 +28,17 @@ from vl2v.embeddings import (
 )
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
-from vl2v.runs.asking import buying, cost, with_purse
+from vl2v.progress import Progress, silent
 from vl2v.runs.embed import Asked
 from vl2v.runs.features import Features, new_backbone
-from vl2v.runs.judge import Check, Skipped, judge
-from vl2v.runs.report import Report, silent
 from vl2v.runs.sample import Sample, draw_sample
+from vl2v.runs.session import buying, cost, with_budget
 from vl2v.runs.settings import resolve
+from vl2v.runs.teacher_verdict import Check, Skipped, verdict_of
 from vl2v.runs.teaching import default_store, the_teacher
 from vl2v.students import Student
 from vl2v.teachers import Teacher, check_prompts, prompts_for
-from vl2v.teachers.rented import as_rented
+from vl2v.teachers.paid.teacher import as_paid
 from vl2v.training import new_fabric
 
 Indices = NDArray[np.int64]
@@ -63,7 +63,7 @@ def check_teacher(
     store: Path | str | None = None,
     budget: float = 0,
     tell: Tell = lambda words: None,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Check:
     """Ask a teacher about a small labelled sample, balanced over classes and domains, and judge its answers.
 
@@ -82,10 +82,10 @@ def check_teacher(
         DataError: no labelled images, or of one class only.
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
     """
-    with _opened(settings, images, store, budget, report) as opened:
+    with _opened(settings, images, store, budget, progress) as opened:
         for line in (*opened.notes, opened.everything().summary()):
             tell(line)
-        refused, skipped = _ask(opened, report)
+        refused, skipped = _ask(opened, progress)
         answers, teacher, sample = opened.store, opened.teacher, opened.sample
         judged = _answerable(opened.wordings, skipped, opened.config.prompts, sample)
         tables = {setting: text_targets(answers, teacher.fingerprint, groups) for setting, groups in judged.items()}
@@ -94,8 +94,8 @@ def check_teacher(
         if not len(answered):
             raise TeacherError(f"{teacher.name}: refused all {len(keys)} images, first: {refused[0].reason}")
         embeddings = answers.get(teacher.fingerprint, [keys[i] for i in answered])
-    free = _student_answers(opened.config, opened.drawn, report)
-    found = judge(opened.config, teacher, sample.of(answered), embeddings, tables, free, refused, skipped)
+    free = _student_answers(opened.config, opened.drawn, progress)
+    found = verdict_of(opened.config, teacher, sample.of(answered), embeddings, tables, free, refused, skipped)
     return replace(found, notes=(*opened.notes, *found.notes))
 
 
@@ -104,13 +104,13 @@ def check_cost(
     *,
     images: int = 200,
     store: Path | str | None = None,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Asked:
     """Return what `check_teacher` would ask, and at what price; ask nothing.
 
     Args, Raises: as for `check_teacher`.
     """
-    with _opened(settings, images, store, 0, report) as opened:
+    with _opened(settings, images, store, 0, progress) as opened:
         return opened.everything()
 
 
@@ -135,7 +135,7 @@ class _Opened:
     wordings: Mapping[str, list[list[str]]]
     store: EmbeddingStore
     teacher: Teacher
-    account: Account | None
+    spending: LedgerBudget | None
     notes: tuple[str, ...]
 
     def plan(self, groups: Iterable[list[str]]) -> Plan:
@@ -144,27 +144,27 @@ class _Opened:
 
     def everything(self) -> Asked:
         """Return all that is to be asked, and its price."""
-        questions = self.plan(chain.from_iterable(self.wordings.values()))
-        bill = self.account.bill() if self.account else ""
-        return Asked(questions, cost(questions, self.teacher, self.account), (), bill)
+        queries = self.plan(chain.from_iterable(self.wordings.values()))
+        bill = self.spending.bill() if self.spending else ""
+        return Asked(queries, cost(queries, self.teacher, self.spending), (), bill)
 
 
 @contextmanager
 def _opened(
-    settings: Mapping[str, Any], images: int, store: Path | str | None, budget: float, report: Report
+    settings: Mapping[str, Any], images: int, store: Path | str | None, budget: float, progress: Progress
 ) -> Iterator[_Opened]:
     """Draw a sample and open everything; see `check_teacher`."""
     if images < 1:
         raise ConfigError(f"images = {images}: a sample has 1 or more")
     config = resolve(settings)
     store = Path(store) if store else default_store()
-    drawn = draw_sample(config, max(images, FREE), store, report)
+    drawn = draw_sample(config, max(images, FREE), store, progress)
     sample = drawn.of(np.arange(min(images, len(drawn.dataset))))
     teacher = the_teacher(config.teacher)
     wordings = _wordings(config.prompts, sample)
     notes = check_prompts(sample.dataset.classes, wordings[""], teacher, refuse=False)
-    with EmbeddingStore(store) as answers, with_purse(teacher, store, budget, "vl2v teacher check") as account:
-        yield _Opened(config, drawn, sample, wordings, answers, teacher, account, tuple(notes))
+    with EmbeddingStore(store) as answers, with_budget(teacher, store, budget, "vl2v teacher check") as spending:
+        yield _Opened(config, drawn, sample, wordings, answers, teacher, spending, tuple(notes))
 
 
 def _wordings(wanted: PromptConfig, sample: Sample) -> dict[str, list[list[str]]]:
@@ -200,22 +200,22 @@ def _templates(*templates: str) -> str:
     return f"prompts.templates=[{listed}]"
 
 
-def _ask(opened: _Opened, report: Report) -> tuple[list[Refusal], list[Skipped]]:
+def _ask(opened: _Opened, progress: Progress) -> tuple[list[Refusal], list[Skipped]]:
     """Ask what isn't known; return the refused images, and the wordings that the teacher can't answer.
 
     Raises:
         BudgetReached: all answers are kept.
         TeacherError: it can't be asked, or it can't answer the configuration's own prompts.
     """
-    store, teacher, account = opened.store, opened.teacher, opened.account
+    store, teacher, spending = opened.store, opened.teacher, opened.spending
 
-    def progress(done: int, total: int) -> None:
-        report(f"asking {teacher.name}", done, total, account.bill() if account else "")
+    def tell(done: int, total: int) -> None:
+        progress(f"asking {teacher.name}", done, total, spending.bill() if spending else "")
 
-    if as_rented(teacher) is not None:
-        with buying(store, teacher, report):
-            return fetch(opened.everything().plan, store, teacher, progress), []
-    refused = fetch(opened.plan(opened.wordings[""]), store, teacher, progress)
+    if as_paid(teacher) is not None:
+        with buying(store, teacher, progress):
+            return fetch(opened.everything().plan, store, teacher, tell), []
+    refused = fetch(opened.plan(opened.wordings[""]), store, teacher, tell)
     skipped = []
     for setting, groups in opened.wordings.items():
         try:
@@ -225,7 +225,7 @@ def _ask(opened: _Opened, report: Report) -> tuple[list[Refusal], list[Skipped]]
     return refused, skipped
 
 
-def _student_answers(config: RunConfig, drawn: Sample, report: Report) -> dict[bytes, int] | str:
+def _student_answers(config: RunConfig, drawn: Sample, progress: Progress) -> dict[bytes, int] | str:
     """Return what a probe on the untaught student's features answers about each content; or why there is none."""
     try:
         backbone, spec = new_backbone(config)
@@ -233,6 +233,6 @@ def _student_answers(config: RunConfig, drawn: Sample, report: Report) -> dict[b
         return str(error)
     fabric = new_fabric(config.train)
     student = Student(backbone, nn.Identity(), spec).to(fabric.device)
-    features = Features(student, drawn.dataset, fabric, config.data.workers, report)
+    features = Features(student, drawn.dataset, fabric, config.data.workers, progress)
     found = probe(features.of(np.arange(len(drawn.dataset))).numpy(), drawn.dataset.labels, drawn.groups)
     return dict(zip(drawn.audit.sha256, found.tolist(), strict=True))

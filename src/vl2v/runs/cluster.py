@@ -17,7 +17,7 @@ from vl2v.errors import ConfigError, StoreError, TeacherError, VL2VError, need_e
 from vl2v.io import locked
 from vl2v.runs.teaching import the_teacher
 from vl2v.teachers import Teacher
-from vl2v.teachers.rented import as_rented
+from vl2v.teachers.paid.teacher import as_paid
 
 RETRIES = 2  # of a task whose process or node died
 PART = 4096  # questions a task: minutes of work, a few megabytes of answers
@@ -93,35 +93,35 @@ class Cluster:
             StoreError: another process fills the same store on a cluster.
             ConfigError: no task can start.
         """
-        if as_rented(teacher) is not None:
+        if as_paid(teacher) is not None:
             return fetch(plan, store, teacher, progress)
         shards = store.path.absolute() / "shards"
         with _alone(shards):
             for shard in sorted(shards.glob("[0-9]*")):  # of a call that was killed
                 _take_over(shard, store)
             plan = plan.left(store, teacher)
-            fetch(replace(plan, to_ask=()), store, teacher)
-            done = len(plan.texts_to_ask)
+            fetch(replace(plan, pending=()), store, teacher)
+            done = len(plan.pending_texts)
             for count in self._shards(plan, store, teacher, shards, config):
                 done += count
-                progress(done, plan.questions)
+                progress(done, plan.queries)
         return []
 
     def _shards(
         self, plan: Plan, store: EmbeddingStore, teacher: Teacher, shards: Path, config: TeacherConfig
     ) -> Iterator[int]:
         """Do a plan's questions about images; yield the number of each part's when its answers are in the store."""
-        if not plan.to_ask:
+        if not plan.pending:
             return
         self.check()
         ray = self.start()
         at_once = max(1, int(ray.cluster_resources().get("CPU", 1)) // self.processors)
-        size = min(PART, -(-len(plan.to_ask) // at_once))
-        whole = ray.put(replace(plan, to_ask=(), texts_to_ask=()))
+        size = min(PART, -(-len(plan.pending) // at_once))
+        whole = ray.put(replace(plan, pending=(), pending_texts=()))
         given = (config.model_dump_json(), teacher.fingerprint, str(self.processors), os.getcwd())
         task, parts = self.task(_ask), {}
-        for start in range(0, len(plan.to_ask), size):
-            part = plan.to_ask[start : start + size]
+        for start in range(0, len(plan.pending), size):
+            part = plan.pending[start : start + size]
             shard = shards / f"{start:09d}"
             parts[task.remote(whole, part, str(shard), *given)] = shard, len(part)
         waiting = list(parts)
@@ -171,7 +171,7 @@ def _ask(
             "versions everywhere"
         )
     with EmbeddingStore(Path(shard)) as store:
-        fetch(replace(whole, to_ask=tuple(part)).left(store, teacher), store, teacher)
+        fetch(replace(whole, pending=tuple(part)).left(store, teacher), store, teacher)
 
 
 def settle_in(threads: str, where: str) -> None:

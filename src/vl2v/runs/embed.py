@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from vl2v.config import RunConfig
 from vl2v.embeddings import EmbeddingStore, Plan, Refusal, Views
 from vl2v.methods import find_method
-from vl2v.runs.asking import Asking, Cost, asking_about, cost, with_purse
-from vl2v.runs.report import Report, silent
+from vl2v.progress import Progress, silent
+from vl2v.runs.datasets import Sources, open_everything, open_sources
+from vl2v.runs.session import Cost, TeacherSession, cost, open_session, with_budget
 from vl2v.runs.settings import resolve
-from vl2v.runs.sources import Sources, open_everything, open_sources
 from vl2v.runs.teaching import default_store, fixed_views, has_tower, the_teacher, tower
 from vl2v.teachers import Teacher
 
@@ -54,7 +54,7 @@ def embed(
     budget: float = 0,
     dry_run: bool = False,
     cluster: Cluster | None = None,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Asked:
     """Ask about every image of a dataset (`data.target` left out) and every class, once.
 
@@ -77,16 +77,16 @@ def embed(
     config = resolve(settings, preset)
     store = Path(store) if store else default_store()
     opened = open_everything if config.teacher.select is None else open_sources
-    sources = opened(config, store, report)
+    sources = opened(config, store, progress)
     teacher = the_teacher(config.teacher)
     views = _views(config, teacher)
-    with EmbeddingStore(store) as answers, with_purse(teacher, store, budget, "vl2v embed") as account:
-        asking = replace(asking_about(config, answers, teacher, account, sources, views, report), cluster=cluster)
-        chosen = _chosen(asking, sources, dry_run=dry_run)
-        questions = asking.plan(chosen)
-        forecast = cost(questions, teacher, account)
-        refused = [] if dry_run else asking.ask(chosen)
-        return Asked(questions, forecast, tuple(refused), account.bill() if account else "")
+    with EmbeddingStore(store) as answers, with_budget(teacher, store, budget, "vl2v embed") as spending:
+        session = replace(open_session(config, answers, teacher, spending, sources, views, progress), cluster=cluster)
+        chosen = _chosen(session, sources, dry_run=dry_run)
+        queries = session.plan(chosen)
+        forecast = cost(queries, teacher, spending)
+        refused = [] if dry_run else session.ask(chosen)
+        return Asked(queries, forecast, tuple(refused), spending.bill() if spending else "")
 
 
 def _views(config: RunConfig, teacher: Teacher) -> Views:
@@ -101,19 +101,19 @@ def _views(config: RunConfig, teacher: Teacher) -> Views:
     return fixed_views(config.teacher, size) if config.teacher.views else Views()
 
 
-def _chosen(asking: Asking, sources: Sources, *, dry_run: bool) -> NDArray[np.int64] | None:
-    config = asking.config
+def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDArray[np.int64] | None:
+    config = session.config
     if config.teacher.select is None:
         return None
-    from vl2v.runs.choose import choose
+    from vl2v.runs.select_images import choose
 
     if dry_run and config.teacher.strategy == "uncertainty":  # as many, though not the same
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"strategy": "random"})})
-        asking = replace(asking, config=config)
-    return choose(asking, sources, free_features(config, sources, asking.report))
+        session = replace(session, config=config)
+    return choose(session, sources, free_features(config, sources, session.progress))
 
 
-def free_features(config: RunConfig, sources: Sources, report: Report) -> Features:
+def free_features(config: RunConfig, sources: Sources, progress: Progress) -> Features:
     """Return the features of the student as it comes, before anything is taught."""
     from torch import nn
 
@@ -124,4 +124,4 @@ def free_features(config: RunConfig, sources: Sources, report: Report) -> Featur
     backbone, spec = new_backbone(config)
     fabric = new_fabric(config.train)
     student = Student(backbone, nn.Identity(), spec).to(fabric.device)
-    return Features(student, sources.dataset, fabric, config.data.workers, report)
+    return Features(student, sources.dataset, fabric, config.data.workers, progress)

@@ -14,20 +14,20 @@ from torch import Tensor
 from vl2v.config import DataConfig, PromptConfig, RunConfig
 from vl2v.data import Audit, DomainDataset, in_split, leave_out
 from vl2v.data.files import one_form
-from vl2v.data.near import lookalikes
-from vl2v.devices import best_device, keep_freed_memory
+from vl2v.data.near_duplicates import lookalikes
 from vl2v.embeddings import EmbeddingStore, image_key, text_key, text_targets
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
+from vl2v.progress import Progress, silent
+from vl2v.runs.datasets import Sources, open_data, open_sources, usable
 from vl2v.runs.folder import Run
-from vl2v.runs.moved import have_changed, same_images
+from vl2v.runs.image_identity import have_changed, same_images
+from vl2v.runs.predict import load
 from vl2v.runs.predictions import Predictions, content
-from vl2v.runs.report import Report, silent
-from vl2v.runs.sources import Sources, open_data, open_sources, usable
 from vl2v.runs.teaching import default_store
-from vl2v.runs.use import load
 from vl2v.students import Classifier, Student, is_on_hub
+from vl2v.system import best_device, reuse_freed_memory
 from vl2v.teachers import prompts_for
 from vl2v.training import clean_pixels
 
@@ -41,7 +41,7 @@ def evaluate_run(
     domains: Collection[str] = (),
     store: Path | str | None = None,
     keep: bool = False,
-    report: Report = silent,
+    progress: Progress = silent,
 ) -> Evaluation:
     """Return how well a student does on every domain.
 
@@ -65,16 +65,16 @@ def evaluate_run(
     run = None if is_on_hub(student) else student if isinstance(student, Run) else Run(Path(student))
     if run is None and data is None:
         raise DataError(f"{student}: comes without its images; give some (--data)")
-    keep_freed_memory()
+    reuse_freed_memory()
     classifier = load(run or student)
     given = run.config if run else RunConfig(data=DataConfig(path=data or Path()))
     config = given if data is None else given.model_copy(update={"data": _at(given.data, data)})
-    own = run is not None and (data is None or _is_own(run, config, store, report))
+    own = run is not None and (data is None or _is_own(run, config, store, progress))
     if not own:
         config = RunConfig(data=DataConfig(path=config.data.path, workers=config.data.workers), train=config.train)
     dataset = open_data(config.data)
     _check_classes(dataset, classifier)
-    dataset, found = usable(dataset, store, report)
+    dataset, found = usable(dataset, store, progress)
     sources = [name for name in classifier.about["sources"] if own and name in dataset.domains]
     val = validation(config.data, dataset, sources)
     rows: list[Row] = []
@@ -83,7 +83,7 @@ def evaluate_run(
     with _at_its_quickest(classifier.student, config):
         for number, domain in enumerate(wanted):
             images = measured(config, dataset, domain, val)
-            report("evaluating", number, len(wanted), domain)
+            progress("evaluating", number, len(wanted), domain)
             if not len(images):
                 continue
             role: Role = "seen" if domain in sources else "unseen"
@@ -96,12 +96,12 @@ def evaluate_run(
             if teacher is not None:
                 rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
             kept.add(dataset, images, labels, logits, classifier.temperature, teacher, config.data)
-    report("evaluating", len(wanted), len(wanted), "")
+    progress("evaluating", len(wanted), len(wanted), "")
     if keep and own and run is not None:
         kept.save(run.folder)
     notes = _namesakes(wanted, classifier)
     if own and run is not None:
-        notes = _of_sources(run, config, dataset, found, store, report)
+        notes = _of_sources(run, config, dataset, found, store, progress)
     return Evaluation(tuple(rows), (*notes, *_left_out(dataset)), tuple(classifier.classes))
 
 
@@ -119,12 +119,12 @@ def _at(data: DataConfig, path: Path) -> DataConfig:
     return data.model_copy(update={"path": path})
 
 
-def _is_own(run: Run, config: RunConfig, store: Path, report: Report) -> bool:
+def _is_own(run: Run, config: RunConfig, store: Path, progress: Progress) -> bool:
     """Whether images are those of a run, byte for byte if they lie elsewhere."""
     if config.data.path.resolve() == run.config.data.path.resolve():
         return True
     try:
-        return same_images(run, config, store, report)
+        return same_images(run, config, store, progress)
     except DataError:  # they can't even be opened as the run's own: other domains, another layout
         return False
 
@@ -187,7 +187,7 @@ def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
 
 
 def _of_sources(
-    run: Run, config: RunConfig, dataset: DomainDataset, found: Audit, store: Path, report: Report
+    run: Run, config: RunConfig, dataset: DomainDataset, found: Audit, store: Path, progress: Progress
 ) -> list[str]:
     """Return what there is to be said about the images that a run learnt from: leakage, and whether they are others.
 
@@ -200,7 +200,7 @@ def _of_sources(
         report: told how far it is.
     """
     try:
-        learnt = open_sources(config, store, report)
+        learnt = open_sources(config, store, progress)
     except DataError as error:
         return [f"leakage, and whether images have changed since the run, can't be told: {error}"]
     names = run.classifier.about["sources"]

@@ -16,18 +16,18 @@ from vl2v.config import RunConfig
 from vl2v.data import DomainDataset
 from vl2v.methods.adip import align
 from vl2v.methods.averaging import Scores
-from vl2v.runs.report import Report
+from vl2v.progress import Progress
+from vl2v.runs.cache import SharedCache, backbone_name
+from vl2v.runs.datasets import Sources
 from vl2v.runs.settings import resolve
-from vl2v.runs.shelf import Shelf, backbone_name
-from vl2v.runs.sources import Sources
 from vl2v.seeds import derive
 from vl2v.students import BackboneSpec, Student, new_projector, pretrained_backbone
 from vl2v.training import (
-    Answers,
     DomainBalancedSampler,
     FeatureBatches,
     Rendering,
     StageWork,
+    TeacherTargets,
     Trainer,
     Validation,
     clean_pixels,
@@ -70,16 +70,16 @@ class Features:
         dataset: DomainDataset,
         fabric: Fabric,
         workers: int,
-        report: Report,
-        shelf: Shelf | None = None,
+        progress: Progress,
+        shared_cache: SharedCache | None = None,
         contents: Sequence[bytes] = (),
     ) -> None:
         self.student = student
         self.dataset = dataset
         self.fabric = fabric
         self.workers = workers
-        self.report = report
-        self.shelf = shelf
+        self.progress = progress
+        self.shared_cache = shared_cache
         self.contents = contents
         self.together = False
         self._kept: dict[tuple[bytes, int], Tensor] = {}
@@ -88,10 +88,10 @@ class Features:
         """Return F(x) [n, p] of images (dataset indices), of the clean ones or of one fixed view of each."""
         key = images.tobytes(), view[2] if view else 0
         if key not in self._kept:
-            if self.shelf is None or self.fabric.world_size > 1:  # each process computes its part
+            if self.shared_cache is None or self.fabric.world_size > 1:  # each process computes its part
                 self._kept[key] = self._compute(images, view)
             else:
-                self._kept[key] = self._shared(self.shelf, images, view)
+                self._kept[key] = self._shared(self.shared_cache, images, view)
         return self._kept[key]
 
     def spread(self) -> None:
@@ -102,28 +102,30 @@ class Features:
     def _compute(self, images: Indices, view: Rendering | None) -> Tensor:
         own = own_part(self.fabric, images) if self.together else images
         pixels = clean_pixels(self.dataset, own, self.student.spec.image_size, workers=self.workers, view=view)
-        tell = lambda done: self.report("student's features", done, len(own), "")  # noqa: E731
+        tell = lambda done: self.progress("student's features", done, len(own), "")  # noqa: E731
         found = compute_features(self.student, pixels, self.fabric, tell)
         return put_together(self.fabric, found, len(images)) if self.together else found
 
-    def _shared(self, shelf: Shelf, images: Indices, view: Rendering | None) -> Tensor:
+    def _shared(self, shared_cache: SharedCache, images: Indices, view: Rendering | None) -> Tensor:
         """Return F(x), computed only for images that no run has computed it for."""
         contents = [self.contents[image] for image in images]
         precision = type(self.fabric.strategy.precision).__name__
         name = backbone_name(self.student, precision, view[0].names[view[2]] if view else "clean")
-        with shelf.alone(name):
-            return self._on_shelf(shelf, name, contents, images, view)
+        with shared_cache.alone(name):
+            return self._on_shelf(shared_cache, name, contents, images, view)
 
     def _on_shelf(
-        self, shelf: Shelf, name: str, contents: Sequence[bytes], images: Indices, view: Rendering | None
+        self, shared_cache: SharedCache, name: str, contents: Sequence[bytes], images: Indices, view: Rendering | None
     ) -> Tensor:
         """Return F(x); what is missing under the name is computed and put there."""
-        found = shelf.features(name, contents)
+        found = shared_cache.features(name, contents)
         there = torch.zeros(len(images), dtype=torch.bool) if found is None else found[0]
         if not there.all():
             missing = ~there
             made = self._compute(images[missing.numpy()], view)
-            shelf.put_features(name, [content for content, one in zip(contents, missing, strict=True) if one], made)
+            shared_cache.put_features(
+                name, [content for content, one in zip(contents, missing, strict=True) if one], made
+            )
             features = made.new_zeros(len(images), made.shape[1])
             features[missing] = made
         else:
@@ -135,7 +137,12 @@ class Features:
 
 
 def aligned(
-    config: RunConfig, sources: Sources, features: Features, answers: Answers, seed: int, steps: int | None = None
+    config: RunConfig,
+    sources: Sources,
+    features: Features,
+    answers: TeacherTargets,
+    seed: int,
+    steps: int | None = None,
 ) -> tuple[Student, Scores]:
     """Return a first student, good for a few seconds' work: ADiP's Align on features alone, and how well it does.
 
@@ -169,6 +176,6 @@ def aligned(
         Validation(lambda: [seen], labels, texts, answers.scale),
     )
     with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(Path(folder), config.train, seed, progress=features.report, alone=True)
+        trainer = Trainer(Path(folder), config.train, seed, progress=features.progress, alone=True)
         scores = trainer.fit(student, [(stage, lambda: work)])
     return student, scores

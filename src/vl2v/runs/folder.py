@@ -16,7 +16,7 @@ from vl2v.embeddings import Refusal
 from vl2v.errors import RunError, writing
 from vl2v.io import locked as locked_file
 from vl2v.io import write_text
-from vl2v.places import HIDDEN, without_secrets
+from vl2v.privacy import HIDDEN, without_secrets
 from vl2v.runs.settings import REMOVED, from_earlier
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from vl2v.data import Audit, DomainDataset, audit
 from vl2v.embeddings.select import random_order
 from vl2v.errors import DataError
 from vl2v.evaluation.ridge import held_out
-from vl2v.runs.report import Report
-from vl2v.runs.sources import audit_cache, open_data
+from vl2v.progress import Progress
+from vl2v.runs.datasets import audit_cache, open_data
 
 Indices = NDArray[np.int64]
 
@@ -41,7 +41,7 @@ class Sample:
         return Sample(self.dataset.subset(places), self.audit.subset(places))
 
 
-def draw_sample(config: RunConfig, count: int, store: Path, report: Report) -> Sample:
+def draw_sample(config: RunConfig, count: int, store: Path, progress: Progress) -> Sample:
     """Return so many labelled images, balanced over classes and domains; unreadable ones and copies are passed over.
 
     Raises:
@@ -54,11 +54,11 @@ def draw_sample(config: RunConfig, count: int, store: Path, report: Report) -> S
         raise DataError(f"{dataset.root}: a teacher is checked on labelled images of two classes or more; none such")
     order = labelled[_order(dataset.labels[labelled], dataset.domain_ids[labelled], config.seed)]
     chosen: dict[bytes, int] = {}  # content -> image
-    tell = lambda done, total: report("reading images", done, total, "")  # noqa: E731
+    tell = lambda done, total: progress("reading images", done, total, "")  # noqa: E731
     while len(chosen) < count and len(order):
-        looked, order = order[: count - len(chosen)], order[count - len(chosen) :]
-        found = audit(dataset.subset(looked), cache=audit_cache(store), progress=tell)
-        for place, image in enumerate(looked):
+        evaluated, order = order[: count - len(chosen)], order[count - len(chosen) :]
+        found = audit(dataset.subset(evaluated), cache=audit_cache(store), progress=tell)
+        for place, image in enumerate(evaluated):
             if place not in found.problems:
                 chosen.setdefault(found.sha256[place], int(image))
     if not chosen:

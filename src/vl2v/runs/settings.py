@@ -10,7 +10,7 @@ from vl2v.config import TOWER, RunConfig, Tree, flat, merge, nested, paper_prese
 from vl2v.errors import ConfigError
 from vl2v.methods import Task, find_method, load_method, own_settings
 from vl2v.methods.registry import RENAMED
-from vl2v.places import public_name
+from vl2v.privacy import public_name
 
 PRESETS = ("default", "paper")
 DEFAULT_METHOD = "adip"

@@ -17,35 +17,35 @@ import torch
 from torch import Tensor, nn
 
 from vl2v.config import RunConfig
-from vl2v.devices import rank
 from vl2v.embeddings import EmbeddingStore, Views, text_targets
 from vl2v.errors import ConfigError, DataError, VL2VWarning
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.methods import Averager, Stage, Task, task_of
+from vl2v.progress import Progress, silent
 from vl2v.runs import teaching
-from vl2v.runs.asking import asking_about, asks_online, dim_of, with_purse
+from vl2v.runs.auto_loss import align_again, settled
 from vl2v.runs.bill import asker
-from vl2v.runs.choose import choose
+from vl2v.runs.cache import SharedCache, stage_name
+from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.evaluate import classifier_logits, evaluate_run
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.folder import Run, locked, open_run
-from vl2v.runs.moved import answers_of, keep_images, same_images
-from vl2v.runs.report import Report, silent
+from vl2v.runs.image_identity import predictions_of, same_images, save_images
+from vl2v.runs.select_images import choose
+from vl2v.runs.session import dim_of, open_session, queries_online, with_budget
 from vl2v.runs.settings import resolve
-from vl2v.runs.shelf import Shelf, stage_name
-from vl2v.runs.sources import Sources, open_sources
-from vl2v.runs.tuning import align_again, settled
 from vl2v.seeds import derive
 from vl2v.students import BackboneSpec, Classifier, Student, new_projector, output_width
+from vl2v.system import rank
 from vl2v.teachers import Teacher, prompts_for
 from vl2v.training import (
-    Answers,
     DomainBalancedSampler,
     FeatureBatches,
     PixelBatches,
     Renderer,
     Rendering,
     StageWork,
+    TeacherTargets,
     Trainer,
     Validation,
     clean_pixels,
@@ -65,8 +65,8 @@ def distill(
     preset: str = "default",
     store: Path | str | None = None,
     budget: float = 0,
-    shelf: Path | None = None,
-    report: Report = silent,
+    shared_cache: Path | None = None,
+    progress: Progress = silent,
 ) -> Run:
     """Train a student as the settings say, or finish a run that was interrupted.
 
@@ -88,42 +88,42 @@ def distill(
     config = resolve(settings, preset)
     out = Path(out)
     store = Path(store) if store else teaching.default_store()
-    report = silent if rank() else report
+    progress = silent if rank() else progress
     with nullcontext() if rank() else locked(out):
-        trainer = _new_trainer(out, config, report)
-        run, finished = from_first(trainer.fabric, lambda: _opened(out, config, store, report))
+        trainer = _new_trainer(out, config, progress)
+        run, finished = from_first(trainer.fabric, lambda: _opened(out, config, store, progress))
         if not finished:
             with EmbeddingStore(store) as answers:
-                train(run, trainer, answers, budget, Shelf(shelf) if shelf else None, report)
-        from_first(trainer.fabric, lambda: _evaluated(run, store, report))
+                train(run, trainer, answers, budget, SharedCache(shared_cache) if shared_cache else None, progress)
+        from_first(trainer.fabric, lambda: _evaluated(run, store, progress))
     return run
 
 
-def _opened(out: Path, config: RunConfig, store: Path, report: Report) -> tuple[Run, bool]:
-    run = open_run(out, config, lambda run: same_images(run, config, store, report))
+def _opened(out: Path, config: RunConfig, store: Path, progress: Progress) -> tuple[Run, bool]:
+    run = open_run(out, config, lambda run: same_images(run, config, store, progress))
     return run, run.finished
 
 
-def _open_sources(run: Run, store: Path, report: Report) -> Sources:
-    sources = open_sources(run.config, store, report)
-    keep_images(run, sources)
+def _open_sources(run: Run, store: Path, progress: Progress) -> Sources:
+    sources = open_sources(run.config, store, progress)
+    save_images(run, sources)
     return sources
 
 
-def _evaluated(run: Run, store: Path, report: Report) -> None:
-    if answers_of(run) is None:
-        run.save_evaluation(evaluate_run(run, store=store, keep=True, report=report))
+def _evaluated(run: Run, store: Path, progress: Progress) -> None:
+    if predictions_of(run) is None:
+        run.save_evaluation(evaluate_run(run, store=store, keep=True, progress=progress))
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # five times the student's size
 
 
-def _new_trainer(folder: Path, config: RunConfig, report: Report) -> Trainer:
+def _new_trainer(folder: Path, config: RunConfig, progress: Progress) -> Trainer:
     return Trainer(
         folder,
         config.train,
         config.seed,
         batch_norm=config.student.batch_norm,
         average=partial(_swad, config),
-        progress=report,
+        progress=progress,
     )
 
 
@@ -138,7 +138,12 @@ def _swad(config: RunConfig, stage: Stage, last: bool) -> Averager | None:
 
 
 def train(
-    run: Run, trainer: Trainer, store: EmbeddingStore, budget: float, shelf: Shelf | None, report: Report
+    run: Run,
+    trainer: Trainer,
+    store: EmbeddingStore,
+    budget: float,
+    shared_cache: SharedCache | None,
+    progress: Progress,
 ) -> None:
     """Train the run's student and save it.
 
@@ -160,15 +165,15 @@ def train(
         raise ConfigError(f"method {config.method}: trains no student; it is a row of `vl2v benchmark`")
     _check_parts(config, task, fabric.world_size)
     if config.train.swad and any(new().over_steps for stage in task.stages for new in stage.averagers):
-        report(f"train.swad changes nothing: {config.method} averages its weights in a way of its own", 1, 1, "")
-    sources = from_first(fabric, lambda: _open_sources(run, store.path, report))
+        progress(f"train.swad changes nothing: {config.method} averages its weights in a way of its own", 1, 1, "")
+    sources = from_first(fabric, lambda: _open_sources(run, store.path, progress))
     for note in _check_classes(task, sources):
         warnings.warn(note, VL2VWarning, stacklevel=2)
     own_tower = teaching.has_tower(config, task)
     wanted = task.queries != "nothing" or own_tower
-    needed = fabric.is_global_zero or own_tower or asks_online(config)
+    needed = fabric.is_global_zero or own_tower or queries_online(config)
     teacher = teaching.the_teacher(config.teacher) if wanted and needed else None
-    if asks_online(config) and teacher is not None:
+    if queries_online(config) and teacher is not None:
         teaching.online(config.teacher, teacher)  # refuses a black box, before it is paid for anything
     base = (
         teaching.tower(teacher, config.student.statistics)
@@ -176,47 +181,53 @@ def train(
         else new_backbone(config)
     )
     with ExitStack() as paid:
-        purse = with_purse(teacher, store.path, budget, asker(run.folder)) if teacher else nullcontext()
-        account = paid.enter_context(purse) if fabric.is_global_zero else None
+        paying = with_budget(teacher, store.path, budget, asker(run.folder)) if teacher else nullcontext()
+        spending = paid.enter_context(paying) if fabric.is_global_zero else None
         dim = from_first(fabric, lambda: dim_of(store, teacher) if teacher else 0)
         student = new_student(config, task, len(sources.dataset.classes), base, dim)
         trainer.prepare(student)
         features = Features(
-            student, sources.dataset, trainer.fabric, config.data.workers, report, shelf, sources.audit.contents
+            student,
+            sources.dataset,
+            trainer.fabric,
+            config.data.workers,
+            progress,
+            shared_cache,
+            sources.audit.contents,
         )
-        views, answers = Views(), Answers(sources.dataset.labels, domains=sources.dataset.domain_ids)
+        views, answers = Views(), TeacherTargets(sources.dataset.labels, domains=sources.dataset.domain_ids)
         if task.queries != "nothing":
             views = teaching.fixed_views(config.teacher, student.spec.image_size)
 
-            def asked() -> Answers:
+            def asked() -> TeacherTargets:
                 assert teacher is not None
-                asking = asking_about(config, store, teacher, account, sources, views, report)
-                asking = replace(asking, buys_new_sizes=False)
+                session = open_session(config, store, teacher, spending, sources, views, progress)
+                session = replace(session, buys_new_sizes=False)
                 nothing = np.zeros(0, np.int64)
-                chosen = nothing if task.queries == "texts" else choose(asking, sources, features, run.folder)
-                run.save_refused(asking.ask(chosen))
-                return asking.answers(chosen)
+                chosen = nothing if task.queries == "texts" else choose(session, sources, features, run.folder)
+                run.save_refused(session.ask(chosen))
+                return session.answers(chosen)
 
             answers = from_first(fabric, asked)
-            if asks_online(config) and teacher is not None:
+            if queries_online(config) and teacher is not None:
                 answers = replace(answers, ask=teaching.online(config.teacher, teacher))
     if task.head == "stacked":
         assert answers.texts is not None
         student.classify_by(torch.from_numpy(answers.texts))
     features.spread()
-    task = settled(task, run.folder, sources, answers, features, fabric, report)
+    task = settled(task, run.folder, sources, answers, features, fabric, progress)
     work = _Work(run, student, sources, answers, views, trainer, features)
     with ExitStack() as held:
         alone = fabric.world_size == 1
-        keep = work.share(shelf, task.stages[0], held) if shelf is not None and alone else None
+        keep = work.share(shared_cache, task.stages[0], held) if shared_cache is not None and alone else None
         trainer.fit(student, [(stage, partial(work.of, stage)) for stage in task.stages], keep)
     if not fabric.is_global_zero:
         return
     student.fold()
     if task.refits:
-        trained = Features(student, sources.dataset, fabric, config.data.workers, report)
+        trained = Features(student, sources.dataset, fabric, config.data.workers, progress)
         if (best := align_again(student, sources, answers, trained)) is not None:
-            report(f"aligned again, lambda {best:g}", 1, 1, "")
+            progress(f"aligned again, lambda {best:g}", 1, 1, "")
     texts = torch.from_numpy(answers.texts) if student.head == "text" and answers.texts is not None else None
     scale = answers.scale if student.head == "text" else 1.0
     classifier = Classifier(
@@ -231,7 +242,7 @@ def train(
     classifier.save(run.folder / "student")
 
 
-def _about(config: RunConfig, sources: Sources, teacher: Teacher | None, answers: Answers) -> dict[str, Any]:
+def _about(config: RunConfig, sources: Sources, teacher: Teacher | None, answers: TeacherTargets) -> dict[str, Any]:
     """Return where a student comes from."""
     told = None
     if teacher is not None:
@@ -337,7 +348,7 @@ class _Work:
     run: Run
     student: Student
     sources: Sources
-    answers: Answers
+    answers: TeacherTargets
     views: Views
     trainer: Trainer
     features: Features
@@ -353,7 +364,7 @@ class _Work:
         batches = self._feature_batches(sampler) if cached else self._pixel_batches(sampler, answers)
         return StageWork(stage, settings, batches, self._validation(cached=cached))
 
-    def share(self, shelf: Shelf, stage: Stage, held: ExitStack) -> Callable[[int], None] | None:
+    def share(self, shared_cache: SharedCache, stage: Stage, held: ExitStack) -> Callable[[int], None] | None:
         """Start after a first stage that another run went through; else return what keeps ours for others.
 
         Until then the stage is held: others wait for it. A run that is gone on with waits for none.
@@ -371,19 +382,19 @@ class _Work:
         if name is None or answers.ask is not None:
             return None
         if not (folder / "checkpoints").exists():
-            held.enter_context(shelf.alone(name))
-            if shelf.take_stage(name, folder):
+            held.enter_context(shared_cache.alone(name))
+            if shared_cache.take_stage(name, folder):
                 held.close()
                 return None
 
         def ended(number: int) -> None:
             if number == 0:
-                shelf.put_stage(name, folder)
+                shared_cache.put_stage(name, folder)
                 held.close()
 
         return ended
 
-    def _pixel_batches(self, sampler: DomainBalancedSampler, answers: Answers) -> PixelBatches:
+    def _pixel_batches(self, sampler: DomainBalancedSampler, answers: TeacherTargets) -> PixelBatches:
         renderer = Renderer(
             self.sources.dataset, self.sources.audit.sha256, self.views, self.student.spec.image_size, sampler.seed
         )

@@ -14,18 +14,18 @@ from vl2v.embeddings import EmbeddingStore, Views, image_key
 from vl2v.errors import TeacherError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.io import write_text
-from vl2v.runs.asking import Asking
+from vl2v.progress import Progress, silent
+from vl2v.runs.datasets import open_data, usable
 from vl2v.runs.evaluate import TEACHER, measured, validation
 from vl2v.runs.predictions import Predictions, content
-from vl2v.runs.report import Report, silent
+from vl2v.runs.session import TeacherSession
 from vl2v.runs.settings import resolve
-from vl2v.runs.sources import open_data, usable
 from vl2v.runs.teaching import the_teacher
 
 CLIP_SCALE = 100.0  # of a teacher that doesn't tell: calibration depends on it, accuracy doesn't
 
 
-def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, report: Report = silent) -> Evaluation:
+def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, progress: Progress = silent) -> Evaluation:
     """Measure the zero-shot teacher on every domain from answers that the store has; nothing is asked.
 
     Images that it refused or wasn't asked about aren't measured; the evaluation's notes say how many.
@@ -41,7 +41,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
     """
     config = resolve(settings)
     data = config.data
-    dataset, found = usable(open_data(data), store, report)
+    dataset, found = usable(open_data(data), store, progress)
     teacher = the_teacher(config.teacher)
     sources = [name for name in dataset.domains if name not in data.target]
     val = validation(data, dataset, sources)
@@ -49,11 +49,11 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, repo
     notes: list[str] = []
     kept = Predictions.nothing(dataset.classes, dataset.domains, content(dataset, found))
     with EmbeddingStore(store, read_only=True) as answers:
-        asking = Asking(config, answers, teacher, None, dataset, found, sources, Views(), report)
-        texts = asking.texts()
+        session = TeacherSession(config, answers, teacher, None, dataset, found, sources, Views(), progress)
+        texts = session.texts()
         scale = config.teacher.logit_scale or teacher.logit_scale or CLIP_SCALE
         for number, domain in enumerate(dataset.domains):
-            report("evaluating", number, len(dataset.domains), domain)
+            progress("evaluating", number, len(dataset.domains), domain)
             indices = measured(config, dataset, domain, val)
             keys = [image_key(found.contents[i]) for i in indices]
             there = answers.known(teacher.fingerprint, keys)

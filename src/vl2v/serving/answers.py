@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from vl2v.data.decoding import ImageError
 from vl2v.deploy.runtime import Exported
-from vl2v.devices import processors
+from vl2v.system import processors
 from vl2v.web.batches import Batches
 
 Rows = NDArray[np.float32]

@@ -18,20 +18,20 @@ from vl2v import __version__
 from vl2v.data.decoding import ImageError
 from vl2v.deploy.runtime import Exported
 from vl2v.errors import StoreError, StudentError, TeacherError
+from vl2v.serving.access import FromHere, Local, Locked, failure
 from vl2v.serving.answers import BadImage, Network
 from vl2v.serving.decoders import Decoders
-from vl2v.serving.described import locked
-from vl2v.serving.guard import FromHere, Local, Locked, failure
 from vl2v.serving.health import health_routes
 from vl2v.serving.images import image_routes
 from vl2v.serving.kserve import kserve_routes
 from vl2v.serving.metrics import ServingMetrics
 from vl2v.serving.requests import BODY
+from vl2v.serving.schemas import locked
 from vl2v.serving.service import Service
+from vl2v.serving.teacher_client import TeacherClient
 from vl2v.serving.teaching import teaching_routes
-from vl2v.serving.tutor import Tutor
-from vl2v.serving.watch import Watch
-from vl2v.teachers.rented import BudgetReached
+from vl2v.serving.traffic_log import TrafficLog
+from vl2v.teachers.paid.teacher import BudgetReached
 from vl2v.web.batches import Busy, Waited
 from vl2v.web.bodies import Bodies
 
@@ -40,8 +40,8 @@ TOGETHER = 4 * BODY  # bytes of all bodies that are held at once
 
 def create_app(
     student: Exported,
-    tutor: Tutor,
-    watch: Watch,
+    teacher_client: TeacherClient,
+    traffic_log: TrafficLog,
     *,
     name: str = "student",
     key: str = "",
@@ -63,7 +63,7 @@ def create_app(
     network = Network(student, waiting=waiting, observe=metrics.batches.observe)
     metrics.queued.set_function(lambda: network.batches.queued)
     decoders = Decoders(student.card["image_size"])
-    service = Service(name, student, network, decoders, tutor, watch, metrics)
+    service = Service(name, student, network, decoders, teacher_client, traffic_log, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -72,7 +72,7 @@ def create_app(
         yield
         network.batches.close()
         await decoders.close()
-        watch.close()
+        traffic_log.close()
 
     app = FastAPI(title="vl2v serve", version=__version__, docs_url=None, redoc_url=None, lifespan=lifespan)
     routers = [routes(service) for routes in (image_routes, teaching_routes, health_routes, kserve_routes)]

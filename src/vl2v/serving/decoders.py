@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import ImageError, decode, decoding_bytes
-from vl2v.devices import processors
 from vl2v.serving.answers import BadImage
+from vl2v.system import processors
 from vl2v.web.batches import Busy, Waited
 
 LIGHT = 8 * 2**20  # bytes of memory: what needs more is decoded elsewhere

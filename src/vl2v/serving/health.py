@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from vl2v.serving.described import failures
+from vl2v.serving.schemas import failures
 from vl2v.serving.service import Service, client_of
 from vl2v.web.metrics import TEXT
 
@@ -29,7 +29,7 @@ def health_routes(service: Service) -> APIRouter:
     @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
     def metrics() -> Response:
         """Return Prometheus metrics; they name no client."""
-        service.metrics.watched(service.watch)
+        service.metrics.watched(service.traffic_log)
         return Response(service.metrics.text(), media_type=TEXT)
 
     return routes

@@ -9,9 +9,9 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from vl2v.serving.described import ANY_BODY, SEVERAL, About, Answers, failures
 from vl2v.serving.page import page
 from vl2v.serving.requests import BODY, IMAGES, files_of
+from vl2v.serving.schemas import ANY_BODY, SEVERAL, About, Answers, failures
 from vl2v.serving.service import Service, client_of
 
 
@@ -36,7 +36,7 @@ def image_routes(service: Service) -> APIRouter:
     async def about() -> Any:
         """Tell what answers here."""
         card = {key: service.student.card[key] for key in ("form", "precision", "image_size", "threshold")}
-        teacher = await asyncio.to_thread(service.tutor.about)
+        teacher = await asyncio.to_thread(service.teacher_client.about)
         return {"model": service.name, **card, "images": IMAGES, "bytes": BODY, "teacher": teacher}
 
     return routes

@@ -10,7 +10,7 @@ from prometheus_client import Counter, Gauge
 from vl2v.deploy.drift import WINDOW
 from vl2v.deploy.prediction import Prediction
 from vl2v.names import UNKNOWN
-from vl2v.serving.watch import Watch
+from vl2v.serving.traffic_log import TrafficLog
 from vl2v.web.metrics import Metrics
 
 
@@ -36,9 +36,9 @@ class ServingMetrics(Metrics):
         self.images.inc(len(answers))
         self.unknown.inc(sum(answer.label == UNKNOWN for answer in answers))
 
-    def watched(self, watch: Watch) -> None:
+    def watched(self, traffic_log: TrafficLog) -> None:
         """Set the gauges of drift; what can't be told is NaN."""
-        found = watch.drift()
+        found = traffic_log.drift()
         nan = float("nan")
         self.distance.set(nan if found is None or found.distance is None else found.distance)
         self.share.set(nan if found is None else found.unknown)

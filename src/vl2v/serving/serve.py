@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from vl2v.deploy.runtime import Exported, exports_in, load, load_current
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.secret import read_secret
-from vl2v.web.places import check_host
+from vl2v.web.addresses import check_host
+from vl2v.web.freeze_gc import freeze_gc
 from vl2v.web.server import listen
-from vl2v.web.steady import spare_what_is_there
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -114,13 +114,13 @@ def application(
     """Return what is served; see `serve`."""
     from vl2v.runs import default_store
     from vl2v.serving.app import create_app
-    from vl2v.serving.tutor import Tutor
-    from vl2v.serving.watch import Watch
+    from vl2v.serving.teacher_client import TeacherClient
+    from vl2v.serving.traffic_log import TrafficLog
     from vl2v.teachers import open_teacher
 
     asked = None if teacher is None else open_teacher(teacher)
-    tutor = Tutor(student, store or default_store(), asked, budget)
-    app = create_app(student, tutor, Watch(student, log), name=name, key=key, origins=origins)
-    app.state.stopping = tutor.stop
-    spare_what_is_there()
+    teacher_client = TeacherClient(student, store or default_store(), asked, budget)
+    app = create_app(student, teacher_client, TrafficLog(student, log), name=name, key=key, origins=origins)
+    app.state.stopping = teacher_client.stop
+    freeze_gc()
     return app

@@ -13,8 +13,8 @@ from vl2v.deploy.runtime import Exported
 from vl2v.serving.answers import Network, Thing
 from vl2v.serving.decoders import Decoders
 from vl2v.serving.metrics import ServingMetrics
-from vl2v.serving.tutor import Tutor
-from vl2v.serving.watch import Watch
+from vl2v.serving.teacher_client import TeacherClient
+from vl2v.serving.traffic_log import TrafficLog
 from vl2v.web.batches import Busy
 
 
@@ -36,8 +36,8 @@ class Service:
     student: Exported
     network: Network
     decoders: Decoders
-    tutor: Tutor
-    watch: Watch
+    teacher_client: TeacherClient
+    traffic_log: TrafficLog
     metrics: ServingMetrics
 
     async def predictions(self, things: Sequence[Thing], client: str = "") -> list[Prediction]:
@@ -49,7 +49,7 @@ class Service:
         """
         rows = await self.network.outputs(await self.decoders.views(things, client), client)
         answers = self.student.predictions(rows)
-        self.watch.add(rows, answers)
+        self.traffic_log.add(rows, answers)
         self.metrics.count(answers)
         return answers
 

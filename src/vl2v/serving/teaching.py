@@ -14,8 +14,8 @@ from starlette.exceptions import HTTPException
 
 from vl2v.errors import StudentError
 from vl2v.names import same_name
-from vl2v.serving.described import ANY_BODY, Classes, Opinion, body, failures
 from vl2v.serving.requests import NewClass, OneImage, body_of
+from vl2v.serving.schemas import ANY_BODY, Classes, Opinion, body, failures
 from vl2v.serving.service import Service
 
 ADDED = 1000  # classes beside the student's own
@@ -23,14 +23,14 @@ ADDED = 1000  # classes beside the student's own
 
 def teaching_routes(service: Service) -> APIRouter:
     """Return `/classes` and `/teacher`."""
-    routes, student, tutor = APIRouter(), service.student, service.tutor
+    routes, student, teacher_client = APIRouter(), service.student, service.teacher_client
     most = len(student.classes) + ADDED
-    asking = asyncio.Lock()  # one question to the teacher at a time
+    session = asyncio.Lock()  # one question to the teacher at a time
 
     @routes.get("/classes", response_model=Classes)
     async def classes() -> Any:
         """List the classes."""
-        return {"classes": student.classes, "obstacle": tutor.obstacle()}
+        return {"classes": student.classes, "obstacle": teacher_client.obstacle()}
 
     @routes.post(
         "/classes",
@@ -42,12 +42,12 @@ def teaching_routes(service: Service) -> APIRouter:
     async def add_class(request: Request) -> Any:
         """Add a class, until the server is stopped."""
         asked = await body_of(request, NewClass)
-        async with asking:
+        async with session:
             name = student.check_new(asked.name)
             if len(student.classes) >= most:
                 raise StudentError(f"there are {most} classes, as many as the server takes; remove one first")
             if asked.embedding is None:
-                text = await asyncio.to_thread(tutor.text, name)
+                text = await asyncio.to_thread(teacher_client.text, name)
             else:
                 text = _unit(asked.embedding)
             student.add_class(name, text)
@@ -73,9 +73,9 @@ def teaching_routes(service: Service) -> APIRouter:
     async def ask_teacher(request: Request) -> Any:
         """Say what the teacher says of an image; a rented one costs money, once an image."""
         asked = await body_of(request, OneImage)
-        async with asking:
-            opinion = await asyncio.to_thread(tutor.opinion, asked.file())
-            return {"answer": asdict(opinion), "teacher": await asyncio.to_thread(tutor.about)}
+        async with session:
+            opinion = await asyncio.to_thread(teacher_client.opinion, asked.file())
+            return {"answer": asdict(opinion), "teacher": await asyncio.to_thread(teacher_client.about)}
 
     return routes
 

@@ -20,7 +20,7 @@ from vl2v.config import Section
 from vl2v.deploy.prediction import Prediction, Predictor, prediction
 from vl2v.errors import StudentError
 from vl2v.io import replacing, write_tensors
-from vl2v.places import HIDDEN, without_secrets
+from vl2v.privacy import HIDDEN, without_secrets
 from vl2v.students.backbone import build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
 from vl2v.teachers import BackboneSpec

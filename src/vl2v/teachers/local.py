@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vl2v.data import ImageError, decode
-from vl2v.devices import best_device, has_bfloat16, keep_freed_memory
 from vl2v.errors import TeacherError
+from vl2v.system import best_device, has_bfloat16, reuse_freed_memory
 from vl2v.teachers.protocol import ANSWER_VERSION, BackboneSpec, EncodedImage, Vectors
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class LocalTeacher:
         self.device = best_device() if device == "auto" else device
         self._kind = torch.device(self.device).type
         if self._kind == "cpu":
-            keep_freed_memory()
+            reuse_freed_memory()
         self.bfloat16 = has_bfloat16(self._kind) if precision == "auto" else precision == "bf16"
         facts = {**about, "bfloat16": self.bfloat16, "version": ANSWER_VERSION, "weights": digest(model)}
         self.fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]

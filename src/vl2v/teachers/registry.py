@@ -18,14 +18,14 @@ _BUILTIN = {
     "hf": "vl2v.teachers.hf:open_hf",
     "recorded": "vl2v.teachers.recorded:open_recorded",
     "tiny": "vl2v.teachers.open_clip:open_tiny",
-    "openai-compatible": "vl2v.teachers.remote:open_openai_compatible",
-    "jina": "vl2v.teachers.remote:open_jina",
-    "cohere": "vl2v.teachers.remote:open_cohere",
-    "voyage": "vl2v.teachers.remote:open_voyage",
-    "gemini": "vl2v.teachers.remote:open_gemini",
-    "bedrock": "vl2v.teachers.remote:open_bedrock",
-    "vllm": "vl2v.teachers.remote:open_vllm",
-    "azure-vision": "vl2v.teachers.remote:open_azure_vision",
+    "openai-compatible": "vl2v.teachers.paid:open_openai_compatible",
+    "jina": "vl2v.teachers.paid:open_jina",
+    "cohere": "vl2v.teachers.paid:open_cohere",
+    "voyage": "vl2v.teachers.paid:open_voyage",
+    "gemini": "vl2v.teachers.paid:open_gemini",
+    "bedrock": "vl2v.teachers.paid:open_bedrock",
+    "vllm": "vl2v.teachers.paid:open_vllm",
+    "azure-vision": "vl2v.teachers.paid:open_azure_vision",
 }
 _WHITE = ("open_clip", "hf", "tiny")
 

@@ -1,13 +1,12 @@
 """Training: the one loop, its batches, checkpoints and weight averaging."""
 
-from vl2v.training.batches import Answers, FeatureBatches, PixelBatches, Renderer, Rendering, clean_pixels
+from vl2v.training.batches import FeatureBatches, PixelBatches, Renderer, Rendering, TeacherTargets, clean_pixels
 from vl2v.training.features import compute_features
 from vl2v.training.loop import Progress, StageWork, Trainer, Validation
 from vl2v.training.processes import from_first, new_fabric, own_part, put_together
 from vl2v.training.sampler import DomainBalancedSampler
 
 __all__ = [
-    "Answers",
     "DomainBalancedSampler",
     "FeatureBatches",
     "PixelBatches",
@@ -15,6 +14,7 @@ __all__ = [
     "Renderer",
     "Rendering",
     "StageWork",
+    "TeacherTargets",
     "Trainer",
     "Validation",
     "clean_pixels",

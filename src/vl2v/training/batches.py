@@ -36,7 +36,7 @@ class Batches(Protocol):
 
 
 @dataclass(frozen=True)
-class Answers:
+class TeacherTargets:
     """Everything that images are to be taught, by dataset index.
 
     Attributes:
@@ -113,7 +113,7 @@ class PixelBatches:
 
     sampler: DomainBalancedSampler
     renderer: Renderer
-    answers: Answers
+    answers: TeacherTargets
     workers: int
 
     def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
@@ -136,7 +136,7 @@ class FeatureBatches:
 
     sampler: DomainBalancedSampler
     features: Tensor
-    answers: Answers
+    answers: TeacherTargets
     first_view: int
     seed: int
 

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from vl2v.config import StageConfig, TrainConfig
-from vl2v.devices import keep_freed_memory
 from vl2v.errors import RunError
 from vl2v.methods import Averager, Stage, Targets
 from vl2v.methods.averaging import Scores, Weights
 from vl2v.seeds import derive
 from vl2v.students import Student, as_logits, evaluating, quick_depthwise
+from vl2v.system import reuse_freed_memory
 from vl2v.training.batches import Batches
 from vl2v.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from vl2v.training.learner import Learner
@@ -106,7 +106,7 @@ class Trainer:
         self.progress = progress
         self.fabric = new_fabric(config) if alone else launched_fabric(config)
         if self.fabric.device.type == "cpu":
-            keep_freed_memory()
+            reuse_freed_memory()
         self.log = MetricsLog(folder, tensorboard=config.tensorboard and self.fabric.is_global_zero)
 
     @property

@@ -19,8 +19,8 @@ from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from vl2v.config import TrainConfig
-from vl2v.devices import best_device, has_bfloat16, world_size
 from vl2v.errors import ConfigError, RunError
+from vl2v.system import best_device, has_bfloat16, world_size
 from vl2v.training.sampler import Indices
 from vl2v.training.sharding import shard
 

@@ -23,7 +23,7 @@ from prometheus_client import Counter
 from vl2v.teachers import Teacher
 from vl2v.vendor import requests
 from vl2v.vendor.addresses import Address, Addresses, Unfetched
-from vl2v.vendor.desk import BadImage, Desk, Image, TooDear, Unbilled
+from vl2v.vendor.batching import BadImage, Batcher, Image, TooDear, Unbilled
 from vl2v.vendor.document import document
 from vl2v.vendor.fair import Fair, Stopped
 from vl2v.vendor.keys import Key, Keys
@@ -58,8 +58,8 @@ class _Gone(Exception):
 class _Counts(Metrics):
     def __init__(self) -> None:
         super().__init__()
-        self.questions = Counter("vl2v_questions", "things that were embedded", ["kind"], registry=self.registry)
-        self.kinds = {kind: self.questions.labels(kind) for kind in ("text", "image")}
+        self.queries = Counter("vl2v_questions", "things that were embedded", ["kind"], registry=self.registry)
+        self.kinds = {kind: self.queries.labels(kind) for kind in ("text", "image")}
 
 
 def create_app(
@@ -98,8 +98,8 @@ class App:
         self.meter = meter
         self.addresses = addresses
         self.metrics = _Counts()
-        self.desk = Desk(teacher, meter, most=batch, waiting=waiting, observe=self.metrics.batches.observe)
-        self.metrics.queued.set_function(lambda: self.desk.queued)
+        self.batcher = Batcher(teacher, meter, most=batch, waiting=waiting, observe=self.metrics.batches.observe)
+        self.metrics.queued.set_function(lambda: self.batcher.queued)
         self.readers: Fair[bytes, Read] = Fair(self._read_all, most=1, cost=1)
         self.running: dict[bytes, tuple[bytes, asyncio.Future[bytes]]] = {}  # by the digest of the Idempotency-Key
         self.held: dict[str, int] = defaultdict(int)  # bytes of bodies by client
@@ -134,7 +134,7 @@ class App:
                 sys.setswitchinterval(TURN)
             if message["type"] == "lifespan.shutdown":
                 await asyncio.to_thread(self.readers.close)
-                await asyncio.to_thread(self.desk.close)
+                await asyncio.to_thread(self.batcher.close)
                 await self.addresses.close()
             await send({"type": f"{message['type']}.complete"})
             if message["type"] == "lifespan.shutdown":
@@ -205,7 +205,7 @@ class App:
         length = _header(headers, b"content-length") or b"0"
         if not length.isdigit() or int(length[:20]) > BODY:
             raise _too_large()
-        if self.desk.full(key.name):  # before its body is read
+        if self.batcher.full(key.name):  # before its body is read
             refusal = _why(Busy("too many requests are waiting"))
             refusal.headers["Connection"] = "close"
             raise refusal
@@ -321,9 +321,9 @@ class App:
         sale = Sale(key.name, asked.kind, asked.count, micro, number, digest, asked.asked if digest else b"")
         try:
             if asked.kind == "text":
-                rows = await self.desk.texts(asked.texts, sale)
+                rows = await self.batcher.texts(asked.texts, sale)
             else:
-                rows = await self.desk.images(await self._fetched(asked.images), sale)
+                rows = await self.batcher.images(await self._fetched(asked.images), sale)
         except BaseException as error:
             self.meter.release(key, asked.count)
             if isinstance(error, Exception):

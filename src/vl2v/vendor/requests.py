@@ -16,7 +16,7 @@ from vl2v.data import decoding
 from vl2v.data.decoding import ImageError, image_size
 from vl2v.teachers import EncodedImage
 from vl2v.vendor.addresses import Address, Addresses, Unfetched
-from vl2v.vendor.desk import Image
+from vl2v.vendor.batching import Image
 
 IMAGES, TEXTS = 32, 2048  # a request
 TEXT_LENGTH = 10_000

@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vl2v.errors import ConfigError, need_extra
-from vl2v.places import public_name
+from vl2v.privacy import public_name
 from vl2v.teachers import open_teacher
 from vl2v.vendor.keys import Keys, read_keys
 from vl2v.vendor.meter import Meter
-from vl2v.web.places import check_host
+from vl2v.web.addresses import check_host
+from vl2v.web.freeze_gc import freeze_gc
 from vl2v.web.server import listen
-from vl2v.web.steady import spare_what_is_there
 
 _log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ def serve(
     meter = Meter(ledger)
     app = create_app(open_teacher(spec), found, meter, name=name or public_name(spec), addresses=addresses)
     _reload_on_hangup(found, keys)
-    spare_what_is_there()
+    freeze_gc()
     try:
         listen(app, host, port, told)
     finally:

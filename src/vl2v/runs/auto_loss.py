@@ -1,0 +1,120 @@
+"""What a run chooses by its images: lambda and temperature, before it trains anything, and the last projector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from numpy.typing import NDArray
+from torch import nn
+
+from vl2v.evaluation.ridge import Taught, best_lambda, fitted, lambda_accuracies
+from vl2v.evaluation.temperature import soft_temperature
+from vl2v.io import write_text
+from vl2v.methods import Task
+from vl2v.progress import Progress
+from vl2v.runs.datasets import Sources
+from vl2v.runs.features import Features
+from vl2v.runs.folder import read_json
+from vl2v.students import Student
+from vl2v.training import TeacherTargets, from_first
+
+FEW = 10  # images with a label and an answer; fewer tell nothing
+
+
+def settled(
+    task: Task,
+    run: Path,
+    sources: Sources,
+    answers: TeacherTargets,
+    features: Features,
+    fabric: Fabric,
+    progress: Progress,
+) -> Task:
+    """Return the task with numbers for those of its settings that are "auto": chosen by the teacher's embeddings.
+
+    They stand in the run's `chosen.json`, with how accurate each lambda was; what was chosen there before is taken.
+
+    Args:
+        task: how the student learns.
+        run: the run folder.
+        sources: the images to learn from.
+        answers: the teacher's.
+        features: of the backbone as it starts.
+        fabric: every process of a run calls this.
+        report: told what was chosen.
+    """
+    file, names = run / "chosen.json", task.automatic
+    if not names:
+        return task
+    kept: dict[str, Any] = from_first(fabric, lambda: read_json(file, {}))
+    missing = [name for name in names if name not in kept]
+    if "lambda" in missing:
+        kept |= _best_lambda(sources, answers, features, fabric)
+    if "temperature" in missing:
+        kept["temperature"] = from_first(fabric, lambda: _soft_temperature(sources, answers))
+    if missing:
+        from_first(fabric, lambda: write_text(file, json.dumps(kept, indent=2)))
+    for name in names:
+        progress(f"{name} {kept[name]:g}", 1, 1, "")
+    return task.with_chosen({name: kept[name] for name in names})
+
+
+def _soft_temperature(sources: Sources, answers: TeacherTargets) -> float:
+    """Return the temperature for the teacher's answers about the images to learn from; 2 where few are known."""
+    assert answers.images is not None and answers.texts is not None
+    images = answers.images[_images(sources, answers), 0].astype(np.float32)
+    known = images[images.any(1)]
+    return soft_temperature(known, answers.texts, answers.scale) if len(known) >= FEW else 2.0
+
+
+def _best_lambda(sources: Sources, answers: TeacherTargets, features: Features, fabric: Fabric) -> dict[str, Any]:
+    """Return the lambda that is best for domains left out, and how good each is; a half where few are known."""
+    assert answers.images is not None and answers.texts is not None
+    indices = _images(sources, answers)
+    images, texts = answers.images[indices, 0], answers.texts
+    known = (answers.labels[indices] >= 0) & images.any(1)
+    if known.sum() < FEW:
+        return {"lambda": 0.5}
+    found = features.of(indices).numpy()  # the very ones that Align learns from
+    places = indices[known]
+    labels, groups = answers.labels[places], sources.dataset.domain_ids[places]
+    taught = Taught(found[known], images[known].astype(np.float32), texts, labels, groups)
+    accuracies = from_first(fabric, lambda: lambda_accuracies(taught))
+    return {"lambda": best_lambda(accuracies, len(places)), "accuracies": accuracies}
+
+
+def align_again(student: Student, sources: Sources, answers: TeacherTargets, features: Features) -> float | None:
+    """Give a trained student the projector that fits its backbone best, in closed form; return the lambda of it.
+
+    None: there are too few images with a label and an answer to tell, and nothing has changed.
+
+    Args:
+        student: its backbone is trained.
+        sources: the images to learn from.
+        answers: the teacher's; where an image wasn't asked about, its class's text stands for one.
+        features: of the backbone as it ended.
+    """
+    assert answers.images is not None and answers.texts is not None
+    indices = _images(sources, answers)
+    indices = indices[answers.labels[indices] >= 0]
+    labels, images, texts = answers.labels[indices], answers.images[indices, 0].astype(np.float32), answers.texts
+    asked = images.any(1)
+    if asked.sum() < FEW:
+        return None
+    images[~asked] = texts[labels[~asked]]
+    fit = fitted(Taught(features.of(indices).numpy(), images, texts, labels, sources.dataset.domain_ids[indices]))
+    assert isinstance(student.projector, nn.Linear)
+    with torch.no_grad():
+        student.projector.weight.copy_(torch.from_numpy(fit.weight))
+        student.projector.bias.copy_(torch.from_numpy(fit.bias))
+    return fit.lambda_
+
+
+def _images(sources: Sources, answers: TeacherTargets) -> NDArray[np.int64]:
+    """Return the images that something is learnt from (dataset indices, sorted)."""
+    return np.sort(np.concatenate(sources.groups(answers.answered(sources.split.unlabelled))))

@@ -1,0 +1,134 @@
+"""What the runs of a benchmark share: features of pretrained backbones, and first stages that start alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from vl2v.config import RunConfig, deciding
+from vl2v.io import locked, write_tensors
+from vl2v.methods import LOOP, Stage
+from vl2v.students import Student
+
+
+class SharedCache:
+    """A folder that several processes put things on and take them from.
+
+    Args:
+        folder: made when something is put there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Hold a name, so that what belongs there is made once; wait while another process holds it.
+
+        The operating system frees the name of a process that dies.
+        """
+        with locked(self.folder / "locks" / f"{name}.lock"):
+            yield
+
+    def features(self, name: str, contents: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
+        """Return (which of the images are known: bool [n], F(x) of those [m, p], in order); None: none is.
+
+        Args:
+            name: of the backbone, see `backbone_name`.
+            contents: SHA-256 of each image.
+        """
+        known: dict[bytes, Tensor] = {}
+        for file in sorted((self.folder / "features" / name).glob("*.safetensors")):
+            try:
+                shard = load_file(file)
+            except (OSError, SafetensorError):
+                continue  # computed again
+            keys = shard["sha256"].numpy()
+            known |= {key.tobytes(): row for key, row in zip(keys, shard["features"], strict=True)}
+        there = torch.tensor([content in known for content in contents])
+        if not there.any():
+            return None
+        return there, torch.stack([known[content] for content in contents if content in known])
+
+    def put_features(self, name: str, contents: Sequence[bytes], features: Tensor) -> None:
+        """Keep F(x) [n, p] of images."""
+        keys = torch.tensor([list(content) for content in contents], dtype=torch.uint8)
+        shard = hashlib.sha256(b"".join(contents)).hexdigest()[:16]
+        write_tensors(
+            self.folder / "features" / name / f"{shard}.safetensors",
+            {"sha256": keys, "features": features.contiguous()},
+        )
+
+    def take_stage(self, name: str, run: Path) -> bool:
+        """Let a run that hasn't begun start where another run's first stage, the very same, ended; tell if it may."""
+        kept = self.folder / "stages" / name
+        if (run / "checkpoints").exists() or not kept.is_dir():
+            return False
+        shutil.copyfile(kept / "metrics.jsonl", run / "metrics.jsonl")
+        shutil.copytree(kept / "checkpoints", run / "checkpoints.new", dirs_exist_ok=True)
+        (run / "checkpoints.new").replace(run / "checkpoints")
+        return True
+
+    def put_stage(self, name: str, run: Path) -> None:
+        """Keep the checkpoint that a run's first stage ended with, and the metrics so far."""
+        kept = self.folder / "stages" / name
+        if kept.exists():
+            return
+        draft = kept.with_name(f"{name}.{os.getpid()}.new")
+        (draft / "checkpoints").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / "metrics.jsonl", draft / "metrics.jsonl")
+        (newest,) = sorted((run / "checkpoints").glob("*.safetensors"))[-1:]
+        shutil.copyfile(newest, draft / "checkpoints" / newest.name)
+        try:
+            draft.replace(kept)
+        except OSError:
+            shutil.rmtree(draft)  # another run was quicker with the same
+
+
+def backbone_name(student: Student, precision: str, view: str) -> str:
+    """Return a name for everything that decides F(x) of an image.
+
+    Args:
+        student: whose backbone, with its weights as they are.
+        precision: that it computes in.
+        view: of the images.
+    """
+    decides = hashlib.sha256(json.dumps([asdict(student.spec), precision, view]).encode())
+    for key, value in student.backbone.state_dict().items():
+        decides.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    return decides.hexdigest()[:24]
+
+
+def stage_name(config: RunConfig, stage: Stage, student: Student, answers: str) -> str | None:
+    """Return a name for everything that decides how a run's first stage ends; None for one that isn't shared.
+
+    Args:
+        config: of the run.
+        stage: its first, as it is once everything is chosen; only one with an id is shared.
+        student: as it starts.
+        answers: a digest of the images and of what is learnt from them.
+    """
+    if not stage.id:
+        return None
+    paths = {"path", "layout", "exclude", "unlabelled"}
+    tree = config.model_dump(
+        mode="json", by_alias=True, exclude={"method": True, "stages": True, "loss": True, "data": paths}
+    )
+    tree = deciding(tree)
+    tree["version"] = LOOP
+    tree["stage"] = [stage.name, stage.id, dict(stage.decides), config.stages[stage.key].model_dump()]
+    decides = hashlib.sha256(json.dumps([tree, answers, student.head], sort_keys=True).encode())
+    for key, value in student.state_dict().items():
+        decides.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    return decides.hexdigest()[:24]

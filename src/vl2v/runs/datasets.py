@@ -1,0 +1,140 @@
+"""The images a run learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.config import DataConfig, RunConfig
+from vl2v.data import Audit, DomainDataset, Split, audit, leave_out, open_dataset, set_aside
+from vl2v.errors import DataError
+from vl2v.names import UNKNOWN
+from vl2v.progress import Progress, silent
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The images a run learns from; the unseen domains' images are not among them.
+
+    `split` and `audit` go by the indices of `dataset`.
+
+    Attributes:
+        dataset: with the classes that there is something to learn of.
+        audit: of it.
+        split: of it.
+        others: the other classes, which a student knows by their texts alone: nothing is learnt from their names.
+    """
+
+    dataset: DomainDataset
+    audit: Audit
+    split: Split
+    others: tuple[str, ...] = ()
+
+    @property
+    def with_others(self) -> DomainDataset:
+        """The dataset with all classes."""
+        return self.dataset.of_classes(sorted((*self.dataset.classes, *self.others)))
+
+    def groups(self, unlabelled: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Return the training images of each domain, and the unlabelled ones that are given as a last group."""
+        domains = self.dataset.domain_ids[self.split.train]
+        groups = [self.split.train[domains == domain] for domain in np.unique(domains)]
+        return [*groups, unlabelled] if len(unlabelled) else groups
+
+    @property
+    def training(self) -> NDArray[np.int64]:
+        """All training images, labelled or not, sorted."""
+        return np.sort(np.concatenate([self.split.train, self.split.unlabelled]))
+
+    @property
+    def names(self) -> list[str]:
+        """The source domains, in order."""
+        return list(self.counts)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many labelled training images each source domain has, in the order of `names`."""
+        domains, counts = np.unique(self.dataset.domain_ids[self.split.train], return_counts=True)
+        return {self.dataset.domains[i]: int(count) for i, count in zip(domains, counts, strict=True)}
+
+
+def audit_cache(store: Path) -> Path:
+    """Return the file in a store's folder that keeps what is known of images' files."""
+    return store / "audit.sqlite"
+
+
+def open_data(data: DataConfig) -> DomainDataset:
+    """Open a dataset as its settings say, without the unlabelled images that lie elsewhere.
+
+    Raises:
+        DataError: it can't be read.
+    """
+    return open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+
+
+def open_sources(config: RunConfig, store: Path, progress: Progress = silent) -> Sources:
+    """Open the source domains; what can't be decoded is set aside.
+
+    The unseen domains' files are not opened: what is in them can't change a weight.
+
+    Raises:
+        DataError: unknown or missing domains, one class only, a class called "unknown", and the like.
+    """
+    data = config.data
+    everything = _opened(data)
+    split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
+    images = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
+    dataset, found = usable(everything.subset(images), store, progress)
+    split = leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed)
+    there = {dataset.classes[label] for label in np.unique(dataset.labels) if label >= 0}
+    names, others = (tuple(name for name in dataset.classes if (name in there) == own) for own in (True, False))
+    return Sources(dataset.of_classes(names), found, split, others)
+
+
+def open_everything(config: RunConfig, store: Path, progress: Progress = silent) -> Sources:
+    """Open all images but the unseen domains', to be asked about: every one counts as a training image.
+
+    Raises:
+        DataError: unknown domains, a class called "unknown", no usable images.
+    """
+    data = config.data
+    dataset = _opened(data)
+    unseen = [dataset.domain_index(name) for name in data.target]
+    if unseen:
+        dataset = dataset.subset(np.flatnonzero(~np.isin(dataset.domain_ids, unseen)))
+    dataset, found = usable(dataset, store, progress, trust=True)
+    labelled = dataset.labels >= 0
+    nothing = np.zeros(0, np.int64)
+    return Sources(dataset, found, Split(np.flatnonzero(labelled), nothing, nothing, np.flatnonzero(~labelled)))
+
+
+def _opened(data: DataConfig) -> DomainDataset:
+    dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
+    if UNKNOWN in dataset.classes:
+        raise DataError(
+            f"{dataset.root}: a class is called {UNKNOWN!r}, which is the answer where none is likely enough; rename it"
+        )
+    return dataset
+
+
+def usable(
+    dataset: DomainDataset, store: Path, progress: Progress, *, trust: bool = False
+) -> tuple[DomainDataset, Audit]:
+    """Return the dataset and its audit, without what can't be decoded.
+
+    Args:
+        dataset: the images.
+        store: keeps the audit.
+        report: told how far it is.
+        trust: take a manifest's hashes as they are, to plan.
+    """
+    tell = lambda done, total: progress("reading images", done, total, "")  # noqa: E731
+    cache = audit_cache(store)
+    found = audit(dataset, cache=cache, progress=tell, trust=trust)
+    if not found.problems:
+        return dataset, found
+    dataset = set_aside(dataset, found)
+    return dataset, audit(dataset, cache=cache, trust=trust)

@@ -1,0 +1,61 @@
+"""Whether images are the very same that a run began with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vl2v.config import RunConfig
+from vl2v.errors import RunError
+from vl2v.io import write_text
+from vl2v.progress import Progress
+from vl2v.runs.datasets import Sources, open_data, open_sources, usable
+from vl2v.runs.folder import IMAGES, Run
+from vl2v.runs.predictions import Predictions, content
+
+
+def save_images(run: Run, sources: Sources) -> None:
+    """Keep what a run learns from, so that it is gone on with on these images alone, wherever they lie then.
+
+    Raises:
+        RunError: it has begun to learn from others.
+    """
+    if have_changed(run, sources):
+        if (run.folder / "checkpoints").exists():
+            raise RunError(
+                f"{run.folder}: images in {sources.dataset.root} have changed since this run began to learn from "
+                "them, or some can't be read now; put them back, or delete the folder to begin again"
+            )
+        for made in ("asked.json", "chosen.json"):  # by the images of then
+            (run.folder / made).unlink(missing_ok=True)
+    write_text(run.folder / IMAGES, content(sources.dataset, sources.audit))
+
+
+def have_changed(run: Run, sources: Sources) -> bool:
+    """Whether a run began with other images than these."""
+    kept = run.folder / IMAGES
+    # the digest of earlier versions had the names of the target's classes in it
+    now = {content(dataset, sources.audit) for dataset in (sources.dataset, sources.with_others)}
+    return kept.is_file() and kept.read_text(encoding="utf-8") not in now
+
+
+def same_images(run: Run, config: RunConfig, store: Path, progress: Progress) -> bool:
+    """Return whether images are, byte for byte, a run's: what it learns from, once it is evaluated all of them.
+
+    Args:
+        run: begun with images at another path.
+        config: the run's, with the path where the images are to be now.
+        store: keeps what is known of files.
+        report: told how far it is.
+    """
+    if (answers := predictions_of(run)) is not None:
+        dataset = open_data(config.data)
+        return answers.content == content(*usable(dataset, store, progress))
+    return (run.folder / IMAGES).is_file() and not have_changed(run, open_sources(config, store, progress))
+
+
+def predictions_of(run: Run) -> Predictions | None:
+    """Return what a run answered when it was evaluated; None if it wasn't, or if that can't be read."""
+    try:
+        return Predictions.load(run.folder) if run.evaluation is not None else None
+    except RunError:
+        return None

@@ -1,0 +1,138 @@
+"""What a finished run is used for: predicting, and classes that are added by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vl2v.config import PromptConfig
+from vl2v.data import decode, evaluation_view
+from vl2v.data.files import PASSED_OVER, SUFFIXES, image_files
+from vl2v.embeddings import EmbeddingStore, fetch_texts
+from vl2v.errors import DataError, TeacherError
+from vl2v.runs.bill import asker
+from vl2v.runs.folder import Run
+from vl2v.runs.session import with_budget
+from vl2v.runs.teaching import class_text, default_store, the_teacher
+from vl2v.students import Classifier, Prediction, fetch, is_on_hub
+
+
+def load(student: Run | Path | str) -> Classifier:
+    """Return a student, ready to predict.
+
+    Args:
+        student: a finished run, its folder, or hf:USER/REPO for one on the Hugging Face hub: the newest, or that of a
+            commit, tag or branch with hf:USER/REPO@REVISION.
+
+    Raises:
+        RunError: not a run folder, or not finished.
+        StudentError: its files are corrupt.
+        HubError: no such repository or revision, no connection, or no student of vl2v in it.
+    """
+    if isinstance(student, Run):
+        return student.classifier
+    if is_on_hub(student):
+        return Classifier.load(fetch(str(student)))
+    return Run(student).classifier
+
+
+def predict_files(
+    student: Run | Path | str, paths: Sequence[Path], *, batch: int = 64
+) -> Iterator[tuple[Path, Prediction | str]]:
+    """Yield each image with its prediction, or with why it was set aside; of a folder what training would take.
+
+    Args:
+        student: as for `load`.
+        paths: images and folders.
+        batch: how many are predicted at once.
+
+    Raises:
+        DataError: a path that doesn't exist, or a folder without images.
+        VL2VError: as `load` does.
+    """
+    classifier = load(student)
+    files: list[Path] = []
+    for path in paths:
+        found, excluded = _images(path)
+        files += found
+        yield from excluded
+    size = classifier.student.spec.image_size
+    for start in range(0, len(files), batch):
+        chunk = files[start : start + batch]
+        views = {file: _view(file, size) for file in chunk}
+        good = [file for file in chunk if not isinstance(views[file], str)]
+        pixels = [views[file] for file in good]
+        made = classifier.predict_pixels(torch.from_numpy(np.stack(pixels))) if good else []
+        answers = dict(zip(good, made, strict=True))
+        for file in chunk:
+            view = views[file]
+            yield file, view if isinstance(view, str) else answers[file]
+
+
+def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, budget: float = 0) -> Classifier:
+    """Add a class to a run's student by its name alone, with the run's prompts, and save it.
+
+    The teacher is asked only for texts that the store doesn't know.
+
+    Args:
+        run: a finished run.
+        name: the new class.
+        store: the folder of the embedding store; by default the one that all runs share.
+        budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
+
+    Raises:
+        StudentError: the student has a linear head, or the name can't be a new class's.
+        TeacherError: the teacher can't be opened, or isn't the one that the student learned from.
+    """
+    run = run if isinstance(run, Run) else Run(run)
+    classifier = run.classifier
+    name = classifier.check_new(name)
+    about = classifier.about
+    prompts = PromptConfig(**about["prompts"])
+    fingerprint = about["teacher"]["fingerprint"]
+    with EmbeddingStore(Path(store) if store else default_store()) as answers:
+
+        def ask(texts: list[str]) -> None:
+            teacher = the_teacher(run.config.teacher)
+            spelt = getattr(teacher, "was_spelt", lambda name, fingerprint: False)
+            if teacher.fingerprint != fingerprint and not spelt(about["teacher"]["spec"], fingerprint):
+                raise TeacherError(
+                    f"{teacher.name}: not the teacher that {run.folder} learned from (its fingerprint has changed)"
+                )
+            with with_budget(teacher, answers.path, budget, asker(run.folder)):
+                fetch_texts(answers, teacher, texts)
+
+        classifier.add_class(name, class_text(name, prompts, about["sources"], fingerprint, answers, ask))
+    classifier.save(run.folder / "student")
+    return classifier
+
+
+_NO_IMAGES = ("an empty folder", "not an image", PASSED_OVER)
+"""How the reasons begin for which nothing is said of a file in a folder."""
+
+
+def _images(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Return the images that a path means, and what is set aside with the reasons."""
+    if not path.is_dir():
+        if not path.is_file():
+            raise DataError(f"{path}: no such image or folder")
+        return [path], []
+    found, excluded = image_files(path)
+    if not found:
+        why = f"; {excluded[0].path}: {excluded[0].reason}" if excluded else ""
+        raise DataError(f"{path}: no images in it ({', '.join(sorted(SUFFIXES))}){why}")
+    told = [(path / gone.path, gone.reason) for gone in excluded if not gone.reason.startswith(_NO_IMAGES)]
+    return sorted(path.joinpath(*parts) for parts in found), told
+
+
+def _view(file: Path, size: int) -> NDArray[np.uint8] | str:
+    try:
+        return evaluation_view(decode(file.read_bytes()), size)
+    except DataError as error:
+        return str(error)
+    except OSError as error:
+        return f"can't be read ({error.strerror})"

@@ -1,0 +1,217 @@
+"""A vendor's terms: its prices and limits, from a dated table that the person can override."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import os
+import re
+import tomllib
+from functools import cache, lru_cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, get_args
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from vl2v.config import merge, read_toml
+from vl2v.errors import TeacherError
+from vl2v.privacy import HIDDEN, canonical_url
+from vl2v.teachers.paid.teacher import MICRO, Kind
+
+MILLION = 1_000_000
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Price(_Table):
+    """Prices in units of the currency: of a million tokens, or of one item."""
+
+    text_tokens: float = Field(default=0, ge=0, allow_inf_nan=False)
+    image_tokens: float = Field(default=0, ge=0, allow_inf_nan=False)
+    text: float = Field(default=0, ge=0, allow_inf_nan=False)
+    image: float = Field(default=0, ge=0, allow_inf_nan=False)
+
+    def micro(self, kind: Kind, count: int, tokens: int) -> int:
+        """Return what so many items of so many tokens cost, in millionths, rounded up."""
+        an_item, a_million = (self.image, self.image_tokens) if kind == "image" else (self.text, self.text_tokens)
+        exact = count * an_item * MICRO + tokens * a_million * MICRO / MILLION
+        return math.ceil(round(exact, 6))
+
+
+class Limits(_Table):
+    """Everything that a vendor demands and limits; see vendors.toml."""
+
+    url: str = ""
+    currency: str = "USD"
+    formats: tuple[str, ...]
+    images_a_request: int = Field(ge=1)
+    texts_a_request: int = Field(ge=1)
+    image_bytes: int = Field(ge=1000)
+    request_bytes: int = Field(ge=1000)
+    image_pixels: int = Field(ge=1)
+    tokens_a_request: int | None = Field(default=None, ge=1)
+    requests_a_minute: int | None = Field(default=None, ge=1)
+    items_a_minute: int | None = Field(default=None, ge=1)
+    tokens_a_minute: int | None = Field(default=None, ge=1)
+    in_flight: int = Field(ge=1)
+    dim: int | None = Field(default=None, ge=1)
+    tokens_an_image: int = Field(default=0, ge=0)
+    tile: int | None = Field(default=None, ge=1)
+    pixels_a_token: int | None = Field(default=None, ge=1)
+    charged_pixels: tuple[int, int] | None = None
+    price: Price | None = None
+    unverified: str = ""
+
+    def tokens(self, kind: Kind, size: tuple[int, int]) -> int:
+        """Return the tokens of an image of (width, height), or of a text of (bytes, 1), at most."""
+        if kind == "text":
+            return size[0] + 8
+        width, height = size if all(size) else (math.isqrt(self.image_pixels),) * 2
+        if self.tile is not None:
+            return self.tokens_an_image * -(-width // self.tile) * -(-height // self.tile)
+        if self.pixels_a_token is None:
+            return self.tokens_an_image
+        least, most = self.charged_pixels or (0, self.image_pixels)
+        return math.ceil(min(max(width * height, least), most) / self.pixels_a_token)
+
+    def items(self, kind: Kind) -> int:
+        """Return how many items a request may have; no more images than a minute may."""
+        if kind == "text":
+            return self.texts_a_request
+        return min(self.images_a_request, self.items_a_minute or self.images_a_request)
+
+    @property
+    def most_tokens(self) -> float:
+        """How many tokens a request may have; no more than a minute may."""
+        return min(self.tokens_a_request or math.inf, self.tokens_a_minute or math.inf)
+
+
+def find_limits(kind: str, model: str, url: str | None) -> Limits:
+    """Return the terms of a model: the package's table, the person's laid over it.
+
+    Args:
+        kind: of teacher, for example "jina".
+        model: its name.
+        url: another base URL than the vendor's own, where the person's table may have "URL#MODEL".
+
+    Raises:
+        TeacherError: a table that can't be read, or with unknown or wrong entries.
+    """
+    named = os.environ.get("VL2V_VENDORS")
+    file = Path(named) if named else platformdirs.user_config_path("vl2v", appauthor=False) / "vendors.toml"
+    own = read_toml(file) if named or file.is_file() else {}
+    _refuse_typos(own, kind, model, url, file)
+    vendor, about = _levels(_shipped()[kind], model, url)
+    my_vendor, mine = _levels(own.get(kind, {}), model, url)
+    price = vendor.get("price")
+    for prices in (my_vendor.get("price"), about.get("price"), mine.get("price")):
+        price = _priced(price, prices)
+    found = merge(vendor, my_vendor, about, mine)
+    if price is not None:
+        found["price"] = price
+    if "price" in mine or ("price" in my_vendor and "price" not in about):
+        found["unverified"] = ""
+    try:
+        return Limits.model_validate(found)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        known = [*Limits.model_fields, *Price.model_fields]
+        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
+        hint = f"unknown; did you mean {near[0]}?" if near else "unknown"
+        words = hint if first["type"] == "extra_forbidden" else first["msg"].lower()
+        raise TeacherError(f"{file}: {kind}.{key}: {words}") from None
+
+
+@lru_cache(maxsize=1024)
+def canonical_spec(spec: str) -> str:
+    """Return the one spelling of a paid teacher's spec; that of any other as it is.
+
+    >>> canonical_spec("jina:https://API.jina.ai:443/v1/#jina-clip-v2?dimensions=064")
+    'jina:jina-clip-v2?dimensions=64'
+    """
+    kind, url, model, dimensions = parts_of(spec)
+    if kind not in _shipped() or not model:
+        return spec
+    try:
+        url = canonical_url(url.replace(HIDDEN, "")) if url else ""
+    except ValueError:
+        return spec
+    own = _shipped()[kind].get("url")
+    address = "" if not url or (own and url == canonical_url(own)) else f"{url}#"
+    return f"{kind}:{address}{model}" + (f"?dimensions={dimensions}" if dimensions else "")
+
+
+def parts_of(spec: str) -> tuple[str, str, str, int | None]:
+    """Return (kind, URL or "", model, dimensions) of "KIND:URL#MODEL?dimensions=N"."""
+    kind, _, rest = spec.partition(":")
+    address, _, query = rest.partition("?")
+    url, _, model = address.rpartition("#")
+    option, _, value = query.partition("=")
+    dimensions = int(value) if option == "dimensions" and value.isdecimal() else None
+    return kind, url, model, dimensions
+
+
+@cache
+def _shipped() -> dict[str, Any]:
+    return tomllib.loads((resources.files(__package__) / "vendors.toml").read_text(encoding="utf-8"))
+
+
+def _levels(vendor: dict[str, Any], model: str, url: str | None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what a table says of a vendor, and of one of its models."""
+    models: dict[str, Any] = vendor.get("models", {})
+    here = {_spelt(name): about for name, about in models.items()}
+    about = here.get(_spelt(f"{url}#{model}"), here.get(model, {}))
+    return {name: value for name, value in vendor.items() if name != "models"}, about
+
+
+def _spelt(name: str) -> str:
+    """Return the one spelling of a model's key in a table: MODEL, or URL#MODEL."""
+    url, hash_, model = name.rpartition("#")
+    try:
+        return f"{canonical_url(url)}#{model}" if hash_ else name
+    except ValueError:
+        return name
+
+
+def _priced(price: Any, own: Any) -> Any:
+    """Return prices with one's own in their place: of images, or texts, one is charged by the item or by tokens."""
+    if not isinstance(price, dict) or not isinstance(own, dict):
+        return price if own is None else own
+    named = [kind for kind in get_args(Kind) if kind in own or f"{kind}_tokens" in own]
+    return {name: value for name, value in price.items() if name.removesuffix("_tokens") not in named} | own
+
+
+def _refuse_typos(own: dict[str, Any], kind: str, model: str, url: str | None, file: Path) -> None:
+    """Refuse a person's table with an entry that would be passed over in silence.
+
+    Raises:
+        TeacherError: an unknown vendor, or a model that looks like this one misspelt.
+    """
+    for vendor, table in own.items():
+        if vendor not in _shipped():
+            near = difflib.get_close_matches(vendor, _shipped(), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_shipped())}"
+            raise TeacherError(f"{file}: {vendor}: unknown vendor; {hint}")
+        if not isinstance(table, dict) or not isinstance(table.get("models", {}), dict):
+            raise TeacherError(f"{file}: {vendor}: not a table")
+    models = own.get(kind, {}).get("models", {})
+    wanted = {model, _spelt(f"{url}#{model}")} if url else {model}
+    if wanted & {_spelt(name) for name in models}:
+        return
+    for name, about in models.items():
+        if not isinstance(about, dict):
+            raise TeacherError(f"{file}: {kind}.models.{name!r}: not a table")
+        if name in _shipped()[kind].get("models", {}):
+            continue
+        near = difflib.get_close_matches(_spelt(name), wanted, n=1, cutoff=0.85)
+        if near and _letters(near[0]) != _letters(name):  # other digits: another version, or another machine
+            raise TeacherError(f'{file}: {kind}.models."{name}": is no model that is asked; did you mean "{near[0]}"?')
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"\d+", "0", name)
