@@ -20,7 +20,7 @@ from vl2v.methods.base import Task
 
 T = TypeVar("T", bound=type[Task])
 
-LOOP = 2  # raised when what all methods share trains or measures differently: batches, augmentation, averaging
+LOOP = 3  # raised when what all methods share trains or measures differently: batches, augmentation, averaging
 RENAMED = {"vl2v": "adip-plus"}
 METHODS: dict[str, type[Task]] = {}
 _FILES = (
