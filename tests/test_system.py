@@ -11,8 +11,8 @@ pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other
 
 COUNT = """
 import resource, torch
-from vl2v.system import keep_freed_memory
-keep_freed_memory()
+from vl2v.system import reuse_freed_memory
+reuse_freed_memory()
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.empty(64, 1024, 1024, dtype=torch.uint8).zero_()

@@ -538,7 +538,7 @@ def test_a_job_whose_command_was_killed_has_not_failed(tmp_path: Path) -> None:
     program = """
 import sys
 import vl2v.benchmark.work as work, vl2v.runs.train as train
-train.distill = lambda *_, report, **__: (sys.stdin.readline(), report("training", 1, 1, ""))
+train.distill = lambda *_, progress, **__: (sys.stdin.readline(), progress("training", 1, 1, ""))
 work.main()
 """
     job = {"name": "a", "dataset": "d", "target": "t", "method": "erm", "student": "s", "seed": 0, "draw": 0}

@@ -102,14 +102,14 @@ def test_many_threads_never_pass_the_budget(ledger: Ledger) -> None:
 SPENDER = """
 import sys
 from pathlib import Path
-from vl2v.embeddings import Account, Ledger
+from vl2v.embeddings import LedgerBudget, Ledger
 from vl2v.teachers.paid.teacher import Query
 with Ledger(Path(sys.argv[1])) as ledger:
-    purse = Account(ledger, "vendor:a", "USD", None, "here")
+    spending = LedgerBudget(ledger, "vendor:a", "USD", None, "here")
     while True:
-        number = purse.reserve(Query("image", 1, 1, 3))
+        number = spending.reserve(Query("image", 1, 1, 3))
         print("left", flush=True)
-        purse.settle(number, "answered", micro=2)
+        spending.settle(number, "answered", micro=2)
 """
 
 

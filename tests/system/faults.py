@@ -40,7 +40,7 @@ import sys
 from pathlib import Path
 import stamina
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings import Account, EmbeddingStore, Ledger, Views, fetch, plan
+from vl2v.embeddings import LedgerBudget, EmbeddingStore, Ledger, Views, fetch, plan
 from vl2v.errors import TeacherError
 from vl2v.teachers import open_teacher
 from vl2v.teachers.paid.teacher import BudgetReached
@@ -51,7 +51,7 @@ dataset = open_dataset(images)
 found = audit(dataset, cache=store / "audit.sqlite")
 teacher = open_teacher(spec)
 with EmbeddingStore(store) as answers, Ledger(store) as ledger:
-    teacher.purse = Account(ledger, teacher.name, "USD", budget, "client")
+    teacher.budget = LedgerBudget(ledger, teacher.name, "USD", budget, "client")
     try:
         fetch(plan(answers, teacher, dataset, found, ["a ball", "a box"], Views()), answers, teacher)
     except BudgetReached:

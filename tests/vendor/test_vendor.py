@@ -96,12 +96,12 @@ def test_openais_own_client_talks_to_it(vendor):
 
 
 def test_our_own_client_and_the_vendor_agree_to_the_query(vendor, tmp_path, monkeypatch):
-    from vl2v.embeddings import Account, Ledger
+    from vl2v.embeddings import LedgerBudget, Ledger
 
     monkeypatch.setenv("VL2V_API_KEY", vendor.key)
     teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")
     with Ledger(tmp_path) as ledger:
-        teacher.budget = Account(ledger, teacher.name, "USD", 10**6, "test")
+        teacher.budget = LedgerBudget(ledger, teacher.name, "USD", 10**6, "test")
         images = [EncodedImage(str(i), image(i)) for i in range(70)]
         np.testing.assert_allclose(teacher.embed_images(images), [row(i.data) for i in images], atol=1e-6)
         assert teacher.embed_texts(["a", "b"]).shape == (2, DIM)

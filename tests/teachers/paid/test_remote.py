@@ -536,7 +536,7 @@ def test_no_request_is_larger_than_the_vendor_takes(kind, rent, vendor):
 @pytest.mark.parametrize("limit", ["tokens_a_request = 35", "tokens_a_minute = 35", "items_a_minute = 3"])
 def test_no_request_has_more_than_is_allowed_at_once(limit, rent, vendor, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(client, "Pace", partial(RateLimit, clock=clock, sleep=clock.sleep))
+    monkeypatch.setattr(client, "RateLimit", partial(RateLimit, clock=clock, sleep=clock.sleep))
     teacher = rent(more=f"tokens_an_image = 10\nimages_a_request = 16\nin_flight = 1\n{limit}")
     teacher.embed_images(numbered(7))
     assert [len(body["input"]) for _, body in vendor.requests] == [3, 3, 1]
@@ -545,7 +545,7 @@ def test_no_request_has_more_than_is_allowed_at_once(limit, rent, vendor, monkey
 @pytest.mark.parametrize("limit", ["requests_a_minute = 2", "items_a_minute = 4", "tokens_a_minute = 40"])
 def test_a_minute_has_no_more_than_the_vendor_allows(limit, rent, vendor, monkeypatch):
     clock, times = Clock(), []
-    monkeypatch.setattr(client, "Pace", partial(RateLimit, clock=clock, sleep=clock.sleep))
+    monkeypatch.setattr(client, "RateLimit", partial(RateLimit, clock=clock, sleep=clock.sleep))
     teacher = rent(more=f"tokens_an_image = 10\nimages_a_request = 2\nin_flight = 1\n{limit}")
     assert teacher.forecast("image", [(9, 9)] * 12).seconds == 180
     vendor.always = lambda handler, body: times.append(clock.now)
@@ -709,7 +709,7 @@ def test_packed_answers_are_understood(rent, vendor):
 
 def test_what_the_budget_does_not_allow_does_not_wait_for_its_turn(rent, vendor, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(client, "Pace", partial(RateLimit, clock=clock, sleep=clock.sleep))
+    monkeypatch.setattr(client, "RateLimit", partial(RateLimit, clock=clock, sleep=clock.sleep))
     more = "tokens_an_image = 10\nimages_a_request = 1\nin_flight = 4\ntokens_a_minute = 10"
     teacher = rent(more=more, budget=2000)
     with pytest.raises(BudgetReached):
