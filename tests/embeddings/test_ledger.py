@@ -150,7 +150,7 @@ def test_the_key_of_a_request_that_never_ended_is_used_again(ledger: Ledger) -> 
     sent = replace(query(5), digest="d1", key="k1")
     assert spending.key_of("d1") is None and spending.key_of("") is None
     number = spending.reserve(sent)
-    assert spending.key_of("d1") == "k1" and spending(ledger, teacher="vendor:b").key_of("d1") is None
+    assert spending.key_of("d1") == "k1" and new_budget(ledger, teacher="vendor:b").key_of("d1") is None
     spending.settle(number, "lost")
     assert spending.key_of("d1") == "k1", "the vendor may have an answer to it"
     for status in ("rejected", "wrong", "answered"):
