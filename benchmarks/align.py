@@ -20,7 +20,8 @@ from vl2v.config import assignments, merge
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.methods import Targets, task_of
 from vl2v.methods.adip import cosine_loss
-from vl2v.runs import resolve, silent, teaching
+from vl2v.progress import silent
+from vl2v.runs import resolve, teaching
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import new_backbone
 from vl2v.runs.session import open_session

@@ -18,7 +18,8 @@ from vl2v.benchmark.results import result_of
 from vl2v.benchmark.worklist import WorkList
 from vl2v.data import open_dataset
 from vl2v.embeddings import EmbeddingStore, Views
-from vl2v.runs import Run, silent, teaching
+from vl2v.progress import silent
+from vl2v.runs import Run, teaching
 from vl2v.runs.auto_loss import align_again
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features

@@ -19,7 +19,8 @@ from torch import nn
 from vl2v.config import assignments, merge
 from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.evaluation.ridge import LAMBDAS, Taught, accuracies, best_lambda, lambda_accuracies, moments_of
-from vl2v.runs import resolve, silent, teaching
+from vl2v.progress import silent
+from vl2v.runs import resolve, teaching
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.session import open_session

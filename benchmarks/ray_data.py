@@ -33,6 +33,7 @@ from vl2v.data.layouts import open_dataset
 from vl2v.data.samples import icondg
 from vl2v.embeddings import EmbeddingStore, Plan, Views, fetch, image_key, plan
 from vl2v.embeddings.fetch import CHUNK, _encoded
+from vl2v.progress import silent
 from vl2v.runs.cluster import Cluster, _take_over, settle_in
 from vl2v.runs.teaching import the_teacher
 from vl2v.teachers.local import BATCH
@@ -75,7 +76,7 @@ def main() -> None:
 
 
 def tasks(cluster: Cluster, asked: Plan, store: EmbeddingStore, teacher: Any, config: TeacherConfig) -> None:
-    cluster.fetch(asked, store, teacher, lambda done, total: None, config)
+    cluster.fetch(asked, store, teacher, silent, config)
 
 
 def ray_data(cluster: Cluster, asked: Plan, store: EmbeddingStore, teacher: Any, config: TeacherConfig) -> None:

@@ -1,12 +1,12 @@
-"""How a run tells how far it is."""
+"""How everything that takes a while says how far it is: one callback, of one shape."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[str, int, int, str], None]
-"""Told (what is going on, how much is done, of how much, a few words)."""
+"""Called with (what is being done, how much of it is done, of how much (0: unknown), a remark or "")."""
 
 
-def silent(what: str, done: int, total: int, words: str) -> None:
-    """Report nothing."""
+def silent(task: str, done: int, total: int, remark: str) -> None:
+    """Show nothing."""

@@ -45,13 +45,13 @@ def test_the_second_time_only_changed_files_are_read(shapes: Path, tmp_path: Pat
     shutil.copytree(shapes, root)
     dataset = open_dataset(root)
     seen: list[int] = []
-    first = audit(dataset, cache=tmp_path / "c.sqlite", progress=lambda done, total: seen.append(done))
+    first = audit(dataset, cache=tmp_path / "c.sqlite", progress=lambda task, done, total, remark: seen.append(done))
     assert seen[-1] == len(dataset)
     changed = dataset.file(3)
     time.sleep(0.01)
     changed.write_bytes(b"now it is words")
     seen.clear()
-    second = audit(dataset, cache=tmp_path / "c.sqlite", progress=lambda done, total: seen.append(done))
+    second = audit(dataset, cache=tmp_path / "c.sqlite", progress=lambda task, done, total, remark: seen.append(done))
     assert list(second.problems) == [3] and len(seen) == 1
     assert [i for i in range(len(dataset)) if first.sha256[i] != second.sha256[i]] == [3]
 
@@ -116,7 +116,7 @@ def test_stopped_it_goes_on_where_it_was(shapes: Path, tmp_path: Path, monkeypat
     module = sys.modules["vl2v.data.audit"]
     monkeypatch.setattr(module, "_CHUNK", 10)
 
-    def stop(done: int, total: int) -> None:
+    def stop(task: str, done: int, total: int, remark: str) -> None:
         if done == 40:
             raise KeyboardInterrupt
 

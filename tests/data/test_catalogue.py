@@ -87,7 +87,7 @@ def test_the_catalogue_is_complete_and_consistent() -> None:
 def test_a_benchmark_is_downloaded_laid_out_and_counted(archive: Path, url: str, tmp_path: Path) -> None:
     wanted = toy(files=[{"name": "toy.zip", "urls": [f"{url}/toy.zip"], "bytes": 100_000}])
     seen: list[str] = []
-    path, notes = obtain(wanted, tmp_path / "data", progress=lambda what, _done, _of: seen.append(what))
+    path, notes = obtain(wanted, tmp_path / "data", progress=lambda task, *_: seen.append(task))
     dataset = open_dataset(path)
     assert path == tmp_path / "data" / "toy_set" and dataset.classes == CLASSES and dataset.domains == DOMAINS
     assert names(tmp_path / "data") == {"toy_set", "vl2v-data.lock.json"}  # no archive, no scratch

@@ -29,7 +29,7 @@ def test_its_domains_are_the_corruptions(shapes: Path, tmp_path: Path) -> None:
         kinds=KINDS,
         severities=(1, 3),
         domains=["ink"],
-        progress=lambda done, total: seen.append((done, total)),
+        progress=lambda task, done, total, remark: seen.append((done, total)),
     )
     dataset = open_dataset(tmp_path / "c")
     assert set(dataset.domains) == set(written.domains) == {"clean", "snow-1", "snow-3", "pixelate-1", "pixelate-3"}
@@ -53,7 +53,7 @@ def test_an_image_is_the_same_in_any_company(shapes: Path, tmp_path: Path) -> No
 def test_killed_it_goes_on_and_more_can_be_added(shapes: Path, tmp_path: Path) -> None:
     dataset = open_dataset(shapes)
 
-    def stop(done: int, total: int) -> None:
+    def stop(task: str, done: int, total: int, remark: str) -> None:
         if done > total // 2:
             raise KeyboardInterrupt
 

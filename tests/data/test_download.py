@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vl2v.data import download
-from vl2v.data.download import Lock, fetch, sha256_of
+from vl2v.data.download import Lock, fetch, megabytes, sha256_of
 from vl2v.errors import DataError
 
 DATA = bytes(range(256)) * 12_000  # 3 MB
@@ -112,10 +112,10 @@ def ranges(server: Server) -> list[str | None]:
 
 def test_a_file_arrives_with_its_hash_and_progress(server: Server, tmp_path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    sha256 = got(server, tmp_path / "set.zip", progress=lambda done, total: seen.append((done, total)))
+    sha256 = got(server, tmp_path / "set.zip", progress=lambda task, done, total, remark: seen.append((done, total)))
     assert sha256 == hashlib.sha256(DATA).hexdigest() == sha256_of(tmp_path / "set.zip")
     assert (tmp_path / "set.zip").read_bytes() == DATA and left(tmp_path) == {"set.zip"}
-    assert seen[-1] == (len(DATA), len(DATA)) and seen == sorted(seen)
+    assert seen[-1] == (megabytes(len(DATA)),) * 2 and seen == sorted(seen)
     assert server.asked[0]["accept-encoding"] == "identity"  # lengths and ranges are of the file's own bytes
 
 
@@ -181,7 +181,7 @@ def test_a_wrong_range_is_not_glued_together(server: Server, tmp_path: Path) -> 
 def test_a_part_that_is_the_whole_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
     server.cuts = [1_000_000]
 
-    def killed(done: int, total: int) -> None:
+    def killed(task: str, done: int, total: int, remark: str) -> None:
         if done == total:
             raise KeyboardInterrupt
 

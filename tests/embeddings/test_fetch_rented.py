@@ -92,7 +92,7 @@ def ask(vendor: Vendor, store: EmbeddingStore, ledger: Ledger, images, budget: i
     vendor.budget = LedgerBudget(ledger, vendor.name, "USD", budget, "test")
     queries = plan(store, vendor, images, audit(images), ["a cat", "a dog"], Views())
     seen: list[tuple[int, int]] = []
-    refused = fetch(queries, store, vendor, lambda done, total: seen.append((done, total)))
+    refused = fetch(queries, store, vendor, lambda task, done, total, remark: seen.append((done, total)))
     return refused, seen
 
 

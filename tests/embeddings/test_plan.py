@@ -83,7 +83,7 @@ def test_every_content_is_asked_about_once_and_never_again(dataset: DomainDatase
         "images: 12 (1 of them copies): 11 questions, 0 known, 11 to ask\ntexts: 2 questions, 0 known, 2 to ask"
     )
     steps: list[tuple[int, int]] = []
-    fetch(todo, store, teacher, lambda done, total: steps.append((done, total)))
+    fetch(todo, store, teacher, lambda task, done, total, remark: steps.append((done, total)))
     assert steps == [(0, 13), (2, 13), (13, 13)]
     assert sorted(teacher.asked) == sorted([*TEXTS[:2], *dataset.paths[:11]])
 

@@ -16,11 +16,12 @@ from vl2v.cli.app import app
 from vl2v.errors import RunError
 from vl2v.evaluation import measure
 from vl2v.evaluation.intervals import wilson
+from vl2v.progress import silent
 from vl2v.report import write_report
 from vl2v.report.charts import calibration, coverage
 from vl2v.report.evaluated_run import look
 from vl2v.report.page import lead
-from vl2v.runs import Run, add_class, distill, evaluate_run, silent
+from vl2v.runs import Run, add_class, distill, evaluate_run
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.settings import without_places
 

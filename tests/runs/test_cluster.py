@@ -54,7 +54,7 @@ def test_on_ray_with_a_worker_killed(
     killed: list[int] = []
 
     def kill_once(what: str, done: int, total: int, words: str) -> None:
-        if "asking" in what and 3 < done < total and not killed and (workers := processes("ray::_ask")):
+        if "querying" in what and 3 < done < total and not killed and (workers := processes("ray::_ask")):
             killed.append(workers[0])
             os.kill(workers[0], signal.SIGKILL)
 
@@ -76,7 +76,7 @@ def test_on_ray_with_a_worker_killed(
                 {**settings, "data": {"path": str(mine)}},
                 store=tmp_path / "other",
                 cluster=Cluster(),
-                progress=lambda what, *_: gone.write_bytes(data + b"x") if "asking" in what else None,
+                progress=lambda what, *_: gone.write_bytes(data + b"x") if "querying" in what else None,
             )
     finally:
         ray.shutdown()

@@ -19,7 +19,8 @@ from vl2v.embeddings import EmbeddingStore, Views
 from vl2v.errors import ConfigError
 from vl2v.evaluation.ridge import LAMBDAS, best_lambda
 from vl2v.methods import METHODS, find_method, version_of
-from vl2v.runs import silent, teaching
+from vl2v.progress import silent
+from vl2v.runs import teaching
 from vl2v.runs.auto_loss import align_again
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features

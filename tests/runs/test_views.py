@@ -82,7 +82,7 @@ def test_views_of_another_size_are_told_of(quick: dict[str, Any], teacher: Stub,
     vl2v.embed(with_(settings, "student", image_size=48), store=store)
     told: list[str] = []
     vl2v.distill(settings, tmp_path / "run", store=store, progress=lambda what, *_: told.append(what))
-    assert "asking stub:m about views of 32 px, those known are of 48 px" in told
+    assert "querying stub:m about views of 32 px, those cached are of 48 px" in told
 
 
 def test_views_of_another_size_are_not_bought_by_mistake(

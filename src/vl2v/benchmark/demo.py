@@ -9,7 +9,8 @@ from typing import Any
 
 from vl2v.data.samples import icondg
 from vl2v.io import write_text
-from vl2v.runs import Progress, Run, distill, embed, evaluate_run, silent
+from vl2v.progress import Progress, silent
+from vl2v.runs import Run, distill, embed, evaluate_run
 
 METHODS = ("erm", "kd", "adip")
 TARGET = "outline"
@@ -47,7 +48,7 @@ def run_demo(out: Path, *, target: str = TARGET, progress: Progress = silent) ->
     Args:
         out: a folder for the three run folders, the store and `results.json`.
         target: the style that is left out.
-        report: told how far it is.
+        progress: called as the work goes on.
     """
     store = out / "store"
     runs = {
@@ -79,4 +80,4 @@ def settings(method: str, target: str) -> dict[str, Any]:
 
 
 def _of(method: str, progress: Progress) -> Progress:
-    return lambda what, done, total, words: progress(f"{method}: {what}", done, total, words)
+    return lambda task, done, total, remark: progress(f"{method}: {task}", done, total, remark)

@@ -111,7 +111,7 @@ def recommend(
         settings: of every run.
         engine: where the runs run.
         budget: what a rented teacher may have been paid in all, ever, by the folder's store.
-        report: told how far the asking is.
+        progress: called as the work goes on.
         tell: told what becomes of the runs.
 
     Raises:

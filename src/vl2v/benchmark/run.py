@@ -82,7 +82,7 @@ def run(
         benchmark: from `plan`.
         engine: where; by default as many processes as the machine has GPUs, or processors.
         budget: what a rented teacher may have been paid in all, ever, by the benchmark's store.
-        report: told how far the asking is.
+        progress: called as the work goes on.
         tell: told what becomes of the jobs.
 
     Raises:

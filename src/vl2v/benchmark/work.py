@@ -34,7 +34,7 @@ def do(work: WorkList, job: Job, *, budget: float = 0, progress: Progress = sile
         work: the list that it is on; `store`, `shared_cache` and the job's run folder are in its folder.
         job: to be done.
         budget: of a rented teacher, in all.
-        report: told how far it is.
+        progress: called as the work goes on.
     """
     from vl2v.runs.train import distill
     from vl2v.runs.zero_shot import measure_teacher
@@ -90,11 +90,10 @@ def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], progress:
     assert work.corruptions is not None
     run, severity = Run(work.place(job)), work.corruptions.severity
     data, images = run.config.data, work.corrupted(job)
-    tell = lambda done, total: progress("corrupting", done, total, "")  # noqa: E731
     with locked(images.with_name(f"{images.name}.lock")):
         clean = open_data(data)
         levels = [severity]
-        corrupt_dataset(clean, images, kinds=kinds, severities=levels, domains=[job.target], progress=tell)
+        corrupt_dataset(clean, images, kinds=kinds, severities=levels, domains=[job.target], progress=progress)
     names = {f"{kind}-{severity}": kind for kind in kinds}
     rows = evaluate_run(run, images, domains=names, store=work.folder / "store", progress=progress).of(STUDENT)
     work.corruptions.keep(work.place(job), {names[row.domain]: row.metrics.accuracy for row in rows})

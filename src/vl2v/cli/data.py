@@ -34,8 +34,7 @@ def inspect(
 
     dataset = open_dataset(path, layout=layout, exclude=exclude)
     with progress_bars() as progress:
-        tell = lambda done, total: progress("reading images", done, total, "")  # noqa: E731
-        found = audit(dataset, cache=audit_cache(default_store()), progress=tell)
+        found = audit(dataset, cache=audit_cache(default_store()), progress=progress)
     inspection = look_at(dataset, found, target or [])
     if json:
         typer.echo(as_json.dumps(inspection.to_json(), indent=2))
@@ -91,8 +90,7 @@ def download(
     if not accept_licence and not _agreed():
         raise DataError(f"{wanted.title}: read its terms at {wanted.page}, then add --accept-licence")
     with progress_bars() as progress:
-        tell = lambda what, done, of: progress(what, done // 10**6, of // 10**6, "MB")  # noqa: E731
-        path, notes = obtain(wanted, out, files=archives or [], progress=tell)
+        path, notes = obtain(wanted, out, files=archives or [], progress=progress)
     for note in notes:
         say(note, err=True)
     say(str(path))
@@ -138,7 +136,7 @@ def corrupt(
             size=size,
             seed=seed,
             workers=workers,
-            progress=lambda done, total: progress("corrupting", done, total, ""),
+            progress=progress,
         )
     if written.unreadable:
         say(f"{written.unreadable} images can't be read and were left out", err=True)

@@ -23,7 +23,7 @@ def say(*lines: str, err: bool = False) -> None:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """Show a progress bar for each thing that is reported, with what is left, on standard error.
+    """Yield a progress callback that shows a bar per task, with the time left, on standard error.
 
     Of several processes of a run only the first one shows any.
     """
@@ -44,15 +44,15 @@ def progress_bars() -> Iterator[Progress]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[words]}", markup=False),
+        TextColumn("{task.fields[remark]}", markup=False),
     )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks = {}
 
-        def progress(what: str, done: int, total: int, words: str) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(visible(what), total=total, words="")
-            bars.update(tasks[what], completed=done, total=total, words=visible(words))
+        def progress(task: str, done: int, total: int, remark: str) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(visible(task), total=total or None, remark="")
+            bars.update(tasks[task], completed=done, total=total or None, remark=visible(remark))
 
         yield progress
 

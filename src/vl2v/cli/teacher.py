@@ -50,8 +50,8 @@ def check(
         say(*asked.summary().split("\n"))
         return
     with progress_bars() as progress:
-        tell = lambda words: say(*words.split("\n"), err=True)  # noqa: E731
-        found = check_teacher(settings, images=images, store=store, budget=budget, tell=tell, progress=progress)
+        before = lambda lines: say(*lines.split("\n"), err=True)  # noqa: E731
+        found = check_teacher(settings, images=images, store=store, budget=budget, before=before, progress=progress)
     if json:
         typer.echo(as_json.dumps(found.to_json(), indent=2))
     else:

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
+from vl2v.data.download import megabytes
 from vl2v.errors import DataError
+from vl2v.progress import Progress, silent
 
 Place = Callable[[str], list[str]]
 """Where a member goes: its path in the archive -> paths below the folder; none is to leave it out."""
@@ -59,7 +61,7 @@ def unpack(
     *,
     place: Place | None = None,
     limits: Limits | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> int:
     """Write an archive's files below a folder and return how many were written.
 
@@ -70,7 +72,7 @@ def unpack(
         folder: exists; a fresh one.
         place: where each file goes; by default where the archive has it.
         limits: by default `limits_for(archive)`.
-        progress: called with (bytes of the archive read, bytes in all).
+        progress: called with the megabytes of the archive that are read.
 
     Raises:
         DataError: a member is a link or device, leads out of the folder, is there twice, or the archive is more than
@@ -89,8 +91,7 @@ def unpack(
                 _check(archive, member, limits, members, unpacked)
                 if member.kind == "file" and not _hidden(member.name):
                     written += _write(archive, member, inside, place)
-                if progress is not None:
-                    progress(min(file.tell(), whole), whole)
+                progress(f"unpacking {archive.name}", megabytes(min(file.tell(), whole)), megabytes(whole), "MB")
     except _BROKEN as error:
         raise DataError(f"{archive}: truncated or damaged ({' '.join(str(error).split())}); get it anew") from None
     except FileExistsError as error:

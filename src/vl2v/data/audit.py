@@ -6,7 +6,7 @@ import hashlib
 import os
 import sqlite3
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
@@ -21,9 +21,9 @@ from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import REPAIRED, ImageError, decode_with_remark
 from vl2v.data.near_duplicates import look_of
 from vl2v.errors import DataError
+from vl2v.progress import Progress, silent
 from vl2v.sqlite import BUSY_SECONDS, journal
 
-Progress = Callable[[int, int], None]
 _CHUNK = 256
 _MAX_BYTES = 512 * 1024**2
 _TABLE = "files_2"  # another number when files are read or judged otherwise than before
@@ -93,7 +93,7 @@ def audit(
     *,
     cache: Path | None = None,
     workers: int = 2,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     trust: bool = False,
 ) -> Audit:
     """Read, hash and decode every file once.
@@ -105,7 +105,7 @@ def audit(
         trust: don't read files whose SHA-256 a manifest tells: enough to plan, not to train.
         cache: a SQLite file that remembers files by path, size, times and inode, so that the next time is quick.
         workers: threads; reading, hashing and decoding run beside one another.
-        progress: called with (files done, files in all).
+        progress: called with the files that are read.
 
     Raises:
         DataError: the cache can't be written.
@@ -196,9 +196,7 @@ def _look(key: _Key) -> _Verdict:
     return _Verdict(sha256, "", remark, look_of(image))
 
 
-def _verdicts(
-    keys: Sequence[_Key], cache: Path | None, workers: int, progress: Progress | None
-) -> dict[_Key, _Verdict]:
+def _verdicts(keys: Sequence[_Key], cache: Path | None, workers: int, progress: Progress) -> dict[_Key, _Verdict]:
     with closing(_open(cache)) as db:
         found = _known(db, keys)
         todo = [key for key in keys if key not in found]
@@ -206,8 +204,7 @@ def _verdicts(
             fresh = _look_at(todo[start : start + _CHUNK], workers)
             found |= fresh
             _remember(db, fresh)
-            if progress is not None:
-                progress(len(keys) - len(todo) + start + len(fresh), len(keys))
+            progress("reading images", len(keys) - len(todo) + start + len(fresh), len(keys), "")
     return found
 
 

@@ -23,8 +23,8 @@ from vl2v.data.layouts import open_dataset
 from vl2v.data.manifest import WILDS_SPLITS
 from vl2v.errors import DataError
 from vl2v.io import locked
+from vl2v.progress import Progress, silent
 
-Progress = Callable[[str, int, int], None]
 """Told (what is done, done, of)."""
 
 LOCK = "vl2v-data.lock.json"
@@ -99,7 +99,7 @@ def plain(name: str) -> str:
 
 
 def obtain(
-    wanted: Benchmark, out: Path, *, files: Sequence[Path] = (), progress: Progress | None = None
+    wanted: Benchmark, out: Path, *, files: Sequence[Path] = (), progress: Progress = silent
 ) -> tuple[Path, list[str]]:
     """Download what is missing of a benchmark, unpack it, lay it out and count it.
 
@@ -110,7 +110,7 @@ def obtain(
         wanted: which.
         out: the folder of datasets; beside them stands a lock file with the hash of every archive.
         files: archives that are here already.
-        report: told how far it is.
+        progress: called with the megabytes that are downloaded and unpacked.
 
     Returns:
         What `open_dataset` opens, and notes for the person: hashes, and counts that differ from unconfirmed ones.
@@ -119,7 +119,6 @@ def obtain(
         DataError: a file that must be got by hand, another checksum than known, a hostile or damaged archive, or
             counts that differ from the published ones (the folder then stands all the same).
     """
-    progress = progress or (lambda _what, _done, _of: None)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -220,9 +219,8 @@ def _downloaded(wanted: Benchmark, file: Archive, out: Path, progress: Progress)
     target.parent.mkdir(exist_ok=True)
     if target.exists():
         return target, sha256_of(target)
-    tell = lambda done, total: progress(f"downloading {file.name}", done, total or file.bytes)  # noqa: E731
     try:
-        return target, fetch(file.urls, target, sha256=file.sha256, most=2 * file.bytes + 1024**2, progress=tell)
+        return target, fetch(file.urls, target, sha256=file.sha256, most=2 * file.bytes + 1024**2, progress=progress)
     except DataError as error:
         by_hand = f"; by hand: {wanted.by_hand}, then --from {file.name}" if wanted.by_hand else ""
         raise DataError(f"{error}{by_hand}") from None
@@ -244,10 +242,6 @@ def _lay_out(wanted: Benchmark, out: Path, archives: dict[str, Path], progress: 
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def _telling(progress: Progress, archive: Path) -> Callable[[int, int], None]:
-    return lambda done, total: progress(f"unpacking {archive.name}", done, total)
-
-
 def _folders(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress: Progress) -> None:
     """domain/class/image already, below the folder `strip`."""
     omitted = _omitted(wanted, whole.parent)
@@ -258,7 +252,7 @@ def _folders(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress
         return [below] if name.startswith(above) and below not in omitted else []
 
     for archive in archives.values():
-        if not unpack(archive, whole, place=place, progress=_telling(progress, archive)):
+        if not unpack(archive, whole, place=place, progress=progress):
             raise DataError(f"{archive}: nothing below {wanted.strip or 'it'}; it isn't {wanted.title}'s archive")
 
 
@@ -287,7 +281,7 @@ def _terra(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress: 
         images,
         whole,
         place=lambda name: sorted(places.get(name.rsplit("/", 1)[-1], ())),
-        progress=_telling(progress, images),
+        progress=progress,
     )
 
 
@@ -316,7 +310,7 @@ def _wilds(rows: Callable[[Path], Iterator[Row]]) -> Callable[[Benchmark, dict[s
     def arrange(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress: Progress) -> None:
         above = f"{wanted.folder}/"
         for archive in archives.values():
-            unpack(archive, whole, place=lambda name: [name.removeprefix(above)], progress=_telling(progress, archive))
+            unpack(archive, whole, place=lambda name: [name.removeprefix(above)], progress=progress)
         with (whole / MANIFEST).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(("path", "class", "domain", "split"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import ImageError, decode
 from vl2v.errors import ConfigError, DataError
 from vl2v.io import write_bytes, write_text
+from vl2v.progress import Progress, silent
 from vl2v.seeds import derive
 
 CLEAN = "clean"
@@ -53,7 +54,7 @@ def corrupt_dataset(
     size: int = 224,
     seed: int = 0,
     workers: int = 2,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress = silent,
 ) -> Written:
     """Write `{kind}-{severity}/class/image.jpg` below a folder, and the same images uncorrupted as `clean`.
 
@@ -71,7 +72,7 @@ def corrupt_dataset(
         size: pixels of the shorter side.
         seed: of all that is random; with an image's bytes it decides how the image is corrupted.
         workers: threads.
-        progress: told (files done, files in all).
+        progress: called with the files that are written.
 
     Raises:
         ConfigError: an unknown kind or severity, or a size or number below 1.
@@ -92,8 +93,7 @@ def corrupt_dataset(
             for good in pool.map(lambda index: _write(dataset, index, out, wanted, size, seed), chunk):
                 done += len(wanted)
                 unreadable += not good
-                if progress is not None:
-                    progress(done, len(chosen) * len(wanted))
+                progress("corrupting", done, len(chosen) * len(wanted), "")
     if unreadable == len(chosen):
         raise DataError(f"{dataset.root}: none of the {len(chosen)} chosen images can be read; look with data inspect")
     return Written(tuple(_domain(*one) for one in wanted), len(chosen) - unreadable, unreadable)

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,12 +16,10 @@ from urllib.parse import urlsplit
 
 from vl2v.errors import DataError, writing
 from vl2v.io import locked, write_text
+from vl2v.progress import Progress, silent
 
 if TYPE_CHECKING:
     import httpx2
-
-Progress = Callable[[int, int], None]
-"""Told (bytes there, bytes in all; 0 if nobody knows)."""
 
 TRIES = 5
 CONNECT, TIMEOUT = 20.0, 60.0
@@ -73,7 +71,7 @@ def fetch(
     *,
     sha256: str | None = None,
     most: int | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     pause: float = 1.0,
 ) -> str:
     """Download a file and return its SHA-256 in hexadecimal; the file appears whole or not at all.
@@ -86,7 +84,7 @@ def fetch(
         target: where it goes; the folder exists.
         sha256: what it must be.
         most: bytes that it may have.
-        progress: told how far it is.
+        progress: called with the megabytes that are there.
         pause: seconds before the second try; each further one waits twice as long.
 
     Raises:
@@ -114,13 +112,18 @@ def fetch(
     return found
 
 
+def megabytes(size: int) -> int:
+    """Return megabytes, rounded up, of bytes."""
+    return -(-size // 10**6)
+
+
 def sha256_of(file: Path) -> str:
     """Return a file's SHA-256 in hexadecimal."""
     with file.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _whole(url: str, part: _Part, most: int | None, progress: Progress | None, pause: float) -> None:
+def _whole(url: str, part: _Part, most: int | None, progress: Progress, pause: float) -> None:
     """Go on until the part is the whole file; a failure after which more came than before doesn't count."""
     import httpx2
 
@@ -140,7 +143,7 @@ def _whole(url: str, part: _Part, most: int | None, progress: Progress | None, p
                 raise _Elsewhere(str(error)) from None
 
 
-def _some(client: httpx2.Client, url: str, part: _Part, most: int | None, progress: Progress | None) -> None:
+def _some(client: httpx2.Client, url: str, part: _Part, most: int | None, progress: Progress) -> None:
     """Ask once, from where the part ends, and write what comes."""
     validator = part.validator(url)
     headers = {"Accept-Encoding": "identity"}
@@ -214,7 +217,7 @@ def _room(part: _Part, start: int, total: int, most: int | None) -> None:
 
 
 def _write(
-    response: httpx2.Response, part: _Part, start: int, total: int, most: int | None, progress: Progress | None
+    response: httpx2.Response, part: _Part, start: int, total: int, most: int | None, progress: Progress
 ) -> None:
     done = start
     try:
@@ -225,8 +228,7 @@ def _write(
                     part.remove()
                     raise _Elsewhere(f"more than {most:,} bytes")
                 file.write(chunk)
-                if progress is not None:
-                    progress(done, max(total, 0))
+                progress(f"downloading {part.file.stem}", megabytes(done), megabytes(max(total, 0)), "MB")
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vl2v.embeddings.store import EmbeddingStore, flaw, image_key, text_key
 from vl2v.errors import DataError, TeacherError
+from vl2v.progress import Progress, silent
 from vl2v.teachers.paid.teacher import SAME
 
 if TYPE_CHECKING:
@@ -40,9 +41,7 @@ class Refusal:
     reason: str
 
 
-def fetch(
-    plan: Plan, store: EmbeddingStore, teacher: Teacher, progress: Callable[[int, int], None] | None = None
-) -> list[Refusal]:
+def fetch(plan: Plan, store: EmbeddingStore, teacher: Teacher, progress: Progress = silent) -> list[Refusal]:
     """Ask all that the plan has left; what is answered is on the disk before more than a little is asked.
 
     While the teacher works on one chunk, a second thread reads (and augments) the next. Killed at any moment, a new
@@ -52,7 +51,7 @@ def fetch(
         plan: from `vl2v.embeddings.plan` with the same store and teacher.
         store: opened for writing.
         teacher: who is asked; a rented one has its purse.
-        progress: called with (questions done, questions in all) at the start and after each chunk.
+        progress: called with the queries done, at the start and after each chunk.
 
     Returns:
         The images that a rented teacher refused, with its reasons.
@@ -66,11 +65,11 @@ def fetch(
     """
     from vl2v.teachers.paid.teacher import as_paid
 
-    report = progress or (lambda done, total: None)
-    report(0, plan.queries)
+    task = f"querying {teacher.name}"
+    progress(task, 0, plan.queries, "")
     paid = as_paid(teacher)
     if paid is not None:
-        return _buy(plan, store, paid, report) if plan.queries else []
+        return _buy(plan, store, paid, progress) if plan.queries else []
     store.register(teacher)
     done = 0
     for start in range(0, len(plan.pending_texts), CHUNK):
@@ -78,14 +77,14 @@ def fetch(
         vectors = _checked(teacher, teacher.embed_texts(texts), len(texts))
         store.put(teacher.fingerprint, [text_key(text) for text in texts], vectors, kind="text")
         done += len(texts)
-        report(done, plan.queries)
+        progress(task, done, plan.queries, "")
     names = plan.views.names
     for queries, images in _one_ahead(_chunks(plan)):
         vectors = _checked(teacher, teacher.embed_images(images), len(images))
         keys = [image_key(plan.contents[index], names[view]) for index, view in queries]
         store.put(teacher.fingerprint, keys, vectors, kind="image")
         done += len(queries)
-        report(done, plan.queries)
+        progress(task, done, plan.queries, "")
     return []
 
 
@@ -110,7 +109,8 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *
     if missing and paid is not None:
         if not checked:
             same_model(store, paid)
-        _buy_texts(store, paid, missing, lambda count: None)
+        for _ in _buy_texts(store, paid, missing):
+            pass
     elif missing:
         vectors = _checked(teacher, teacher.embed_texts(missing), len(missing))
         store.register(teacher)
@@ -139,8 +139,9 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
         if paid is not None:
             if not checked:
                 same_model(store, paid)
-            for refused in _kept(store, paid, "image", [key], iter([image]), lambda count: None):
-                raise TeacherError(f"{teacher.name}: won't take the image: {refused.reason}")
+            for outcome in _saved(store, paid, "image", [key], iter([image])):
+                if not isinstance(outcome, int):
+                    raise TeacherError(f"{teacher.name}: won't take the image: {outcome.reason}")
         else:
             vectors = _checked(teacher, teacher.embed_images([image]), 1)
             store.register(teacher)
@@ -148,17 +149,13 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
     return np.asarray(store.get(teacher.fingerprint, [key])[0])
 
 
-def _buy(plan: Plan, store: EmbeddingStore, teacher: PaidTeacher, report: Callable[[int, int], None]) -> list[Refusal]:
-    """Ask a rented teacher, several requests in flight; every answer is kept first and paid for then."""
+def _buy(plan: Plan, store: EmbeddingStore, teacher: PaidTeacher, progress: Progress) -> list[Refusal]:
+    """Query a paid teacher, several requests in flight; every embedding is saved first and paid for then."""
     same_model(store, teacher)
-    done = 0
-
-    def tell(count: int) -> None:
-        nonlocal done
+    task, done = f"querying {teacher.name}", 0
+    for count in _buy_texts(store, teacher, plan.pending_texts):
         done += count
-        report(done, plan.queries)
-
-    _buy_texts(store, teacher, plan.pending_texts, tell)
+        progress(task, done, plan.queries, "")
     names, keys, paths = plan.views.names, [], []
 
     def images() -> Iterator[EncodedImage]:
@@ -168,26 +165,32 @@ def _buy(plan: Plan, store: EmbeddingStore, teacher: PaidTeacher, report: Callab
             yield image
 
     refusals = []
-    for refused in _kept(store, teacher, "image", keys, images(), tell):
-        refusals.append(Refusal(paths[refused.position], refused.reason))
-        tell(1)
+    for outcome in _saved(store, teacher, "image", keys, images()):
+        if isinstance(outcome, int):
+            done += outcome
+        else:
+            refusals.append(Refusal(paths[outcome.position], outcome.reason))
+            done += 1
+        progress(task, done, plan.queries, "")
     return refusals
 
 
-def _buy_texts(store: EmbeddingStore, teacher: PaidTeacher, texts: Sequence[str], tell: Callable[[int], None]) -> None:
-    for refused in _kept(store, teacher, "text", [text_key(text) for text in texts], texts, tell):
-        raise TeacherError(f"{teacher.name}: won't take the text {texts[refused.position]!r}: {refused.reason}")
+def _buy_texts(store: EmbeddingStore, teacher: PaidTeacher, texts: Sequence[str]) -> Iterator[int]:
+    """Yield how many embeddings were saved, reply by reply."""
+    for outcome in _saved(store, teacher, "text", [text_key(text) for text in texts], texts):
+        if not isinstance(outcome, int):
+            raise TeacherError(f"{teacher.name}: won't take the text {texts[outcome.position]!r}: {outcome.reason}")
+        yield outcome
 
 
-def _kept(
+def _saved(
     store: EmbeddingStore,
     teacher: PaidTeacher,
     kind: Kind,
     keys: Sequence[bytes],
     items: Iterator[EncodedImage] | Sequence[str],
-    tell: Callable[[int], None],
-) -> Iterator[Refused]:
-    """Ask about all items and keep the answers; yield what is refused."""
+) -> Iterator[int | Refused]:
+    """Query all items and save the embeddings; yield how many of a reply were saved, or what is refused."""
     from vl2v.teachers.paid.teacher import Refused
 
     for answer in teacher.answers(kind, items):
@@ -197,7 +200,7 @@ def _kept(
         vectors = _checked(teacher, answer.vectors, len(answer.positions))
         store.put(teacher.fingerprint, [keys[i] for i in answer.positions], vectors, kind=kind)
         answer.settle()
-        tell(len(answer.positions))
+        yield len(answer.positions)
 
 
 def same_model(store: EmbeddingStore, teacher: PaidTeacher) -> None:

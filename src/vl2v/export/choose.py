@@ -178,7 +178,7 @@ def choose_export(
         int8: True: only int8, False: only fp32, None: both, where the format has both.
         image_sizes: pixels a side; by default each student's own, and down to half of it.
         store: for what is known of the images.
-        report: told how far it is.
+        progress: called as the work goes on.
 
     Raises:
         TargetMissed: no candidate meets the target; the nearest is named, and all that was measured is with it.

@@ -238,7 +238,7 @@ def export_student(
         int8: static quantisation, per channel; layers at which accuracy falls stay as they are.
         image_size: pixels a side; by default the student's.
         store: for what is known of the images.
-        report: told how far it is.
+        progress: called as the work goes on.
 
     Raises:
         StudentError: the export differs from the student, in fp32 by more than 1e-4 of the largest logit or in any

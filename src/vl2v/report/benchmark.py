@@ -16,12 +16,12 @@ from vl2v.benchmark.worklist import WorkList
 from vl2v.config import Tree, flat
 from vl2v.errors import RunError
 from vl2v.evaluation.compare import Lead
+from vl2v.progress import Progress
 from vl2v.report.bench import Bench, Model
 from vl2v.report.charts import Span, axis
 from vl2v.report.costs import costs
 from vl2v.report.differences import by_class, by_domain, confidence, curves, disagreements
 from vl2v.report.page import duration, lead, page, percent
-from vl2v.runs import Progress
 from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.settings import resolve, without_places
 
@@ -33,7 +33,7 @@ def benchmark_page(folder: Path, progress: Progress, selection: Selection = "tra
 
     Args:
         folder: of the benchmark; if its images aren't at hand, there are no thumbnails.
-        report: told how far it is.
+        progress: called as the work goes on.
         selection: the rule that selects a draw.
 
     Raises:

@@ -14,11 +14,11 @@ from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.results import Result, mean_and_error, of
 from vl2v.data import decode
 from vl2v.errors import DataError
+from vl2v.progress import Progress, silent
 from vl2v.report.bench import Bench
 from vl2v.report.charts import Chart, Heat, Series, axis, calibration, heat
 from vl2v.report.page import percent
 from vl2v.report.thumbnails import thumbnail
-from vl2v.runs import Progress, silent
 from vl2v.runs.datasets import open_data, usable
 from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.predictions import content

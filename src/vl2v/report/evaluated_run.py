@@ -15,8 +15,9 @@ from vl2v.embeddings import EmbeddingStore, image_key
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import RunError
 from vl2v.evaluation import Evaluation, Row, measure
+from vl2v.progress import Progress
 from vl2v.report.thumbnails import thumbnail
-from vl2v.runs import Progress, Run, evaluate_run
+from vl2v.runs import Run, evaluate_run
 from vl2v.runs.datasets import open_data, usable
 from vl2v.runs.evaluate import TEACHER, zero_shot_logits
 from vl2v.runs.predictions import Predictions, content

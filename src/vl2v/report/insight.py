@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
+from vl2v.progress import Progress, silent
 from vl2v.students import Classifier, evaluating
 
 Vectors = NDArray[np.floating]
@@ -40,7 +39,7 @@ def embeddings(classifier: Classifier, pixels: Tensor) -> Tensor:
 
 
 def occlusion(
-    classifier: Classifier, pixels: Tensor, tell: Callable[[int], None] = lambda done: None
+    classifier: Classifier, pixels: Tensor, progress: Progress = silent
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return how much the answer's probability falls where an image is covered (Zeiler and Fergus, ECCV 2014).
 
@@ -49,7 +48,7 @@ def occlusion(
     Args:
         classifier: whose answers.
         pixels: uint8 [n, s, s, 3].
-        tell: told how many images are done.
+        progress: called after each image.
 
     Returns:
         Drops [n, GRID, GRID], and the smallest probability that a patch leaves [n].
@@ -67,7 +66,7 @@ def occlusion(
         fallen = (probabilities[-1, answer] - left).clamp(min=0)
         drops.append(_spread(fallen))
         least.append(float(left.min()))
-        tell(number + 1)
+        progress("occluding", number + 1, len(pixels), "")
     return torch.stack(drops).numpy(), np.array(least, np.float32)
 
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.progress import Progress
 from vl2v.report.evaluated_run import EvaluatedRun
 from vl2v.report.insight import Plane, embeddings
 from vl2v.report.thumbnails import sprite
-from vl2v.runs import Progress
 from vl2v.seeds import derive
 from vl2v.training import clean_pixels
 

@@ -24,6 +24,7 @@ from vl2v.evaluation import Row
 from vl2v.evaluation.alignment import accuracy_by_group, confusions
 from vl2v.evaluation.intervals import Share, paired_difference, wilson
 from vl2v.methods import Task, task_of
+from vl2v.progress import Progress
 from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration
 from vl2v.report.confidence import confidence
 from vl2v.report.evaluated_run import EvaluatedRun, look
@@ -32,7 +33,7 @@ from vl2v.report.map import embedding_map
 from vl2v.report.page import duration, interval, lead, page, percent
 from vl2v.report.thumbnails import data_uri
 from vl2v.report.verdict import verdict
-from vl2v.runs import Progress, Run, read_bill
+from vl2v.runs import Run, read_bill
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.evaluate import STUDENT, TEACHER
 from vl2v.runs.folder import read_json
@@ -57,7 +58,7 @@ def run_page(run: Run, store: Path, progress: Progress) -> str:
     Args:
         run: the run; its images have to be where they were.
         store: the folder of the teacher's answers.
-        report: told how far it is.
+        progress: called as the work goes on.
     """
     evaluated = look(run, store, progress)
     config = run.config
@@ -358,7 +359,7 @@ def _saliency(evaluated: EvaluatedRun, progress: Progress) -> Iterator[dict[str,
     places = np.concatenate(chosen)
     size = evaluated.classifier.student.spec.image_size
     (pixels,) = clean_pixels(evaluated.dataset, kept["index"][places], size, workers=0)
-    drops, least = occlusion(evaluated.classifier, pixels, lambda done: progress("looking", done, len(places), ""))
+    drops, least = occlusion(evaluated.classifier, pixels, progress)
     for number, place in enumerate(places):
         truth, said = kept.classes[kept["label"][place]], kept.classes[kept["answer"][place]]
         right = truth == said

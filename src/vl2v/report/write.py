@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from vl2v.errors import RunError
 from vl2v.io import write_text
-from vl2v.runs import Progress, Run, default_store, silent
+from vl2v.progress import Progress, silent
+from vl2v.runs import Run, default_store
 
 if TYPE_CHECKING:
     from vl2v.benchmark.jobs import Selection
@@ -28,7 +29,7 @@ def write_report(
         out: the file; by default `report.html` in the folder.
         store: the folder of the teacher's answers; by default the one that all runs share, or the benchmark's own.
         selection: of a benchmark with several draws, the rule that selects one; see `vl2v benchmark`.
-        report: told how far it is.
+        progress: called as the work goes on.
 
     Raises:
         ConfigError: a benchmark without the runs that the rule goes by.

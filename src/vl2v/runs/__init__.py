@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vl2v.lazy import lazily
-from vl2v.progress import Progress, silent
 from vl2v.runs.embed import Asked, embed
 
 if TYPE_CHECKING:
@@ -40,7 +39,6 @@ _HOMES = {
 __all__ = [
     "Advice",
     "Asked",
-    "Progress",
     "Run",
     "Total",
     "add_class",
@@ -55,7 +53,6 @@ __all__ = [
     "predict_files",
     "read_bill",
     "resolve",
-    "silent",
     "totals",
 ]
 

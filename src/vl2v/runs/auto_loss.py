@@ -46,7 +46,7 @@ def settled(
         answers: the teacher's.
         features: of the backbone as it starts.
         fabric: every process of a run calls this.
-        report: told what was chosen.
+        progress: called with what was chosen.
     """
     file, names = run / "chosen.json", task.automatic
     if not names:

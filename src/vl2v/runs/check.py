@@ -43,7 +43,6 @@ from vl2v.training import new_fabric
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]
-Tell = Callable[[str], None]
 
 TEMPLATES = (
     "{class}",
@@ -62,7 +61,7 @@ def check_teacher(
     images: int = 200,
     store: Path | str | None = None,
     budget: float = 0,
-    tell: Tell = lambda words: None,
+    before: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
 ) -> Check:
     """Ask a teacher about a small labelled sample, balanced over classes and domains, and judge its answers.
@@ -74,8 +73,8 @@ def check_teacher(
         images: how many to ask about, at most.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
-        tell: told what is to be asked, and at what price, before anything is.
-        report: told how far it is.
+        before: called with each line of the forecast, and of the notes, before the first query.
+        progress: called as the work goes on.
 
     Raises:
         ConfigError: not a positive number of images.
@@ -84,7 +83,7 @@ def check_teacher(
     """
     with _opened(settings, images, store, budget, progress) as opened:
         for line in (*opened.notes, opened.everything().summary()):
-            tell(line)
+            before(line)
         refused, skipped = _ask(opened, progress)
         answers, teacher, sample = opened.store, opened.teacher, opened.sample
         judged = _answerable(opened.wordings, skipped, opened.config.prompts, sample)
@@ -209,13 +208,13 @@ def _ask(opened: _Opened, progress: Progress) -> tuple[list[Refusal], list[Skipp
     """
     store, teacher, spending = opened.store, opened.teacher, opened.spending
 
-    def tell(done: int, total: int) -> None:
-        progress(f"asking {teacher.name}", done, total, spending.bill() if spending else "")
+    def with_bill(task: str, done: int, total: int, remark: str) -> None:
+        progress(task, done, total, spending.bill() if spending else remark)
 
     if as_paid(teacher) is not None:
         with buying(store, teacher, progress):
-            return fetch(opened.everything().plan, store, teacher, tell), []
-    refused = fetch(opened.plan(opened.wordings[""]), store, teacher, tell)
+            return fetch(opened.everything().plan, store, teacher, with_bill), []
+    refused = fetch(opened.plan(opened.wordings[""]), store, teacher, with_bill)
     skipped = []
     for setting, groups in opened.wordings.items():
         try:

@@ -15,6 +15,7 @@ from vl2v.config import TeacherConfig
 from vl2v.embeddings import EmbeddingStore, Plan, Refusal, fetch, merge
 from vl2v.errors import ConfigError, StoreError, TeacherError, VL2VError, need_extra
 from vl2v.io import locked
+from vl2v.progress import Progress
 from vl2v.runs.teaching import the_teacher
 from vl2v.teachers import Teacher
 from vl2v.teachers.paid.teacher import as_paid
@@ -71,7 +72,7 @@ class Cluster:
         plan: Plan,
         store: EmbeddingStore,
         teacher: Teacher,
-        progress: Callable[[int, int], None],
+        progress: Progress,
         config: TeacherConfig,
     ) -> list[Refusal]:
         """Do what `vl2v.embeddings.fetch` does, the images in many processes.
@@ -85,7 +86,7 @@ class Cluster:
             plan: from `vl2v.embeddings.plan`.
             store: of the plan.
             teacher: of the plan.
-            progress: told (questions done, questions in all).
+            progress: called with the queries done.
             config: what opens the teacher elsewhere.
 
         Raises:
@@ -104,7 +105,7 @@ class Cluster:
             done = len(plan.pending_texts)
             for count in self._shards(plan, store, teacher, shards, config):
                 done += count
-                progress(done, plan.queries)
+                progress(f"querying {teacher.name}", done, plan.queries, "")
         return []
 
     def _shards(

@@ -128,12 +128,11 @@ def usable(
     Args:
         dataset: the images.
         store: keeps the audit.
-        report: told how far it is.
+        progress: called as the work goes on.
         trust: take a manifest's hashes as they are, to plan.
     """
-    tell = lambda done, total: progress("reading images", done, total, "")  # noqa: E731
     cache = audit_cache(store)
-    found = audit(dataset, cache=cache, progress=tell, trust=trust)
+    found = audit(dataset, cache=cache, progress=progress, trust=trust)
     if not found.problems:
         return dataset, found
     dataset = set_aside(dataset, found)

@@ -67,7 +67,7 @@ def embed(
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
         dry_run: ask nothing, only plan. (Which images "uncertainty" selects isn't known before some are asked.)
         cluster: where the images are embedded; by default in this process.
-        report: told how far it is.
+        progress: called as the work goes on.
 
     Raises:
         BudgetReached: all answers are kept; the same call with a larger budget goes on.

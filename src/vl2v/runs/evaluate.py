@@ -54,7 +54,7 @@ def evaluate_run(
         domains: on these only; by default on all.
         store: of the teacher's answers; the zero-shot row is there for domains whose answers are all known.
         keep: write every answer into the run folder, too; only for the run's own data.
-        report: told how far it is.
+        progress: called as the work goes on.
 
     Raises:
         DataError: the data has classes that the student doesn't know, or none is given for a student on the hub.
@@ -197,7 +197,7 @@ def _of_sources(
         dataset: all its images.
         found: of them.
         store: keeps what is known of files.
-        report: told how far it is.
+        progress: called as the work goes on.
     """
     try:
         learnt = open_sources(config, store, progress)

@@ -59,7 +59,7 @@ class Features:
         dataset: the images.
         fabric: device and precision.
         workers: decoding processes.
-        report: told how far it is.
+        progress: called as the work goes on.
         shelf: where other runs put theirs; needs `contents`.
         contents: SHA-256 of each image of the dataset.
     """
@@ -102,8 +102,7 @@ class Features:
     def _compute(self, images: Indices, view: Rendering | None) -> Tensor:
         own = own_part(self.fabric, images) if self.together else images
         pixels = clean_pixels(self.dataset, own, self.student.spec.image_size, workers=self.workers, view=view)
-        tell = lambda done: self.progress("student's features", done, len(own), "")  # noqa: E731
-        found = compute_features(self.student, pixels, self.fabric, tell)
+        found = compute_features(self.student, pixels, self.fabric, len(own), self.progress)
         return put_together(self.fabric, found, len(images)) if self.together else found
 
     def _shared(self, shared_cache: SharedCache, images: Indices, view: Rendering | None) -> Tensor:

@@ -45,7 +45,7 @@ def same_images(run: Run, config: RunConfig, store: Path, progress: Progress) ->
         run: begun with images at another path.
         config: the run's, with the path where the images are to be now.
         store: keeps what is known of files.
-        report: told how far it is.
+        progress: called as the work goes on.
     """
     if (answers := predictions_of(run)) is not None:
         dataset = open_data(config.data)

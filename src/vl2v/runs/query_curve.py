@@ -94,7 +94,7 @@ def advise(
         settings: as for `embed`.
         preset: as for `embed`.
         store: the folder of the embedding store.
-        report: told how far it is.
+        progress: called as the work goes on.
 
     Raises:
         ConfigError: fewer than 64 training images were asked about, or not the classes' texts.

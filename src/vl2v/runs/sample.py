@@ -54,10 +54,9 @@ def draw_sample(config: RunConfig, count: int, store: Path, progress: Progress) 
         raise DataError(f"{dataset.root}: a teacher is checked on labelled images of two classes or more; none such")
     order = labelled[_order(dataset.labels[labelled], dataset.domain_ids[labelled], config.seed)]
     chosen: dict[bytes, int] = {}  # content -> image
-    tell = lambda done, total: progress("reading images", done, total, "")  # noqa: E731
     while len(chosen) < count and len(order):
         evaluated, order = order[: count - len(chosen)], order[count - len(chosen) :]
-        found = audit(dataset.subset(evaluated), cache=audit_cache(store), progress=tell)
+        found = audit(dataset.subset(evaluated), cache=audit_cache(store), progress=progress)
         for place, image in enumerate(evaluated):
             if place not in found.problems:
                 chosen.setdefault(found.sha256[place], int(image))

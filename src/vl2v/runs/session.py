@@ -69,7 +69,7 @@ def take_over(queries: Plan, store: EmbeddingStore, teacher: PaidTeacher, progre
         questions: that are to be asked; where the common store knows none of the answers, nothing is copied.
         store: gets the answers.
         teacher: has its purse.
-        report: told what was taken over.
+        progress: called with what was copied.
     """
     common = default_store()
     if not (common / FILE_NAME).is_file() or common.resolve() == store.path.resolve():
@@ -145,7 +145,7 @@ class TeacherSession:
         audit: of them.
         sources: the domains to learn from, for domain prompts.
         views: the fixed views, if any.
-        report: told how far it is.
+        progress: called as the work goes on.
         others: classes that there is no image of; their texts are queried, and nothing is learnt from them.
         cluster: that asks; None: this process.
         buys_new_sizes: whether a rented teacher may be asked about views of one size though those of another are known.
@@ -204,20 +204,20 @@ class TeacherSession:
             return self._ask(self.plan(indices))  # what another process has bought meanwhile is known now
 
     def _ask(self, queries: Plan) -> list[Refusal]:
-        what, others = f"asking {self.teacher.name}", self.other_sizes(queries)
+        about, others = "", self.other_sizes(queries)
         if others:
-            known = f"views of {self.views.size} px, those known are of {', '.join(map(str, others))} px"
+            known = f"views of {self.views.size} px, those cached are of {', '.join(map(str, others))} px"
             if self.spending and not self.buys_new_sizes:
                 raise ConfigError(
                     f"teacher.views = {self.views.k}: {known}; give student.image_size={others[0]}, "
                     "or buy these first: `vl2v embed` with the settings of this run"
                 )
-            what += f" about {known}"
+            about = f" about {known}"
 
-        def tell(done: int, total: int) -> None:
-            self.progress(what, done, total, self.spending.bill() if self.spending else "")
+        def progress(task: str, done: int, total: int, remark: str) -> None:
+            self.progress(task + about, done, total, self.spending.bill() if self.spending else remark)
 
-        asked = queries, self.store, self.teacher, tell
+        asked = queries, self.store, self.teacher, progress
         return self.cluster.fetch(*asked, self.config.teacher) if self.cluster else fetch(*asked)
 
     def other_sizes(self, queries: Plan) -> list[int]:

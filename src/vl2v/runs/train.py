@@ -77,7 +77,7 @@ def distill(
         store: the folder of the embedding store; by default the one that all runs share.
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
         shelf: a folder in which runs on the same images share what they compute alike; changes no result.
-        report: told how far it is.
+        progress: called as the work goes on.
 
     Returns:
         The finished run, evaluated on the source domains' validation images and the unseen domains.
@@ -153,7 +153,7 @@ def train(
         store: of the teacher's answers.
         budget: of a rented teacher.
         shelf: what is shared with other runs.
-        report: told how far it is.
+        progress: called as the work goes on.
 
     Raises:
         ConfigError: the method trains nothing, or can't be trained on several devices.

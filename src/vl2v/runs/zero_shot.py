@@ -34,7 +34,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
         settings: as for `distill`; the target domains are marked unseen.
         out: a folder for `evaluation.json` and `predictions.safetensors`.
         store: the folder of the embedding store.
-        report: told how far it is.
+        progress: called as the work goes on.
 
     Raises:
         TeacherError: an answer is missing.

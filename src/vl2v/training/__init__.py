@@ -2,7 +2,7 @@
 
 from vl2v.training.batches import FeatureBatches, PixelBatches, Renderer, Rendering, TeacherTargets, clean_pixels
 from vl2v.training.features import compute_features
-from vl2v.training.loop import Progress, StageWork, Trainer, Validation
+from vl2v.training.loop import StageWork, Trainer, Validation
 from vl2v.training.processes import from_first, new_fabric, own_part, put_together
 from vl2v.training.sampler import DomainBalancedSampler
 
@@ -10,7 +10,6 @@ __all__ = [
     "DomainBalancedSampler",
     "FeatureBatches",
     "PixelBatches",
-    "Progress",
     "Renderer",
     "Rendering",
     "StageWork",

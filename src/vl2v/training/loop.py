@@ -20,6 +20,7 @@ from vl2v.config import StageConfig, TrainConfig
 from vl2v.errors import RunError
 from vl2v.methods import Averager, Stage, Targets
 from vl2v.methods.averaging import Scores, Weights
+from vl2v.progress import Progress, silent
 from vl2v.seeds import derive
 from vl2v.students import Student, as_logits, evaluating, quick_depthwise
 from vl2v.system import reuse_freed_memory
@@ -30,7 +31,6 @@ from vl2v.training.log import MetricsLog
 from vl2v.training.processes import from_first, launched_fabric, new_fabric
 from vl2v.training.sharding import like, make_whole, refuse_scalars, set_up, whole
 
-Progress = Callable[[str, int, int, str], None]
 """Called with (stage, steps done, steps in all, a few words on how it goes)."""
 
 
@@ -95,7 +95,7 @@ class Trainer:
         *,
         batch_norm: Literal["eval", "train"] = "eval",
         average: Callable[[Stage, bool], Averager | None] = lambda stage, last: None,
-        progress: Progress | None = None,
+        progress: Progress = silent,
         alone: bool = False,
     ) -> None:
         self.folder = folder
@@ -151,8 +151,7 @@ class Trainer:
         first = 0
         if checkpoint is not None:
             for corrupt in checkpoint.passed_over:
-                if self.progress is not None:
-                    self.progress(corrupt, 1, 1, "")
+                self.progress(corrupt, 1, 1, "")
             first = checkpoint.state["stage"]
             _load(student, _under("model/", checkpoint.tensors))
         if self.fabric.is_global_zero:
@@ -242,9 +241,8 @@ class _StageRun:
                 meter = _Meter()
                 if self.step < settings.steps:
                     self._save()
-            if self.trainer.progress is not None:
-                so_far = f", validation {self.best.accuracy:.1%}" if self.best else ""
-                self.trainer.progress(name, self.step, settings.steps, f"loss {terms['loss']:.3f}{so_far}")
+            so_far = f", validation {self.best.accuracy:.1%}" if self.best else ""
+            self.trainer.progress(name, self.step, settings.steps, f"loss {terms['loss']:.3f}{so_far}")
         return self._finish()
 
     def restore(self, checkpoint: Checkpoint) -> None:
