@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vl2v.data import audit, inspect, open_dataset, set_aside
+from vl2v.data import audit, inspect, leave_out, open_dataset, set_aside
 from vl2v.errors import DataError
 
 
@@ -79,20 +79,21 @@ def test_inspection_finds_what_would_spoil_a_training(shapes: Path, tmp_path: Pa
     dataset = open_dataset(spoil(shapes, tmp_path / "d"))
     inspection = inspect(dataset, audit(dataset), ["paint"])
     findings = "\n".join(inspection.findings)
-    assert "1 files set aside: empty file, first ink/ball/00.png" in findings
+    assert "1 file set aside: empty file, first ink/ball/00.png" in findings
     assert "images with two different classes" in findings
-    assert "leakage: 1 images are in a target and a source domain" in findings
-    assert "classes Box and box look like one" in findings
-    assert "domain chalk has no Box" in findings
+    assert "leakage: 1 image in both a target and a source domain" in findings
+    assert "classes Box and box look like the same" in findings
+    assert "domain chalk has no images of Box" in findings
     assert inspection.rows["ink"]["ball"] == 10
 
 
 def test_a_clean_dataset_has_nothing_to_mend(shapes: Path) -> None:
     dataset = open_dataset(shapes)
     (finding,) = inspect(dataset, audit(dataset)).findings  # of 108 shapes in chance places, four are in the same
-    assert finding.startswith("4 images have near-copies in the same domain, first chalk/box/03.png and")
+    assert finding.startswith("4 images with near-copies in the same domain, first chalk/box/03.png and")
     kept = dataset.subset(np.flatnonzero(dataset.labels == dataset.classes.index("ball"))[:-1])
-    assert not [line for line in inspect(kept, audit(kept)).findings if "no box" not in line]
+    findings = inspect(kept, audit(kept)).findings
+    assert not [line for line in findings if "no images of box" not in line and "training would stop" not in line]
 
 
 def test_a_cache_broken_inside_is_begun_anew(shapes: Path, tmp_path: Path) -> None:
@@ -152,7 +153,7 @@ def test_a_domain_of_broken_files_is_an_error(shapes: Path, tmp_path: Path) -> N
         set_aside(dataset, found)
     findings = "\n".join(inspect(dataset, found).findings)
     assert "36 files set aside: empty file, first ink/ball/00.png; replace or delete them" in findings
-    assert "domain ink has no usable images" in findings
+    assert "domain ink has no usable labelled images" in findings
 
 
 def test_inspection_tells_of_classes_only_the_target_has_and_is_plain_json(shapes: Path, tmp_path: Path) -> None:
@@ -162,7 +163,7 @@ def test_inspection_tells_of_classes_only_the_target_has_and_is_plain_json(shape
     dataset = open_dataset(root)
     inspection = inspect(dataset, audit(dataset), ["paint"])
     findings = "\n".join(inspection.findings)
-    assert "no source domain has star" in findings and "12 images with two different classes" in findings
+    assert "no source domain has images of star" in findings and "12 images with two different classes" in findings
     assert json.loads(json.dumps(inspection.to_json()))["rows"]["paint"]["star"] == 12
 
 
@@ -175,10 +176,10 @@ def test_unlabelled_images_are_no_gap(shapes: Path) -> None:
 @pytest.mark.parametrize(
     ("names", "finding"),
     [
-        (("a/cat/1.png", "b/cat/2.png"), "one class only"),
-        (("cat/1.png", "dog/2.png"), "one domain only"),
-        (("a/traffic light/1.png", "b/Traffic_Light/2.png"), "look like one; rename"),
-        (("cat/photo/1.png", "photo/cat/2.png"), "is the layout class/domain/image"),
+        (("a/cat/1.png", "b/cat/2.png"), "only one class"),
+        (("cat/1.png", "dog/2.png"), "only one domain"),
+        (("a/traffic light/1.png", "b/Traffic_Light/2.png"), "look like the same; rename"),
+        (("cat/photo/1.png", "photo/cat/2.png"), "if the layout is class/domain/image"),
     ],
 )
 def test_inspection_tells_of_odd_layouts(tmp_path: Path, names: tuple[str, ...], finding: str) -> None:
@@ -197,11 +198,13 @@ def test_near_copies_across_domains_and_classes_are_told(shapes: Path, tmp_path:
     dataset = open_dataset(root)
     found = audit(dataset)
     told = "\n".join(inspect(dataset, found, ["paint"]).findings)
-    assert "leakage: 3 images of a target are near-copies of a source domain's" in told
+    assert "leakage: 3 images of a target with a near-copy" in told
     assert (
-        "first ink/ball/00.png and paint/box/copy0.jpg" in told and "3 images have near-copies of another class" in told
+        "first ink/ball/00.png and paint/box/copy0.jpg" in told and "3 images with near-copies of another class" in told
     )
-    assert "3 images have near-copies in other domains" in "\n".join(inspect(dataset, found).findings)
+    assert "3 images with near-copies (saved again, scaled or converted) in other domains" in "\n".join(
+        inspect(dataset, found).findings
+    )
 
 
 def test_a_file_in_anothers_stead_is_read_though_size_and_time_are_the_same(shapes: Path, tmp_path: Path) -> None:
@@ -235,8 +238,8 @@ def test_what_is_odd_about_files_is_told_and_their_embeddings_are_new_ones(tmp_p
     dataset = open_dataset(tmp_path)
     found = audit(dataset)
     told = "\n".join(inspect(dataset, found).findings)
-    assert "2 files with 16 bits a channel, fewer of them in use: each is brightened" in told
-    assert "1 files with a JPEG without its end mark" in told and "first a/up/cut.jpg" in told
+    assert "2 files with 16 bits a channel, fewer of them in use: scaled by the bits" in told
+    assert "1 file with a JPEG without its end mark" in told and "first a/up/cut.jpg" in told
     same = [new == old for new, old in zip(found.contents, found.sha256, strict=True)]
     assert same == [path == "a/up/cut.jpg" for path in dataset.paths]
 
@@ -249,5 +252,37 @@ def test_what_a_manifest_leaves_empty_and_rare_classes_are_told(tmp_path: Path) 
     (tmp_path / "m.csv").write_text("path,class,domain\n" + "\n".join(map(",".join, rows)))
     dataset = open_dataset(tmp_path / "m.csv")
     told = "\n".join(inspect(dataset, audit(dataset), ["b"]).findings)
-    assert "6 images have no class in the manifest, first 14.png" in told
-    assert "one image only of rare in the source domains" in told
+    assert "6 images without a class in the manifest, first 14.png" in told
+    assert "only one image of rare in the source domains" in told
+
+
+def test_classes_that_the_split_leaves_nothing_to_train_on_are_named(tmp_path: Path) -> None:
+    for number in range(10):
+        for name in ("box", "ball"):
+            file = tmp_path / name / f"{number}.png"
+            file.parent.mkdir(exist_ok=True)
+            Image.new("RGB", (8, 8), (9 * number, 0, 90 * (name == "box"))).save(file)
+    (tmp_path / "rare").mkdir()
+    Image.new("RGB", (8, 8), "green").save(tmp_path / "rare/1.png")
+    dataset = open_dataset(tmp_path)
+    found = audit(dataset)
+    findings = {seed: "\n".join(inspect(dataset, found, split_seed=seed).findings) for seed in range(12)}
+    untrained = {seed for seed, lines in findings.items() if "no image of rare to train on" in lines}
+    for seed, lines in findings.items():
+        split = leave_out(dataset, [], trial_seed=seed)
+        assert (seed in untrained) == (dataset.classes.index("rare") in dataset.labels[split.val])
+        assert ("only one image of rare" in lines) == (seed not in untrained)
+    assert untrained and len(untrained) < 12
+
+
+def test_inspection_says_what_would_stop_training(tmp_path: Path) -> None:
+    for name in ("box", "Unknown"):
+        for domain, count in (("paint", 5), ("ink", 1)):
+            for number in range(count if name == "box" or domain == "paint" else 0):
+                file = tmp_path / domain / name / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (8, 8), (9 * number, 30 * len(name), 0)).save(file)
+    dataset = open_dataset(tmp_path)
+    findings = "\n".join(inspect(dataset, audit(dataset)).findings)
+    assert "training would stop: " in findings and "domain ink has 1 usable image and none of it for" in findings
+    assert "class Unknown: training refuses it" in findings

@@ -309,7 +309,7 @@ def test_splits_are_not_taken_for_domains_or_classes(tmp_path: Path, names: tupl
     said = "domains" if len(names[0].split("/")) == 3 else "classes"
     assert len(open_dataset(tmp_path, layout=said)) == len(names)  # who says so is believed
     one = open_dataset(put(tmp_path / "x", "photo/cat/1.png", "photo/dog/2.png", "test/cat/3.png"))
-    assert any("domains test: called like splits" in line for line in inspect(one, audit(one)).findings)
+    assert any("domains test: named like splits" in line for line in inspect(one, audit(one)).findings)
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,7 @@ def test_a_manifests_splits_win() -> None:
     [
         ({"p": 20, "q": 20}, 2, ["z"], "no domain 'z'"),
         ({"p": 20, "q": 20}, 2, ["p", "q"], "every domain is a target"),
-        ({"p": 20, "q": 20}, 1, [], "one class only"),
+        ({"p": 20, "q": 20}, 1, [], "only one class"),
         ({"p": 20, "q": 2}, 2, ["p"], "domain q has 2 usable images"),
         ({"p": 20, "q": 0}, 2, ["q"], "target q has no images"),
     ],
@@ -85,7 +85,7 @@ def test_a_near_miss_of_a_domain_is_guessed() -> None:
 
 
 def test_a_source_that_a_manifest_leaves_without_validation_is_named() -> None:
-    with pytest.raises(DataError, match="domain p has 10 usable images and none of them for validation"):
+    with pytest.raises(DataError, match="domain p has 10 usable images and none for validation"):
         leave_out(dataset({"p": 10, "q": 10}, splits=("train",) * 10 + (None,) * 10), ["q"])
 
 

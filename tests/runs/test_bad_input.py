@@ -85,8 +85,8 @@ def nothing(images: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (one_class_only, r"one class only \(ball\); a classifier needs two"),
-        (one_class_in_the_sources, "one class only in the source domains; a classifier needs two"),
+        (one_class_only, r"only one class \(ball\); a classifier needs two"),
+        (one_class_in_the_sources, "only one class in the source domains; a classifier needs two"),
         (an_empty_target, r"domain 'paint' has no usable images \(paint: an empty folder\); put some there"),
         (an_empty_source, r"none of the 36 images of domain ink can be used \(.*empty file"),
         (one_image_in_a_source, "domain ink has 1 usable images and none of them for validation; add images"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from PIL import Image
 
 from little import quick_settings
 from typed import Said, typed
@@ -82,6 +83,25 @@ def test_a_class_is_added_by_its_name(vl2v, run: Path, tmp_path: Path) -> None:
 def test_inspect_counts(vl2v, shapes: Path) -> None:
     done = vl2v("data", "inspect", shapes, "--json")
     assert json.loads(done.stdout)["rows"]["ink"] == {"ball": 12, "box": 12, "cone": 12}
+
+
+def test_inspect_checks_how_a_teacher_reads_the_class_prompts(vl2v, tmp_path: Path) -> None:
+    for number in range(40):
+        file = (
+            tmp_path
+            / ("ink", "paint")[number % 2]
+            / ("hot_dog", "hot dog", "taco", "bun")[number % 4]
+            / f"{number}.png"
+        )
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (6 * number, 30, 0)).save(file)
+    long = "a view of a long room full of old things that somebody looked at for a while, " * 6
+    settings = (f'prompts.overrides.taco="{long} taco"', f'prompts.overrides.bun="{long} bun"')
+    words = ("data", "inspect", tmp_path, "--json", *(word for pair in settings for word in ("--set", pair)))
+    alone, read = (json.loads(vl2v(*words, *more).stdout)["findings"] for more in ((), ("--teacher", "tiny")))
+    assert any("'hot dog' and 'hot_dog' have the same text" in line for line in alone)
+    assert not any("tokens" in line for line in alone)
+    assert sum("is cut at the" in line and "tokens that the teacher reads" in line for line in read) == 2
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""`vl2v data`: get a dataset, look at it, make it harder, before anything is asked or trained."""
+"""`vl2v data`: download a dataset, inspect it, corrupt it, before anything is queried or trained."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.learn import ConfigFile, Set, settings_of
 from vl2v.cli.show import say
 
-app = typer.Typer(help="Look at images before anything is asked or trained.", no_args_is_help=True)
+app = typer.Typer(
+    help="Inspect, download and corrupt datasets, before anything is queried or trained.", no_args_is_help=True
+)
 
 DataPath = Annotated[Path, typer.Argument(help="A dataset: domain/class/image, class/image, or a manifest.")]
 
@@ -18,32 +21,49 @@ DataPath = Annotated[Path, typer.Argument(help="A dataset: domain/class/image, c
 def inspect(
     path: DataPath,
     target: Annotated[list[str] | None, typer.Option(help="A domain to be kept unseen; may be repeated.")] = None,
-    layout: Annotated[str, typer.Option(help="auto, domains, classes or manifest.")] = "auto",
+    layout: Annotated[str | None, typer.Option(help="auto, domains, classes or manifest.")] = None,
     exclude: Annotated[Path | None, typer.Option(help="A list of files to leave out.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Also check how this teacher reads the class prompts; no query.")
+    ] = None,
+    config: ConfigFile = None,
+    pairs: Set = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count classes by domains; find duplicates, leakage, unreadable files and layout mistakes."""
+    """Count images by class and domain; find copies, leakage, unreadable files, and classes that can't be learned."""
     import json as as_json
 
     from vl2v.cli.show import progress_bars
-    from vl2v.data import audit, open_dataset
-    from vl2v.data import inspect as look_at
+    from vl2v.config import validate
     from vl2v.runs import default_store
-    from vl2v.runs.datasets import audit_cache
+    from vl2v.runs.datasets import inspect_data
     from vl2v.table import Table
 
-    dataset = open_dataset(path, layout=layout, exclude=exclude)
+    options = {
+        "data.path": path,
+        "data.target": target,
+        "data.layout": layout,
+        "data.exclude": exclude,
+        "teacher.spec": teacher,
+    }
+    settings = settings_of(config, pairs, options)
+    run = validate(settings)
+    reader = None
+    if "spec" in settings.get("teacher", {}):
+        from vl2v.runs.teaching import the_teacher  # local ones bring torch
+
+        reader = the_teacher(run.teacher)
     with progress_bars() as progress:
-        found = audit(dataset, cache=audit_cache(default_store()), progress=progress)
-    inspection = look_at(dataset, found, target or [])
+        inspection = inspect_data(run, default_store(), reader, progress)
     if json:
         typer.echo(as_json.dumps(inspection.to_json(), indent=2))
         return
-    counts = [inspection.rows[domain] for domain in dataset.domains]
-    rows = [[name, *(str(count.get(name, 0)) for count in counts)] for name in dataset.classes]
+    domains, classes = list(inspection.rows), list(next(iter(inspection.rows.values()), {}))
+    counts = list(inspection.rows.values())
+    rows = [[name, *(str(count[name]) for count in counts)] for name in classes]
     rows.append(["all", *(str(sum(count.values())) for count in counts)])
-    notes = [f"- {finding}" for finding in inspection.findings] or ["nothing to mend"]
-    Table(["class", *dataset.domains], rows, (), notes, str(path), sections=[len(rows) - 2]).print()
+    notes = [f"- {finding}" for finding in inspection.findings] or ["nothing to fix"]
+    Table(["class", *domains], rows, (), notes, str(path), sections=[len(rows) - 2]).print()
 
 
 @app.command("sample")

@@ -1,4 +1,4 @@
-"""What there is to be known about a dataset before it is used: counts, copies, mistakes, each with what to do."""
+"""What would spoil a training, found before anything is queried: copies, leakage, odd labels, each with a remedy."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from vl2v.data.decoding import FEWER_BITS, NO_ALPHA, NO_END
 from vl2v.data.files import PASSED_OVER
 from vl2v.data.layouts import split_like
 from vl2v.data.near_duplicates import near_copies
+from vl2v.data.splits import leave_out
+from vl2v.errors import DataError
+from vl2v.names import UNKNOWN, same_name
 
 
 @dataclass(frozen=True)
 class Inspection:
-    """What there is to be known about a dataset before it is used.
+    """A dataset's counts, and what would spoil a training on it.
 
     Attributes:
-        rows: domain -> class -> images.
-        findings: one line each, with what to do.
+        rows: domain -> class -> number of usable images.
+        findings: one line each, with a remedy.
         excluded: files that are set aside.
     """
 
@@ -36,13 +39,17 @@ class Inspection:
         return {"rows": self.rows, "findings": list(self.findings), "excluded": [asdict(e) for e in self.excluded]}
 
 
-def inspect(dataset: DomainDataset, found: Audit, target: Sequence[str] = ()) -> Inspection:
-    """Count classes by domains and look for what would spoil a training.
+def inspect(
+    dataset: DomainDataset, found: Audit, target: Sequence[str] = (), *, holdout: float = 0.2, split_seed: int = 0
+) -> Inspection:
+    """Count images by class and domain, and look for what would spoil a training.
 
     Args:
         dataset: as opened.
         found: its audit.
         target: domains to be kept unseen; copies of their images in other domains are leakage.
+        holdout: share of each source domain that validates.
+        split_seed: DomainBed's trial seed.
 
     Raises:
         DataError: an unknown target.
@@ -62,7 +69,7 @@ def inspect(dataset: DomainDataset, found: Audit, target: Sequence[str] = ()) ->
         *_near_copies(dataset, found, unseen),
         *_unlabelled(dataset),
         *_gaps(labelled),
-        *_rare(labelled, target),
+        *_untrained(good, labelled, target, holdout, split_seed),
         *_unseen_only(labelled, target),
         *_names(dataset),
     ]
@@ -72,13 +79,13 @@ def inspect(dataset: DomainDataset, found: Audit, target: Sequence[str] = ()) ->
 _REMEDIES = {
     "not at": "move them to where the others are, or use a manifest",
     "not an image": "convert them to JPEG or PNG, or delete them",
-    "a link to nothing": "fetch what it stands for (git annex get, dvc checkout), or delete it",
+    "a link to nothing": "fetch the files it points to (git annex get, dvc checkout), or delete it",
     "a link": "copy the images into the folder (cp -rL)",
     "a path": "copy the images into the folder",
-    "an empty folder": "delete it, or put its images in",
+    "an empty folder": "delete it, or add its images",
     "no such file": "correct the manifest",
     "its name": "rename it",
-    "can't be read": "see to its permissions",
+    "can't be read": "check its permissions",
     "listed": "",
     "a Git LFS pointer": "fetch the images (git lfs pull)",
     PASSED_OVER: "",
@@ -90,7 +97,15 @@ def _unusable(excluded: Sequence[Excluded]) -> Iterator[str]:
     for reason, count in Counter(gone.reason.split(" (")[0] for gone in excluded).most_common():
         first = next(gone.path for gone in excluded if gone.reason.split(" (")[0] == reason)
         remedy = next(text for start, text in _REMEDIES.items() if reason.startswith(start))
-        yield f"{count} files set aside: {reason}, first {first}" + (f"; {remedy}" if remedy else "")
+        yield f"{_files(count)} set aside: {reason}, first {first}" + (f"; {remedy}" if remedy else "")
+
+
+def _files(count: int) -> str:
+    return f"{count} file" if count == 1 else f"{count} files"
+
+
+def _images(count: int) -> str:
+    return f"{count} image" if count == 1 else f"{count} images"
 
 
 def _remarks(dataset: DomainDataset, found: Audit) -> Iterator[str]:
@@ -98,18 +113,18 @@ def _remarks(dataset: DomainDataset, found: Audit) -> Iterator[str]:
     for remark, count in Counter(remarks.values()).most_common():
         index = min(index for index, other in remarks.items() if other == remark)
         meaning, remedy = _MEANINGS[remark]
-        yield f"{count} files with {remark}: {meaning}, first {dataset.paths[index]}; {remedy}"
+        yield f"{_files(count)} with {remark}: {meaning}, first {dataset.paths[index]}; {remedy}"
 
 
 _MEANINGS = {
     FEWER_BITS: (
-        "each is brightened to the bits that it uses, so that it doesn't come out black",
-        "write them as 8 bits to choose the brightness yourself",
+        "scaled by the bits in use, so that the image doesn't come out black",
+        "save as 8 bits to choose the brightness yourself",
     ),
-    NO_ALPHA: ("they are shown as if there were none", "save them without it"),
+    NO_ALPHA: ("shown as opaque", "save without an alpha channel"),
     NO_END: (
-        "they are used, all their pixels are there",
-        "get them anew if it was a copy or download that ended early",
+        "used, since no pixel is missing",
+        "copy or download again if that ended early",
     ),
 }
 
@@ -119,18 +134,35 @@ def _unlabelled(dataset: DomainDataset) -> Iterator[str]:
     without = np.flatnonzero((dataset.labels < 0) & (dataset.domain_ids != given))
     if len(without):
         yield (
-            f"{len(without)} images have no class in the manifest, first {dataset.paths[without[0]]}; those of source "
-            "domains are learnt from without a label, those of targets aren't used"
+            f"{_images(len(without))} without a class in the manifest, first {dataset.paths[without[0]]}; source "
+            "domains' are learnt from without a label, targets' are ignored"
         )
 
 
-def _rare(rows: dict[str, dict[str, int]], target: Sequence[str]) -> Iterator[str]:
+def _untrained(
+    good: DomainDataset, rows: dict[str, dict[str, int]], target: Sequence[str], holdout: float, seed: int
+) -> Iterator[str]:
+    """Find classes of which the split leaves, or may leave, nothing to train on."""
+    if len(good.classes) < 2:
+        return  # reported by `_names`
+    try:
+        split = leave_out(good, target, fraction=holdout, trial_seed=seed)
+    except DataError as error:
+        yield f"training would stop: {error}"
+        return
+    trained, held = (set(good.labels[part].tolist()) for part in (split.train, split.val))
+    untrained = [good.classes[label] for label in sorted(held - trained)]
+    if untrained:
+        yield (
+            f"no image of {_some(untrained)} to train on: the split puts all of them into validation, so that a linear "
+            "head (lp, erm) never predicts the class; add images, or set another data.split_seed"
+        )
     sources = [counts for domain, counts in rows.items() if domain not in target]
-    alone = [name for name in next(iter(rows.values()), {}) if sum(counts[name] for counts in sources) == 1]
+    alone = [name for name in good.classes if sum(counts[name] for counts in sources) == 1 and name not in untrained]
     if alone:
         yield (
-            f"one image only of {_some(alone)} in the source domains: if it is drawn for validation, none is left to "
-            "learn from; add some"
+            f"only one image of {_some(alone)} in the source domains: another split may put it into validation and "
+            "leave none to train on; add some"
         )
 
 
@@ -147,27 +179,27 @@ def _copies(dataset: DomainDataset, found: Audit, unseen: set[int]) -> Iterator[
     if copies:
         extra = sum(len(group) - 1 for group in copies)
         yield (
-            f"{extra} exact copies (the teacher is asked once about each image, but they weigh more in training), "
+            f"{extra} exact {'copy' if extra == 1 else 'copies'} (queried once, but weighted more in training), "
             f"first {_both(dataset, copies[0])}; delete one of each"
         )
     if torn:
         yield (
-            f"{len(torn)} images with two different classes, first {_both(dataset, torn[0])}; delete the wrong copies"
+            f"{_images(len(torn))} with two different classes, first {_both(dataset, torn[0])}; delete the wrong copies"
         )
     if leaks:
         yield (
-            f"leakage: {len(leaks)} images are in a target and a source domain, "
+            f"leakage: {_images(len(leaks))} in both a target and a source domain, "
             f"first {_both(dataset, leaks[0])}; delete the source's"
         )
     elif across:
         yield (
-            f"{len(across)} images are in several domains, which is leakage if one of them is a target, "
+            f"{_images(len(across))} in several domains, which is leakage if one of them is a target, "
             f"first {_both(dataset, across[0])}; delete all but one"
         )
 
 
 def _near_copies(dataset: DomainDataset, found: Audit, unseen: set[int]) -> Iterator[str]:
-    """Tell of images that look the same, though their files differ; exact copies are told of already."""
+    """Find images that look the same though their files differ."""
     stands = near_copies(found.looks)
     groups: dict[int, dict[bytes, int]] = defaultdict(dict)  # of each content the first
     for index, first in enumerate(stands):
@@ -184,27 +216,26 @@ def _near_copies(dataset: DomainDataset, found: Audit, unseen: set[int]) -> Iter
     if leaks:
         count = sum(int(dataset.domain_ids[i]) in unseen for group in leaks for i in group)
         yield (
-            f"leakage: {count} images of a target are near-copies of a source domain's (saved anew, scaled or "
-            f"converted), so that unseen accuracy may be too high, first {_both(dataset, leaks[0])}; "
-            "delete the source's"
+            f"leakage: {_images(count)} of a target with a near-copy (saved again, scaled or converted) in a source "
+            f"domain, so that unseen accuracy may be too high, first {_both(dataset, leaks[0])}; delete the source's"
         )
     elif across:
         yield (
-            f"{len(across)} images have near-copies in other domains (saved anew, scaled or converted), which is "
+            f"{_images(len(across))} with near-copies (saved again, scaled or converted) in other domains, which is "
             f"leakage if one of them is a target, first {_both(dataset, across[0])}; delete all but one"
         )
     if torn:
         first = _both(dataset, torn[0])
-        yield f"{len(torn)} images have near-copies of another class, first {first}; see which is right"
+        yield f"{_images(len(torn))} with near-copies of another class, first {first}; delete the wrong ones"
     if within:
         yield (
-            f"{len(within)} images have near-copies in the same domain, first {_both(dataset, within[0])}; where one "
-            "validates what another taught, validation accuracy may be too high; delete all but one"
+            f"{_images(len(within))} with near-copies in the same domain, first {_both(dataset, within[0])}; if one is "
+            "trained on and another validates, validation accuracy is too high; delete all but one"
         )
 
 
 def _both(dataset: DomainDataset, group: Sequence[int]) -> str:
-    """Name two copies, of different classes or domains if there are such."""
+    """Return two copies' paths, of different classes or domains if there are such."""
     kinds = [(int(dataset.labels[i]), int(dataset.domain_ids[i])) for i in group]
     other = next((i for i, kind in zip(group, kinds, strict=True) if kind != kinds[0]), group[1])
     return f"{dataset.paths[group[0]]} and {dataset.paths[other]}"
@@ -214,12 +245,12 @@ def _gaps(rows: dict[str, dict[str, int]]) -> Iterator[str]:
     for domain, counts in rows.items():
         missing = [name for name, count in counts.items() if not count]
         if missing and len(missing) < len(counts):
-            yield f"domain {domain} has no {_some(missing)}; its accuracy is over the other classes"
+            yield f"domain {domain} has no images of {_some(missing)}; its accuracy is over the other classes"
         elif missing:
-            yield f"domain {domain} has no usable images with labels; add some, or delete the folder"
+            yield f"domain {domain} has no usable labelled images; add some, or delete the folder"
     if len(rows) == 1:
         yield (
-            "one domain only: none can be left out to measure how the student does elsewhere; "
+            "only one domain: none can be left out to measure accuracy on an unseen one; "
             "sort the images into domain/class/image"
         )
 
@@ -229,8 +260,8 @@ def _unseen_only(rows: dict[str, dict[str, int]], target: Sequence[str]) -> Iter
     missing = [name for name in next(iter(rows.values()), {}) if not any(counts[name] for counts in sources)]
     if target and sources and missing:
         yield (
-            f"no source domain has {_some(missing)}; training leaves such classes out, and the student knows them by "
-            "their names alone"
+            f"no source domain has images of {_some(missing)}: training leaves the class out; a student with a text "
+            "head still predicts it by its text, a linear head (lp, erm) is refused"
         )
 
 
@@ -240,24 +271,26 @@ def _some(names: Sequence[str]) -> str:
 
 def _names(dataset: DomainDataset) -> Iterator[str]:
     if len(dataset.classes) < 2:
-        yield f"one class only ({', '.join(dataset.classes)}): a classifier needs two; add images of another"
+        yield f"only one class ({', '.join(dataset.classes)}): a classifier needs two; add images of another"
     for names, kind in ((dataset.classes, "classes"), (dataset.domains, "domains")):
         alike: dict[str, list[str]] = defaultdict(list)
         for name in names:
             alike["".join(letter for letter in name.lower() if letter.isalnum()) or name].append(name)
         for group in alike.values():
             if len(group) > 1:
-                yield f"{kind} {' and '.join(group)} look like one; rename the folders to the same"
+                yield f"{kind} {' and '.join(group)} look like the same; rename one if they are"
         if splits := split_like(names):
             yield (
-                f"{kind} {', '.join(splits)}: called like splits of the data; if they are, open the folder that is "
-                "to be learnt from, or write a manifest with a column split"
+                f"{kind} {', '.join(splits)}: named like splits of the data; if they are, open the one to train on, "
+                "or write a manifest with a split column"
             )
     if odd := [name for name in dataset.classes if name.lower() in ("none", "na", "unlabeled", "unlabelled")]:
-        yield f"class {', '.join(odd)}: if it stands for a missing label, leave the manifest's cell empty"
+        yield f"class {', '.join(odd)}: if it means a missing label, leave the manifest's cell empty"
+    if taken := [name for name in dataset.classes if same_name(name) == UNKNOWN]:
+        yield f"class {', '.join(taken)}: training refuses it, since {UNKNOWN!r} is a prediction; rename it"
     both = {name.lower() for name in dataset.classes} & {name.lower() for name in dataset.domains}
     if both:
         yield (
-            f"{', '.join(sorted(both))}: a class and a domain; "
-            "is the layout class/domain/image? It should be domain/class/image"
+            f"{', '.join(sorted(both))}: both a class and a domain; "
+            "if the layout is class/domain/image, rearrange it to domain/class/image"
         )

@@ -59,13 +59,13 @@ def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float 
     nothing); the others of a domain are split as DomainBed does.
 
     Raises:
-        DataError: an unknown target, no source domain left, one class only, a source domain too small to split.
+        DataError: an unknown target, no source domain left, only one class, a source domain too small to split.
     """
     unseen = {dataset.domain_index(name) for name in target}
     if UNLABELLED in target:
         raise DataError(f"target {UNLABELLED!r}: images without labels can't be a target")
     if len(dataset.classes) < 2:
-        raise DataError(f"{dataset.root}: one class only ({', '.join(dataset.classes)}); a classifier needs two")
+        raise DataError(f"{dataset.root}: only one class ({', '.join(dataset.classes)}); a classifier needs two")
     train, val = [], []
     labelled = dataset.labels >= 0
     present = set(np.unique(dataset.domain_ids[labelled]).tolist())
@@ -77,17 +77,18 @@ def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float 
         more, held_out = _split_domain(dataset, images, fraction, seed_hash(trial_seed, domain))
         if not len(more) or not len(held_out):
             wanting = "training" if len(held_out) else "validation"
+            usable = "1 usable image and none of it" if len(images) == 1 else f"{len(images)} usable images and none"
             raise DataError(
-                f"{dataset.root}: domain {dataset.domains[domain]} has {len(images)} usable images and none of "
-                f"them for {wanting}; add images, or mend the manifest's split column"
+                f"{dataset.root}: domain {dataset.domains[domain]} has {usable} for {wanting}; "
+                "add images, or fix the manifest's split column"
             )
         train.append(more)
         val.append(held_out)
     if not train:
-        raise DataError(f"{dataset.root}: every domain is a target, none is left to learn from; leave one out")
+        raise DataError(f"{dataset.root}: every domain is a target, so none is left to train on; keep one as a source")
     learnt = set(dataset.labels[np.concatenate(train)].tolist())
     if len(learnt) < 2:
-        raise DataError(f"{dataset.root}: one class only in the source domains; a classifier needs two")
+        raise DataError(f"{dataset.root}: only one class in the source domains; a classifier needs two")
     kept_apart = np.isin(dataset.domain_ids, list(unseen))
     return Split(
         np.sort(np.concatenate(train)),

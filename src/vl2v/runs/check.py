@@ -78,7 +78,7 @@ def check_teacher(
 
     Raises:
         ConfigError: not a positive number of images.
-        DataError: no labelled images, or of one class only.
+        DataError: no labelled images, or of only one class.
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
     """
     with _opened(settings, images, store, budget, progress) as opened:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import DataConfig, RunConfig
-from vl2v.data import Audit, DomainDataset, Split, audit, leave_out, open_dataset, set_aside
+from vl2v.data import Audit, DomainDataset, Inspection, Split, audit, inspect, leave_out, open_dataset, set_aside
 from vl2v.errors import DataError
-from vl2v.names import UNKNOWN
+from vl2v.names import UNKNOWN, same_name
 from vl2v.progress import Progress, silent
+from vl2v.teachers.prompts import prompts_for, read_prompts, same_prompts
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def open_sources(config: RunConfig, store: Path, progress: Progress = silent) ->
     The unseen domains' files are not opened: what is in them can't change a weight.
 
     Raises:
-        DataError: unknown or missing domains, one class only, a class called "unknown", and the like.
+        DataError: unknown or missing domains, only one class, a class called "unknown", and the like.
     """
     data = config.data
     everything = _opened(data)
@@ -113,11 +114,37 @@ def open_everything(config: RunConfig, store: Path, progress: Progress = silent)
 
 def _opened(data: DataConfig) -> DomainDataset:
     dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
-    if UNKNOWN in dataset.classes:
-        raise DataError(
-            f"{dataset.root}: a class is called {UNKNOWN!r}, which is the answer where none is likely enough; rename it"
-        )
+    for name in dataset.classes:
+        if same_name(name) == UNKNOWN:
+            raise DataError(
+                f"{dataset.root}: class {name!r}: {UNKNOWN!r} is what is predicted where no class is likely enough; "
+                "rename it"
+            )
     return dataset
+
+
+def inspect_data(config: RunConfig, store: Path, teacher: object = None, progress: Progress = silent) -> Inspection:
+    """Look for what would spoil a run on this dataset, before anything is queried; see `vl2v.data.inspect`.
+
+    Args:
+        config: of the run.
+        store: keeps the audit.
+        teacher: whose reading of the class prompts is checked; None: only that no two classes have the same.
+        progress: called as files are read.
+
+    Raises:
+        DataError: the dataset can't be opened, or has no such target.
+        ConfigError: prompts that can't be filled in.
+    """
+    data = config.data
+    dataset = open_data(data)
+    found = audit(dataset, cache=audit_cache(store), progress=progress)
+    inspection = inspect(dataset, found, data.target, holdout=data.holdout, split_seed=data.split_seed)
+    sources = [name for name in dataset.labelled_domains if name not in data.target]
+    groups = prompts_for(dataset.classes, config.prompts, sources)
+    alike, cut = read_prompts(dataset.classes, groups, teacher)
+    alike = same_prompts(dataset.classes, groups) or alike
+    return replace(inspection, findings=(*inspection.findings, *alike, *cut))
 
 
 def usable(
@@ -128,7 +155,7 @@ def usable(
     Args:
         dataset: the images.
         store: keeps the audit.
-        progress: called as the work goes on.
+        progress: called as files are read.
         trust: take a manifest's hashes as they are, to plan.
     """
     cache = audit_cache(store)

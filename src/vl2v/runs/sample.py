@@ -45,7 +45,7 @@ def draw_sample(config: RunConfig, count: int, store: Path, progress: Progress) 
     """Return so many labelled images, balanced over classes and domains; unreadable ones and copies are passed over.
 
     Raises:
-        DataError: unknown domains, no labelled images, one class only.
+        DataError: unknown domains, no labelled images, only one class.
     """
     dataset = open_data(config.data)
     unseen = [dataset.domain_index(name) for name in config.data.target]

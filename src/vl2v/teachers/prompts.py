@@ -50,50 +50,75 @@ def prompts_for(classes: Sequence[str], prompts: PromptConfig, domains: Sequence
 def check_prompts(
     classes: Sequence[str], groups: Sequence[Sequence[str]], teacher: object = None, *, refuse: bool = True
 ) -> list[str]:
-    """Return a line about each class of whose text the teacher reads the beginning only.
+    """Return a line about each class of whose prompts the teacher reads the beginning only.
 
     Args:
         classes: names.
-        groups: each class's texts.
+        groups: each class's prompts.
         teacher: a local one tells how it reads texts; of others nothing is known.
-        refuse: classes that are the same to the teacher alone; else they are told.
+        refuse: classes that only this teacher can't tell apart; else they are reported.
 
     Raises:
-        ConfigError: two classes have the same texts, as people or as the teacher reads them: it would never tell one
+        ConfigError: two classes have the same prompts, as people or as the teacher reads them: it would never tell one
             from the other.
     """
-    remedy = "give one of them another text with prompts.overrides.{}, or rename them to the same if they are one class"
-    alike: dict[frozenset[str], str] = {}
+    for line in same_prompts(classes, groups):
+        raise ConfigError(line)
+    alike, cut = read_prompts(classes, groups, teacher)
+    if refuse and alike:
+        raise ConfigError(alike[0])
+    return alike + cut
+
+
+def same_prompts(classes: Sequence[str], groups: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line about each class whose prompts are those of an earlier one, as people read them."""
+    lines: list[str] = []
+    first: dict[frozenset[str], str] = {}
     for name, texts in zip(classes, groups, strict=True):
-        other = alike.setdefault(frozenset(re.sub(r"\ban ", "a ", same_name(text)) for text in texts), name)
+        other = first.setdefault(frozenset(re.sub(r"\ban ", "a ", same_name(text)) for text in texts), name)
         if other != name:
-            raise ConfigError(
+            lines.append(
                 f"classes {other!r} and {name!r} have the same text ({texts[0]!r}), so that no teacher tells one from "
-                f"the other: {remedy.format(toml_key(name))}"
+                f"the other: {_remedy(name)}"
             )
+    return lines
+
+
+def read_prompts(
+    classes: Sequence[str], groups: Sequence[Sequence[str]], teacher: object
+) -> tuple[list[str], list[str]]:
+    """Return lines about classes that are the same to a teacher, and about those whose prompts it cuts off.
+
+    Args: as for `check_prompts`.
+    """
     read_texts = getattr(teacher, "read_texts", None)
+    alike: list[str] = []
+    shortened: list[str] = []
     if read_texts is None:
-        return []
-    notes: list[str] = []
-    read: dict[frozenset[tuple[int, ...]], str] = {}
+        return alike, shortened
+    first: dict[frozenset[tuple[int, ...]], str] = {}
     for name, texts in zip(classes, groups, strict=True):
         tokens, cut = zip(*read_texts(texts), strict=True)
-        other = read.setdefault(frozenset(tokens), name)
+        other = first.setdefault(frozenset(tokens), name)
         if other != name:
             why = "the rest is cut off" if any(cut) else "to it they are the same"
-            alike_to_it = (
+            alike.append(
                 f"classes {other!r} and {name!r}: the teacher reads the same {len(tokens[0])} tokens of both, {why}: "
-                + remedy.format(toml_key(name))
+                f"{_remedy(name)}"
             )
-            if refuse:
-                raise ConfigError(alike_to_it)
-            notes.append(alike_to_it)
         if any(cut):
-            notes.append(
+            shortened.append(
                 f"class {name!r}: a text is cut at the {len(tokens[0])} tokens that the teacher reads "
                 f"({texts[cut.index(True)]!r:.200}); shorten it with prompts.overrides.{toml_key(name)}"
             )
-    return notes
+    return alike, shortened
+
+
+def _remedy(name: str) -> str:
+    key = toml_key(name)
+    return (
+        f"give one of them another text with prompts.overrides.{key}, or rename them to the same if they are one class"
+    )
 
 
 def domain_template(domain: str, *, articles: bool) -> str:
