@@ -48,9 +48,9 @@ from vl2v.evaluation.compare import Marks
 from vl2v.methods import LOOP, METHODS
 from vl2v.report.bench import Bench
 from vl2v.report.differences import _reader
-from vl2v.runs.embed import embed
 from vl2v.runs.evaluate import evaluate_run
 from vl2v.runs.predictions import Predictions
+from vl2v.runs.query import embed
 from vl2v.runs.settings import resolve
 
 

@@ -18,7 +18,7 @@ from little import quick_settings
 from typed import Said, typed
 from vendor.rented import row, running
 from vl2v.embeddings import EmbeddingStore
-from vl2v.runs.embed import embed
+from vl2v.runs.query import embed
 
 PRICE = 20
 

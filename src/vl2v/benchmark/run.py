@@ -22,8 +22,8 @@ from vl2v.io import write_text
 from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
 from vl2v.runs.cluster import Cluster
-from vl2v.runs.embed import embed
 from vl2v.runs.folder import read_json
+from vl2v.runs.query import embed
 from vl2v.runs.settings import resolve
 from vl2v.runs.teaching import has_tower
 from vl2v.teachers import is_white_box

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vl2v.lazy import lazily
-from vl2v.runs.embed import Asked, embed
 
 if TYPE_CHECKING:
     from vl2v.runs.bill import Total, free_queries, read_bill, totals
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from vl2v.runs.evaluate import evaluate_run
     from vl2v.runs.folder import Run
     from vl2v.runs.predict import add_class, load, predict_files
+    from vl2v.runs.query import Asked, embed
     from vl2v.runs.query_curve import Advice, advise
     from vl2v.runs.settings import resolve
     from vl2v.runs.teaching import default_store
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Advice": "vl2v.runs.query_curve",
+    "Asked": "vl2v.runs.query",
     "Run": "vl2v.runs.folder",
     "Total": "vl2v.runs.bill",
     "add_class": "vl2v.runs.predict",
@@ -27,6 +28,7 @@ _HOMES = {
     "advise": "vl2v.runs.query_curve",
     "default_store": "vl2v.runs.teaching",
     "distill": "vl2v.runs.train",
+    "embed": "vl2v.runs.query",
     "evaluate_run": "vl2v.runs.evaluate",
     "free_queries": "vl2v.runs.bill",
     "load": "vl2v.runs.predict",

@@ -29,8 +29,8 @@ from vl2v.embeddings import (
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
 from vl2v.progress import Progress, silent
-from vl2v.runs.embed import Asked
 from vl2v.runs.features import Features, new_backbone
+from vl2v.runs.query import Asked
 from vl2v.runs.sample import Sample, draw_sample
 from vl2v.runs.session import buying, cost, with_budget
 from vl2v.runs.settings import resolve

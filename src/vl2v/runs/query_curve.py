@@ -14,8 +14,8 @@ from vl2v.embeddings.select import random_order
 from vl2v.errors import ConfigError
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import open_sources
-from vl2v.runs.embed import free_features
 from vl2v.runs.features import aligned
+from vl2v.runs.query import free_features
 from vl2v.runs.session import Cost, cost, open_session, with_budget
 from vl2v.runs.settings import resolve
 from vl2v.runs.teaching import default_store, the_teacher

@@ -26,7 +26,6 @@ from vl2v.students.student import Student, as_logits, evaluating
 from vl2v.teachers import BackboneSpec
 
 FORMAT = 1
-FILES = ("student.json", "student.safetensors")
 LARGEST = 4096  # pixels a side
 
 

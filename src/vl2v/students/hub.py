@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vl2v.errors import HubError
-from vl2v.students.classifier import FILES
 
 PREFIX = "hf:"
+FILES = ("student.json", "student.safetensors")
 
 
 def is_on_hub(name: object) -> bool:
