@@ -8,7 +8,8 @@ from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
     from vl2v.data import open_dataset
-    from vl2v.runs import Run, add_class, check_teacher, distill, embed, evaluate_run, load
+    from vl2v.runs import Run, add_class, check_teacher, distill, embed, load
+    from vl2v.runs.evaluate import evaluate
     from vl2v.students import Classifier
     from vl2v.teachers import open_teacher
 
@@ -21,7 +22,7 @@ _HOMES = {
     "check_teacher": "vl2v.runs",
     "distill": "vl2v.runs",
     "embed": "vl2v.runs",
-    "evaluate_run": "vl2v.runs",
+    "evaluate": "vl2v.runs.evaluate",
     "load": "vl2v.runs",
     "open_dataset": "vl2v.data",
     "open_teacher": "vl2v.teachers",
@@ -34,7 +35,7 @@ __all__ = [
     "check_teacher",
     "distill",
     "embed",
-    "evaluate_run",
+    "evaluate",
     "load",
     "open_dataset",
     "open_teacher",

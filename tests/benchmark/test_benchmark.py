@@ -48,7 +48,7 @@ from vl2v.evaluation.compare import Marks
 from vl2v.methods import LOOP, METHODS
 from vl2v.report.bench import Bench
 from vl2v.report.differences import _reader
-from vl2v.runs.evaluate import evaluate_run
+from vl2v.runs.evaluate import evaluate
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.query import embed
 from vl2v.runs.settings import resolve
@@ -926,7 +926,7 @@ def test_students_are_measured_on_corrupted_images_without_training_anew(
         domains=["paint"],
     )
     for method in ("erm", "adip"):
-        apart = evaluate_run(vl2v.Run(found[method].folder), tmp_path / "apart", store=work.folder / "store")
+        apart = evaluate(vl2v.Run(found[method].folder), tmp_path / "apart", store=work.folder / "store")
         rows = {row.domain: row.metrics.accuracy for row in apart.of()}
         assert found[method].corrupted == pytest.approx((rows["fog-3"] + rows["pixelate-3"]) / 2)
         assert found[method].accuracy == accuracies(calm)["shapes", "paint", method, "test_efficientnet", 0]

@@ -146,12 +146,12 @@ def test_what_was_pushed_is_served_and_evaluated(
     assert told.exit_code == 0, told.output
     assert taken[0].read_bytes() == (run.folder / "student.onnx").read_bytes()
     store = run.folder.with_name("store")
-    here, there = (vl2v.evaluate_run(which, shapes, store=store) for which in (run.folder, reference))
+    here, there = (vl2v.evaluate(which, shapes, store=store) for which in (run.folder, reference))
     assert {row.role for row in there.rows} == {"unseen"}  # it doesn't know its own images any more
     unseen = [row for row in here.rows if row.role == "unseen"]
     assert unseen and all(row in there.rows for row in unseen)
     with pytest.raises(DataError, match="comes without its images"):
-        vl2v.evaluate_run(reference, store=store)
+        vl2v.evaluate(reference, store=store)
 
 
 def test_a_student_without_an_export_is_not_served(hub: Hub, run: vl2v.Run) -> None:

@@ -130,7 +130,7 @@ def test_a_student_is_not_measured_on_classes_that_it_does_not_know(
 ) -> None:
     shutil.copytree(images / "ink" / "ball", images / "ink" / "star")
     with refused(DataError, "the student doesn't know the class 'star'; it knows ball, box, cone; add it with"):
-        vl2v.evaluate_run(calm, images, store=tmp_path / "store")
+        vl2v.evaluate(calm, images, store=tmp_path / "store")
 
 
 class Odd(Stub):

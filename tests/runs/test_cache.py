@@ -120,7 +120,7 @@ def test_methods_that_begin_alike_share_their_beginning(shapes: Path, recording:
 def test_measuring_alone_writes_nothing(shapes: Path, recording: Path, tmp_path: Path) -> None:
     run = vl2v.distill(quick_settings(shapes, recording), tmp_path / "run", store=tmp_path / "store")
     before = {file: file.stat().st_mtime_ns for file in run.folder.rglob("*")}
-    vl2v.evaluate_run(run, store=tmp_path / "store")
+    vl2v.evaluate(run, store=tmp_path / "store")
     assert {file: file.stat().st_mtime_ns for file in run.folder.rglob("*")} == before
 
 

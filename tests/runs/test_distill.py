@@ -16,6 +16,7 @@ import vl2v
 from little import Interrupted, quick_settings, stopping
 from vl2v.errors import ConfigError, DataError, RunError, StudentError, TeacherError, VL2VError
 from vl2v.runs import predict_files
+from vl2v.runs.predictions import Predictions
 
 
 def weights(run: vl2v.Run) -> dict[str, torch.Tensor]:
@@ -86,7 +87,8 @@ def test_the_target_is_not_looked_at_before_the_end(
     read = Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: opened.append(str(path)) or read(path))
     module = sys.modules["vl2v.runs.train"]  # the name in the package is the function
-    monkeypatch.setattr(module, "evaluate_run", lambda *args, **kwargs: calm.evaluation)
+    found = calm.evaluation, Predictions.load(calm.folder)
+    monkeypatch.setattr(module, "evaluate_images", lambda *args, **kwargs: found)
     blind = vl2v.distill(settings, tmp_path / "blind", store=tmp_path / "store")
     assert same(calm, blind)
     assert any("/chalk/" in path for path in opened)
@@ -149,7 +151,7 @@ def test_predict_evaluate_and_add_a_class(run: vl2v.Run, shapes: Path, tmp_path:
     classifier = vl2v.add_class(run, "star", store=tmp_path / "store")
     assert classifier.classes == ["ball", "box", "cone", "star"]
     assert set(vl2v.load(run.folder).predict([image])[0].probabilities) == {"ball", "box", "cone", "star"}
-    assert vl2v.evaluate_run(vl2v.Run(run.folder), store=tmp_path / "store").rows
+    assert vl2v.evaluate(vl2v.Run(run.folder), store=tmp_path / "store").rows
     with pytest.raises(StudentError, match="the new class has no name"):
         vl2v.add_class(vl2v.Run(run.folder), " ", store=tmp_path / "store")
     with pytest.raises(StudentError, match="'star' is there already"):

@@ -28,18 +28,18 @@ def test_a_runs_own_images_are_its_own_wherever_they_lie(run: vl2v.Run, shapes: 
     elsewhere = shutil.copytree(shapes, tmp_path / "elsewhere")
     store = run.folder.with_name("store")
     for data in (None, shapes, elsewhere):
-        found = vl2v.evaluate_run(run, data, store=store)
+        found = vl2v.evaluate(run, data, store=store)
         assert found == run.evaluation and not any("every image" in note for note in found.notes)
 
 
 def test_other_images_in_domains_of_the_same_name_all_count(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
     others = shutil.copytree(shapes, tmp_path / "others")
     (others / "ink" / "ball" / "00.png").unlink()
-    found = vl2v.evaluate_run(run, others, store=run.folder.with_name("store"))
+    found = vl2v.evaluate(run, others, store=run.folder.with_name("store"))
     assert {row.role for row in found.rows} == {"unseen"}
     assert found.notes[-1].startswith("it was trained on domains called chalk, ink; here every image")
     shutil.rmtree(others / "paint")  # not even the domain that was left out
-    assert vl2v.evaluate_run(run, others, store=run.folder.with_name("store")).notes == found.notes
+    assert vl2v.evaluate(run, others, store=run.folder.with_name("store")).notes == found.notes
 
 
 def copied(run: vl2v.Run, shapes: Path, folder: Path) -> tuple[vl2v.Run, Path]:
@@ -54,7 +54,7 @@ def test_it_is_told_when_the_runs_own_images_have_changed(run: vl2v.Run, shapes:
     mine, data = copied(run, shapes, tmp_path)
 
     def evaluation() -> Evaluation:
-        return vl2v.evaluate_run(mine, store=run.folder.with_name("store"))
+        return vl2v.evaluate(mine, store=run.folder.with_name("store"))
 
     assert evaluation() == run.evaluation
     more = data / "new" / "ball"
@@ -124,7 +124,7 @@ def test_near_copies_of_what_was_learnt_are_told(shapes: Path, recording: Path, 
     run = vl2v.distill(quick_settings(data, recording), tmp_path / "run", store=tmp_path / "store")
     for number in range(3):
         Image.open(data / f"ink/ball/{number:02}.png").save(data / f"paint/box/copy{number}.jpg", quality=80)
-    notes = vl2v.evaluate_run(run, store=tmp_path / "store").notes
+    notes = vl2v.evaluate(run, store=tmp_path / "store").notes
     assert notes[0].startswith(
         "leakage: 3 images of unseen domains are near-copies of those to learn from, first paint"
     )

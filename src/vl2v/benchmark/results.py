@@ -13,11 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.benchmark.jobs import ZERO_SHOT, Cell, Job, Selection
-from vl2v.benchmark.worklist import WorkList
-from vl2v.errors import ConfigError, RunError
+from vl2v.benchmark.worklist import WorkList, predictions_in
+from vl2v.errors import ConfigError
 from vl2v.evaluation.compare import Marks, target_weights
 from vl2v.runs.folder import read_json
-from vl2v.runs.predictions import Predictions
 
 
 @dataclass(frozen=True)
@@ -172,15 +171,6 @@ def of_same_images(found: Sequence[Result]) -> tuple[list[Result], list[str]]:
     ]
 
 
-def predictions_of(work: WorkList, job: Job) -> Predictions | None:
-    """Return a finished job's answers; None, and the job isn't finished any more, where they can't be read."""
-    try:
-        return Predictions.load(work.place(job))
-    except RunError:
-        work.set_aside(job)
-        return None
-
-
 def by_cell(jobs: Iterable[Job]) -> dict[Cell, dict[int, dict[str, Job]]]:
     """Return jobs as cell -> draw -> domain that is left out besides -> job."""
     cells: dict[Cell, dict[int, dict[str, Job]]] = defaultdict(lambda: defaultdict(dict))
@@ -191,7 +181,7 @@ def by_cell(jobs: Iterable[Job]) -> dict[Cell, dict[int, dict[str, Job]]]:
 
 def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
     """Return what a draw is selected by, -inf where there is nothing to judge it by; its jobs are finished."""
-    kept = predictions_of(work, jobs[""])
+    kept = predictions_in(work.place(jobs[""]))
     if kept is None:
         return -math.inf
     right, target = kept.right, kept.in_domain(jobs[""].target)
@@ -208,7 +198,7 @@ def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
     scores = []
     for held, job in jobs.items():
         if held:
-            kept = predictions_of(work, job)
+            kept = predictions_in(work.place(job))
             if kept is None:
                 return -math.inf
             scores.append(float(kept.right[kept.in_domain(held)].mean()))
@@ -217,7 +207,7 @@ def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
 
 def result_of(work: WorkList, job: Job) -> Result | None:
     """Return the figures of a finished job; None where its answers can't be read."""
-    place, kept = work.place(job), predictions_of(work, job)
+    place, kept = work.place(job), predictions_in(work.place(job))
     if kept is None:
         return None
     right, target = kept.right, kept.in_domain(job.target)

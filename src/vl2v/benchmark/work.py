@@ -84,7 +84,7 @@ def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], progress:
     """Measure a trained student on the unseen domain corrupted; the images are written once for all jobs."""
     from vl2v.data.corrupted import corrupt_dataset
     from vl2v.runs.datasets import open_data
-    from vl2v.runs.evaluate import STUDENT, evaluate_run
+    from vl2v.runs.evaluate import STUDENT, evaluate
     from vl2v.runs.folder import Run
 
     assert work.corruptions is not None
@@ -95,7 +95,7 @@ def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], progress:
         levels = [severity]
         corrupt_dataset(clean, images, kinds=kinds, severities=levels, domains=[job.target], progress=progress)
     names = {f"{kind}-{severity}": kind for kind in kinds}
-    rows = evaluate_run(run, images, domains=names, store=work.folder / "store", progress=progress).of(STUDENT)
+    rows = evaluate(run, images, domains=names, store=work.folder / "store", progress=progress).of(STUDENT)
     work.corruptions.keep(work.place(job), {names[row.domain]: row.metrics.accuracy for row in rows})
 
 
@@ -111,7 +111,7 @@ def claimed(work: WorkList, job: Job) -> Iterator[bool]:
     """Claim a job for this process while the block lasts; False: another process has it."""
     from filelock import FileLock, Timeout
 
-    file = work.folder / "claims" / f"{job.name}.lock"
+    file = _claim(work, job)
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file)
     try:
@@ -126,9 +126,16 @@ def claimed(work: WorkList, job: Job) -> Iterator[bool]:
 
 
 def under_way(work: WorkList, job: Job) -> bool:
-    """Return whether a process is at the job just now."""
+    """Return whether a process is at the job just now; nothing is written."""
+    if not _claim(work, job).is_file():
+        return False
     with claimed(work, job) as free:
         return not free
+
+
+def _claim(work: WorkList, job: Job) -> Path:
+    """Return the file whose lock a process holds while it is at the job."""
+    return work.folder / "claims" / f"{job.name}.lock"
 
 
 def attempt(work: WorkList, job: Job, *, since: float, budget: float, tell: Tell) -> bool | None:

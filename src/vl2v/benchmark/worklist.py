@@ -14,10 +14,10 @@ from typing import Any, BinaryIO
 
 from vl2v.benchmark.jobs import ZERO_SHOT, Job, digest, slug
 from vl2v.data.corruptions import CORRUPTIONS
-from vl2v.errors import RunError, writing
+from vl2v.errors import RunError
 from vl2v.io import locked, write_text
 from vl2v.runs.folder import read_json
-from vl2v.runs.predictions import FILE, has_predictions
+from vl2v.runs.predictions import FILE, Predictions
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ class WorkList:
         self.folder = folder
         self.file = folder / "jobs.jsonl"
         self._places = folder / "jobs"
+        self._readable: dict[Path, tuple[tuple[int, int], bool]] = {}
 
     def lock(self) -> AbstractContextManager[None]:
         """Return what is to be held while a list of the folder is changed: two commands may work on one."""
@@ -153,22 +154,23 @@ class WorkList:
         self.__dict__["corruptions"] = corruptions
 
     def trained(self, job: Job) -> bool:
-        """Whether there is a result on uncorrupted images; of its file only the head is looked at."""
-        return self._ended(job) and has_predictions(self.place(job))
+        """Whether there is a result on uncorrupted images that can be read."""
+        return self._ended(job) and self._has_predictions(self.place(job))
 
     def spoilt(self, job: Job) -> bool:
         """Whether there was a result that can't be read any more; the job is to be done again."""
         return self._ended(job) and not self.trained(job)
 
-    def set_aside(self, job: Job) -> None:
-        """Put a result that can't be read aside, so that the job is done again.
-
-        Raises:
-            RunError: the folder can't be written to.
-        """
-        file = self.place(job) / FILE
-        with writing(file, RunError):
-            file.replace(file.with_name(f"{FILE}.unreadable"))
+    def _has_predictions(self, folder: Path) -> bool:
+        """Whether a job's predictions can be read; a file that is as it was isn't read again."""
+        try:
+            found = (folder / FILE).stat()
+        except OSError:
+            return False
+        stamp = found.st_mtime_ns, found.st_size
+        if folder not in self._readable or self._readable[folder][0] != stamp:
+            self._readable[folder] = stamp, predictions_in(folder) is not None
+        return self._readable[folder][1]
 
     def _ended(self, job: Job) -> bool:
         return (self.place(job) / "seconds.json").is_file()
@@ -195,6 +197,14 @@ class WorkList:
     def seconds(self, job: Job) -> float:
         """Return how long a finished job took."""
         return float(read_json(self.place(job) / "seconds.json", math.nan))
+
+
+def predictions_in(folder: Path) -> Predictions | None:
+    """Return the predictions in a job's folder; None where they can't be read."""
+    try:
+        return Predictions.load(folder)
+    except RunError:
+        return None
 
 
 def _torn(file: BinaryIO) -> bool:

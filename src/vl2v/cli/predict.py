@@ -25,10 +25,10 @@ def evaluate(
     import json as as_json
 
     from vl2v.cli.show import progress_bars
-    from vl2v.runs import evaluate_run
+    from vl2v.runs.evaluate import evaluate as measure
 
     with progress_bars() as progress:
-        evaluation = evaluate_run(run, data, store=store, progress=progress)
+        evaluation = measure(run, data, store=store, progress=progress)
     if json:
         typer.echo(as_json.dumps(evaluation.to_json(), indent=2))
     else:

@@ -12,9 +12,9 @@ from typing import Any
 from numpy.typing import NDArray
 
 from vl2v.benchmark.jobs import ZERO_SHOT, Job
-from vl2v.benchmark.results import Result, mean_and_error, of, predictions_of
+from vl2v.benchmark.results import Result, mean_and_error, of
 from vl2v.benchmark.table import reference_of, runs_of
-from vl2v.benchmark.worklist import WorkList
+from vl2v.benchmark.worklist import WorkList, predictions_in
 from vl2v.errors import RunError
 from vl2v.evaluation.compare import Lead, leads
 from vl2v.runs.predictions import Predictions
@@ -42,7 +42,7 @@ class Bench:
         Raises:
             RunError: there are some that can't be read; the next `vl2v benchmark` does their jobs again.
         """
-        found = {result.folder: predictions_of(self.work, self.jobs[result.folder]) for result in self.found}
+        found = {result.folder: predictions_in(result.folder) for result in self.found}
         if lost := [folder for folder, kept in found.items() if kept is None]:
             raise RunError(f"{lost[0]}: its answers can't be read; give the `vl2v benchmark` command again, then this")
         return {folder: kept for folder, kept in found.items() if kept is not None}

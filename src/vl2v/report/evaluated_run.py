@@ -17,9 +17,9 @@ from vl2v.errors import RunError
 from vl2v.evaluation import Evaluation, Row, measure
 from vl2v.progress import Progress
 from vl2v.report.thumbnails import thumbnail
-from vl2v.runs import Run, evaluate_run
+from vl2v.runs import Run
 from vl2v.runs.datasets import open_data, usable
-from vl2v.runs.evaluate import TEACHER, zero_shot_logits
+from vl2v.runs.evaluate import TEACHER, evaluate_images, zero_shot_logits
 from vl2v.runs.predictions import Predictions, content
 from vl2v.students import Classifier
 
@@ -97,7 +97,7 @@ class EvaluatedRun:
 
 
 def look(run: Run, store: Path, progress: Progress) -> EvaluatedRun:
-    """Return a run with its images; evaluated again where answers weren't kept, or images or classes differ.
+    """Return a run with its images; evaluated anew where predictions weren't saved, or images or classes differ.
 
     Raises:
         RunError: the run isn't finished.
@@ -107,9 +107,9 @@ def look(run: Run, store: Path, progress: Progress) -> EvaluatedRun:
     dataset, audit = usable(open_data(run.config.data), store, progress)
     kept, evaluation = _kept(run, dataset, audit), run.evaluation
     if kept is None or evaluation is None:
-        evaluation = evaluate_run(run, store=store, keep=True, progress=progress)
-        run.save_evaluation(evaluation)
-        kept = Predictions.load(run.folder)
+        evaluation, kept = evaluate_images(run, store=store, progress=progress)
+        since = "The run's saved evaluation isn't of these images and classes: everything here was measured anew."
+        evaluation = replace(evaluation, notes=(*evaluation.notes, since))
     teacher, rows = kept["teacher"].copy(), list(evaluation.rows)
     measured = {row.domain for row in evaluation.of(TEACHER)}
     for row in evaluation.of():

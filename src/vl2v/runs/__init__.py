@@ -9,7 +9,6 @@ from vl2v.lazy import lazily
 if TYPE_CHECKING:
     from vl2v.runs.bill import Total, free_queries, read_bill, totals
     from vl2v.runs.check import check_teacher
-    from vl2v.runs.evaluate import evaluate_run
     from vl2v.runs.folder import Run
     from vl2v.runs.predict import add_class, load, predict_files
     from vl2v.runs.query import Asked, embed
@@ -29,7 +28,6 @@ _HOMES = {
     "default_store": "vl2v.runs.teaching",
     "distill": "vl2v.runs.train",
     "embed": "vl2v.runs.query",
-    "evaluate_run": "vl2v.runs.evaluate",
     "free_queries": "vl2v.runs.bill",
     "load": "vl2v.runs.predict",
     "predict_files": "vl2v.runs.predict",
@@ -49,7 +47,6 @@ __all__ = [
     "default_store",
     "distill",
     "embed",
-    "evaluate_run",
     "free_queries",
     "load",
     "predict_files",

@@ -34,16 +34,15 @@ from vl2v.training import clean_pixels
 STUDENT, TEACHER = "student", "teacher, zero-shot"
 
 
-def evaluate_run(
+def evaluate(
     student: Run | Path | str,
     data: Path | str | None = None,
     *,
     domains: Collection[str] = (),
     store: Path | str | None = None,
-    keep: bool = False,
     progress: Progress = silent,
 ) -> Evaluation:
-    """Return how well a student does on every domain.
+    """Return how well a student does on every domain; nothing is written into its folder.
 
     On a source domain of the run's own data, its validation images count; on others, and on other data, all.
 
@@ -52,14 +51,25 @@ def evaluate_run(
         data: a dataset; by default the run's own, which a student on the hub doesn't have. The very same images are
             the run's own wherever they lie.
         domains: on these only; by default on all.
-        store: of the teacher's answers; the zero-shot row is there for domains whose answers are all known.
-        keep: write every answer into the run folder, too; only for the run's own data.
+        store: of the teacher's embeddings; the zero-shot row is there for domains that it has all embeddings of.
         progress: called as the work goes on.
 
     Raises:
         DataError: the data has classes that the student doesn't know, or none is given for a student on the hub.
         VL2VError: as `load` does.
     """
+    return evaluate_images(student, data, domains=domains, store=store, progress=progress)[0]
+
+
+def evaluate_images(
+    student: Run | Path | str,
+    data: Path | str | None = None,
+    *,
+    domains: Collection[str] = (),
+    store: Path | str | None = None,
+    progress: Progress = silent,
+) -> tuple[Evaluation, Predictions]:
+    """Return what `evaluate` does, and the prediction of every image that it was measured on."""
     store = Path(store) if store else default_store()
     data = Path(data) if data else None
     run = None if is_on_hub(student) else student if isinstance(student, Run) else Run(Path(student))
@@ -78,7 +88,7 @@ def evaluate_run(
     sources = [name for name in classifier.about["sources"] if own and name in dataset.domains]
     val = validation(config.data, dataset, sources)
     rows: list[Row] = []
-    kept = Predictions.nothing(classifier.classes, dataset.domains, content(dataset, found))
+    predictions = Predictions.nothing(classifier.classes, dataset.domains, content(dataset, found))
     wanted = [domain for domain in dataset.domains if not domains or domain in domains]
     with _at_its_quickest(classifier.student, config):
         for number, domain in enumerate(wanted):
@@ -95,14 +105,12 @@ def evaluate_run(
             teacher = zero_shot_logits(classifier, found, images, store)
             if teacher is not None:
                 rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
-            kept.add(dataset, images, labels, logits, classifier.temperature, teacher, config.data)
+            predictions.add(dataset, images, labels, logits, classifier.temperature, teacher, config.data)
     progress("evaluating", len(wanted), len(wanted), "")
-    if keep and own and run is not None:
-        kept.save(run.folder)
     notes = _namesakes(wanted, classifier)
     if own and run is not None:
         notes = _of_sources(run, config, dataset, found, store, progress)
-    return Evaluation(tuple(rows), (*notes, *_left_out(dataset)), tuple(classifier.classes))
+    return Evaluation(tuple(rows), (*notes, *_left_out(dataset)), tuple(classifier.classes)), predictions
 
 
 @contextmanager

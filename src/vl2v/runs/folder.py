@@ -5,15 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vl2v.config import DataConfig, RunConfig, Tree, deciding, read_toml, validate
 from vl2v.embeddings import Refusal
-from vl2v.errors import RunError, writing
+from vl2v.errors import RunError, VL2VWarning, writing
 from vl2v.io import locked as locked_file
 from vl2v.io import write_text
 from vl2v.privacy import HIDDEN, without_secrets
@@ -48,7 +49,7 @@ class Run:
         self.folder = Path(folder)
         if not (self.folder / "config.toml").is_file():
             raise RunError(f"{self.folder}: not a run folder (no config.toml); `vl2v distill --out` makes one")
-        tree = _without_secrets(self.folder / "config.toml")
+        tree = _clean(self.folder / "config.toml")
         gone = [
             f"teacher.{key}" for key, default in REMOVED.items() if tree.get("teacher", {}).get(key, default) != default
         ]
@@ -102,15 +103,22 @@ class Run:
         write_text(self.folder / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))
 
 
-def _without_secrets(file: Path) -> Tree:
-    """Return a run's settings; a password that an earlier version wrote is taken out of them, and of the file."""
+def _clean(file: Path, *, write: bool = False) -> Tree:
+    """Return a run's settings without a password that an earlier version wrote; `write`: take it out of the file."""
     tree = read_toml(file)
     teacher = tree.get("teacher")
     spec = teacher.get("spec") if isinstance(teacher, dict) else None
     if isinstance(spec, str) and (clean := without_secrets(spec).replace(HIDDEN, "")) != spec:
         tree["teacher"] = {**tree["teacher"], "spec": clean}
-        with suppress(OSError, RunError):  # it may not be ours to write
+        if write:
             write_text(file, file.read_text(encoding="utf-8").replace(spec, clean))
+        else:
+            warnings.warn(
+                f"{file}: has a password or key in teacher.spec; take it out, or give the run's `vl2v distill` command "
+                "without it, which does",
+                VL2VWarning,
+                stacklevel=3,
+            )
     return tree
 
 
@@ -131,6 +139,7 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
     ours = {"run.lock", *_BEFORE_TRAINING, *_OF_ATTEMPTS}
     others = [entry for entry in folder.iterdir() if entry.name not in ours] if folder.is_dir() else []
     if path.is_file():
+        _clean(path, write=True)
         run = Run(folder)
         before, now = (deciding(settings.model_dump(by_alias=True)) for settings in (run.config, config))
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

@@ -123,15 +123,6 @@ class Predictions:
             ) from None
 
 
-def has_predictions(folder: Path) -> bool:
-    """Whether a run's answers are kept; of their file only the head is looked at, and its length."""
-    try:
-        with safe_open(folder / FILE, "numpy"):
-            return True
-    except (OSError, SafetensorError):
-        return False
-
-
 def content(dataset: DomainDataset, found: Audit) -> str:
     """Return a hash of a dataset's images, in order: of each its domain, its class and its file's bytes."""
     names = json.dumps([dataset.classes, dataset.domains]).encode()

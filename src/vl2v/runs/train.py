@@ -27,7 +27,7 @@ from vl2v.runs.auto_loss import align_again, settled
 from vl2v.runs.bill import asker
 from vl2v.runs.cache import SharedCache, stage_name
 from vl2v.runs.datasets import Sources, open_sources
-from vl2v.runs.evaluate import classifier_logits, evaluate_run
+from vl2v.runs.evaluate import classifier_logits, evaluate_images
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.folder import Run, locked, open_run
 from vl2v.runs.image_identity import predictions_of, same_images, save_images
@@ -112,7 +112,9 @@ def _open_sources(run: Run, store: Path, progress: Progress) -> Sources:
 
 def _evaluated(run: Run, store: Path, progress: Progress) -> None:
     if predictions_of(run) is None:
-        run.save_evaluation(evaluate_run(run, store=store, keep=True, progress=progress))
+        evaluation, predictions = evaluate_images(run, store=store, progress=progress)
+        predictions.save(run.folder)
+        run.save_evaluation(evaluation)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # five times the student's size
 
 

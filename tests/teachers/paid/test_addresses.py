@@ -9,9 +9,9 @@ import pytest
 
 from vl2v.embeddings import EmbeddingStore, Ledger, fetch_texts, text_key
 from vl2v.embeddings.ledger import LedgerBudget
-from vl2v.errors import ConfigError, TeacherError
+from vl2v.errors import ConfigError, TeacherError, VL2VWarning
 from vl2v.privacy import canonical_url, is_loopback, public_name, without_secrets
-from vl2v.runs.folder import Run
+from vl2v.runs.folder import Run, open_run
 from vl2v.runs.settings import resolve
 from vl2v.secret import read_secret
 from vl2v.teachers import open_teacher
@@ -345,5 +345,8 @@ def test_a_password_in_a_runs_settings_is_refused_and_cleaned_where_it_stands(tm
     assert "w0rd" not in str(told.value)
     config = resolve({"teacher": {"spec": spec.replace("me:w0rd@", "")}, "data": {"path": "x"}})
     (tmp_path / "config.toml").write_text(config.to_toml().replace("http://host", "http://me:w0rd@host"))
-    assert Run(tmp_path).config == config
+    with pytest.warns(VL2VWarning, match="has a password or key in teacher.spec") as warned:
+        assert Run(tmp_path).config == config
+    assert "w0rd" not in str(warned[0].message) and "w0rd" in (tmp_path / "config.toml").read_text()  # it only reads
+    assert open_run(tmp_path, config, lambda run: True).config == config
     assert "w0rd" not in (tmp_path / "config.toml").read_text()
