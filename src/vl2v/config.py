@@ -20,6 +20,7 @@ from vl2v.privacy import without_secrets
 Tree = dict[str, Any]
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
 FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change no weight
+LATER = {"teacher.adapt": "off"}  # settings that came later, as runs before them were trained
 
 
 def at_home(path: Path) -> Path:
@@ -84,6 +85,11 @@ class TeacherConfig(Section):
         default="own", description="online only: pixel statistics the teacher is fed with"
     )
     logit_scale: float | None = Field(default=None, gt=0, description="overrides what the teacher reports")
+    adapt: Literal["auto", "off"] = Field(
+        default="off",
+        description="auto: its logits are adapted, in closed form, to the labelled source images, as far as that helps "
+        "on source domains left out",
+    )
 
 
 class StudentConfig(Section):
@@ -272,7 +278,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
 
 def deciding(tree: Mapping[str, Any]) -> Tree:
     """Return the settings that decide a run's weights, with dotted names; an empty table decides nothing."""
-    return {name: value for name, value in flat(tree).items() if name not in FREE and value != {}}
+    given = flat(tree).items()
+    return {name: value for name, value in given if name not in FREE and value != LATER.get(name, {})}
 
 
 @cache

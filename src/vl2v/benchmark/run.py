@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from vl2v.benchmark.engine import Engine, Local
 from vl2v.benchmark.grid import Grid
-from vl2v.benchmark.jobs import ZERO_SHOT, Job
+from vl2v.benchmark.jobs import TEACHERS, Job
 from vl2v.benchmark.search import searching
 from vl2v.benchmark.work import Tell
 from vl2v.benchmark.worklist import Corruptions, WorkList
@@ -136,10 +136,10 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
         config = resolve(job.settings)
         if method.queries != "images" or config.teacher.select is not None:
             continue
-        unseen = set() if job.method == ZERO_SHOT else set(config.data.target)
+        unseen = set() if job.method in TEACHERS else set(config.data.target)
         student = TOWER if has_tower(config, method) else config.student.name
         of_size = student if config.teacher.views else ""  # views are of the student's input size
-        online = config.teacher.online and job.method != ZERO_SHOT  # which is measured on its plain answers
+        online = config.teacher.online and job.method not in TEACHERS  # which is measured on its plain answers
         key = json.dumps([str(config.data.path), config.teacher.spec, of_size, online])
         session = {"method": "adip", "student": {"name": student}, "teacher": {"online": online}}
         tree = merge(job.settings, session)

@@ -13,8 +13,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from vl2v.benchmark.jobs import ZERO_SHOT, Job
+from vl2v.benchmark.jobs import ADAPTED, TEACHERS, Job
 from vl2v.benchmark.worklist import WorkList
+from vl2v.config import merge
 from vl2v.errors import RunError, VL2VError
 from vl2v.io import locked, write_text
 from vl2v.progress import Progress, silent
@@ -49,8 +50,9 @@ def do(work: WorkList, job: Job, *, budget: float = 0, progress: Progress = sile
     store, shared_cache = work.folder / "store", work.folder / "shelf"
     try:
         follow(place, resolve(job.settings).data)
-        if job.method == ZERO_SHOT:
-            measure_teacher(job.settings, place, store=store, progress=progress)
+        if job.method in TEACHERS:
+            adapt = {"teacher": {"adapt": "auto" if job.method == ADAPTED else "off"}}
+            measure_teacher(merge(job.settings, adapt), place, store=store, progress=progress)
         elif not work.trained(job):
             distill(job.settings, place, store=store, budget=budget, shared_cache=shared_cache, progress=progress)
         if math.isnan(work.seconds(job)):

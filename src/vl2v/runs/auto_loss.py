@@ -67,9 +67,11 @@ def settled(
 def _soft_temperature(sources: Sources, answers: TeacherTargets) -> float:
     """Return the temperature for the teacher's answers about the images to learn from; 2 where few are known."""
     assert answers.images is not None and answers.texts is not None
-    images = answers.images[_images(sources, answers), 0].astype(np.float32)
-    known = images[images.any(1)]
-    return soft_temperature(known, answers.texts, answers.scale) if len(known) >= FEW else 2.0
+    known = answers.answered(_images(sources, answers))
+    if len(known) < FEW:
+        return 2.0
+    nowhere = np.zeros_like(known)
+    return soft_temperature(answers.of(known, nowhere).logits().numpy(), answers.scale)
 
 
 def _best_lambda(sources: Sources, answers: TeacherTargets, features: Features, fabric: Fabric) -> dict[str, Any]:

@@ -34,6 +34,7 @@ from vl2v.runs.image_identity import predictions_of, same_images, save_images
 from vl2v.runs.select_images import choose
 from vl2v.runs.session import dim_of, open_session, queries_online, with_budget
 from vl2v.runs.settings import resolve
+from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
 from vl2v.students import BackboneSpec, Classifier, Student, new_projector, output_width
 from vl2v.system import rank
@@ -208,7 +209,8 @@ def train(
                 nothing = np.zeros(0, np.int64)
                 chosen = nothing if task.queries == "texts" else choose(session, sources, features, run.folder)
                 run.save_refused(session.ask(chosen))
-                return session.answers(chosen)
+                found = session.answers(chosen)
+                return with_adapted_teacher(found, sources, progress) if config.teacher.adapt == "auto" else found
 
             answers = from_first(fabric, asked)
             if queries_online(config) and teacher is not None:

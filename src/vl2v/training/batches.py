@@ -48,6 +48,7 @@ class TeacherTargets:
         ask: for an online teacher: uint8 pixels [n, s, s, 3] -> I(x) [n, d].
         domains: [N].
         anchors: texts of each class in each source domain's words [C, D, d]; None if they aren't wanted.
+        adapted: W and b, side by side, of an adapted teacher's logits I(x) . W^T + b [C, d + 1]; None: s I(x) . T^T.
     """
 
     labels: NDArray[np.int64]
@@ -57,6 +58,7 @@ class TeacherTargets:
     ask: Ask | None = None
     domains: NDArray[np.int64] | None = None
     anchors: NDArray[np.float32] | None = None
+    adapted: NDArray[np.float32] | None = None
 
     def answered(self, indices: Indices) -> Indices:
         """Return those of the images that the teacher has answered about."""
@@ -67,7 +69,9 @@ class TeacherTargets:
         images = None if self.images is None else torch.from_numpy(self.images[indices, views]).float()
         texts, anchors = (None if x is None else torch.from_numpy(x) for x in (self.texts, self.anchors))
         domains = None if self.domains is None else torch.from_numpy(self.domains[indices])
-        return Targets(torch.from_numpy(self.labels[indices]), images, texts, self.scale, domains, anchors)
+        adapted = None if self.adapted is None else torch.from_numpy(self.adapted)
+        labels = torch.from_numpy(self.labels[indices])
+        return Targets(labels, images, texts, self.scale, domains, anchors, adapted=adapted)
 
 
 @dataclass(frozen=True)
