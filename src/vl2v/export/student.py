@@ -192,7 +192,7 @@ class Exporter:
 
     @cached_property
     def _calibration(self) -> Pixels:
-        return calibration_pixels(self._sources, self.classifier.student.spec.image_size)
+        return calibration_pixels(self._sources, self.classifier)
 
 
 def check_format(kind: str, *, int8: bool = False) -> None:

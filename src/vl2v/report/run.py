@@ -357,8 +357,8 @@ def _saliency(evaluated: EvaluatedRun, progress: Progress) -> Iterator[dict[str,
     rng = np.random.default_rng(derive(0, "saliency"))
     chosen = [rng.permutation(np.flatnonzero(focus & right))[:LOOKS] for right in (evaluated.right, ~evaluated.right)]
     places = np.concatenate(chosen)
-    size = evaluated.classifier.student.spec.image_size
-    (pixels,) = clean_pixels(evaluated.dataset, kept["index"][places], size, workers=0)
+    size, fit = evaluated.classifier.image_size, evaluated.classifier.fit
+    (pixels,) = clean_pixels(evaluated.dataset, kept["index"][places], size, workers=0, fit=fit)
     drops, least = occlusion(evaluated.classifier, pixels, progress)
     for number, place in enumerate(places):
         truth, said = kept.classes[kept["label"][place]], kept.classes[kept["answer"][place]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +49,10 @@ def new_backbone(config: RunConfig) -> tuple[nn.Module, BackboneSpec]:
     """
     wanted = config.student
     torch.manual_seed(derive(config.seed, "backbone"))
-    return pretrained_backbone(wanted.name, wanted.weights, image_size=wanted.image_size, statistics=wanted.statistics)
+    backbone, spec = pretrained_backbone(
+        wanted.name, wanted.weights, image_size=wanted.image_size, statistics=wanted.statistics
+    )
+    return backbone, replace(spec, fit=config.data.fit)
 
 
 class Features:
@@ -101,7 +105,9 @@ class Features:
 
     def _compute(self, images: Indices, view: Rendering | None) -> Tensor:
         own = own_part(self.fabric, images) if self.together else images
-        pixels = clean_pixels(self.dataset, own, self.student.spec.image_size, workers=self.workers, view=view)
+        pixels = clean_pixels(
+            self.dataset, own, self.student.spec.image_size, workers=self.workers, view=view, fit=self.student.spec.fit
+        )
         found = compute_features(self.student, pixels, self.fabric, len(own), self.progress)
         return put_together(self.fabric, found, len(images)) if self.together else found
 

@@ -17,7 +17,7 @@ from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_everything, open_sources
 from vl2v.runs.session import Cost, TeacherSession, cost, open_session, with_budget
 from vl2v.runs.settings import resolve
-from vl2v.runs.teaching import default_store, fixed_views, has_tower, the_teacher, tower
+from vl2v.runs.teaching import clean_images, default_store, fixed_views, has_tower, the_teacher, tower
 from vl2v.teachers import Teacher
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _views(config: RunConfig, teacher: Teacher) -> Views:
         output_width(config.student.name, size)
     elif config.teacher.views:
         size = tower(teacher)[1].image_size
-    return fixed_views(config.teacher, size) if config.teacher.views else Views()
+    return fixed_views(config, size) if config.teacher.views else clean_images(config)
 
 
 def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDArray[np.int64] | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vl2v.embeddings import EmbeddingStore, Views
+from vl2v.embeddings import EmbeddingStore
 from vl2v.embeddings.select import random_order
 from vl2v.errors import ConfigError
 from vl2v.progress import Progress, silent
@@ -18,7 +18,7 @@ from vl2v.runs.features import aligned
 from vl2v.runs.query import free_features
 from vl2v.runs.session import Cost, cost, open_session, with_budget
 from vl2v.runs.settings import resolve
-from vl2v.runs.teaching import default_store, the_teacher
+from vl2v.runs.teaching import clean_images, default_store, the_teacher
 
 FEWEST = 64  # answers without which there is no curve
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
@@ -104,7 +104,7 @@ def advise(
     sources = open_sources(config, store, progress)
     teacher = the_teacher(config.teacher)
     with EmbeddingStore(store) as answers, with_budget(teacher, store, 0, "vl2v embed --advise") as spending:
-        session = open_session(config, answers, teacher, spending, sources, Views(), progress)
+        session = open_session(config, answers, teacher, spending, sources, clean_images(config), progress)
         plan = session.plan(sources.training)
         known = sources.training[session.known(sources.training)]
         if len(known) < FEWEST or plan.pending_texts:

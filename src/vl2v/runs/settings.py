@@ -18,7 +18,10 @@ REMOVED = {"unasked": "text", "near_duplicates": None}  # settings of `teacher` 
 
 _OF_IMAGE_QUERIES = (
     "data.unlabelled",
-    *(f"teacher.{name}" for name in ("views", "view_seed", "select", "strategy", "online", "statistics", "adapt")),
+    *(
+        f"teacher.{name}"
+        for name in ("views", "view_seed", "fit", "select", "strategy", "online", "statistics", "adapt")
+    ),
 )
 _OF_SMALL_STUDENTS = ("student.name", "student.weights", "student.image_size")
 _NEEDS = {

@@ -91,9 +91,17 @@ def online(config: TeacherConfig, teacher: Teacher) -> Ask:
     return ask
 
 
-def fixed_views(config: TeacherConfig, image_size: int) -> Views:
-    """Return the views that the teacher is asked about, for a student of this input size in pixels."""
-    return Views(config.views, config.view_seed, image_size) if config.views else Views()
+def clean_images(config: RunConfig) -> Views:
+    """Return the clean view alone, as the teacher gets it."""
+    return Views(clean_fit=config.teacher.fit)
+
+
+def fixed_views(config: RunConfig, image_size: int) -> Views:
+    """Return the views that the teacher is queried about, for a student of this input size in pixels."""
+    wanted = config.teacher
+    if not wanted.views:
+        return clean_images(config)
+    return Views(wanted.views, wanted.view_seed, image_size, config.data.fit, wanted.fit)
 
 
 def has_tower(config: RunConfig, task: Task | type[Task]) -> bool:

@@ -198,9 +198,10 @@ def train(
             shared_cache,
             sources.audit.contents,
         )
-        views, answers = Views(), TeacherTargets(sources.dataset.labels, domains=sources.dataset.domain_ids)
+        views = teaching.clean_images(config)
+        answers = TeacherTargets(sources.dataset.labels, domains=sources.dataset.domain_ids)
         if task.queries != "nothing":
-            views = teaching.fixed_views(config.teacher, student.spec.image_size)
+            views = teaching.fixed_views(config, student.spec.image_size)
 
             def asked() -> TeacherTargets:
                 assert teacher is not None
@@ -252,7 +253,7 @@ def _about(config: RunConfig, sources: Sources, teacher: Teacher | None, answers
     if teacher is not None:
         asked = answers.texts is not None
         scale = answers.scale if asked else config.teacher.logit_scale or teacher.logit_scale or 1.0
-        told = {"spec": teacher.name, "fingerprint": teacher.fingerprint, "scale": scale}
+        told = {"spec": teacher.name, "fingerprint": teacher.fingerprint, "scale": scale, "fit": config.teacher.fit}
     return {
         "method": config.method,
         "seed": config.seed,
@@ -334,7 +335,7 @@ def new_student(config: RunConfig, task: Task, classes: int, base: tuple[nn.Modu
         dim: d of the teacher's space.
     """
     own_tower = teaching.has_tower(config, task)
-    backbone, spec = base
+    backbone, spec = base[0], replace(base[1], fit=config.data.fit)
     features = dim if own_tower else output_width(config.student.name, spec.image_size)
     seed = derive(config.seed, "projector")
     if task.head == "stacked":
@@ -399,8 +400,9 @@ class _Work:
         return ended
 
     def _pixel_batches(self, sampler: DomainBalancedSampler, answers: TeacherTargets) -> PixelBatches:
+        spec = self.student.spec
         renderer = Renderer(
-            self.sources.dataset, self.sources.audit.sha256, self.views, self.student.spec.image_size, sampler.seed
+            self.sources.dataset, self.sources.audit.sha256, self.views, spec.image_size, sampler.seed, spec.fit
         )
         return PixelBatches(sampler, renderer, answers, self.run.config.data.workers)
 
@@ -427,7 +429,7 @@ class _Work:
         else:
             size, workers = self.student.spec.image_size, self.run.config.data.workers
             own = own_part(self.trainer.fabric, images)
-            pixels = partial(clean_pixels, self.sources.dataset, own, size, workers=workers)
+            pixels = partial(clean_pixels, self.sources.dataset, own, size, workers=workers, fit=self.student.spec.fit)
             kept = cache(lambda: [x.clone() for x in pixels()])  # out of the loader's shared memory
             batches = kept if len(own) * size**2 * 3 <= KEPT else pixels
             together = partial(put_together, self.trainer.fabric, total=len(images))

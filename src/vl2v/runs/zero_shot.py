@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from vl2v.data import DomainDataset, leave_out
-from vl2v.embeddings import EmbeddingStore, Views, image_key
+from vl2v.embeddings import EmbeddingStore, image_key
 from vl2v.errors import TeacherError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.evaluation.adapted import AdaptedTeacher, Embedded, adapted
@@ -24,7 +24,7 @@ from vl2v.runs.evaluate import TEACHER, measured, validation
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.session import TeacherSession
 from vl2v.runs.settings import resolve
-from vl2v.runs.teaching import the_teacher
+from vl2v.runs.teaching import clean_images, the_teacher
 from vl2v.training import TeacherTargets
 
 FEW = 10  # images with a label and an embedding; fewer adapt nothing
@@ -56,7 +56,8 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
     notes: list[str] = []
     kept = Predictions.nothing(dataset.classes, dataset.domains, content(dataset, found))
     with EmbeddingStore(store, read_only=True) as answers:
-        session = TeacherSession(config, answers, teacher, None, dataset, found, sources, Views(), progress)
+        views = clean_images(config)
+        session = TeacherSession(config, answers, teacher, None, dataset, found, sources, views, progress)
         texts = session.texts()
         scale = config.teacher.logit_scale or teacher.logit_scale or CLIP_SCALE
         fitted = None
@@ -67,7 +68,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
         for number, domain in enumerate(dataset.domains):
             progress("evaluating", number, len(dataset.domains), domain)
             indices = measured(config, dataset, domain, val)
-            keys = [image_key(found.contents[i]) for i in indices]
+            keys = [image_key(found.contents[i], views.names[0]) for i in indices]
             there = answers.known(teacher.fingerprint, keys)
             if not len(indices) or not there.any():
                 if domain in data.target:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vl2v.data.augment import domainbed_augment, evaluation_view
+from vl2v.data.augment import Fit, domainbed_augment, evaluation_view
 from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings import Views
 from vl2v.methods import Targets
@@ -87,6 +87,7 @@ class Renderer:
     views: Views
     size: int
     seed: int
+    fit: Fit = "stretch"
 
     def render(self, index: int, turn: int) -> tuple[NDArray[np.uint8], int]:
         """Return pixels [s, s, 3] and the view (0: the clean image's answer is the target)."""
@@ -94,7 +95,7 @@ class Renderer:
         if self.views.k:
             view = 1 + derive(self.seed, "which view", index, turn) % self.views.k
             return self.views.pixels(image, self.contents[index], view), view
-        return domainbed_augment(image, self.size, derive(self.seed, "augment", index, turn)), 0
+        return domainbed_augment(image, self.size, derive(self.seed, "augment", index, turn), self.fit), 0
 
 
 class _Rendered(Dataset[tuple[Tensor, Indices, Indices]]):
@@ -167,11 +168,13 @@ class _Clean(Dataset[Tensor]):
         size: int,
         chunk: int,
         view: Rendering | None,
+        fit: Fit,
     ) -> None:
         self.dataset = dataset
         self.chunks = [indices[start : start + chunk] for start in range(0, len(indices), chunk)]
         self.size = size
         self.view = view
+        self.fit = fit
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -182,7 +185,7 @@ class _Clean(Dataset[Tensor]):
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         image = read_image(self.dataset, index)
         if self.view is None:
-            return evaluation_view(image, self.size)
+            return evaluation_view(image, self.size, self.fit)
         views, contents, number = self.view
         return views.pixels(image, contents[index], number)
 
@@ -195,6 +198,7 @@ def clean_pixels(
     workers: int,
     chunk: int = 64,
     view: Rendering | None = None,
+    fit: Fit = "stretch",
 ) -> Iterator[Tensor]:
     """Yield uint8 pixels [n, s, s, 3] of images in order, in chunks, without augmentation.
 
@@ -205,6 +209,7 @@ def clean_pixels(
         workers: decoding processes.
         chunk: n, but for the last.
         view: a fixed view in place of the clean image.
+        fit: how the clean image becomes a square.
     """
-    chunks = _Clean(dataset, images, size, chunk, view)
+    chunks = _Clean(dataset, images, size, chunk, view, fit)
     yield from loaded(chunks, range(len(chunks)), workers=min(workers, len(chunks)))
