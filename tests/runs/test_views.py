@@ -15,11 +15,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 import vl2v
 from vendor.rented import Stub, running
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings import EmbeddingStore, image_key
+from vl2v.embeddings import EmbeddingStore, image_key, teaching
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.network import Network, as_export, card_of
 from vl2v.methods import task_of
-from vl2v.runs import teaching
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import new_student
 
@@ -28,7 +27,7 @@ from vl2v.runs.train import new_student
 def teacher(monkeypatch: pytest.MonkeyPatch) -> Stub:
     """Return the teacher that every spec opens: it has an answer about any image."""
     stub = Stub()
-    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: stub)
+    monkeypatch.setattr("vl2v.embeddings.teaching.open_teacher", lambda spec, **options: stub)
     return stub
 
 
@@ -153,7 +152,7 @@ class WhiteBox(Stub):
 @pytest.fixture
 def white(monkeypatch: pytest.MonkeyPatch) -> WhiteBox:
     box = WhiteBox()
-    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: box)
+    monkeypatch.setattr("vl2v.embeddings.teaching.open_teacher", lambda spec, **options: box)
     return box
 
 

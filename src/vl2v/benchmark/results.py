@@ -16,7 +16,7 @@ from vl2v.benchmark.jobs import TEACHERS, Cell, Job, Selection
 from vl2v.benchmark.worklist import WorkList, predictions_in
 from vl2v.errors import ConfigError
 from vl2v.evaluation.compare import Marks, target_weights
-from vl2v.runs.folder import read_json
+from vl2v.io import read_json
 
 
 @dataclass(frozen=True)

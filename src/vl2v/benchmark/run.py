@@ -18,14 +18,12 @@ from vl2v.benchmark.work import Tell
 from vl2v.benchmark.worklist import Corruptions, WorkList
 from vl2v.config import TOWER, merge
 from vl2v.errors import ConfigError, RunError
-from vl2v.io import write_text
+from vl2v.io import read_json, write_text
 from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
 from vl2v.runs.cluster import Cluster
-from vl2v.runs.folder import read_json
 from vl2v.runs.query import embed
-from vl2v.runs.settings import resolve
-from vl2v.runs.teaching import has_tower
+from vl2v.runs.settings import has_tower, resolve
 from vl2v.teachers import is_white_box
 
 if TYPE_CHECKING:

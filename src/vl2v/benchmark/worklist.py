@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 from vl2v.benchmark.jobs import TEACHERS, Job, digest, slug
 from vl2v.data.corruptions import CORRUPTIONS
 from vl2v.errors import RunError
-from vl2v.io import locked, write_text
-from vl2v.runs.folder import read_json
+from vl2v.io import locked, read_json, write_text
 from vl2v.runs.predictions import FILE, Predictions
 
 

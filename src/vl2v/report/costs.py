@@ -16,10 +16,10 @@ from vl2v.benchmark.results import mean_and_error, result_of
 from vl2v.config import deciding
 from vl2v.data import leave_out
 from vl2v.errors import DataError
+from vl2v.io import read_json
 from vl2v.report.bench import Bench, Model
 from vl2v.report.charts import Chart, Series, axis, log_axis
 from vl2v.runs.datasets import open_data
-from vl2v.runs.folder import read_json
 from vl2v.runs.settings import resolve
 
 

@@ -26,16 +26,17 @@ from vl2v.embeddings import (
     plan,
     text_targets,
 )
+from vl2v.embeddings.bill import cost, with_budget
+from vl2v.embeddings.session import buying
+from vl2v.embeddings.teaching import clean_images, default_store, the_teacher
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
 from vl2v.progress import Progress, silent
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.query import Asked
 from vl2v.runs.sample import Sample, draw_sample
-from vl2v.runs.session import buying, cost, with_budget
 from vl2v.runs.settings import resolve
 from vl2v.runs.teacher_verdict import Check, Skipped, verdict_of
-from vl2v.runs.teaching import clean_images, default_store, the_teacher
 from vl2v.students import Student
 from vl2v.teachers import Teacher, check_prompts, prompts_for
 from vl2v.teachers.paid.teacher import as_paid

@@ -17,6 +17,7 @@ from vl2v.data.files import one_form
 from vl2v.data.near_duplicates import lookalikes
 from vl2v.embeddings import EmbeddingStore, clean_view, image_key, text_key, text_targets
 from vl2v.embeddings.store import FILE_NAME
+from vl2v.embeddings.teaching import default_store
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.progress import Progress, silent
@@ -25,7 +26,6 @@ from vl2v.runs.folder import Run
 from vl2v.runs.image_identity import have_changed, same_images
 from vl2v.runs.predict import load
 from vl2v.runs.predictions import Predictions, content
-from vl2v.runs.teaching import default_store
 from vl2v.students import Classifier, Student, is_on_hub
 from vl2v.system import best_device, reuse_freed_memory
 from vl2v.teachers import prompts_for

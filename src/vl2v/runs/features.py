@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from vl2v.config import RunConfig
 from vl2v.data import DomainDataset
+from vl2v.embeddings.select import select_images
+from vl2v.embeddings.session import TeacherSession
+from vl2v.embeddings.targets import TeacherTargets
 from vl2v.methods.adip import align
 from vl2v.methods.averaging import Scores
 from vl2v.progress import Progress
@@ -28,7 +31,6 @@ from vl2v.training import (
     FeatureBatches,
     Rendering,
     StageWork,
-    TeacherTargets,
     Trainer,
     Validation,
     clean_pixels,
@@ -184,3 +186,16 @@ def aligned(
         trainer = Trainer(Path(folder), config.train, seed, progress=features.progress, alone=True)
         scores = trainer.fit(student, [(stage, lambda: work)])
     return student, scores
+
+
+def selected(session: TeacherSession, sources: Sources, features: Features, run: Path | None = None) -> Indices | None:
+    """Return the training images that a run queries its teacher about (dataset indices); None: every image."""
+
+    def classify(targets: TeacherTargets, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        assert targets.texts is not None
+        student, _ = aligned(session.config, sources, features, targets, session.config.seed)
+        with torch.no_grad():
+            logits = student.logits(torch.from_numpy(rows), torch.from_numpy(targets.texts), targets.scale)
+        return logits.cpu().numpy()
+
+    return select_images(session, sources.training, lambda images: features.of(images).numpy(), classify, run)

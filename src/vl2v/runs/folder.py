@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vl2v.config import DataConfig, RunConfig, Tree, deciding, read_toml, validate
 from vl2v.embeddings import Refusal
@@ -188,17 +188,3 @@ def locked(folder: Path) -> Iterator[None]:
             except Timeout:
                 raise RunError(f"{folder}: another process is training in it") from None
         yield
-
-
-def read_json(path: Path, otherwise: Any = None) -> Any:
-    """Return what a JSON file says; `otherwise` where there is none.
-
-    Raises:
-        RunError: it can't be read.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return otherwise
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: can't be read ({error}); delete it, and give the same command again") from None

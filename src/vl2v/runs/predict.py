@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from vl2v.config import PromptConfig
 from vl2v.data.files import PASSED_OVER, SUFFIXES, image_files
 from vl2v.embeddings import EmbeddingStore, fetch_texts
+from vl2v.embeddings.bill import asker, with_budget
+from vl2v.embeddings.teaching import class_text, default_store, the_teacher
 from vl2v.errors import DataError, TeacherError
-from vl2v.runs.bill import asker
 from vl2v.runs.folder import Run
-from vl2v.runs.session import with_budget
-from vl2v.runs.teaching import class_text, default_store, the_teacher
 from vl2v.students import Classifier, Prediction, fetch, is_on_hub
 
 

@@ -123,3 +123,8 @@ def without_places(tree: Any) -> Any:
     if isinstance(tree, Path):
         return tree.name
     return public_name(tree) if isinstance(tree, str) else tree
+
+
+def has_tower(config: RunConfig, task: Task | type[Task]) -> bool:
+    """Return whether the student is the teacher's own image tower."""
+    return task.tower or config.student.name == TOWER

@@ -17,23 +17,23 @@ import torch
 from torch import Tensor, nn
 
 from vl2v.config import RunConfig
-from vl2v.embeddings import EmbeddingStore, Views, text_targets
+from vl2v.embeddings import EmbeddingStore, Views, teaching, text_targets
+from vl2v.embeddings.bill import asker, with_budget
+from vl2v.embeddings.session import dim_of
+from vl2v.embeddings.targets import TeacherTargets
 from vl2v.errors import ConfigError, DataError, VL2VWarning
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.methods import Averager, Stage, Task, task_of
 from vl2v.progress import Progress, silent
-from vl2v.runs import teaching
 from vl2v.runs.auto_loss import align_again, settled
-from vl2v.runs.bill import asker
 from vl2v.runs.cache import SharedCache, stage_name
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.evaluate import classifier_logits, evaluate_images
-from vl2v.runs.features import Features, new_backbone
+from vl2v.runs.features import Features, new_backbone, selected
 from vl2v.runs.folder import Run, locked, open_run
 from vl2v.runs.image_identity import predictions_of, same_images, save_images
-from vl2v.runs.select_images import choose
-from vl2v.runs.session import dim_of, open_session, queries_online, with_budget
-from vl2v.runs.settings import resolve
+from vl2v.runs.session import open_session, queries_online
+from vl2v.runs.settings import has_tower, resolve
 from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
 from vl2v.students import BackboneSpec, Classifier, Student, new_projector, output_width
@@ -46,7 +46,6 @@ from vl2v.training import (
     Renderer,
     Rendering,
     StageWork,
-    TeacherTargets,
     Trainer,
     Validation,
     clean_pixels,
@@ -172,7 +171,7 @@ def train(
     sources = from_first(fabric, lambda: _open_sources(run, store.path, progress))
     for note in _check_classes(task, sources):
         warnings.warn(note, VL2VWarning, stacklevel=2)
-    own_tower = teaching.has_tower(config, task)
+    own_tower = has_tower(config, task)
     wanted = task.queries != "nothing" or own_tower
     needed = fabric.is_global_zero or own_tower or queries_online(config)
     teacher = teaching.the_teacher(config.teacher) if wanted and needed else None
@@ -208,9 +207,9 @@ def train(
                 session = open_session(config, store, teacher, spending, sources, views, progress)
                 session = replace(session, buys_new_sizes=False)
                 nothing = np.zeros(0, np.int64)
-                chosen = nothing if task.queries == "texts" else choose(session, sources, features, run.folder)
-                run.save_refused(session.ask(chosen))
-                found = session.answers(chosen)
+                chosen = nothing if task.queries == "texts" else selected(session, sources, features, run.folder)
+                run.save_refused(session.query(chosen))
+                found = session.targets(chosen)
                 return with_adapted_teacher(found, sources, progress) if config.teacher.adapt == "auto" else found
 
             answers = from_first(fabric, asked)
@@ -334,7 +333,7 @@ def new_student(config: RunConfig, task: Task, classes: int, base: tuple[nn.Modu
         base: its backbone and spec: `new_backbone`'s, or `teaching.tower`'s for methods that start from that.
         dim: d of the teacher's space.
     """
-    own_tower = teaching.has_tower(config, task)
+    own_tower = has_tower(config, task)
     backbone, spec = base[0], replace(base[1], fit=config.data.fit)
     features = dim if own_tower else output_width(config.student.name, spec.image_size)
     seed = derive(config.seed, "projector")

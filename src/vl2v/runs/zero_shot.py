@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 
 from vl2v.data import DomainDataset, leave_out
 from vl2v.embeddings import EmbeddingStore, image_key
+from vl2v.embeddings.session import TeacherSession
+from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.teaching import clean_images, the_teacher
 from vl2v.errors import TeacherError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.evaluation.adapted import AdaptedTeacher, Embedded, adapted
@@ -22,10 +25,8 @@ from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_data, usable
 from vl2v.runs.evaluate import TEACHER, measured, validation
 from vl2v.runs.predictions import Predictions, content
-from vl2v.runs.session import TeacherSession
+from vl2v.runs.session import fit_scale
 from vl2v.runs.settings import resolve
-from vl2v.runs.teaching import clean_images, the_teacher
-from vl2v.training import TeacherTargets
 
 FEW = 10  # images with a label and an embedding; fewer adapt nothing
 CLIP_SCALE = 100.0  # of a teacher that doesn't tell: calibration depends on it, accuracy doesn't
@@ -57,13 +58,15 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
     kept = Predictions.nothing(dataset.classes, dataset.domains, content(dataset, found))
     with EmbeddingStore(store, read_only=True) as answers:
         views = clean_images(config)
-        session = TeacherSession(config, answers, teacher, None, dataset, found, sources, views, progress)
+        session = TeacherSession(
+            config, answers, teacher, None, dataset, found, sources, views, progress, fit_scale=fit_scale
+        )
         texts = session.texts()
         scale = config.teacher.logit_scale or teacher.logit_scale or CLIP_SCALE
         fitted = None
         if config.teacher.adapt == "auto":
             split = leave_out(dataset, data.target, fraction=data.holdout, trial_seed=data.split_seed)
-            targets = TeacherTargets(dataset.labels, session.answers(split.train).images, texts, scale)
+            targets = TeacherTargets(dataset.labels, session.targets(split.train).images, texts, scale)
             fitted = adapted_teacher(targets, dataset, split.train)
         for number, domain in enumerate(dataset.domains):
             progress("evaluating", number, len(dataset.domains), domain)
