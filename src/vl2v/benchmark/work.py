@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,8 @@ def do(work: WorkList, job: Job, *, budget: float = 0, progress: Progress = sile
             adapt = {"teacher": {"adapt": "auto" if job.method == ADAPTED else "off"}}
             measure_teacher(merge(job.settings, adapt), place, store=store, progress=progress)
         elif not work.trained(job):
-            distill(job.settings, place, store=store, budget=budget, shared_cache=shared_cache, progress=progress)
+            train = partial(distill, store=store, budget=budget, shared_cache=shared_cache, progress=progress)
+            train(job.settings, place, minutes=None)
         if math.isnan(work.seconds(job)):
             write_text(place / "seconds.json", json.dumps(spent()))
         if kinds := work.unmeasured(job):

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from vl2v.embeddings.teaching import default_store
     from vl2v.runs.check import check_teacher
     from vl2v.runs.folder import Run
+    from vl2v.runs.plan import RunPlan, plan_run
     from vl2v.runs.predict import add_class, load, predict_files
     from vl2v.runs.query import Asked, embed
     from vl2v.runs.query_curve import Advice, advise
@@ -21,6 +22,7 @@ _HOMES = {
     "Advice": "vl2v.runs.query_curve",
     "Asked": "vl2v.runs.query",
     "Run": "vl2v.runs.folder",
+    "RunPlan": "vl2v.runs.plan",
     "Total": "vl2v.embeddings.bill",
     "add_class": "vl2v.runs.predict",
     "check_teacher": "vl2v.runs.check",
@@ -30,6 +32,7 @@ _HOMES = {
     "embed": "vl2v.runs.query",
     "free_queries": "vl2v.embeddings.bill",
     "load": "vl2v.runs.predict",
+    "plan_run": "vl2v.runs.plan",
     "predict_files": "vl2v.runs.predict",
     "read_bill": "vl2v.embeddings.bill",
     "resolve": "vl2v.runs.settings",
@@ -40,6 +43,7 @@ __all__ = [
     "Advice",
     "Asked",
     "Run",
+    "RunPlan",
     "Total",
     "add_class",
     "advise",
@@ -49,6 +53,7 @@ __all__ = [
     "embed",
     "free_queries",
     "load",
+    "plan_run",
     "predict_files",
     "read_bill",
     "resolve",

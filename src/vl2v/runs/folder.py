@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 IMAGES = "pictures.sha256"  # a digest of those that a run learns from
 
+PLAN = "plan.json"  # what was chosen for a run, and its forecast
+
 # What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
-_FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", "chosen.json")
+_FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", "chosen.json", PLAN)
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 
 # What a benchmark keeps in the folder of a job that failed, which may have been before there was a run.

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vl2v.config import RunConfig
 from vl2v.embeddings import EmbeddingStore, Views, teaching, text_targets
@@ -29,15 +29,16 @@ from vl2v.runs.auto_loss import align_again, settled
 from vl2v.runs.cache import SharedCache, stage_name
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.evaluate import classifier_logits, evaluate_images
-from vl2v.runs.features import Features, new_backbone, selected
+from vl2v.runs.features import KEPT, Features, new_backbone, new_student, selected
 from vl2v.runs.folder import Run, locked, open_run
 from vl2v.runs.image_identity import predictions_of, same_images, save_images
+from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
 from vl2v.runs.session import open_session, queries_online
 from vl2v.runs.settings import has_tower, resolve
 from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
-from vl2v.students import BackboneSpec, Classifier, Student, new_projector, output_width
-from vl2v.system import rank
+from vl2v.students import Classifier, Student
+from vl2v.system import rank, world_size
 from vl2v.teachers import Teacher, prompts_for
 from vl2v.training import (
     DomainBalancedSampler,
@@ -55,8 +56,6 @@ from vl2v.training import (
 )
 from vl2v.training.swad import Swad
 
-KEPT = 2**27  # bytes of validation images that stay in memory as pixels, while a stage lasts
-
 
 def distill(
     settings: Mapping[str, Any],
@@ -66,6 +65,8 @@ def distill(
     store: Path | str | None = None,
     budget: float = 0,
     shared_cache: Path | None = None,
+    minutes: Minutes = "auto",
+    on_plan: Callable[[RunPlan], None] | None = None,
     progress: Progress = silent,
 ) -> Run:
     """Train a student as the settings say, or finish a run that was interrupted.
@@ -76,8 +77,11 @@ def distill(
         preset: "default" or "paper" (the published recipe with the oddities of its code).
         store: the folder of the embedding store; by default the one that all runs share.
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
-        shelf: a folder in which runs on the same images share what they compute alike; changes no result.
-        progress: called as the work goes on.
+        shared_cache: a folder in which runs on the same images share what they compute alike; changes no result.
+        minutes: what the run has to fit in; "auto": 20 where there is no GPU and the settings give neither steps nor
+            image size; None: the settings as they are.
+        on_plan: called with the plan of a run that hasn't begun.
+        progress: called with the progress.
 
     Returns:
         The finished run, evaluated on the source domains' validation images and the unseen domains.
@@ -90,8 +94,20 @@ def distill(
     store = Path(store) if store else teaching.default_store()
     progress = silent if rank() else progress
     with nullcontext() if rank() else locked(out):
+        plan = None
+        if (begun := saved_plan(out, config, minutes)) is not None:
+            config = begun
+        elif world_size() == 1 and (
+            limit_of(settings, preset, minutes, config) or (on_plan and not takes_moments(config))
+        ):
+            plan = plan_run(settings, preset=preset, store=store, budget=budget, minutes=minutes, progress=progress)
+            config = plan.config
+            if on_plan is not None:
+                on_plan(plan)
         trainer = _new_trainer(out, config, progress)
         run, finished = from_first(trainer.fabric, lambda: _opened(out, config, store, progress))
+        if plan is not None:
+            plan.save(out)
         if not finished:
             with EmbeddingStore(store) as answers:
                 train(run, trainer, answers, budget, SharedCache(shared_cache) if shared_cache else None, progress)
@@ -321,28 +337,6 @@ def _check_parts(config: RunConfig, task: Task, devices: int) -> None:
             raise ConfigError(
                 "student.batch_norm = 'train': its statistics are of a whole batch; use 'eval', or one device"
             )
-
-
-def new_student(config: RunConfig, task: Task, classes: int, base: tuple[nn.Module, BackboneSpec], dim: int) -> Student:
-    """Return the student as it starts.
-
-    Args:
-        config: of the run.
-        task: how it learns.
-        classes: how many.
-        base: its backbone and spec: `new_backbone`'s, or `teaching.tower`'s for methods that start from that.
-        dim: d of the teacher's space.
-    """
-    own_tower = has_tower(config, task)
-    backbone, spec = base[0], replace(base[1], fit=config.data.fit)
-    features = dim if own_tower else output_width(config.student.name, spec.image_size)
-    seed = derive(config.seed, "projector")
-    if task.head == "stacked":
-        head = new_projector(dim, classes, derive(config.seed, "head"))
-        return Student(backbone, nn.Sequential(new_projector(features, dim, seed), head), spec, "linear")
-    if own_tower and task.head == "text" and all(stage.trains == "all" for stage in task.stages):
-        return Student(backbone, nn.Identity(), spec)  # it ends in the teacher's space already
-    return Student(backbone, new_projector(features, dim if task.head == "text" else classes, seed), spec, task.head)
 
 
 @dataclass(frozen=True)
