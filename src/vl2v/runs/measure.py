@@ -283,15 +283,14 @@ class Bench:
             squeezing += time.perf_counter() - augmented
         return (decoding + augmenting) / len(drawn), (decoding + squeezing) / len(drawn)
 
-    def guess(self, config: RunConfig) -> dict[str, float]:
-        """Return about how many seconds each part of a run takes, by what was measured at the nearest image size."""
-        size = self.size_of(config)
+    def guess(self, size: int) -> Rates:
+        """Return about what things take at an image size, by what was measured at the nearest one."""
         if not self._rates:
-            self.rates(size, config)
+            self.rates(self.size_of(self.config), self.config)
         nearest = min(self._rates, key=lambda other: abs(other - size))
         share, rates = (size / nearest) ** 2, self._rates[nearest]
         scaled = {name: getattr(rates, name) * share for name in ("image", "feature", "validation")}
-        return self.seconds(config, replace(rates, **scaled))
+        return replace(rates, **scaled)
 
     def seconds(self, config: RunConfig, rates: Rates) -> dict[str, float]:
         """Return how many seconds each part of a run takes but the teacher's queries."""

@@ -88,6 +88,15 @@ class RunPlan:
             lines.append(f"{self.full}: give --minutes, or the settings themselves")
         return lines
 
+    def beside(self, progress: Progress) -> Progress:
+        """Return progress that says how long a part will take before that can be seen from its steps."""
+
+        def show(task: str, done: int, total: int, remark: str) -> None:
+            early = done < 2 and task in self.seconds
+            progress(task, done, total, f"about {duration(self.seconds[task])} in all {remark}" if early else remark)
+
+        return show
+
     def save(self, folder: Path) -> None:
         """Write `plan.json`, by which the same command finds the same settings again."""
         made = {"request": self.request, "chosen": self.chosen, "seconds": self.seconds, "memory": self.memory}
@@ -237,7 +246,7 @@ def _fitting(bench: Bench, limit: float, given: set[str]) -> Tree:
     for size, halved, share in _rungs(bench, given):
         chosen = _at(bench, size, given, halved=halved)
         config = planned(bench.config, chosen)
-        if share and sum(bench.guess(config).values()) > limit * (2 - share):  # not worth a measurement
+        if _scale(bench, config, bench.guess(size), limit, given) < 0.8 * share:  # not worth a measurement
             continue
         rates = bench.rates(size, config)
         scale = _scale(bench, config, rates, limit, given)
@@ -280,5 +289,6 @@ def _longer(bench: Bench, queries: float, limit: float) -> str:
     """Return a line on what the settings would do without a limit."""
     config = bench.config
     steps = ", ".join(_steps(stage, bench.domains) for stage in _trained(config).values())
-    whole = duration(queries + sum(bench.guess(config).values()))
-    return f"fitted to {limit:g} minutes; the full recipe ({bench.size_of(config)} px, {steps}) would take {whole}"
+    size = bench.size_of(config)
+    whole = duration(queries + sum(bench.seconds(config, bench.guess(size)).values()))
+    return f"fitted to {limit:g} minutes; the full recipe ({size} px, {steps}) would take {whole}"

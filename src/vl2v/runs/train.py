@@ -101,7 +101,7 @@ def distill(
             limit_of(settings, preset, minutes, config) or (on_plan and not takes_moments(config))
         ):
             plan = plan_run(settings, preset=preset, store=store, budget=budget, minutes=minutes, progress=progress)
-            config = plan.config
+            config, progress = plan.config, plan.beside(progress)
             if on_plan is not None:
                 on_plan(plan)
         trainer = _new_trainer(out, config, progress)
