@@ -17,8 +17,10 @@ import contextlib
 import csv
 import multiprocessing
 import re
+import resource
 import tempfile
 from pathlib import Path
+from queue import Empty
 from typing import Any
 
 import numpy as np
@@ -31,6 +33,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "students.md"
 COLUMNS = ("family", "model", "size", "free_size", "width", "trains", "exports", "quantises", "why")
 SIZE = 64
 CANDIDATES = 3
+MEMORY = 4 * 2**30  # bytes a family
 # Parts of names that say how large a model is, the smallest first.
 SMALL = (
     "test_ atto nano_ femto xxtiny pico zepto xxs xxsmall _n0 _005 _010 _035 _050 mini extra_tiny xs tiny _t0 _t_ _s0 "
@@ -214,8 +217,21 @@ def write_page() -> None:
     PAGE.write_text(f"{before}{begin}\n{table()}\n\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
-def _told(family: str, work: Path, queue: Any) -> None:
+def _try(family: str, work: Path, queue: Any) -> None:
+    resource.setrlimit(resource.RLIMIT_DATA, (MEMORY, MEMORY))
     queue.put(tried(family, work))
+
+
+def _row(family: str, process: Any, queue: Any, timeout: float) -> dict[str, Any]:
+    """Return the row of a family that is being tried in a process."""
+    row = dict.fromkeys(COLUMNS, "") | {"family": family, "model": "", "trains": "no"}
+    for _ in range(int(timeout)):
+        with contextlib.suppress(Empty):
+            return dict(queue.get(timeout=1))
+        if not process.is_alive() and queue.empty():
+            return row | {"why": f"the process ended with {process.exitcode}"}
+    process.kill()
+    return row | {"trains": "too slow", "why": f"over {timeout:g} s"}
 
 
 def main() -> None:
@@ -240,13 +256,9 @@ def main() -> None:
         draw_images(work / "images")
         for family in given.only or [name for name in families() if name not in known]:
             queue = context.Queue()
-            process = context.Process(target=_told, args=(family, work, queue))
+            process = context.Process(target=_try, args=(family, work, queue))
             process.start()
-            try:
-                row = queue.get(timeout=given.timeout)
-            except Exception:
-                row = dict.fromkeys(COLUMNS, "") | {"family": family, "trains": "too slow", "why": "time limit"}
-                process.kill()
+            row = _row(family, process, queue, given.timeout)
             process.join()
             put(row)
             print(", ".join(f"{value}" for value in row.values()), flush=True)

@@ -88,7 +88,7 @@ def test_openais_own_client_talks_to_it(vendor):
     np.testing.assert_allclose(images.data[0].embedding, row(data), atol=1e-7)
     assert [model.id for model in client.models.list()] == ["stub:m"]
     assert client.models.retrieve("stub:m").id == "stub:m"
-    with pytest.raises(openai.UnprocessableEntityError, match="tokens aren't taken"):
+    with pytest.raises(openai.UnprocessableEntityError, match="send texts, not tokens"):
         client.embeddings.create(model="stub:m", input=[[1, 2]])
     with pytest.raises(openai.AuthenticationError, match="a valid key is needed"):
         openai.OpenAI(base_url=f"{vendor.url}/v1", api_key="sk-no").embeddings.create(model="stub:m", input="a")
@@ -151,8 +151,8 @@ def _question(method: str) -> Any:
         ([uri(blank(8000, 8001))], "image", 400, r"too large \(8000x8001 pixels"),
         ([uri(layered(400))], "image", 400, "megapixels to decode"),
         (["x" * 10_000] * 51, "text", 400, "510000 characters; at most 500000 a request"),
-        ([[9906, 1917], [2]], "text", 422, r"input\[0\]: tokens aren't taken.*check_embedding_ctx_length=False"),
-        ([9906, 1917], "text", 422, "tokens aren't taken"),
+        ([[9906, 1917], [2]], "text", 422, r"input\[0\]: send texts, not tokens.*check_embedding_ctx_length=False"),
+        ([9906, 1917], "text", 422, "send texts, not tokens"),
         (["x" * 10_001], "text", 400, "over 10000 characters"),
         ([], "text", 422, "input"),
         ([""], "text", 422, "input"),

@@ -118,6 +118,6 @@ def test_the_log_is_bounded_and_says_so() -> None:
     written = len(lines)
     now[0] = 61.0
     logger.warning("later")
-    assert lines[written] == f"{5000 - written} more records were left out" and lines[-1].endswith("later")
+    assert lines[written] == f"{5000 - written} more records were dropped" and lines[-1].endswith("later")
     logger.error("stopped", exc_info=asyncio.CancelledError())
     assert len(lines) == written + 2

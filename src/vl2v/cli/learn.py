@@ -128,10 +128,6 @@ def distill(
     online_teacher: Annotated[
         bool | None, typer.Option("--online-teacher", help="Ask anew about every augmented batch (white boxes).")
     ] = None,
-    minutes: Annotated[
-        float | None, typer.Option(help="Fit into so many; without a GPU 20, unless steps or image size are given.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
     preset: Preset = "default",
     config: ConfigFile = None,
     pairs: Set = None,
@@ -140,7 +136,6 @@ def distill(
     """Train a student, evaluate it on every domain, and keep everything in a run folder."""
     from vl2v.cli.show import progress_bars
     from vl2v.runs import distill as train
-    from vl2v.runs import plan_run
     from vl2v.system import rank
 
     options = {
@@ -158,15 +153,7 @@ def distill(
     }
     with progress_bars() as progress:
         settings = settings_of(config, pairs, options)
-        common: dict[str, Any] = {"preset": preset, "store": store, "budget": budget, "progress": progress}
-        common["minutes"] = "auto" if minutes is None else minutes
-        if dry_run:
-            plan = plan_run(settings, **common)
-        else:
-            run = train(settings, out, on_plan=lambda plan: say(*plan.summary()), **common)
-    if dry_run:
-        say(*plan.summary())
-        return
+        run = train(settings, out, preset=preset, store=store, budget=budget, progress=progress)
     if rank():
         return
     assert run.evaluation is not None

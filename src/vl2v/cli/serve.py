@@ -54,7 +54,7 @@ def serve(
         name=name,
         host=host,
         port=port,
-        told=lambda line: say(line, err=True),
+        announce=lambda line: say(line, err=True),
     )
 
 

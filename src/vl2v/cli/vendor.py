@@ -1,4 +1,4 @@
-"""`vl2v vendor`: rent out one's own VLM."""
+"""`vl2v vendor`: sell embeddings of a local teacher."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import typer
 
 from vl2v.cli.show import say
 
-app = typer.Typer(help="Rent out a teacher: embeddings of texts and images over HTTP.", no_args_is_help=True)
+app = typer.Typer(help="Sell a local teacher's embeddings of texts and images over HTTP.", no_args_is_help=True)
 
 keys_app = typer.Typer(help="The clients' keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
 KeyFile = Annotated[Path, typer.Option(help="The clients' keys, hashed, in TOML.")]
-LedgerFile = Annotated[Path, typer.Option(help="What was sold, a SQLite file.")]
+LedgerFile = Annotated[Path, typer.Option(help="Ledger of sales, a SQLite file.")]
 
 
 @app.command("serve")
@@ -24,25 +24,25 @@ def serve(
     keys: KeyFile = Path("keys.toml"),
     ledger: LedgerFile = Path("sold.sqlite"),
     name: Annotated[str | None, typer.Option(help="What clients call the model; default: as here.")] = None,
-    host: Annotated[str, typer.Option(help="To listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; 0: a free one.")] = 8000,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     allow_url_host: Annotated[
         list[str] | None, typer.Option(help="HOST or HOST:PORT that images are fetched from; default: none.")
     ] = None,
 ) -> None:
-    """Answer clients that have a key, until stopped; SIGHUP reads the keys again."""
+    """Serve clients that have a key, until stopped; SIGHUP reloads the keys."""
     from vl2v.vendor.serve import serve as run
 
-    def told(address: str) -> None:
+    def announce(address: str) -> None:
         say(f"{teacher} at {address}/v1, sales in {ledger}", err=True)
 
-    run(teacher, keys, ledger, name=name, host=host, port=port, allow_url_hosts=allow_url_host or [], told=told)
+    run(teacher, keys, ledger, name=name, host=host, port=port, allow_url_hosts=allow_url_host or [], announce=announce)
 
 
 @keys_app.command("add")
 @app.command("key", hidden=True)
 def add(
-    name: Annotated[str, typer.Argument(help="The client, as the ledger will have it.")],
+    name: Annotated[str, typer.Argument(help="Name of the client in the ledger.")],
     keys: KeyFile = Path("keys.toml"),
     rate: Annotated[int | None, typer.Option(help="Requests a minute; default: no limit.")] = None,
     quota: Annotated[int | None, typer.Option(help="Texts and images in all; default: no limit.")] = None,
@@ -50,7 +50,7 @@ def add(
     price_image: Annotated[int | None, typer.Option(help="Of an image, where it differs.")] = None,
     price_text: Annotated[int | None, typer.Option(help="Of a text, where it differs.")] = None,
 ) -> None:
-    """Make a new client's key and print it, this once; the file has only its hash."""
+    """Create a client's key and print it, this once; the file stores only its hash."""
     from vl2v.vendor.keys import add_key
 
     prices = {"price": price, "price_image": price_image, "price_text": price_text}
@@ -90,7 +90,7 @@ def revoke(
     name: Annotated[str, typer.Argument(help="The client.")],
     keys: KeyFile = Path("keys.toml"),
 ) -> None:
-    """Have a client's key not be accepted any more, once the server reads the file again (SIGHUP)."""
+    """Revoke a client's key; a running server reads the file again on SIGHUP."""
     from vl2v.vendor.keys import revoke_key
 
     revoke_key(keys, name)

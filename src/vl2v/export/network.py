@@ -24,10 +24,7 @@ PREPROCESSING = {
     "orientation": "EXIF orientation is applied",
     "colours": "8-bit RGB: palettes are resolved, transparency is laid on white, grey and CMYK are converted without "
     "colour profiles, of 16 bits the upper 8 are taken, of an animation the first frame",
-    "fit": "stretch: the whole image, without keeping its ratio; crop: its central square, which begins at "
-    "(longer side - shorter side) // 2; pad: the image on a square of its longer side in RGB 124, 116, 104, "
-    "from (longer - shorter side) // 2 on",
-    "resize": "to image_size x image_size",
+    "resize": "the whole image is squeezed to image_size x image_size, without keeping its ratio and without a crop",
     "filter": "bilinear with antialiasing (Pillow's BILINEAR): weights fall linearly to nothing at max(1, old / new) "
     "old pixels from the new pixel's centre; first along rows, then along columns, each result rounded to 8 bits",
     "input": "pixels, uint8 [n, image_size, image_size, 3], 0 to 255; normalisation is in the network",
@@ -46,6 +43,9 @@ class Network(nn.Module):
         super().__init__()
         student = classifier.student
         self.backbone, self.projector = reparameterize_model(student.backbone), student.projector  # of a copy
+        for part in self.backbone.modules():
+            if hasattr(part, "fused_attn"):  # ONNX has no fused attention, and not every mask can be taken apart (BEiT)
+                part.fused_attn = False
         self.normalised = student.head == "text"
         self.size = student.spec.image_size
         self.register_buffer("mean", student.mean.clone())
@@ -73,7 +73,6 @@ def card_of(classifier: Classifier, form: str, precision: str) -> dict[str, Any]
         "format": FORMAT,
         "form": form,
         "image_size": classifier.student.spec.image_size,
-        "fit": classifier.student.spec.fit,
         "classes": classifier.classes,
         "scale": classifier.scale,
         "temperature": classifier.temperature,

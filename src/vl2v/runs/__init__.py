@@ -7,43 +7,39 @@ from typing import TYPE_CHECKING
 from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
-    from vl2v.embeddings.bill import Total, free_queries, read_bill, totals
-    from vl2v.embeddings.teaching import default_store
+    from vl2v.runs.bill import Total, free_queries, read_bill, totals
     from vl2v.runs.check import check_teacher
     from vl2v.runs.folder import Run
-    from vl2v.runs.plan import RunPlan, plan_run
     from vl2v.runs.predict import add_class, load, predict_files
     from vl2v.runs.query import Asked, embed
     from vl2v.runs.query_curve import Advice, advise
     from vl2v.runs.settings import resolve
+    from vl2v.runs.teaching import default_store
     from vl2v.runs.train import distill
 
 _HOMES = {
     "Advice": "vl2v.runs.query_curve",
     "Asked": "vl2v.runs.query",
     "Run": "vl2v.runs.folder",
-    "RunPlan": "vl2v.runs.plan",
-    "Total": "vl2v.embeddings.bill",
+    "Total": "vl2v.runs.bill",
     "add_class": "vl2v.runs.predict",
     "check_teacher": "vl2v.runs.check",
     "advise": "vl2v.runs.query_curve",
-    "default_store": "vl2v.embeddings.teaching",
+    "default_store": "vl2v.runs.teaching",
     "distill": "vl2v.runs.train",
     "embed": "vl2v.runs.query",
-    "free_queries": "vl2v.embeddings.bill",
+    "free_queries": "vl2v.runs.bill",
     "load": "vl2v.runs.predict",
-    "plan_run": "vl2v.runs.plan",
     "predict_files": "vl2v.runs.predict",
-    "read_bill": "vl2v.embeddings.bill",
+    "read_bill": "vl2v.runs.bill",
     "resolve": "vl2v.runs.settings",
-    "totals": "vl2v.embeddings.bill",
+    "totals": "vl2v.runs.bill",
 }
 
 __all__ = [
     "Advice",
     "Asked",
     "Run",
-    "RunPlan",
     "Total",
     "add_class",
     "advise",
@@ -53,7 +49,6 @@ __all__ = [
     "embed",
     "free_queries",
     "load",
-    "plan_run",
     "predict_files",
     "read_bill",
     "resolve",

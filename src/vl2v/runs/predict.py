@@ -10,12 +10,14 @@ import torch
 from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
+from vl2v.data import decode, evaluation_view
 from vl2v.data.files import PASSED_OVER, SUFFIXES, image_files
 from vl2v.embeddings import EmbeddingStore, fetch_texts
-from vl2v.embeddings.bill import asker, with_budget
-from vl2v.embeddings.teaching import class_text, default_store, the_teacher
 from vl2v.errors import DataError, TeacherError
+from vl2v.runs.bill import asker
 from vl2v.runs.folder import Run
+from vl2v.runs.session import with_budget
+from vl2v.runs.teaching import class_text, default_store, the_teacher
 from vl2v.students import Classifier, Prediction, fetch, is_on_hub
 
 
@@ -58,9 +60,10 @@ def predict_files(
         found, excluded = _images(path)
         files += found
         yield from excluded
+    size = classifier.student.spec.image_size
     for start in range(0, len(files), batch):
         chunk = files[start : start + batch]
-        views = {file: _view(file, classifier) for file in chunk}
+        views = {file: _view(file, size) for file in chunk}
         good = [file for file in chunk if not isinstance(views[file], str)]
         pixels = [views[file] for file in good]
         made = classifier.predict_pixels(torch.from_numpy(np.stack(pixels))) if good else []
@@ -126,9 +129,9 @@ def _images(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     return sorted(path.joinpath(*parts) for parts in found), told
 
 
-def _view(file: Path, classifier: Classifier) -> NDArray[np.uint8] | str:
+def _view(file: Path, size: int) -> NDArray[np.uint8] | str:
     try:
-        return classifier.view(file.read_bytes())
+        return evaluation_view(decode(file.read_bytes()), size)
     except DataError as error:
         return str(error)
     except OSError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +12,12 @@ from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
 from vl2v.embeddings import EmbeddingStore, Plan, Refusal, Views
-from vl2v.embeddings.bill import Cost, cost, with_budget
-from vl2v.embeddings.session import TeacherSession
-from vl2v.embeddings.teaching import clean_images, default_store, fixed_views, the_teacher, tower
 from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_everything, open_sources
-from vl2v.runs.session import open_session
-from vl2v.runs.settings import has_tower, resolve
+from vl2v.runs.session import Cost, TeacherSession, cost, open_session, with_budget
+from vl2v.runs.settings import resolve
+from vl2v.runs.teaching import default_store, fixed_views, has_tower, the_teacher, tower
 from vl2v.teachers import Teacher
 
 if TYPE_CHECKING:
@@ -84,13 +81,11 @@ def embed(
     teacher = the_teacher(config.teacher)
     views = _views(config, teacher)
     with EmbeddingStore(store) as answers, with_budget(teacher, store, budget, "vl2v embed") as spending:
-        session = open_session(config, answers, teacher, spending, sources, views, progress)
-        if cluster is not None:
-            session = replace(session, fetch=partial(cluster.fetch, config=config.teacher))
+        session = replace(open_session(config, answers, teacher, spending, sources, views, progress), cluster=cluster)
         chosen = _chosen(session, sources, dry_run=dry_run)
         queries = session.plan(chosen)
         forecast = cost(queries, teacher, spending)
-        refused = [] if dry_run else session.query(chosen)
+        refused = [] if dry_run else session.ask(chosen)
         return Asked(queries, forecast, tuple(refused), spending.bill() if spending else "")
 
 
@@ -103,19 +98,19 @@ def _views(config: RunConfig, teacher: Teacher) -> Views:
         output_width(config.student.name, size)
     elif config.teacher.views:
         size = tower(teacher)[1].image_size
-    return fixed_views(config, size) if config.teacher.views else clean_images(config)
+    return fixed_views(config.teacher, size) if config.teacher.views else Views()
 
 
 def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDArray[np.int64] | None:
     config = session.config
     if config.teacher.select is None:
         return None
-    from vl2v.runs.features import selected
+    from vl2v.runs.select_images import choose
 
     if dry_run and config.teacher.strategy == "uncertainty":  # as many, though not the same
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"strategy": "random"})})
         session = replace(session, config=config)
-    return selected(session, sources, free_features(config, sources, session.progress))
+    return choose(session, sources, free_features(config, sources, session.progress))
 
 
 def free_features(config: RunConfig, sources: Sources, progress: Progress) -> Features:

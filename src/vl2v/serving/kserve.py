@@ -23,6 +23,7 @@ from vl2v.serving.service import Service, client_of
 
 VERSION = "1"
 LENGTH = "Inference-Header-Content-Length"  # bytes of JSON, before the binary tensors
+_BINARY = {"required": ["binary_data_size"], "properties": {"binary_data_size": {"type": "integer", "minimum": 0}}}
 _KINDS = ("", "application/json", "application/octet-stream")  # a form of a page elsewhere has others
 _PACKED = 1024  # bytes: less isn't compressed
 _BASE64 = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\n")
@@ -64,8 +65,11 @@ class Inference(BaseModel):
 
 
 def kserve_routes(service: Service) -> APIRouter:
-    """Return what is below `/v2`, but for the server's health."""
+    """Return the routes below `/v2`, except the server's health."""
     routes = APIRouter()
+    inference = body(Inference)
+    schema = inference["requestBody"]["content"]["application/json"]["schema"]
+    schema["properties"]["inputs"]["items"] = _tensor_schema(service.student.card["image_size"])
 
     @routes.get("/v2")
     async def server() -> dict[str, Any]:
@@ -107,7 +111,7 @@ def kserve_routes(service: Service) -> APIRouter:
     @routes.post(
         "/v2/models/{model}/infer",
         responses=failures(*ANY_BODY, 404, 429),
-        openapi_extra=body(Inference),
+        openapi_extra=inference,
     )
     async def infer(model: str, request: Request) -> Response:
         """Say what is in images, in the terms of the KServe protocol."""
@@ -132,13 +136,48 @@ def kserve_routes(service: Service) -> APIRouter:
         _check(model, service.name, version)
         return await model_ready(model, request)
 
-    @routes.post(f"{versioned}/infer", responses=failures(*ANY_BODY, 404, 429), openapi_extra=body(Inference))
+    @routes.post(f"{versioned}/infer", responses=failures(*ANY_BODY, 404, 429), openapi_extra=inference)
     async def version_infer(model: str, version: str, request: Request) -> Response:
         """Say what is in images, by a version of the model."""
         _check(model, service.name, version)
         return await infer(model, request)
 
     return routes
+
+
+def _tensor_schema(size: int) -> dict[str, Any]:
+    """Return the JSON schema of an input tensor: what fits it is refused for undecodable data only (400)."""
+
+    def variant(name: str, datatype: str, shapes: list[list[dict[str, int]]], items: dict[str, Any]) -> dict[str, Any]:
+        count = {"type": "integer", "minimum": 1, "maximum": IMAGES}
+        sides = [
+            {"type": "array", "prefixItems": [count, *rest], "items": False, "minItems": 1 + len(rest)}
+            for rest in shapes
+        ]
+        return {
+            "type": "object",
+            "properties": {
+                "name": {"const": name},
+                "datatype": {"const": datatype},
+                "shape": {"anyOf": sides},
+                "data": {"type": "array", "items": items, "minItems": 1},
+                "parameters": {"type": "object"},
+            },
+            "required": ["name", "datatype", "shape"],
+            "anyOf": [
+                {"required": ["data"], "properties": {"parameters": {"not": {"required": ["binary_data_size"]}}}},
+                {"required": ["parameters"], "not": {"required": ["data"]}, "properties": {"parameters": _BINARY}},
+            ],
+        }
+
+    byte = {"type": "integer", "minimum": 0, "maximum": 255}
+    pixels = [{"const": size}, {"const": size}, {"const": 3}]
+    return {
+        "anyOf": [
+            variant("image", "BYTES", [[], [{"const": 1}]], {"type": "string", "contentEncoding": "base64"}),
+            variant("pixels", "UINT8", [pixels], {"anyOf": [byte, {"type": "array"}]}),
+        ]
+    }
 
 
 def _check(model: str, name: str, version: str = VERSION) -> None:
@@ -172,15 +211,16 @@ def _things(wanted: Inference, rest: bytes, size: int) -> list[bytes] | list[NDA
         raise HTTPException(422, f"inputs[0].shape: 1 to {IMAGES} images a request")
     if (tensor.name, tensor.datatype) == ("image", "BYTES") and tensor.shape[1:] in ([], [1]):
         files = _texts(tensor.data) if given is None else [_plain(each) for each in _elements(given)]
-        if len(files) == tensor.shape[0]:
-            return files
+        if len(files) != tensor.shape[0]:
+            raise HTTPException(400, f"inputs[0]: {len(files)} images; the shape says {tensor.shape[0]}")
+        return files
     if (tensor.name, tensor.datatype) == ("pixels", "UINT8") and tensor.shape[1:] == [size, size, 3]:
         if given is None:
             return list(_pixels(tensor.data, tensor.shape))
-        if len(given) == tensor.shape[0] * size * size * 3:
-            return list(np.frombuffer(given, np.uint8).reshape(tensor.shape))
-    form = f"image, BYTES, [n], or pixels, UINT8, [n, {size}, {size}, 3]"
-    raise HTTPException(422, f"inputs[0]: {form}, and as many data as the shape tells")
+        if len(given) != tensor.shape[0] * size * size * 3:
+            raise HTTPException(400, f"inputs[0]: {len(given)} bytes; the shape says {tensor.shape}")
+        return list(np.frombuffer(given, np.uint8).reshape(tensor.shape))
+    raise HTTPException(422, f"inputs[0]: image, BYTES, [n], or pixels, UINT8, [n, {size}, {size}, 3]")
 
 
 def _binary(tensor: Tensor, rest: bytes) -> bytes | None:
@@ -220,7 +260,7 @@ def _plain(element: bytes) -> bytes:
 def _texts(data: list[Any] | None) -> list[bytes]:
     found = [each[0] if isinstance(each, list) and len(each) == 1 else each for each in data or ()]
     if not all(isinstance(text, str) for text in found):
-        raise HTTPException(422, "inputs[0].data: base64 of an image's file each")
+        raise HTTPException(400, "inputs[0].data: base64 of an image's file each")
     return [unpacked(text, f"inputs[0].data[{index}]") for index, text in enumerate(found)]
 
 
@@ -231,7 +271,7 @@ def _pixels(data: list[Any] | None, shape: list[int]) -> NDArray[np.uint8]:
             raise ValueError
         return values.astype(np.uint8).reshape(shape)
     except ValueError:
-        raise HTTPException(422, "inputs[0].data: integers from 0 to 255, as many as the shape tells") from None
+        raise HTTPException(400, f"inputs[0].data: integers from 0 to 255 that fill the shape {shape}") from None
 
 
 def _answer(wanted: Inference, answers: Sequence[Prediction], name: str, accepted: str) -> Response:

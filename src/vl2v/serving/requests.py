@@ -20,6 +20,7 @@ from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 
 IMAGES = 64  # a request
+_NOT_ZERO: dict[str, Any] = {"contains": {"not": {"const": 0}}}
 _BREAKS = str.maketrans("", "", " \t\r\n")
 BODY = 32 * 2**20  # bytes of a request
 
@@ -88,7 +89,9 @@ class NewClass(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     name: ClassName
-    embedding: Annotated[list[float], Field(min_length=1, max_length=100_000)] | None = None
+    embedding: Annotated[list[float], Field(min_length=1, max_length=100_000, json_schema_extra=_NOT_ZERO)] | None = (
+        None
+    )
 
 
 async def body_of(request: Request, model: type[Model]) -> Model:
@@ -151,8 +154,12 @@ async def files_of(request: Request) -> list[bytes]:
     """Return the images' bytes of a multipart or JSON request.
 
     Raises:
-        HTTPException: neither, or nothing in it.
+        HTTPException: neither, or without an image.
     """
+    if not kind_of(request) and not await request.body():
+        raise HTTPException(
+            400, 'no images: send files of a form (`curl -F image=@x.jpg`), or {"images": [...]} as JSON'
+        )
     if kind_of(request) != "multipart/form-data":
         return (await body_of(request, Images)).files()
     async with request.form(max_files=IMAGES, max_fields=IMAGES) as form:

@@ -115,7 +115,6 @@ _FILES = {
     "title": "ImageFiles",
     "required": ["image"],
     "properties": {"image": {"type": "array", "items": _FILE, "minItems": 1, "maxItems": IMAGES}},
-    "additionalProperties": False,
 }
 SEVERAL: dict[str, Any] = body(Images)
 SEVERAL["requestBody"]["required"] = False  # a wanted body of two kinds makes openapi-python-client forget an import

@@ -59,9 +59,9 @@ def serve(
     name: str = "student",
     host: str = "127.0.0.1",
     port: int = 8080,
-    told: Callable[[str], None] = lambda line: None,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Serve until the process is told to stop (SIGTERM, SIGINT); what was accepted is answered first.
+    """Serve until SIGTERM or SIGINT; requests that were accepted are answered first.
 
     Clients need the key that the environment holds as VL2V_SERVE_KEY, or the file that VL2V_SERVE_KEY_FILE names.
 
@@ -75,7 +75,7 @@ def serve(
         name: of the model.
         host: to listen on.
         port: to listen on; 0 takes a free one.
-        told: is given a line for people: what is served, and the address.
+        announce: called with a line for people: what is served, and where.
 
     Raises:
         ConfigError: a host that others reach, without a key; a key that is easy to guess; a host or port that can't be
@@ -98,7 +98,7 @@ def serve(
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is broken
     student = load(file, threads=1)
     app = application(student, teacher, budget, store, log, origins, name, key)
-    listen(app, host, port, lambda address: told(f"{file} ({student.kind}) at {address}"), app.state.stopping)
+    listen(app, host, port, lambda address: announce(f"{file} ({student.kind}) at {address}"), app.state.stopping)
 
 
 def application(

@@ -82,7 +82,8 @@ def teaching_routes(service: Service) -> APIRouter:
 
 def _unit(embedding: Sequence[float]) -> NDArray[np.float32]:
     vector = np.array(embedding, np.float64)
-    norm = float(np.linalg.norm(vector))
-    if not np.isfinite(norm) or norm == 0:
+    largest = float(np.abs(vector).max())
+    if not np.isfinite(largest) or largest == 0:
         raise HTTPException(422, "embedding: finite numbers, not all zero")
-    return np.asarray(vector / norm, np.float32)
+    vector /= largest  # so that no square overflows, and not all of them vanish
+    return np.asarray(vector / np.linalg.norm(vector), np.float32)

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vl2v.config import Section
-from vl2v.data.augment import Fit
 from vl2v.deploy.prediction import Prediction, Predictor, prediction
 from vl2v.errors import StudentError
 from vl2v.io import replacing, write_tensors
@@ -35,7 +34,6 @@ class _Backbone(Section):
     image_size: int = Field(gt=0, le=LARGEST)
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     std: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
-    fit: Fit = "stretch"
 
 
 class _Card(Section):
@@ -102,11 +100,6 @@ class Classifier(Predictor):
     def image_size(self) -> int:
         """Pixels a side that the network takes."""
         return self.student.spec.image_size
-
-    @property
-    def fit(self) -> Fit:
-        """How images become squares."""
-        return self.student.spec.fit
 
     def _predict(self, pixels: NDArray[np.uint8]) -> list[Prediction]:
         return self.predict_pixels(torch.from_numpy(pixels))

@@ -1,4 +1,4 @@
-"""The HTTP side: OpenAI-compatible embeddings of texts and images, for clients with a key."""
+"""The vendor's HTTP API: OpenAI-compatible embeddings of texts and images, for clients with a key."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from prometheus_client import Counter
 from vl2v.teachers import Teacher
 from vl2v.vendor import requests
 from vl2v.vendor.addresses import Address, Addresses, Unfetched
-from vl2v.vendor.batching import BadImage, Batcher, Image, TooDear, Unbilled
+from vl2v.vendor.batching import BadImage, Batcher, Image, TooExpensive, Unbilled
 from vl2v.vendor.document import document
-from vl2v.vendor.fair import Fair, Stopped
+from vl2v.vendor.fair import FairQueue, Stopped
 from vl2v.vendor.keys import Key, Keys
 from vl2v.vendor.meter import Meter, Sale
 from vl2v.vendor.requests import BODY, INLINE, Read, Refusal
 from vl2v.web.batches import Busy, Waited
 from vl2v.web.metrics import TEXT, Metrics
 
-AT_ONCE = 8192  # numbers that are written as JSON in less time than a thread takes to start
-BODY_SECONDS = 60.0  # that a body may take
-TOGETHER = 512 * 2**20  # bytes of bodies that are held at once
-SHARE = 128 * 2**20  # of them, one client's
-FREE, PACE = 2**20, 32 * 2**20  # bytes of a client's bodies that are read at once, and a second after these
-TURN = 0.0005  # seconds that a thread of Python's own works while the event loop waits; 5 ms otherwise
+AT_ONCE = 8192  # numbers that are encoded faster than a thread starts
+BODY_SECONDS = 60.0  # in which a body has to arrive
+TOGETHER = 512 * 2**20  # bytes of bodies in memory
+SHARE = 128 * 2**20  # of them, per client
+FREE, PACE = 2**20, 32 * 2**20  # bytes of a client's bodies: read at once, and per second beyond
+TURN = 0.0005  # the interpreter's switch interval in seconds, so that the event loop waits less for threads
 KEY_LENGTH = 255  # of an Idempotency-Key
 
 _log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class _Gone(Exception):
 class _Counts(Metrics):
     def __init__(self) -> None:
         super().__init__()
-        self.queries = Counter("vl2v_questions", "things that were embedded", ["kind"], registry=self.registry)
+        self.queries = Counter("vl2v_questions", "items embedded", ["kind"], registry=self.registry)
         self.kinds = {kind: self.queries.labels(kind) for kind in ("text", "image")}
 
 
@@ -72,16 +72,16 @@ def create_app(
     waiting: int = 512,
     addresses: Addresses | None = None,
 ) -> App:
-    """Return the application, of ASGI.
+    """Return the ASGI application.
 
     Args:
-        teacher: who embeds; queried in one thread.
-        keys: who may query.
+        teacher: embeds; queried in one thread.
+        keys: of the clients.
         meter: quotas, rates, the ledger and saved replies.
         name: what clients call the model; default: the teacher's name.
-        batch: items that the teacher is queried about at once.
-        waiting: items of a client that may wait for their turn; more are answered with 429.
-        addresses: where images are fetched from, closed with the application; by default from nowhere.
+        batch: items in a batch, at most.
+        waiting: queued items per client; beyond that requests get 429.
+        addresses: hosts that images are fetched from, closed with the application; none by default.
     """
     return App(teacher, keys, meter, name or teacher.name, batch, waiting, addresses or Addresses([], BODY))
 
@@ -100,27 +100,27 @@ class App:
         self.metrics = _Counts()
         self.batcher = Batcher(teacher, meter, most=batch, waiting=waiting, observe=self.metrics.batches.observe)
         self.metrics.queued.set_function(lambda: self.batcher.queued)
-        self.readers: Fair[bytes, Read] = Fair(self._read_all, most=1, cost=1)
+        self.readers: FairQueue[bytes, Read] = FairQueue(self._read_all, most=1, cost=1)
         self.running: dict[bytes, tuple[bytes, asyncio.Future[bytes]]] = {}  # by the digest of the Idempotency-Key
         self.held: dict[str, int] = defaultdict(int)  # bytes of bodies by client
         self.together = 0
-        self.paced: dict[str, float] = {}  # when what a client has sent is used up at that pace
+        self.paced: dict[str, float] = {}  # when a client's bodies would have arrived at PACE
         self.document = document()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request."""
+        """Handle a request."""
         if scope["type"] == "lifespan":
             await self._live(receive, send)
             return
         begun = time.perf_counter()
         try:
-            status, body, headers = await self._answer(scope, receive)
+            status, body, headers = await self._route(scope, receive)
         except Refusal as refusal:
             status, body, headers = _failure(refusal)
         except _Gone:
             return
         except Exception:
-            _log.exception("a request came to nothing")
+            _log.exception("a request failed")
             status, body, headers = _failure(Refusal(500, "the model failed", "server_error"))
         headers.append((b"content-length", b"%d" % len(body)))
         self.metrics.answered(status, time.perf_counter() - begun)
@@ -140,7 +140,7 @@ class App:
             if message["type"] == "lifespan.shutdown":
                 return
 
-    async def _answer(self, scope: Any, receive: Any) -> Reply:
+    async def _route(self, scope: Any, receive: Any) -> Reply:
         path, method = scope["path"], scope["method"]
         if path == "/v1/embeddings":
             return await self._embeddings(scope, receive) if method == "POST" else _wrong_method("POST")
@@ -246,7 +246,7 @@ class App:
             raise Refusal(408, words, "too_slow", headers={"Connection": "close"}) from None
 
     async def _pace(self, client: str, size: int) -> None:
-        """Leave the event loop to others while a client sends more than its pace allows; its connection fills up."""
+        """Stop reading from a client that sends faster than its pace, so that the event loop is free for others."""
         now = time.monotonic()
         due = self.paced[client] = max(now, self.paced.get(client, now)) + size / PACE
         if due - now > FREE / PACE:
@@ -265,41 +265,41 @@ class App:
             raise Refusal(429, "too much is being sent, try again", "overloaded", headers=headers)
 
     async def _reply(self, key: Key, body: bytes, idempotency_key: bytes) -> tuple[bytes, bool]:
-        """Return the reply, billed once for all requests with one Idempotency-Key, and whether it was billed before."""
-        asked = await self._read(key, body)
+        """Return the reply, and whether it was billed before: requests with one Idempotency-Key are billed once."""
+        request = await self._read(key, body)
         if not idempotency_key:
-            return await self._sell(key, asked, b""), False
+            return await self._sell(key, request, b""), False
         if len(idempotency_key) > KEY_LENGTH:
             raise Refusal(400, f"Idempotency-Key: over {KEY_LENGTH} bytes", "invalid_request")
         digest = hashlib.sha256(key.name.encode() + b"\0" + idempotency_key).digest()
         running = self.running.get(digest)
         if running is not None:
             before, future = running
-            _same(before, asked.asked)
+            _check_same(before, request.body_digest)
             return await asyncio.shield(future), True
         saved = self.meter.reply(digest)
         if saved is not None:
-            _same(saved[0].asked, asked.asked)
-            return await self._written(asked, *saved), True
+            _check_same(saved[0].body_digest, request.body_digest)
+            return await self._encoded(request, *saved), True
         future = asyncio.get_running_loop().create_future()
-        self.running[digest] = asked.asked, future
+        self.running[digest] = request.body_digest, future
         try:
-            reply = await self._sell(key, asked, digest)
+            reply = await self._sell(key, request, digest)
             future.set_result(reply)
         except BaseException as error:
             future.set_exception(error if isinstance(error, Exception) else Stopped("the server is being stopped"))
-            future.exception()  # seen, also if nobody else waits for it
+            future.exception()  # retrieved, even if nobody else waits for it
             raise
         finally:
             del self.running[digest]
         return reply, False
 
     async def _read(self, key: Key, body: bytes) -> Read:
-        """Read a body; a large one on a thread, one after another, fairly."""
+        """Parse a body; large ones in a thread, one at a time, clients in turns."""
         if len(body) <= INLINE:
             return requests.read(body, self.name, self.dim, self.addresses)
         try:
-            (found,) = await self.readers.ask(key.name, "body", [body], [len(body)])
+            (found,) = await self.readers.submit(key.name, "body", [body], [len(body)])
         except (Waited, Stopped) as error:
             raise _why(error) from None
         read: Read = found
@@ -308,35 +308,36 @@ class App:
     def _read_all(self, kind: str, bodies: list[bytes]) -> list[Read | Exception]:
         return [requests.read(body, self.name, self.dim, self.addresses) for body in bodies]
 
-    async def _sell(self, key: Key, asked: Read, digest: bytes) -> bytes:
-        """Return the answer to a request, billed by then.
+    async def _sell(self, key: Key, request: Read, digest: bytes) -> bytes:
+        """Return the response to a request, after billing it.
 
         Raises:
-            Refusal: it can't be answered; nothing is billed.
+            Refusal: it failed; nothing is billed.
         """
-        if not self.meter.hold(key, asked.count):
+        if not self.meter.hold(key, request.count):
             raise Refusal(403, "the quota of this key is used up", "insufficient_quota")
-        micro = key.price_of(asked.kind) * asked.count
+        micro = key.price_of(request.kind) * request.count
         number = f"{_STARTED}-{next(_NUMBERS)}"
-        sale = Sale(key.name, asked.kind, asked.count, micro, number, digest, asked.asked if digest else b"")
+        body_digest = request.body_digest if digest else b""
+        sale = Sale(key.name, request.kind, request.count, micro, number, digest, body_digest)
         try:
-            if asked.kind == "text":
-                rows = await self.batcher.texts(asked.texts, sale)
+            if request.kind == "text":
+                rows = await self.batcher.texts(request.texts, sale)
             else:
-                rows = await self.batcher.images(await self._fetched(asked.images), sale)
+                rows = await self.batcher.images(await self._fetched(request.images), sale)
         except BaseException as error:
-            self.meter.release(key, asked.count)
+            self.meter.release(key, request.count)
             if isinstance(error, Exception):
                 raise _why(error) from None
             raise
-        self.metrics.kinds[asked.kind].inc(asked.count)
-        return await self._written(asked, sale, rows)
+        self.metrics.kinds[request.kind].inc(request.count)
+        return await self._encoded(request, sale, rows)
 
     async def _fetched(self, images: list[Image | Address]) -> list[Image]:
-        """Return the images, those fetched that are at an address.
+        """Return the images, after fetching those that were given by address.
 
         Raises:
-            Unfetched, Refusal: one can't be had; or they are too large.
+            Unfetched, Refusal: one can't be fetched, or they are too large.
         """
         there = {i: image for i, image in enumerate(images) if isinstance(image, Address)}
         data = dict(zip(there, await self.addresses.fetch(list(there.values())), strict=True)) if there else {}
@@ -345,15 +346,15 @@ class App:
             requests.check_pixels(found)
         return found
 
-    async def _written(self, asked: Read, sale: Sale, rows: NDArray[np.float32]) -> bytes:
-        as_base64 = asked.query.encoding_format == "base64"
+    async def _encoded(self, request: Read, sale: Sale, rows: NDArray[np.float32]) -> bytes:
+        as_base64 = request.query.encoding_format == "base64"
         if rows.size > AT_ONCE:
             return await asyncio.to_thread(_encode, as_base64, rows, sale, self.name)
         return _encode(as_base64, rows, sale, self.name)
 
 
 def _encode(as_base64: bool, rows: NDArray[np.float32], sale: Sale, model: str) -> bytes:
-    """Return an answer; row by row, so that other threads get their turn."""
+    """Return a response body; written row by row, so that other threads get their turn."""
     little = np.ascontiguousarray(rows, "<f4")
     data = []
     for index, row in enumerate(little):
@@ -365,7 +366,7 @@ def _encode(as_base64: bool, rows: NDArray[np.float32], sale: Sale, model: str) 
 
 
 def _why(error: Exception) -> Refusal:
-    """Return what a client is told of a request that came to nothing; the model's own words are for the log."""
+    """Return the refusal for an error; what the model itself said goes to the log only."""
     match error:
         case Refusal():
             return error
@@ -380,16 +381,16 @@ def _why(error: Exception) -> Refusal:
         case BadImage():
             where = f"input[{error.index}]"
             return Refusal(400, f"{where} can't be decoded: {error}", "invalid_image", where)
-        case TooDear():
+        case TooExpensive():
             return Refusal(400, f"input: {error}", "too_expensive", "input")
         case Unbilled():
             return Refusal(503, "the ledger can't be written; nothing was billed", "server_error")
-    _log.error("a request came to nothing", exc_info=error)
+    _log.error("a request failed", exc_info=error)
     return Refusal(500, "the model failed; nothing was billed", "server_error")
 
 
-def _same(before: bytes, asked: bytes) -> None:
-    if before != asked:
+def _check_same(before: bytes, now: bytes) -> None:
+    if before != now:
         raise Refusal(409, "this Idempotency-Key was used for another request", "idempotency_conflict")
 
 
@@ -409,7 +410,7 @@ def _too_large() -> Refusal:
 
 
 def _wrong_method(allowed: str) -> Reply:
-    raise Refusal(405, f"only {allowed} is answered here", "method_not_allowed", headers={"Allow": allowed})
+    raise Refusal(405, f"only {allowed} is allowed here", "method_not_allowed", headers={"Allow": allowed})
 
 
 def _json(answer: Any) -> Reply:

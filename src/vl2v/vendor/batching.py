@@ -1,4 +1,4 @@
-"""Requests of all clients: images prepared one by one, embedded in batches, and billed before they are answered."""
+"""Requests of all clients: images prepared one by one, embedded in batches, billed before the response."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.data.decoding import ImageError, decode
-from vl2v.vendor.fair import Fair, Job
+from vl2v.vendor.fair import FairQueue, Job
 from vl2v.vendor.meter import Meter, Sale
 from vl2v.web.batches import Busy
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from vl2v.teachers import EncodedImage, Teacher
 
 Rows = NDArray[np.float32]
-SECONDS = 10.0  # of processor time for the images of a request, before its last one is begun
-SMALL = 2_000_000  # pixels; images of more are prepared on a thread of their own
-CHARACTERS = 32_000  # of a batch of texts, about
+SECONDS = 10.0  # of processor time for the images of a request, until its last one is begun
+SMALL = 2_000_000  # pixels; larger images are prepared in a thread of their own
+CHARACTERS = 32_000  # in a batch of texts, about
 _log = logging.getLogger(__name__)
 
 
@@ -35,17 +35,17 @@ class BadImage(Exception):
         self.index = index
 
 
-class TooDear(Exception):
+class TooExpensive(Exception):
     """The images of a request take too much processor time."""
 
 
 class Unbilled(Exception):
-    """The ledger can't be written; the log tells why."""
+    """The ledger can't be written; the reason is in the log."""
 
 
 @dataclass(frozen=True)
 class Image:
-    """An image of a request; `pixels` is what decoding it takes, more than it has if it is in many layers."""
+    """An image of a request; `pixels` to decode are more than it has if it comes in many layers."""
 
     index: int
     image: EncodedImage
@@ -54,22 +54,22 @@ class Image:
 
 @dataclass
 class _Part:
-    """An image, and the seconds of processor time that its request has had."""
+    """An image, and the seconds of processor time spent on its request."""
 
-    thing: Image
+    image: Image
     spent: list[float] = field(repr=False)
 
 
 class Batcher:
-    """One teacher, queried in one thread, batch by batch; images are prepared beside it, large ones apart from others.
+    """Queries one teacher in one thread, batch by batch; images are prepared beside it, large ones apart from small.
 
     Args:
-        teacher: who embeds.
-        meter: where sales are written before embeddings leave.
+        teacher: embeds.
+        meter: takes the sales before embeddings are returned.
         most: items in a batch.
-        waiting: items of one client that may wait; more are turned away (a request alone may be larger).
+        waiting: queued items per client; beyond that `Busy` (a single request may be larger).
         seconds: that a request may wait for its turn.
-        observe: told the size of each batch.
+        observe: called with the size of each batch.
     """
 
     def __init__(
@@ -87,37 +87,37 @@ class Batcher:
         self.waiting = waiting
         self._splits = hasattr(type(teacher), "prepare_image")
         self._inside: dict[str, int] = defaultdict(int)  # items by client
-        self._embedding: Fair[Any, Any] = Fair(
+        self._embedding: FairQueue[Any, Any] = FairQueue(
             self._embed, most=most, cost=CHARACTERS, seconds=seconds, finish=self._bill, observe=observe
         )
-        self._small: Fair[_Part, Any] = Fair(self._prepare, most=16, cost=4 * SMALL, seconds=seconds)
-        self._large: Fair[_Part, Any] = Fair(self._prepare, most=1, cost=1, seconds=seconds)
+        self._small: FairQueue[_Part, Any] = FairQueue(self._prepare, most=16, cost=4 * SMALL, seconds=seconds)
+        self._large: FairQueue[_Part, Any] = FairQueue(self._prepare, most=1, cost=1, seconds=seconds)
 
     @property
     def queued(self) -> int:
-        """How many items wait."""
+        """Number of queued items."""
         return self._embedding.queued + self._small.queued + self._large.queued
 
     async def texts(self, texts: Sequence[str], sale: Sale) -> Rows:
-        """Return the embeddings [n, d] of texts, billed by then.
+        """Return the embeddings [n, d] of texts, after billing them.
 
         Raises:
             Busy, Waited, Stopped, Unbilled: nothing is billed.
-            Exception: what the teacher raised; nothing is billed.
+            Exception: from the teacher; nothing is billed.
         """
         count = self._enter(sale.client, len(texts))
         try:
             costs = [CHARACTERS / self._embedding.most + len(text) for text in texts]
-            rows: Rows = await self._embedding.ask(sale.client, "text", texts, costs, sale)
+            rows: Rows = await self._embedding.submit(sale.client, "text", texts, costs, sale)
             return rows
         finally:
             self._inside[sale.client] -= count
 
     async def images(self, images: Sequence[Image], sale: Sale) -> Rows:
-        """Return the embeddings [n, d] of images, billed by then. Raises as `texts` does, and:
+        """Return the embeddings [n, d] of images, after billing them. Raises as `texts` does, and:
 
         Raises:
-            BadImage, TooDear: nothing is billed.
+            BadImage, TooExpensive: nothing is billed.
         """
         count = self._enter(sale.client, len(images))
         try:
@@ -126,27 +126,27 @@ class Batcher:
             parts = [_Part(image, spent) for image in images]
             prepare = self._large if large else self._small
             pixels = [max(2**16, each.pixels) for each in images]
-            ready = await prepare.ask(sale.client, "image", parts, pixels)
+            ready = await prepare.submit(sale.client, "image", parts, pixels)
             costs = [CHARACTERS / self._embedding.most] * len(ready)
-            rows: Rows = await self._embedding.ask(sale.client, "image", ready, costs, sale)
+            rows: Rows = await self._embedding.submit(sale.client, "image", ready, costs, sale)
             return rows
         finally:
             self._inside[sale.client] -= count
 
     def full(self, client: str) -> bool:
-        """Whether any request of a client would be turned away."""
+        """Whether any request of a client would be refused as `Busy`."""
         return self._inside[client] > self.waiting + self._embedding.most
 
     def close(self) -> None:
-        """End the threads when they are done with their batches."""
+        """Stop the threads once their batches are done."""
         for queue in (self._small, self._large, self._embedding):
             queue.close()
 
     def _enter(self, client: str, count: int) -> int:
-        """Count what a client has inside.
+        """Count a client's items.
 
         Raises:
-            Busy: it has too much there already.
+            Busy: it has too many queued.
         """
         inside = self._inside[client]
         if inside and inside + count > self.waiting + self._embedding.most:
@@ -155,27 +155,27 @@ class Batcher:
         return count
 
     def _prepare(self, kind: str, parts: list[_Part]) -> list[Any]:
-        """Return what the teacher takes of each image, or why it can't be had."""
+        """Return the teacher's input for each image, or the error."""
         return [self._prepared(part) for part in parts]
 
     def _prepared(self, part: _Part) -> Any:
         if part.spent[0] > SECONDS:
-            return TooDear(f"over {SECONDS:g} s of processor time; send fewer images, or smaller ones")
+            return TooExpensive(f"over {SECONDS:g} s of processor time; send fewer images, or smaller ones")
         begun = time.thread_time()
         try:
             if self._splits:
-                return self.teacher.prepare_image(part.thing.image)
-            decode(part.thing.image.data)
-            return part.thing.image
+                return self.teacher.prepare_image(part.image.image)
+            decode(part.image.image.data)
+            return part.image.image
         except ImageError as reason:
-            return BadImage(part.thing.index, str(reason))
+            return BadImage(part.image.index, str(reason))
         except Exception as error:
             return error
         finally:
             part.spent[0] += time.thread_time() - begun
 
     def _embed(self, kind: str, items: list[Any]) -> Sequence[Any]:
-        """Return the embedding of each item; if the teacher fails, of each that it doesn't fail at."""
+        """Return the embedding of each item, or the error: an item that the teacher fails at fails no other."""
         try:
             return list(self._rows(kind, items))
         except Exception as error:
@@ -194,13 +194,13 @@ class Batcher:
         return rows
 
     def _bill(self, jobs: list[Job[Any, Any]]) -> None:
-        """Write the sales of requests that are done, in one commit; what can't be billed isn't answered."""
+        """Write the sales of finished requests in one commit; what can't be billed is not sent."""
         if not jobs:
             return
         try:
             for job in jobs:
                 job.results = np.stack(job.results)  # type: ignore[assignment]
-            self.meter.write([(job.about, job.results) for job in jobs])  # type: ignore[misc]
+            self.meter.write([(job.context, job.results) for job in jobs])  # type: ignore[misc]
         except Exception:
             _log.exception("the ledger can't be written")
             for job in jobs:

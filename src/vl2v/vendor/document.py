@@ -13,13 +13,13 @@ STATUSES = {
     401: "no key, or a wrong or revoked one",
     403: "the quota is used up",
     404: "no such model",
-    408: "the body came too slowly",
+    408: "the body arrived too slowly",
     409: "the Idempotency-Key was used for another request",
     413: "the body is too large",
-    422: "the body isn't of the form that is described here",
-    429: "too fast, or too many are waiting; Retry-After tells for how long",
+    422: "the body doesn't follow the schema",
+    429: "too fast, or the queue is full; see Retry-After",
     500: "the model failed; nothing was billed",
-    503: "waited too long, the ledger can't be written, or the server is being stopped; nothing was billed",
+    503: "waited too long, the ledger can't be written, or the server is stopping; nothing was billed",
 }
 _KEY: list[dict[str, list[str]]] = [{"key": []}]
 
@@ -36,14 +36,14 @@ def document() -> bytes:
                 "in": "header",
                 "required": False,
                 "schema": {"type": "string", "maxLength": 255},
-                "description": "sent again with the same body within a day, the answer is the same and billed once",
+                "description": "a repeated request with it gets the same response for a day, and is billed once",
             }
         ],
         "requestBody": {"required": True, "content": _content("Query")},
-        "responses": {"200": {"description": "embedded and billed", "content": _content("Answer")}, **_failures()},
+        "responses": {"200": {"description": "embedded and billed", "content": _content("Response")}, **_failures()},
     }
     models: dict[str, Any] = {
-        "summary": "Tell which model answers, what it takes, and its prices for this key.",
+        "summary": "The model, its limits, and its prices for this key.",
         "security": _KEY,
     }
     named = {"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -58,12 +58,10 @@ def document() -> bytes:
                 "responses": {**_object(), **_failures(401, 404)},
             }
         },
-        "/health": {
-            "get": {"summary": "Tell that the server is there.", "operationId": "health", "responses": _object()}
-        },
+        "/health": {"get": {"summary": "Whether the server is up.", "operationId": "health", "responses": _object()}},
         "/metrics": {
             "get": {
-                "summary": "Return Prometheus metrics; they name no client.",
+                "summary": "Prometheus metrics; no client is named.",
                 "operationId": "metrics",
                 "responses": {
                     "200": {"description": "metrics", "content": {"text/plain": {"schema": {"type": "string"}}}}
@@ -89,7 +87,7 @@ def _content(name: str) -> dict[str, Any]:
 
 
 def _object() -> dict[str, Any]:
-    return {"200": {"description": "told", "content": {"application/json": {"schema": {"type": "object"}}}}}
+    return {"200": {"description": "as described", "content": {"application/json": {"schema": {"type": "object"}}}}}
 
 
 def _failures(*statuses: int) -> dict[str, Any]:

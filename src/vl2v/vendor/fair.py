@@ -1,9 +1,10 @@
-"""Work of many clients, shared out fairly: nobody waits for all of another's, however much that is."""
+"""A fair queue: the work of many clients in small batches, so that nobody waits for all of another's."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,7 +15,8 @@ from vl2v.web.batches import Waited
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-SHARES = 8  # of a batch: what a client's turn takes at most
+SHARES = 8  # a client's turn takes at most this part of a batch
+HOLD = 0.05  # seconds that a batch should take at most: what comes in meanwhile waits for all of it
 
 
 class Stopped(Exception):
@@ -23,23 +25,24 @@ class Stopped(Exception):
 
 @dataclass(eq=False)
 class Job(Generic[Item, Result]):
-    """What one request wants worked on.
+    """The items of one request.
 
     Attributes:
-        client: whose it is.
+        client: who sent it.
         kind: only items of one kind share a batch.
         items: in order.
         costs: of each item.
-        about: whatever `finish` has to know.
-        answer: resolved with the results in order, or with what went wrong.
+        context: passed through to `finish`.
+        future: resolved with the results in order, or with the error.
+        taken: items that were put into a batch.
     """
 
     client: str
     kind: str
     items: Sequence[Item]
     costs: Sequence[float]
-    about: Any
-    answer: asyncio.Future[list[Result]]
+    context: Any
+    future: asyncio.Future[list[Result]]
     taken: int = 0
     results: list[Result] = field(default_factory=list)
     error: Exception | None = None
@@ -49,20 +52,24 @@ class Job(Generic[Item, Result]):
         return self.error is not None or len(self.results) == len(self.items)
 
 
-class Fair(Generic[Item, Result]):
-    """A queue before a few threads of its own. What is taken next is of the client who has had least.
+class FairQueue(Generic[Item, Result]):
+    """A queue with worker threads of its own; the client that was served least goes first.
 
-    A client's share is counted in `costs`; one who comes back after a while starts level with the others. While all
-    threads work, what comes in gathers for the next batch.
+    Service is counted in `costs`; a client that returns after a while starts level with the others. While all threads
+    work, what comes in gathers for the next batch. Batches that take longer than `hold` seconds are followed by smaller
+    ones, so that a client who sends little waits for little, whatever the others send; and quick ones by larger ones,
+    up to `most` and `cost`.
 
     Args:
-        work: answers a batch, in a thread: for each item its result, or what is wrong with it.
-        most: items in a batch.
-        cost: of a batch, about; an item alone may cost more.
+        work: processes a batch, in a thread; returns for each item its result or its error.
+        most: items in a batch, at most.
+        cost: of a batch, about; a single item may cost more.
         seconds: that a request may wait until its first item is taken.
-        threads: that work.
-        finish: told of jobs that are done, in the thread and before they are answered; may set their `error`.
-        observe: told the size of each batch.
+        threads: number of worker threads.
+        finish: called with finished jobs, in the thread and before they are resolved; may set their `error`.
+        observe: called with the size of each batch.
+        hold: seconds that a batch should take at most; where a single item takes longer, up to three times as long.
+        clock: seconds.
     """
 
     def __init__(
@@ -75,6 +82,8 @@ class Fair(Generic[Item, Result]):
         threads: int = 1,
         finish: Callable[[list[Job[Item, Result]]], None] = lambda jobs: None,
         observe: Callable[[int], None] = lambda size: None,
+        hold: float = HOLD,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.work = work
         self.most = most
@@ -82,42 +91,46 @@ class Fair(Generic[Item, Result]):
         self.seconds = seconds
         self.finish = finish
         self.observe = observe
+        self.hold = hold
+        self.clock = clock
         self.queued = 0  # items
         self._jobs: dict[str, deque[Job[Item, Result]]] = {}  # by client; no empty ones
-        self._had: dict[str, float] = {}  # costs of the clients who wait
-        self._level = 0.0  # what the one had who was served last
+        self._served: dict[str, float] = {}  # cost, by waiting client
+        self._level = 0.0  # cost of the client that was served last
+        self._limits: dict[str, float] = {}  # cost of a batch that takes `hold` seconds, by kind
+        self._alone: dict[str, float] = {}  # seconds of the quickest of the latest batches of one item, by kind
         self._closed = False
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
         for thread in self._threads:
             thread.start()
 
-    async def ask(
-        self, client: str, kind: str, items: Sequence[Item], costs: Sequence[float], about: Any = None
+    async def submit(
+        self, client: str, kind: str, items: Sequence[Item], costs: Sequence[float], context: Any = None
     ) -> Any:
         """Return the results [n] of a request, in order.
 
         Raises:
-            Waited, Stopped: nothing was worked on, or not all of it.
-            Exception: what `work` gave for an item, or `finish` as the error; the other items are dropped.
+            Waited, Stopped: it was not processed, or only in part.
+            Exception: the error of an item or from `finish`; the other items are dropped.
         """
         loop = asyncio.get_running_loop()
-        job: Job[Item, Result] = Job(client, kind, items, costs, about, loop.create_future())
+        job: Job[Item, Result] = Job(client, kind, items, costs, context, loop.create_future())
         with self._changed:
             if self._closed:
                 raise Stopped("the server is being stopped")
             waiting = self._jobs.get(client)
             if waiting is None:
                 self._jobs[client] = deque([job])
-                self._had[client] = max(self._had.get(client, 0.0), self._level)
+                self._served[client] = max(self._served.get(client, 0.0), self._level)
             else:
                 waiting.append(job)
             self.queued += len(items)
             self._changed.notify()
         timer = loop.call_later(self.seconds, self._expire, job)
         try:
-            return await job.answer
-        except asyncio.CancelledError:  # nobody waits for it any more
+            return await job.future
+        except asyncio.CancelledError:  # the client has left
             with self._changed:
                 if not job.over():
                     job.error = Stopped("the server is being stopped")
@@ -127,7 +140,7 @@ class Fair(Generic[Item, Result]):
             timer.cancel()
 
     def close(self) -> None:
-        """End the threads when they are done with their batches; what waits is not worked on."""
+        """Stop the threads once their batches are done; what still waits fails with `Stopped`."""
         with self._changed:
             self._closed = True
             left = [job for jobs in self._jobs.values() for job in jobs]
@@ -148,7 +161,7 @@ class Fair(Generic[Item, Result]):
         _deliver([job])
 
     def _drop(self, job: Job[Item, Result]) -> None:
-        """Take a job out of its queue; what is left of it isn't worked on."""
+        """Remove a job from its queue, with the items that are left of it."""
         waiting = self._jobs.get(job.client)
         if waiting is not None and job in waiting:
             waiting.remove(job)
@@ -165,19 +178,35 @@ class Fair(Generic[Item, Result]):
                     return
                 batch = self._take()
             items = [job.items[i] for job, begin, end in batch for i in range(begin, end)]
+            kind, begun = batch[0][0].kind, self.clock()
             self.observe(len(items))
             try:
-                results: Sequence[Result | Exception] = self.work(batch[0][0].kind, items)
+                results: Sequence[Result | Exception] = self.work(kind, items)
             except Exception as error:  # a batch that fails must not leave its clients waiting
                 results = [error] * len(items)
+            cost = sum(job.costs[i] for job, begin, end in batch for i in range(begin, end))
+            self._adjust(kind, len(items), cost, self.clock() - begun)
             done = self._sorted(batch, results)
             self.finish([job for job in done if job.error is None])
             _call(done)
 
+    def _adjust(self, kind: str, items: int, cost: float, seconds: float) -> None:
+        """Choose the cost of the next batches of a kind, after one took so many seconds."""
+        with self._changed:
+            alone = self._alone.get(kind, 0.0)
+            if items == 1:
+                alone = self._alone[kind] = min(seconds, 1.1 * alone or seconds)
+            limit, hold = self._limits.get(kind, self.cost), max(self.hold, 3 * alone)
+            if seconds > hold:
+                limit = max(min(cost, limit) * hold / seconds, limit / 4)
+            elif seconds < hold / 2 and cost > limit / 2:
+                limit = min(2 * limit, self.cost)
+            self._limits[kind] = limit
+
     def _sorted(
         self, batch: list[tuple[Job[Item, Result], int, int]], results: Sequence[Result | Exception]
     ) -> list[Job[Item, Result]]:
-        """Give each job its results; return those that are done by them."""
+        """Distribute the results; return the jobs that they finish."""
         done, at = [], 0
         with self._changed:
             for job, begin, end in batch:
@@ -195,49 +224,52 @@ class Fair(Generic[Item, Result]):
         return done
 
     def _take(self) -> list[tuple[Job[Item, Result], int, int]]:
-        """Take items of one kind, share by share of whoever had least, up to the size and cost of a batch."""
+        """Take items of one kind, turn by turn of the client that was served least, up to the limits of a batch."""
         batch: list[tuple[Job[Item, Result], int, int]] = []
-        room, cost, kind = self.most, self.cost, None
-        while room > 0 and cost > 0:
+        room, kind, limit, cost = self.most, None, self.cost, 0.0
+        while room > 0 and cost < limit:
             able = [c for c, jobs in self._jobs.items() if kind is None or jobs[0].kind == kind]
             if not able:
                 break
-            client = min(able, key=self._had.__getitem__)
+            client = min(able, key=self._served.__getitem__)
             jobs = self._jobs[client]
-            kind, self._level = jobs[0].kind, self._had[client]
-            share, paid = max(1, min(room, self.most // SHARES)), 0.0
-            while jobs and share > 0 and paid < min(cost, self.cost / SHARES) and jobs[0].kind == kind:
+            if kind is None:
+                kind = jobs[0].kind
+                limit = self._limits.get(kind, self.cost)
+            self._level = self._served[client]
+            count, spent = max(1, min(room, self.most // SHARES)), 0.0
+            while jobs and count > 0 and spent < limit / SHARES and cost + spent < limit and jobs[0].kind == kind:
                 job, begin = jobs[0], jobs[0].taken
                 end = begin
-                while end < len(job.items) and share > 0 and (paid < self.cost / SHARES):
-                    paid += job.costs[end]
-                    end, share, room = end + 1, share - 1, room - 1
+                while end < len(job.items) and count > 0 and spent < limit / SHARES:
+                    spent += job.costs[end]
+                    end, count, room = end + 1, count - 1, room - 1
                 job.taken = end
                 batch.append((job, begin, end))
                 if end == len(job.items):
                     jobs.popleft()
-            self._had[client] += paid
-            cost -= paid
+            self._served[client] += spent
+            cost += spent
             if not jobs:
                 del self._jobs[client]
         self.queued -= sum(end - begin for _, begin, end in batch)
         if not self._jobs:
-            self._had = {client: had for client, had in self._had.items() if had > self._level}
+            self._served = {client: served for client, served in self._served.items() if served > self._level}
         return batch
 
 
 def _call(done: list[Job[Any, Any]]) -> None:
     if done:
-        loop = done[0].answer.get_loop()
+        loop = done[0].future.get_loop()
         with suppress(RuntimeError):  # the server has ended meanwhile
             loop.call_soon_threadsafe(_deliver, done)
 
 
 def _deliver(done: Sequence[Job[Any, Any]]) -> None:
     for job in done:
-        if job.answer.done():
+        if job.future.done():
             continue
         if job.error is not None:
-            job.answer.set_exception(job.error)
+            job.future.set_exception(job.error)
         else:
-            job.answer.set_result(job.results)
+            job.future.set_result(job.results)

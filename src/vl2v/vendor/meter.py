@@ -1,4 +1,4 @@
-"""What was sold: a SQLite file, written before the bytes leave; beside each sale, for a while, what was answered."""
+"""The vendor's ledger: a SQLite file of sales, written before a response is sent, with recent replies for retries."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from vl2v.vendor.keys import Key
 
 Kind = Literal["image", "text"]
 MINUTE = 60.0
-KEPT = 24 * 3600.0  # seconds that a reply is saved for the same Idempotency-Key
+KEPT = 24 * 3600.0  # seconds that a reply is saved for its Idempotency-Key
 REPLIES = 256 * 2**20  # bytes of a client's saved replies; the oldest go first
-OVERHEAD = 512  # bytes that a saved reply takes beside its embeddings
+OVERHEAD = 512  # bytes of a saved reply besides its embeddings
 VERSION = 2  # 1 had no replies
 
 _SCHEMA = """
@@ -50,16 +50,16 @@ CREATE INDEX IF NOT EXISTS replies_of ON replies (client, id)
 
 @dataclass
 class Sale:
-    """One request that is answered: of whom, what, how many, for how much, under which number.
+    """A request that was answered.
 
     Attributes:
         client: the key's name.
         kind: of the items.
         count: of items.
-        micro: the price of them all.
-        request: its number.
-        digest: of the client and the Idempotency-Key; empty where there is none.
-        asked: digest of the request's body.
+        micro: their price, in millionths of the currency.
+        request: its id.
+        key_digest: of the client and the Idempotency-Key; empty where there is none.
+        body_digest: of the request's body.
         at: when it was written; 0 before.
     """
 
@@ -68,8 +68,8 @@ class Sale:
     count: int
     micro: int
     request: str
-    digest: bytes = b""
-    asked: bytes = b""
+    key_digest: bytes = b""
+    body_digest: bytes = b""
     at: float = 0.0
 
 
@@ -94,7 +94,7 @@ class Meter:
     def __init__(self, file: Path) -> None:
         self._lock = threading.Lock()  # of the counts
         self._writing = threading.Lock()  # of the file: a commit waits for the disk, the counts don't
-        self._held: dict[str, int] = defaultdict(int)  # items that are being worked on
+        self._held: dict[str, int] = defaultdict(int)  # reserved items
         self._requests: dict[str, deque[float]] = defaultdict(deque)
         self._saved: dict[str, _Saved] = defaultdict(lambda: _Saved(deque()))
         self._digests: set[bytes] = set()  # of all saved replies
@@ -119,7 +119,7 @@ class Meter:
             raise StoreError(f"{file}: can't be a ledger ({error}); choose another --ledger") from None
 
     def wait(self, key: Key) -> float:
-        """Count a request; return 0, or the seconds until the key's rate allows one (it isn't counted then)."""
+        """Count a request and return 0; or return the seconds until the key's rate allows it, without counting it."""
         if key.rate is None:
             return 0.0
         now = time.monotonic()
@@ -133,7 +133,7 @@ class Meter:
         return 0.0
 
     def hold(self, key: Key, count: int) -> bool:
-        """Set items aside from the key's quota while they are worked on; False: it doesn't suffice."""
+        """Reserve items of the key's quota while they are processed; return whether it suffices."""
         with self._lock:
             taken = self._sold[key.name] + self._held[key.name]
             if key.quota is not None and taken + count > key.quota:
@@ -142,14 +142,14 @@ class Meter:
         return True
 
     def release(self, key: Key, count: int) -> None:
-        """Give back what was held: the items came to nothing."""
+        """Give the reserved items back: the request failed."""
         with self._lock:
             self._held[key.name] -= count
 
     def write(self, sales: Sequence[tuple[Sale, NDArray[np.float32]]]) -> None:
         """Write sales durably, all in one commit, with their embeddings [n, d] where they have an Idempotency-Key.
 
-        What was held for them is sold then, and their `at` is set.
+        Their reservations become sales, and `at` is set.
 
         Raises:
             sqlite3.Error: they can't be written; none of them is sold.
@@ -166,10 +166,10 @@ class Meter:
                 (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM sold").fetchone()
                 for number, (sale, vectors) in enumerate(sales, last + 1):
                     sold += (number, now, sale.client, sale.kind, sale.count, sale.micro, sale.request)
-                    if sale.digest:
+                    if sale.key_digest:
                         raw = np.ascontiguousarray(vectors, "<f4").tobytes()
-                        replies += (number, sale.client, sale.digest, sale.asked, raw)
-                        added.append((sale.client, number, len(raw), sale.digest))
+                        replies += (number, sale.client, sale.key_digest, sale.body_digest, raw)
+                        added.append((sale.client, number, len(raw), sale.key_digest))
                 # All rows in one statement: each costs a turn of the interpreter's lock.
                 self._db.execute(f"INSERT INTO sold VALUES {_rows(len(sales), 7)}", sold)
                 if added:
@@ -188,7 +188,7 @@ class Meter:
                 self._sold[sale.client] += sale.count
 
     def reply(self, digest: bytes) -> tuple[Sale, NDArray[np.float32]] | None:
-        """Return the sale under an Idempotency-Key, and its embeddings [n, d]; None: there is none, or no longer.
+        """Return the sale under an Idempotency-Key and its embeddings [n, d]; None where there is none (any more).
 
         Raises:
             sqlite3.Error: the file can't be read.
@@ -206,7 +206,7 @@ class Meter:
         return sale, np.frombuffer(row[-1], "<f4").reshape(sale.count, -1)
 
     def sold(self, client: str) -> int:
-        """Return how many items a client was answered, ever."""
+        """Return how many items a client has bought in all."""
         with self._lock:
             return self._sold[client]
 
@@ -222,7 +222,7 @@ class Meter:
         saved.bytes += size + OVERHEAD
 
     def _expired(self, now: float) -> list[tuple[str, int]]:
-        """Return client and id of the replies that are too old, or of a client who has too many; each is seen once."""
+        """Return client and id of the replies that are too old or over their client's limit."""
         gone = []
         for client, saved in self._saved.items():
             left = saved.bytes

@@ -1,4 +1,4 @@
-"""What clients send: the form of a request, and its limits, checked before anything is worked on."""
+"""What clients send: the schema of a request and its limits, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from vl2v.vendor.batching import Image
 
 IMAGES, TEXTS = 32, 2048  # a request
 TEXT_LENGTH = 10_000
-CHARACTERS = 500_000  # of all texts of a request
+CHARACTERS = 500_000  # all texts of a request together
 IMAGE_PIXELS = decoding.MAX_PIXELS
-PIXELS = 2 * IMAGE_PIXELS  # of all images of a request
-LAYERS = 10  # scans of a progressive JPEG that cost no more than one image; more are counted as more pixels
+PIXELS = 2 * IMAGE_PIXELS  # all images of a request together
+LAYERS = 10  # scans of a progressive JPEG that cost as much as one image; more count as more pixels
 BODY = 64 * 2**20
-INLINE = 2**15  # bytes of a body that is read in less time than another thread takes to start
+INLINE = 2**15  # bytes of a body that is parsed faster than a thread starts
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _AT = re.compile(r"^(.*?)(?: - at `\$\.?(.*)`)?$", re.DOTALL)
@@ -33,7 +33,7 @@ Text = Annotated[str, msgspec.Meta(min_length=1)]
 
 
 class Query(msgspec.Struct, forbid_unknown_fields=True):
-    """What is queried: texts, or images as data URIs (or URLs, of hosts that the server fetches from)."""
+    """The query: texts, or images as data URIs (or URLs, of hosts that the server fetches from)."""
 
     model: str
     input: Text | Annotated[list[Text], msgspec.Meta(min_length=1, max_length=TEXTS)]
@@ -52,14 +52,14 @@ class Embedding(msgspec.Struct):
 
 
 class Usage(msgspec.Struct):
-    """What is billed: a text or an image is a token, and `micro` is millionths of the currency."""
+    """The bill: a text or an image counts as a token; `micro` is millionths of the currency."""
 
     prompt_tokens: int
     total_tokens: int
     micro: int
 
 
-class Answer(msgspec.Struct):
+class Response(msgspec.Struct):
     """The embeddings, in the order of the input."""
 
     model: str
@@ -86,7 +86,7 @@ class Failure(msgspec.Struct):
 
 
 class Refusal(Exception):
-    """An answer other than 200, in OpenAI's form."""
+    """A response other than 200, in OpenAI's form."""
 
     def __init__(
         self, status: int, message: str, code: str, param: str | None = None, headers: dict[str, str] | None = None
@@ -100,21 +100,21 @@ class Refusal(Exception):
 
 @dataclass(frozen=True)
 class Read:
-    """A request that was read and is within its limits.
+    """A parsed request, within its limits.
 
     Attributes:
         query: as it was sent.
         kind: of the items.
         texts: the items; empty for images.
         images: likewise, or where they are that have to be fetched; empty for texts.
-        asked: digest of the body.
+        body_digest: SHA-256 of the body.
     """
 
     query: Query
     kind: Literal["text", "image"]
     texts: list[str]
     images: list[Image | Address]
-    asked: bytes
+    body_digest: bytes
 
     @property
     def count(self) -> int:
@@ -126,10 +126,10 @@ _decoder = msgspec.json.Decoder(Query)
 
 
 def read(body: bytes, model: str, dim: int, addresses: Addresses) -> Read:
-    """Return what a body asks for.
+    """Return the request in a body.
 
     Raises:
-        Refusal: it isn't of that form, for another model or dimension, over a limit, or an image isn't given in it.
+        Refusal: it doesn't follow the schema, is for another model or dimension, over a limit, or an image is missing.
     """
     try:
         query = _decoder.decode(body)
@@ -143,21 +143,21 @@ def read(body: bytes, model: str, dim: int, addresses: Addresses) -> Read:
         message = f"dimensions: {query.dimensions}; this model's embeddings have {dim}, leave it out"
         raise Refusal(400, message, "invalid_dimensions", "dimensions")
     given = [query.input] if isinstance(query.input, str) else query.input
-    asked = hashlib.sha256(body).digest()
+    body_digest = hashlib.sha256(body).digest()
     if query.modality != "image":
-        return Read(query, "text", _texts(given), [], asked)
+        return Read(query, "text", _texts(given), [], body_digest)
     if len(given) > IMAGES:
         raise Refusal(400, f"input: {len(given)} images; at most {IMAGES} a request", "too_many_images", "input")
     images = [_image(i, text, addresses) for i, text in enumerate(given)]
     check_pixels([image for image in images if isinstance(image, Image)])
-    return Read(query, "image", [], images, asked)
+    return Read(query, "image", [], images, body_digest)
 
 
 def image_of(index: int, data: bytes) -> Image:
     """Return an image with its size, without decoding it.
 
     Raises:
-        Refusal: no image, or too large.
+        Refusal: not an image, or too large.
     """
     where = f"input[{index}]"
     try:
@@ -172,10 +172,10 @@ def image_of(index: int, data: bytes) -> Image:
 
 
 def check_pixels(images: list[Image]) -> None:
-    """Raise for images that are too much together.
+    """Check the number of pixels of all images together.
 
     Raises:
-        Refusal: they are.
+        Refusal: they have too many.
     """
     pixels = sum(image.pixels for image in images)
     if pixels > PIXELS:
@@ -213,20 +213,17 @@ def _image(index: int, text: str, addresses: Addresses) -> Image | Address:
 
 
 def _invalid(error: str) -> Refusal:
-    """Return what is said of a body that is not a `Query`."""
+    """Return the refusal of a body that is not a `Query`."""
     found = _AT.match(error)
     what, where = found.groups() if found else (error, "")
     param = (where or "").partition("[")[0] or None
     if param == "input" and re.search(r"got `(int|float|array)`", what):
-        message = (
-            f"{where}: tokens aren't taken, only the texts themselves "
-            "(LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
-        )
+        message = f"{where}: send texts, not tokens (LangChain's OpenAIEmbeddings: check_embedding_ctx_length=False)"
         return Refusal(422, message, "tokens_not_taken", "input")
     return Refusal(422, f"{where}: {what}" if where else what, "invalid_request", where or None)
 
 
 def schemas() -> dict[str, Any]:
-    """Return the JSON schemas of what is sent and answered, by name."""
-    _, found = msgspec.json.schema_components([Query, Answer, Failure], ref_template="#/components/schemas/{name}")
+    """Return the JSON schemas of requests and responses, by name."""
+    _, found = msgspec.json.schema_components([Query, Response, Failure], ref_template="#/components/schemas/{name}")
     return found

@@ -1,4 +1,4 @@
-"""`vl2v vendor serve`: a teacher for rent on a port."""
+"""`vl2v vendor serve`: a teacher behind HTTP, for paying clients."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     allow_url_hosts: Sequence[str] = (),
-    told: Callable[[str], None] = lambda address: None,
+    announce: Callable[[str], None] = lambda address: None,
 ) -> None:
-    """Serve until the process is told to stop (SIGTERM, SIGINT); what was accepted is answered and billed first.
+    """Serve until SIGTERM or SIGINT; requests that were accepted are answered and billed first.
 
-    SIGHUP reads the keys anew; if their file is wrong then, those that were read before stay.
+    SIGHUP reads the keys again; where their file is invalid then, the former ones stay.
 
     Args:
-        spec: of a teacher whose weights are at hand.
+        spec: of a local teacher.
         keys: a TOML file from `vl2v vendor keys add`.
-        ledger: a SQLite file of what was sold, made if it is not there.
+        ledger: a SQLite file of sales, created if missing.
         name: what clients call the model; by default as `spec` does, of a folder its last part.
         host: to listen on.
         port: to listen on; 0 takes a free one.
-        allow_url_hosts: where images are fetched from that are given by address; see `vl2v.vendor.addresses`.
-        told: is given the address that is listened on.
+        allow_url_hosts: hosts that images given by address are fetched from; see `vl2v.vendor.addresses`.
+        announce: called with the address.
 
     Raises:
-        ConfigError: no key, a host that can't be listened on, or one of `allow_url_hosts` that is no host.
+        ConfigError: there is no key, the host can't be listened on, or one of `allow_url_hosts` is not a host.
         TeacherError: the teacher can't be opened.
         StoreError: the ledger can't be written.
         MissingExtra: uvicorn, httptools, msgspec or prometheus_client isn't installed.
@@ -66,7 +66,7 @@ def serve(
     _reload_on_hangup(found, keys)
     freeze_gc()
     try:
-        listen(app, host, port, told)
+        listen(app, host, port, announce)
     finally:
         meter.close()
 

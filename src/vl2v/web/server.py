@@ -1,4 +1,4 @@
-"""A server on a port: slow and silent clients are closed, connections and the log are bounded, stopping ends soon."""
+"""The server: slow and silent clients are disconnected, connections and the log are bounded, stopping is quick."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from vl2v.errors import ConfigError
 if TYPE_CHECKING:
     import uvicorn
 
-HEADER_SECONDS = 5.0  # for all headers of a request, from the connection or from their first byte
-READ_SECONDS = 15.0  # in which a client has to take READ_BYTES of a long response
+HEADER_SECONDS = 5.0  # for all headers of a request, since the connection or their first byte
+READ_SECONDS = 15.0  # in which a client has to read READ_BYTES of a long response
 READ_BYTES = 2**16
-GRACE = 8.0  # seconds in which what was accepted is answered after a stop; containers are killed after 10
+GRACE = 8.0  # seconds for accepted requests after a stop; containers are killed after 10
 CONNECTIONS = 4096
 SPARE = 128  # file descriptors for everything else
 LOG_BYTES = 2**16  # a minute
 
 
 def listen(
-    app: Any, host: str, port: int, told: Callable[[str], None], stopping: Callable[[], None] = lambda: None
+    app: Any, host: str, port: int, announce: Callable[[str], None], stopping: Callable[[], None] = lambda: None
 ) -> None:
-    """Serve until the process is told to stop (SIGTERM, SIGINT); what was accepted is answered first.
+    """Serve until SIGTERM or SIGINT; requests that were accepted are answered first.
 
     Args:
         app: of ASGI.
         host: an IP address, or localhost.
         port: 0 takes a free one.
-        told: is given the address that is listened on.
-        stopping: called when the process is told to stop.
+        announce: called with the address.
+        stopping: called on SIGTERM or SIGINT.
 
     Raises:
         ConfigError: nothing can be listened on there.
@@ -60,14 +60,14 @@ def listen(
     try:
         with bound, suppress(KeyboardInterrupt):
             name = f"[{host}]" if family == socket.AF_INET6 else host
-            told(f"http://{name}:{bound.getsockname()[1]}")
+            announce(f"http://{name}:{bound.getsockname()[1]}")
             Server(configured(app)).run([bound])
     finally:
         logging.getLogger().removeHandler(handler)
 
 
 def configured(app: Any, **options: Any) -> uvicorn.Config:
-    """Return how our servers are run; options of uvicorn go before ours."""
+    """Return our configuration of uvicorn; `options` override it."""
     import uvicorn
 
     ours: dict[str, Any] = {
@@ -86,7 +86,7 @@ def configured(app: Any, **options: Any) -> uvicorn.Config:
 
 
 def _connections() -> int:
-    """Return how many connections may be open at once, after raising the limit of file descriptors where allowed."""
+    """Return how many connections may be open, after raising the limit of file descriptors where that is allowed."""
     try:
         import resource
     except ImportError:  # not a Unix
@@ -116,7 +116,7 @@ def _protocol(most: int) -> type[asyncio.Protocol]:
             super().connection_made(transport)
             waiting[self] = None
             self._expect_headers()
-            if len(self.connections) > most:  # a polite client goes before one that has sent nothing yet
+            if len(self.connections) > most:  # those that have sent nothing yet go first
                 next(iter(waiting)).transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
@@ -143,7 +143,7 @@ def _protocol(most: int) -> type[asyncio.Protocol]:
 
         def timeout_keep_alive_handler(self) -> None:
             if self.transport.get_write_buffer_size():
-                self.transport.abort()  # it doesn't read what it asked for
+                self.transport.abort()  # it doesn't read its response
             super().timeout_keep_alive_handler()
 
         def pause_writing(self) -> None:
@@ -165,7 +165,7 @@ def _protocol(most: int) -> type[asyncio.Protocol]:
             self._headers = self.loop.call_later(HEADER_SECONDS, self.transport.abort)
 
         def _expect_reading(self, left: int) -> None:
-            def look() -> None:
+            def check() -> None:
                 now = self.transport.get_write_buffer_size()
                 if now > left - READ_BYTES:
                     self.transport.abort()
@@ -174,7 +174,7 @@ def _protocol(most: int) -> type[asyncio.Protocol]:
 
             if self._reading is not None:
                 self._reading.cancel()
-            self._reading = self.loop.call_later(READ_SECONDS, look)
+            self._reading = self.loop.call_later(READ_SECONDS, check)
 
         def _cancel(self) -> None:
             for timer in (self._headers, self._reading):
@@ -186,10 +186,10 @@ def _protocol(most: int) -> type[asyncio.Protocol]:
 
 
 class BoundedHandler(logging.Handler):
-    """Writes at most `LOG_BYTES` a minute to stderr; what is left out is counted.
+    """Writes at most `LOG_BYTES` a minute to stderr; counts what it drops.
 
     Args:
-        write: takes the lines; by default stderr does.
+        write: called with each line; writes to stderr by default.
         clock: seconds.
     """
 
@@ -207,7 +207,7 @@ class BoundedHandler(logging.Handler):
             return  # the server was stopped
         if self._clock() >= self._until:
             if self._omitted:
-                self._put(f"{self._omitted} more records were left out")
+                self._put(f"{self._omitted} more records were dropped")
             self._until, self._room, self._omitted = self._clock() + 60, LOG_BYTES, 0
         line = self.format(record) if self._room > 0 else ""
         if not 0 < len(line) <= self._room:
