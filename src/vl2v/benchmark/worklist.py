@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from vl2v.benchmark.jobs import ZERO_SHOT, Job, digest, slug
-from vl2v.data.corruptions import CORRUPTIONS
 from vl2v.errors import RunError
 from vl2v.io import locked, write_text
 from vl2v.runs.folder import read_json
@@ -47,6 +46,8 @@ class Corruptions:
 
     def keep(self, place: Path, accuracies: dict[str, float]) -> None:
         """Keep accuracies in a job's folder, beside those under other corruptions."""
+        from vl2v.data.corruptions import CORRUPTIONS
+
         known = Corruptions(CORRUPTIONS, self.severity).measured(place)
         write_text(self._file(place), json.dumps({**known, **accuracies}))
 

@@ -1,7 +1,5 @@
 """All commands, in the order in which a person meets them."""
 
-from __future__ import annotations
-
 import typer
 
 from vl2v.cli import benchmark, data, learn, predict, store, teacher, vendor

@@ -1,7 +1,5 @@
 """`vl2v benchmark`, `vl2v recommend`: many students under the same conditions."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -192,12 +190,12 @@ def recommend(
 
 
 def _print_table(
-    folders: Sequence[Path],
+    folders: "Sequence[Path]",
     form: str,
     metric: str,
     selection: str,
     reference: str | None,
-    domainbed: Sequence[Path] = (),
+    domainbed: "Sequence[Path]" = (),
 ) -> None:
     from vl2v.benchmark.domainbed import read_domainbed
     from vl2v.benchmark.results import gather, leakage
@@ -284,7 +282,7 @@ def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> 
     return merge(given, {"teacher": {"spec": spec}}), spec
 
 
-def _corruptions(kinds: str | None, severity: int) -> Corruptions | None:
+def _corruptions(kinds: str | None, severity: int) -> "Corruptions | None":
     from vl2v.benchmark.worklist import Corruptions
     from vl2v.data.corruptions import check, kinds_named
 

@@ -1,7 +1,5 @@
 """`vl2v bill`: who asked what, when, for how much."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -41,7 +39,7 @@ def bill(
         _show(entries)
 
 
-def _show(entries: list[Entry]) -> None:
+def _show(entries: "list[Entry]") -> None:
     from vl2v.embeddings import money
     from vl2v.runs import totals
     from vl2v.table import Table

@@ -1,7 +1,5 @@
 """`vl2v data`: download a dataset, inspect it, corrupt it, before anything is queried or trained."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`vl2v demo`: what vl2v does, in minutes, with what comes with it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

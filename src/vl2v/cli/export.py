@@ -1,7 +1,5 @@
 """`vl2v export`, `vl2v bench-device`: a student for other places, and how quick it is there."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Annotated

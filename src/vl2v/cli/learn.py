@@ -1,13 +1,15 @@
 """`vl2v embed`, `vl2v distill`, `vl2v config`: from images and a teacher to a student."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from vl2v.cli.show import say
+
+if TYPE_CHECKING:
+    from vl2v.progress import Progress
+    from vl2v.runs import Run
 
 Data = Annotated[Path | None, typer.Option(help="Images: domain/class/image, class/image, or a manifest.")]
 TeacherSpec = Annotated[
@@ -154,11 +156,26 @@ def distill(
     with progress_bars() as progress:
         settings = settings_of(config, pairs, options)
         run = train(settings, out, preset=preset, store=store, budget=budget, progress=progress)
-    if rank():
-        return
+        if rank():
+            return
+        note = _keep_export(run, store, progress)
+    if note:
+        say(note, err=True)
     assert run.evaluation is not None
     run.evaluation.table().print()
     say(f"the student is in {run.folder}; try: vl2v predict {run.folder} IMAGE")
+
+
+def _keep_export(run: "Run", store: Path | None, progress: "Progress") -> str:
+    """Keep an export beside a student, for `vl2v predict`; return why there is none, "" where there is."""
+    from vl2v.errors import VL2VError
+    from vl2v.export import keep_export
+
+    try:
+        kept = keep_export(run, store, progress)
+    except VL2VError as error:
+        return f"note: no export is kept beside the student, so that `vl2v predict` starts slowly: {error}"
+    return "" if kept else "note: `pip install 'vl2v[export]'` makes `vl2v predict` start ten times as quickly"
 
 
 def methods() -> None:

@@ -1,7 +1,5 @@
 """`vl2v evaluate`, `vl2v predict`, `vl2v classes`: what to do with a finished run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
@@ -63,10 +61,9 @@ def predict(
 @classes.command("list")
 def list_classes(run: Student) -> None:
     """Print the classes of a student."""
-    from vl2v.runs import load
+    from vl2v.runs import classes_of
 
-    for name in load(run).classes:
-        say(name)
+    say(*classes_of(run))
 
 
 @classes.command("add")

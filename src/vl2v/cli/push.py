@@ -1,7 +1,5 @@
 """`vl2v push`: a student for others, on the Hugging Face hub."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`vl2v report`: one HTML file about a run or a benchmark."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -1,7 +1,5 @@
 """`vl2v serve` and `vl2v monitor`: a student behind HTTP, and how far its traffic is from what it learned."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

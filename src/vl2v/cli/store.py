@@ -1,7 +1,5 @@
 """`vl2v store`: the folder that has every embedding."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

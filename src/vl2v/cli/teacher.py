@@ -1,7 +1,5 @@
 """`vl2v teacher`: look at a teacher before all of its answers are paid for."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -58,7 +56,7 @@ def check(
         _show(found)
 
 
-def _show(found: Check) -> None:
+def _show(found: "Check") -> None:
     domains = [*found.domains, found.everything]
     _print_shares("domain", domains, len(domains))
     worst = sorted(found.classes, key=lambda share: share.accuracy)
@@ -75,7 +73,7 @@ def _show(found: Check) -> None:
     say(found.verdict())
 
 
-def _print_shares(what: str, shares: list[Share], total: int) -> None:
+def _print_shares(what: str, shares: "list[Share]", total: int) -> None:
     part = f", the worst {len(shares)} of {total}" if total > len(shares) else ""
     rows = []
     for share in shares:
@@ -86,7 +84,7 @@ def _print_shares(what: str, shares: list[Share], total: int) -> None:
     Table(heads, rows, title=f"zero-shot accuracy % by {what}{part}").print()
 
 
-def _print_alignment(found: Check) -> None:
+def _print_alignment(found: "Check") -> None:
     fit = found.alignment
     say(
         f"cosine of an image with its class's text: {fit.own:.3f}; with the best other: {fit.other:.3f}; "
@@ -102,7 +100,7 @@ def _print_alignment(found: Check) -> None:
             )
 
 
-def _print_swaps(found: Check) -> None:
+def _print_swaps(found: "Check") -> None:
     if not found.swaps:
         return
     shown = found.swaps[:ROWS]
@@ -113,7 +111,7 @@ def _print_swaps(found: Check) -> None:
     Table(heads, rows, title=f"taken for another class{part}", left=left).print()
 
 
-def _print_prompts(found: Check) -> None:
+def _print_prompts(found: "Check") -> None:
     rows = []
     for wording in found.wordings:
         gain = wording.gain

@@ -1,7 +1,5 @@
 """`vl2v vendor`: sell embeddings of a local teacher."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 

@@ -88,7 +88,10 @@ class Predictor(ABC):
             ImageError: an image that can't be decoded.
             DataError: a file that can't be read.
         """
-        views = [self.view(_bytes(image)) for image in images]
+        return self.predict_views([self.view(_bytes(image)) for image in images])
+
+    def predict_views(self, views: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+        """Return one prediction an image that `view` returned, in order."""
         chunks = [np.stack(views[start : start + BATCH]) for start in range(0, len(views), BATCH)]
         return [made for chunk in chunks for made in self._predict(chunk)]
 

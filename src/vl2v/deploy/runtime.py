@@ -53,6 +53,10 @@ class Exported(Predictor):
         """Its form and precision in a few words: "open form, int8"."""
         return f"{self.card['form']} form, {self.card['precision']}"
 
+    def with_card(self, card: dict[str, Any]) -> Exported:
+        """Return the same network with another card: other class embeddings, temperature, threshold."""
+        return Exported(self._network, card)
+
     def run(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return what the network gives for pixels [n, s, s, 3]: logits [n, C] (closed) or embeddings [n, d] (open).
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
+    from vl2v.export.beside import keep_export
     from vl2v.export.choose import Choice, Curve, Target, TargetMissed, choose_export
     from vl2v.export.device import Device, bench_device
     from vl2v.export.hub import parcel, push
@@ -24,6 +25,7 @@ _HOMES = {
     "bench_device": "vl2v.export.device",
     "choose_export": "vl2v.export.choose",
     "export_student": "vl2v.export.student",
+    "keep_export": "vl2v.export.beside",
     "parcel": "vl2v.export.hub",
     "push": "vl2v.export.hub",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "bench_device",
     "choose_export",
     "export_student",
+    "keep_export",
     "parcel",
     "push",
 ]

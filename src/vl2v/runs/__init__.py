@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from vl2v.runs.bill import Total, free_queries, read_bill, totals
     from vl2v.runs.check import check_teacher
     from vl2v.runs.folder import Run
-    from vl2v.runs.predict import add_class, load, predict_files
+    from vl2v.runs.predict import add_class, classes_of, load, predict_files
     from vl2v.runs.query import Asked, embed
     from vl2v.runs.query_curve import Advice, advise
     from vl2v.runs.settings import resolve
@@ -24,6 +24,7 @@ _HOMES = {
     "Total": "vl2v.runs.bill",
     "add_class": "vl2v.runs.predict",
     "check_teacher": "vl2v.runs.check",
+    "classes_of": "vl2v.runs.predict",
     "advise": "vl2v.runs.query_curve",
     "default_store": "vl2v.runs.teaching",
     "distill": "vl2v.runs.train",
@@ -44,6 +45,7 @@ __all__ = [
     "add_class",
     "advise",
     "check_teacher",
+    "classes_of",
     "default_store",
     "distill",
     "embed",

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vl2v.config import DataConfig, RunConfig, Tree, deciding, read_toml, validate
-from vl2v.embeddings import Refusal
 from vl2v.errors import RunError, VL2VWarning, writing
 from vl2v.io import locked as locked_file
 from vl2v.io import write_text
@@ -21,6 +20,7 @@ from vl2v.privacy import HIDDEN, without_secrets
 from vl2v.runs.settings import REMOVED, from_earlier
 
 if TYPE_CHECKING:
+    from vl2v.embeddings import Refusal
     from vl2v.evaluation import Evaluation
     from vl2v.students import Classifier
 

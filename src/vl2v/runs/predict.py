@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-
-import numpy as np
-import torch
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from vl2v.config import PromptConfig
-from vl2v.data import decode, evaluation_view
 from vl2v.data.files import PASSED_OVER, SUFFIXES, image_files
-from vl2v.embeddings import EmbeddingStore, fetch_texts
+from vl2v.deploy.beside import class_names, load_beside
+from vl2v.deploy.prediction import BATCH, Prediction, Predictor
 from vl2v.errors import DataError, TeacherError
-from vl2v.runs.bill import asker
 from vl2v.runs.folder import Run
-from vl2v.runs.session import with_budget
-from vl2v.runs.teaching import class_text, default_store, the_teacher
-from vl2v.students import Classifier, Prediction, fetch, is_on_hub
+from vl2v.students.hub import fetch, is_on_hub
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from vl2v.students import Classifier
 
 
 def load(student: Run | Path | str) -> Classifier:
@@ -36,41 +36,56 @@ def load(student: Run | Path | str) -> Classifier:
     if isinstance(student, Run):
         return student.classifier
     if is_on_hub(student):
+        from vl2v.students import Classifier
+
         return Classifier.load(fetch(str(student)))
     return Run(student).classifier
 
 
-def predict_files(
-    student: Run | Path | str, paths: Sequence[Path], *, batch: int = 64
-) -> Iterator[tuple[Path, Prediction | str]]:
+def classes_of(student: Run | Path | str) -> list[str]:
+    """Return a student's classes, in order.
+
+    Raises:
+        VL2VError: as `load` does.
+    """
+    if not is_on_hub(student):
+        run = student if isinstance(student, Run) else Run(student)
+        if run.finished and (names := class_names(run.folder / "student")) is not None:
+            return names
+    return load(student).classes
+
+
+def _predictor(student: Run | Path | str) -> Predictor:
+    """Return what predicts as a student does: the export beside it where there is one, else the student itself."""
+    if is_on_hub(student):
+        return load(student)
+    run = student if isinstance(student, Run) else Run(student)
+    return (load_beside(run.folder / "student") if run.finished else None) or run.classifier
+
+
+def predict_files(student: Run | Path | str, paths: Sequence[Path]) -> Iterator[tuple[Path, Prediction | str]]:
     """Yield each image with its prediction, or with why it was set aside; of a folder what training would take.
 
     Args:
         student: as for `load`.
         paths: images and folders.
-        batch: how many are predicted at once.
 
     Raises:
         DataError: a path that doesn't exist, or a folder without images.
         VL2VError: as `load` does.
     """
-    classifier = load(student)
+    predictor = _predictor(student)
     files: list[Path] = []
     for path in paths:
         found, excluded = _images(path)
         files += found
         yield from excluded
-    size = classifier.student.spec.image_size
-    for start in range(0, len(files), batch):
-        chunk = files[start : start + batch]
-        views = {file: _view(file, size) for file in chunk}
-        good = [file for file in chunk if not isinstance(views[file], str)]
-        pixels = [views[file] for file in good]
-        made = classifier.predict_pixels(torch.from_numpy(np.stack(pixels))) if good else []
-        answers = dict(zip(good, made, strict=True))
-        for file in chunk:
-            view = views[file]
-            yield file, view if isinstance(view, str) else answers[file]
+    for start in range(0, len(files), BATCH):
+        chunk = files[start : start + BATCH]
+        views = [_view(predictor, file) for file in chunk]
+        made = iter(predictor.predict_views([view for view in views if not isinstance(view, str)]))
+        for file, view in zip(chunk, views, strict=True):
+            yield file, view if isinstance(view, str) else next(made)
 
 
 def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, budget: float = 0) -> Classifier:
@@ -88,6 +103,11 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
         StudentError: the student has a linear head, or the name can't be a new class's.
         TeacherError: the teacher can't be opened, or isn't the one that the student learned from.
     """
+    from vl2v.embeddings import EmbeddingStore, fetch_texts
+    from vl2v.runs.bill import asker
+    from vl2v.runs.session import with_budget
+    from vl2v.runs.teaching import class_text, default_store, the_teacher
+
     run = run if isinstance(run, Run) else Run(run)
     classifier = run.classifier
     name = classifier.check_new(name)
@@ -129,9 +149,9 @@ def _images(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     return sorted(path.joinpath(*parts) for parts in found), told
 
 
-def _view(file: Path, size: int) -> NDArray[np.uint8] | str:
+def _view(predictor: Predictor, file: Path) -> NDArray[np.uint8] | str:
     try:
-        return evaluation_view(decode(file.read_bytes()), size)
+        return predictor.view(file.read_bytes())
     except DataError as error:
         return str(error)
     except OSError as error:

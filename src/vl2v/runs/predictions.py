@@ -14,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from vl2v.config import DataConfig
-from vl2v.data import Audit, DomainDataset, in_split
 from vl2v.errors import RunError
 from vl2v.io import checksum, write_bytes
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from vl2v.data import Audit, DomainDataset
 
 FILE = "predictions.safetensors"
 
@@ -68,6 +69,8 @@ class Predictions:
         config: DataConfig,
     ) -> None:
         """Add images of one domain (dataset indices [m]), labels [m], the student's logits [m, C] as they come."""
+        from vl2v.data.splits import in_split
+
         domain = int(dataset.domain_ids[images[0]])
         inside = in_split(dataset, dataset.domains[domain], config.holdout, config.split_seed)
         probability, answer = (logits / temperature).softmax(-1).max(-1)

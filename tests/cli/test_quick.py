@@ -1,0 +1,133 @@
+"""Commands that only look at something start at once: torch and what belongs to it stay out of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import vl2v
+from little import quick_settings
+from vl2v.deploy.beside import load_beside
+from vl2v.export import keep_export
+from vl2v.runs import Run, add_class, predict_files
+
+HEAVY = "torch torchvision timm open_clip lightning_fabric transformers pandas scipy matplotlib sympy huggingface_hub"
+IMPORTED = f"""
+import sys
+from vl2v.cli import main
+sys.argv[0] = "vl2v"
+try:
+    main()
+finally:
+    print(*[name for name in {HEAVY!r}.split() if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Return run folders with an export beside the student: of a text head and of a linear one."""
+    folder, made = tmp_path_factory.mktemp("quick"), {}
+    for method in ("adip", "erm"):
+        run = vl2v.distill(quick_settings(shapes, recording, method), folder / method, store=folder / "store")
+        assert keep_export(run, folder / "store")
+        made[method] = run.folder
+    return made
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--help",
+        "--version",
+        "distill --help",
+        "methods",
+        "config",
+        "data list",
+        "data inspect SHAPES",
+        "bill --store STORE",
+        "bill RUN --store STORE",
+        "store ls --store STORE",
+        "store info --store STORE",
+        "benchmark status BENCH",
+        "classes list RUN",
+        "predict RUN IMAGE",
+    ],
+)
+def test_commands_that_look_import_no_torch(words: str, runs: dict[str, Path], shapes: Path, tmp_path: Path) -> None:
+    run = runs["adip"]
+    (tmp_path / "jobs.jsonl").touch()
+    image = next(iter(sorted(shapes.rglob("*.png"))))
+    names = {"SHAPES": shapes, "STORE": run.parent / "store", "RUN": run, "BENCH": tmp_path, "IMAGE": image}
+    command = [sys.executable, "-c", IMPORTED, *(str(names.get(word, word)) for word in words.split())]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()
+    assert done.stderr.rstrip("\n").rpartition("\n")[2] == ""
+
+
+def answers(run: Path, images: Path) -> list[tuple[Path, str, np.ndarray[Any, Any]]]:
+    made = []
+    for path, prediction in predict_files(run, [images]):
+        assert not isinstance(prediction, str)
+        made.append((path, prediction.label, np.array(list(prediction.probabilities.values()))))
+    return made
+
+
+@pytest.mark.parametrize("method", ["adip", "erm"])
+def test_an_export_beside_the_student_predicts_as_it_does(method: str, runs: dict[str, Path], shapes: Path) -> None:
+    run = runs[method]
+    (file,) = (run / "student").glob("network-*.onnx")
+    assert load_beside(run / "student") is not None
+    quick = answers(run, shapes)
+    hidden = file.rename(file.with_suffix(".hidden"))
+    try:
+        assert load_beside(run / "student") is None
+        slow = answers(run, shapes)
+    finally:
+        hidden.rename(file)
+    assert [(path, label) for path, label, _ in quick] == [(path, label) for path, label, _ in slow]
+    assert max(np.abs(a - b).max() for (*_, a), (*_, b) in zip(quick, slow, strict=True)) < 1e-4
+
+
+def test_added_classes_need_no_new_export_and_other_weights_do(runs: dict[str, Path], shapes: Path) -> None:
+    run = runs["adip"]
+    student = run / "student"
+    before = (student / "student.json").read_bytes(), (student / "student.safetensors").read_bytes()
+    add_class(run, "star", store=run.parent / "store")
+    quick = load_beside(student)
+    assert quick is not None and quick.classes[-1] == "star"
+    image = next(iter(sorted(shapes.rglob("*.png"))))
+    (made,), (wanted,) = quick.predict([image]), vl2v.load(run).predict([image])
+    assert made.label == wanted.label and made.probability == pytest.approx(wanted.probability, abs=1e-4)
+    classifier = vl2v.load(run)
+    with torch.no_grad():
+        classifier.student.projector.weight += 1e-3
+    classifier.save(student)
+    assert load_beside(student) is None
+    old = {file.name for file in student.glob("network-*")}
+    assert keep_export(Run(run), run.parent / "store")
+    assert load_beside(student) is not None and len({*student.glob("network-*")}) == 1
+    assert old != {file.name for file in student.glob("network-*")}
+    for name, data in zip(("student.json", "student.safetensors"), before, strict=True):
+        (student / name).write_bytes(data)
+    assert keep_export(Run(run), run.parent / "store")
+
+
+@pytest.mark.parametrize("damage", [b"", b"not a model"])
+def test_a_damaged_export_is_not_used(damage: bytes, runs: dict[str, Path], shapes: Path) -> None:
+    run = runs["erm"]
+    (file,) = (run / "student").glob("network-*.onnx")
+    whole = file.read_bytes()
+    file.write_bytes(damage)
+    try:
+        assert load_beside(run / "student") is None
+        assert len(answers(run, shapes)) == 108
+    finally:
+        file.write_bytes(whole)
