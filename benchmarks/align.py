@@ -17,17 +17,17 @@ import torch
 from lightning_fabric import Fabric
 
 from vl2v.config import assignments, merge
-from vl2v.embeddings import EmbeddingStore, Views
+from vl2v.embeddings import EmbeddingStore, Views, teaching
 from vl2v.methods import Targets, task_of
 from vl2v.methods.adip import cosine_loss
 from vl2v.progress import silent
-from vl2v.runs import resolve, teaching
+from vl2v.runs import resolve
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import new_backbone
 from vl2v.runs.session import open_session
 from vl2v.runs.train import new_student
 from vl2v.students import evaluating
-from vl2v.training import DomainBalancedSampler, FeatureBatches, clean_pixels, compute_features
+from vl2v.training import DomainBalancedSampler, FeatureBatches, batch_targets, clean_pixels, compute_features
 from vl2v.training.learner import Learner
 from vl2v.training.processes import fabric_precision
 
@@ -54,8 +54,8 @@ def main() -> None:
         sources = open_sources(config, Path(folder))
         teacher = teaching.the_teacher(config.teacher)
         session = open_session(config, store, teacher, None, sources, Views(), silent)
-        session.ask()
-        answers = session.answers()
+        session.query()
+        answers = session.targets()
     task = task_of(config)
     sampler = DomainBalancedSampler(sources.groups(sources.split.unlabelled), settings.batch_per_domain, 0)
     student = new_student(config, task, len(sources.dataset.classes), new_backbone(config), teacher.dim)
@@ -80,7 +80,7 @@ def main() -> None:
         pixels = next(clean_pixels(sources.dataset, images, given.size, workers=0, chunk=len(images)))
         with evaluating(student), fabric.autocast():
             features = student.features(pixels)
-        loss = loss_at(features, answers.of(images, turns * 0))
+        loss = loss_at(features, batch_targets(answers, images, turns * 0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -17,9 +17,9 @@ import torch
 from vl2v.benchmark.results import result_of
 from vl2v.benchmark.worklist import WorkList
 from vl2v.data import open_dataset
-from vl2v.embeddings import EmbeddingStore, Views
+from vl2v.embeddings import EmbeddingStore, Views, teaching
 from vl2v.progress import silent
-from vl2v.runs import Run, teaching
+from vl2v.runs import Run
 from vl2v.runs.auto_loss import align_again
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
@@ -52,7 +52,7 @@ def refitted(run: Run, store: Path) -> tuple[float, float | None]:
     sources = open_sources(config, store)
     with EmbeddingStore(store, read_only=True) as known:
         teacher = teaching.the_teacher(config.teacher)
-        answers = open_session(config, known, teacher, None, sources, Views(), silent).answers()
+        answers = open_session(config, known, teacher, None, sources, Views(), silent).targets()
     if student.head != "text":
         student = Student(student.backbone, new_projector(student.width, answers.texts.shape[1], 0), student.spec)
     fabric, workers = new_fabric(config.train), config.data.workers

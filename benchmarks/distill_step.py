@@ -20,10 +20,11 @@ from lightning_fabric import Fabric
 from vl2v.config import TrainConfig
 from vl2v.data import audit, open_dataset
 from vl2v.embeddings import Views
+from vl2v.embeddings.targets import TeacherTargets
 from vl2v.methods import Targets
 from vl2v.methods.adip import cosine_loss
 from vl2v.students import Student, new_projector, pretrained_backbone, quick_depthwise
-from vl2v.training import DomainBalancedSampler, PixelBatches, Renderer, TeacherTargets
+from vl2v.training import DomainBalancedSampler, PixelBatches, Renderer
 from vl2v.training.learner import Learner
 from vl2v.training.processes import fabric_precision
 

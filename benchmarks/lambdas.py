@@ -17,10 +17,10 @@ import numpy as np
 from torch import nn
 
 from vl2v.config import assignments, merge
-from vl2v.embeddings import EmbeddingStore, Views
+from vl2v.embeddings import EmbeddingStore, Views, teaching
 from vl2v.evaluation.ridge import LAMBDAS, Taught, accuracies, best_lambda, lambda_accuracies, moments_of
 from vl2v.progress import silent
-from vl2v.runs import resolve, teaching
+from vl2v.runs import resolve
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.session import open_session
@@ -44,8 +44,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
         sources = open_sources(config, Path(folder))
         session = open_session(config, store, teaching.the_teacher(config.teacher), None, sources, Views(), silent)
-        session.ask()
-        answers = session.answers()
+        session.query()
+        answers = session.targets()
     indices = sources.training
     assert answers.images is not None and answers.texts is not None
     backbone, spec = new_backbone(config)

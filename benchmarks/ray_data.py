@@ -33,9 +33,9 @@ from vl2v.data.layouts import open_dataset
 from vl2v.data.samples import icondg
 from vl2v.embeddings import EmbeddingStore, Plan, Views, fetch, image_key, plan
 from vl2v.embeddings.fetch import CHUNK, _encoded
+from vl2v.embeddings.teaching import the_teacher
 from vl2v.progress import silent
 from vl2v.runs.cluster import Cluster, _take_over, settle_in
-from vl2v.runs.teaching import the_teacher
 from vl2v.teachers.local import BATCH
 
 

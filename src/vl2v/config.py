@@ -20,6 +20,11 @@ from vl2v.privacy import without_secrets
 Tree = dict[str, Any]
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
 FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change no weight
+LATER = {
+    "data.fit": "stretch",
+    "teacher.fit": "own",
+    "teacher.adapt": "off",
+}  # settings that came later, as runs before them were trained
 
 
 def at_home(path: Path) -> Path:
@@ -47,6 +52,10 @@ class DataConfig(Section):
     holdout: float = Field(default=0.2, gt=0, lt=1, description="share of a source domain for validation")
     split_seed: int = Field(default=0, description="DomainBed's trial seed")
     workers: int = Field(default=2, ge=0, description="decoding processes; no result depends on it")
+    fit: Literal["stretch", "crop", "pad"] = Field(
+        default="stretch",
+        description="how the student's images become squares: stretched, cropped to their middle, or padded",
+    )
 
 
 class PromptConfig(Section):
@@ -69,6 +78,10 @@ class TeacherConfig(Section):
     )
     views: int = Field(default=0, ge=0, description="K fixed augmented views an image; 0: clean")
     view_seed: int = Field(default=0, description="draws other views; runs of all seeds share them")
+    fit: Literal["own", "stretch", "crop", "pad"] = Field(
+        default="own",
+        description="how clean images become squares before the teacher gets them; own: by its own preprocessing",
+    )
     select: Annotated[int, Field(ge=1)] | Literal["known"] | None = Field(
         default=None, description="how many training images to ask about, or 'known': no more; default: all"
     )
@@ -84,6 +97,11 @@ class TeacherConfig(Section):
         default="own", description="online only: pixel statistics the teacher is fed with"
     )
     logit_scale: float | None = Field(default=None, gt=0, description="overrides what the teacher reports")
+    adapt: Literal["auto", "off"] = Field(
+        default="off",
+        description="auto: its logits are adapted, in closed form, to the labelled source images, as far as that helps "
+        "on source domains left out",
+    )
 
 
 class StudentConfig(Section):
@@ -272,7 +290,8 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
 
 def deciding(tree: Mapping[str, Any]) -> Tree:
     """Return the settings that decide a run's weights, with dotted names; an empty table decides nothing."""
-    return {name: value for name, value in flat(tree).items() if name not in FREE and value != {}}
+    given = flat(tree).items()
+    return {name: value for name, value in given if name not in FREE and value != LATER.get(name, {})}
 
 
 @cache

@@ -6,6 +6,7 @@ content is on the disk before it takes the file's name, and the name before anyt
 
 from __future__ import annotations
 
+import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -132,3 +133,17 @@ def locked(file: Path, *, wait: bool = True, waiting: Callable[[], None] | None 
         yield
     finally:
         lock.release()
+
+
+def read_json(path: Path, otherwise: Any = None) -> Any:
+    """Return what a JSON file says; `otherwise` where there is none.
+
+    Raises:
+        RunError: it can't be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return otherwise
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path}: can't be read ({error}); delete it, and give the same command again") from None

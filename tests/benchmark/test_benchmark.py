@@ -1192,3 +1192,12 @@ def test_a_lead_is_of_the_very_images_that_the_mean_is_of(grid: Grid, tmp_path: 
         table = as_table(results(bench.work), metric=metric)
         row = next(row for row in table.rows if row[1] == "adip")
         assert row[table.heads.index("against erm, 95%")].startswith(mean)
+
+
+def test_the_adapted_teacher_has_a_row_of_its_own(grid: Grid, tmp_path: Path) -> None:
+    bench = plan(replace(grid, methods=["zero-shot", "adapted-teacher"], seeds=1), tmp_path)
+    run(bench, engine=Here())
+    found = results(bench.work)
+    assert [row[:2] for row in as_table(found).rows] == [["", "zero-shot"], ["", "adapted-teacher"]]
+    zero_shot, adapted = (result.accuracy for result in found)
+    assert adapted >= zero_shot > 0.5

@@ -11,6 +11,7 @@ from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as theirs
 
 from vl2v.data import augment, domainbed_augment, evaluation_view
+from vl2v.data.augment import PADDING, Fit, fitted
 
 
 @pytest.fixture
@@ -94,3 +95,36 @@ def test_odd_shapes_have_views_too(size: tuple[int, int]) -> None:
 def test_an_image_too_long_is_cropped_in_its_middle() -> None:
     assert augment._crop(300, 30, np.random.default_rng(0)) == (130, 0, 170, 30)
     assert augment._crop(30, 300, np.random.default_rng(0)) == (0, 130, 30, 170)
+
+
+def striped(width: int, height: int) -> Image.Image:
+    """Return an image whose left and upper quarter is red, and whose middle is blue."""
+    image = Image.new("RGB", (width, height), "blue")
+    box = (0, 0, width // 4, height) if width > height else (0, 0, width, height // 4)
+    image.paste("red", box)
+    return image
+
+
+@pytest.mark.parametrize(("width", "height"), [(120, 40), (40, 120), (41, 40), (40, 40), (1, 50)])
+def test_every_fit_keeps_what_it_promises(width: int, height: int) -> None:
+    image = striped(width, height)
+    assert fitted(image, "stretch") is image
+    crop, pad = fitted(image, "crop"), fitted(image, "pad")
+    assert crop.size == (min(width, height),) * 2 and pad.size == (max(width, height),) * 2
+    left, top = (width - crop.width) // 2, (height - crop.height) // 2
+    assert (np.asarray(crop) == np.asarray(image)[top : top + crop.height, left : left + crop.width]).all()
+    left, top = (pad.width - width) // 2, (pad.height - height) // 2
+    inside = np.zeros((pad.height, pad.width), bool)
+    inside[top : top + height, left : left + width] = True
+    assert (np.asarray(pad)[inside].reshape(height, width, 3) == np.asarray(image)).all()
+    assert (np.asarray(pad)[~inside] == PADDING).all()
+
+
+def test_views_are_of_the_fitted_image() -> None:
+    image = striped(120, 40)
+    fits: tuple[Fit, ...] = ("stretch", "crop", "pad")
+    for fit in fits:
+        assert (evaluation_view(image, 24, fit) == evaluation_view(fitted(image, fit), 24)).all()
+        assert (domainbed_augment(image, 24, 5, fit) == domainbed_augment(fitted(image, fit), 24, 5)).all()
+    red = [(evaluation_view(image, 24, fit)[12, :, 0] > 200).sum() for fit in fits]
+    assert red == [6, 0, 6] and (evaluation_view(image, 24, "pad")[2, 2] == PADDING).all()

@@ -90,9 +90,82 @@ def test_what_cannot_be_decoded_says_why(reason: str) -> None:
         decode(BAD[reason])
 
 
-def test_formats_outside_the_list_are_refused() -> None:
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "PCX", "JPEG2000", "AVIF", "ICO"])
+def test_formats_outside_the_list_are_refused(kind: str) -> None:
     with pytest.raises(ImageError, match="not an image"):
-        decode(encoded(Image.new("RGB", (4, 4)), "TIFF"))
+        decode(encoded(Image.new("RGB", (16, 16)), kind))
+
+
+@pytest.mark.parametrize("compression", [None, "tiff_lzw", "tiff_deflate", "packbits", "jpeg"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P", "1"])
+def test_tiffs_of_8_bits_are_read(mode: str, compression: str | None) -> None:
+    if compression == "jpeg" and mode not in ("RGB", "L"):
+        pytest.skip("not a TIFF that is written")
+    image = Image.new("RGB", (40, 24), "white")
+    image.paste("black", (0, 0, 16, 24))
+    found = np.asarray(decode(encoded(image.convert(mode), "TIFF", compression=compression)), int)
+    assert found.shape == (24, 40, 3) and found[:, :12].max() < 40 and found[:, 20:].min() > 215
+
+
+def tiff_of_16_bits(values: NDArray[np.uint16], order: str) -> bytes:
+    """Return an uncompressed TIFF of [h, w, 3]."""
+    height, width, channels = values.shape
+    pixels = values.astype(f"{order}u2").tobytes()
+    bits, start = 8, 8 + 2 * channels
+    directory = start + len(pixels)
+    entries = [(256, 4, 1, width), (257, 4, 1, height), (258, 3, channels, bits), (259, 3, 1, 1), (262, 3, 1, 2)]
+    entries += [(273, 4, 1, start), (277, 3, 1, channels), (278, 4, 1, height), (279, 4, 1, len(pixels))]
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(f"{order}I", directory)
+    tags = b"".join(
+        struct.pack(f"{order}HHI", tag, kind, count)
+        + (struct.pack(f"{order}HH", value, 0) if kind == 3 and count == 1 else struct.pack(f"{order}I", value))
+        for tag, kind, count, value in entries
+    )
+    depths = struct.pack(f"{order}{channels}H", *[16] * channels)
+    return head + depths + pixels + struct.pack(f"{order}H", len(entries)) + tags + bytes(4)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+def test_tiffs_of_16_bits_are_read_by_the_bits_in_use(bits: int, order: str) -> None:
+    values = np.linspace(0, 2**bits - 1, 4 * 6 * 3).reshape(4, 6, 3).astype(np.uint16)
+    found, remark = decode_with_remark(tiff_of_16_bits(values, order))
+    assert (np.asarray(found) == values >> (bits - 8)).all()
+    assert bool(remark) == (bits < 16)
+
+
+def test_grey_tiffs_of_16_bits_are_read_by_the_bits_in_use() -> None:
+    values = np.linspace(0, 4095, 48).reshape(6, 8).astype(np.uint16)
+    for compression in (None, "tiff_lzw"):
+        found, remark = decode_with_remark(encoded(Image.fromarray(values), "TIFF", compression=compression))
+        assert (np.asarray(found)[..., 0] == values >> 4).all() and remark.startswith(FEWER_BITS)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_tiffs_without_a_known_white_are_refused(kind: type) -> None:
+    values = np.linspace(-1, 1, 48).reshape(6, 8) if kind == np.float32 else np.arange(48).reshape(6, 8) * 10**5
+    with pytest.raises(ImageError, match="save it as 8 bits"):
+        decode(encoded(Image.fromarray(values.astype(kind)), "TIFF"))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiffs_orientation_is_applied_once(orientation: int) -> None:
+    image = Image.fromarray(np.arange(24 * 3, dtype=np.uint8).reshape(4, 6, 3))
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(encoded(image, "PNG", exif=exif_of(orientation)))))
+    data = encoded(image, "TIFF", tiffinfo={274: orientation})
+    assert (np.asarray(decode(data)) == np.asarray(upright)).all()
+
+
+def exif_of(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[274] = orientation
+    return exif.tobytes()
+
+
+def test_of_several_pages_the_first_is_taken() -> None:
+    pages = [Image.new("RGB", (8, 8), colour) for colour in ("red", "green", "blue")]
+    data = encoded(pages[0], "TIFF", save_all=True, append_images=pages[1:])
+    assert decode(data).getpixel((2, 2)) == (255, 0, 0)
 
 
 def test_the_same_bytes_give_the_same_pixels(tmp_path: Path) -> None:

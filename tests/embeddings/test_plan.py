@@ -229,6 +229,21 @@ def test_views_are_named_fixed_and_follow_the_content(dataset: DomainDataset) ->
     assert image_key(sha256) == image_key(sha256, views.names[0])
 
 
+def test_every_fit_has_views_and_names_of_its_own(dataset: DomainDataset) -> None:
+    wide = Image.new("RGB", (1500, 500), "red")
+    wide.paste("blue", (500, 0, 1000, 500))
+    buffer = io.BytesIO()
+    wide.save(buffer, "PNG")
+    data, sha256 = buffer.getvalue(), hashlib.sha256(buffer.getvalue()).digest()
+    assert Views(k=1, fit="pad", clean_fit="crop").names == ("clean/crop", "domainbed-v1/pad/224/seed0/k0")
+    sent = {fit: pixels_of(Views(clean_fit=fit).encoded(data, sha256, (0,))[0]) for fit in ("stretch", "crop", "pad")}
+    assert {fit: pixels.shape[0] for fit, pixels in sent.items()} == {"stretch": 1024, "crop": 500, "pad": 1024}
+    assert (sent["crop"] == (0, 0, 255)).all() and (sent["pad"][0, 0] == (124, 116, 104)).all()
+    assert (sent["stretch"][0, 0] == (255, 0, 0)).all() and (sent["stretch"][0, 512] == (0, 0, 255)).all()
+    one, other = (Views(k=1, size=32, fit=fit).encoded(data, sha256, (0, 1)) for fit in ("stretch", "crop"))
+    assert one[0] == other[0] == data and one[1] != other[1]
+
+
 @pytest.mark.parametrize("wrong", [{"k": -1}, {"size": 0}])
 def test_impossible_views_are_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match=str(next(iter(wrong.values())))):

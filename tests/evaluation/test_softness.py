@@ -28,12 +28,11 @@ def test_the_temperature_makes_any_teachers_answers_as_soft(classes: int, scale:
     rng = np.random.default_rng(0)
     texts = units(rng, classes, 16)
     images = units(rng, 10_000, 16) + texts[rng.integers(classes, size=10_000)]
-    found = soft_temperature(images, texts, scale)
     logits = scale * images @ texts.T
+    found = soft_temperature(logits, scale)
     assert softness(logits, 0.95 * found) < SOFTNESS < softness(logits, 1.05 * found)  # two digits
-    assert soft_temperature(images, texts, scale / 100) == pytest.approx(found / 100, rel=0.05)
+    assert soft_temperature(logits / 100, scale / 100) == pytest.approx(found / 100, rel=0.05)
 
 
 def test_of_one_class_any_temperature_does() -> None:
-    rng = np.random.default_rng(0)
-    assert soft_temperature(units(rng, 5, 4), units(rng, 1, 4), 10.0) == 1.0
+    assert soft_temperature(np.zeros((5, 1), np.float32), 10.0) == 1.0

@@ -56,6 +56,21 @@ def negative_log_likelihood(logits: Tensor, labels: Tensor) -> Tensor:
     return -(exp[range(len(labels)), labels] / exp.sum(1)).log()
 
 
+@pytest.mark.parametrize("method", ["kd", "adip-plus"])
+def test_an_adapted_teacher_takes_the_place_of_the_zero_shot_one(method, output, targets):
+    texts = targets.texts
+    same = torch.cat([targets.scale * texts, torch.zeros(C, 1)], 1)
+    other = torch.cat([random(C, D, seed=7), random(C, 1, seed=8)], 1)
+    assert torch.allclose(replace(targets, adapted=same).logits(), targets.logits())
+    assert torch.allclose(replace(targets, adapted=other).logits(), targets.images @ other[:, :D].T + other[:, D])
+    output = output if method == "adip-plus" else Output(output.features, random(N, C, seed=9))
+    task = made(method, {"lambda": 0.5, "temperature": 2.0} if method == "adip-plus" else {})
+    step = task.stages[-1].training_step
+    old = step(output, targets)["loss"]
+    assert torch.allclose(step(output, replace(targets, adapted=same))["loss"], old)
+    assert not torch.allclose(step(output, replace(targets, adapted=other))["loss"], old)
+
+
 def test_erm_text_is_cross_entropy_under_the_frozen_texts(output, targets):
     expected = negative_log_likelihood(7 * output.z @ targets.texts.T, LABELS).mean()
     assert text_cross_entropy(output, targets)["loss"].item() == pytest.approx(expected.item(), rel=1e-5)

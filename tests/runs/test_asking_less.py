@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 
 import vl2v
-from vl2v.embeddings import EmbeddingStore, Ledger, LedgerBudget, Views
+from vl2v.embeddings import EmbeddingStore, Ledger, LedgerBudget, Views, teaching
 from vl2v.errors import ConfigError
-from vl2v.runs import advise, teaching
+from vl2v.runs import advise
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve

@@ -158,7 +158,7 @@ def test_answers_that_are_no_embeddings(
         rows[0] = value
         return rows
 
-    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: Odd(spoil))
+    monkeypatch.setattr("vl2v.embeddings.teaching.open_teacher", lambda spec, **options: Odd(spoil))
     with refused(TeacherError, message):
         vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
 
@@ -166,9 +166,11 @@ def test_answers_that_are_no_embeddings(
 def test_a_teacher_of_another_dimension_than_its_answers_in_the_store(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: Stub())
+    monkeypatch.setattr("vl2v.embeddings.teaching.open_teacher", lambda spec, **options: Stub())
     vl2v.embed(given, store=tmp_path / "store")
-    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: Odd(lambda rows: rows[:, :8], 8))
+    monkeypatch.setattr(
+        "vl2v.embeddings.teaching.open_teacher", lambda spec, **options: Odd(lambda rows: rows[:, :8], 8)
+    )
     given["data"]["target"] = []  # more to ask
     with refused(StoreError, "answers with 8 numbers, its answers here have 16: give it a store of its own"):
         vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")

@@ -135,6 +135,8 @@ def test_a_misleading_name_is_pointed_out_with_the_images_it_costs(check, shapes
     assert "prompts.overrides.ball" in name.advice()
     assert found.own.share.accuracy == 1
     assert "Its images tell more than its texts do" in found.verdict()
+    assert found.adapted.share.accuracy == 1 and found.adapted.lead.high < 0
+    assert "From these 72 embeddings the teacher itself goes from 66.7% to 100.0% on domains" in found.verdict()
 
 
 def test_a_teacher_that_knows_nothing_is_not_worth_it(check, shapes: Path, tmp_path: Path) -> None:

@@ -130,7 +130,7 @@ def test_a_row_of_which_no_checkpoint_was_kept_is_written_once(
     def full(*_: object) -> None:
         raise RunError("the disk is full")
 
-    monkeypatch.setattr("vl2v.training.loop.save_checkpoint", full)
+    monkeypatch.setattr("vl2v.training.stage.save_checkpoint", full)
     with pytest.raises(RunError, match="the disk is full"):
         vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
     assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 1

@@ -8,15 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import vl2v
 from vendor.rented import Stub, running
-from vl2v.embeddings import EmbeddingStore
+from vl2v.data import audit, open_dataset
+from vl2v.embeddings import EmbeddingStore, image_key, teaching
 from vl2v.errors import ConfigError, StudentError
+from vl2v.export.network import Network, as_export, card_of
 from vl2v.methods import task_of
-from vl2v.runs import teaching
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import new_student
 
@@ -25,7 +27,7 @@ from vl2v.runs.train import new_student
 def teacher(monkeypatch: pytest.MonkeyPatch) -> Stub:
     """Return the teacher that every spec opens: it has an answer about any image."""
     stub = Stub()
-    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: stub)
+    monkeypatch.setattr("vl2v.embeddings.teaching.open_teacher", lambda spec, **options: stub)
     return stub
 
 
@@ -77,6 +79,36 @@ def test_views_are_of_the_size_that_the_student_has(quick: dict[str, Any], teach
         vl2v.embed(with_(settings, "student", name="test_efficientnett"), store=store, dry_run=True)
 
 
+def test_student_and_teacher_have_each_their_fit_everywhere(
+    quick: dict[str, Any], teacher: Stub, store: Path, tmp_path: Path
+) -> None:
+    settings = with_(with_(quick, "teacher", fit="pad"), "data", fit="crop")
+    run = vl2v.distill(settings, tmp_path / "run", store=store)
+    paths = [run.folder.parent / f"{name}.png" for name in ("wide", "middle")]
+    wide = Image.new("RGB", (96, 32), "white")
+    wide.paste("black", (40, 8, 56, 24))
+    wide.save(paths[0])
+    wide.crop((32, 0, 64, 32)).save(paths[1])
+    classifier = vl2v.load(run)
+    assert classifier.fit == "crop" and classifier.about["teacher"]["fit"] == "pad"
+    one, other = (each.probabilities for each in classifier.predict(paths))
+    assert one == other
+    exported = as_export(Network(classifier, form="closed"), card_of(classifier, "closed", "fp32"))
+    assert exported.card["fit"] == exported.fit == "crop"
+    assert all(
+        exported.view(path.read_bytes()).tolist() == classifier.view(paths[1].read_bytes()).tolist() for path in paths
+    )
+    with EmbeddingStore(store, read_only=True) as opened:
+        found = audit(open_dataset(settings["data"]["path"]))
+        known = {
+            view: opened.known(teacher.fingerprint, [image_key(found.sha256[0], view)])[0]
+            for view in ("clean", "clean/pad")
+        }
+    assert known == {"clean": False, "clean/pad": True}
+    assert vl2v.embed(settings, store=store, dry_run=True).plan.known
+    assert vl2v.evaluate(run, store=store).of("teacher, zero-shot", "seen")
+
+
 def test_views_of_another_size_are_told_of(quick: dict[str, Any], teacher: Stub, store: Path, tmp_path: Path) -> None:
     settings = with_(quick, "teacher", views=1)
     vl2v.embed(with_(settings, "student", image_size=48), store=store)
@@ -120,7 +152,7 @@ class WhiteBox(Stub):
 @pytest.fixture
 def white(monkeypatch: pytest.MonkeyPatch) -> WhiteBox:
     box = WhiteBox()
-    monkeypatch.setattr("vl2v.runs.teaching.open_teacher", lambda spec, **options: box)
+    monkeypatch.setattr("vl2v.embeddings.teaching.open_teacher", lambda spec, **options: box)
     return box
 
 

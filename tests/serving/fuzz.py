@@ -16,7 +16,7 @@ from PIL import Image
 
 Upload = tuple[str, bytes]  # Content-Type and body
 CONNECTIONS = 8
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 
 def whole(draw: random.Random) -> bytes:

@@ -23,13 +23,13 @@ SWAD = {"swad": True, "precision": "fp32", "accelerator": "cpu"}
 KILLED = """
 import os, signal, sys
 from vl2v.cli import main
-from vl2v.training import loop
-save, last = loop.save_checkpoint, sys.argv.pop(1)
+from vl2v.training import stage
+save, last = stage.save_checkpoint, sys.argv.pop(1)
 def dying(folder, name, *rest):
     save(folder, name, *rest)
     if name == last:
         os.kill(os.getpid(), signal.SIGKILL)
-loop.save_checkpoint = dying
+stage.save_checkpoint = dying
 main()
 """
 

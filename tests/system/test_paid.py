@@ -97,7 +97,7 @@ def test_what_the_common_store_knows_is_not_bought_again(
 ) -> None:
     assert command("embed", "--budget", "0.01").returncode == 0
     bought = vendor.meter.sold("client")
-    monkeypatch.setattr("vl2v.runs.session.default_store", lambda: tmp_path / "store")
+    monkeypatch.setattr("vl2v.embeddings.session.default_store", lambda: tmp_path / "store")
     monkeypatch.setenv("VL2V_API_KEY", vendor.key)
     if changed:  # another model under the same name
         monkeypatch.setattr(vendor.teacher, "rows", lambda all_: np.stack([row(b"new" + content) for content in all_]))

@@ -16,10 +16,10 @@ from vl2v.methods import Stage, register
 from vl2v.methods.averaging import BetaAverage, Interpolation, Soup
 from vl2v.methods.erm import Finetuning, cross_entropy
 from vl2v.methods.miro import oracle
-from vl2v.training import loop
+from vl2v.training import stage
 from vl2v.training.sharding import whole
 
-_backward = loop._StageRun._backward
+_backward = stage.StageRun._backward
 
 
 def kept(self, parts):
@@ -56,7 +56,7 @@ class Averaging(Finetuning):
 
 
 if __name__ == "__main__":
-    loop._StageRun._backward = kept
+    stage.StageRun._backward = kept
     for name, settings in json.loads(Path(sys.argv[1]).read_text()).items():
         folder = Path(sys.argv[2]) / name
         vl2v.distill(settings, folder, store=folder.parent / "store")

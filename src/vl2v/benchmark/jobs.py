@@ -14,7 +14,8 @@ from vl2v.methods import METHODS, version_of
 from vl2v.runs.settings import resolve
 
 Selection = Literal["training", "leave-one-out", "oracle"]
-ZERO_SHOT = "zero-shot"  # the method that is the teacher itself
+ZERO_SHOT, ADAPTED = "zero-shot", "adapted-teacher"
+TEACHERS = (ZERO_SHOT, ADAPTED)  # the methods that are the teacher itself
 
 
 class Cell(NamedTuple):

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import ZERO_SHOT, Cell, Job, Selection
+from vl2v.benchmark.jobs import TEACHERS, Cell, Job, Selection
 from vl2v.benchmark.worklist import WorkList, predictions_in
 from vl2v.errors import ConfigError
 from vl2v.evaluation.compare import Marks, target_weights
-from vl2v.runs.folder import read_json
+from vl2v.io import read_json
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,15 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
         for name, about in work.tells().items():
             if told.setdefault(name, about) != about:
                 raise ConfigError(f"{folder}: {name} has other images or settings than in another of the folders")
-        measured = {result.cell for result in found if result.method != ZERO_SHOT}
+        measured = {result.cell for result in found if result.method not in TEACHERS}
         if twice := measured & {result.cell for result in own}:
             raise ConfigError(f"{folder}: {', '.join(map(str, min(twice)))}: another of the folders has it, too")
         found += own
         if selection != "leave-one-out":  # only this rule leaves out what is trained
             continue
-        trained = {job.cell for job in work.shown() if job.method != ZERO_SHOT and not job.held and work.trained(job)}
+        trained = {
+            job.cell for job in work.shown() if job.method not in TEACHERS and not job.held and work.trained(job)
+        }
         if waiting := trained - {result.cell for result in own}:
             notes.append(
                 f"{folder.name}: {len(waiting)} more have students, and no draw that this rule can judge yet: "
@@ -145,10 +147,10 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
 
 def _one_teacher(found: Sequence[Result]) -> list[Result]:
     """Return results with one row for the zero-shot teacher, whichever students were asked for with it."""
-    student = next((result.student for result in found if result.method != ZERO_SHOT), None)
+    student = next((result.student for result in found if result.method not in TEACHERS), None)
     one: dict[Cell, Result] = {}
     for result in found:
-        if result.method == ZERO_SHOT and student is not None:
+        if result.method in TEACHERS and student is not None:
             result = replace(result, student=student)
         one.setdefault(result.cell, result)
     return list(one.values())
@@ -263,7 +265,7 @@ def leakage(found: Iterable[Result]) -> list[str]:
     said: dict[tuple[str, str], list[str]] = {}
     for result in found:
         place = result.dataset, result.target
-        if result.method != ZERO_SHOT and place not in said:
+        if result.method not in TEACHERS and place not in said:
             told = read_json(result.folder / "evaluation.json", {"notes": []})["notes"]
             said[place] = [note for note in told if note.startswith("leakage")]
     return [f"{dataset} {target}: {note}" for (dataset, target), notes in said.items() for note in notes]

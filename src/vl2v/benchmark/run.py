@@ -12,20 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 from vl2v.benchmark.engine import Engine, Local
 from vl2v.benchmark.grid import Grid
-from vl2v.benchmark.jobs import ZERO_SHOT, Job
+from vl2v.benchmark.jobs import TEACHERS, Job
 from vl2v.benchmark.search import searching
 from vl2v.benchmark.work import Tell
 from vl2v.benchmark.worklist import Corruptions, WorkList
 from vl2v.config import TOWER, merge
 from vl2v.errors import ConfigError, RunError
-from vl2v.io import write_text
+from vl2v.io import read_json, write_text
 from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
 from vl2v.runs.cluster import Cluster
-from vl2v.runs.folder import read_json
 from vl2v.runs.query import embed
-from vl2v.runs.settings import resolve
-from vl2v.runs.teaching import has_tower
+from vl2v.runs.settings import has_tower, resolve
 from vl2v.teachers import is_white_box
 
 if TYPE_CHECKING:
@@ -136,10 +134,10 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
         config = resolve(job.settings)
         if method.queries != "images" or config.teacher.select is not None:
             continue
-        unseen = set() if job.method == ZERO_SHOT else set(config.data.target)
+        unseen = set() if job.method in TEACHERS else set(config.data.target)
         student = TOWER if has_tower(config, method) else config.student.name
         of_size = student if config.teacher.views else ""  # views are of the student's input size
-        online = config.teacher.online and job.method != ZERO_SHOT  # which is measured on its plain answers
+        online = config.teacher.online and job.method not in TEACHERS  # which is measured on its plain answers
         key = json.dumps([str(config.data.path), config.teacher.spec, of_size, online])
         session = {"method": "adip", "student": {"name": student}, "teacher": {"online": online}}
         tree = merge(job.settings, session)

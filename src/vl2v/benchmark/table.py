@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import ZERO_SHOT
+from vl2v.benchmark.jobs import TEACHERS, ZERO_SHOT
 from vl2v.benchmark.results import Result, mean_and_error, of
 from vl2v.config import TOWER
 from vl2v.evaluation.compare import Lead, Marks, best_is_sure, leads
@@ -64,24 +64,24 @@ def as_table(
         runs = {method: runs_of(of(mine, method=method), metric) for method in methods}
         covered = {method: _targets(of(mine, method=method), metric) for method in methods}
         whole = [method for method in methods if covered[method] == len(cells)]
-        opponent = of(found if base == ZERO_SHOT else mine, method=base)
+        opponent = of(found if base in TEACHERS else mine, method=base)
         held_against = runs_of(opponent, metric)
         marked = {method: runs[method] for method in whole if len(runs[method]) == len(cells)}
         fair = compared and len(held_against) == len(cells)
         ahead = leads({**marked, base: held_against}, base) if fair else {}
-        rivals = [method for method in methods if runs[method] and method != ZERO_SHOT]
+        rivals = [method for method in methods if runs[method] and method not in TEACHERS]
         sure = best_is_sure(marked, rivals) if compared and {*rivals} <= {*marked} else None
         for method in methods:
             own = of(mine, method=method)
-            row = [student if method != ZERO_SHOT else "", method]
+            row = [student if method not in TEACHERS else "", method]
             row += [_cell(of(own, dataset=dataset, target=target), metric) for dataset, target in cells]
             complete = method in whole
             partial |= 0 < covered[method] < len(cells)
             row += [_cell(own, metric) if complete else ""]
             row += _lead(ahead.get(method)) if compared else ()
-            row += [f"{100 * mean_and_error(own, 'seen')[0]:.1f}" if method != ZERO_SHOT else ""]
+            row += [f"{100 * mean_and_error(own, 'seen')[0]:.1f}" if method not in TEACHERS else ""]
             times = [result.seconds for result in own if math.isfinite(result.seconds)]
-            row += [f"{sorted(times)[len(times) // 2]:.0f}" if times and method != ZERO_SHOT else ""]
+            row += [f"{sorted(times)[len(times) // 2]:.0f}" if times and method not in TEACHERS else ""]
             if told:
                 row.append(known[student, method])
             if method == sure:
@@ -109,7 +109,7 @@ def as_table(
 
 def reference_of(found: Sequence[Result]) -> str:
     """Return the method that leads are counted from: "erm", or the first, of small students if there are any."""
-    trained = [result for result in found if result.method != ZERO_SHOT]
+    trained = [result for result in found if result.method not in TEACHERS]
     methods = [result.method for result in sorted(trained, key=lambda result: result.student == TOWER)]
     return "erm" if "erm" in methods or not methods else methods[0]
 

@@ -10,15 +10,17 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vl2v.benchmark.jobs import ZERO_SHOT, Job
+from vl2v.benchmark.jobs import ADAPTED, TEACHERS, Job
 from vl2v.benchmark.worklist import WorkList
+from vl2v.config import merge
 from vl2v.errors import RunError, VL2VError
-from vl2v.io import locked, write_text
+from vl2v.io import locked, read_json, write_text
 from vl2v.progress import Progress, silent
-from vl2v.runs.folder import follow, read_json
+from vl2v.runs.folder import follow
 from vl2v.runs.settings import resolve
 
 Tell = Callable[[dict[str, Any]], None]
@@ -49,10 +51,12 @@ def do(work: WorkList, job: Job, *, budget: float = 0, progress: Progress = sile
     store, shared_cache = work.folder / "store", work.folder / "shelf"
     try:
         follow(place, resolve(job.settings).data)
-        if job.method == ZERO_SHOT:
-            measure_teacher(job.settings, place, store=store, progress=progress)
+        if job.method in TEACHERS:
+            adapt = {"teacher": {"adapt": "auto" if job.method == ADAPTED else "off"}}
+            measure_teacher(merge(job.settings, adapt), place, store=store, progress=progress)
         elif not work.trained(job):
-            distill(job.settings, place, store=store, budget=budget, shared_cache=shared_cache, progress=progress)
+            train = partial(distill, store=store, budget=budget, shared_cache=shared_cache, progress=progress)
+            train(job.settings, place, minutes=None)
         if math.isnan(work.seconds(job)):
             write_text(place / "seconds.json", json.dumps(spent()))
         if kinds := work.unmeasured(job):

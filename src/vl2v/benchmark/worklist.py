@@ -12,10 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from vl2v.benchmark.jobs import ZERO_SHOT, Job, digest, slug
+from vl2v.benchmark.jobs import TEACHERS, Job, digest, slug
 from vl2v.errors import RunError
-from vl2v.io import locked, write_text
-from vl2v.runs.folder import read_json
+from vl2v.io import locked, read_json, write_text
 from vl2v.runs.predictions import FILE, Predictions
 
 
@@ -178,7 +177,7 @@ class WorkList:
 
     def unmeasured(self, job: Job) -> list[str]:
         """Return the corruptions that a job's student has still to be measured on."""
-        if self.corruptions is None or job.held or job.method == ZERO_SHOT:
+        if self.corruptions is None or job.held or job.method in TEACHERS:
             return []
         return self.corruptions.unmeasured(self.place(job))
 

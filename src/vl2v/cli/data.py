@@ -48,7 +48,7 @@ def inspect(
     run = validate(settings)
     reader = None
     if "spec" in settings.get("teacher", {}):
-        from vl2v.runs.teaching import the_teacher  # local ones bring torch
+        from vl2v.embeddings.teaching import the_teacher  # local ones bring torch
 
         reader = the_teacher(run.teacher)
     with progress_bars() as progress:

@@ -130,6 +130,10 @@ def distill(
     online_teacher: Annotated[
         bool | None, typer.Option("--online-teacher", help="Ask anew about every augmented batch (white boxes).")
     ] = None,
+    minutes: Annotated[
+        float | None, typer.Option(help="Fit into so many; without a GPU 20, unless steps or image size are given.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
     preset: Preset = "default",
     config: ConfigFile = None,
     pairs: Set = None,
@@ -138,6 +142,7 @@ def distill(
     """Train a student, evaluate it on every domain, and keep everything in a run folder."""
     from vl2v.cli.show import progress_bars
     from vl2v.runs import distill as train
+    from vl2v.runs import plan_run
     from vl2v.system import rank
 
     options = {
@@ -155,10 +160,18 @@ def distill(
     }
     with progress_bars() as progress:
         settings = settings_of(config, pairs, options)
-        run = train(settings, out, preset=preset, store=store, budget=budget, progress=progress)
-        if rank():
-            return
-        note = _keep_export(run, store, progress)
+        common: dict[str, Any] = {"preset": preset, "store": store, "budget": budget, "progress": progress}
+        common["minutes"] = "auto" if minutes is None else minutes
+        if dry_run:
+            plan = plan_run(settings, **common)
+        else:
+            run = train(settings, out, on_plan=lambda plan: say(*plan.summary()), **common)
+            if rank():
+                return
+            note = _keep_export(run, store, progress)
+    if dry_run:
+        say(*plan.summary())
+        return
     if note:
         say(note, err=True)
     assert run.evaluation is not None

@@ -90,12 +90,16 @@ def _print_alignment(found: "Check") -> None:
         f"cosine of an image with its class's text: {fit.own:.3f}; with the best other: {fit.other:.3f}; "
         f"margin: {fit.margin:.3f}; modality gap: {fit.gap:.2f}"
     )
-    probes = [("the untaught student's features", found.student), ("the teacher's own embeddings", found.own)]
+    probes = [
+        ("linear probe on the untaught student's features", found.student),
+        ("linear probe on the teacher's own embeddings", found.own),
+        ("the teacher adapted to its own embeddings", found.adapted),
+    ]
     for what, probed in probes:
         if probed is not None:
             low, high = probed.share.interval
             say(
-                f"linear probe on {what}, {probed.images} labelled images, {found.held_out}: "
+                f"{what}, {probed.images} labelled images, {found.held_out}: "
                 f"{100 * probed.share.accuracy:.1f}% ({100 * low:.1f} to {100 * high:.1f})"
             )
 

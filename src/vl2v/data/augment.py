@@ -1,13 +1,18 @@
-"""What the student sees: DomainBed's augmentation, and the plain view for evaluation."""
+"""What the student sees: how an image becomes a square, DomainBed's augmentation, the plain view for evaluation."""
 
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageChops
 
+Fit = Literal["stretch", "crop", "pad"]
+"""How an image becomes a square: squeezed whole, cut to its central square, or laid on a square of one colour."""
+
+PADDING = (124, 116, 104)  # ImageNet's mean colour: about zero once it is normalised
 SCALE = (0.7, 1.0)
 RATIO = (3 / 4, 4 / 3)
 JITTER = 0.3
@@ -16,17 +21,47 @@ GRAY = 0.1
 _LEVELS = np.arange(256)
 
 
-def evaluation_view(image: Image.Image, size: int) -> NDArray[np.uint8]:
-    """Return pixels [size, size, 3]: the whole image squeezed into a square, as DomainBed evaluates."""
-    return np.array(image.resize((size, size), Image.Resampling.BILINEAR))
+def fitted(image: Image.Image, fit: Fit) -> Image.Image:
+    """Return what of an image is resized to a square: a square already, or for "stretch" the image as it is.
+
+    The one place where this is decided, in training, evaluation, prediction and every export.
+
+    Args:
+        image: RGB.
+        fit: "stretch" keeps everything but the ratio of the sides, as DomainBed does; "crop" keeps the ratio and the
+            central square; "pad" keeps both, in the middle of a square of the longer side in ImageNet's mean colour.
+
+    Example:
+        >>> from PIL import Image
+        >>> wide = Image.new("RGB", (300, 100))
+        >>> [fitted(wide, fit).size for fit in ("stretch", "crop", "pad")]
+        [(300, 100), (100, 100), (300, 300)]
+    """
+    width, height = image.size
+    if fit == "stretch" or width == height:
+        return image
+    if fit == "crop":
+        side = min(image.size)
+        left, top = (width - side) // 2, (height - side) // 2
+        return image.crop((left, top, left + side, top + side))
+    side = max(image.size)
+    square = Image.new("RGB", (side, side), PADDING)
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
 
 
-def domainbed_augment(image: Image.Image, size: int, seed: int) -> NDArray[np.uint8]:
+def evaluation_view(image: Image.Image, size: int, fit: Fit = "stretch") -> NDArray[np.uint8]:
+    """Return pixels [size, size, 3] of an image made square (see `fitted`), without augmentation."""
+    return np.array(fitted(image, fit).resize((size, size), Image.Resampling.BILINEAR))
+
+
+def domainbed_augment(image: Image.Image, size: int, seed: int, fit: Fit = "stretch") -> NDArray[np.uint8]:
     """Return pixels [size, size, 3] of one augmentation: a function of the image and the seed alone.
 
     RandomResizedCrop(size, scale 0.7 to 1), flip, ColorJitter(0.3, 0.3, 0.3, 0.3), RandomGrayscale(0.1), with
-    torchvision's distributions.
+    torchvision's distributions, of the image as `fitted` leaves it.
     """
+    image = fitted(image, fit)
     rng = np.random.default_rng(seed)
     view = image.resize((size, size), Image.Resampling.BILINEAR, box=_crop(image.width, image.height, rng))
     if rng.random() < 0.5:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import re
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +15,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vl2v.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 64_000_000  # below Pillow's own limit, so that its warning is an error here
 
 NO_END = "a JPEG without its end mark"
@@ -24,7 +26,8 @@ REPAIRED = (NO_ALPHA, FEWER_BITS)
 
 _JPEG = b"\xff\xd8"
 _LFS = b"version https://git-lfs.github.com/spec/"
-_DEEP = ("RGB;16B", "RGBA;16B")
+_DEEP = re.compile("RGBA?;16[BLN]")
+_SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
 _DEPTHS = (8, 10, 12, 14, 16)
 _STRIP = 2**20  # pixels that are converted at once
 _BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2}  # a pixel in memory; 4 in all other modes
@@ -52,8 +55,8 @@ def decode(data: bytes, *, most_bytes: int | None = None) -> Image.Image:
         most_bytes: of memory that decoding may need, by `decoding_bytes`; None: any.
 
     Raises:
-        ImageError: empty, not one of JPEG, PNG, WEBP, BMP and GIF, truncated, corrupt, over 64 megapixels, or over
-            `most_bytes`.
+        ImageError: empty, not one of JPEG, PNG, WEBP, BMP, GIF and TIFF, truncated, corrupt, over 64 megapixels, of 32
+            bits a channel, or over `most_bytes`.
     """
     return decode_with_remark(data, most_bytes=most_bytes)[0]
 
@@ -63,7 +66,7 @@ def decode_with_remark(data: bytes, *, most_bytes: int | None = None) -> tuple[I
 
     EXIF orientation is applied; CMYK is converted; of 16 bits the upper 8 of those in use are taken; palettes are
     resolved; transparency is laid on white, but an alpha channel of zeros only is ignored; of an animation the first
-    frame is taken; a JPEG that lacks nothing but its end mark is taken as whole.
+    frame is taken, of a TIFF the first page; a JPEG that lacks nothing but its end mark is taken as whole.
 
     Args:
         data: the file.
@@ -81,7 +84,7 @@ def decode_with_remark(data: bytes, *, most_bytes: int | None = None) -> tuple[I
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError("not an image (JPEG, PNG, WEBP, BMP or GIF)") from None
+        raise ImageError("not an image (JPEG, PNG, WEBP, BMP, GIF or TIFF)") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError("too large (a decompression bomb?)") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
@@ -139,7 +142,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return image.size
     except Exception:  # Pillow's readers raise whatever a broken file makes them stumble over
-        raise ImageError("not an image (JPEG, PNG, WEBP, BMP or GIF)") from None
+        raise ImageError("not an image (JPEG, PNG, WEBP, BMP, GIF or TIFF)") from None
 
 
 def decoding_bytes(data: bytes) -> int:
@@ -152,7 +155,7 @@ def decoding_bytes(data: bytes) -> int:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return _needed(image)
     except Exception:  # Pillow's readers raise whatever a broken file makes them stumble over
-        raise ImageError("not an image (JPEG, PNG, WEBP, BMP or GIF)") from None
+        raise ImageError("not an image (JPEG, PNG, WEBP, BMP, GIF or TIFF)") from None
 
 
 def _needed(image: Image.Image) -> int:
@@ -183,7 +186,19 @@ def _is_plain(image: Image.Image) -> bool:
 
 def _is_deep(image: Image.Image) -> bool:
     """Whether a colour image that isn't loaded yet has 16 bits a channel, of which Pillow drops the lower 8."""
-    return any(tile.args in _DEEP for tile in getattr(image, "tile", ()))
+    return any(_DEEP.fullmatch(_raw_mode(tile.args)) for tile in getattr(image, "tile", ()))
+
+
+def _raw_mode(args: Any) -> str:
+    """Return how a tile's bytes lie, from what its decoder is given."""
+    first = args[0] if isinstance(args, tuple) and args else args
+    return first if isinstance(first, str) else ""
+
+
+def _swapped(args: Any) -> Any:
+    mode = _raw_mode(args)
+    mode = mode[:-1] + _SWAPPED[mode[-1]]
+    return (mode, *args[1:]) if isinstance(args, tuple) else mode
 
 
 def _lower_bytes(image: Image.Image, data: bytes) -> Image.Image | None:
@@ -193,8 +208,8 @@ def _lower_bytes(image: Image.Image, data: bytes) -> Image.Image | None:
     """
     if max(high for _, high in _extrema(image)[:3]) >= 64:
         return None
-    with Image.open(io.BytesIO(data), formats=("PNG",)) as swapped:
-        swapped.tile = [tile._replace(args=f"{str(tile.args)[:-1]}L") for tile in swapped.tile]
+    with Image.open(io.BytesIO(data), formats=("PNG", "TIFF")) as swapped:
+        swapped.tile = [tile._replace(args=_swapped(tile.args)) for tile in swapped.tile]
         swapped.load()
         return swapped
 
@@ -212,6 +227,10 @@ def _rgb(image: Image.Image, lower: Image.Image | None) -> tuple[Image.Image, st
     """
     if _is_plain(image) and lower is None:
         return image, ""
+    if image.mode in ("I", "F"):
+        least, most = cast("tuple[float, float]", image.getextrema())
+        if image.mode == "F" or least < 0 or most > 65535:
+            raise ImageError("not 8 or 16 bits a channel, but 32 or a sign; save it as 8 bits")
     depths = [16]
     if lower is not None or image.mode.startswith("I"):
         highest = np.max([_values(*strips).max((0, 1)) for strips in _strips(image, lower)], 0)

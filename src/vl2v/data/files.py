@@ -10,7 +10,7 @@ from pathlib import Path
 from vl2v.data.dataset import Excluded
 
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".pjpeg", ".pjp", ".png", ".apng", ".webp", ".bmp"))
-SUFFIXES |= {".dib", ".gif"}
+SUFFIXES |= {".dib", ".gif", ".tif", ".tiff"}
 PASSED_OVER = "thumbnails and other files of a system's own"
 _SYSTEM_FOLDERS = re.compile(
     r"__macosx|@eadir|@__thumb|@tmp|@(recently-snapshot|recycle|sharebin|sharesnap)|#recycle|[#~]snapshots?"

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.data.augment import Fit as Fit
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
 from vl2v.errors import DataError, StudentError
@@ -57,6 +58,11 @@ class Predictor(ABC):
     def image_size(self) -> int:
         """Pixels a side that the network takes."""
 
+    @property
+    @abstractmethod
+    def fit(self) -> Fit:
+        """How images become squares; see `vl2v.data.augment.fitted`."""
+
     @abstractmethod
     def _predict(self, pixels: NDArray[np.uint8]) -> list[Prediction]:
         """Return one prediction an image of pixels [n, s, s, 3]."""
@@ -79,7 +85,7 @@ class Predictor(ABC):
         Raises:
             ImageError: it can't be decoded.
         """
-        return evaluation_view(decode(image), self.image_size)
+        return evaluation_view(decode(image), self.image_size, self.fit)
 
     def predict(self, images: Sequence[bytes | Path | str]) -> list[Prediction]:
         """Return one prediction an image (a file's bytes or its path), in order.

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.deploy.prediction import Prediction, Predictor, prediction
+from vl2v.deploy.prediction import Fit, Prediction, Predictor, prediction
 from vl2v.errors import StudentError, VL2VError, need_extra
 
 FORMAT = 1
@@ -35,7 +35,8 @@ class Exported(Predictor):
 
     Attributes:
         card: what the file says of itself: form ("closed": the classes are part of the network; "open": they are texts
-            beside it, and more can be added), image_size, temperature, threshold, precision and about.
+            beside it, and more can be added), image_size, fit (how images become squares; stretched if it is missing),
+            temperature, threshold, precision and about.
         classes: names.
     """
 
@@ -111,6 +112,12 @@ class Exported(Predictor):
     def image_size(self) -> int:
         """Pixels a side that the network takes."""
         return int(self.card["image_size"])
+
+    @property
+    def fit(self) -> Fit:
+        """How images become squares; exports of earlier versions stretch them."""
+        fit: Fit = self.card.get("fit", "stretch")
+        return fit
 
     def _predict(self, pixels: NDArray[np.uint8]) -> list[Prediction]:
         return self.predictions(self.run(pixels))

@@ -1,4 +1,4 @@
-"""What a teacher has to be asked, what is known already, and the answers as training wants them."""
+"""What a dataset and its prompts take of a teacher: what is cached in the store, and what is left to query."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vl2v.embeddings.store import EmbeddingStore, image_key, text_key
 from vl2v.embeddings.views import Views
 from vl2v.errors import DataError
-from vl2v.teachers import text_classifier
 
 if TYPE_CHECKING:
     from vl2v.data.audit import Audit
@@ -128,45 +126,6 @@ def plan(
         cached_texts=len(wanted) - len(texts_missing),
         pending_texts=tuple(wanted[i] for i in texts_missing),
     )
-
-
-def targets(
-    store: EmbeddingStore,
-    fingerprint: str,
-    audit: Audit,
-    views: Views,
-    indices: Sequence[int] | NDArray[np.int64] | None = None,
-) -> NDArray[np.float16]:
-    """Return the image targets I(x) of training: float16 [n, 1 + k, dim], the clean view first, unit rows.
-
-    Args:
-        store: where the answers are.
-        fingerprint: whose answers.
-        audit: of the dataset whose images are meant.
-        views: as they were asked.
-        indices: n of the audit's images; None: all of them.
-
-    Raises:
-        StoreError: answers are missing or damaged; the message counts them and says what asks for them.
-    """
-    chosen = range(len(audit.sha256)) if indices is None else [int(i) for i in indices]
-    keys = [image_key(audit.contents[index], name) for index in chosen for name in views.names]
-    rows = store.get_half(fingerprint, keys)
-    return rows.reshape(len(chosen), len(views), rows.shape[1])
-
-
-def text_targets(store: EmbeddingStore, fingerprint: str, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
-    """Return the class targets T [C, d] of training, unit rows.
-
-    Args:
-        store: where the answers are.
-        fingerprint: whose answers.
-        prompts: every text of each class.
-
-    Raises:
-        StoreError: answers are missing or damaged.
-    """
-    return text_classifier([store.get(fingerprint, [text_key(text) for text in group]) for group in prompts])
 
 
 def _missing(store: EmbeddingStore | None, teacher: TeacherFacts, keys: Sequence[bytes]) -> list[int]:

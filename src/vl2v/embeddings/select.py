@@ -1,19 +1,31 @@
-"""Which images are most worth asking about, when not all can be: orders of images, the first ones first.
+"""Which training images a teacher is queried about, when not all are: orders of images, the first ones first.
 
 Every order is a function of its arguments and the seed alone, and all but `uncertain_order` are nested: the first 100
-of 1,000 are the 100. So raising the number asks only for the difference.
+of 1,000 are the 100. So a larger number queries only the difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.embeddings.session import TeacherSession
+from vl2v.embeddings.targets import TeacherTargets
+from vl2v.io import locked, read_json, write_text
 from vl2v.seeds import derive
 
 Indices = NDArray[np.int64]
+Rows = NDArray[np.float32]
+FeaturesOf = Callable[[Indices], Rows]
+"""The untaught student's F(x) [n, p] of images (dataset indices, sorted)."""
+Classify = Callable[[TeacherTargets, Rows], Rows]
+"""The logits [n, C] of features [n, p], by a first student of these targets."""
 
 
 def random_order(count: int, seed: int) -> Indices:
@@ -69,3 +81,84 @@ def uncertain_order(logits: NDArray[np.float32]) -> Indices:
     """
     best = np.partition(logits, -2, axis=1)[:, -2:]
     return np.argsort(best[:, 1] - best[:, 0], kind="stable")
+
+
+def select_images(
+    session: TeacherSession,
+    training: Indices,
+    features: FeaturesOf,
+    classify: Classify,
+    run: Path | None = None,
+) -> Indices | None:
+    """Return the training images to query (dataset indices, sorted); None: every image.
+
+    The selection is made once and saved: in the store's folder for runs alike, and as `asked.json` in the run folder,
+    so that a run that is resumed learns from the very images that it began with.
+
+    Args:
+        session: the teacher and the images.
+        training: the images to select from (dataset indices, sorted).
+        features: for the strategies that look at images.
+        classify: for the strategy "uncertainty".
+        run: the run folder.
+    """
+    wanted = session.config.teacher.select
+    if wanted is None:
+        return None
+    saved = [] if run is None else [run / "asked.json"]
+    with ExitStack() as held:
+        if wanted != "known":
+            shared = session.store.path / "chosen" / f"{_digest(session, training)}.json"
+            saved.append(shared)
+            held.enter_context(locked(shared.with_suffix(".lock")))
+        found = next((file for file in saved if file.is_file()), None)
+        contents = session.contents(session.same(training))
+        if found is None:
+            chosen = set(session.contents(session.same(_select(session, training, features, classify))))
+        else:
+            chosen = set(read_json(found))
+        for file in saved:
+            if not file.is_file():
+                write_text(file, json.dumps(sorted(chosen)))
+    return training[[index for index, content in enumerate(contents) if content in chosen]]
+
+
+def _select(session: TeacherSession, training: Indices, features: FeaturesOf, classify: Classify) -> Indices:
+    config = session.config
+    if config.teacher.select == "known":
+        return training[session.cached(training)]
+    _, first = np.unique(session.same(training), return_index=True)
+    images = training[np.sort(first)]  # of copies, one
+    count = min(int(config.teacher.select or 0), len(images))
+    match config.teacher.strategy:
+        case "random":
+            return images[random_order(len(images), config.seed)[:count]]
+        case "balanced":
+            labels, domains = session.dataset.labels[images], session.dataset.domain_ids[images]
+            return images[balanced_order(labels, domains, config.seed)[:count]]
+    rows = features(training)[np.searchsorted(training, images)]  # of all: Align wants them anyway
+    if config.teacher.strategy == "kcenter":
+        return images[k_center_order(rows, count)]
+    return _uncertain(session, images, rows, classify, count)
+
+
+def _uncertain(session: TeacherSession, images: Indices, rows: Rows, classify: Classify, count: int) -> Indices:
+    """Return half of the images by k-center, then those that a student taught on these is least certain of."""
+    half = k_center_order(rows, count // 2)
+    session.query(images[half])
+    rest = np.setdiff1d(np.arange(len(images)), half)
+    logits = classify(session.targets(images[half]), rows[rest])
+    more = rest[uncertain_order(logits)[: count - len(half)]]
+    return np.concatenate([images[half], images[more]])
+
+
+def _digest(session: TeacherSession, training: Indices) -> str:
+    """Return a name for everything that decides the selection."""
+    config = session.config
+    decides = hashlib.sha256()
+    decides.update(config.teacher.model_dump_json(include={"select", "strategy"}).encode())
+    decides.update(config.student.model_dump_json().encode())
+    decides.update(f"{config.seed} {session.teacher.fingerprint}".encode())
+    decides.update("".join(session.contents(session.same(training))).encode())
+    decides.update(session.dataset.labels[training].tobytes() + session.dataset.domain_ids[training].tobytes())
+    return decides.hexdigest()[:32]

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from vl2v.data.augment import Fit
 from vl2v.errors import ConfigError
 from vl2v.seeds import derive
 
 CLEAN = "clean"
+LARGEST = 1024  # pixels a side of a clean view that is made square: no teacher takes more
 AUGMENTATION = "domainbed-v1"  # changes when `domainbed_augment` would draw another image from the same seed
 
 
@@ -27,6 +30,8 @@ class Views:
         k: how many augmented views; 0 asks about the clean image only.
         seed: draws another set of views.
         size: side of an augmented view in pixels: the student's input size.
+        fit: how an image becomes a square before it is augmented: the student's.
+        clean_fit: how the clean image becomes a square before the teacher gets it; "own": it gets the file.
 
     Raises:
         ConfigError: a negative `k`, or a `size` below 1.
@@ -35,6 +40,8 @@ class Views:
     k: int = 0
     seed: int = 0
     size: int = 224
+    fit: Fit = "stretch"
+    clean_fit: Fit | Literal["own"] = "own"
 
     def __post_init__(self) -> None:
         if self.k < 0:
@@ -51,7 +58,9 @@ class Views:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the 1 + k views, as they enter the store's keys."""
-        return (CLEAN, *(f"{AUGMENTATION}/{self.size}/seed{self.seed}/k{k}" for k in range(self.k)))
+        fit = "" if self.fit == "stretch" else f"/{self.fit}"
+        augmented = (f"{AUGMENTATION}{fit}/{self.size}/seed{self.seed}/k{k}" for k in range(self.k))
+        return (clean_view(self.clean_fit), *augmented)
 
     def pixels(self, image: Image.Image, sha256: bytes, view: int) -> NDArray[np.uint8]:
         """Return augmented view `view` (1..k) of a decoded image: uint8 [size, size, 3].
@@ -65,18 +74,39 @@ class Views:
 
         if not 1 <= view <= self.k:
             raise IndexError(f"view {view} of {self.k} augmented ones")
-        return domainbed_augment(image, self.size, derive(self.seed, "view", sha256.hex(), view - 1))
+        return domainbed_augment(image, self.size, derive(self.seed, "view", sha256.hex(), view - 1), self.fit)
 
     def encoded(self, data: bytes, sha256: bytes, views: tuple[int, ...]) -> list[bytes]:
         """Return what the teacher is sent for some views of one image file: its own bytes, or a PNG.
 
         Raises:
-            vl2v.errors.DataError: the file cannot be decoded (augmented views only).
+            vl2v.errors.DataError: the file cannot be decoded (where its own bytes don't do).
         """
         from vl2v.data.decoding import decode
 
-        image = decode(data) if any(views) else None
-        return [data if image is None or view == 0 else _png(self.pixels(image, sha256, view)) for view in views]
+        as_it_is = self.clean_fit == "own"
+        image = None if as_it_is and not any(views) else decode(data)
+        return [
+            data
+            if image is None or (as_it_is and view == 0)
+            else _png(self.pixels(image, sha256, view) if view else _square(image, self.clean_fit))
+            for view in views
+        ]
+
+
+def clean_view(fit: Fit | Literal["own"]) -> str:
+    """Return the name of the clean view, as it enters the store's keys."""
+    return CLEAN if fit == "own" else f"{CLEAN}/{fit}"
+
+
+def _square(image: Image.Image, fit: Fit | Literal["own"]) -> NDArray[np.uint8]:
+    """Return an image as a square of the side it has by then (the longer one if it is stretched), at most `LARGEST`."""
+    from vl2v.data.augment import fitted
+
+    assert fit != "own"
+    square = fitted(image, fit)
+    side = min(max(square.size), LARGEST)
+    return np.array(square.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

@@ -26,20 +26,19 @@ def softness(logits: NDArray[np.floating[Any]], temperature: float) -> float:
     return float(entropy.mean() / np.log(logits.shape[1]))
 
 
-def soft_temperature(images: NDArray[np.float32], texts: NDArray[np.float32], scale: float) -> float:
-    """Return the temperature, to two digits, at which the teacher's answers have the softness that students learn from.
+def soft_temperature(logits: NDArray[np.float32], scale: float) -> float:
+    """Return the temperature, to two digits, at which a teacher's logits have the softness that students learn from.
 
     What a temperature does depends on the number of classes and on the logit scale: at 4, answers of one teacher about
     7 classes have a softness of 0.77, of another about 54 classes 0.95, which is next to no answer.
 
     Args:
-        images: I(x) [n, d], unit rows.
-        texts: T [C, d], unit rows; of one class only, the temperature is 1.
-        scale: s.
+        logits: [n, C]; of one class only, the temperature is 1.
+        scale: the teacher's logit scale s, about which it is looked for.
     """
-    if len(texts) < 2:
+    if logits.shape[1] < 2:
         return 1.0
-    logits = scale * images[:: -(-len(images) // SAMPLE)] @ texts.T
+    logits = logits[:: -(-len(logits) // SAMPLE)]
     low, high = COLDEST * scale, HOTTEST * scale
     for _ in range(20):  # to a millionth of the range of its logarithm
         middle = (low * high) ** 0.5

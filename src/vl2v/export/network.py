@@ -24,7 +24,10 @@ PREPROCESSING = {
     "orientation": "EXIF orientation is applied",
     "colours": "8-bit RGB: palettes are resolved, transparency is laid on white, grey and CMYK are converted without "
     "colour profiles, of 16 bits the upper 8 are taken, of an animation the first frame",
-    "resize": "the whole image is squeezed to image_size x image_size, without keeping its ratio and without a crop",
+    "fit": "stretch: the whole image, without keeping its ratio; crop: its central square, which begins at "
+    "(longer side - shorter side) // 2; pad: the image on a square of its longer side in RGB 124, 116, 104, "
+    "from (longer - shorter side) // 2 on",
+    "resize": "to image_size x image_size",
     "filter": "bilinear with antialiasing (Pillow's BILINEAR): weights fall linearly to nothing at max(1, old / new) "
     "old pixels from the new pixel's centre; first along rows, then along columns, each result rounded to 8 bits",
     "input": "pixels, uint8 [n, image_size, image_size, 3], 0 to 255; normalisation is in the network",
@@ -73,6 +76,7 @@ def card_of(classifier: Classifier, form: str, precision: str) -> dict[str, Any]
         "format": FORMAT,
         "form": form,
         "image_size": classifier.student.spec.image_size,
+        "fit": classifier.student.spec.fit,
         "classes": classifier.classes,
         "scale": classifier.scale,
         "temperature": classifier.temperature,

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vl2v.data import decode, evaluation_view
 from vl2v.data.files import one_form
 from vl2v.deploy.prediction import BATCH
 from vl2v.deploy.runtime import Exported
@@ -131,21 +130,21 @@ def source_domains(classifier: Classifier, sources: Sources) -> Iterator[Domain]
     dataset = sources.dataset.of_classes(
         [one_form(name) for name in classifier.classes]
     )  # labels as the student has them
-    val, size = sources.split.val, classifier.student.spec.image_size
+    val = sources.split.val
     for name in sources.names:
         images = val[dataset.domain_ids[val] == dataset.domain_index(name)][:CHECKED]
-        pixels = _pixels(sources, images, size)
+        pixels = _pixels(sources, images, classifier)
         logits = np.concatenate([classifier.logits(torch.from_numpy(part)).numpy() for part in parts(pixels)])
         yield Domain(name, pixels, dataset.labels[images], logits)
 
 
-def calibration_pixels(sources: Sources, size: int) -> Pixels:
+def calibration_pixels(sources: Sources, classifier: Classifier) -> Pixels:
     """Return training images of all source domains, drawn evenly."""
     rng = np.random.default_rng(derive(0, "calibration"))
     train, domains = sources.split.train, sources.dataset.domain_ids[sources.split.train]
     each = -(-CALIBRATION // len(np.unique(domains)))
     drawn = [rng.permutation(train[domains == domain])[:each] for domain in np.unique(domains)]
-    return _pixels(sources, np.concatenate(drawn), size)
+    return _pixels(sources, np.concatenate(drawn), classifier)
 
 
 def compare(exported: Exported, domains: Sequence[Domain], kept: tuple[str, ...] = ()) -> Parity:
@@ -198,5 +197,5 @@ def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     return float((logits.argmax(1) == labels).mean())
 
 
-def _pixels(sources: Sources, images: NDArray[np.int64], size: int) -> Pixels:
-    return np.stack([evaluation_view(decode(sources.dataset.read(int(i))), size) for i in images])
+def _pixels(sources: Sources, images: NDArray[np.int64], classifier: Classifier) -> Pixels:
+    return np.stack([classifier.view(sources.dataset.read(int(i))) for i in images])

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from vl2v.deploy.runtime import files_of, load, openvino_library, size_of
+from vl2v.embeddings.teaching import default_store
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.export.measure import side_by_side, timed
@@ -24,7 +25,6 @@ from vl2v.io import write_bytes
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.folder import Run
-from vl2v.runs.teaching import default_store
 from vl2v.students import Classifier, at_size
 from vl2v.system import processors
 
@@ -192,7 +192,7 @@ class Exporter:
 
     @cached_property
     def _calibration(self) -> Pixels:
-        return calibration_pixels(self._sources, self.classifier.student.spec.image_size)
+        return calibration_pixels(self._sources, self.classifier)
 
 
 def check_format(kind: str, *, int8: bool = False) -> None:

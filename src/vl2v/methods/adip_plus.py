@@ -58,7 +58,9 @@ class AdipPlus(Task):
         return align(self.settings.lambda_), distill
 
     def classwise(self, output: Output, targets: Targets) -> Terms:
-        """Return ADiP's loss + weight tau^2 / s mean KL(softmax(s I(x) . T^T / tau) || softmax(s z . T^T / tau)).
+        """Return ADiP's loss + weight tau^2 / s mean KL(softmax(t / tau) || softmax(s z . T^T / tau)).
+
+        t are the teacher's logits, s I(x) . T^T unless it was adapted.
 
         Divided by the logit scale s, its gradient is of the cosines' size. An image that wasn't queried adds nothing.
         """
@@ -66,10 +68,9 @@ class AdipPlus(Task):
 
         temperature = number(self.settings.temperature, "temperature")
         terms = cosine_loss(output, targets, number(self.settings.lambda_, "lambda"))
-        images, texts = targets.embeddings()
-        sharpness = targets.scale / temperature
-        teacher = (sharpness * images @ texts.T).softmax(-1)
-        student = (sharpness * output.z @ texts.T).log_softmax(-1)
+        _, texts = targets.embeddings()
+        teacher = (targets.logits() / temperature).softmax(-1)
+        student = (targets.scale / temperature * output.z @ texts.T).log_softmax(-1)
         divergence = functional.kl_div(student, teacher, reduction="none").sum(-1)
         weight = self.settings.class_weight * temperature**2 / targets.scale
         added = weight * (targets.queried * divergence).mean()

@@ -53,6 +53,7 @@ class Targets:
         anchors: texts of each class in each source domain's words [C, D, d], unit rows; for methods that ask for them.
         partners: [n] for images that are mixtures, the label of the second.
         share: [n] the first one's part of a mixture, 0 to 1.
+        adapted: W and b, side by side, of an adapted teacher's logits [C, d + 1]; see `logits`.
     """
 
     labels: Tensor
@@ -63,10 +64,11 @@ class Targets:
     anchors: Tensor | None = None
     partners: Tensor | None = None
     share: Tensor | None = None
+    adapted: Tensor | None = None
 
     def to(self, device: torch.device) -> Targets:
         """Return the same on a device."""
-        names = ("labels", "images", "texts", "domains", "anchors", "partners", "share")
+        names = ("labels", "images", "texts", "domains", "anchors", "partners", "share", "adapted")
         there = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **there)
 
@@ -80,6 +82,13 @@ class Targets:
         """Return I(x) and T of a batch that the teacher was queried about."""
         assert self.images is not None and self.texts is not None
         return self.images, self.texts
+
+    def logits(self) -> Tensor:
+        """Return the teacher's logits [n, C]: s I(x) . T^T, or I(x) . W^T + b of one that was adapted."""
+        images, texts = self.embeddings()
+        if self.adapted is None:
+            return self.scale * images @ texts.T
+        return images @ self.adapted[:, :-1].T + self.adapted[:, -1]
 
     def weights(self, weight: float) -> tuple[Tensor, Tensor]:
         """Return how much of each image's loss is the image term's and the label term's, [n] each.

@@ -22,7 +22,7 @@ class KdSettings(Section):
 
 @register("kd")
 class Kd(Task):
-    """A linear head learns labels and the teacher's zero-shot distribution."""
+    """A linear head learns labels and the teacher's distribution over classes."""
 
     title = "distillation of logits"
     head = "linear"
@@ -47,8 +47,8 @@ class Kd(Task):
 def kd_loss(output: Output, targets: Targets, temperature: float, weight: float) -> Terms:
     """Return L = weight tau^2 KL(softmax(t / tau) || softmax(v / tau)) + (1 - weight) CE(v, y).
 
-    v are the student's logits and t = s I(x) . T^T the teacher's. An image without a label, or one that wasn't
-    queried, has one of the terms only, which counts in full then.
+    v are the student's logits and t the teacher's, s I(x) . T^T unless it was adapted. An image without a
+    label, or one that wasn't queried, has one of the terms only, which counts in full then.
 
     Args:
         output: of the student.
@@ -58,8 +58,8 @@ def kd_loss(output: Output, targets: Targets, temperature: float, weight: float)
     """
     from torch.nn import functional
 
-    logits, (images, texts) = output.projected, targets.embeddings()
-    teacher = (targets.scale * images @ texts.T / temperature).softmax(-1)
+    logits = output.projected
+    teacher = (targets.logits() / temperature).softmax(-1)
     student = functional.log_softmax(logits / temperature, dim=-1)
     divergence = functional.kl_div(student, teacher, reduction="none").sum(-1)
     cross_entropy = functional.cross_entropy(logits, targets.labels, ignore_index=-1, reduction="none")

@@ -1,4 +1,4 @@
-"""The teacher as it is: images against class embeddings. Nothing is trained."""
+"""The teacher itself, as it is or adapted in closed form. No student is trained."""
 
 from __future__ import annotations
 
@@ -11,3 +11,10 @@ class ZeroShot(Task):
     """A row of the benchmark."""
 
     title = "the teacher itself, without a student"
+
+
+@register("adapted-teacher")
+class AdaptedTeacher(Task):
+    """A row of the benchmark: `vl2v.evaluation.adapted`, on the source domains' training images."""
+
+    title = "the same, adapted to the labelled source images"

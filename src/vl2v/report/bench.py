@@ -11,7 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import ZERO_SHOT, Job
+from vl2v.benchmark.jobs import TEACHERS, ZERO_SHOT, Job
 from vl2v.benchmark.results import Result, mean_and_error, of
 from vl2v.benchmark.table import reference_of, runs_of
 from vl2v.benchmark.worklist import WorkList, predictions_in
@@ -50,7 +50,7 @@ class Bench:
     @cached_property
     def models(self) -> list[Model]:
         """What is compared, students first, without the teacher."""
-        trained = (result for result in self.found if result.method != ZERO_SHOT)
+        trained = (result for result in self.found if result.method not in TEACHERS)
         return sorted(dict.fromkeys((result.student, result.method) for result in trained), key=lambda model: model[0])
 
     @property

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vl2v.benchmark.jobs import ZERO_SHOT, Selection
+from vl2v.benchmark.jobs import TEACHERS, Selection
 from vl2v.benchmark.results import Result, gather, leakage
 from vl2v.benchmark.table import as_table
 from vl2v.benchmark.worklist import WorkList
@@ -175,7 +175,7 @@ def _settings(bench: Bench) -> list[tuple[str, str]]:
     """Return the settings that all runs have in common, and those of each method."""
     by_method: dict[str, list[Tree]] = defaultdict(list)
     for result in bench.found:
-        if result.method != ZERO_SHOT:
+        if result.method not in TEACHERS:
             tree = without_places(
                 resolve(bench.jobs[result.folder].settings).model_dump(by_alias=True, exclude_none=True)
             )

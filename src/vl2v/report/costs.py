@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 from safetensors import safe_open
 
-from vl2v.benchmark.jobs import ZERO_SHOT, Job
+from vl2v.benchmark.jobs import TEACHERS, Job
 from vl2v.benchmark.results import mean_and_error, result_of
 from vl2v.config import deciding
 from vl2v.data import leave_out
 from vl2v.errors import DataError
+from vl2v.io import read_json
 from vl2v.report.bench import Bench, Model
 from vl2v.report.charts import Chart, Series, axis, log_axis
 from vl2v.runs.datasets import open_data
-from vl2v.runs.folder import read_json
 from vl2v.runs.settings import resolve
 
 
@@ -73,7 +73,7 @@ def _queries(bench: Bench) -> Iterator[Chart]:
 
     Points of a line are of the same targets and seeds.
     """
-    shown = {_family(bench.jobs[result.folder]) for result in bench.found if result.method != ZERO_SHOT}
+    shown = {_family(bench.jobs[result.folder]) for result in bench.found if result.method not in TEACHERS}
     found: dict[Model, dict[str, list[Job]]] = defaultdict(lambda: defaultdict(list))
     for job in bench.work.jobs():
         if job.of_today and bench.work.done(job) and not job.draw and not job.held and _family(job) in shown:

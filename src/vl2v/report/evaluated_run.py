@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from vl2v.data import Audit, DomainDataset, decode
-from vl2v.embeddings import EmbeddingStore, image_key
+from vl2v.embeddings import EmbeddingStore, clean_view, image_key
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import RunError
 from vl2v.evaluation import Evaluation, Row, measure
@@ -87,7 +87,8 @@ class EvaluatedRun:
         about = self.classifier.about["teacher"]
         if about is None or not (self.store / FILE_NAME).is_file():
             return places[:0], np.zeros((0, 0), np.float32)
-        keys = [image_key(self.audit.contents[i]) for i in self.kept["index"][places]]
+        view = clean_view(about.get("fit", "own"))
+        keys = [image_key(self.audit.contents[i], view) for i in self.kept["index"][places]]
         with EmbeddingStore(self.store, read_only=True) as answers:
             known = answers.known(about["fingerprint"], keys)
             there = [key for key, one in zip(keys, known, strict=True) if one]

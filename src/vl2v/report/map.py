@@ -37,7 +37,7 @@ def embedding_map(evaluated: EvaluatedRun, progress: Progress) -> dict[str, Any]
     size, workers = classifier.student.spec.image_size, evaluated.run.config.data.workers
     pixels: list[NDArray[np.uint8]] = []
     made = []
-    for chunk in clean_pixels(evaluated.dataset, kept["index"][places], size, workers=workers):
+    for chunk in clean_pixels(evaluated.dataset, kept["index"][places], size, workers=workers, fit=classifier.fit):
         made.append(embeddings(classifier, chunk).numpy())
         pixels += list(chunk.numpy())
         progress("mapping", len(pixels), len(places), "")

@@ -20,9 +20,11 @@ from PIL import Image
 from vl2v.config import StudentConfig
 from vl2v.deploy.runtime import size_of
 from vl2v.embeddings import money
+from vl2v.embeddings.teaching import anchor_prompts
 from vl2v.evaluation import Row
 from vl2v.evaluation.alignment import accuracy_by_group, confusions
 from vl2v.evaluation.intervals import Share, paired_difference, wilson
+from vl2v.io import read_json
 from vl2v.methods import Task, task_of
 from vl2v.progress import Progress
 from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration
@@ -36,9 +38,7 @@ from vl2v.report.verdict import verdict
 from vl2v.runs import Run, read_bill
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.evaluate import STUDENT, TEACHER
-from vl2v.runs.folder import read_json
 from vl2v.runs.settings import without_places
-from vl2v.runs.teaching import anchor_prompts
 from vl2v.seeds import derive
 from vl2v.students.backbone import PACKAGED
 from vl2v.teachers import prompts_for
@@ -357,8 +357,8 @@ def _saliency(evaluated: EvaluatedRun, progress: Progress) -> Iterator[dict[str,
     rng = np.random.default_rng(derive(0, "saliency"))
     chosen = [rng.permutation(np.flatnonzero(focus & right))[:LOOKS] for right in (evaluated.right, ~evaluated.right)]
     places = np.concatenate(chosen)
-    size = evaluated.classifier.student.spec.image_size
-    (pixels,) = clean_pixels(evaluated.dataset, kept["index"][places], size, workers=0)
+    size, fit = evaluated.classifier.image_size, evaluated.classifier.fit
+    (pixels,) = clean_pixels(evaluated.dataset, kept["index"][places], size, workers=0, fit=fit)
     drops, least = occlusion(evaluated.classifier, pixels, progress)
     for number, place in enumerate(places):
         truth, said = kept.classes[kept["label"][place]], kept.classes[kept["answer"][place]]

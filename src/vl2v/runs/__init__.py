@@ -7,40 +7,44 @@ from typing import TYPE_CHECKING
 from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
-    from vl2v.runs.bill import Total, free_queries, read_bill, totals
+    from vl2v.embeddings.bill import Total, free_queries, read_bill, totals
+    from vl2v.embeddings.teaching import default_store
     from vl2v.runs.check import check_teacher
     from vl2v.runs.folder import Run
+    from vl2v.runs.plan import RunPlan, plan_run
     from vl2v.runs.predict import add_class, classes_of, load, predict_files
     from vl2v.runs.query import Asked, embed
     from vl2v.runs.query_curve import Advice, advise
     from vl2v.runs.settings import resolve
-    from vl2v.runs.teaching import default_store
     from vl2v.runs.train import distill
 
 _HOMES = {
     "Advice": "vl2v.runs.query_curve",
     "Asked": "vl2v.runs.query",
     "Run": "vl2v.runs.folder",
-    "Total": "vl2v.runs.bill",
+    "RunPlan": "vl2v.runs.plan",
+    "Total": "vl2v.embeddings.bill",
     "add_class": "vl2v.runs.predict",
     "check_teacher": "vl2v.runs.check",
     "classes_of": "vl2v.runs.predict",
     "advise": "vl2v.runs.query_curve",
-    "default_store": "vl2v.runs.teaching",
+    "default_store": "vl2v.embeddings.teaching",
     "distill": "vl2v.runs.train",
     "embed": "vl2v.runs.query",
-    "free_queries": "vl2v.runs.bill",
+    "free_queries": "vl2v.embeddings.bill",
     "load": "vl2v.runs.predict",
+    "plan_run": "vl2v.runs.plan",
     "predict_files": "vl2v.runs.predict",
-    "read_bill": "vl2v.runs.bill",
+    "read_bill": "vl2v.embeddings.bill",
     "resolve": "vl2v.runs.settings",
-    "totals": "vl2v.runs.bill",
+    "totals": "vl2v.embeddings.bill",
 }
 
 __all__ = [
     "Advice",
     "Asked",
     "Run",
+    "RunPlan",
     "Total",
     "add_class",
     "advise",
@@ -51,6 +55,7 @@ __all__ = [
     "embed",
     "free_queries",
     "load",
+    "plan_run",
     "predict_files",
     "read_bill",
     "resolve",

@@ -12,16 +12,16 @@ from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
+from vl2v.embeddings.targets import TeacherTargets
 from vl2v.evaluation.ridge import Taught, best_lambda, fitted, lambda_accuracies
 from vl2v.evaluation.temperature import soft_temperature
-from vl2v.io import write_text
+from vl2v.io import read_json, write_text
 from vl2v.methods import Task
 from vl2v.progress import Progress
 from vl2v.runs.datasets import Sources
 from vl2v.runs.features import Features
-from vl2v.runs.folder import read_json
 from vl2v.students import Student
-from vl2v.training import TeacherTargets, from_first
+from vl2v.training import batch_targets, from_first
 
 FEW = 10  # images with a label and an answer; fewer tell nothing
 
@@ -67,9 +67,11 @@ def settled(
 def _soft_temperature(sources: Sources, answers: TeacherTargets) -> float:
     """Return the temperature for the teacher's answers about the images to learn from; 2 where few are known."""
     assert answers.images is not None and answers.texts is not None
-    images = answers.images[_images(sources, answers), 0].astype(np.float32)
-    known = images[images.any(1)]
-    return soft_temperature(known, answers.texts, answers.scale) if len(known) >= FEW else 2.0
+    known = answers.answered(_images(sources, answers))
+    if len(known) < FEW:
+        return 2.0
+    nowhere = np.zeros_like(known)
+    return soft_temperature(batch_targets(answers, known, nowhere).logits().numpy(), answers.scale)
 
 
 def _best_lambda(sources: Sources, answers: TeacherTargets, features: Features, fabric: Fabric) -> dict[str, Any]:

@@ -19,23 +19,24 @@ from vl2v.embeddings import (
     LedgerBudget,
     Plan,
     Refusal,
-    Views,
+    clean_view,
     fetch,
     fetch_texts,
     image_key,
     plan,
     text_targets,
 )
+from vl2v.embeddings.bill import cost, with_budget
+from vl2v.embeddings.session import buying
+from vl2v.embeddings.teaching import clean_images, default_store, the_teacher
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
 from vl2v.progress import Progress, silent
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.query import Asked
 from vl2v.runs.sample import Sample, draw_sample
-from vl2v.runs.session import buying, cost, with_budget
 from vl2v.runs.settings import resolve
 from vl2v.runs.teacher_verdict import Check, Skipped, verdict_of
-from vl2v.runs.teaching import default_store, the_teacher
 from vl2v.students import Student
 from vl2v.teachers import Teacher, check_prompts, prompts_for
 from vl2v.teachers.paid.teacher import as_paid
@@ -88,7 +89,7 @@ def check_teacher(
         answers, teacher, sample = opened.store, opened.teacher, opened.sample
         judged = _answerable(opened.wordings, skipped, opened.config.prompts, sample)
         tables = {setting: text_targets(answers, teacher.fingerprint, groups) for setting, groups in judged.items()}
-        keys = [image_key(sha256) for sha256 in sample.audit.contents]
+        keys = [image_key(sha256, clean_view(opened.config.teacher.fit)) for sha256 in sample.audit.contents]
         answered = np.flatnonzero(answers.known(teacher.fingerprint, keys))
         if not len(answered):
             raise TeacherError(f"{teacher.name}: refused all {len(keys)} images, first: {refused[0].reason}")
@@ -139,7 +140,7 @@ class _Opened:
 
     def plan(self, groups: Iterable[list[str]]) -> Plan:
         texts = list(chain.from_iterable(groups))
-        return plan(self.store, self.teacher, self.sample.dataset, self.sample.audit, texts, Views())
+        return plan(self.store, self.teacher, self.sample.dataset, self.sample.audit, texts, clean_images(self.config))
 
     def everything(self) -> Asked:
         """Return all that is to be asked, and its price."""

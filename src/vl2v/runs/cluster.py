@@ -13,10 +13,10 @@ from typing import Any
 
 from vl2v.config import TeacherConfig
 from vl2v.embeddings import EmbeddingStore, Plan, Refusal, fetch, merge
+from vl2v.embeddings.teaching import the_teacher
 from vl2v.errors import ConfigError, StoreError, TeacherError, VL2VError, need_extra
 from vl2v.io import locked
 from vl2v.progress import Progress
-from vl2v.runs.teaching import the_teacher
 from vl2v.teachers import Teacher
 from vl2v.teachers.paid.teacher import as_paid
 

@@ -15,8 +15,9 @@ from vl2v.config import DataConfig, PromptConfig, RunConfig
 from vl2v.data import Audit, DomainDataset, in_split, leave_out
 from vl2v.data.files import one_form
 from vl2v.data.near_duplicates import lookalikes
-from vl2v.embeddings import EmbeddingStore, image_key, text_key, text_targets
+from vl2v.embeddings import EmbeddingStore, clean_view, image_key, text_key, text_targets
 from vl2v.embeddings.store import FILE_NAME
+from vl2v.embeddings.teaching import default_store
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.progress import Progress, silent
@@ -25,7 +26,6 @@ from vl2v.runs.folder import Run
 from vl2v.runs.image_identity import have_changed, same_images
 from vl2v.runs.predict import load
 from vl2v.runs.predictions import Predictions, content
-from vl2v.runs.teaching import default_store
 from vl2v.students import Classifier, Student, is_on_hub
 from vl2v.system import best_device, reuse_freed_memory
 from vl2v.teachers import prompts_for
@@ -141,8 +141,8 @@ def classifier_logits(
     classifier: Classifier, dataset: DomainDataset, images: NDArray[np.int64], workers: int
 ) -> Tensor:
     """Return logits [n, C] of images (dataset indices), before the temperature."""
-    size = classifier.student.spec.image_size
-    return torch.cat([classifier.logits(x) for x in clean_pixels(dataset, images, size, workers=workers)])
+    pixels = clean_pixels(dataset, images, classifier.image_size, workers=workers, fit=classifier.fit)
+    return torch.cat([classifier.logits(x) for x in pixels])
 
 
 def measured(config: RunConfig, dataset: DomainDataset, domain: str, val: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -176,7 +176,8 @@ def zero_shot_logits(classifier: Classifier, found: Audit, indices: NDArray[np.i
     fingerprint = about["teacher"]["fingerprint"]
     prompts = prompts_for(classifier.classes, PromptConfig(**about["prompts"]), about["sources"])
     with EmbeddingStore(store, read_only=True) as answers:
-        images = [image_key(found.contents[i]) for i in indices]
+        view = clean_view(about["teacher"].get("fit", "own"))
+        images = [image_key(found.contents[i], view) for i in indices]
         wanted: Sequence[bytes] = [*images, *(text_key(text) for group in prompts for text in group)]
         if not answers.known(fingerprint, wanted).all():
             return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,20 +15,23 @@ from torch import Tensor, nn
 
 from vl2v.config import RunConfig
 from vl2v.data import DomainDataset
+from vl2v.embeddings.select import select_images
+from vl2v.embeddings.session import TeacherSession
+from vl2v.embeddings.targets import TeacherTargets
+from vl2v.methods import Task
 from vl2v.methods.adip import align
 from vl2v.methods.averaging import Scores
 from vl2v.progress import Progress
 from vl2v.runs.cache import SharedCache, backbone_name
 from vl2v.runs.datasets import Sources
-from vl2v.runs.settings import resolve
+from vl2v.runs.settings import has_tower, resolve
 from vl2v.seeds import derive
-from vl2v.students import BackboneSpec, Student, new_projector, pretrained_backbone
+from vl2v.students import BackboneSpec, Student, new_projector, output_width, pretrained_backbone
 from vl2v.training import (
     DomainBalancedSampler,
     FeatureBatches,
     Rendering,
     StageWork,
-    TeacherTargets,
     Trainer,
     Validation,
     clean_pixels,
@@ -39,6 +43,8 @@ from vl2v.training import (
 
 Indices = NDArray[np.int64]
 
+KEPT = 2**27  # bytes of validation images that stay in memory as pixels, while a stage lasts
+
 
 def new_backbone(config: RunConfig) -> tuple[nn.Module, BackboneSpec]:
     """Return the student's backbone F as it comes; random weights are decided by the seed.
@@ -48,7 +54,32 @@ def new_backbone(config: RunConfig) -> tuple[nn.Module, BackboneSpec]:
     """
     wanted = config.student
     torch.manual_seed(derive(config.seed, "backbone"))
-    return pretrained_backbone(wanted.name, wanted.weights, image_size=wanted.image_size, statistics=wanted.statistics)
+    backbone, spec = pretrained_backbone(
+        wanted.name, wanted.weights, image_size=wanted.image_size, statistics=wanted.statistics
+    )
+    return backbone, replace(spec, fit=config.data.fit)
+
+
+def new_student(config: RunConfig, task: Task, classes: int, base: tuple[nn.Module, BackboneSpec], dim: int) -> Student:
+    """Return the student as it starts.
+
+    Args:
+        config: of the run.
+        task: how it learns.
+        classes: how many.
+        base: its backbone and spec: `new_backbone`'s, or `teaching.tower`'s for methods that start from that.
+        dim: d of the teacher's space.
+    """
+    own_tower = has_tower(config, task)
+    backbone, spec = base[0], replace(base[1], fit=config.data.fit)
+    features = dim if own_tower else output_width(config.student.name, spec.image_size)
+    seed = derive(config.seed, "projector")
+    if task.head == "stacked":
+        head = new_projector(dim, classes, derive(config.seed, "head"))
+        return Student(backbone, nn.Sequential(new_projector(features, dim, seed), head), spec, "linear")
+    if own_tower and task.head == "text" and all(stage.trains == "all" for stage in task.stages):
+        return Student(backbone, nn.Identity(), spec)  # it ends in the teacher's space already
+    return Student(backbone, new_projector(features, dim if task.head == "text" else classes, seed), spec, task.head)
 
 
 class Features:
@@ -101,7 +132,9 @@ class Features:
 
     def _compute(self, images: Indices, view: Rendering | None) -> Tensor:
         own = own_part(self.fabric, images) if self.together else images
-        pixels = clean_pixels(self.dataset, own, self.student.spec.image_size, workers=self.workers, view=view)
+        pixels = clean_pixels(
+            self.dataset, own, self.student.spec.image_size, workers=self.workers, view=view, fit=self.student.spec.fit
+        )
         found = compute_features(self.student, pixels, self.fabric, len(own), self.progress)
         return put_together(self.fabric, found, len(images)) if self.together else found
 
@@ -178,3 +211,16 @@ def aligned(
         trainer = Trainer(Path(folder), config.train, seed, progress=features.progress, alone=True)
         scores = trainer.fit(student, [(stage, lambda: work)])
     return student, scores
+
+
+def selected(session: TeacherSession, sources: Sources, features: Features, run: Path | None = None) -> Indices | None:
+    """Return the training images that a run queries its teacher about (dataset indices); None: every image."""
+
+    def classify(targets: TeacherTargets, rows: NDArray[np.float32]) -> NDArray[np.float32]:
+        assert targets.texts is not None
+        student, _ = aligned(session.config, sources, features, targets, session.config.seed)
+        with torch.no_grad():
+            logits = student.logits(torch.from_numpy(rows), torch.from_numpy(targets.texts), targets.scale)
+        return logits.cpu().numpy()
+
+    return select_images(session, sources.training, lambda images: features.of(images).numpy(), classify, run)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from vl2v.config import DataConfig, RunConfig, Tree, deciding, read_toml, validate
 from vl2v.errors import RunError, VL2VWarning, writing
@@ -26,8 +26,10 @@ if TYPE_CHECKING:
 
 IMAGES = "pictures.sha256"  # a digest of those that a run learns from
 
+PLAN = "plan.json"  # what was chosen for a run, and its forecast
+
 # What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
-_FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", "chosen.json")
+_FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", "chosen.json", PLAN)
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 
 # What a benchmark keeps in the folder of a job that failed, which may have been before there was a run.
@@ -188,17 +190,3 @@ def locked(folder: Path) -> Iterator[None]:
             except Timeout:
                 raise RunError(f"{folder}: another process is training in it") from None
         yield
-
-
-def read_json(path: Path, otherwise: Any = None) -> Any:
-    """Return what a JSON file says; `otherwise` where there is none.
-
-    Raises:
-        RunError: it can't be read.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return otherwise
-    except (OSError, ValueError) as error:
-        raise RunError(f"{path}: can't be read ({error}); delete it, and give the same command again") from None

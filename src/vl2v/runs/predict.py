@@ -104,9 +104,8 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
         TeacherError: the teacher can't be opened, or isn't the one that the student learned from.
     """
     from vl2v.embeddings import EmbeddingStore, fetch_texts
-    from vl2v.runs.bill import asker
-    from vl2v.runs.session import with_budget
-    from vl2v.runs.teaching import class_text, default_store, the_teacher
+    from vl2v.embeddings.bill import asker, with_budget
+    from vl2v.embeddings.teaching import class_text, default_store, the_teacher
 
     run = run if isinstance(run, Run) else Run(run)
     classifier = run.classifier

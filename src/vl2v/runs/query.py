@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,14 @@ from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
 from vl2v.embeddings import EmbeddingStore, Plan, Refusal, Views
+from vl2v.embeddings.bill import Cost, cost, with_budget
+from vl2v.embeddings.session import TeacherSession
+from vl2v.embeddings.teaching import clean_images, default_store, fixed_views, the_teacher, tower
 from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_everything, open_sources
-from vl2v.runs.session import Cost, TeacherSession, cost, open_session, with_budget
-from vl2v.runs.settings import resolve
-from vl2v.runs.teaching import default_store, fixed_views, has_tower, the_teacher, tower
+from vl2v.runs.session import open_session
+from vl2v.runs.settings import has_tower, resolve
 from vl2v.teachers import Teacher
 
 if TYPE_CHECKING:
@@ -81,11 +84,13 @@ def embed(
     teacher = the_teacher(config.teacher)
     views = _views(config, teacher)
     with EmbeddingStore(store) as answers, with_budget(teacher, store, budget, "vl2v embed") as spending:
-        session = replace(open_session(config, answers, teacher, spending, sources, views, progress), cluster=cluster)
+        session = open_session(config, answers, teacher, spending, sources, views, progress)
+        if cluster is not None:
+            session = replace(session, fetch=partial(cluster.fetch, config=config.teacher))
         chosen = _chosen(session, sources, dry_run=dry_run)
         queries = session.plan(chosen)
         forecast = cost(queries, teacher, spending)
-        refused = [] if dry_run else session.ask(chosen)
+        refused = [] if dry_run else session.query(chosen)
         return Asked(queries, forecast, tuple(refused), spending.bill() if spending else "")
 
 
@@ -98,19 +103,19 @@ def _views(config: RunConfig, teacher: Teacher) -> Views:
         output_width(config.student.name, size)
     elif config.teacher.views:
         size = tower(teacher)[1].image_size
-    return fixed_views(config.teacher, size) if config.teacher.views else Views()
+    return fixed_views(config, size) if config.teacher.views else clean_images(config)
 
 
 def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDArray[np.int64] | None:
     config = session.config
     if config.teacher.select is None:
         return None
-    from vl2v.runs.select_images import choose
+    from vl2v.runs.features import selected
 
     if dry_run and config.teacher.strategy == "uncertainty":  # as many, though not the same
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"strategy": "random"})})
         session = replace(session, config=config)
-    return choose(session, sources, free_features(config, sources, session.progress))
+    return selected(session, sources, free_features(config, sources, session.progress))
 
 
 def free_features(config: RunConfig, sources: Sources, progress: Progress) -> Features:

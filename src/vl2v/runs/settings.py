@@ -18,7 +18,10 @@ REMOVED = {"unasked": "text", "near_duplicates": None}  # settings of `teacher` 
 
 _OF_IMAGE_QUERIES = (
     "data.unlabelled",
-    *(f"teacher.{name}" for name in ("views", "view_seed", "select", "strategy", "online", "statistics")),
+    *(
+        f"teacher.{name}"
+        for name in ("views", "view_seed", "fit", "select", "strategy", "online", "statistics", "adapt")
+    ),
 )
 _OF_SMALL_STUDENTS = ("student.name", "student.weights", "student.image_size")
 _NEEDS = {
@@ -120,3 +123,8 @@ def without_places(tree: Any) -> Any:
     if isinstance(tree, Path):
         return tree.name
     return public_name(tree) if isinstance(tree, str) else tree
+
+
+def has_tower(config: RunConfig, task: Task | type[Task]) -> bool:
+    """Return whether the student is the teacher's own image tower."""
+    return task.tower or config.student.name == TOWER

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from vl2v.config import RunConfig, toml_key
 from vl2v.embeddings import Refusal
+from vl2v.evaluation.adapted import Embedded, left_out_predictions
 from vl2v.evaluation.alignment import Alignment, accuracy_by_group, align, confusions, probe
 from vl2v.evaluation.intervals import Difference, Right, Share, paired_difference
 from vl2v.runs.sample import Sample
@@ -123,7 +124,8 @@ class Check:
         names: classes whose names may mislead.
         student: a probe on the untaught student's features; None where it can't be had.
         own: the same on the teacher's own embeddings: what its images tell without its texts.
-        held_out: how both probes were judged, in a few words.
+        adapted: the teacher itself, adapted to the sample in closed form (`teacher.adapt`).
+        held_out: how the probes and the adapted teacher were measured, in a few words.
         refused: images that the teacher won't answer about; they aren't in the sample.
         notes: what else is to be known.
     """
@@ -140,6 +142,7 @@ class Check:
     names: tuple[OddName, ...]
     student: Probed | None
     own: Probed
+    adapted: Probed
     held_out: str
     chance: float
     refused: tuple[Refusal, ...]
@@ -156,7 +159,17 @@ class Check:
             f"{self.teacher} names {_percent(self.everything.accuracy)} of the images right "
             f"(95% interval {_percent(low)} to {_percent(high)}); chance is {_percent(self.chance)}."
         )
-        return " ".join([found, self._worth(), self._weakness()])
+        return " ".join(filter(None, [found, self._worth(), self._adapts(), self._weakness()]))
+
+    def _adapts(self) -> str:
+        """Return whether the teacher gets better by what it has embedded already."""
+        lead, share = self.adapted.lead, _percent(self.adapted.share.accuracy)
+        if lead.high >= 0:
+            return ""
+        return (
+            f"From these {self.adapted.images} embeddings the teacher itself goes from "
+            f'{_percent(self.everything.accuracy)} to {share} {self.held_out}: use teacher.adapt="auto".'
+        )
 
     def _worth(self) -> str:
         low, _ = self.everything.interval
@@ -229,6 +242,7 @@ def verdict_of(
         for pair in confusions(labels, answers)
     ]
     own = probe(images, labels, sample.groups)
+    adapted = left_out_predictions(Embedded(images, texts, labels, dataset.domain_ids, 1.0))
     notes, student = [], None
     if isinstance(free, str):
         notes.append(f"no comparison with an untaught student: {free}")
@@ -251,6 +265,7 @@ def verdict_of(
         names=tuple(_odd_names(dataset.classes, texts, labels, answers, own)),
         student=student,
         own=_probed(own == labels, right, len(labels)),
+        adapted=_probed(adapted == labels, right, len(labels)),
         held_out=UNSEEN if several else "on images it didn't learn from",
         chance=1 / len(dataset.classes),
         refused=tuple(refused),

@@ -14,29 +14,31 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from vl2v.config import RunConfig
-from vl2v.embeddings import EmbeddingStore, Views, text_targets
+from vl2v.embeddings import EmbeddingStore, Views, teaching, text_targets
+from vl2v.embeddings.bill import asker, with_budget
+from vl2v.embeddings.session import dim_of
+from vl2v.embeddings.targets import TeacherTargets
 from vl2v.errors import ConfigError, DataError, VL2VWarning
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.methods import Averager, Stage, Task, task_of
 from vl2v.progress import Progress, silent
-from vl2v.runs import teaching
 from vl2v.runs.auto_loss import align_again, settled
-from vl2v.runs.bill import asker
 from vl2v.runs.cache import SharedCache, stage_name
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.evaluate import classifier_logits, evaluate_images
-from vl2v.runs.features import Features, new_backbone
+from vl2v.runs.features import KEPT, Features, new_backbone, new_student, selected
 from vl2v.runs.folder import Run, locked, open_run
 from vl2v.runs.image_identity import predictions_of, same_images, save_images
-from vl2v.runs.select_images import choose
-from vl2v.runs.session import dim_of, open_session, queries_online, with_budget
-from vl2v.runs.settings import resolve
+from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
+from vl2v.runs.session import open_session, queries_online
+from vl2v.runs.settings import has_tower, resolve
+from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
-from vl2v.students import BackboneSpec, Classifier, Student, new_projector, output_width
-from vl2v.system import rank
+from vl2v.students import Classifier, Student
+from vl2v.system import rank, world_size
 from vl2v.teachers import Teacher, prompts_for
 from vl2v.training import (
     DomainBalancedSampler,
@@ -45,7 +47,6 @@ from vl2v.training import (
     Renderer,
     Rendering,
     StageWork,
-    TeacherTargets,
     Trainer,
     Validation,
     clean_pixels,
@@ -54,8 +55,6 @@ from vl2v.training import (
     put_together,
 )
 from vl2v.training.swad import Swad
-
-KEPT = 2**27  # bytes of validation images that stay in memory as pixels, while a stage lasts
 
 
 def distill(
@@ -66,6 +65,8 @@ def distill(
     store: Path | str | None = None,
     budget: float = 0,
     shared_cache: Path | None = None,
+    minutes: Minutes = "auto",
+    on_plan: Callable[[RunPlan], None] | None = None,
     progress: Progress = silent,
 ) -> Run:
     """Train a student as the settings say, or finish a run that was interrupted.
@@ -76,8 +77,11 @@ def distill(
         preset: "default" or "paper" (the published recipe with the oddities of its code).
         store: the folder of the embedding store; by default the one that all runs share.
         budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
-        shelf: a folder in which runs on the same images share what they compute alike; changes no result.
-        progress: called as the work goes on.
+        shared_cache: a folder in which runs on the same images share what they compute alike; changes no result.
+        minutes: what the run has to fit in; "auto": 20 where there is no GPU and the settings give neither steps nor
+            image size; None: the settings as they are.
+        on_plan: called with the plan of a run that hasn't begun.
+        progress: called with the progress.
 
     Returns:
         The finished run, evaluated on the source domains' validation images and the unseen domains.
@@ -90,8 +94,20 @@ def distill(
     store = Path(store) if store else teaching.default_store()
     progress = silent if rank() else progress
     with nullcontext() if rank() else locked(out):
+        plan = None
+        if (begun := saved_plan(out, config, minutes)) is not None:
+            config = begun
+        elif world_size() == 1 and (
+            limit_of(settings, preset, minutes, config) or (on_plan and not takes_moments(config))
+        ):
+            plan = plan_run(settings, preset=preset, store=store, budget=budget, minutes=minutes, progress=progress)
+            config, progress = plan.config, plan.beside(progress)
+            if on_plan is not None:
+                on_plan(plan)
         trainer = _new_trainer(out, config, progress)
         run, finished = from_first(trainer.fabric, lambda: _opened(out, config, store, progress))
+        if plan is not None:
+            plan.save(out)
         if not finished:
             with EmbeddingStore(store) as answers:
                 train(run, trainer, answers, budget, SharedCache(shared_cache) if shared_cache else None, progress)
@@ -171,7 +187,7 @@ def train(
     sources = from_first(fabric, lambda: _open_sources(run, store.path, progress))
     for note in _check_classes(task, sources):
         warnings.warn(note, VL2VWarning, stacklevel=2)
-    own_tower = teaching.has_tower(config, task)
+    own_tower = has_tower(config, task)
     wanted = task.queries != "nothing" or own_tower
     needed = fabric.is_global_zero or own_tower or queries_online(config)
     teacher = teaching.the_teacher(config.teacher) if wanted and needed else None
@@ -197,18 +213,20 @@ def train(
             shared_cache,
             sources.audit.contents,
         )
-        views, answers = Views(), TeacherTargets(sources.dataset.labels, domains=sources.dataset.domain_ids)
+        views = teaching.clean_images(config)
+        answers = TeacherTargets(sources.dataset.labels, domains=sources.dataset.domain_ids)
         if task.queries != "nothing":
-            views = teaching.fixed_views(config.teacher, student.spec.image_size)
+            views = teaching.fixed_views(config, student.spec.image_size)
 
             def asked() -> TeacherTargets:
                 assert teacher is not None
                 session = open_session(config, store, teacher, spending, sources, views, progress)
                 session = replace(session, buys_new_sizes=False)
                 nothing = np.zeros(0, np.int64)
-                chosen = nothing if task.queries == "texts" else choose(session, sources, features, run.folder)
-                run.save_refused(session.ask(chosen))
-                return session.answers(chosen)
+                chosen = nothing if task.queries == "texts" else selected(session, sources, features, run.folder)
+                run.save_refused(session.query(chosen))
+                found = session.targets(chosen)
+                return with_adapted_teacher(found, sources, progress) if config.teacher.adapt == "auto" else found
 
             answers = from_first(fabric, asked)
             if queries_online(config) and teacher is not None:
@@ -250,7 +268,7 @@ def _about(config: RunConfig, sources: Sources, teacher: Teacher | None, answers
     if teacher is not None:
         asked = answers.texts is not None
         scale = answers.scale if asked else config.teacher.logit_scale or teacher.logit_scale or 1.0
-        told = {"spec": teacher.name, "fingerprint": teacher.fingerprint, "scale": scale}
+        told = {"spec": teacher.name, "fingerprint": teacher.fingerprint, "scale": scale, "fit": config.teacher.fit}
     return {
         "method": config.method,
         "seed": config.seed,
@@ -321,28 +339,6 @@ def _check_parts(config: RunConfig, task: Task, devices: int) -> None:
             )
 
 
-def new_student(config: RunConfig, task: Task, classes: int, base: tuple[nn.Module, BackboneSpec], dim: int) -> Student:
-    """Return the student as it starts.
-
-    Args:
-        config: of the run.
-        task: how it learns.
-        classes: how many.
-        base: its backbone and spec: `new_backbone`'s, or `teaching.tower`'s for methods that start from that.
-        dim: d of the teacher's space.
-    """
-    own_tower = teaching.has_tower(config, task)
-    backbone, spec = base
-    features = dim if own_tower else output_width(config.student.name, spec.image_size)
-    seed = derive(config.seed, "projector")
-    if task.head == "stacked":
-        head = new_projector(dim, classes, derive(config.seed, "head"))
-        return Student(backbone, nn.Sequential(new_projector(features, dim, seed), head), spec, "linear")
-    if own_tower and task.head == "text" and all(stage.trains == "all" for stage in task.stages):
-        return Student(backbone, nn.Identity(), spec)  # it ends in the teacher's space already
-    return Student(backbone, new_projector(features, dim if task.head == "text" else classes, seed), spec, task.head)
-
-
 @dataclass(frozen=True)
 class _Work:
     """Makes a stage's batches and validation from everything a run has."""
@@ -397,8 +393,9 @@ class _Work:
         return ended
 
     def _pixel_batches(self, sampler: DomainBalancedSampler, answers: TeacherTargets) -> PixelBatches:
+        spec = self.student.spec
         renderer = Renderer(
-            self.sources.dataset, self.sources.audit.sha256, self.views, self.student.spec.image_size, sampler.seed
+            self.sources.dataset, self.sources.audit.sha256, self.views, spec.image_size, sampler.seed, spec.fit
         )
         return PixelBatches(sampler, renderer, answers, self.run.config.data.workers)
 
@@ -425,7 +422,7 @@ class _Work:
         else:
             size, workers = self.student.spec.image_size, self.run.config.data.workers
             own = own_part(self.trainer.fabric, images)
-            pixels = partial(clean_pixels, self.sources.dataset, own, size, workers=workers)
+            pixels = partial(clean_pixels, self.sources.dataset, own, size, workers=workers, fit=self.student.spec.fit)
             kept = cache(lambda: [x.clone() for x in pixels()])  # out of the loader's shared memory
             batches = kept if len(own) * size**2 * 3 <= KEPT else pixels
             together = partial(put_together, self.trainer.fabric, total=len(images))

@@ -1,43 +1,51 @@
-"""The teacher itself on the unseen domains, without a student: the row that every student is held against."""
+"""The teacher itself, without a student, as it is and adapted: the rows that every student is held against."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from vl2v.embeddings import EmbeddingStore, Views, image_key
+from vl2v.data import DomainDataset, leave_out
+from vl2v.embeddings import EmbeddingStore, image_key
+from vl2v.embeddings.session import TeacherSession
+from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.teaching import clean_images, the_teacher
 from vl2v.errors import TeacherError
 from vl2v.evaluation import Evaluation, Role, Row, measure
+from vl2v.evaluation.adapted import AdaptedTeacher, Embedded, adapted
 from vl2v.io import write_text
 from vl2v.progress import Progress, silent
-from vl2v.runs.datasets import open_data, usable
+from vl2v.runs.datasets import Sources, open_data, usable
 from vl2v.runs.evaluate import TEACHER, measured, validation
 from vl2v.runs.predictions import Predictions, content
-from vl2v.runs.session import TeacherSession
+from vl2v.runs.session import fit_scale
 from vl2v.runs.settings import resolve
-from vl2v.runs.teaching import the_teacher
 
+FEW = 10  # images with a label and an embedding; fewer adapt nothing
 CLIP_SCALE = 100.0  # of a teacher that doesn't tell: calibration depends on it, accuracy doesn't
 
 
 def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, progress: Progress = silent) -> Evaluation:
-    """Measure the zero-shot teacher on every domain from answers that the store has; nothing is asked.
+    """Measure the teacher on every domain from the embeddings that the store has; nothing is queried.
 
-    Images that it refused or wasn't asked about aren't measured; the evaluation's notes say how many.
+    Images that it refused or wasn't queried about aren't measured; the evaluation's notes say how many.
 
     Args:
-        settings: as for `distill`; the target domains are marked unseen.
+        settings: as for `distill`; the target domains are marked unseen. With `teacher.adapt="auto"`, the teacher
+            is adapted to the training images of the others.
         out: a folder for `evaluation.json` and `predictions.safetensors`.
         store: the folder of the embedding store.
         progress: called as the work goes on.
 
     Raises:
-        TeacherError: an answer is missing.
+        TeacherError: an embedding is missing.
     """
     config = resolve(settings)
     data = config.data
@@ -49,13 +57,21 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
     notes: list[str] = []
     kept = Predictions.nothing(dataset.classes, dataset.domains, content(dataset, found))
     with EmbeddingStore(store, read_only=True) as answers:
-        session = TeacherSession(config, answers, teacher, None, dataset, found, sources, Views(), progress)
+        views = clean_images(config)
+        session = TeacherSession(
+            config, answers, teacher, None, dataset, found, sources, views, progress, fit_scale=fit_scale
+        )
         texts = session.texts()
         scale = config.teacher.logit_scale or teacher.logit_scale or CLIP_SCALE
+        fitted = None
+        if config.teacher.adapt == "auto":
+            split = leave_out(dataset, data.target, fraction=data.holdout, trial_seed=data.split_seed)
+            targets = TeacherTargets(dataset.labels, session.targets(split.train).images, texts, scale)
+            fitted = adapted_teacher(targets, dataset, split.train)
         for number, domain in enumerate(dataset.domains):
             progress("evaluating", number, len(dataset.domains), domain)
             indices = measured(config, dataset, domain, val)
-            keys = [image_key(found.contents[i]) for i in indices]
+            keys = [image_key(found.contents[i], views.names[0]) for i in indices]
             there = answers.known(teacher.fingerprint, keys)
             if not len(indices) or not there.any():
                 if domain in data.target:
@@ -65,7 +81,8 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
                 notes.append(f"{domain}: {(~there).sum():,} of {len(there):,} images have no answer, and don't count")
             indices = indices[there]
             images = answers.get(teacher.fingerprint, [key for key, one in zip(keys, there, strict=True) if one])
-            logits = torch.from_numpy((images @ texts.T).astype(np.float32)) * scale
+            scores = scale * (images @ texts.T) if fitted is None else fitted.logits(images)
+            logits = torch.from_numpy(scores.astype(np.float32))
             labels = torch.from_numpy(dataset.labels[indices])
             role: Role = "unseen" if domain in data.target else "seen"
             rows.append(Row(TEACHER, domain, role, measure(logits, labels)))
@@ -74,3 +91,32 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
     kept.save(out)
     write_text(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))
     return evaluation
+
+
+def adapted_teacher(
+    answers: TeacherTargets, dataset: DomainDataset, images: NDArray[np.int64]
+) -> AdaptedTeacher | None:
+    """Return the teacher adapted to labelled images of the source domains; None where they are too few to tell.
+
+    Args:
+        answers: the teacher's embeddings; images that it wasn't queried about don't count.
+        dataset: the images.
+        images: dataset indices; those for validation aren't to be among them.
+    """
+    assert answers.images is not None and answers.texts is not None
+    known = answers.answered(images[dataset.labels[images] >= 0])
+    labels = dataset.labels[known]
+    if len(known) < FEW or len(np.unique(labels)) < 2:
+        return None
+    embeddings = answers.images[known, 0].astype(np.float32)
+    return adapted(Embedded(embeddings, answers.texts, labels, dataset.domain_ids[known], answers.scale))
+
+
+def with_adapted_teacher(answers: TeacherTargets, sources: Sources, progress: Progress) -> TeacherTargets:
+    """Return the same targets, with the logits of the teacher adapted to the training images (`teacher.adapt`)."""
+    fitted = adapted_teacher(answers, sources.dataset, sources.split.train)
+    if fitted is None or not fitted.blend:
+        progress("the teacher stays zero-shot", 1, 1, "")
+        return answers
+    progress("the teacher is adapted", 1, 1, f"blend {fitted.blend:g}, shrinkage {fitted.shrinkage:g}")
+    return replace(answers, adapted=np.hstack([fitted.weight, fitted.bias[:, None]]))

@@ -62,7 +62,7 @@ def create_app(
     metrics = ServingMetrics()
     network = Network(student, waiting=waiting, observe=metrics.batches.observe)
     metrics.queued.set_function(lambda: network.batches.queued)
-    decoders = Decoders(student.card["image_size"])
+    decoders = Decoders(student.image_size, student.fit)
     service = Service(name, student, network, decoders, teacher_client, traffic_log, metrics)
 
     @asynccontextmanager

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager, suppress
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.data.augment import evaluation_view
+from vl2v.data.augment import Fit, evaluation_view
 from vl2v.data.decoding import ImageError, decode, decoding_bytes
 from vl2v.serving.answers import BadImage
 from vl2v.system import processors
@@ -104,10 +104,12 @@ class Decoders:
 
     Args:
         size: of the pixels that the network wants.
+        fit: how an image becomes a square.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, fit: Fit) -> None:
         self.size = size
+        self.fit = fit
         self.turns = Turns(max(1, min(4, processors() // 2)))
         self._idle: list[_Process] = []
 
@@ -139,7 +141,7 @@ class Decoders:
         return views
 
     async def _decoded(self, image: bytes, seconds: float) -> tuple[NDArray[np.uint8], float]:
-        process = self._idle.pop() if self._idle else await _Process.start(self.size)
+        process = self._idle.pop() if self._idle else await _Process.start(self.size, self.fit)
         try:
             found = await process.decode(image, seconds)
         except ImageError:
@@ -172,11 +174,11 @@ class _Process:
         self.decoded = 0
 
     @classmethod
-    async def start(cls, size: int) -> _Process:
-        program = "import sys; from vl2v.serving.decoders import run; run(int(sys.argv[1]))"
+    async def start(cls, size: int, fit: Fit) -> _Process:
+        program = "import sys; from vl2v.serving.decoders import run; run(int(sys.argv[1]), sys.argv[2])"
         pipe = asyncio.subprocess.PIPE
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OPENBLAS_NUM_THREADS": "1"}
-        command = (sys.executable, "-c", program, str(size))
+        command = (sys.executable, "-c", program, str(size), fit)
         return cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, env=environment), size)
 
     @property
@@ -221,7 +223,7 @@ class _Process:
             self._process.kill()
 
 
-def run(size: int) -> None:
+def run(size: int, fit: Fit) -> None:
     """Decode what comes on stdin until it ends, to stdout; see `_Process`."""
     import resource
 
@@ -237,7 +239,7 @@ def run(size: int) -> None:
         start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, seconds)  # nobody handles it: the process ends, whatever it does
         try:
-            good, told = True, evaluation_view(decode(data, most_bytes=MOST), size).tobytes()
+            good, told = True, evaluation_view(decode(data, most_bytes=MOST), size, fit).tobytes()
         except (ImageError, MemoryError) as error:
             good, told = False, (str(error) or "needs too much memory").encode()
         signal.setitimer(signal.ITIMER_PROF, 0)

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vl2v.config import Section
+from vl2v.data.augment import Fit
 from vl2v.deploy.prediction import Prediction, Predictor, prediction
 from vl2v.errors import StudentError
 from vl2v.io import replacing, write_tensors
@@ -34,6 +35,7 @@ class _Backbone(Section):
     image_size: int = Field(gt=0, le=LARGEST)
     mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
     std: tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+    fit: Fit = "stretch"
 
 
 class _Card(Section):
@@ -100,6 +102,11 @@ class Classifier(Predictor):
     def image_size(self) -> int:
         """Pixels a side that the network takes."""
         return self.student.spec.image_size
+
+    @property
+    def fit(self) -> Fit:
+        """How images become squares."""
+        return self.student.spec.fit
 
     def _predict(self, pixels: NDArray[np.uint8]) -> list[Prediction]:
         return self.predict_pixels(torch.from_numpy(pixels))

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.data.augment import Fit
+
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
@@ -53,12 +55,20 @@ class Teacher(Protocol):
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """What rebuilds a backbone, or a teacher's image tower, without its weights, and how images are put to it."""
+    """What rebuilds a backbone, or a teacher's image tower, without its weights, and how images are put to it.
+
+    Attributes:
+        build: what rebuilds it.
+        image_size: pixels a side.
+        mean, std: of each channel, 0 to 1.
+        fit: how images become squares, for a student; see `vl2v.data.augment.fitted`.
+    """
 
     build: dict[str, Any]
     image_size: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    fit: Fit = "stretch"
 
 
 class WhiteBox(Teacher, Protocol):

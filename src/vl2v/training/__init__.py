@@ -1,10 +1,11 @@
 """Training: the one loop, its batches, checkpoints and weight averaging."""
 
-from vl2v.training.batches import FeatureBatches, PixelBatches, Renderer, Rendering, TeacherTargets, clean_pixels
+from vl2v.training.batches import FeatureBatches, PixelBatches, Renderer, Rendering, batch_targets, clean_pixels
 from vl2v.training.features import compute_features
-from vl2v.training.loop import StageWork, Trainer, Validation
+from vl2v.training.loop import Trainer
 from vl2v.training.processes import from_first, new_fabric, own_part, put_together
 from vl2v.training.sampler import DomainBalancedSampler
+from vl2v.training.stage import StageWork, Validation
 
 __all__ = [
     "DomainBalancedSampler",
@@ -13,9 +14,9 @@ __all__ = [
     "Renderer",
     "Rendering",
     "StageWork",
-    "TeacherTargets",
     "Trainer",
     "Validation",
+    "batch_targets",
     "clean_pixels",
     "compute_features",
     "from_first",

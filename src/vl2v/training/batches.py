@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -12,16 +12,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from vl2v.data.augment import domainbed_augment, evaluation_view
+from vl2v.data.augment import Fit, domainbed_augment, evaluation_view
 from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings import Views
+from vl2v.embeddings.targets import TeacherTargets
 from vl2v.methods import Targets
 from vl2v.seeds import derive
 from vl2v.training.loading import loaded, read_image
 from vl2v.training.sampler import DomainBalancedSampler, Indices
-
-Ask = Callable[[Tensor], Tensor]
-"""Ask a teacher about uint8 pixels [n, s, s, 3]: I(x) [n, d]."""
 
 Rendering = tuple[Views, Sequence[bytes], int]
 """(views, contents by dataset index, v): view v (1 to K) of each image."""
@@ -33,41 +31,6 @@ class Batches(Protocol):
     def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
         """Yield batches `start` to `stop` (excluded): the student's input and what to learn from it."""
         ...
-
-
-@dataclass(frozen=True)
-class TeacherTargets:
-    """Everything that images are to be taught, by dataset index.
-
-    Attributes:
-        labels: [N], -1 for unlabelled.
-        images: teacher embeddings [N, 1 + K, d], the clean image's first, zeros for images that weren't asked
-            about; None if no teacher is asked.
-        texts: T [C, d]; None if no teacher is asked.
-        scale: the teacher's logit scale.
-        ask: for an online teacher: uint8 pixels [n, s, s, 3] -> I(x) [n, d].
-        domains: [N].
-        anchors: texts of each class in each source domain's words [C, D, d]; None if they aren't wanted.
-    """
-
-    labels: NDArray[np.int64]
-    images: NDArray[np.float16] | None = None
-    texts: NDArray[np.float32] | None = None
-    scale: float = 1.0
-    ask: Ask | None = None
-    domains: NDArray[np.int64] | None = None
-    anchors: NDArray[np.float32] | None = None
-
-    def answered(self, indices: Indices) -> Indices:
-        """Return those of the images that the teacher has answered about."""
-        return indices[:0] if self.images is None else indices[self.images[indices, 0].any(1)]
-
-    def of(self, indices: Indices, views: Indices) -> Targets:
-        """Return the targets of images [n] seen in views [n] (0 is the clean one)."""
-        images = None if self.images is None else torch.from_numpy(self.images[indices, views]).float()
-        texts, anchors = (None if x is None else torch.from_numpy(x) for x in (self.texts, self.anchors))
-        domains = None if self.domains is None else torch.from_numpy(self.domains[indices])
-        return Targets(torch.from_numpy(self.labels[indices]), images, texts, self.scale, domains, anchors)
 
 
 @dataclass(frozen=True)
@@ -83,6 +46,7 @@ class Renderer:
     views: Views
     size: int
     seed: int
+    fit: Fit = "stretch"
 
     def render(self, index: int, turn: int) -> tuple[NDArray[np.uint8], int]:
         """Return pixels [s, s, 3] and the view (0: the clean image's answer is the target)."""
@@ -90,7 +54,7 @@ class Renderer:
         if self.views.k:
             view = 1 + derive(self.seed, "which view", index, turn) % self.views.k
             return self.views.pixels(image, self.contents[index], view), view
-        return domainbed_augment(image, self.size, derive(self.seed, "augment", index, turn)), 0
+        return domainbed_augment(image, self.size, derive(self.seed, "augment", index, turn), self.fit), 0
 
 
 class _Rendered(Dataset[tuple[Tensor, Indices, Indices]]):
@@ -120,7 +84,7 @@ class PixelBatches:
         """Yield (pixels [n, s, s, 3] uint8, targets)."""
         rendered = _Rendered(self.sampler, self.renderer)
         for pixels, indices, views in loaded(rendered, range(start, stop), workers=self.workers, ahead=4):
-            targets = self.answers.of(indices, views)
+            targets = batch_targets(self.answers, indices, views)
             if self.answers.ask is not None:
                 targets = replace(targets, images=self.answers.ask(pixels))
             yield pixels, targets
@@ -149,7 +113,7 @@ class FeatureBatches:
             if choices > 1:
                 draws = zip(images, turns, strict=True)
                 which = np.array([derive(self.seed, "which view", int(p), int(t)) % choices for p, t in draws])
-            targets = self.answers.of(images, which + self.first_view)
+            targets = batch_targets(self.answers, images, which + self.first_view)
             yield self.features[torch.from_numpy(images), torch.from_numpy(which)], targets
 
 
@@ -163,11 +127,13 @@ class _Clean(Dataset[Tensor]):
         size: int,
         chunk: int,
         view: Rendering | None,
+        fit: Fit,
     ) -> None:
         self.dataset = dataset
         self.chunks = [indices[start : start + chunk] for start in range(0, len(indices), chunk)]
         self.size = size
         self.view = view
+        self.fit = fit
 
     def __len__(self) -> int:
         return len(self.chunks)
@@ -178,7 +144,7 @@ class _Clean(Dataset[Tensor]):
     def _pixels(self, index: int) -> NDArray[np.uint8]:
         image = read_image(self.dataset, index)
         if self.view is None:
-            return evaluation_view(image, self.size)
+            return evaluation_view(image, self.size, self.fit)
         views, contents, number = self.view
         return views.pixels(image, contents[index], number)
 
@@ -191,6 +157,7 @@ def clean_pixels(
     workers: int,
     chunk: int = 64,
     view: Rendering | None = None,
+    fit: Fit = "stretch",
 ) -> Iterator[Tensor]:
     """Yield uint8 pixels [n, s, s, 3] of images in order, in chunks, without augmentation.
 
@@ -201,6 +168,17 @@ def clean_pixels(
         workers: decoding processes.
         chunk: n, but for the last.
         view: a fixed view in place of the clean image.
+        fit: how the clean image becomes a square.
     """
-    chunks = _Clean(dataset, images, size, chunk, view)
+    chunks = _Clean(dataset, images, size, chunk, view, fit)
     yield from loaded(chunks, range(len(chunks)), workers=min(workers, len(chunks)))
+
+
+def batch_targets(targets: TeacherTargets, indices: Indices, views: Indices) -> Targets:
+    """Return what a batch learns from: images [n] (dataset indices) seen in views [n] (0 is the clean one)."""
+    images = None if targets.images is None else torch.from_numpy(targets.images[indices, views]).float()
+    texts, anchors = (None if x is None else torch.from_numpy(x) for x in (targets.texts, targets.anchors))
+    domains = None if targets.domains is None else torch.from_numpy(targets.domains[indices])
+    adapted = None if targets.adapted is None else torch.from_numpy(targets.adapted)
+    labels = torch.from_numpy(targets.labels[indices])
+    return Targets(labels, images, texts, targets.scale, domains, anchors, adapted=adapted)

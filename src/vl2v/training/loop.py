@@ -6,71 +6,23 @@ the step, and everything else is in the checkpoint. A run that is killed ends wi
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
-from vl2v.config import StageConfig, TrainConfig
-from vl2v.errors import RunError
-from vl2v.methods import Averager, Stage, Targets
-from vl2v.methods.averaging import Scores, Weights
+from vl2v.config import TrainConfig
+from vl2v.methods import Averager, Stage
+from vl2v.methods.averaging import Scores
 from vl2v.progress import Progress, silent
-from vl2v.seeds import derive
-from vl2v.students import Student, as_logits, evaluating, quick_depthwise
+from vl2v.students import Student, quick_depthwise
 from vl2v.system import reuse_freed_memory
-from vl2v.training.batches import Batches
-from vl2v.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from vl2v.training.learner import Learner
+from vl2v.training.checkpoint import load_checkpoint
 from vl2v.training.log import MetricsLog
 from vl2v.training.processes import from_first, launched_fabric, new_fabric
-from vl2v.training.sharding import like, make_whole, refuse_scalars, set_up, whole
-
-"""Called with (stage, steps done, steps in all, a few words on how it goes)."""
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The source domains' validation images.
-
-    Attributes:
-        batches: called anew for each evaluation; yields the student's input, pixels or cached features.
-        labels: of all of them, in order.
-        texts: T [C, d] for students with a text head.
-        scale: the teacher's logit scale.
-        together: of several processes that each see a part: makes all outputs of this one's.
-    """
-
-    batches: Callable[[], Iterable[Tensor]]
-    labels: Tensor
-    texts: Tensor | None
-    scale: float
-    together: Callable[[Tensor], Tensor] | None = None
-
-    def score(self, student: nn.Module) -> Scores:
-        """Return accuracy (0 to 1) and mean cross-entropy."""
-        with evaluating(student):
-            outputs = torch.cat([student(x).float().cpu() for x in self.batches()])
-        if self.together is not None:
-            outputs = self.together(outputs)
-        logits = as_logits(outputs, self.texts, self.scale)
-        loss = nn.functional.cross_entropy(logits, self.labels)
-        return Scores((logits.argmax(-1) == self.labels).double().mean().item(), loss.item())
-
-
-@dataclass(frozen=True)
-class StageWork:
-    """A stage with all that it needs to run."""
-
-    stage: Stage
-    settings: StageConfig
-    batches: Batches
-    validation: Validation
+from vl2v.training.sharding import refuse_scalars
+from vl2v.training.stage import StageRun, StageWork, load, under
 
 
 class Trainer:
@@ -153,14 +105,14 @@ class Trainer:
             for corrupt in checkpoint.passed_over:
                 self.progress(corrupt, 1, 1, "")
             first = checkpoint.state["stage"]
-            _load(student, _under("model/", checkpoint.tensors))
+            load(student, under("model/", checkpoint.tensors))
         if self.fabric.is_global_zero:
             step = checkpoint.state["step"] if checkpoint is not None else 0
             self.log.rewind(names[:first], names[first] if first < len(names) else "", step)
         self.prepare(student)
         for number in range(first, len(stages)):
             last = number == len(stages) - 1
-            run = _StageRun(self, stages[number][1](), student, number, regularizers[number], last=last)
+            run = StageRun(self, stages[number][1](), student, number, regularizers[number], last=last)
             if checkpoint is not None:
                 run.restore(checkpoint)
             checkpoint = run.train()
@@ -168,309 +120,3 @@ class Trainer:
                 ended(number)
         assert checkpoint is not None
         return Scores(*checkpoint.state["scores"])
-
-
-class _StageRun:
-    """One stage under way."""
-
-    def __init__(
-        self,
-        trainer: Trainer,
-        work: StageWork,
-        student: Student,
-        number: int,
-        regularizer: nn.Module | None,
-        *,
-        last: bool,
-    ) -> None:
-        self.trainer = trainer
-        self.work = work
-        self.number = number
-        _set_trainable(student, work.stage.trains)
-        self.given = student
-        self.model, learner = set_up(trainer.fabric, Learner(student, regularizer).to(trainer.fabric.device))
-        self.student = learner.student
-        self.weights = _trained(learner.student)
-        self.extra = _trained(learner.regularizer) if learner.regularizer is not None else {}
-        groups = [{"params": [*self.weights.values()], "rate": 1.0}]
-        if self.extra:
-            groups.append({"params": [*self.extra.values()], "rate": work.stage.regularizer_rate})
-        self.optimizer = _new_optimizer(groups, work.settings)
-        self.wrapped = trainer.fabric.setup_optimizers(self.optimizer)
-        if trainer.batch_norm == "train":
-            self.weights |= _statistics(learner.student)  # chosen and averaged with the weights that they belong to
-        self.averagers = [new() for new in work.stage.averagers]
-        if not any(averager.over_steps for averager in self.averagers):
-            common = trainer.average(work.stage, last)
-            self.averagers = ([common] if common is not None else []) + self.averagers
-        for averager in self.averagers:
-            averager.begin(self.weights, work.settings.steps)
-        self.start = _copied(self.weights) if any(averager.from_start for averager in self.averagers) else {}
-        self.handed_on: Weights = {}  # from the stage before
-        self.step = 0
-        self.best: Scores | None = None
-        self.best_weights: Weights = {}
-
-    def train(self) -> Checkpoint:
-        """Go through the steps that are left; return the checkpoint that ends the stage."""
-        settings, name = self.work.settings, self.work.stage.name
-        every = settings.eval_every or max(1, settings.steps // 10)
-        batches = self.work.batches.between(self.step * settings.accumulate, settings.steps * settings.accumulate)
-        meter = _Meter()
-        self._train_mode()  # evaluations give it back
-        while self.step < settings.steps:
-            terms = self._optimise(batches)
-            self.step += 1
-            meter.add(terms)
-            for averager in self.averagers:
-                averager.step(self.weights)
-            if self.step % every == 0 or self.step == settings.steps:
-                trained = meter.seconds()
-                scores = self._evaluate()
-                rate = learning_rate(settings, self.step - 1)
-                row = {
-                    "stage": name,
-                    "step": self.step,
-                    **meter.means(),
-                    "lr": rate,
-                    "seconds": meter.seconds(),
-                    "evaluation_seconds": meter.seconds() - trained,
-                }
-                if self.trainer.fabric.is_global_zero:
-                    self.trainer.log.write({**row, "val_accuracy": scores.accuracy, "val_loss": scores.loss})
-                meter = _Meter()
-                if self.step < settings.steps:
-                    self._save()
-            so_far = f", validation {self.best.accuracy:.1%}" if self.best else ""
-            self.trainer.progress(name, self.step, settings.steps, f"loss {terms['loss']:.3f}{so_far}")
-        return self._finish()
-
-    def restore(self, checkpoint: Checkpoint) -> None:
-        """Resume from a checkpoint of this stage, or from the one that ended the stage before."""
-        state, tensors = checkpoint.state, checkpoint.tensors
-        self.handed_on = _under("soup/", tensors)
-        for averager in self.averagers:
-            averager.take_over(self.handed_on)
-        if not state["step"]:
-            return
-        self.step = state["step"]
-        self.start = _under("start/", tensors)
-        with torch.no_grad():
-            for key, value in _under("regularizer/", tensors).items():
-                self.extra[key].copy_(like(value, self.extra[key]))
-        self.best = Scores(*state["best"])
-        self.best_weights = _under("best/", tensors)
-        _load_optimizer(self.optimizer, _under("optimizer/", tensors))
-        earlier = "swad" in state  # by a version that had one averager with a state, the first
-        numbers = [state["swad"]] if earlier else state["averagers"]
-        for number, (averager, own) in enumerate(zip(self.averagers, numbers, strict=False)):
-            averages = _under("swad/" if earlier else f"average{number}/", tensors)
-            parts = {key: like(value, self.weights[key.rpartition("/")[2]]) for key, value in averages.items()}
-            if own:
-                averager.restore(own, parts)
-
-    def _optimise(self, batches: Iterator[tuple[Tensor, Targets]]) -> dict[str, float]:
-        """Take one optimiser step; return the loss and its terms."""
-        settings, stage, fabric = self.work.settings, self.work.stage, self.trainer.fabric
-        drawn = [next(batches) for _ in range(settings.accumulate)]  # before the seed: a new loader draws from it
-        whose = (fabric.global_rank,) if fabric.global_rank else ()
-        torch.manual_seed(
-            derive(self.trainer.seed, "step", stage.name, self.step, *whose)
-        )  # dropout, stochastic depth, mixtures
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["rate"] * learning_rate(settings, self.step)
-        parts = [self._moved(x, targets) for x, targets in drawn]
-        terms = self._backward(parts)
-        if not math.isfinite(terms["loss"]):
-            raise RunError(
-                f"{self.trainer.folder}: the loss of {stage.name} is {terms['loss']} at step {self.step + 1}; "
-                f"start again with a smaller stages.{stage.name}.lr (now {settings.lr:g})"
-            )
-        if stage.second_pass is not None:
-
-            def again() -> None:
-                self._backward(parts)
-
-            stage.second_pass(self.weights, again, whole)
-        if settings.clip is not None:
-            fabric.clip_gradients(self.model, self.wrapped, max_norm=settings.clip)
-        self.wrapped.step()
-        return terms
-
-    def _moved(self, x: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
-        """Return a batch on the device, blended if the stage wants that."""
-        x, targets = x.to(self.trainer.fabric.device), targets.to(self.trainer.fabric.device)
-        return self.work.stage.blend(x, targets) if self.work.stage.blend else (x, targets)
-
-    def _backward(self, parts: Sequence[tuple[Tensor, Targets]]) -> dict[str, float]:
-        """Put the gradient of the parts' mean loss in place of the old one; return the loss and its terms."""
-        self.optimizer.zero_grad()
-        total: dict[str, float] = {}
-        fabric = self.trainer.fabric
-        several = fabric.world_size > 1
-        for number, (x, targets) in enumerate(parts, 1):
-            with fabric.no_backward_sync(self.model, enabled=several and number < len(parts)):
-                output, penalty = self.model(x)
-                terms = self.work.stage.training_step(output, targets)
-                if self.work.stage.regularizer is not None:
-                    terms = {**terms, "loss": terms["loss"] + penalty, "penalty": penalty.detach()}
-                fabric.backward(terms["loss"] / len(parts))
-            values = torch.stack([term.detach().float() for term in terms.values()]).tolist()  # one wait for the device
-            total = {name: total.get(name, 0.0) + value / len(parts) for name, value in zip(terms, values, strict=True)}
-        if several:
-            means = fabric.all_reduce(torch.tensor([*total.values()], device=fabric.device))
-            total = dict(zip(total, means.tolist(), strict=True))
-        return total
-
-    def _train_mode(self) -> None:
-        self.model.train()
-        if self.work.stage.trains == "projector":
-            self.student.backbone.eval()
-        if self.trainer.batch_norm == "eval":
-            for module in self.student.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
-
-    def _evaluate(self) -> Scores:
-        scores = self._scores()
-        if scores.better_than(self.best):
-            self.best = scores
-            self.best_weights = _copied(self.weights)
-        for averager in self.averagers:
-            averager.evaluate(scores.loss)
-        return scores
-
-    def _scores(self) -> Scores:
-        """Return how well the student does; what the first process found counts for all."""
-        scores: Scores = self.trainer.fabric.broadcast(self.work.validation.score(self.model))
-        return scores
-
-    def _score(self, weights: Weights) -> Scores:
-        _load(self.student, weights)
-        return self._scores()
-
-    def _save(self) -> None:
-        assert self.best is not None
-        states = [averager.state() for averager in self.averagers]
-        averages = {f"average{number}": tensors for number, (_, tensors) in enumerate(states)}
-        best = [self.best.accuracy, self.best.loss]
-        self._write(
-            {"stage": self.number, "step": self.step, "best": best, "averagers": [n for n, _ in states]},
-            model=self.student.state_dict(),
-            best=self.best_weights,
-            optimizer=_optimizer_tensors(self.optimizer),
-            regularizer=self.extra,
-            start=self.start,
-            soup=self.handed_on,
-            **averages,
-        )
-
-    def _finish(self) -> Checkpoint:
-        """Put the chosen weights into the student and write the checkpoint that the next stage starts from."""
-        assert self.best is not None
-        best = self.trainer.config.select == "best"
-        trained = self.best_weights if best else _copied(self.weights)
-        chosen, hands_on = trained, dict[str, Tensor]()
-        for averager in self.averagers:
-            found = averager.finish(chosen, self.start, self._score)
-            chosen = chosen if found is chosen else _copied(found)
-            hands_on |= averager.hands_on
-        _load(self.student, chosen)
-        scores = self.best if best and chosen is trained else self._scores()
-        make_whole(self.given, self.student)
-        state = {"stage": self.number + 1, "step": 0, "scores": [scores.accuracy, scores.loss]}
-        self._write(state, model=self.given.state_dict(), soup=hands_on)
-        return Checkpoint({f"soup/{key}": value for key, value in hands_on.items()}, state)
-
-    def _write(self, state: dict[str, Any], **groups: Weights) -> None:
-        """Write a checkpoint of whole tensors: every process has a part in each, the first one keeps them."""
-        first, tensors = self.trainer.fabric.is_global_zero, {}
-        for group, members in groups.items():
-            for key, value in members.items():
-                gathered = whole(value)
-                if first:
-                    tensors[f"{group}/{key}"] = gathered.cpu()
-        if first:
-            name = f"{state['stage']:02d}-{state['step']:08d}"
-            save_checkpoint(self.trainer.folder / "checkpoints", name, Checkpoint(tensors, state))
-
-
-class _Meter:
-    """Means of the loss and its terms, and seconds, since the last evaluation."""
-
-    def __init__(self) -> None:
-        self.terms: dict[str, list[float]] = {}
-        self.start = time.perf_counter()
-
-    def add(self, terms: Mapping[str, float]) -> None:
-        for name, value in terms.items():
-            self.terms.setdefault(name, []).append(value)
-
-    def means(self) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in self.terms.items()}
-
-    def seconds(self) -> float:
-        return time.perf_counter() - self.start
-
-
-def learning_rate(settings: StageConfig, step: int) -> float:
-    """Return the learning rate of a step (from 0): linear warm-up, then constant or a cosine to zero."""
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
-    if settings.schedule == "constant":
-        return settings.lr
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _set_trainable(student: Student, trains: str) -> None:
-    student.backbone.requires_grad_(trains != "projector")
-    student.projector.requires_grad_(trains != "backbone")
-
-
-def _new_optimizer(groups: list[dict[str, Any]], settings: StageConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of groups of weights; each group's learning rate is `rate` times the settings'."""
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    kind: type[torch.optim.Adam] = kinds[settings.optimizer]
-    return kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-
-
-def _trained(module: nn.Module) -> Weights:
-    return {key: value for key, value in module.named_parameters() if value.requires_grad}
-
-
-def _copied(weights: Mapping[str, Tensor]) -> Weights:
-    """Return whole weights in the computer's memory, as checkpoints have them."""
-    return {key: whole(value.detach()).to("cpu", copy=True) for key, value in weights.items()}
-
-
-def _statistics(module: nn.Module) -> Weights:
-    """Return the running means and variances of batch-norm layers."""
-    return {key: value for key, value in module.named_buffers() if key.endswith(("running_mean", "running_var"))}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Weights:
-    states = optimizer.state_dict()["state"]
-    return {f"{index}/{key}": value for index, state in states.items() for key, value in state.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Weights) -> None:
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    states: dict[int, Weights] = {}
-    for name, value in tensors.items():
-        index, key = name.split("/")
-        if key != "step":  # fused optimisers want the layout of the weight
-            value = like(value, weights[int(index)])
-        states.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-
-
-def _load(student: Student, weights: Weights) -> None:
-    with torch.no_grad():
-        own = student.state_dict()
-        for key, value in weights.items():
-            own[key].copy_(like(value, own[key]))
-
-
-def _under(prefix: str, tensors: Weights) -> Weights:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

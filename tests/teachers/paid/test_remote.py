@@ -26,8 +26,8 @@ import stamina
 from PIL import Image
 
 from vl2v.embeddings import EmbeddingStore, fetch_texts, text_key
+from vl2v.embeddings.bill import Cost
 from vl2v.errors import ConfigError, StoreError, TeacherError
-from vl2v.runs.session import Cost
 from vl2v.teachers import EncodedImage, open_teacher
 from vl2v.teachers.paid import client
 from vl2v.teachers.paid.failures import retry_after

@@ -1,4 +1,4 @@
-"""What the teacher contributes to a run: the texts' classifier and every image's embedding, asked once."""
+"""What a teacher contributes apart from cached embeddings: its tower, online embeddings, a new class's embedding."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
-from vl2v.config import TOWER, PromptConfig, RunConfig, TeacherConfig
-from vl2v.embeddings import EmbeddingStore, Views, text_key, text_targets
+from vl2v.config import PromptConfig, RunConfig, TeacherConfig
+from vl2v.embeddings.store import EmbeddingStore, text_key
+from vl2v.embeddings.targets import text_targets
+from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError
-from vl2v.methods import Task
 from vl2v.teachers import BackboneSpec, Teacher, domain_template, gives_weights, open_teacher, prompts_for
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vl2v.training.batches import Ask
+    from vl2v.embeddings.targets import Ask
 
 
 def default_store() -> Path:
@@ -91,14 +92,17 @@ def online(config: TeacherConfig, teacher: Teacher) -> Ask:
     return ask
 
 
-def fixed_views(config: TeacherConfig, image_size: int) -> Views:
-    """Return the views that the teacher is asked about, for a student of this input size in pixels."""
-    return Views(config.views, config.view_seed, image_size) if config.views else Views()
+def clean_images(config: RunConfig) -> Views:
+    """Return the clean view alone, as the teacher gets it."""
+    return Views(clean_fit=config.teacher.fit)
 
 
-def has_tower(config: RunConfig, task: Task | type[Task]) -> bool:
-    """Return whether the student is the teacher's own image tower."""
-    return task.tower or config.student.name == TOWER
+def fixed_views(config: RunConfig, image_size: int) -> Views:
+    """Return the views that the teacher is queried about, for a student of this input size in pixels."""
+    wanted = config.teacher
+    if not wanted.views:
+        return clean_images(config)
+    return Views(wanted.views, wanted.view_seed, image_size, config.data.fit, wanted.fit)
 
 
 def tower(teacher: Teacher, statistics: str = "own") -> tuple[nn.Module, BackboneSpec]:

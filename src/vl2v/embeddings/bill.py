@@ -1,0 +1,181 @@
+"""The bill: what queries cost, before they are sent and after, by whom and when; and the budget that bounds them."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from vl2v.data import DomainDataset, ImageError, image_size
+from vl2v.embeddings.ledger import FILE_NAME as LEDGER
+from vl2v.embeddings.ledger import Entry, Ledger, LedgerBudget
+from vl2v.embeddings.plan import Plan
+from vl2v.embeddings.store import FILE_NAME as STORE
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.errors import RunError
+from vl2v.teachers import Teacher
+from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_SIZE, CANARY_TEXT, Forecast, as_paid, micro_of, money
+
+SAMPLED = 256  # images whose size is read for a forecast
+
+
+@dataclass(frozen=True)
+class Total:
+    """Queries that go together on a bill: (teacher, asker, day, kind, how they ended); free ones have no currency."""
+
+    group: tuple[str, str, str, str, str]
+    queries: int
+    count: int
+    tokens: int
+    micro: int
+    currency: str
+
+
+def read_bill(store: Path, run: Path | None = None) -> list[Entry]:
+    """Return every query to paid teachers, oldest first; only those of a run folder if one is given.
+
+    Raises:
+        RunError: there is no such folder, and none that asked anything.
+    """
+    if (store / LEDGER).is_file():
+        with Ledger(store) as ledger:
+            found = ledger.entries(None if run is None else asker(run))
+    else:
+        found = []
+    if run is not None and not found and not run.is_dir():
+        raise RunError(f"{run}: no such run folder, and none of this name asked a paid teacher")
+    return found
+
+
+def free_queries(store: Path) -> list[Entry]:
+    """Return what teachers were asked that cost nothing, oldest first; who asked them isn't on record."""
+    if not (store / STORE).is_file():
+        return []
+    paid = {entry.teacher for entry in read_bill(store)}
+    with EmbeddingStore(store, read_only=True) as answers:
+        return [
+            Entry(asked.asked_at, asked.teacher, "", asked.kind, "answered", asked.count, 0, 0, "", "", "")
+            for asked in answers.queries()
+            if asked.teacher not in paid
+        ]
+
+
+def asker(run: Path) -> str:
+    """Return the name of a run folder on the bill."""
+    return str(run.resolve())
+
+
+def totals(entries: Sequence[Entry]) -> list[Total]:
+    """Return the queries summed up by teacher, asker, day (local time), kind and how they ended."""
+    groups: dict[tuple[str, str, str, str, str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        day = time.strftime("%Y-%m-%d", time.localtime(entry.at))
+        groups[entry.teacher, entry.asker, day, entry.kind, entry.status, entry.currency].append(entry)
+    return [
+        Total(
+            group[:5],
+            len(queries),
+            sum(query.count for query in queries),
+            sum(query.tokens for query in queries),
+            sum(query.micro for query in queries),
+            group[5],
+        )
+        for group, queries in groups.items()
+    ]
+
+
+@contextmanager
+def with_budget(teacher: Teacher, store: Path, budget: float, asker: str) -> Iterator[LedgerBudget | None]:
+    """Give a rented teacher its purse while the block lasts; a teacher that costs nothing needs none.
+
+    Args:
+        teacher: who will be asked.
+        store: the folder with the ledger.
+        budget: what the teacher may have been paid in all, ever, by this ledger; in units of its currency.
+        asker: the run folder, or the command, for the bill.
+    """
+    paid = as_paid(teacher)
+    with spending_of(teacher, store, budget, asker) as spending:
+        if paid is None:
+            yield spending
+            return
+        paid.budget = spending
+        try:
+            yield spending
+        finally:
+            paid.budget = None
+
+
+@contextmanager
+def spending_of(teacher: Teacher, store: Path, budget: float, asker: str) -> Iterator[LedgerBudget | None]:
+    """Yield a rented teacher's account, to read its bill, whoever is asking it; None: the teacher costs nothing.
+
+    Args: as for `with_budget`.
+    """
+    paid, limit = as_paid(teacher), micro_of(budget)
+    if paid is None:
+        yield None
+        return
+    with Ledger(store) as ledger:
+        yield LedgerBudget(ledger, teacher.name, paid.currency, limit, asker)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What asking would take of a rented teacher, at most, by what is known before."""
+
+    forecast: Forecast
+    currency: str
+    bill: str
+    doubt: str
+
+    def price(self) -> str:
+        """Return the price in a few words."""
+        amount = f"at most {money(self.forecast.micro, self.currency)}"
+        return f"{amount}, unverified ({self.doubt})" if self.doubt else amount
+
+    def summary(self) -> str:
+        """Return two lines for people."""
+        most = self.forecast
+        time = f"{most.seconds / 60:.0f} min" if most.seconds >= 90 else f"{most.seconds:.0f} s"
+        return (
+            f"requests: {most.requests:,}, tokens: at most {most.tokens:,}, "
+            f"price: {self.price()}, time at the rate limit: {time}\nspent so far: {self.bill}"
+        )
+
+
+def cost(plan: Plan, teacher: Teacher, spending: LedgerBudget | None) -> Cost | None:
+    """Return what the plan's questions and the two of every session would cost; None for a teacher that costs nothing.
+
+    Sizes are read of at most `SAMPLED` images, evenly drawn.
+
+    Raises:
+        TeacherError: no price is known.
+    """
+    paid = as_paid(teacher)
+    if paid is None or spending is None:
+        return None
+    count = len(plan.pending)
+    drawn = [plan.pending[i][0] for i in np.linspace(0, count - 1, min(count, SAMPLED)).astype(int)]
+    sampled = [_size(plan.dataset, index) for index in drawn]
+    sizes = (sampled[i % len(sampled)] for i in range(count))
+    letters = ((len(text.encode()), 1) for text in plan.pending_texts)
+    forecast = paid.forecast("image", sizes) + paid.forecast("text", letters)
+    if plan.queries:
+        known = [CANARY_TEXT, as_text(CANARY_IMAGE) if (as_text := getattr(paid, "image_as_text", None)) else None]
+        forecast += paid.forecast("image", [CANARY_SIZE])
+        forecast += sum((paid.forecast("text", [(len(text), 1)]) for text in known if text), Forecast(0, 0, 0, 0.0))
+    bill = money(spending.committed, spending.currency)
+    return Cost(forecast, paid.currency, bill, paid.doubt)
+
+
+def _size(dataset: DomainDataset, index: int) -> tuple[int, int]:
+    try:
+        return image_size(dataset.read(index))
+    except (ImageError, OSError):
+        return (0, 0)

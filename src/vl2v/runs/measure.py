@@ -1,0 +1,348 @@
+"""What a run's parts cost on this machine: its student's steps, reading images, the teacher's queries."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from vl2v.config import RunConfig, StageConfig
+from vl2v.data.augment import domainbed_augment, evaluation_view
+from vl2v.embeddings import EmbeddingStore, Plan, teaching
+from vl2v.embeddings.bill import cost, with_budget
+from vl2v.embeddings.session import dim_of
+from vl2v.embeddings.targets import TeacherTargets
+from vl2v.errors import StudentError
+from vl2v.methods import Stage, Task
+from vl2v.progress import Progress
+from vl2v.runs.datasets import Sources, open_data
+from vl2v.runs.features import KEPT, new_backbone, new_student
+from vl2v.runs.session import open_session, queries_online
+from vl2v.runs.settings import has_tower
+from vl2v.students import Student, output_width
+from vl2v.students.backbone import image_size_of
+from vl2v.system import processors, resident_bytes
+from vl2v.teachers import EncodedImage, Teacher
+from vl2v.teachers.paid.teacher import as_paid
+from vl2v.training import Trainer
+from vl2v.training.loading import read_image
+from vl2v.training.measure import MadeUpBatches, activation_bytes, seconds_a_step, seconds_an_image
+
+SAMPLE = 16  # images that are read to see how long it takes
+LONGEST = 3.0  # seconds that a measured step may take; larger batches are measured in part
+AVERAGED = 5  # evaluations of an averager that chooses
+AHEAD = 4  # batches that a worker decodes ahead
+SLACK = 1.3  # of what autograd saves; the backward pass needs more
+WRITTEN = 3e8  # bytes of a checkpoint a second
+STARTING = 5.0  # seconds, for all that isn't measured
+WEIGHT = 28  # bytes of memory a trained weight: itself, its gradient, two moments, the best, one average, a copy
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The queries of a run.
+
+    Attributes:
+        queries: how many are left.
+        cached: how many aren't.
+        seconds: they take.
+        price: in words.
+    """
+
+    queries: int = 0
+    cached: int = 0
+    seconds: float = 0.0
+    price: str = "free"
+
+    def __str__(self) -> str:
+        return f"teacher {self.queries:,} queries ({self.cached:,} cached), {self.price}"
+
+
+def teaching_of(
+    config: RunConfig, task: Task, sources: Sources, store: EmbeddingStore, budget: float, progress: Progress
+) -> tuple[Teaching, Teacher | None, int]:
+    """Return the queries of a run, its teacher, and d of the teacher's space; nothing is put into the store."""
+    if task.queries == "nothing" and not has_tower(config, task):
+        return Teaching(), None, 0
+    teacher = teaching.the_teacher(config.teacher)
+    with with_budget(teacher, store.path, budget, "vl2v distill") as spending:
+        if task.queries == "nothing":
+            return Teaching(), teacher, dim_of(store, teacher)
+        size = image_size_of(config.student.name, config.student.image_size) if config.teacher.views else 0
+        views = teaching.fixed_views(config, size)
+        session = open_session(config, store, teacher, spending, sources, views, progress)
+        wanted = _queried(config, task, sources)
+        if config.teacher.select == "known":
+            wanted = sources.training[session.cached(sources.training)]
+        queries = session.plan(wanted)
+        dim = dim_of(store, teacher)
+        cached = queries.known + queries.cached_texts
+        if as_paid(teacher) is None:
+            return Teaching(queries.queries, cached, _seconds_of(queries, teacher)), teacher, dim
+        forecast = cost(queries, teacher, spending)
+        assert forecast is not None
+        return Teaching(queries.queries, cached, forecast.forecast.seconds, forecast.price()), teacher, dim
+
+
+def _queried(config: RunConfig, task: Task, sources: Sources) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+    """Return the images that will be queried, or as many others; None: all of them."""
+    if task.queries == "texts":
+        return np.zeros(0, np.int64)
+    if config.teacher.select is None:
+        return None
+    return sources.training[: config.teacher.select if isinstance(config.teacher.select, int) else 0]
+
+
+def _seconds_of(queries: Plan, teacher: Teacher, sample: int = 4) -> float:
+    """Return how long a local teacher's pending queries will take, measured on some of them."""
+    seconds = 0.0
+    if queries.pending:
+        indices = [index for index, _ in queries.pending[:sample]]
+        images = [EncodedImage(queries.dataset.paths[i], queries.dataset.read(i)) for i in indices]
+        teacher.embed_images(images[:1])
+        start = time.perf_counter()
+        teacher.embed_images(images)
+        seconds += (time.perf_counter() - start) / len(images) * len(queries.pending)
+    if queries.pending_texts:
+        texts = list(queries.pending_texts[:sample])
+        start = time.perf_counter()
+        teacher.embed_texts(texts)
+        seconds += (time.perf_counter() - start) / len(texts) * len(queries.pending_texts)
+    return seconds
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What things take at one image size, in seconds.
+
+    Attributes:
+        image: of training, an image.
+        overhead: a step besides its images.
+        feature: the forward pass of an image.
+        read: an image that is augmented for training, in one process.
+        clean: one that is evaluated.
+        validation: of the source domains' validation images.
+        groups: domains in a batch.
+        threads: that a step computes with.
+        workers: decoding processes.
+    """
+
+    image: float
+    overhead: float
+    feature: float
+    read: float
+    clean: float
+    validation: float
+    groups: int
+    threads: int
+    workers: int
+
+    def step(self, per_domain: int) -> float:
+        """Return the seconds of a step: reading and computing share the processors, where both use them."""
+        n = per_domain * self.groups
+        computing, reading = self.overhead + n * self.image, n * self.read
+        if not self.workers:
+            return computing + reading
+        shared = (computing * self.threads + reading) / processors()
+        return max(computing, reading / self.workers, shared)
+
+
+class Bench:
+    """Measures a run's parts, each once an image size.
+
+    Args:
+        config: of the run.
+        task: how it learns.
+        sources: its images.
+        teacher: who is queried, or gives the tower.
+        dim: d of the teacher's space.
+    """
+
+    def __init__(self, config: RunConfig, task: Task, sources: Sources, teacher: Teacher | None, dim: int) -> None:
+        self.config = config
+        self.task = task
+        self.sources = sources
+        self.teacher = teacher
+        self.dim = dim
+        self.unlabelled = len(sources.split.unlabelled) if task.queries == "images" else 0
+        self.domains = len(sources.groups(sources.split.unlabelled[: self.unlabelled]))
+        self.everything = open_data(config.data)
+        self._rates: dict[int, Rates] = {}
+        self._students: dict[int, Student] = {}
+        self._cached: dict[str, float] = {}
+        self._folder = tempfile.TemporaryDirectory()
+        self.trainer = Trainer(
+            Path(self._folder.name), config.train, config.seed, batch_norm=config.student.batch_norm, alone=True
+        )
+        self.base = resident_bytes()
+
+    @cached_property
+    def tower(self) -> int:
+        """The image size of the teacher's own tower; 0: the student isn't that."""
+        if not has_tower(self.config, self.task) or self.teacher is None:
+            return 0
+        return teaching.tower(self.teacher)[1].image_size
+
+    def size_of(self, config: RunConfig) -> int:
+        """Return the student's image size."""
+        return self.tower or image_size_of(config.student.name, config.student.image_size)
+
+    def fits(self, size: int) -> bool:
+        """Return whether the student takes images of a size."""
+        try:
+            return output_width(self.config.student.name, size) > 0
+        except StudentError:
+            return False
+
+    @property
+    def device(self) -> str:
+        """What the student computes on, in words."""
+        device = self.trainer.fabric.device
+        if device.type == "cuda":
+            return torch.cuda.get_device_name(device)
+        if device.type != "cpu":
+            return f"this machine ({device.type})"
+        threads = torch.get_num_threads()
+        return f"this CPU ({threads} core{'s' if threads > 1 else ''})"
+
+    def rates(self, size: int, config: RunConfig) -> Rates:
+        """Return what things take at an image size, measured at the first call."""
+        if size not in self._rates:
+            self._rates[size] = self._measured(size, config)
+        return self._rates[size]
+
+    def _measured(self, size: int, config: RunConfig) -> Rates:
+        student = self._student(size)
+        feature = seconds_an_image(student)
+        read, clean = self._reading(size)
+        image = overhead = 0.0
+        stage = next((stage for stage in self.task.stages if stage.trains != "projector"), None)
+        if stage is not None:
+            settings = config.stages[stage.key].model_copy(update={"accumulate": 1})
+            one = self._step(student, settings, 1, steps=2)
+            some = max(1, min(settings.batch_per_domain, int(LONGEST / one)))
+            more = self._step(student, settings, some, steps=2) if some > 1 else one
+            image = (more - one) / ((some - 1) * self.domains) if some > 1 else one / self.domains
+            overhead = max(0.0, one - image * self.domains)
+        val = len(self.sources.split.val)
+        workers, threads = config.data.workers, torch.get_num_threads()
+        again = clean / max(1, workers) if val * size**2 * 3 > KEPT else 0.0
+        return Rates(image, overhead, feature, read, clean, val * (feature + again), self.domains, threads, workers)
+
+    def _student(self, size: int) -> Student:
+        """Return a student of an image size, on the device; the last one is kept."""
+        if size not in self._students:
+            self._students.clear()
+            config = self.config
+            if self.tower:
+                assert self.teacher is not None
+                base = teaching.tower(self.teacher, config.student.statistics)
+            else:
+                sized = config.student.model_copy(update={"image_size": size})
+                base = new_backbone(config.model_copy(update={"student": sized}))
+                config = config.model_copy(update={"student": sized})
+            student = new_student(config, self.task, len(self.sources.dataset.classes), base, self.dim)
+            self.trainer.prepare(student)
+            self._students[size] = student
+        return self._students[size]
+
+    def _step(self, student: Student, settings: StageConfig, per_domain: int, steps: int) -> float:
+        stage = next(stage for stage in self.task.stages if stage.trains != "projector")
+        return self._timed(student, stage, settings, per_domain, (student.spec.image_size,) * 2 + (3,), steps)
+
+    def _timed(
+        self, student: Student, stage: Stage, settings: StageConfig, per_domain: int, shape: tuple[int, ...], steps: int
+    ) -> float:
+        online = queries_online(self.config) and self.teacher is not None and len(shape) == 3
+        ask = teaching.online(self.config.teacher, self.teacher) if online and self.teacher is not None else None
+        like = TeacherTargets(self.sources.dataset.labels, scale=10.0, ask=ask)
+        dim = self.dim if self.task.queries != "nothing" else 0
+        classes = len(self.sources.dataset.classes)
+        batches = MadeUpBatches(shape, self.domains, per_domain, classes, dim, self.task.anchors, like)
+        return seconds_a_step(self.trainer, student, stage, settings, batches, steps)
+
+    def _reading(self, size: int) -> tuple[float, float]:
+        """Return the seconds of reading and augmenting an image, and of reading it as it is."""
+        images = self.sources.split.train
+        drawn = images[np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)]
+        decoding = augmenting = squeezing = 0.0
+        for seed, index in enumerate(drawn.tolist()):
+            start = time.perf_counter()
+            image = read_image(self.sources.dataset, index)
+            read = time.perf_counter()
+            domainbed_augment(image, size, seed, self.config.data.fit)
+            augmented = time.perf_counter()
+            evaluation_view(image, size, self.config.data.fit)
+            decoding += read - start
+            augmenting += augmented - read
+            squeezing += time.perf_counter() - augmented
+        return (decoding + augmenting) / len(drawn), (decoding + squeezing) / len(drawn)
+
+    def guess(self, size: int) -> Rates:
+        """Return about what things take at an image size, by what was measured at the nearest one."""
+        if not self._rates:
+            self.rates(self.size_of(self.config), self.config)
+        nearest = min(self._rates, key=lambda other: abs(other - size))
+        share, rates = (size / nearest) ** 2, self._rates[nearest]
+        scaled = {name: getattr(rates, name) * share for name in ("image", "feature", "validation")}
+        return replace(rates, **scaled)
+
+    def seconds(self, config: RunConfig, rates: Rates) -> dict[str, float]:
+        """Return how many seconds each part of a run takes but the teacher's queries."""
+        split, workers = self.sources.split, max(1, config.data.workers)
+        val, training = len(split.val), len(split.train) + self.unlabelled
+        viewed = rates.feature + rates.clean / workers
+        seconds = {"features": 0.0}
+        cached = [stage for stage in self.task.stages if self.on_features(stage)]
+        if cached or self.task.refits:
+            seconds["features"] = (val + training * max(1, config.teacher.views)) * viewed
+        for stage in self.task.stages:
+            settings = config.stages[stage.key]
+            every = settings.eval_every or max(1, settings.steps // 10)
+            if self.on_features(stage):
+                spent = settings.steps * self.cached_step(stage)
+            else:
+                validations = -(-settings.steps // every) + sum(AVERAGED for _ in stage.averagers)
+                saving = WEIGHT * self.weights / WRITTEN
+                spent = settings.steps * settings.accumulate * rates.step(settings.batch_per_domain)
+                spent += validations * (rates.validation + saving)
+            seconds[stage.key] = seconds.get(stage.key, 0.0) + spent
+        unseen = len(self.everything) - val - training
+        last = (2 * val + max(0, unseen)) * viewed + max(0, unseen) * rates.clean
+        if self.task.refits:
+            last += (val + training) * viewed
+        return {**seconds, "evaluation": last + STARTING}
+
+    def on_features(self, stage: Stage) -> bool:
+        """Return whether a stage learns from features that are computed once."""
+        return stage.trains == "projector" and not self.config.published.align_through_backbone
+
+    def cached_step(self, stage: Stage) -> float:
+        """Return the seconds of a step on features."""
+        if stage.key not in self._cached:
+            student = next(iter(self._students.values()))
+            settings = self.config.stages[stage.key]
+            shape = (student.width,)
+            self._cached[stage.key] = self._timed(student, stage, settings, settings.batch_per_domain, shape, 5)
+        return self._cached[stage.key]
+
+    @cached_property
+    def weights(self) -> int:
+        """How many weights the student has."""
+        return sum(weight.numel() for weight in next(iter(self._students.values())).parameters())
+
+    def memory(self, config: RunConfig) -> int:
+        """Return the bytes of memory that this process has at its height."""
+        size = self.size_of(config)
+        student, most = self._student(size), 0
+        for stage in self.task.stages:
+            if not self.on_features(stage):
+                n = config.stages[stage.key].batch_per_domain * self.domains
+                ahead = n * size**2 * 3 * config.data.workers * AHEAD
+                most = max(most, int(n * activation_bytes(student) * SLACK) + ahead)
+        return self.base + WEIGHT * self.weights + most + min(KEPT, len(self.sources.split.val) * size**2 * 3)

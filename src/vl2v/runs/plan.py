@@ -1,0 +1,294 @@
+"""What a run will do and how long that takes on this machine, decided before anything starts.
+
+A few real steps of the run's own student are measured, on made-up images. A run that has to fit in some minutes gives
+up in this order, and never what the user has set: image size (down to 128 px), images of each domain in a batch (down
+to half), steps (down to `FEWEST`), smaller images, still fewer steps; last, how often it is evaluated.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from vl2v.config import RunConfig, StageConfig, Tree, deciding, flat, merge, nested
+from vl2v.embeddings import EmbeddingStore
+from vl2v.embeddings.teaching import default_store
+from vl2v.io import read_json, write_text
+from vl2v.methods import task_of
+from vl2v.progress import Progress, silent
+from vl2v.runs.datasets import open_sources
+from vl2v.runs.folder import PLAN
+from vl2v.runs.measure import Bench, Rates, Teaching, teaching_of
+from vl2v.runs.settings import has_tower, recipe, resolve
+from vl2v.system import best_device, world_size
+
+Minutes = float | Literal["auto"] | None
+"""What a run has to fit in. "auto": `WITHOUT_GPU`, where there is no GPU and neither steps, image size nor preset are
+given. None: nothing."""
+
+WITHOUT_GPU = 20.0
+FEWEST = 300  # steps; images become smaller before there are fewer
+SIZES = (192, 160, 128, 96, 64)
+ENOUGH = 128  # pixels a side; batches and steps become smaller before the images do
+MOMENTS = 200  # images of 224 px, of each domain: what is trained on fewer isn't measured
+VALIDATING = 0.1  # of a stage's time, at most
+
+_OF_STAGE = ("steps", "batch_per_domain", "eval_every")
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """A run before it starts.
+
+    Attributes:
+        config: its settings, with what was chosen.
+        chosen: the settings that were chosen, by dotted name.
+        request: what it was chosen for.
+        minutes: that it has to fit in; None: it isn't limited.
+        seconds: forecast, by part of the run.
+        image_size: of the student, in pixels.
+        domains: groups of images in a batch.
+        memory: forecast peak, in bytes.
+        teaching: the queries, and what they cost.
+        device: what it computes on, in words.
+        full: what the recipe would take without a limit, in words; "" if it is the recipe.
+    """
+
+    config: RunConfig
+    chosen: Tree
+    request: Tree
+    minutes: float | None
+    seconds: dict[str, float]
+    image_size: int
+    domains: int
+    memory: int
+    teaching: Teaching
+    device: str
+    full: str
+
+    @property
+    def total(self) -> float:
+        """Seconds of all parts."""
+        return sum(self.seconds.values())
+
+    def summary(self) -> list[str]:
+        """Return lines for people: what will be done, and what more time would bring."""
+        steps = ", ".join(_steps(stage, self.domains) for stage in _trained(self.config).values())
+        lines = [
+            f"{self.config.student.name} at {self.image_size} px, {steps or 'features computed once'}, "
+            f"about {duration(self.total)} on {self.device}, peak memory {self.memory / 1e9:.1f} GB, {self.teaching}"
+        ]
+        if self.minutes is not None and self.total > 60 * self.minutes * 1.1:
+            lines.append(f"this doesn't fit in {self.minutes:g} minutes: what is set, or the teacher, takes longer")
+        if self.full:
+            lines.append(f"{self.full}: give --minutes, or the settings themselves")
+        return lines
+
+    def beside(self, progress: Progress) -> Progress:
+        """Return progress that says how long a part will take before that can be seen from its steps."""
+
+        def show(task: str, done: int, total: int, remark: str) -> None:
+            early = done < 2 and task in self.seconds
+            progress(task, done, total, f"about {duration(self.seconds[task])} in all {remark}" if early else remark)
+
+        return show
+
+    def save(self, folder: Path) -> None:
+        """Write `plan.json`, by which the same command finds the same settings again."""
+        made = {"request": self.request, "chosen": self.chosen, "seconds": self.seconds, "memory": self.memory}
+        write_text(folder / PLAN, json.dumps(made, indent=2))
+
+
+def duration(seconds: float) -> str:
+    """Return a length of time in a few words."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def saved_plan(folder: Path, config: RunConfig, minutes: Minutes) -> RunConfig | None:
+    """Return a run's settings as they were planned when it began; None: it hasn't begun, or was planned otherwise."""
+    if not (folder / "config.toml").is_file():
+        return None
+    if not (made := read_json(folder / PLAN)):
+        return config if any((folder / name).exists() for name in ("checkpoints", "student", "metrics.jsonl")) else None
+    if made["request"] != request_of(config, minutes):
+        return None
+    return planned(config, made["chosen"])
+
+
+def request_of(config: RunConfig, minutes: Minutes) -> Tree:
+    """Return what a plan is made for; where the images lie changes nothing."""
+    given = deciding(config.model_dump(mode="json", by_alias=True))
+    del given["data.path"]
+    return {"minutes": minutes, "settings": {name: value for name, value in given.items() if value is not None}}
+
+
+def planned(config: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:
+    """Return settings with what was chosen."""
+    return RunConfig.model_validate(merge(config.model_dump(by_alias=True), nested(chosen)))
+
+
+def plan_run(
+    settings: Mapping[str, Any],
+    *,
+    preset: str = "default",
+    store: Path | str | None = None,
+    budget: float = 0,
+    minutes: Minutes = "auto",
+    progress: Progress = silent,
+) -> RunPlan:
+    """Measure a few steps and return what `distill` would do; nothing is trained, and no teacher queried for good.
+
+    Args:
+        settings: as for `distill`; so are
+        preset: and
+        store: and
+        budget: of a paid teacher.
+        minutes: to fit in.
+        progress: called with the progress of reading images.
+
+    Raises:
+        VL2VError: as `distill` does, before it trains.
+    """
+    config = resolve(settings, preset)
+    store = Path(store) if store else default_store()
+    task = task_of(config)
+    sources = open_sources(config, store, progress)
+    with EmbeddingStore(store) as answers:
+        queries, teacher, dim = teaching_of(config, task, sources, answers, budget, progress)
+    progress("measuring", 0, 1, "")
+    bench = Bench(config, task, sources, teacher, dim)
+    limit = limit_of(settings, preset, minutes, config)
+    chosen: Tree = {}
+    full = ""
+    if limit is not None:
+        chosen = _fitting(bench, 60 * limit - queries.seconds, _given(settings, preset, config))
+        if chosen:
+            full = _longer(bench, queries.seconds, limit)
+    fitted = planned(config, chosen)
+    rates = bench.rates(bench.size_of(fitted), fitted)
+    seconds = {"teacher": queries.seconds, **bench.seconds(fitted, rates)}
+    progress("measuring", 1, 1, "")
+    return RunPlan(
+        config=fitted,
+        chosen=chosen,
+        request=request_of(config, minutes),
+        minutes=limit,
+        seconds=seconds,
+        image_size=bench.size_of(fitted),
+        domains=bench.domains,
+        memory=bench.memory(fitted),
+        teaching=queries,
+        device=bench.device,
+        full=full,
+    )
+
+
+def limit_of(settings: Mapping[str, Any], preset: str, minutes: Minutes, config: RunConfig) -> float | None:
+    """Return the minutes that a run has to fit in; None: it isn't limited."""
+    if minutes != "auto":
+        return minutes
+    given = flat(settings)
+    own = preset != "default" or "student.image_size" in given or any(name.endswith(".steps") for name in given)
+    on_cpu = config.train.accelerator == "cpu" or (config.train.accelerator == "auto" and best_device() == "cpu")
+    return WITHOUT_GPU if on_cpu and not own and world_size() == 1 else None
+
+
+def takes_moments(config: RunConfig) -> bool:
+    """Return whether a run is over before it could be measured."""
+    images = sum(stage.steps * stage.batch_per_domain * stage.accumulate for stage in _trained(config).values())
+    return images * ((config.student.image_size or 224) / 224) ** 2 < MOMENTS
+
+
+def _given(settings: Mapping[str, Any], preset: str, config: RunConfig) -> set[str]:
+    """Return the names of the settings that a plan doesn't touch."""
+    given = {name for name, value in flat(settings).items() if value is not None}
+    given |= set(flat(recipe(preset, config.stages, config.student.name)))
+    if config.teacher.views or has_tower(config, task_of(config)):
+        given.add("student.image_size")  # views are of the student's size, and a tower has one
+    return given
+
+
+def _trained(config: RunConfig) -> dict[str, StageConfig]:
+    """Return the settings of the stages that train on images, not on features computed once; by stage."""
+    keys = {stage.key for stage in task_of(config).stages if stage.trains != "projector"}
+    return {key: config.stages[key] for key in config.stages if key in keys}
+
+
+def _steps(settings: StageConfig, domains: int) -> str:
+    return f"{settings.steps:,} steps of {settings.batch_per_domain * domains * settings.accumulate}"
+
+
+def _rungs(bench: Bench, given: set[str]) -> Iterator[tuple[int, bool, float]]:
+    """Yield (image size, whether batches are halved, smallest share of the steps), what costs least accuracy first."""
+    own = bench.size_of(bench.config)
+    sizes = [own]
+    if "student.image_size" not in given:
+        sizes += [size for size in SIZES if size < own and bench.fits(size)]
+    steps = max((stage.steps for stage in _trained(bench.config).values()), default=FEWEST)
+    fewest = min(1.0, FEWEST / steps)
+    large = [size for size in sizes if size >= ENOUGH] or sizes[:1]
+    yield from ((size, False, 1.0) for size in large)
+    yield large[-1], True, 1.0
+    yield large[-1], True, fewest
+    yield from ((size, True, fewest) for size in sizes if size < large[-1])
+    yield sizes[-1], True, 0.0
+
+
+def _fitting(bench: Bench, limit: float, given: set[str]) -> Tree:
+    """Return the settings that make a run fit in a limit, in seconds, by dotted name; none, if it does as it is."""
+    chosen: Tree = {}
+    for size, halved, share in _rungs(bench, given):
+        chosen = _at(bench, size, given, halved=halved)
+        config = planned(bench.config, chosen)
+        if _scale(bench, config, bench.guess(size), limit, given) < 0.8 * share:  # not worth a measurement
+            continue
+        rates = bench.rates(size, config)
+        scale = _scale(bench, config, rates, limit, given)
+        if scale >= min(share, 1.0):
+            break
+    if scale < 1:
+        for key, stage in _trained(config).items():
+            if f"stages.{key}.steps" not in given:
+                chosen[f"stages.{key}.steps"] = max(10, int(stage.steps * scale) // 10 * 10)
+    config = planned(bench.config, chosen)
+    for key, stage in _trained(config).items():
+        if chosen and f"stages.{key}.eval_every" not in given:
+            chosen |= _validations(key, stage, rates.validation, rates.step(stage.batch_per_domain))
+    return chosen
+
+
+def _at(bench: Bench, size: int, given: set[str], *, halved: bool) -> Tree:
+    chosen: Tree = {} if size == bench.size_of(bench.config) else {"student.image_size": size}
+    for key, stage in _trained(bench.config).items():
+        if halved and stage.batch_per_domain > 1 and f"stages.{key}.batch_per_domain" not in given:
+            chosen[f"stages.{key}.batch_per_domain"] = stage.batch_per_domain // 2
+    return chosen
+
+
+def _scale(bench: Bench, config: RunConfig, rates: Rates, limit: float, given: set[str]) -> float:
+    """Return by how much the steps that may change have to be multiplied to fit; at most 1."""
+    free = {key: stage for key, stage in _trained(config).items() if f"stages.{key}.steps" not in given}
+    of_steps = sum(stage.steps * rates.step(stage.batch_per_domain) for stage in free.values())
+    rest = sum(bench.seconds(config, rates).values()) - of_steps
+    return min(1.0, max(0.0, limit - rest) / of_steps) if of_steps else 1.0
+
+
+def _validations(key: str, stage: StageConfig, validation: float, step: float) -> Tree:
+    """Return how often to evaluate, where the default would take more than its share of the time."""
+    most = VALIDATING * stage.steps * step / max(validation, 1e-9)
+    return {} if most >= 10 else {f"stages.{key}.eval_every": math.ceil(stage.steps / max(2, int(most)))}
+
+
+def _longer(bench: Bench, queries: float, limit: float) -> str:
+    """Return a line on what the settings would do without a limit."""
+    config = bench.config
+    steps = ", ".join(_steps(stage, bench.domains) for stage in _trained(config).values())
+    size = bench.size_of(config)
+    whole = duration(queries + sum(bench.seconds(config, bench.guess(size)).values()))
+    return f"fitted to {limit:g} minutes; the full recipe ({size} px, {steps}) would take {whole}"

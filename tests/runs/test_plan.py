@@ -1,0 +1,135 @@
+"""A run is planned before it starts: what is given up for time, in which order, and that the same plan is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import vl2v
+from little import Interrupted, stopping
+from vl2v.config import RunConfig, merge
+from vl2v.errors import RunError
+from vl2v.runs import plan as plans
+from vl2v.runs.measure import Bench, Rates
+from vl2v.runs.plan import RunPlan, limit_of, plan_run
+from vl2v.runs.settings import resolve
+
+
+class Known(Bench):
+    """A machine on which an image of 224 px takes a second, and nothing else takes any time."""
+
+    def __init__(self, config: RunConfig, evaluating: float = 0.0) -> None:
+        self.config, self.domains, self.tower, self.evaluating = config, 3, 0, evaluating
+
+    def rates(self, size: int, config: RunConfig) -> Rates:
+        return Rates((size / 224) ** 2, 0, 0, 0, 0, self.evaluating, 3, 1, 0)
+
+    def guess(self, size: int) -> Rates:
+        return self.rates(size, self.config)
+
+    def seconds(self, config: RunConfig, rates: Rates) -> dict[str, float]:
+        stage = config.stages["distill"]
+        return {"distill": stage.steps * rates.step(stage.batch_per_domain)}
+
+
+FULL = 1000 * 96.0  # seconds of the recipe
+
+
+@pytest.mark.parametrize(
+    ("share", "size", "batch", "steps"),
+    [
+        (1.0, None, None, None),
+        (0.8, 192, None, None),
+        (0.6, 160, None, None),
+        (0.33, 128, None, None),
+        (0.2, 128, 16, None),
+        (0.1, 128, 16, 610),
+        (0.035, 96, 16, 380),
+        (0.014, 64, 16, 340),
+        (0.01, 64, 16, 240),
+    ],
+)
+def test_what_costs_least_accuracy_is_given_up_first(
+    share: float, size: int | None, batch: int | None, steps: int | None
+) -> None:
+    config = resolve({"data": {"path": "."}})
+    chosen = plans._fitting(Known(config), share * FULL * 1.001, set())
+    assert chosen.get("student.image_size") == size
+    assert chosen.get("stages.distill.batch_per_domain") == batch
+    assert chosen.get("stages.distill.steps") == steps
+    assert not any(name.startswith("stages.align") for name in chosen), "features cost next to nothing"
+
+
+def test_what_is_given_is_never_changed() -> None:
+    config = resolve({"data": {"path": "."}})
+    given = {"student.image_size", "stages.distill.batch_per_domain"}
+    assert plans._fitting(Known(config), FULL / 2, given) == {"stages.distill.steps": 500}
+    assert plans._fitting(Known(config), FULL / 1000, {*given, "stages.distill.steps"}) == {}
+
+
+def test_evaluations_take_a_tenth_of_the_time_at_most() -> None:
+    config = resolve({"data": {"path": "."}})
+    chosen = plans._fitting(Known(config, evaluating=2000.0), FULL / 2, {"student.image_size"})
+    stage = plans.planned(config, chosen).stages["distill"]
+    assert stage.eval_every is not None
+    assert 0.03 < 2000 * stage.steps / stage.eval_every / (FULL / 2) <= 0.1
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"student": {"image_size": 96}}, {"stages": {"distill": {"steps": 5}}}, {"train": {"accelerator": "cuda"}}],
+)
+def test_settings_that_say_how_long_to_train_are_taken_as_they_are(settings: dict[str, Any]) -> None:
+    settings = {"data": {"path": "."}, **settings}
+    assert limit_of(settings, "default", "auto", resolve(settings)) is None
+
+
+def test_without_any_the_default_is_twenty_minutes_on_a_cpu() -> None:
+    settings = {"data": {"path": "."}, "train": {"accelerator": "cpu"}}
+    assert limit_of(settings, "default", "auto", resolve(settings)) == 20
+    assert limit_of(settings, "paper", "auto", resolve(settings, "paper")) is None
+    assert limit_of(settings, "default", 5, resolve(settings)) == 5
+    assert limit_of(settings, "default", None, resolve(settings)) is None
+
+
+@pytest.fixture
+def unhurried(quick: dict[str, Any]) -> dict[str, Any]:
+    """Return settings of a run that would take longer than it may."""
+    return merge(quick, {"stages": {"distill": {"steps": None}}, "student": {"image_size": 32}})
+
+
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(unhurried: dict[str, Any], tmp_path: Path) -> None:
+    settings = {**unhurried, "stages": {key: {} for key in unhurried["stages"]}}
+    plan = plan_run(settings, store=tmp_path / "store", minutes=0.05)
+    words = plan.summary()
+    assert f"{plan.config.stages['distill'].steps} steps of" in words[0] and "at 32 px" in words[0]
+    assert "queries (0 cached), free" in words[0] and "on this CPU" in words[0]
+    assert "the full recipe (32 px, 1,000 steps of" in words[-1]
+    assert plan.chosen["stages.distill.steps"] < 1000
+    assert not list(tmp_path.glob("run*"))
+    with vl2v.embeddings.EmbeddingStore(tmp_path / "store") as store:
+        assert not store.teachers(), "nobody was queried for good"
+
+
+def test_a_plan_is_decided_once(unhurried: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = merge(unhurried, {"stages": {"distill": {"batch_per_domain": 2}}})
+    del settings["stages"]["distill"]["steps"]
+    out, store, seen = tmp_path / "run", tmp_path / "store", list[RunPlan]()
+    few = lambda plan: seen.append(plan)  # noqa: E731
+    real = plans._fitting
+    monkeypatch.setattr(plans, "_fitting", lambda *given: {**real(*given), "stages.distill.steps": 6})  # a slow machine
+    with pytest.raises(Interrupted):
+        vl2v.distill(settings, out, store=store, minutes=0.01, on_plan=few, progress=stopping("distill", 4))
+    monkeypatch.setattr(plans, "_fitting", lambda *given: {"stages.distill.steps": 12})  # it is quicker by now
+    run = vl2v.distill(settings, out, store=store, minutes=0.01, on_plan=few)
+    assert len(seen) == 1 and run.config.stages["distill"].steps == 6
+    made = json.loads((out / "plan.json").read_text())
+    assert made["chosen"]["stages.distill.steps"] == 6 and made["seconds"]["distill"] > 0
+    again = vl2v.distill(merge(settings, {"stages": {"distill": {"steps": 6}}}), tmp_path / "other", store=store)
+    assert again.evaluation is not None and run.evaluation is not None
+    assert again.evaluation.to_json() == run.evaluation.to_json(), "planned or given, the same steps end alike"
+    with pytest.raises(RunError, match=r"stages\.distill\.steps"):
+        vl2v.distill(settings, out, store=store, minutes=0.02)
