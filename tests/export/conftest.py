@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 import vl2v
 from little import quick_settings
@@ -31,7 +34,29 @@ def closed(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.fixture(scope="session")
+def outside(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("outside") / "student.onnx"
+    export_student(run, file, preprocess="outside", store=store)
+    return file
+
+
+@pytest.fixture(scope="session")
 def opened(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("open") / "student.onnx"
     export_student(run, file, form="open", store=store)
     return file
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """Return the folder of what runs exports in Node and in a browser, installed where npm is."""
+    folder = Path(__file__).parents[1] / "node"
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("no Node.js with npm")
+    with FileLock(folder / ".installing"):
+        if not (folder / "node_modules" / ".package-lock.json").is_file():
+            words = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"npm can't install: {done.stderr.strip().splitlines()[-1]}")
+    return folder / "node_modules"

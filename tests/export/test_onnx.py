@@ -63,9 +63,11 @@ print(vl2v.deploy.runtime.load({str(closed)!r}).predict([{str(image)!r}])[0].bes
     assert done.stdout.strip() in ("ball", "box", "cone")
 
 
-@pytest.mark.parametrize("form", ["closed", "opened"])
+@pytest.mark.parametrize("form", ["closed", "outside", "open outside"])
 def test_the_documentation_tells_other_languages_how(
     form: str,
+    run: vl2v.Run,
+    store: Path,
     shapes: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -73,8 +75,12 @@ def test_the_documentation_tells_other_languages_how(
     request: pytest.FixtureRequest,
 ) -> None:
     page = (Path(__file__).parents[2] / "docs" / "export.md").read_text(encoding="utf-8")
-    (example,) = (text for text in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "onnxruntime" in text)
-    shutil.copy(request.getfixturevalue(form), tmp_path / "student.onnx")
+    blocks = re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S)
+    (example,) = (text for text in blocks if ('{"image"' if form == "closed" else '{"pixels"') in text)
+    if form == "open outside":
+        export_student(run, tmp_path / "student.onnx", form="open", preprocess="outside", store=store)
+    else:
+        shutil.copy(request.getfixturevalue(form), tmp_path / "student.onnx")
     exported = vl2v.deploy.runtime.load(tmp_path / "student.onnx")
     monkeypatch.chdir(tmp_path)
     pixels = np.random.default_rng(0).integers(0, 256, (90, 70, 3), np.uint8)
@@ -87,7 +93,7 @@ def test_the_documentation_tells_other_languages_how(
         (answer,) = exported.predict(["image.jpg"])
         label, probability = capsys.readouterr().out.split()
         assert label == answer.label and float(probability) == pytest.approx(answer.probability, abs=0.01)
-    for size in (8, 32, 200):
+    for size in (8, 32, 200) if form != "closed" else ():
         said, done = names["squeezed"](pixels, size), evaluation_view(Image.fromarray(pixels), size)
         assert np.abs(said.astype(int) - done).max() <= 1  # Pillow computes in integers
     assert exported.card["preprocessing"].keys() == {"orientation", "colours", "resize", "filter", "input"}

@@ -20,6 +20,10 @@ def export(
     image_size: Annotated[
         list[int] | None, typer.Option(min=1, help="Pixels a side, by default the student's; with a target, several.")
     ] = None,
+    preprocess: Annotated[
+        str | None,
+        typer.Option(help="inside (default of onnx): images of any size in, probabilities out; or outside: pixels."),
+    ] = None,
     target_latency: Annotated[
         str | None, typer.Option(help="What one image may take on this machine, such as 10ms.")
     ] = None,
@@ -51,6 +55,7 @@ def export(
                     form=form,
                     int8=int8,
                     image_sizes=sizes,
+                    preprocess=preprocess,
                     store=store,
                     progress=progress,
                 )
@@ -68,7 +73,15 @@ def export(
     with progress_bars() as progress:
         path = out or run.folder / default_name(kind, int8=bool(int8))
         made = export_student(
-            run, path, kind, form=form, int8=bool(int8), image_size=size, store=store, progress=progress
+            run,
+            path,
+            kind,
+            form=form,
+            int8=bool(int8),
+            image_size=size,
+            preprocess=preprocess,
+            store=store,
+            progress=progress,
         )
     say(f"{path}: {size_of(path) / 1e6:.1f} MB; {made.summary()}")
 

@@ -19,15 +19,19 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from vl2v.data.augment import evaluation_view
 from vl2v.deploy.prediction import Fit, Prediction, Predictor, prediction
 from vl2v.errors import StudentError, VL2VError, need_extra
 
 FORMAT = 1
+FORMAT_INSIDE = 2  # of files that take images of any size: earlier versions can't feed them
 METADATA = "vl2v"
 NAMES = ("student-int8.onnx", "student.onnx")  # of exports in a run folder
 
-Network = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
+Network = Callable[..., NDArray[np.float32]]
+"""Takes pixels [n, s, s, 3], and which of its outputs is meant: the last one, unless said otherwise."""
 
 
 class Exported(Predictor):
@@ -107,6 +111,17 @@ class Exported(Predictor):
         """Return the answers that follow from what `run` gave, one a row."""
         rows = softmax(self._logits(out) / self.card["temperature"]).tolist()
         return [prediction(self.classes, row, self.card["threshold"]) for row in rows]
+
+    @property
+    def inside(self) -> bool:
+        """Whether the file itself resizes images, and gives probabilities."""
+        return bool(self.card["format"] == FORMAT_INSIDE)
+
+    def image_probabilities(self, image: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Return the probabilities [C] of one image, uint8 RGB [h, w, 3]: as the file computes them, where it does."""
+        if self.inside:
+            return self._network(image[None], 0).reshape(-1)
+        return self.probabilities(evaluation_view(Image.fromarray(image), self.image_size, self.fit)[None]).reshape(-1)
 
     @property
     def image_size(self) -> int:
@@ -194,8 +209,8 @@ def load(path: Path | str, *, threads: int | None = None) -> Exported:
     try:
         network, text = _READERS.get(path.suffix, _onnx)(path, threads)
         card = json.loads(text)
-        if card.get("format") != FORMAT:
-            raise StudentError(f"{path}: format {card.get('format')}, this version reads {FORMAT}; update vl2v")
+        if card.get("format") not in (FORMAT, FORMAT_INSIDE):
+            raise StudentError(f"{path}: format {card.get('format')}, this version reads {FORMAT_INSIDE}; update vl2v")
         return Exported(network, card)
     except VL2VError:
         raise
@@ -214,7 +229,8 @@ def _onnx(path: Path, threads: int | None) -> tuple[Network, str]:
     data = path.read_bytes()  # given as bytes, a model can't refer to files beside it
     session = ort.InferenceSession(data, options, providers=["CPUExecutionProvider"])
     card = session.get_modelmeta().custom_metadata_map[METADATA]
-    return lambda pixels: np.asarray(session.run(None, {"pixels": pixels})[0]), card
+    name = session.get_inputs()[0].name
+    return lambda pixels, out=-1: np.asarray(session.run(None, {name: pixels})[out]), card
 
 
 def onnxruntime_library() -> ModuleType:
@@ -238,7 +254,10 @@ def _openvino(path: Path, threads: int | None) -> tuple[Network, str]:
     if threads is not None:
         settings["INFERENCE_NUM_THREADS"] = threads
     compiled = core.compile_model(model, "CPU", settings)
-    return lambda pixels: np.asarray(compiled(pixels)[0]).copy(), model.get_rt_info(METADATA).astype(str)
+    outputs = compiled.outputs
+    return lambda pixels, out=-1: np.asarray(compiled(pixels)[outputs[out]]).copy(), model.get_rt_info(METADATA).astype(
+        str
+    )
 
 
 def openvino_library() -> ModuleType:

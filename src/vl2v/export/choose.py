@@ -12,7 +12,16 @@ from typing import NamedTuple
 from vl2v.deploy.runtime import load
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import png, side_by_side, timed
-from vl2v.export.student import INT8, Export, Exporter, check_format, check_name, default_name, open_images
+from vl2v.export.student import (
+    INT8,
+    Export,
+    Exporter,
+    check_format,
+    check_name,
+    default_name,
+    open_images,
+    with_preprocessing,
+)
 from vl2v.io import write_bytes, write_text
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources
@@ -162,6 +171,7 @@ def choose_export(
     form: str = "closed",
     int8: bool | None = None,
     image_sizes: Sequence[int] = (),
+    preprocess: str | None = None,
     store: Path | None = None,
     progress: Progress = silent,
 ) -> Choice:
@@ -177,15 +187,16 @@ def choose_export(
         form: "closed" or "open".
         int8: True: only int8, False: only fp32, None: both, where the format has both.
         image_sizes: pixels a side; by default each student's own, and down to half of it.
-        store: for what is known of the images.
-        progress: called as the work goes on.
+        preprocess: as for `export_student`; of the one that is chosen.
+        store: with the embeddings and the index of the images.
+        progress: called with the progress.
 
     Raises:
         TargetMissed: no candidate meets the target; the nearest is named, and all that was measured is with it.
         ConfigError: runs whose accuracies can't be compared, a format that has no int8, or a file name that doesn't fit
             it.
     """
-    check_format(kind, int8=bool(int8))
+    check_format(kind, int8=bool(int8), preprocess=preprocess)
     if out is not None:
         check_name(out, kind)
     _check_comparable(runs)
@@ -202,7 +213,8 @@ def choose_export(
         best = best_of(candidates, target)
         assert best.made is not None
         path = out or best.run.folder / default_name(kind, int8=best.int8)
-        best.made.copy(path)
+        sources = next(sources for run, sources in opened if run is best.run)
+        with_preprocessing(best.made, kind, sources, preprocess).copy(path)
         return Choice(best, path, candidates)
 
 

@@ -40,7 +40,7 @@ def write_onnx(network: Network, card: dict[str, Any], path: Path) -> None:
     program.save(str(path), external_data=False)
     model = onnx.load(str(path))
     _forget_sources(model.graph)
-    _put_card(model, card)
+    set_card(model, card)
     onnx.save(model, str(path))
 
 
@@ -51,7 +51,8 @@ def _forget_sources(graph: Any) -> None:
         part.doc_string = ""
 
 
-def _put_card(model: Any, card: dict[str, Any]) -> None:
+def set_card(model: Any, card: dict[str, Any]) -> None:
+    """Give a model in memory another card."""
     del model.metadata_props[:]
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA, json.dumps(card)
@@ -62,7 +63,7 @@ def put_card(path: Path, card: dict[str, Any]) -> None:
     import onnx
 
     model = onnx.load(str(path))
-    _put_card(model, card)
+    set_card(model, card)
     onnx.save(model, str(path))
 
 

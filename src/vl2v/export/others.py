@@ -18,6 +18,8 @@ def write_openvino(source: Path, card: dict[str, Any], path: Path) -> None:
     """Write an ONNX file, fp32 or int8, as OpenVINO's `path` (.xml) and the weights beside it (.bin)."""
     openvino = openvino_library()
     model = openvino.Core().read_model(str(source))
+    if model.input(0).partial_shape.rank.is_dynamic:  # an image or a batch of any size: here always a batch
+        model.reshape([-1, -1, -1, 3])
     model.set_rt_info(json.dumps(card), METADATA)
     openvino.save_model(model, str(path), compress_to_fp16=False)
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
+from vl2v.data.decoding import decode
 from vl2v.data.files import one_form
 from vl2v.deploy.prediction import BATCH
 from vl2v.deploy.runtime import Exported
+from vl2v.errors import StudentError
 from vl2v.evaluation.intervals import paired_interval
 from vl2v.runs.datasets import Sources
 from vl2v.seeds import derive
@@ -22,6 +25,8 @@ TOLERANCE = 1e-4  # of the largest logit, in fp32
 POINTS = 0.005  # that int8 may lose
 MOST = 10_000  # times as many images, that are at most asked for
 CALIBRATION = 200  # images that int8's ranges are taken from
+ODD = 200  # images that preprocessing inside a file is checked on
+INSIDE = 1e-3  # that probabilities may differ by there
 CHECKED = 500  # validation images of each domain that are looked at, at most
 
 Pixels = NDArray[np.uint8]
@@ -39,6 +44,8 @@ class Parity:
         changed: domain -> how many of these only the student has right, and how many only the export.
         kept: layers that int8 was not used for, because accuracy fell.
         gain: of int8: how many times as quick as fp32 it is on this machine, one image at a time.
+        inside: of a file that resizes images itself: odd images that it was checked on, and the largest difference of a
+            probability from the same file without that.
     """
 
     difference: float
@@ -48,6 +55,7 @@ class Parity:
     changed: dict[str, tuple[int, int]]
     kept: tuple[str, ...] = ()
     gain: float | None = None
+    inside: tuple[int, float] | None = None
 
     @property
     def exact(self) -> bool:
@@ -99,7 +107,11 @@ class Parity:
         gain = "" if self.gain is None else f"; {self.gain:.1f} times as quick as fp32 here"
         if self.gain is not None and self.gain < 1:
             gain += ": this machine is better off with fp32"
-        return f"{100 * self.same:.1f}% same answers, accuracy % {domains}{kept}{self._told()}{gain}"
+        sizes = ""
+        if self.inside is not None:
+            count, apart = self.inside
+            sizes = f"; takes images of any size ({count} odd ones: same classes, probabilities within {apart:.1e})"
+        return f"{100 * self.same:.1f}% same answers, accuracy % {domains}{kept}{self._told()}{gain}{sizes}"
 
     def _told(self) -> str:
         """Return how sure the accuracy of an export that isn't exact is."""
@@ -168,6 +180,59 @@ def compare(exported: Exported, domains: Sequence[Domain], kept: tuple[str, ...]
     }
     same = float((wanted.argmax(1) == said.argmax(1)).mean())
     return Parity(difference, same, accuracy, images, changed, kept)
+
+
+def odd_images(sources: Sources, count: int = ODD) -> Iterator[Pixels]:
+    """Yield validation images of the source domains, uint8 [h, w, 3]: as they are, and made odd in eight ways."""
+    rng = np.random.default_rng(derive(0, "odd images"))
+    every = rng.permutation(sources.split.val)
+    for number in range(count):
+        yield odd(decode(sources.dataset.read(int(every[number % len(every)]))), number, rng)
+
+
+def odd(image: Image.Image, number: int, rng: np.random.Generator) -> Pixels:
+    """Return an image [h, w, 3] as it is, or of an odd size, grey, tiny, large, or very wide or tall."""
+    width, height = image.size
+    match number % 9:
+        case 1:
+            image = image.resize((max(1, width // 2 * 2 - 1), max(1, height // 3 * 2 + 1)))
+        case 2:
+            image = image.convert("L").convert("RGB")
+        case 3:
+            image = image.resize((int(rng.integers(1, 9)), int(rng.integers(1, 9))))
+        case 4:
+            image = image.crop((0, height // 2, width, height // 2 + max(1, height // 20)))
+        case 5:
+            image = image.crop((width // 2, 0, width // 2 + max(1, width // 20), height))
+        case 6:
+            image = image.resize((4 * min(width, 400) + 1, 3 * min(height, 400) + 2))
+        case 7:
+            image = image.crop((0, 0, max(1, width // 2 - 1), height))
+        case 8:
+            image = image.resize((int(rng.integers(20, 200)), int(rng.integers(20, 200))))
+    return np.asarray(image)
+
+
+def check_inside(made: Exported, plain: Exported, images: Iterable[Pixels]) -> tuple[int, float]:
+    """Return how many images two exports of one network were compared on, and the largest difference of a probability.
+
+    Args:
+        made: what resizes images itself.
+        plain: what doesn't.
+        images: each uint8 [h, w, 3].
+
+    Raises:
+        StudentError: another class of any image, or a difference of more than 1e-3.
+    """
+    pairs = [(made.image_probabilities(image), plain.image_probabilities(image)) for image in images]
+    apart = max(float(np.abs(ours - theirs).max()) for ours, theirs in pairs)
+    other = sum(int(ours.argmax() != theirs.argmax()) for ours, theirs in pairs)
+    if other or apart > INSIDE:
+        raise StudentError(
+            f"with preprocessing inside, {other} of {len(pairs)} images are of another class, and probabilities differ "
+            f"by up to {apart:.1e}; export with --preprocess outside"
+        )
+    return len(pairs), apart
 
 
 def _loss(lost: float, gained: float, count: float, *, judged: int = 1) -> tuple[float, float]:

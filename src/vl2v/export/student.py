@@ -12,15 +12,26 @@ from typing import Any
 import numpy as np
 import torch
 
-from vl2v.deploy.runtime import files_of, load, openvino_library, size_of
+from vl2v.deploy.runtime import FORMAT_INSIDE, files_of, load, openvino_library, size_of
 from vl2v.embeddings.teaching import default_store
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.evaluation import fit_temperature, unknown_threshold
+from vl2v.export import inside
 from vl2v.export.measure import side_by_side, timed
 from vl2v.export.network import Network, as_export, card_of, with_reference
 from vl2v.export.onnx import int8_trials, put_card, write_onnx
 from vl2v.export.others import write_executorch, write_openvino, write_torchscript
-from vl2v.export.parity import POINTS, Domain, Parity, Pixels, calibration_pixels, compare, source_domains
+from vl2v.export.parity import (
+    POINTS,
+    Domain,
+    Parity,
+    Pixels,
+    calibration_pixels,
+    check_inside,
+    compare,
+    odd_images,
+    source_domains,
+)
 from vl2v.io import write_bytes
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_sources
@@ -195,17 +206,59 @@ class Exporter:
         return calibration_pixels(self._sources, self.classifier)
 
 
-def check_format(kind: str, *, int8: bool = False) -> None:
+def put_images_inside(made: Export, kind: str, sources: Sources) -> Export:
+    """Return an export that takes images of any size and gives probabilities, checked on 200 odd images.
+
+    Args:
+        made: an export of pixels, its folder at hand.
+        kind: "onnx" or "openvino".
+        sources: the images.
+
+    Raises:
+        StudentError: it gives an image another class, or a probability that differs by more than 1e-3.
+    """
+    plain = load(made.path)
+    card = {**plain.card, "format": FORMAT_INSIDE, "fit": plain.fit}
+    path = made.path.with_name(f"inside-{made.path.stem}.onnx")
+    inside.put_inside(made.path.with_suffix(FORMATS["onnx"]), card, path)
+    if kind == "openvino":
+        source, path = path, path.with_suffix(FORMATS[kind])
+        write_openvino(source, card, path)
+    checked = check_inside(load(path), plain, odd_images(sources))
+    return Export.of(path, replace(made.parity, inside=checked))
+
+
+def with_preprocessing(made: Export, kind: str, sources: Sources, where: str | None) -> Export:
+    """Return an export with its preprocessing where it is wanted; None: inside an ONNX file, if that passes its check.
+
+    Raises:
+        StudentError: as `put_images_inside` does, where inside is what is wanted.
+    """
+    if where == "outside" or (where is None and kind != "onnx"):
+        return made
+    try:
+        return put_images_inside(made, kind, sources)
+    except StudentError:
+        if where is None:
+            return made
+        raise
+
+
+def check_format(kind: str, *, int8: bool = False, preprocess: str | None = None) -> None:
     """Check that a format can be written here.
 
     Raises:
-        ConfigError: there is no such format, or none of it in int8.
+        ConfigError: there is no such format, or none of it in int8 or with preprocessing inside.
         MissingExtra: what writes the format is not installed.
     """
     if kind not in FORMATS:
         raise ConfigError(f"--format {kind}: there are {', '.join(FORMATS)}")
     if int8 and kind not in INT8:
         raise ConfigError(f"--int8: there is none of {kind}, only of {' and '.join(INT8)}")
+    if preprocess not in (None, "inside", "outside"):
+        raise ConfigError(f"--preprocess {preprocess}: inside or outside")
+    if preprocess == "inside" and kind not in inside.KINDS:
+        raise ConfigError(f"--preprocess inside: there is none of {kind}, only of {' and '.join(inside.KINDS)}")
     for module, extra in _NEEDED[kind].items():
         need_extra(module, extra)
     if kind == "openvino":
@@ -225,6 +278,7 @@ def export_student(
     form: str = "closed",
     int8: bool = False,
     image_size: int | None = None,
+    preprocess: str | None = None,
     store: Path | None = None,
     progress: Progress = silent,
 ) -> Parity:
@@ -237,8 +291,10 @@ def export_student(
         form: "closed", or "open" for students that classify by texts: classes can be added later.
         int8: static quantisation, per channel; layers at which accuracy falls stay as they are.
         image_size: pixels a side; by default the student's.
-        store: for what is known of the images.
-        progress: called as the work goes on.
+        preprocess: "inside": the file takes images of any size and gives probabilities; "outside": pixels of its own
+            size, and logits; None: inside an ONNX file that passes its check.
+        store: with the embeddings and the index of the images.
+        progress: called with the progress.
 
     Raises:
         StudentError: the export differs from the student, in fp32 by more than 1e-4 of the largest logit or in any
@@ -246,7 +302,7 @@ def export_student(
         ConfigError: an unknown format, or a file name that doesn't fit it.
         MissingExtra: what writes the format is not installed.
     """
-    check_format(kind, int8=int8)
+    check_format(kind, int8=int8, preprocess=preprocess)
     check_name(out, kind)
     sources = open_images(run, store, progress)
     progress("exporting", 0, 2, "")
@@ -254,8 +310,9 @@ def export_student(
         exporter = Exporter(run, Path(folder), sources, form=form, image_size=image_size)
         made = exporter.make(kind, int8=int8)
         progress("exporting", 1, 2, "")
-        made.copy(out)
-        parity = made.parity
+        final = with_preprocessing(made, kind, sources, preprocess)
+        final.copy(out)
+        parity = final.parity
         if int8:
             parity = replace(parity, gain=_gain(exporter.make(kind).path, made.path, exporter.classifier))
     progress("exporting", 2, 2, "")
