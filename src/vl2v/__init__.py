@@ -8,7 +8,7 @@ from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
     from vl2v.data import open_dataset
-    from vl2v.runs import Run, add_class, check_teacher, distill, embed, load
+    from vl2v.runs import Run, adapt, add_class, check_teacher, distill, embed, load
     from vl2v.runs.evaluate import evaluate
     from vl2v.students import Classifier
     from vl2v.teachers import open_teacher
@@ -18,6 +18,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Classifier": "vl2v.students",
     "Run": "vl2v.runs",
+    "adapt": "vl2v.runs",
     "add_class": "vl2v.runs",
     "check_teacher": "vl2v.runs",
     "distill": "vl2v.runs",
@@ -31,6 +32,7 @@ _HOMES = {
 __all__ = [
     "Classifier",
     "Run",
+    "adapt",
     "add_class",
     "check_teacher",
     "distill",

@@ -24,6 +24,7 @@ LATER = {
     "data.fit": "stretch",
     "teacher.fit": "own",
     "teacher.adapt": "off",
+    "student.parent": None,
 }  # settings that came later, as runs before them were trained
 
 
@@ -48,7 +49,9 @@ class DataConfig(Section):
     layout: str = Field(default="auto", description="auto, domains, classes or manifest")
     target: list[str] = Field(default=[], description="domains left out of training: the unseen ones")
     exclude: HomePath | None = Field(default=None, description="a list of files to leave out, one path a line")
-    unlabelled: HomePath | None = Field(default=None, description="a folder of images without labels")
+    unlabelled: HomePath | list[HomePath] | None = Field(
+        default=None, description="a folder of images without labels, or several"
+    )
     holdout: float = Field(default=0.2, gt=0, lt=1, description="share of a source domain for validation")
     split_seed: int = Field(default=0, description="DomainBed's trial seed")
     workers: int = Field(default=2, ge=0, description="decoding processes; no result depends on it")
@@ -116,6 +119,9 @@ class StudentConfig(Section):
         default="own", description="pixels' mean and deviation: of the pretrained weights, or ImageNet's"
     )
     batch_norm: Literal["eval", "train"] = Field(default="eval", description="mode while training")
+    parent: HomePath | None = Field(
+        default=None, description="a finished run of the same method whose student is trained further (`vl2v adapt`)"
+    )
 
 
 class StageConfig(Section):

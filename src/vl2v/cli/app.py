@@ -3,6 +3,7 @@
 import typer
 
 from vl2v.cli import benchmark, data, learn, predict, store, teacher, vendor
+from vl2v.cli.adapting import adapt
 from vl2v.cli.bill import bill
 from vl2v.cli.demo import demo
 from vl2v.cli.export import bench_device, export
@@ -41,6 +42,7 @@ app.command("embed")(learn.embed)
 app.command("bill")(bill)
 app.add_typer(store.app, name="store")
 app.command("distill")(learn.distill)
+app.command("adapt")(adapt)
 app.command("evaluate")(predict.evaluate)
 app.command("export")(export)
 app.command("push")(push)

@@ -16,6 +16,9 @@ TeacherSpec = Annotated[
     str | None, typer.Option(help="open_clip:MODEL/PRETRAINED, hf:REPO, jina:MODEL, recorded:FOLDER, tiny and more.")
 ]
 Target = Annotated[list[str] | None, typer.Option(help="A domain to be kept unseen; may be repeated.")]
+Unlabelled = Annotated[
+    list[Path] | None, typer.Option(help="A folder of images without labels to learn from, too; may be repeated.")
+]
 Views = Annotated[int | None, typer.Option(help="Fixed augmented views of each image to ask about, too.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings in TOML.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top, e.g. stages.distill.lr=1e-3.")]
@@ -46,6 +49,7 @@ def embed(
     teacher: TeacherSpec = None,
     student: Student = None,
     target: Target = None,
+    unlabelled: Unlabelled = None,
     method: Method = None,
     seed: Seed = None,
     image_size: ImageSize = None,
@@ -74,6 +78,7 @@ def embed(
     options = {
         "data.path": data,
         "data.target": target,
+        "data.unlabelled": unlabelled or None,
         "teacher.spec": teacher,
         "teacher.views": views,
         "teacher.select": _number(select),
@@ -117,6 +122,7 @@ def distill(
     teacher: TeacherSpec = None,
     student: Student = None,
     target: Target = None,
+    unlabelled: Unlabelled = None,
     method: Method = None,
     out: Annotated[Path, typer.Option(help="The run folder; an interrupted run is gone on with.")] = Path(
         "runs/student"
@@ -148,6 +154,7 @@ def distill(
     options = {
         "data.path": data,
         "data.target": target,
+        "data.unlabelled": unlabelled or None,
         "teacher.spec": teacher,
         "teacher.views": views,
         "teacher.online": online_teacher,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from vl2v.data.dataset import Excluded
@@ -38,13 +39,13 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
 
 
-def image_files(root: Path, besides: Path | None = None) -> tuple[list[tuple[str, ...]], list[Excluded]]:
-    """Return the images' paths as parts, and what was set aside; the folder `besides` is not entered.
+def image_files(root: Path, besides: Sequence[Path] = ()) -> tuple[list[tuple[str, ...]], list[Excluded]]:
+    """Return the images' paths as parts, and what was set aside; the folders `besides` are not entered.
 
     Hidden files, and notes beside a dataset's folders, are passed over without a word.
     """
     inside = os.path.realpath(root) + os.sep
-    elsewhere = None if besides is None else os.path.realpath(besides)
+    elsewhere = set(map(os.path.realpath, besides))
     found: list[tuple[str, ...]] = []
     excluded: list[Excluded] = []
 
@@ -64,7 +65,7 @@ def image_files(root: Path, besides: Path | None = None) -> tuple[list[tuple[str
             if _SYSTEM_FOLDERS.fullmatch(name):
                 excluded += _passed_over(root, (*parts, name))
                 continue
-            if os.path.realpath(os.path.join(folder, name)) == elsewhere:
+            if os.path.realpath(os.path.join(folder, name)) in elsewhere:
                 continue
             reason = _bad_folder(root, (*parts, name), inside)
             if reason is None:

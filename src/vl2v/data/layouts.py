@@ -35,7 +35,7 @@ def open_dataset(
     *,
     layout: str = "auto",
     exclude: Path | None = None,
-    unlabelled: Path | None = None,
+    unlabelled: Path | Sequence[Path] | None = None,
     root: Path | None = None,
 ) -> DomainDataset:
     """Return the images of a folder or a manifest, in ImageFolder's order.
@@ -48,7 +48,7 @@ def open_dataset(
         layout: "domains" (domain/class/image), "classes" (class/image), "manifest", or "auto": what most images
             are at. Images in deeper folders are set aside by "auto"; else they are of the class they are under.
         exclude: a text or CSV file with one relative path a line, for example DomainNet's list of duplicates.
-        unlabelled: a folder of images without labels, a domain of its own.
+        unlabelled: folders of images without labels, together a domain of their own.
         root: the folder that a manifest's paths are relative to; by default its own.
 
     Raises:
@@ -64,19 +64,18 @@ def open_dataset(
     if path.is_file() != (layout == "manifest") and layout != "auto":
         raise DataError(f"{path}: layout {layout} wants {'a .csv or .parquet file' if path.is_dir() else 'a folder'}")
     is_file = path.is_file()
+    folders = [unlabelled] if isinstance(unlabelled, Path) else list(unlabelled or ())
     dataset = (
         _from_rows(root or path.parent, *read_manifest(path, root or path.parent))
         if is_file
-        else _from_folder(path, layout, unlabelled)
+        else _from_folder(path, layout, folders)
     )
     if exclude is not None:
         dataset = without_listed(dataset, exclude)
-    if unlabelled is not None:
-        dataset = _with_unlabelled(dataset, unlabelled)
-    return dataset
+    return _with_unlabelled(dataset, folders) if folders else dataset
 
 
-def _from_folder(path: Path, layout: str, besides: Path | None) -> DomainDataset:
+def _from_folder(path: Path, layout: str, besides: Sequence[Path]) -> DomainDataset:
     root = _benchmark_folder(path)
     files, excluded = image_files(root, besides)
     auto = layout == "auto"
@@ -209,12 +208,20 @@ def _hashes(rows: Sequence[Row]) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8).reshape(len(rows), 32)
 
 
-def _with_unlabelled(dataset: DomainDataset, folder: Path) -> DomainDataset:
-    """Add a folder's images, of any depth, as a last domain without labels."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of unlabelled images")
+def _with_unlabelled(dataset: DomainDataset, folders: Sequence[Path]) -> DomainDataset:
+    """Add folders' images, of any depth, as a last domain without labels."""
     if UNLABELLED in dataset.domains:
         raise DataError(f"{dataset.root}: has a domain {UNLABELLED!r} already; rename it")
+    dataset = replace(dataset, domains=(*dataset.domains, UNLABELLED))
+    for folder in folders:
+        dataset = _with_folder(dataset, folder)
+    return dataset
+
+
+def _with_folder(dataset: DomainDataset, folder: Path) -> DomainDataset:
+    """Add a folder's images, of any depth, to the last domain."""
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no such folder of unlabelled images")
     files, excluded = image_files(folder)
     if not files:
         raise DataError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))})")
@@ -223,11 +230,10 @@ def _with_unlabelled(dataset: DomainDataset, folder: Path) -> DomainDataset:
     count = len(files)
     return replace(
         dataset,
-        domains=(*dataset.domains, UNLABELLED),
         paths=dataset.paths
         + tuple("/".join((below, *parts)) for parts in sorted(files, key=lambda parts: tuple(map(one_form, parts)))),
         labels=np.concatenate([dataset.labels, np.full(count, -1)]),
-        domain_ids=np.concatenate([dataset.domain_ids, np.full(count, len(dataset.domains))]),
+        domain_ids=np.concatenate([dataset.domain_ids, np.full(count, len(dataset.domains) - 1)]),
         splits=None if dataset.splits is None else (*dataset.splits, *([None] * count)),
         sha256=None if dataset.sha256 is None else np.concatenate([dataset.sha256, np.zeros((count, 32), np.uint8)]),
         excluded=dataset.excluded + tuple(replace(gone, path=f"{below}/{gone.path}") for gone in excluded),

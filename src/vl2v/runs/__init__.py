@@ -9,6 +9,7 @@ from vl2v.lazy import lazily
 if TYPE_CHECKING:
     from vl2v.embeddings.bill import Total, free_queries, read_bill, totals
     from vl2v.embeddings.teaching import default_store
+    from vl2v.runs.adapting import adapt
     from vl2v.runs.check import check_teacher
     from vl2v.runs.folder import Run
     from vl2v.runs.plan import RunPlan, plan_run
@@ -24,6 +25,7 @@ _HOMES = {
     "Run": "vl2v.runs.folder",
     "RunPlan": "vl2v.runs.plan",
     "Total": "vl2v.embeddings.bill",
+    "adapt": "vl2v.runs.adapting",
     "add_class": "vl2v.runs.predict",
     "check_teacher": "vl2v.runs.check",
     "classes_of": "vl2v.runs.predict",
@@ -46,6 +48,7 @@ __all__ = [
     "Run",
     "RunPlan",
     "Total",
+    "adapt",
     "add_class",
     "advise",
     "check_teacher",

@@ -203,6 +203,8 @@ def train(
         spending = paid.enter_context(paying) if fabric.is_global_zero else None
         dim = from_first(fabric, lambda: dim_of(store, teacher) if teacher else 0)
         student = new_student(config, task, len(sources.dataset.classes), base, dim)
+        if config.student.parent is not None:
+            student.load_state_dict(Run(config.student.parent).classifier.student.state_dict())
         trainer.prepare(student)
         features = Features(
             student,
@@ -237,10 +239,11 @@ def train(
     features.spread()
     task = settled(task, run.folder, sources, answers, features, fabric, progress)
     work = _Work(run, student, sources, answers, views, trainer, features)
+    stages = task.stages if config.student.parent is None else task.stages[-1:]  # whose projector fits already
     with ExitStack() as held:
         alone = fabric.world_size == 1
-        keep = work.share(shared_cache, task.stages[0], held) if shared_cache is not None and alone else None
-        trainer.fit(student, [(stage, partial(work.of, stage)) for stage in task.stages], keep)
+        keep = work.share(shared_cache, stages[0], held) if shared_cache is not None and alone else None
+        trainer.fit(student, [(stage, partial(work.of, stage)) for stage in stages], keep)
     if not fabric.is_global_zero:
         return
     student.fold()
@@ -277,7 +280,16 @@ def _about(config: RunConfig, sources: Sources, teacher: Teacher | None, answers
         "images": sources.counts,
         "teacher": told,
         "prompts": config.prompts.model_dump(),
+        **_parent(config),
     }
+
+
+def _parent(config: RunConfig) -> dict[str, Any]:
+    """Return the name and the digest of the run that a student was adapted from, if it was."""
+    if config.student.parent is None:
+        return {}
+    weights = (config.student.parent / "student" / "student.safetensors").read_bytes()
+    return {"parent": {"run": config.student.parent.name, "sha256": hashlib.sha256(weights).hexdigest()}}
 
 
 def _calibrate(classifier: Classifier, sources: Sources, workers: int) -> None:

@@ -1,0 +1,209 @@
+"""A deployed student meets a new place: it is trained further on images from there, without labels.
+
+The teacher is queried about the most useful of them; the images that the run learnt from, and the embeddings in the
+store, stay beside them in every batch, so that nothing is forgotten.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vl2v.config import RunConfig, Tree, merge
+from vl2v.embeddings import EmbeddingStore, Refusal
+from vl2v.embeddings.bill import asker, cost, with_budget
+from vl2v.embeddings.select import k_center_order, random_order, uncertain_order
+from vl2v.embeddings.teaching import default_store, fixed_views, the_teacher
+from vl2v.errors import ConfigError, RunError
+from vl2v.evaluation import Evaluation
+from vl2v.methods import find_method
+from vl2v.privacy import public_name
+from vl2v.progress import Progress, silent
+from vl2v.runs.datasets import Sources, open_sources
+from vl2v.runs.evaluate import STUDENT
+from vl2v.runs.features import Features
+from vl2v.runs.folder import Run
+from vl2v.runs.query import Asked
+from vl2v.runs.session import open_session
+from vl2v.runs.settings import resolve
+from vl2v.runs.train import distill
+from vl2v.table import Table
+from vl2v.training import new_fabric
+
+Strategy = Literal["random", "kcenter", "uncertainty"]
+
+BEFORE = "before adapting"  # the parent's rows in an evaluation
+STEPS, RATE = 0.5, 0.5  # of the parent's last stage: its steps and its learning rate
+
+
+@dataclass(frozen=True)
+class Adapted:
+    """A student that was trained further, and what was queried for it.
+
+    Attributes:
+        run: the new run, evaluated, with its parent's rows beside its own; None: only the forecast was asked for.
+        queries: what the teacher was queried about, and its price.
+    """
+
+    run: Run | None
+    queries: Asked
+
+    def table(self) -> Table:
+        """Return the accuracy on every domain with labels, before and after."""
+        assert self.run is not None and self.run.evaluation is not None
+        evaluation = self.run.evaluation
+        before = {row.domain: row for row in evaluation.of(BEFORE)}
+        rows = []
+        for row in evaluation.of(STUDENT):
+            after, mark = 100 * row.metrics.accuracy, " *" if row.role == "unseen" else ""
+            found = before.get(row.domain)
+            then = None if found is None else 100 * found.metrics.accuracy
+            change = ["", ""] if then is None else [f"{then:.1f}", f"{after - then:+.1f}"]
+            rows.append([row.domain + mark, str(row.metrics.images), change[0], f"{after:.1f}", change[1]])
+        heads = ["domain", "images", "before", "after", "points"]
+        notes = [f"- {note}" for note in evaluation.notes]
+        return Table(heads, rows, (), notes, "accuracy %, * without labels in training", left=["domain"])
+
+
+def adapt(
+    run: Run | Path | str,
+    images: Path | str,
+    out: Path | str,
+    *,
+    select: int = 200,
+    strategy: Strategy = "kcenter",
+    settings: Mapping[str, Any] | None = None,
+    store: Path | str | None = None,
+    budget: float = 0,
+    dry_run: bool = False,
+    progress: Progress = silent,
+) -> Adapted:
+    """Train a finished run's student further on images of a new place, which need no labels; write a new run.
+
+    Args:
+        run: the parent; it stays as it is. Its images and the store with their embeddings have to be where they were.
+        images: a folder of images from the new place.
+        out: the new run's folder; an interrupted one is resumed.
+        select: how many of the images the teacher is queried about; those in the store already come for nothing.
+        strategy: which: far from one another to the parent's eye ("kcenter"), least certain to it, or any.
+        settings: laid over the parent's; by default its last stage has half of the steps and of the rate.
+        store: the folder of the embedding store; by default the one that all runs share.
+        budget: what a paid teacher may have cost in all, ever, by this store; in its currency.
+        dry_run: query nothing and train nothing; return the forecast.
+        progress: called with the progress.
+
+    Raises:
+        BudgetReached: all embeddings are kept; the same call with a larger budget resumes.
+        ConfigError: the parent's method learns nothing from images without labels.
+        RunError: the parent isn't finished.
+
+    Example:
+        found = adapt("runs/student", "new-camera/", "runs/adapted", select=200)
+        found.table().print()
+    """
+    parent = run if isinstance(run, Run) else Run(Path(run))
+    tree = _settings(parent, Path(images), settings or {}, select)
+    store, out = Path(store) if store else default_store(), Path(out)
+    asked = _query(parent, resolve(tree), out, store, select, strategy, budget, dry_run=dry_run, progress=progress)
+    if dry_run:
+        return Adapted(None, asked)
+    out.mkdir(parents=True, exist_ok=True)
+    if not (out / "config.toml").exists():
+        with suppress(FileNotFoundError):  # what the parent chose for itself still fits
+            shutil.copyfile(parent.folder / "chosen.json", out / "chosen.json")
+    made = distill(tree, out, store=store, budget=budget, progress=progress)
+    if made.evaluation is not None and not made.evaluation.of(BEFORE):
+        made.save_evaluation(_beside(made.evaluation, parent))
+    return Adapted(made, asked)
+
+
+def _settings(parent: Run, images: Path, given: Mapping[str, Any], select: int) -> Tree:
+    """Return the new run's settings.
+
+    Raises:
+        ConfigError, RunError: see `adapt`.
+    """
+    if not parent.finished:
+        raise RunError(f"{parent.folder}: no student yet; give the same `vl2v distill` command again to finish it")
+    if select < 1:
+        raise ConfigError(f"select = {select}: a teacher is queried about 1 image or more")
+    config, task = parent.config, find_method(parent.config.method)
+    if task.queries != "images" or task.head == "stacked":
+        raise ConfigError(
+            f"{parent.folder}: method {config.method} learns nothing from images without labels that could be added "
+            "to its student; adapt a run of adip, adip-plus, kd, fd, simkd or sd"
+        )
+    *_, last = task.stage_defaults
+    stage = config.stages[last]
+    before = config.data.unlabelled
+    folders = [] if before is None else before if isinstance(before, list) else [before]
+    own: Tree = {
+        "data": {"unlabelled": [str(folder) for folder in dict.fromkeys([*folders, images.resolve()])]},
+        "teacher": {"select": "known", "strategy": "kcenter"},
+        "student": {"parent": str(parent.folder.resolve())},
+        "stages": {last: {"steps": max(1, round(STEPS * stage.steps)), "lr": RATE * stage.lr}},
+    }
+    tree = config.model_dump(mode="json", by_alias=True, exclude_none=True)
+    tree["stages"] = {last: {**tree["stages"][last], "warmup": round(STEPS * stage.warmup)}}
+    tree["stages"][last].pop("eval_every", None)
+    return merge(tree, own, given)
+
+
+def _query(
+    parent: Run,
+    config: RunConfig,
+    out: Path,
+    store: Path,
+    select: int,
+    strategy: Strategy,
+    budget: float,
+    *,
+    dry_run: bool,
+    progress: Progress,
+) -> Asked:
+    """Query the teacher about the most useful images of the new place."""
+    sources = open_sources(config, store, progress)
+    teacher = the_teacher(config.teacher)
+    views = fixed_views(config, parent.classifier.student.spec.image_size)
+    with EmbeddingStore(store) as opened, with_budget(teacher, store, budget, asker(out)) as spending:
+        session = open_session(config, opened, teacher, spending, sources, views, progress)
+        chosen = _chosen(parent, config, sources, select, strategy, progress)
+        queries = session.plan(chosen)
+        forecast = cost(queries, teacher, spending)
+        refused: list[Refusal] = [] if dry_run else session.query(chosen)
+        return Asked(queries, forecast, tuple(refused), spending.bill() if spending else "")
+
+
+def _chosen(
+    parent: Run, config: RunConfig, sources: Sources, select: int, strategy: Strategy, progress: Progress
+) -> NDArray[np.int64]:
+    """Return the unlabelled images to query about (dataset indices, sorted); of copies, one."""
+    images = sources.split.unlabelled
+    contents = [sources.audit.sha256[i] for i in images]
+    _, first = np.unique(np.array([content.hex() for content in contents]), return_index=True)
+    images = images[np.sort(first)]
+    count = min(select, len(images))
+    if strategy == "random":
+        return np.sort(images[random_order(len(images), config.seed)[:count]])
+    fabric = new_fabric(config.train)
+    student = parent.classifier.student.to(fabric.device)
+    found = Features(student, sources.dataset, fabric, config.data.workers, progress).of(images)
+    if strategy == "kcenter":
+        return np.sort(images[k_center_order(found.numpy(), count)])
+    logits = student.logits(found, parent.classifier.texts, parent.classifier.scale).detach().cpu().numpy()
+    return np.sort(images[uncertain_order(logits)[:count]])
+
+
+def _beside(evaluation: Evaluation, parent: Run) -> Evaluation:
+    """Return an evaluation with the parent's rows, where the parent was evaluated."""
+    before = () if parent.evaluation is None else parent.evaluation.of(STUDENT)
+    rows = [replace(row, who=BEFORE) for row in before]
+    note = f"adapted from {public_name(parent.folder.name)} on images without labels"
+    return replace(evaluation, rows=(*evaluation.rows, *rows), notes=(*evaluation.notes, note))

@@ -1,0 +1,151 @@
+"""A student that meets a new place: what is queried, what it starts from, and what stays as it was."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import vl2v
+from little import CLASSES, Interrupted, quick_settings, stopping
+from vl2v.cli.app import app
+from vl2v.embeddings import EmbeddingStore
+from vl2v.errors import ConfigError, RunError
+from vl2v.runs.adapting import BEFORE, adapt
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+def image_queries(store: Path) -> int:
+    with EmbeddingStore(store, read_only=True) as opened:
+        return sum(query.count for query in opened.queries() if query.kind == "image")
+
+
+@pytest.fixture(scope="module")
+def place(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of 18 images of the unseen domain, without their labels, and a copy of one of them."""
+    folder = tmp_path_factory.mktemp("place") / "new"
+    folder.mkdir()
+    for name in CLASSES:
+        for number in range(6):
+            shutil.copy(shapes / "paint" / name / f"{number:02}.png", folder / f"{name}{number}.png")
+    shutil.copy(folder / "box0.png", folder / "copy.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def parents(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    base, made = tmp_path_factory.mktemp("parents"), {}
+
+    def parent(method: str = "adip") -> vl2v.Run:
+        if method not in made:
+            settings = quick_settings(shapes, recording, method)
+            made[method] = vl2v.distill(settings, base / method, store=base / "store")
+        return made[method]
+
+    yield parent
+
+
+@pytest.fixture
+def store(parents: Any, tmp_path: Path) -> Path:
+    """Return a copy of the store that the parents' teacher filled."""
+    return Path(shutil.copytree(parents().folder.parent / "store", tmp_path / "store"))
+
+
+@pytest.mark.parametrize("method", ["adip", "adip-plus", "kd"])
+def test_a_new_run_learns_from_a_few_queries_about_a_new_place(
+    parents: Any, place: Path, store: Path, tmp_path: Path, method: str
+) -> None:
+    parent = parents(method)
+    before, queries = files_of(parent.folder), image_queries(store)
+    found = adapt(parent, place, tmp_path / "adapted", select=8, store=store)
+    run = found.run
+    assert run is not None and run.finished and image_queries(store) - queries == 8 == found.queries.plan.queries
+    assert files_of(parent.folder) == before, "the parent stays as it was"
+    assert run.classifier.about["parent"]["run"] == method
+    assert run.config.stages["distill"].steps == 3
+    assert run.evaluation is not None and parent.evaluation is not None
+    then = {row.domain: row.metrics for row in run.evaluation.of(BEFORE)}
+    assert then == {row.domain: row.metrics for row in parent.evaluation.of()}
+    assert [row[0] for row in found.table().rows] == ["chalk", "ink", "paint *"]
+    for mine, theirs in zip(run.classifier.student.parameters(), parent.classifier.student.parameters(), strict=True):
+        assert mine.shape == theirs.shape
+    again = adapt(parent, place, tmp_path / "adapted", select=8, store=store)
+    assert again.run is not None and again.run.evaluation == run.evaluation and image_queries(store) - queries == 8
+
+
+def test_it_starts_from_the_parents_weights(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:
+    parent = parents()
+    hardly = {"stages": {"distill": {"steps": 1, "lr": 1e-12}}}
+    run = adapt(parent, place, tmp_path / "adapted", select=4, settings=hardly, store=store).run
+    assert run is not None
+    mine, theirs = (one.classifier.student.state_dict() for one in (run, parent))
+    for key, value in theirs.items():
+        torch.testing.assert_close(mine[key], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strategy", ["random", "kcenter", "uncertainty"])
+def test_of_copies_one_is_queried_whatever_selects(
+    parents: Any, place: Path, store: Path, tmp_path: Path, strategy: Any
+) -> None:
+    found = adapt(parents(), place, tmp_path / "out", select=100, strategy=strategy, store=store, dry_run=True)
+    assert found.run is None and found.queries.plan.queries == 18 and not (tmp_path / "out").exists()
+    few = adapt(parents(), place, tmp_path / "out", select=5, strategy=strategy, store=store, dry_run=True)
+    assert few.queries.plan.queries == 5
+
+
+def test_an_interrupted_one_ends_with_the_same_weights(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:
+    whole = adapt(parents(), place, tmp_path / "whole", select=8, store=store).run
+    with pytest.raises(Interrupted):
+        adapt(parents(), place, tmp_path / "part", select=8, store=store, progress=stopping("distill", 2))
+    part = adapt(parents(), place, tmp_path / "part", select=8, store=store).run
+    assert whole is not None and part is not None
+    one, other = (run.classifier.student.state_dict() for run in (whole, part))
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_it_can_be_adapted_again_to_another_place(
+    parents: Any, place: Path, shapes: Path, store: Path, tmp_path: Path
+) -> None:
+    first = adapt(parents(), place, tmp_path / "first", select=4, store=store).run
+    more = tmp_path / "more"
+    more.mkdir()
+    for number in range(6, 12):
+        shutil.copy(shapes / "paint" / "ball" / f"{number:02}.png", more)
+    assert first is not None
+    second = adapt(first, more, tmp_path / "second", select=4, store=store).run
+    assert second is not None and len(np.atleast_1d(second.config.data.unlabelled)) == 2
+    assert second.classifier.about["parent"]["run"] == "first"
+
+
+def test_what_can_not_be_adapted_is_refused_before_anything_is_queried(
+    parents: Any, place: Path, store: Path, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    queries = image_queries(store)
+    with pytest.raises(ConfigError, match="learns nothing from images without labels"):
+        adapt(parents("erm"), place, tmp_path / "out", store=store)
+    with pytest.raises(Interrupted):
+        vl2v.distill(
+            quick_settings(shapes, recording), tmp_path / "begun", store=store, progress=stopping("distill", 2)
+        )
+    with pytest.raises(RunError, match="no student yet"):
+        adapt(tmp_path / "begun", place, tmp_path / "out", store=store)
+    assert image_queries(store) == queries and not (tmp_path / "out").exists()
+
+
+def test_the_command_prints_before_and_after(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:
+    command = ["adapt", str(parents().folder), "--images", str(place), "--out", str(tmp_path / "out")]
+    command += ["--select", "6", "--store", str(store)]
+    forecast = CliRunner().invoke(app, [*command, "--dry-run"])
+    assert forecast.exit_code == 0 and "6 to " in forecast.stdout and not (tmp_path / "out").exists()
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0
+    assert "before" in done.stdout and "paint *" in done.stdout and "6 queries" in done.stdout
