@@ -82,7 +82,7 @@ def test_inspection_finds_what_would_spoil_a_training(shapes: Path, tmp_path: Pa
     assert "1 file set aside: empty file, first ink/ball/00.png" in findings
     assert "images with two different classes" in findings
     assert "leakage: 1 image in both a target and a source domain" in findings
-    assert "classes Box and box look like the same" in findings
+    assert "classes 'Box' and 'box' look like the same" in findings
     assert "domain chalk has no images of Box" in findings
     assert inspection.rows["ink"]["ball"] == 10
 

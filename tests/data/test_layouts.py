@@ -118,7 +118,7 @@ def test_nothing_to_open_is_an_error(tmp_path: Path, name: str, message: str) ->
 
 def test_a_manifest_without_a_column_says_so(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("path,kind\nx.png,cat\n")
-    with pytest.raises(DataError, match="line 2 has no class; the columns are"):
+    with pytest.raises(DataError, match="no class column among path, kind; the columns are"):
         open_dataset(tmp_path / "m.csv")
 
 

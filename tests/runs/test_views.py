@@ -126,7 +126,7 @@ def test_views_of_another_size_are_not_bought_by_mistake(
         settings = with_(quick, "teacher", spec=spec, views=1, logit_scale=10.0)
         vl2v.embed(with_(settings, "student", image_size=48), store=store, budget=1)
         sold = vendor.meter.sold("client")
-        with pytest.raises(ConfigError, match=r"of 32 px, those known are of 48 px; give student\.image_size=48, or"):
+        with pytest.raises(ConfigError, match=r"of 32 px, those cached are of 48 px; give student\.image_size=48, or"):
             vl2v.distill(settings, tmp_path / "run", store=store, budget=1)
         assert vendor.meter.sold("client") == sold
         vl2v.embed(settings, store=store, budget=1)  # as the message says

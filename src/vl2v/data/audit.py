@@ -26,7 +26,7 @@ from vl2v.sqlite import BUSY_SECONDS, journal
 
 _CHUNK = 256
 _MAX_BYTES = 512 * 1024**2
-_TABLE = "files_2"  # another number when files are read or judged otherwise than before
+_TABLE = "files_3"  # another number when files are read or judged otherwise than before
 
 
 class _Key(NamedTuple):

@@ -25,6 +25,20 @@ REPAIRED = (NO_ALPHA, FEWER_BITS)
 """How the remarks begin on files whose pixels were others in earlier versions (all white, all black)."""
 
 _JPEG = b"\xff\xd8"
+_PNG = b"\x89PNG\r\n\x1a\n"
+_TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+_OTHERS = (
+    (re.compile(rb".{4}ftyp.{0,32}avi[fs]", re.DOTALL), "an AVIF image"),
+    (re.compile(rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL), "a HEIC photo"),
+    (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL "), "a JPEG XL image"),
+    (re.compile(rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51"), "a JPEG 2000 image"),
+    (re.compile(rb"%PDF-"), "a PDF"),
+    (
+        re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|svg|head|!--)", re.IGNORECASE),
+        "a web page or SVG, not an image",
+    ),
+)  # fmt: skip
+"""How files begin that people take for images: what they are."""
 _LFS = b"version https://git-lfs.github.com/spec/"
 _DEEP = re.compile("RGBA?;16[BLN]")
 _SWAPPED = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
@@ -84,7 +98,7 @@ def decode_with_remark(data: bytes, *, most_bytes: int | None = None) -> tuple[I
     except ImageError:
         raise
     except UnidentifiedImageError:
-        raise ImageError("not an image (JPEG, PNG, WEBP, BMP, GIF or TIFF)") from None
+        raise ImageError(_what_else(data)) from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError("too large (a decompression bomb?)") from None
     except Exception as error:  # Pillow's readers raise whatever a broken file makes them stumble over
@@ -94,8 +108,50 @@ def decode_with_remark(data: bytes, *, most_bytes: int | None = None) -> tuple[I
         return whole, NO_END
 
 
+def _what_else(data: bytes) -> str:
+    """Return what a file is that holds none of the formats."""
+    kind = next((kind for start, kind in _OTHERS if start.match(data)), "")
+    return kind or "not an image (JPEG, PNG, WEBP, BMP, GIF or TIFF)"
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Return an image file opened by Pillow, not decoded yet; a PNG with large texts or profiles without these.
+
+    Raises:
+        UnidentifiedImageError: not one of `FORMATS`.
+        Exception: whatever Pillow's readers raise over a broken file.
+    """
+    try:
+        return Image.open(io.BytesIO(data), formats=FORMATS)
+    except ValueError:  # "Decompressed data too large": of the metadata; the pixels are bounded by themselves
+        return Image.open(io.BytesIO(_without_texts(data)), formats=FORMATS)
+
+
+def _without_texts(data: bytes) -> bytes:
+    """Return a PNG without its texts and its colour profile; what isn't a PNG as it is."""
+    if not data.startswith(_PNG):
+        return data
+    kept, place = [_PNG], len(_PNG)
+    while place < len(data):
+        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
+        if data[place + 4 : place + 8] not in _TEXTS:
+            kept.append(data[place:end])
+        place = end
+    return b"".join(kept)
+
+
 def _decoded(data: bytes, most_bytes: int | None) -> tuple[Image.Image, str]:
-    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+    try:
+        return _loaded(data, most_bytes)
+    except ValueError:  # by texts behind the pixels, see `open_image`
+        bare = _without_texts(data)
+        if len(bare) == len(data):
+            raise
+        return _loaded(bare, most_bytes)
+
+
+def _loaded(data: bytes, most_bytes: int | None) -> tuple[Image.Image, str]:
+    with open_image(data) as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ImageError(f"too large ({opened.width}x{opened.height} pixels)")
         needed = _needed(opened)
@@ -139,7 +195,7 @@ def image_size(data: bytes) -> tuple[int, int]:
         ImageError: not an image.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(data) as image:
             return image.size
     except Exception:  # Pillow's readers raise whatever a broken file makes them stumble over
         raise ImageError("not an image (JPEG, PNG, WEBP, BMP, GIF or TIFF)") from None
@@ -152,7 +208,7 @@ def decoding_bytes(data: bytes) -> int:
         ImageError: not an image.
     """
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with open_image(data) as image:
             return _needed(image)
     except Exception:  # Pillow's readers raise whatever a broken file makes them stumble over
         raise ImageError("not an image (JPEG, PNG, WEBP, BMP, GIF or TIFF)") from None

@@ -24,6 +24,7 @@ _SYSTEM_FILES = re.compile(
     r"(eh)?thumbs(_vista)?\.db(:.*)?|desktop\.ini|icon\r|picasa\.ini|zbthumbnail\.info|.*:zone\.identifier",
     re.IGNORECASE,
 )
+_IN_CLOUD = re.compile(r"\..+\.icloud")
 _OUTSIDE = "a link out of the dataset's folder"
 _NOWHERE = "a link to nothing"
 _NOT_UTF8 = "its name is not UTF-8"
@@ -42,7 +43,8 @@ def printable(name: str) -> str:
 def image_files(root: Path, besides: Sequence[Path] = ()) -> tuple[list[tuple[str, ...]], list[Excluded]]:
     """Return the images' paths as parts, and what was set aside; the folders `besides` are not entered.
 
-    Hidden files, and notes beside a dataset's folders, are passed over without a word.
+    Hidden files, and notes beside a dataset's folders, are passed over without a word; placeholders of images that
+    macOS moved into iCloud are not.
     """
     inside = os.path.realpath(root) + os.sep
     elsewhere = set(map(os.path.realpath, besides))
@@ -54,6 +56,11 @@ def image_files(root: Path, besides: Sequence[Path] = ()) -> tuple[list[tuple[st
 
     for folder, folders, names in os.walk(root, followlinks=True, onerror=unreadable):
         parts = Path(folder).relative_to(root).parts
+        excluded += [
+            Excluded(printable("/".join((*parts, name))), "in iCloud only")
+            for name in sorted(names)
+            if _IN_CLOUD.fullmatch(name) and Path(name.removesuffix(".icloud")).suffix.lower() in SUFFIXES
+        ]
         names = [name for name in names if not name.startswith(".")]
         folders[:] = [name for name in folders if not name.startswith(".")]
         own = [name for name in names if _SYSTEM_FILES.fullmatch(name)]

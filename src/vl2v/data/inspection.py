@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -84,6 +85,12 @@ _REMEDIES = {
     "a path": "copy the images into the folder",
     "an empty folder": "delete it, or add its images",
     "no such file": "correct the manifest",
+    "an address": "download the images, and give their paths",
+    "in iCloud only": "download them (in Finder: Download Now)",
+    "a HEIC photo": "convert them to JPEG or PNG",
+    "an AVIF image": "convert them to JPEG or PNG",
+    "a JPEG XL image": "convert them to JPEG or PNG",
+    "a JPEG 2000 image": "convert them to JPEG or PNG",
     "its name": "rename it",
     "can't be read": "check its permissions",
     "listed": "",
@@ -269,6 +276,13 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
+_PARTS = re.compile(
+    r"(ground[ _-]?truths?|gt|masks?|annotations?|labels?|segmentations?|seg|depths?|thumbs|thumbnails?)"
+    r"([ _-]?(masks?|images?|maps?|png))?",
+    re.IGNORECASE,
+)
+
+
 def _names(dataset: DomainDataset) -> Iterator[str]:
     if len(dataset.classes) < 2:
         yield f"only one class ({', '.join(dataset.classes)}): a classifier needs two; add images of another"
@@ -278,11 +292,16 @@ def _names(dataset: DomainDataset) -> Iterator[str]:
             alike["".join(letter for letter in name.lower() if letter.isalnum()) or name].append(name)
         for group in alike.values():
             if len(group) > 1:
-                yield f"{kind} {' and '.join(group)} look like the same; rename one if they are"
+                yield f"{kind} {' and '.join(map(repr, group))} look like the same; rename one if they are"
         if splits := split_like(names):
             yield (
                 f"{kind} {', '.join(splits)}: named like splits of the data; if they are, open the one to train on, "
                 "or write a manifest with a split column"
+            )
+        if len(names) > 1 and (parts := [name for name in names if _PARTS.fullmatch(name)]):
+            yield (
+                f"{kind} {', '.join(parts)}: named like masks or annotations of the images; if they are, delete them, "
+                "or open the folder of the images alone"
             )
     if odd := [name for name in dataset.classes if name.lower() in ("none", "na", "unlabeled", "unlabelled")]:
         yield f"class {', '.join(odd)}: if it means a missing label, leave the manifest's cell empty"

@@ -7,6 +7,7 @@ dataset, or a folder that holds only one of them, can be opened.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
@@ -27,6 +28,8 @@ LAYOUTS = ("auto", "domains", "classes", "manifest")
 DOMAINBED = ("pacs", "vlcs", "officehome", "terraincognita", "domainnet")
 ONE_DOMAIN = "all"
 _SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"))
+_OF_SPLITS = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs", "split", "files"))
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _CONTAINERS = frozenset((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".parquet", ".csv"))
 
 
@@ -60,13 +63,15 @@ def open_dataset(
     if path == SAMPLE and not path.exists():
         path = icondg()
     if not path.exists():
+        if _ADDRESS.match(str(path)):
+            raise DataError(f"{path}: an address; download the images, and give their folder or manifest")
         raise DataError(f"{path}: no such folder or manifest")
     if path.is_file() != (layout == "manifest") and layout != "auto":
         raise DataError(f"{path}: layout {layout} wants {'a .csv or .parquet file' if path.is_dir() else 'a folder'}")
     is_file = path.is_file()
     folders = [unlabelled] if isinstance(unlabelled, Path) else list(unlabelled or ())
     dataset = (
-        _from_rows(root or path.parent, *read_manifest(path, root or path.parent))
+        _from_rows(root or path.parent, *read_manifest(path, root or path.parent, ONE_DOMAIN))
         if is_file
         else _from_folder(path, layout, folders)
     )
@@ -135,7 +140,13 @@ def _nothing_in(path: Path, excluded: Sequence[Excluded]) -> DataError:
 
 def split_like(names: Iterable[str]) -> list[str]:
     """Return the names that are those of a training, validation or test split."""
-    return [name for name in names if name.lower() in _SPLIT_NAMES]
+    return [name for name in names if _is_split(name)]
+
+
+def _is_split(name: str) -> bool:
+    """Whether a name is a split's, whatever surrounds it: train2017, test_images, Training Set."""
+    words = [word for word in re.findall(r"[^\W\d_]+", name.lower()) if word not in _OF_SPLITS]
+    return bool(words) and all(word in _SPLIT_NAMES for word in words)
 
 
 def _check_splits(path: Path, rows: Sequence[Row]) -> None:
@@ -177,7 +188,9 @@ def _has_domains(folder: Path) -> bool:
     return False
 
 
-def _from_rows(root: Path, rows: Iterable[Row], excluded: Sequence[Excluded]) -> DomainDataset:
+def _from_rows(
+    root: Path, rows: Iterable[Row], excluded: Sequence[Excluded], notes: tuple[str, ...] = ()
+) -> DomainDataset:
     """Return the dataset of rows, sorted as DomainBed's ImageFolder does: by domain, class, folder and file name.
 
     Raises:
@@ -200,6 +213,7 @@ def _from_rows(root: Path, rows: Iterable[Row], excluded: Sequence[Excluded]) ->
         splits=tuple(row[3] for row in kept) if any(row[3] for row in kept) else None,
         sha256=_hashes(kept) if any(row[4] for row in kept) else None,
         excluded=tuple(excluded),
+        notes=notes,
     )
 
 

@@ -18,8 +18,8 @@ from vl2v.errors import DataError, need_extra
 
 SPLITS = ("train", "val", "test")
 COLUMNS = {
-    "path": ("path", "filename", "image_path", "file"),
-    "class": ("class", "category", "label", "y"),
+    "path": ("path", "filename", "image_path", "file", "file_name", "filepath", "file_path", "img_path", "image"),
+    "class": ("class", "category", "label", "y", "class_name", "label_name", "choice", "target"),
     "domain": ("domain", "group", "location_remapped", "location", "center", "region"),
 }
 """A manifest's columns, each with the names that WILDS and others give it; the first that is there counts."""
@@ -47,8 +47,13 @@ _KINDS = (
 """How files begin that are given for a manifest and are none: what they are, and what to do."""
 
 
-def read_manifest(path: Path, root: Path) -> tuple[list[Row], list[Excluded]]:
-    """Return a manifest's rows, and those that are set aside: paths that lead out of the folder, or nowhere.
+def read_manifest(path: Path, root: Path, one_domain: str) -> tuple[list[Row], list[Excluded], tuple[str, ...]]:
+    """Return a manifest's rows, those that are set aside (paths that lead out of the folder, or nowhere), and notes.
+
+    Args:
+        path: of the manifest.
+        root: the folder that its paths are relative to.
+        one_domain: of all images where the manifest has no column for it.
 
     Raises:
         DataError: not a manifest, or none of its images can be used.
@@ -56,6 +61,7 @@ def read_manifest(path: Path, root: Path) -> tuple[list[Row], list[Excluded]]:
     inside = os.path.realpath(root) + os.sep
     rows: dict[str, Row] = {}
     excluded: list[Excluded] = []
+    domains = False
     for listed in _manifest_rows(path):
         name = _relative(listed[0], root)
         if listed[4]:
@@ -63,7 +69,8 @@ def read_manifest(path: Path, root: Path) -> tuple[list[Row], list[Excluded]]:
         else:
             name = _as_on_disk(root, name)
             reason = _bad_path(root, name, inside)
-        row = (name, *listed[1:])
+        row = (name, listed[1], listed[2] or one_domain, *listed[3:])
+        domains |= bool(listed[2])
         key = one_form(name)
         if reason is None and key in rows:
             if rows[key][1:] != row[1:]:
@@ -78,7 +85,10 @@ def read_manifest(path: Path, root: Path) -> tuple[list[Row], list[Excluded]]:
             f"{path}: none of its {len(excluded)} images can be used ({excluded[0].path}: {excluded[0].reason}); "
             f"the paths are relative to {root}"
         )
-    return list(rows.values()), excluded
+    note = (
+        f"no domain column in {path.name}: all images form one domain, {one_domain!r}; add one to keep a domain unseen"
+    )
+    return list(rows.values()), excluded, () if domains else (note,)
 
 
 def _relative(path: str, root: Path) -> str:
@@ -113,6 +123,8 @@ def _bad_name(path: str) -> str | None:
 def _bad_path(root: Path, path: str, inside: str) -> str | None:
     if "\0" in path or printable(path) != path:
         return "no such file"
+    if "://" in path:
+        return "an address, not a file"
     real = os.path.realpath(root / path)
     if not real.startswith(inside):
         return "a path out of the dataset's folder"
@@ -125,15 +137,22 @@ def _manifest_rows(path: Path) -> Iterator[Row]:
     parquet = path.suffix.lower() in (".parquet", ".pq") or head.startswith(b"PAR1")
     if not parquet:
         _check_kind(path, head)
-    columns: dict[str, str] | None = None
-    for where, row in _read_parquet(path) if parquet else _read_csv(path):
-        if columns is None:
-            columns = _columns(row)
+    rows = iter(_read_parquet(path) if parquet else _read_csv(path))
+    _, heads = next(rows, ("", {}))
+    columns = _columns(heads)
+    for name in ("path", "class"):
+        if heads and columns[name] not in heads:
+            raise DataError(
+                f"{path}: no {name} column among {', '.join(map(str, heads)):.200}; the columns are path, class, "
+                f"domain[, split], or {', '.join(COLUMNS[name][1:])} for {name}"
+            )
+    empty = True
+    for where, row in rows:
+        empty = False
         values = {name: _text(row.get(column), f"{path}: {where}: {column}") for name, column in columns.items()}
-        missing = [name for name in ("path", "class", "domain") if columns[name] not in row]
-        missing += [name for name in ("path", "domain") if not values[name]]
-        if missing:
-            raise DataError(f"{path}: {where} has no {missing[0]}; the columns are path, class, domain[, split]")
+        for name in ("path", "class", "domain"):
+            if columns[name] in heads and (columns[name] not in row or (name != "class" and not values[name])):
+                raise DataError(f"{path}: {where} has no {name}; the columns are path, class, domain[, split]")
         split = values["split"] or None
         split = WILDS_SPLITS.get(split, split) if split else None
         if split not in (None, *SPLITS):
@@ -142,8 +161,9 @@ def _manifest_rows(path: Path) -> Iterator[Row]:
         if sha256 and (len(sha256) != 64 or not _HEX.issuperset(sha256)):
             raise DataError(f"{path}: {where}: sha256 {sha256!r}; it has 64 hexadecimal digits, or is empty")
         name, domain = (intern(one_form(values[key])) for key in ("class", "domain"))
-        yield os.path.normpath(values["path"]), name, domain, split, sha256
-    if columns is None:
+        name_of_file = values["path"]
+        yield name_of_file if "://" in name_of_file else os.path.normpath(name_of_file), name, domain, split, sha256
+    if empty:
         raise DataError(f"{path}: an empty manifest; a line an image: path,class,domain[,split]")
 
 
@@ -164,6 +184,8 @@ def _text(value: Any, where: str) -> str:
             raise DataError(f"{where}: bytes that are no text in UTF-8; write them as text") from None
     if isinstance(value, list | dict):
         raise DataError(f"{where}: {value!r:.60}; it has to be one text or number")
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # in a column of whole numbers with a gap, all become decimals
     text = str(value).strip()
     return "" if text in MISSING else text
 
@@ -176,7 +198,7 @@ def _columns(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """Yield (which line, its cells by column); commas, semicolons or tabs are between them."""
+    """Yield (which line, its cells by column), the columns alone first; commas, semicolons or tabs are between them."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
@@ -184,6 +206,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
             delimiter = max(",;\t", key=first.count)
             table = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
             heads = next(table, [])
+            yield "line 1", dict.fromkeys(heads)
             for cells in table:
                 if not any(cell.strip() for cell in cells):
                     continue
@@ -203,11 +226,12 @@ def _read_parquet(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
     import pyarrow.parquet
 
     try:
-        rows: list[dict[str, Any]] = pyarrow.parquet.read_table(path).to_pylist()
+        table = pyarrow.parquet.read_table(path)
+        rows: list[dict[str, Any]] = [dict.fromkeys(table.column_names), *table.to_pylist()]
     except (OSError, pyarrow.ArrowException) as error:
         why = " ".join(str(error).split())
         raise DataError(f"{path}: not a Parquet file that can be read ({why}); write it anew") from None
-    return ((f"row {number}", row) for number, row in enumerate(rows, start=1))
+    return ((f"row {number}", row) for number, row in enumerate(rows))
 
 
 def without_listed(dataset: DomainDataset, path: Path) -> DomainDataset:

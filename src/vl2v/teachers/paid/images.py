@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from PIL import ExifTags, Image
 
-from vl2v.data.decoding import FORMATS, decode
+from vl2v.data.decoding import decode, open_image
 
 VERSION = 1  # part of the fingerprint: changes when an image would be sent otherwise than before
 QUALITY = 95
@@ -51,7 +51,7 @@ def prepare(data: bytes, formats: tuple[str, ...], max_bytes: int, max_pixels: i
     Raises:
         ImageError: not an image, or corrupt.
     """
-    with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+    with open_image(data) as opened:
         width, height = opened.size
         fits = len(data) <= max_bytes and width * height <= max_pixels
         if fits and opened.format in formats and _plain(opened):
