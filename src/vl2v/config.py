@@ -25,6 +25,7 @@ LATER = {
     "teacher.fit": "own",
     "teacher.adapt": "off",
     "student.parent": None,
+    "train.head": "method",
 }  # settings that came later, as runs before them were trained
 
 
@@ -150,6 +151,11 @@ class TrainConfig(Section):
     accelerator: str = Field(default="auto", description="of Lightning Fabric: auto, cpu, cuda, mps")
     strategy: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="of a run on several devices; fsdp: each holds a part of the weights"
+    )
+    head: Literal["method", "trained", "refit", "auto"] = Field(
+        default="method",
+        description="the last layer: as the method has it, as trained, fitted in closed form, or auto: fitted where "
+        "source validation is better so",
     )
     swad: bool = Field(default=False, description="average weights over the validation-loss valley")
     select: Literal["best", "last"] = Field(

@@ -13,6 +13,7 @@ from vl2v.evaluation.ridge import (
     accuracies,
     best_lambda,
     fitted,
+    fitted_head,
     lambda_accuracies,
     moments_of,
 )
@@ -134,3 +135,34 @@ def test_what_may_be_chance_is_left_at_the_lambda_nearest_to_a_half() -> None:
     assert best_lambda(accuracies, 400) == 0.7  # 2.3
     assert best_lambda({0.0: 0.5, 0.4: 0.7, 0.6: 0.7, 0.9: 0.7}, 1_000) in (0.4, 0.6)
     assert best_lambda({0.4: 0.69, 0.6: 0.7}, 1_000) == 0.6  # as near: the better one
+
+
+def test_images_without_labels_are_a_group_of_their_own_that_is_always_learnt_from(
+    drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]],
+) -> None:
+    features, images, texts, labels, groups = drawn
+    some = np.where(np.arange(COUNT) < 60, -1, labels)
+    plain = fitted(Taught(features, images, texts, labels, groups))
+    with_labels = fitted(Taught(features[60:], images[60:], texts, labels[60:], groups[60:]))
+    found = fitted(Taught(features, images, texts, some, groups))
+    assert found.lambda_ in LAMBDAS and not np.allclose(found.weight, with_labels.weight)
+    new = np.random.default_rng(3).normal(size=(500, FEATURES)).astype(np.float32)
+    told = [(new @ fit.weight.T + fit.bias) @ texts.T for fit in (found, plain)]
+    assert (told[0].argmax(1) == told[1].argmax(1)).mean() > 0.9  # embeddings alone teach nearly as much
+
+
+def test_a_head_is_ridge_regression_of_labels_with_groups_alike() -> None:
+    rng = np.random.default_rng(0)
+    labels, groups = rng.integers(CLASSES, size=COUNT), np.repeat([0, 1, 2], [200, 60, 40])
+    features = (np.eye(CLASSES, FEATURES)[labels] + 0.3 * rng.normal(size=(COUNT, FEATURES))).astype(np.float32)
+    fit = fitted_head(features, labels, groups, CLASSES)
+    assert ((features @ fit.weight.T + fit.bias).argmax(1) == labels).mean() > 0.8 and fit.accuracy > 0.8
+    weight = 1 / np.bincount(groups)[groups] / 3
+    x, t = features.astype(float), np.eye(CLASSES)[labels]
+    x, t = x - weight @ x, t - weight @ t
+    square = (x * weight[:, None]).T @ x
+    solutions = [
+        np.linalg.solve(square + ridge * np.trace(square) / FEATURES * np.eye(FEATURES), (x * weight[:, None]).T @ t).T
+        for ridge in RIDGES
+    ]
+    assert min(np.abs(fit.weight - solution).max() for solution in solutions) < 1e-4

@@ -26,8 +26,8 @@ class Taught(NamedTuple):
         features: F(x) [n, p].
         images: I(x) [n, d], unit rows.
         texts: T [C, d], unit rows.
-        labels: [n] classes.
-        groups: [n], for example domains; see `held_out`.
+        labels: [n] classes, -1 for an image without a label, whose target is I(x) alone.
+        groups: [n], for example domains; see `held_out`. Images without labels are a group of their own.
     """
 
     features: NDArray[np.float32]
@@ -59,11 +59,15 @@ def lambda_accuracies(taught: Taught) -> dict[float, float]:
 
 
 class Fit(NamedTuple):
-    """A projector x -> W x + b in closed form: W [d, p], b [d], and the lambda of its targets."""
+    """A projector x -> W x + b in closed form: W [d, p], b [d], and the lambda of its targets.
+
+    `accuracy` is on groups left out, their mean, 0 to 1.
+    """
 
     weight: NDArray[np.float64]
     bias: NDArray[np.float64]
     lambda_: float
+    accuracy: float
 
 
 def fitted(taught: Taught) -> Fit:
@@ -78,21 +82,53 @@ def fitted(taught: Taught) -> Fit:
     lam, mean = LAMBDAS[number], _mean(moments)
     halves = np.split(_solved(mean, RIDGES[place]), 2, axis=1), np.split(mean.t, 2)  # of the images, of the texts
     weight, target = (lam * of_image.T + (1 - lam) * of_text.T for of_image, of_text in halves)
-    return Fit(weight, target - weight @ mean.x, lam)
+    return Fit(weight, target - weight @ mean.x, lam, float(means.max()))
+
+
+def fitted_head(
+    features: NDArray[np.float32], labels: NDArray[np.int64], groups: NDArray[np.int64], classes: int
+) -> Fit:
+    """Return a linear head in closed form: the ridge regression of one-hot labels, each group weighted alike.
+
+    The ridge, and whether the classes' frequencies are left out of the bias, is what is best for groups left out.
+
+    Args:
+        features: F(x) [n, p].
+        labels: [n] classes.
+        groups: [n], for example domains; see `held_out`.
+        classes: C.
+    """
+    groups = held_out(groups)
+    wanted = np.eye(classes, dtype=np.float32)[labels]
+    names = np.unique(groups)
+    moments = [moments_of(features[groups == name], wanted[groups == name]) for name in names]
+    right = np.zeros((len(names), 2, len(RIDGES)))
+    for number, name in enumerate(names):
+        mean, here = _mean(moments[:number] + moments[number + 1 :]), groups == name
+        for place, ridge in enumerate(RIDGES):
+            scores = (features[here] - mean.x) @ _solved(mean, ridge)
+            right[number, :, place] = [((scores + bias).argmax(1) == labels[here]).mean() for bias in (mean.t, 0)]
+    means, mean = right.mean(0), _mean(moments)
+    without, place = np.argwhere(means == means.max())[-1]  # of equals the largest ridge, without frequencies
+    weight = _solved(mean, RIDGES[place]).T
+    return Fit(weight, (0 if without else mean.t) - weight @ mean.x, 0.0, float(means.max()))
 
 
 def _left_out(taught: Taught) -> tuple[NDArray[np.float64], list[Moments]]:
     """Return the accuracy on groups left out, the mean over them, by ridge and lambda [r, l]; and groups' moments."""
     features, images, texts, labels, groups = taught
-    groups = held_out(groups)
-    names = np.unique(groups)
-    targets = np.hstack([images, texts[labels]])
-    moments = [moments_of(features[groups == name], targets[groups == name]) for name in names]
+    there = labels >= 0
+    ids = np.full(len(labels), -1)
+    ids[there] = held_out(groups[there])
+    names = np.unique(ids[there])
+    targets = np.hstack([images, np.where(there[:, None], texts[labels], images)])
+    moments = [moments_of(features[ids == name], targets[ids == name]) for name in names]
+    more = [] if there.all() else [moments_of(features[~there], targets[~there])]
     right = [
-        accuracies(moments[:number] + moments[number + 1 :], features[groups == name], texts, labels[groups == name])
+        accuracies(moments[:number] + moments[number + 1 :] + more, features[ids == name], texts, labels[ids == name])
         for number, name in enumerate(names)
     ]
-    return np.mean(right, 0), moments
+    return np.mean(right, 0), moments + more
 
 
 def held_out(groups: NDArray[np.int64]) -> NDArray[np.int64]:

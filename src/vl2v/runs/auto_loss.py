@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vl2v.embeddings.targets import TeacherTargets
-from vl2v.evaluation.ridge import Taught, best_lambda, fitted, lambda_accuracies
+from vl2v.evaluation.ridge import Fit, Taught, best_lambda, fitted, fitted_head, lambda_accuracies
 from vl2v.evaluation.temperature import soft_temperature
 from vl2v.io import read_json, write_text
 from vl2v.methods import Task
@@ -93,28 +93,86 @@ def _best_lambda(sources: Sources, answers: TeacherTargets, features: Features, 
 def align_again(student: Student, sources: Sources, answers: TeacherTargets, features: Features) -> float | None:
     """Give a trained student the projector that fits its backbone best, in closed form; return the lambda of it.
 
-    None: there are too few images with a label and an answer to tell, and nothing has changed.
+    None: there are too few images with a label and an embedding to tell, and nothing has changed.
 
     Args:
         student: its backbone is trained.
         sources: the images to learn from.
-        answers: the teacher's; where an image wasn't asked about, its class's text stands for one.
+        answers: the teacher's; where an image wasn't queried about, its class's text stands for one.
         features: of the backbone as it ended.
     """
-    assert answers.images is not None and answers.texts is not None
+    fit = _projector(sources, answers, features)
+    if fit is None:
+        return None
+    _put(student, fit)
+    return fit.lambda_
+
+
+def refit(student: Student, task: Task, sources: Sources, answers: TeacherTargets, features: Features, how: str) -> str:
+    """Fit a trained student's last layer in closed form (`train.head`); return in a few words what became of it.
+
+    A text head's projector is fitted as `align_again` does. A linear head is fitted to the labels; where the teacher
+    was queried about images, a projector with the class embeddings is fitted as well, and what is better on source
+    domains left out is taken.
+
+    Args:
+        student: its backbone is trained; a head may become a text head.
+        task: how it learnt.
+        sources: the images to learn from.
+        answers: the teacher's.
+        features: of the backbone as it ended.
+        how: "refit", or "auto": only if it is better on the source domains' validation images than what was trained.
+    """
+    val = sources.split.val
+    labels, seen = torch.from_numpy(sources.dataset.labels[val]), features.of(val)
+
+    def accuracy() -> float:
+        texts = torch.from_numpy(answers.texts) if student.head == "text" and answers.texts is not None else None
+        with torch.no_grad():
+            return float((student.logits(seen, texts, 1.0).argmax(-1).cpu() == labels).double().mean())
+
+    before, old = accuracy(), (student.projector, student.head)
+    asked = task.queries == "images" or student.head == "text"
+    fits: dict[str, Fit | None] = {"text": _projector(sources, answers, features) if asked else None}
+    if student.head == "linear":
+        train = sources.split.train
+        fits["linear"] = fitted_head(
+            features.of(train).numpy(), answers.labels[train], sources.dataset.domain_ids[train],
+            len(sources.dataset.classes),
+        )  # fmt: skip
+    there = {head: fit for head, fit in fits.items() if fit is not None}
+    if not there:
+        return "the head stays as trained: too few images to fit another"
+    head = max(there, key=lambda name: there[name].accuracy)
+    student.projector = nn.Linear(student.width, len(there[head].bias)).to(student.mean.device)
+    student.head = head
+    _put(student, there[head])
+    after = accuracy()
+    told = f"{100 * before:.1f} to {100 * after:.1f}% on validation images"
+    if how == "auto" and after <= before:
+        student.projector, student.head = old
+        return f"the head stays as trained ({told})"
+    return f"a {head} head in closed form ({told})"
+
+
+def _projector(sources: Sources, answers: TeacherTargets, features: Features) -> Fit | None:
+    """Return the projector that fits the images that something is learnt from; None where they are too few."""
+    if answers.images is None or answers.texts is None:
+        return None
     indices = _images(sources, answers)
-    indices = indices[answers.labels[indices] >= 0]
     labels, images, texts = answers.labels[indices], answers.images[indices, 0].astype(np.float32), answers.texts
     asked = images.any(1)
-    if asked.sum() < FEW:
+    if (asked & (labels >= 0)).sum() < FEW:
         return None
     images[~asked] = texts[labels[~asked]]
-    fit = fitted(Taught(features.of(indices).numpy(), images, texts, labels, sources.dataset.domain_ids[indices]))
+    return fitted(Taught(features.of(indices).numpy(), images, texts, labels, sources.dataset.domain_ids[indices]))
+
+
+def _put(student: Student, fit: Fit) -> None:
     assert isinstance(student.projector, nn.Linear)
     with torch.no_grad():
         student.projector.weight.copy_(torch.from_numpy(fit.weight))
         student.projector.bias.copy_(torch.from_numpy(fit.bias))
-    return fit.lambda_
 
 
 def _images(sources: Sources, answers: TeacherTargets) -> NDArray[np.int64]:

@@ -23,7 +23,7 @@ from vl2v.progress import Progress
 from vl2v.runs.datasets import Sources, open_data
 from vl2v.runs.features import KEPT, new_backbone, new_student
 from vl2v.runs.session import open_session, queries_online
-from vl2v.runs.settings import has_tower
+from vl2v.runs.settings import has_tower, refits
 from vl2v.students import Student, output_width
 from vl2v.students.backbone import image_size_of
 from vl2v.system import processors, resident_bytes
@@ -314,7 +314,7 @@ class Bench:
             seconds[stage.key] = seconds.get(stage.key, 0.0) + spent
         unseen = len(self.everything) - val - training
         last = (2 * val + max(0, unseen)) * viewed + max(0, unseen) * rates.clean
-        if self.task.refits:
+        if refits(config, self.task):
             last += (val + training) * viewed
         return {**seconds, "evaluation": last + STARTING}
 

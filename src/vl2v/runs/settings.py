@@ -125,6 +125,11 @@ def without_places(tree: Any) -> Any:
     return public_name(tree) if isinstance(tree, str) else tree
 
 
+def refits(config: RunConfig, task: Task | type[Task]) -> bool:
+    """Return whether a run's last layer is fitted in closed form at its end."""
+    return config.train.head in ("refit", "auto") or (task.refits and config.train.head == "method")
+
+
 def has_tower(config: RunConfig, task: Task | type[Task]) -> bool:
     """Return whether the student is the teacher's own image tower."""
     return task.tower or config.student.name == TOWER

@@ -25,7 +25,7 @@ from vl2v.errors import ConfigError, DataError, VL2VWarning
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.methods import Averager, Stage, Task, task_of
 from vl2v.progress import Progress, silent
-from vl2v.runs.auto_loss import align_again, settled
+from vl2v.runs.auto_loss import align_again, refit, settled
 from vl2v.runs.cache import SharedCache, stage_name
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.evaluate import classifier_logits, evaluate_images
@@ -34,7 +34,7 @@ from vl2v.runs.folder import Run, locked, open_run
 from vl2v.runs.image_identity import predictions_of, same_images, save_images
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
 from vl2v.runs.session import open_session, queries_online
-from vl2v.runs.settings import has_tower, resolve
+from vl2v.runs.settings import has_tower, refits, resolve
 from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
 from vl2v.students import Classifier, Student
@@ -247,9 +247,12 @@ def train(
     if not fabric.is_global_zero:
         return
     student.fold()
-    if task.refits:
+    head = config.train.head
+    if refits(config, task):
         trained = Features(student, sources.dataset, fabric, config.data.workers, progress)
-        if (best := align_again(student, sources, answers, trained)) is not None:
+        if head != "method":
+            progress(refit(student, task, sources, answers, trained, head), 1, 1, "")
+        elif (best := align_again(student, sources, answers, trained)) is not None:
             progress(f"aligned again, lambda {best:g}", 1, 1, "")
     texts = torch.from_numpy(answers.texts) if student.head == "text" and answers.texts is not None else None
     scale = answers.scale if student.head == "text" else 1.0

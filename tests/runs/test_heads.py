@@ -1,0 +1,50 @@
+"""A last layer in closed form for every method (`train.head`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import vl2v
+from little import quick_settings
+from vl2v.evaluation.ridge import fitted_head
+from vl2v.progress import silent
+from vl2v.runs.datasets import open_sources
+from vl2v.runs.features import Features
+from vl2v.training import new_fabric
+
+
+def distilled(method: str, head: str, shapes: Path, recording: Path, tmp_path: Path) -> vl2v.Run:
+    settings = quick_settings(shapes, recording, method)
+    settings["train"]["head"] = head
+    return vl2v.distill(settings, tmp_path / f"{method}-{head}", store=tmp_path / "store")
+
+
+@pytest.mark.parametrize("method", ["erm", "kd", "rise", "adip"])
+def test_every_method_can_have_it(shapes: Path, recording: Path, tmp_path: Path, method: str) -> None:
+    trained, refitted = (distilled(method, head, shapes, recording, tmp_path) for head in ("trained", "refit"))
+    mine, theirs = (run.classifier.student for run in (refitted, trained))
+    for one, other in zip(mine.backbone.parameters(), theirs.backbone.parameters(), strict=True):
+        torch.testing.assert_close(one, other)  # only the last layer differs
+    assert mine.head in (("text",) if method == "adip" else ("linear",) if method == "erm" else ("text", "linear"))
+    assert mine.head != theirs.head or not torch.equal(mine.projector.weight, theirs.projector.weight)
+    assert refitted.evaluation is not None and refitted.evaluation.mean() is not None
+
+
+def test_a_linear_head_is_the_ridge_regression_of_the_labels(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    run = distilled("erm", "refit", shapes, recording, tmp_path)
+    sources = open_sources(run.config, tmp_path / "store")
+    student, train = run.classifier.student, sources.split.train
+    features = Features(student, sources.dataset, new_fabric(run.config.train), 0, silent).of(train).numpy()
+    fit = fitted_head(features, sources.dataset.labels[train], sources.dataset.domain_ids[train], 3)
+    np.testing.assert_allclose(student.projector.weight.detach(), fit.weight, atol=5e-3)
+
+
+def test_auto_never_validates_worse_than_what_was_trained(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    for method in ("erm", "adip-plus"):
+        trained, best = (distilled(method, head, shapes, recording, tmp_path) for head in ("trained", "auto"))
+        now, before = (run.classifier.about["validation_accuracy"] for run in (best, trained))
+        assert now >= before
