@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -60,3 +64,13 @@ def node_modules() -> Path:
             if done.returncode:
                 pytest.skip(f"npm can't install: {done.stderr.strip().splitlines()[-1]}")
     return folder / "node_modules"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """Yield an empty folder, and the address at which it is served."""
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *given: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(tmp_path))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()

@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import threading
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -85,16 +81,6 @@ def test_node(closed: Path, two_hundred: Odd, node_modules: Path) -> None:
     done = subprocess.run(["node", program, *given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same(json.loads(done.stdout), two_hundred.wanted)
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
-    """Yield an empty folder, and the address at which it is served."""
-    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *given: None})
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(tmp_path))) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield tmp_path, f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
 
 
 IN_THE_BROWSER = """

@@ -30,7 +30,7 @@ def keep_export(run: Run, store: Path | None = None, progress: Progress = silent
     if not all(map(find_spec, NEEDED)):
         return False
     form = "closed" if run.classifier.texts is None else "open"
-    export_student(run, file, form=form, store=store, progress=progress)
+    export_student(run, file, form=form, preprocess="outside", card=False, store=store, progress=progress)
     for old in folder.glob("network-*.onnx"):
         if old != file:
             old.unlink()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from vl2v.deploy.runtime import load
 from vl2v.errors import ConfigError, StudentError
+from vl2v.export.card import write_card
 from vl2v.export.measure import png, side_by_side, timed
 from vl2v.export.student import (
     INT8,
@@ -26,6 +27,7 @@ from vl2v.io import write_bytes, write_text
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources
 from vl2v.runs.folder import Run
+from vl2v.students import at_size
 from vl2v.system import processors
 from vl2v.table import Table
 
@@ -214,7 +216,9 @@ def choose_export(
         assert best.made is not None
         path = out or best.run.folder / default_name(kind, int8=best.int8)
         sources = next(sources for run, sources in opened if run is best.run)
-        with_preprocessing(best.made, kind, sources, preprocess).copy(path)
+        final = with_preprocessing(best.made, kind, sources, preprocess)
+        final.copy(path)
+        write_card(path, at_size(best.run.classifier, best.image_size), final.parity)
         return Choice(best, path, candidates)
 
 

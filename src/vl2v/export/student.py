@@ -17,6 +17,7 @@ from vl2v.embeddings.teaching import default_store
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.export import inside
+from vl2v.export.card import write_card
 from vl2v.export.measure import side_by_side, timed
 from vl2v.export.network import Network, as_export, card_of, with_reference
 from vl2v.export.onnx import int8_trials, put_card, write_onnx
@@ -279,6 +280,7 @@ def export_student(
     int8: bool = False,
     image_size: int | None = None,
     preprocess: str | None = None,
+    card: bool = True,
     store: Path | None = None,
     progress: Progress = silent,
 ) -> Parity:
@@ -293,6 +295,7 @@ def export_student(
         image_size: pixels a side; by default the student's.
         preprocess: "inside": the file takes images of any size and gives probabilities; "outside": pixels of its own
             size, and logits; None: inside an ONNX file that passes its check.
+        card: whether `student.json` is written beside it, for programs that can't read what is inside the file.
         store: with the embeddings and the index of the images.
         progress: called with the progress.
 
@@ -313,6 +316,8 @@ def export_student(
         final = with_preprocessing(made, kind, sources, preprocess)
         final.copy(out)
         parity = final.parity
+        if card:
+            write_card(out, exporter.classifier, parity)
         if int8:
             parity = replace(parity, gain=_gain(exporter.make(kind).path, made.path, exporter.classifier))
     progress("exporting", 2, 2, "")
