@@ -14,12 +14,14 @@ if TYPE_CHECKING:
 
     from vl2v.benchmark.worklist import Corruptions
 
-app = typer.Typer(help="Compare methods: one protocol, any number of machines.", invoke_without_command=True)
+app = typer.Typer(help="Compare methods under one protocol, on any number of machines.", invoke_without_command=True)
 
 Folder = Annotated[Path, typer.Argument(help="A benchmark folder.")]
-Engine = Annotated[str, typer.Option(help="local, local:N processes, ray, or ray:N processors a job.")]
+Engine = Annotated[
+    str, typer.Option(help="Where jobs run: local, local:N (processes), ray or ray:N (processors per job).")
+]
 RULES = ("training", "leave-one-out", "oracle")
-Selection = Annotated[str, typer.Option(help="How draws are selected: training, leave-one-out or oracle.")]
+Selection = Annotated[str, typer.Option(help="Model selection: training, leave-one-out or oracle.")]
 
 
 @app.callback()
@@ -27,28 +29,39 @@ def benchmark(
     context: typer.Context,
     data: Annotated[list[str] | None, typer.Option(help="NAME=PATH of a dataset; may be repeated.")] = None,
     teacher: TeacherSpec = None,
-    students: Annotated[str, typer.Option(help="timm models, or lite0, resnet50, vit_small, deit_small.")] = "lite0",
-    methods: Annotated[str, typer.Option(help="Names, with commas between; all: every one.")] = "all",
+    students: Annotated[
+        str, typer.Option(help="timm models separated by commas, or lite0, resnet50, vit_small, deit_small.")
+    ] = "lite0",
+    methods: Annotated[str, typer.Option(help="Methods separated by commas, or all.")] = "all",
     targets: Annotated[
         list[str] | None,
         typer.Option(
-            help="Unseen domains, with commas between; by default, or with all, each in turn. May be repeated: what "
-            "is a domain's name as a whole, commas and all, is that domain."
+            help="Unseen domains separated by commas; default: each in turn. Repeat the option for a domain whose name "
+            "has a comma in it."
         ),
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="How many; each has its own split.")] = 3,
-    first_seed: Annotated[int, typer.Option(min=0, help="The first of them, for seeds nobody has looked at yet.")] = 0,
-    draws: Annotated[int, typer.Option(min=1, help="Hyperparameter draws: the defaults, and others.")] = 1,
-    search: Annotated[str, typer.Option(help="How others are drawn: random, or optuna (by results).")] = "random",
+    seeds: Annotated[int, typer.Option(min=1, help="Number of seeds; each has its own split.")] = 3,
+    first_seed: Annotated[
+        int, typer.Option(min=0, help="First seed, to use seeds that no decision has been based on.")
+    ] = 0,
+    draws: Annotated[
+        int, typer.Option(min=1, help="Hyperparameter draws per method; the first one is the defaults.")
+    ] = 1,
+    search: Annotated[
+        str, typer.Option(help="How further draws are made: random, or optuna (guided by results).")
+    ] = "random",
     selection: Selection = "training",
-    steps: Annotated[int | None, typer.Option(min=1, help="Of each method's last stage; by default its own.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Images of each source domain in a batch of it.")] = None,
-    corruptions: Annotated[
-        str | None, typer.Option(help="Measure students on the unseen domain corrupted, too: all, benchmark, or names.")
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Steps of each method's last stage; default: the method's own.")
     ] = None,
-    severity: Annotated[int, typer.Option(help="Of the corruptions, 1 to 5.")] = 3,
+    batch: Annotated[int | None, typer.Option(min=1, help="Images per source domain in a batch of that stage.")] = None,
+    corruptions: Annotated[
+        str | None,
+        typer.Option(help="Also evaluate on corrupted images of the unseen domain: all, benchmark, or names."),
+    ] = None,
+    severity: Annotated[int, typer.Option(help="Severity of the corruptions, 1 to 5.")] = 3,
     engine: Engine = "local",
-    out: Annotated[Path, typer.Option(help="The benchmark's folder; only what is missing in it is done.")] = Path(
+    out: Annotated[Path, typer.Option(help="Benchmark folder; jobs already finished in it are skipped.")] = Path(
         "bench"
     ),
     budget: Budget = 0,
@@ -56,7 +69,7 @@ def benchmark(
     config: ConfigFile = None,
     pairs: Set = None,
 ) -> None:
-    """Train every method on every dataset, each domain left out in turn, and print the table."""
+    """Train every method on every dataset with each domain left out in turn, and print the table."""
     if context.invoked_subcommand is not None:
         return
     from vl2v.benchmark.engine import engine_named
@@ -94,7 +107,7 @@ def benchmark(
         done += missing - left
     bench.work.show(grid.variant, bench.jobs)  # another command may have asked for other settings meanwhile
     failed = [job for job in bench.jobs if bench.work.failure(job)]
-    say(f"{len(bench.jobs)} jobs: {len(bench.jobs) - done - left} had been done, {left} are missing", err=True)
+    say(f"{len(bench.jobs)} jobs: {len(bench.jobs) - done - left} were finished before, {left} are missing", err=True)
     for job in failed:
         say(f"{job.name}: {bench.work.failure(job)}; see {bench.work.place(job) / 'log.txt'}", err=True)
     _print_table([out], "md", "accuracy", selection, None)
@@ -104,7 +117,7 @@ def benchmark(
 
 @app.command()
 def status(folder: Folder) -> None:
-    """Tell what is done, what is under way, what failed and why."""
+    """Show which jobs are done, running, waiting or failed, and why."""
     from vl2v.benchmark.work import under_way
     from vl2v.benchmark.worklist import WorkList
 
@@ -118,46 +131,51 @@ def status(folder: Folder) -> None:
     say(f"{len(jobs)} jobs: {len(done)} done, {len(running)} running, {len(failed)} failed, {left} waiting")
     if len(everything) > len(jobs):
         others = len(everything) - len(jobs)
-        say(f"besides, {others} jobs of other settings, or of another version of the code: nothing waits for them")
+        say(f"{others} more jobs have other settings or another version of the code; they are not waiting to run")
     if done:
         mean = sum(work.seconds(job) for job in done) / len(done)
-        say(f"{mean:.0f} s a job so far")
+        say(f"{mean:.0f} s per job so far")
     for job in running:
         say(f"running: {job.name}")
     for job in filter(work.spoilt, jobs):
-        say(f"to be done again, since its answers can't be read: {job.name}")
+        say(f"will run again, because its predictions can't be read: {job.name}")
     for job, why in failed:
         say(f"failed: {job.name}: {why}; see {work.place(job) / 'log.txt'}")
 
 
 @app.command()
 def table(
-    folders: Annotated[list[Path], typer.Argument(help="Benchmark folders; of several, one table.")],
+    folders: Annotated[list[Path], typer.Argument(help="Benchmark folders; several make one table.")],
     form: Annotated[str, typer.Option("--format", help="md, latex, html, csv or json.")] = "md",
     metric: Annotated[
-        str, typer.Option(help="accuracy: all of the target; in_split: DomainBed's 80%; corrupted: see --corruptions.")
+        str,
+        typer.Option(help="accuracy (all target images), in_split (DomainBed's 80%) or corrupted (see --corruptions)."),
     ] = "accuracy",
     selection: Selection = "training",
-    reference: Annotated[str | None, typer.Option(help="The method that leads are counted from.")] = None,
-    domainbed: Annotated[list[Path] | None, typer.Option(help="A results.jsonl of DomainBed's, or a folder.")] = None,
+    reference: Annotated[str | None, typer.Option(help="Method to compare the others with.")] = None,
+    domainbed: Annotated[
+        list[Path] | None, typer.Option(help="results.jsonl of DomainBed, or a folder of them, to add to the table.")
+    ] = None,
 ) -> None:
     """Print the results so far."""
     _print_table(folders, form, metric, selection, reference, domainbed or [])
 
 
 def recommend(
-    data: Annotated[Path, typer.Option(help="Images, in folders domain/class/image; three domains or more.")],
+    data: Annotated[Path, typer.Option(help="Images in folders domain/class/image, with at least three domains.")],
     teacher: TeacherSpec = None,
-    minutes: Annotated[float, typer.Option(min=1, help="That it may take, roughly.")] = 30,
-    methods: Annotated[str, typer.Option(help="That compete, with commas between.")] = "lp-ft,erm,kd,adip,adip-plus",
-    student: Annotated[str, typer.Option(help="The student to be trained.")] = "lite0",
-    out: Annotated[Path, typer.Option(help="A folder for the tournament's runs.")] = Path("runs/recommend"),
+    minutes: Annotated[float, typer.Option(min=1, help="Approximate time limit.")] = 30,
+    methods: Annotated[
+        str, typer.Option(help="Methods to compare, separated by commas.")
+    ] = "lp-ft,erm,kd,adip,adip-plus",
+    student: Annotated[str, typer.Option(help="Student to train.")] = "lite0",
+    out: Annotated[Path, typer.Option(help="Folder for the tournament's runs.")] = Path("runs/recommend"),
     engine: Engine = "local",
     budget: Budget = 0,
     config: ConfigFile = None,
     pairs: Set = None,
 ) -> None:
-    """Hold a small tournament of methods on your own images, and say which to use."""
+    """Run a small tournament of methods on your own images and recommend one."""
     from vl2v.benchmark.engine import engine_named
     from vl2v.benchmark.grid import methods_for, split_names
     from vl2v.benchmark.recommend import recommend as hold
@@ -212,12 +230,11 @@ def _print_table(
     for folder, work in zip(folders, works, strict=True):
         shown = work.shown()
         for job in filter(work.spoilt, shown):
-            say(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", err=True)
+            say(f"{work.place(job)}: its predictions can't be read; `vl2v benchmark` runs the job again", err=True)
         others = len(work.jobs()) - len(shown)
         if others:
             say(
-                f"{others} jobs in {folder} have other settings, or are of another version of the code, and aren't "
-                "shown",
+                f"{others} jobs in {folder} have other settings or another version of the code and aren't shown",
                 err=True,
             )
     for path in domainbed:
@@ -227,14 +244,14 @@ def _print_table(
     if reference is not None and reference not in {result.method for result in found}:
         raise ConfigError(f"--reference {reference}: not in this table")
     if not found:
-        raise RunError(f"{folders[0]}: nothing is done yet; `vl2v benchmark status {folders[0]}` tells why")
+        raise RunError(f"{folders[0]}: no finished job yet; `vl2v benchmark status {folders[0]}` shows why")
     kinds = {work.corruptions for work in works}
     if measure == "corrupted" and len(kinds) > 1:
-        raise ConfigError(f"--metric corrupted: {' and '.join(map(str, folders))} have other corruptions or severities")
+        raise ConfigError(f"--metric corrupted: {' and '.join(map(str, folders))} differ in corruptions or severity")
     if measure == "corrupted" and all(math.isnan(getattr(result, measure)) for result in found):
         raise RunError(
-            f"{folders[0]}: nothing was measured corrupted, as it was asked for last; give the `vl2v benchmark` "
-            "command with --corruptions (what was measured once is still there)"
+            f"{folders[0]}: nothing was measured under the corruptions requested last; repeat the `vl2v benchmark` "
+            "command with --corruptions (earlier measurements are reused)"
         )
     if measure == "corrupted":
         notes += [f"Corruptions: {kind}." for kind in kinds]
@@ -251,7 +268,7 @@ def _datasets(given: list[str]) -> dict[str, str]:
         if not equals or "/" in name:  # a path that has one in it
             name, path = Path(item).resolve().name, item
         if name in found:
-            raise ConfigError(f"--data: {found[name]} and {path} are both called {name}; give names, as A=PATH")
+            raise ConfigError(f"--data: {found[name]} and {path} are both called {name}; name them, as in A=PATH")
         found[name] = path
     if not found:
         raise ConfigError("--data: give at least one dataset, for example --data PACS=PATH")
@@ -269,10 +286,10 @@ def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> 
     changed, written = flat(assignments(pairs or [])), flat(read_toml(file) if file else {})
     for key in _VARIED:
         if key in changed:
-            raise ConfigError(f"--set {key}: this is what the runs differ in; see the options of --help")
+            raise ConfigError(f"--set {key}: the runs of a benchmark differ in it; use the options in --help")
         if key in written:
             raise ConfigError(
-                f"{file}: {key}: this is what the runs differ in; keep in the file only what all methods are to share "
+                f"{file}: {key}: the runs of a benchmark differ in it; keep only what all methods share in the file "
                 "(`vl2v config` prints the settings of one method, which don't suit the others)"
             )
     given = settings_of(file, pairs, {"teacher.spec": teacher})
@@ -302,5 +319,5 @@ def one_of(value: str, allowed: tuple[str, ...], option: str) -> Any:
     from vl2v.errors import ConfigError
 
     if value not in allowed:
-        raise ConfigError(f"{option} {value}: there are {', '.join(allowed)}")
+        raise ConfigError(f"{option} {value}: choose one of {', '.join(allowed)}")
     return value

@@ -1,4 +1,4 @@
-"""`vl2v bill`: who asked what, when, for how much."""
+"""`vl2v bill`: who queried which teacher, when, and at what cost."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def bill(
-    run: Annotated[Path | None, typer.Argument(help="A run folder: only what it asked.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Run folder; limits the bill to its queries.")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print every query as CSV.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print every query as JSON.")] = False,
-    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
 ) -> None:
-    """Show who asked what, when, for how much; of teachers that cost nothing, what they were asked."""
+    """Show who queried which teacher, when, and at what cost; queries of free teachers are listed, too."""
     from vl2v.embeddings import Entry
     from vl2v.runs import default_store, free_queries, read_bill
 
@@ -45,13 +45,13 @@ def _show(entries: "list[Entry]") -> None:
     from vl2v.table import Table
 
     if not entries:
-        say("nothing was paid for")
+        say("no paid queries")
         return
     lines, rows = totals(entries), []
     for line in lines:
         counts = (f"{number:,}" for number in (line.queries, line.count, line.tokens))
         rows.append([*line.group, *counts, money(line.micro, line.currency) if line.currency else "free"])
-    heads = ("teacher", "asked by", "day", "what", "how it ended", "queries", "questions", "tokens", "price")
+    heads = ("teacher", "queried by", "day", "what", "outcome", "requests", "inputs", "tokens", "price")
     Table(heads, rows, title="queries to teachers", left=heads[:5]).print()
     for currency in sorted({line.currency for line in lines if line.currency}):
-        say(f"in all: {money(sum(line.micro for line in lines if line.currency == currency), currency)}")
+        say(f"total: {money(sum(line.micro for line in lines if line.currency == currency), currency)}")

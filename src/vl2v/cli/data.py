@@ -12,15 +12,17 @@ app = typer.Typer(
     help="Inspect, download and corrupt datasets, before anything is queried or trained.", no_args_is_help=True
 )
 
-DataPath = Annotated[Path, typer.Argument(help="A dataset: domain/class/image, class/image, or a manifest.")]
+DataPath = Annotated[Path, typer.Argument(help="Dataset: folders domain/class/image or class/image, or a manifest.")]
 
 
 @app.command("inspect")
 def inspect(
     path: DataPath,
-    target: Annotated[list[str] | None, typer.Option(help="A domain to be kept unseen; may be repeated.")] = None,
-    layout: Annotated[str | None, typer.Option(help="auto, domains, classes or manifest.")] = None,
-    exclude: Annotated[Path | None, typer.Option(help="A list of files to leave out.")] = None,
+    target: Annotated[list[str] | None, typer.Option(help="Domain to keep unseen; may be repeated.")] = None,
+    layout: Annotated[str | None, typer.Option(help="Layout: auto, domains, classes or manifest.")] = None,
+    exclude: Annotated[
+        Path | None, typer.Option(help="File that lists images to leave out, one path per line.")
+    ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Also check how this teacher reads the class prompts; no query.")
     ] = None,
@@ -66,9 +68,9 @@ def inspect(
 
 @app.command("sample")
 def sample(
-    out: Annotated[Path | None, typer.Option(help="Where to put it; by default the cache folder.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to unpack into; default: the cache folder.")] = None,
 ) -> None:
-    """Unpack IconDG, the sample benchmark, and print where it is."""
+    """Unpack IconDG, the sample benchmark, and print its folder."""
     from vl2v.data.samples import icondg
 
     say(str(icondg(out)))
@@ -76,7 +78,7 @@ def sample(
 
 @app.command("list")
 def list_datasets() -> None:
-    """List the public benchmarks that `vl2v data download` knows."""
+    """List the public benchmarks that `vl2v data download` can get."""
     from vl2v.data.catalogue import catalogue
     from vl2v.table import Table
 
@@ -90,14 +92,16 @@ def list_datasets() -> None:
 
 @app.command("download")
 def download(
-    name: Annotated[str, typer.Argument(help="A benchmark; `vl2v data list` names them.")],
-    out: Annotated[Path, typer.Option(help="The folder of datasets; each gets a folder in it.")] = Path("data"),
+    name: Annotated[str, typer.Argument(help="Benchmark; see `vl2v data list`.")],
+    out: Annotated[Path, typer.Option(help="Folder that gets one subfolder per dataset.")] = Path("data"),
     archives: Annotated[
-        list[Path] | None, typer.Option("--from", help="An archive that is here already; may be repeated.")
+        list[Path] | None, typer.Option("--from", help="Archive that you downloaded yourself; may be repeated.")
     ] = None,
-    accept_licence: Annotated[bool, typer.Option("--accept-licence", help="You have read the source's terms.")] = False,
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Confirm that you have read and accept the source's terms.")
+    ] = False,
 ) -> None:
-    """Get a public benchmark: download it with resume, unpack it safely, check it by its counts."""
+    """Download a public benchmark with resume, unpack it safely and check its counts."""
     from vl2v.cli.show import progress_bars
     from vl2v.data.catalogue import benchmark, obtain
     from vl2v.errors import DataError
@@ -123,16 +127,18 @@ def _agreed() -> bool:
 @app.command("corrupt")
 def corrupt(
     path: DataPath,
-    out: Annotated[Path, typer.Option(help="A new folder for the corrupted dataset.")],
-    types: Annotated[str, typer.Option(help="all, benchmark (ImageNet-C without the extra types), or names.")] = "all",
-    severities: Annotated[str, typer.Option(help="1 to 5, with commas between.")] = "3",
-    domain: Annotated[list[str] | None, typer.Option(help="Whose images; may be repeated. By default all.")] = None,
-    images: Annotated[int | None, typer.Option(help="At most so many of each domain.")] = None,
-    size: Annotated[int, typer.Option(help="Shrink images until the shorter side has so many pixels.")] = 224,
-    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
-    workers: Annotated[int, typer.Option(help="Threads.")] = 2,
+    out: Annotated[Path, typer.Option(help="New folder for the corrupted dataset.")],
+    types: Annotated[
+        str, typer.Option(help="Corruptions: all, benchmark (ImageNet-C without the extra types), or names.")
+    ] = "all",
+    severities: Annotated[str, typer.Option(help="Severities from 1 to 5, separated by commas.")] = "3",
+    domain: Annotated[list[str] | None, typer.Option(help="Domain to corrupt; may be repeated. Default: all.")] = None,
+    images: Annotated[int | None, typer.Option(help="Maximum number of images per domain.")] = None,
+    size: Annotated[int, typer.Option(help="Shrink images until the shorter side has this many pixels.")] = 224,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    workers: Annotated[int, typer.Option(help="Number of threads.")] = 2,
 ) -> None:
-    """Write ImageNet-C's corruptions of images as a dataset, one domain a type and severity, for `vl2v evaluate`."""
+    """Write corrupted images (ImageNet-C) as a dataset for `vl2v evaluate`, one domain per type and severity."""
     from vl2v.cli.show import progress_bars
     from vl2v.data import open_dataset
     from vl2v.data.corrupted import corrupt_dataset
@@ -142,7 +148,7 @@ def corrupt(
     try:
         levels = [int(level) for level in severities.split(",")]
     except ValueError:
-        raise ConfigError(f"severities {severities!r}: numbers from 1 to 5, with commas between") from None
+        raise ConfigError(f"severities {severities!r}: write numbers from 1 to 5, separated by commas") from None
     with progress_bars() as progress:
         written = corrupt_dataset(
             open_dataset(path),
@@ -157,5 +163,5 @@ def corrupt(
             progress=progress,
         )
     if written.unreadable:
-        say(f"{written.unreadable} images can't be read and were left out", err=True)
+        say(f"{written.unreadable} unreadable images were left out", err=True)
     say(f"{out}: {written.images} images in each of {len(written.domains)} domains")

@@ -15,10 +15,10 @@ With your own images, in folders domain/class/image:
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Where to put the runs and images.")] = Path("runs/demo"),
-    target: Annotated[str, typer.Option(help="The drawing style that is left out of training.")] = "outline",
+    out: Annotated[Path, typer.Option(help="Folder for runs and figures.")] = Path("runs/demo"),
+    target: Annotated[str, typer.Option(help="Drawing style to leave out of training.")] = "outline",
 ) -> None:
-    """Train three students on the embedded sample, one drawing style unseen, and compare them."""
+    """Train three students on the embedded sample with one drawing style left out, and compare them."""
     from vl2v.benchmark import run_demo
     from vl2v.cli.show import progress_bars
     from vl2v.report import accuracy_bars, answer_grid

@@ -1,4 +1,4 @@
-"""`vl2v export`, `vl2v bench-device`: a student for other places, and how quick it is there."""
+"""`vl2v export`, `vl2v bench-device`: a student as a file, and how fast it runs."""
 
 import re
 from pathlib import Path
@@ -10,28 +10,36 @@ from vl2v.cli.show import say
 
 
 def export(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A run folder; with a target, several.")],
-    kind: Annotated[str, typer.Option("--format", help="onnx, openvino, torchscript or executorch.")] = "onnx",
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Run folder; several with --target-latency or --target-size.")
+    ],
+    kind: Annotated[str, typer.Option("--format", help="Format: onnx, openvino, torchscript or executorch.")] = "onnx",
     int8: Annotated[
         bool | None,
-        typer.Option("--int8/--no-int8", help="Smaller and quicker; refused if accuracy falls. A target tries both."),
+        typer.Option(
+            "--int8/--no-int8",
+            help="Quantise: smaller and faster; refused if accuracy falls. With a target, both are tried.",
+        ),
     ] = None,
-    open_: Annotated[bool, typer.Option("--open", help="Classes can be added to the file's student later.")] = False,
+    open_: Annotated[bool, typer.Option("--open", help="Allow classes to be added to the file later.")] = False,
     image_size: Annotated[
-        list[int] | None, typer.Option(min=1, help="Pixels a side, by default the student's; with a target, several.")
+        list[int] | None,
+        typer.Option(
+            min=1, help="Image size in pixels; default: the student's. With a target, repeat it to try several."
+        ),
     ] = None,
     preprocess: Annotated[
         str | None,
         typer.Option(help="inside (default of onnx): images of any size in, probabilities out; or outside: pixels."),
     ] = None,
     target_latency: Annotated[
-        str | None, typer.Option(help="What one image may take on this machine, such as 10ms.")
+        str | None, typer.Option(help="Maximum latency for one image on this machine, such as 10ms.")
     ] = None,
-    target_size: Annotated[str | None, typer.Option(help="How large the file may be, such as 5MB.")] = None,
-    out: Annotated[Path | None, typer.Option(help="The file; by default student.onnx in the run folder.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+    target_size: Annotated[str | None, typer.Option(help="Maximum file size, such as 5MB.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Output file; default: student.onnx in the run folder.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
 ) -> None:
-    """Write a student as a file that needs nothing of vl2v, checked on real images first."""
+    """Export a student to a file that runs without vl2v, after checking it on real images."""
     from vl2v.cli.show import progress_bars
     from vl2v.deploy.runtime import size_of
     from vl2v.errors import ConfigError
@@ -65,10 +73,10 @@ def export(
             raise
         choice.curve.table().print()
         choice.curve.save(choice.path.parent)
-        say(f"{choice.path}: {choice.best.name}; the table is in choice.csv beside it, a plot in choice.png")
+        say(f"{choice.path}: {choice.best.name}; table in choice.csv, plot in choice.png, beside it")
         return
     if len(runs) > 1 or len(sizes) > 1:
-        raise ConfigError("several runs or sizes: say what to choose by, with --target-latency or --target-size")
+        raise ConfigError("several runs or sizes: add --target-latency or --target-size to choose between them")
     run, size = Run(runs[0]), sizes[0] if sizes else None
     with progress_bars() as progress:
         path = out or run.folder / default_name(kind, int8=bool(int8))
@@ -87,16 +95,17 @@ def export(
 
 
 def bench_device(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
     against: Annotated[
-        str | None, typer.Option(help="teacher: the run's own; or another, as for `vl2v distill`.")
+        str | None,
+        typer.Option(help="Teacher to compare with: teacher (the run's own) or a spec as for `vl2v distill`."),
     ] = None,
-    image_size: Annotated[int | None, typer.Option(min=1, help="Pixels a side; by default the student's.")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="By default one a processor.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+    image_size: Annotated[int | None, typer.Option(min=1, help="Image size in pixels; default: the student's.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per processor.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure speed, size and memory of a student in every form; keep table and plot in the run folder."""
+    """Measure speed, size and memory of a student in every format; save table and plot in the run folder."""
     import json as as_json
 
     from vl2v.cli.show import progress_bars
@@ -112,7 +121,7 @@ def bench_device(
         typer.echo(as_json.dumps(found.to_json(), indent=2))
     else:
         found.table().print()
-        say(f"also in {run / 'device.md'}, {run / 'device.json'} and {run / 'device.png'}")
+        say(f"saved as {run / 'device.md'}, {run / 'device.json'} and {run / 'device.png'}")
 
 
 def _amount(option: str, text: str | None, units: dict[str, float]) -> float | None:

@@ -11,28 +11,35 @@ if TYPE_CHECKING:
     from vl2v.progress import Progress
     from vl2v.runs import Run
 
-Data = Annotated[Path | None, typer.Option(help="Images: domain/class/image, class/image, or a manifest.")]
+Data = Annotated[Path | None, typer.Option(help="Images: folders domain/class/image or class/image, or a manifest.")]
 TeacherSpec = Annotated[
-    str | None, typer.Option(help="open_clip:MODEL/PRETRAINED, hf:REPO, jina:MODEL, recorded:FOLDER, tiny and more.")
+    str | None,
+    typer.Option(help="Teacher: open_clip:MODEL/PRETRAINED, hf:REPO, jina:MODEL, recorded:FOLDER, tiny and more."),
 ]
-Target = Annotated[list[str] | None, typer.Option(help="A domain to be kept unseen; may be repeated.")]
+Target = Annotated[list[str] | None, typer.Option(help="Domain to keep unseen; may be repeated.")]
+Views = Annotated[int | None, typer.Option(help="Number of fixed augmented views of each image to query.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")]
+Set = Annotated[
+    list[str] | None, typer.Option("--set", help="Override a setting, such as stages.distill.lr=1e-3; may be repeated.")
+]
 Unlabelled = Annotated[
-    list[Path] | None, typer.Option(help="A folder of images without labels to learn from, too; may be repeated.")
+    list[Path] | None, typer.Option(help="Folder of unlabelled images to learn from as well; may be repeated.")
 ]
-Views = Annotated[int | None, typer.Option(help="Fixed augmented views of each image to ask about, too.")]
-ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings in TOML.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="key=value on top, e.g. stages.distill.lr=1e-3.")]
 Budget = Annotated[
-    float, typer.Option(help="What a paid teacher may have cost in all, ever, by this store; in its currency.")
+    float, typer.Option(help="Lifetime spending limit of this store for the paid teacher, in the vendor's currency.")
 ]
-Select = Annotated[str | None, typer.Option(help="How many training images to ask about, or 'known': no more.")]
-Strategy = Annotated[str | None, typer.Option(help="random, balanced, kcenter or uncertainty.")]
-Method = Annotated[str | None, typer.Option(help="How it learns: adip by default; see `vl2v methods`.")]
-Student = Annotated[str | None, typer.Option(help="A timm model.")]
-Seed = Annotated[int | None, typer.Option(help="Decides every draw.")]
-ImageSize = Annotated[int | None, typer.Option(help="The student's pixels a side.")]
-Preset = Annotated[str, typer.Option(help="default, or paper: as published, oddities included.")]
-Store = Annotated[Path | None, typer.Option(help="Folder of the embedding store; by default one for all runs.")]
+Select = Annotated[
+    str | None, typer.Option(help="Number of training images to query, or 'known' for cached embeddings only.")
+]
+Strategy = Annotated[
+    str | None, typer.Option(help="How images are selected: random, balanced, kcenter or uncertainty.")
+]
+Method = Annotated[str | None, typer.Option(help="Training method, adip by default; see `vl2v methods`.")]
+Student = Annotated[str | None, typer.Option(help="Student: a timm model.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
+ImageSize = Annotated[int | None, typer.Option(help="Student's image size in pixels.")]
+Preset = Annotated[str, typer.Option(help="Preset: default, or paper (as published, oddities included).")]
+Store = Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")]
 
 
 def settings_of(file: Path | None, pairs: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
@@ -57,17 +64,26 @@ def embed(
     budget: Budget = 0,
     select: Select = None,
     strategy: Strategy = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be asked, and its price.")] = False,
-    advise: Annotated[bool, typer.Option("--advise", help="Tell what the answers so far brought.")] = False,
-    engine: Annotated[str, typer.Option(help="local, ray, or ray:N processors a task; paid teachers: here.")] = "local",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be queried and what it would cost, then stop.")
+    ] = False,
+    advise: Annotated[
+        bool, typer.Option("--advise", help="Show how accuracy grows with the embeddings queried so far.")
+    ] = False,
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Where images are embedded: local, ray or ray:N (processors per task). Paid teachers: local."
+        ),
+    ] = "local",
     preset: Preset = "default",
     config: ConfigFile = None,
     pairs: Set = None,
     store: Store = None,
 ) -> None:
-    """Ask the teacher about every image once, and keep its answers.
+    """Query the teacher about every image once and store the embeddings.
 
-    Give it the options of the `vl2v distill` that will follow: what is asked depends on some of them.
+    Use the options of the `vl2v distill` command that will follow: some of them decide what is queried.
     """
     from vl2v.cli.show import print_advice, progress_bars
     from vl2v.runs import embed as ask
@@ -104,13 +120,13 @@ def embed(
     if dry_run:
         say(*asked.summary().split("\n"))
         return
-    bill = f"; the bill so far: {asked.bill}" if asked.bill else ""
-    views_of = f" (views of an image: {plan.views})" if plan.views.k else ""
-    say(f"asked {plan.queries:,} questions{views_of}, {plan.known + plan.cached_texts:,} were known{bill}")
+    bill = f"; bill so far: {asked.bill}" if asked.bill else ""
+    views_of = f" (views of each image: {plan.views})" if plan.views.k else ""
+    say(f"{plan.queries:,} queries{views_of}, {plan.known + plan.cached_texts:,} cached{bill}")
     for refusal in asked.refused:
         say(f"{refusal.path}: refused by the teacher: {refusal.reason}", err=True)
     if asked.refused:
-        say(f"{len(asked.refused)} images refused; they will learn from their class's text alone", err=True)
+        say(f"{len(asked.refused)} images refused; the student learns them from their class's text alone", err=True)
 
 
 def _number(text: str | None) -> int | str | None:
@@ -124,9 +140,7 @@ def distill(
     target: Target = None,
     unlabelled: Unlabelled = None,
     method: Method = None,
-    out: Annotated[Path, typer.Option(help="The run folder; an interrupted run is gone on with.")] = Path(
-        "runs/student"
-    ),
+    out: Annotated[Path, typer.Option(help="Run folder; an interrupted run is resumed.")] = Path("runs/student"),
     seed: Seed = None,
     image_size: ImageSize = None,
     views: Views = None,
@@ -134,7 +148,8 @@ def distill(
     select: Select = None,
     strategy: Strategy = None,
     online_teacher: Annotated[
-        bool | None, typer.Option("--online-teacher", help="Ask anew about every augmented batch (white boxes).")
+        bool | None,
+        typer.Option("--online-teacher", help="Query the teacher about every augmented batch (local teachers only)."),
     ] = None,
     minutes: Annotated[
         float | None, typer.Option(help="Fit into so many; without a GPU 20, unless steps or image size are given.")
@@ -145,7 +160,7 @@ def distill(
     pairs: Set = None,
     store: Store = None,
 ) -> None:
-    """Train a student, evaluate it on every domain, and keep everything in a run folder."""
+    """Train a student, evaluate it on every domain and save everything in a run folder."""
     from vl2v.cli.show import progress_bars
     from vl2v.runs import distill as train
     from vl2v.runs import plan_run
@@ -183,7 +198,7 @@ def distill(
         say(note, err=True)
     assert run.evaluation is not None
     run.evaluation.table().print()
-    say(f"the student is in {run.folder}; try: vl2v predict {run.folder} IMAGE")
+    say(f"student saved in {run.folder}; try: vl2v predict {run.folder} IMAGE")
 
 
 def _keep_export(run: "Run", store: Path | None, progress: "Progress") -> str:
@@ -194,12 +209,12 @@ def _keep_export(run: "Run", store: Path | None, progress: "Progress") -> str:
     try:
         kept = keep_export(run, store, progress)
     except VL2VError as error:
-        return f"note: no export is kept beside the student, so that `vl2v predict` starts slowly: {error}"
-    return "" if kept else "note: `pip install 'vl2v[export]'` makes `vl2v predict` start ten times as quickly"
+        return f"note: no export beside the student, so `vl2v predict` will start slowly: {error}"
+    return "" if kept else "note: with `pip install 'vl2v[export]'`, `vl2v predict` starts ten times faster"
 
 
 def methods() -> None:
-    """List the methods, each in a line."""
+    """List the training methods."""
     from vl2v.methods import METHODS
 
     needs = {"images": "a teacher", "texts": "the teacher's texts", "nothing": "labels only"}
@@ -209,10 +224,10 @@ def methods() -> None:
 
 
 def config(
-    method: Annotated[str, typer.Option(help="Whose defaults to show.")] = "adip",
-    preset: Annotated[str, typer.Option(help="default or paper.")] = "default",
+    method: Annotated[str, typer.Option(help="Method whose defaults to show.")] = "adip",
+    preset: Annotated[str, typer.Option(help="Preset: default or paper.")] = "default",
 ) -> None:
-    """Print every setting with its default, as TOML to edit and give with --config."""
+    """Print every setting with its default, as TOML for --config."""
     from vl2v.runs.settings import resolve
 
     typer.echo(resolve({"method": method, "data": {"path": "PATH"}}, preset).to_toml())

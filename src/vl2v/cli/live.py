@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @contextmanager
 def watching(bench: Benchmark, progress: Progress, budget: float = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
-    """Yield what is to be told of jobs; it shows them as bars: all jobs, and each one that runs."""
+    """Yield a callback for events of jobs, which shows a bar for all jobs and one for each that runs."""
     total, start = len(bench.jobs), time.monotonic()
     before = total - len(bench.missing)
     counts = {"done": 0, "failed": 0}
@@ -29,7 +29,7 @@ def watching(bench: Benchmark, progress: Progress, budget: float = 0) -> Iterato
             left = (time.monotonic() - start) / finished * (total - before - finished)
             words.append(f"about {left / 60:.0f} min left")
         if bill := _bill(bench, budget):
-            words.append(f"the bill so far: {bill}")
+            words.append(f"bill so far: {bill}")
         progress("jobs", before + counts["done"], total, ", ".join(words))
 
     def tell(event: dict[str, Any]) -> None:

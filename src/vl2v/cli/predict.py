@@ -1,4 +1,4 @@
-"""`vl2v evaluate`, `vl2v predict`, `vl2v classes`: what to do with a finished run."""
+"""`vl2v evaluate`, `vl2v predict`, `vl2v classes`: a finished run put to use."""
 
 from pathlib import Path
 from typing import Annotated
@@ -8,18 +8,18 @@ import typer
 from vl2v.cli.show import say
 from vl2v.table import visible
 
-RunFolder = Annotated[Path, typer.Argument(help="A run folder.")]
-Student = Annotated[str, typer.Argument(metavar="RUN", help="A run folder, or hf:USER/REPO[@REVISION].")]
-classes = typer.Typer(help="The classes of a student.", no_args_is_help=True)
+RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
+Student = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or hf:USER/REPO[@REVISION].")]
+classes = typer.Typer(help="List a student's classes, and add new ones.", no_args_is_help=True)
 
 
 def evaluate(
     run: Student,
-    data: Annotated[Path | None, typer.Option(help="Images; by default the run's own.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Images; default: the run's own.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Measure a student on every domain, the unseen ones marked, beside the zero-shot teacher."""
+    """Evaluate a student and the zero-shot teacher on every domain; unseen domains are marked."""
     import json as as_json
 
     from vl2v.cli.show import progress_bars
@@ -35,10 +35,10 @@ def evaluate(
 
 def predict(
     run: Student,
-    images: Annotated[list[Path], typer.Argument(help="Images, or folders of images.")],
-    json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line.")] = False,
+    images: Annotated[list[Path], typer.Argument(help="Images or folders of images.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object per line.")] = False,
 ) -> None:
-    """Name what is in images: class and probability, or "unknown"."""
+    """Classify images: class and probability, or "unknown"."""
     import json as as_json
 
     from vl2v.runs import predict_files
@@ -47,20 +47,20 @@ def predict(
     for path, answer in predict_files(run, images):
         if isinstance(answer, str):
             failed += 1
-            say(f"{path}: set aside: {answer}", err=True)
+            say(f"{path}: skipped: {answer}", err=True)
         elif json:
             row = {"path": str(path), "label": answer.label, "probability": answer.probability}
             typer.echo(as_json.dumps({**row, "probabilities": answer.probabilities}))
         else:
             typer.echo("\t".join(map(visible, (str(path), answer.label, f"{answer.probability:.3f}"))))
     if failed:
-        say(f"{failed} files set aside", err=True)
+        say(f"{failed} files skipped", err=True)
         raise typer.Exit(2)
 
 
 @classes.command("list")
 def list_classes(run: Student) -> None:
-    """Print the classes of a student."""
+    """Print a student's classes."""
     from vl2v.runs import classes_of
 
     say(*classes_of(run))
@@ -69,14 +69,15 @@ def list_classes(run: Student) -> None:
 @classes.command("add")
 def add_class(
     run: RunFolder,
-    name: Annotated[str, typer.Argument(help="The new class.")],
-    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of the new class.")],
+    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
     budget: Annotated[
-        float, typer.Option(help="What a paid teacher may have cost in all, ever, by this store; in its currency.")
+        float,
+        typer.Option(help="Lifetime spending limit of this store for the paid teacher, in the vendor's currency."),
     ] = 0,
 ) -> None:
-    """Add a class by its name alone: its text's embedding joins the classifier, nothing is trained."""
+    """Add a class by name: the embedding of its prompts joins the classifier, without training."""
     from vl2v.runs import add_class as add
 
     classifier = add(run, name, store=store, budget=budget)
-    say(f"{name} added; {run} knows {len(classifier.classes)} classes now")
+    say(f"{name} added; {run} now has {len(classifier.classes)} classes")

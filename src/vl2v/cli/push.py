@@ -1,4 +1,4 @@
-"""`vl2v push`: a student for others, on the Hugging Face hub."""
+"""`vl2v push`: share a student on the Hugging Face hub."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,13 +9,19 @@ from vl2v.cli.show import say
 
 
 def push(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    repo: Annotated[str, typer.Argument(help="USER/REPO; made if it isn't there.")],
-    private: Annotated[bool, typer.Option("--private", help="For you alone; a public repository is refused.")] = False,
-    license_: Annotated[str, typer.Option("--license", help="The hub's identifier, for example mit.")] = "other",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only show what would be sent, and the card.")] = False,
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    repo: Annotated[str, typer.Argument(help="USER/REPO; created if it doesn't exist.")],
+    private: Annotated[
+        bool, typer.Option("--private", help="Create a private repository; an existing public one is refused.")
+    ] = False,
+    license_: Annotated[
+        str, typer.Option("--license", help="Licence, as the hub names it, for example mit.")
+    ] = "other",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the files and the model card, upload nothing.")
+    ] = False,
 ) -> None:
-    """Share a student: weights, description, exports and a model card; no image, no path, no key."""
+    """Share a student on the Hugging Face hub: weights, exports and a model card; no images, paths or keys."""
     from vl2v.export import parcel
     from vl2v.export import push as send
     from vl2v.export.hub import check_licence

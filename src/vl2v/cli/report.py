@@ -10,12 +10,12 @@ from vl2v.cli.show import say
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="A run folder, or a benchmark's.")],
-    out: Annotated[Path | None, typer.Option(help="The file; by default report.html in the folder.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
+    folder: Annotated[Path, typer.Argument(help="Run folder or benchmark folder.")],
+    out: Annotated[Path | None, typer.Option(help="Output file; default: report.html in the folder.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
     selection: Selection = "training",
 ) -> None:
-    """Write one HTML file to read, send and keep: results, mistakes, confidence, curves, settings."""
+    """Write a self-contained HTML report: results, mistakes, confidence, curves, settings."""
     from vl2v.cli.show import progress_bars
     from vl2v.report import write_report
 

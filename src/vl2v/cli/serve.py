@@ -1,4 +1,4 @@
-"""`vl2v serve` and `vl2v monitor`: a student behind HTTP, and how far its traffic is from what it learned."""
+"""`vl2v serve` and `vl2v monitor`: a student behind HTTP, and how far its traffic has drifted."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,26 +9,31 @@ from vl2v.cli.show import say
 
 Source = Annotated[
     str,
-    typer.Argument(
-        metavar="SOURCE", help="An export (.onnx), a run folder, or hf:USER/REPO[@REVISION] with an export."
-    ),
+    typer.Argument(metavar="SOURCE", help="Export (.onnx), run folder, or hf:USER/REPO[@REVISION] with an export."),
 ]
 
 
 def serve(
     source: Source,
-    teacher: Annotated[str | None, typer.Option(help="The run's own, to ask about images and new classes.")] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="The run's own teacher, to query about images and new classes.")
+    ] = None,
     budget: Annotated[
-        float, typer.Option(help="What a paid teacher may have cost in all, ever, by this store; in its currency.")
+        float,
+        typer.Option(help="Lifetime spending limit of this store for the paid teacher, in the vendor's currency."),
     ] = 0,
-    store: Annotated[Path | None, typer.Option(help="Folder of the embedding store.")] = None,
-    log: Annotated[Path | None, typer.Option(help="A file that embeddings of live traffic are added to.")] = None,
-    origin: Annotated[list[str] | None, typer.Option(help="A page elsewhere that may ask; may be repeated.")] = None,
-    name: Annotated[str, typer.Option(help="Of the model, for clients.")] = "student",
-    host: Annotated[str, typer.Option(help="To listen on; another one needs VL2V_SERVE_KEY.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="To listen on; 0: a free one.")] = 8080,
+    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
+    log: Annotated[Path | None, typer.Option(help="File to append embeddings of live traffic to.")] = None,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="Origin of a web page that may send requests; may be repeated.")
+    ] = None,
+    name: Annotated[str, typer.Option(help="Model name that clients use.")] = "student",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; other than localhost needs VL2V_SERVE_KEY.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8080,
 ) -> None:
-    """Answer over HTTP, with a page to drop images on, until stopped; a run without an export is exported first."""
+    """Serve a student over HTTP, with a web page to drop images on; a run without an export is exported first."""
     from vl2v.deploy.runtime import exports_in
     from vl2v.errors import StudentError
     from vl2v.serving.serve import serve as run
@@ -57,12 +62,12 @@ def serve(
 
 
 def monitor(
-    log: Annotated[Path, typer.Argument(help="What `vl2v serve --log` wrote.")],
-    source: Annotated[str, typer.Option("--run", help="What was served: an export, its run folder, or hf:USER/REPO.")],
-    last: Annotated[int, typer.Option(min=1, help="How many of the latest images to look at.")] = 1000,
+    log: Annotated[Path, typer.Argument(help="Traffic log written by `vl2v serve --log`.")],
+    source: Annotated[str, typer.Option("--run", help="Student that was served: export, run folder, or hf:USER/REPO.")],
+    last: Annotated[int, typer.Option(min=1, help="Number of latest images to use.")] = 1000,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Tell how far live traffic is from the training domains, and whether more of it is unknown than expected."""
+    """Measure how far live traffic is from the training domains, and whether more is unknown than expected."""
     import json as as_json
     from collections import Counter
     from dataclasses import asdict
@@ -74,7 +79,7 @@ def monitor(
     student = owner(log, [load(file) for file in exports_in(_here(source))])
     traffic, drift = look(log, student, last=last)
     if traffic.broken:
-        say(f"{traffic.broken} broken lines left out", err=True)
+        say(f"{traffic.broken} broken lines skipped", err=True)
     first, latest = traffic.span or (None, None)
     if json:
         typer.echo(as_json.dumps({**asdict(drift), "first": first, "last": latest, "verdict": drift.verdict()}))
@@ -82,10 +87,10 @@ def monitor(
     if first:
         say(f"images of {first} to {latest}")
     if drift.distance is not None:
-        say(f"distance {drift.distance:.2f} from the training domains (from 1 it isn't chance)")
+        say(f"distance {drift.distance:.2f} from the training domains (above 1: more than chance)")
     say(f"unknown {100 * drift.unknown:.1f}%, expected {100 * drift.expected:.1f}%, of {drift.images} images")
     answers = Counter(traffic.labels).most_common(5)
-    say("answers: " + ", ".join(f"{label} {100 * count / drift.images:.0f}%" for label, count in answers))
+    say("predictions: " + ", ".join(f"{label} {100 * count / drift.images:.0f}%" for label, count in answers))
     say(drift.verdict())
 
 

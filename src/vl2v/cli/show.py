@@ -61,5 +61,5 @@ def print_advice(advice: Advice) -> None:
     """Print the curve of accuracy against queries and what it says about more of them."""
     rows = [[f"{p.images:,}", f"{100 * p.accuracy:.1f}", f"{100 * p.error:.1f}"] for p in advice.points]
     title = "a first student's accuracy % on the source domains' validation images"
-    heads = ["images asked about", "accuracy", "standard error"]
+    heads = ["images queried", "accuracy", "standard error"]
     Table(heads, rows, (), [advice.verdict()], title, left=()).print()

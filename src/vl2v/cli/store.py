@@ -1,4 +1,4 @@
-"""`vl2v store`: the folder that has every embedding."""
+"""`vl2v store`: inspect and maintain embedding stores."""
 
 from pathlib import Path
 from typing import Annotated

@@ -1,4 +1,4 @@
-"""`vl2v teacher`: look at a teacher before all of its answers are paid for."""
+"""`vl2v teacher`: check a teacher before paying for all of its embeddings."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,30 +12,32 @@ if TYPE_CHECKING:
     from vl2v.evaluation.intervals import Share
     from vl2v.runs.teacher_verdict import Check
 
-app = typer.Typer(help="Look at a teacher before all of its answers are paid for.", no_args_is_help=True)
+app = typer.Typer(help="Check a teacher before paying for all of its embeddings.", no_args_is_help=True)
 
 ROWS = 10  # of long tables; --json has all
 
 
 @app.callback()
 def _group() -> None:
-    """Look at a teacher before all of its answers are paid for."""
+    """Check a teacher before paying for all of its embeddings."""
 
 
 @app.command("check")
 def check(
     data: Data = None,
     teacher: TeacherSpec = None,
-    images: Annotated[int, typer.Option(help="How many labelled images to ask about, at most.")] = 200,
+    images: Annotated[int, typer.Option(help="Maximum number of labelled images to query.")] = 200,
     target: Target = None,
     budget: Budget = 0,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be asked, and its price.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be queried and what it would cost, then stop.")
+    ] = False,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     config: ConfigFile = None,
     pairs: Set = None,
     store: Store = None,
 ) -> None:
-    """Ask about a small labelled sample, and tell whether the teacher is worth it for these images."""
+    """Query a small labelled sample and report whether the teacher is worth it for these images."""
     import json as as_json
 
     from vl2v.cli.show import progress_bars
@@ -121,6 +123,6 @@ def _print_prompts(found: "Check") -> None:
         gain = wording.gain
         interval = f"{100 * gain.low:+.1f} to {100 * gain.high:+.1f}"
         rows.append([wording.setting, f"{100 * wording.accuracy:.1f}", f"{100 * gain.mean:+.1f}", interval])
-    notes = [f"- not judged: {skip.setting}: {skip.reason}" for skip in found.skipped]
+    notes = [f"- not measured: {skip.setting}: {skip.reason}" for skip in found.skipped]
     title = f"other prompts than {', '.join(found.prompts)}, on the same images"
     Table(["--set", "accuracy %", "points more", "interval"], rows, (), notes, title).print()

@@ -9,23 +9,23 @@ from vl2v.cli.show import say
 
 app = typer.Typer(help="Sell a local teacher's embeddings of texts and images over HTTP.", no_args_is_help=True)
 
-keys_app = typer.Typer(help="The clients' keys.", no_args_is_help=True)
+keys_app = typer.Typer(help="Manage the clients' keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
-KeyFile = Annotated[Path, typer.Option(help="The clients' keys, hashed, in TOML.")]
+KeyFile = Annotated[Path, typer.Option(help="File with the clients' hashed keys (TOML).")]
 LedgerFile = Annotated[Path, typer.Option(help="Ledger of sales, a SQLite file.")]
 
 
 @app.command("serve")
 def serve(
-    teacher: Annotated[str, typer.Option(help="open_clip:MODEL/PRETRAINED, hf:REPO, tiny.")],
+    teacher: Annotated[str, typer.Option(help="Teacher: open_clip:MODEL/PRETRAINED, hf:REPO or tiny.")],
     keys: KeyFile = Path("keys.toml"),
     ledger: LedgerFile = Path("sold.sqlite"),
-    name: Annotated[str | None, typer.Option(help="What clients call the model; default: as here.")] = None,
+    name: Annotated[str | None, typer.Option(help="Model name that clients use; default: the teacher's.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     allow_url_host: Annotated[
-        list[str] | None, typer.Option(help="HOST or HOST:PORT that images are fetched from; default: none.")
+        list[str] | None, typer.Option(help="HOST or HOST:PORT that images may be fetched from; default: none.")
     ] = None,
 ) -> None:
     """Serve clients that have a key, until stopped; SIGHUP reloads the keys."""
@@ -42,11 +42,11 @@ def serve(
 def add(
     name: Annotated[str, typer.Argument(help="Name of the client in the ledger.")],
     keys: KeyFile = Path("keys.toml"),
-    rate: Annotated[int | None, typer.Option(help="Requests a minute; default: no limit.")] = None,
-    quota: Annotated[int | None, typer.Option(help="Texts and images in all; default: no limit.")] = None,
-    price: Annotated[int, typer.Option(help="Of a text or an image, in millionths of the currency.")] = 0,
-    price_image: Annotated[int | None, typer.Option(help="Of an image, where it differs.")] = None,
-    price_text: Annotated[int | None, typer.Option(help="Of a text, where it differs.")] = None,
+    rate: Annotated[int | None, typer.Option(help="Requests per minute; default: no limit.")] = None,
+    quota: Annotated[int | None, typer.Option(help="Texts and images in total; default: no limit.")] = None,
+    price: Annotated[int, typer.Option(help="Price of a text or an image, in millionths of the currency.")] = 0,
+    price_image: Annotated[int | None, typer.Option(help="Price of an image, if different.")] = None,
+    price_text: Annotated[int | None, typer.Option(help="Price of a text, if different.")] = None,
 ) -> None:
     """Create a client's key and print it, this once; the file stores only its hash."""
     from vl2v.vendor.keys import add_key
@@ -60,7 +60,7 @@ def list_keys(
     keys: KeyFile = Path("keys.toml"),
     ledger: LedgerFile = Path("sold.sqlite"),
 ) -> None:
-    """List the clients: limits, prices in millionths, and what each has bought."""
+    """List the clients with limits, prices in millionths and purchases."""
     from vl2v.vendor.keys import read_keys
     from vl2v.vendor.meter import sums
 
@@ -80,19 +80,19 @@ def list_keys(
     for row in rows:
         say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if not ledger.exists():
-        say(f"{ledger}: no ledger yet, so nothing is counted; name another with --ledger", err=True)
+        say(f"{ledger}: no ledger yet, so nothing is counted; choose another with --ledger", err=True)
 
 
 @keys_app.command("revoke")
 def revoke(
-    name: Annotated[str, typer.Argument(help="The client.")],
+    name: Annotated[str, typer.Argument(help="Client's name.")],
     keys: KeyFile = Path("keys.toml"),
 ) -> None:
     """Revoke a client's key; a running server reads the file again on SIGHUP."""
     from vl2v.vendor.keys import revoke_key
 
     revoke_key(keys, name)
-    say(f"{name}: revoked in {keys}; a running server reads it on SIGHUP (kill -HUP PID)", err=True)
+    say(f"{name}: revoked in {keys}; a running server reloads it on SIGHUP (kill -HUP PID)", err=True)
 
 
 def _sums(had: dict[str, tuple[int, int, int]]) -> tuple[str, ...]:
