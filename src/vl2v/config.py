@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
 from vl2v.errors import ConfigError
 from vl2v.privacy import without_secrets
@@ -206,6 +206,16 @@ class RunConfig(Section):
         import tomli_w
 
         return tomli_w.dumps(self.model_dump(mode="json", by_alias=True, exclude_none=True))
+
+
+def json_schema(own: type[Section]) -> Tree:
+    """Return the JSON Schema of a configuration file, for editors.
+
+    Args:
+        own: the type of the method's own settings.
+    """
+    model = create_model("Settings", __base__=RunConfig, loss=(own, own()))
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema(by_alias=True)}
 
 
 PAPER_STUDENTS = {

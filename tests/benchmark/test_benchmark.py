@@ -451,7 +451,7 @@ def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_
     assert {job.seed for job in jobs} == {3}
     assert "there are default, paper" in str(CliRunner().invoke(app, [*command, "--preset", "papers"]).exception)
     again = CliRunner().invoke(app, command)
-    assert again.exit_code == 0 and "4 jobs: 4 had been done, 0 are missing" in again.output
+    assert again.exit_code == 0 and "4 jobs: 4 were finished before, 0 are missing" in again.output
     for form, sign in (("latex", r"\toprule"), ("html", "<table>"), ("csv", "student,method,ink,paint,mean")):
         told = CliRunner().invoke(app, ["benchmark", "table", str(tmp_path / "bench"), "--format", form])
         assert told.exit_code == 0 and sign in told.stdout
@@ -813,7 +813,7 @@ def test_a_command_that_leaves_jobs_to_another_says_so(
     (work.place(job) / "seconds.json").unlink()
     with claimed(work, job):
         told = CliRunner().invoke(app, [*command, "--set", "train.precision=fp32", "--set", "train.accelerator=cpu"])
-    assert "2 jobs: 1 had been done, 1 are missing" in told.output and told.exit_code == 2
+    assert "2 jobs: 1 were finished before, 1 are missing" in told.output and told.exit_code == 2
 
 
 def test_a_job_that_another_process_has_is_left_alone(calm: WorkList, tmp_path: Path) -> None:

@@ -60,6 +60,7 @@ def test_tables_show_names_in_every_part(name: str, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize("name", [*MARKUP, *RULING])
 def test_progress_shows_names(name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     with progress_bars() as progress:
         progress(f"querying {name}", 1, 2, f"about {name}")
     printed = capsys.readouterr().err

@@ -24,7 +24,7 @@ def bill(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
 
 
 def test_nothing_yet(bill) -> None:
-    assert bill() == Said(0, "nothing was paid for\n", "")
+    assert bill() == Said(0, "no paid queries\n", "")
     assert bill("--json").stdout == "[]\n"
     assert bill("--csv").stdout.splitlines() == [",".join(Entry.columns())]
 

@@ -55,7 +55,7 @@ def test_help_imports_nothing_heavy() -> None:
 def test_embed_tells_what_it_would_ask_and_asks_once(vl2v, config: Path, tmp_path: Path) -> None:
     words = ("embed", "--config", config, "--store", tmp_path / "store")
     assert "72 questions, 0 known, 72 to ask" in vl2v(*words, "--dry-run").stdout
-    assert "asked 75 questions, 0 were known" in vl2v(*words).stdout
+    assert "75 queries, 0 cached" in vl2v(*words).stdout
     assert "72 known, 0 to ask" in vl2v(*words, "--dry-run").stdout
 
 
@@ -71,7 +71,7 @@ def test_predict_names_images_and_folders(vl2v, run: Path, shapes: Path, tmp_pat
     assert len(rows) == 12 and all(0 <= row["probability"] <= 1 for row in rows)
     (tmp_path / "x.png").write_bytes(b"")
     done = vl2v("predict", run, tmp_path / "x.png")
-    assert done.returncode == 2 and "set aside: empty file" in done.stderr
+    assert done.returncode == 2 and "skipped: empty file" in done.stderr
 
 
 def test_a_class_is_added_by_its_name(vl2v, run: Path, tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> Non
     assert 0 < vendor.meter.sold("client") * PRICE <= 900
 
     enough = command("embed", "--budget", "0.002")
-    assert enough.returncode == 0 and "the bill so far: 0.0016 USD of 0.002 USD" in enough.stdout, enough.stderr
+    assert enough.returncode == 0 and "bill so far: 0.0016 USD of 0.002 USD" in enough.stdout, enough.stderr
     assert (
         sum(row["count"] for row in bill(command)) == vendor.meter.sold("client") == 72 + 3 + 2 + 2 + 1
     )  # the data URI, as a text

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import io
+import os
 import sys
 import warnings
 from typing import Any
 
 
+def at_home(word: str) -> str:
+    """Return an argument with the home folder in place of "~" in `--option=~/path`, which no shell expands."""
+    option, equals, value = word.partition("=")
+    return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") else word
+
+
 def main() -> None:
     """Run the command line; exit code 2 for the person's mistake, 1 for ours."""
     from vl2v.cli.app import app
+    from vl2v.cli.show import note
     from vl2v.errors import VL2VError, VL2VWarning
     from vl2v.stopping import Stopped
     from vl2v.table import visible
@@ -22,13 +30,13 @@ def main() -> None:
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **about: Any) -> None:
         if issubclass(category, VL2VWarning):
-            sys.stderr.write(f"note: {visible(str(message))}\n")
+            note(str(message))
         else:
             others(message, category, *where, **about)
 
     warnings.showwarning = show
     try:
-        app()
+        app([at_home(word) for word in sys.argv[1:]])
     except VL2VError as error:
         sys.stderr.write(f"error: {visible(str(error))}\n")
         sys.exit(2)

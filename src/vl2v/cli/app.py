@@ -1,8 +1,13 @@
 """All commands, in the order in which a person meets them."""
 
-import typer
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
-from vl2v.cli import benchmark, data, learn, predict, store, teacher, vendor
+import typer
+from typer.core import TyperGroup
+
+from vl2v.cli import benchmark, data, learn, predict, show, store, teacher, vendor
 from vl2v.cli.adapting import adapt
 from vl2v.cli.bill import bill
 from vl2v.cli.demo import demo
@@ -10,12 +15,35 @@ from vl2v.cli.export import bench_device, export
 from vl2v.cli.push import push
 from vl2v.cli.report import report
 from vl2v.cli.serve import monitor, serve
+from vl2v.table import visible
+
+
+@contextmanager
+def _visible() -> Iterator[None]:
+    """Write out what can't be seen in the words that a usage error repeats."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message"):  # of typer
+            error.message = visible(error.message)  # type: ignore[attr-defined]
+        raise
+
+
+class _Commands(TyperGroup):
+    def make_context(self, *args: Any, **extra: Any) -> Any:
+        with _visible():
+            return super().make_context(*args, **extra)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _visible():
+            return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="vl2v",
+    cls=_Commands,
     help="Small image classifiers, taught by a vision-language model, that work on domains they never saw.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -31,9 +59,14 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def root(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show progress in output that isn't a terminal, too."),
+    quiet: bool = typer.Option(False, "--quiet", "-q", help="Show results and errors only: no progress, no notes."),
     version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Show the version."),
 ) -> None:
     """Small image classifiers, taught by a vision-language model, that work on domains they never saw."""
+    if verbose and quiet:
+        raise typer.BadParameter("choose one of --verbose and --quiet")
+    show.LEVEL = 1 if verbose else -1 if quiet else 0
 
 
 app.add_typer(data.app, name="data")

@@ -152,16 +152,17 @@ def distill(
         typer.Option("--online-teacher", help="Query the teacher about every augmented batch (local teachers only)."),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(help="Fit into so many; without a GPU 20, unless steps or image size are given.")
+        float | None,
+        typer.Option(help="Plan the run to take this long; without a GPU 20, unless steps or image size are set."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
     preset: Preset = "default",
     config: ConfigFile = None,
     pairs: Set = None,
     store: Store = None,
 ) -> None:
     """Train a student, evaluate it on every domain and save everything in a run folder."""
-    from vl2v.cli.show import progress_bars
+    from vl2v.cli.show import note, progress_bars, run_log
     from vl2v.runs import distill as train
     from vl2v.runs import plan_run
     from vl2v.system import rank
@@ -180,22 +181,21 @@ def distill(
         "method": method,
         "seed": seed,
     }
-    with progress_bars() as progress:
-        settings = settings_of(config, pairs, options)
-        common: dict[str, Any] = {"preset": preset, "store": store, "budget": budget, "progress": progress}
-        common["minutes"] = "auto" if minutes is None else minutes
-        if dry_run:
-            plan = plan_run(settings, **common)
-        else:
-            run = train(settings, out, on_plan=lambda plan: say(*plan.summary()), **common)
-            if rank():
-                return
-            note = _keep_export(run, store, progress)
+    settings = settings_of(config, pairs, options)
+    common: dict[str, Any] = {"preset": preset, "store": store, "budget": budget}
+    common["minutes"] = "auto" if minutes is None else minutes
     if dry_run:
+        with progress_bars() as progress:
+            plan = plan_run(settings, **common, progress=progress)
         say(*plan.summary())
         return
-    if note:
-        say(note, err=True)
+    with progress_bars() as bars, run_log(out, bars) as progress:
+        run = train(settings, out, on_plan=lambda plan: say(*plan.summary()), **common, progress=progress)
+        if rank():
+            return
+        lacking = _keep_export(run, store, progress)
+    if lacking:
+        note(lacking)
     assert run.evaluation is not None
     run.evaluation.table().print()
     say(f"student saved in {run.folder}; try: vl2v predict {run.folder} IMAGE")
@@ -209,8 +209,8 @@ def _keep_export(run: "Run", store: Path | None, progress: "Progress") -> str:
     try:
         kept = keep_export(run, store, progress)
     except VL2VError as error:
-        return f"note: no export beside the student, so `vl2v predict` will start slowly: {error}"
-    return "" if kept else "note: with `pip install 'vl2v[export]'`, `vl2v predict` starts ten times faster"
+        return f"no export beside the student, so `vl2v predict` will start slowly: {error}"
+    return "" if kept else "with `pip install 'vl2v[export]'`, `vl2v predict` starts ten times faster"
 
 
 def methods() -> None:
@@ -226,8 +226,17 @@ def methods() -> None:
 def config(
     method: Annotated[str, typer.Option(help="Method whose defaults to show.")] = "adip",
     preset: Annotated[str, typer.Option(help="Preset: default or paper.")] = "default",
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the settings instead.")] = False,
 ) -> None:
     """Print every setting with its default, as TOML for --config."""
+    if schema:
+        import json
+
+        from vl2v.config import json_schema
+        from vl2v.methods import find_method
+
+        typer.echo(json.dumps(json_schema(find_method(method).Settings), indent=2))
+        return
     from vl2v.runs.settings import resolve
 
     typer.echo(resolve({"method": method, "data": {"path": "PATH"}}, preset).to_toml())

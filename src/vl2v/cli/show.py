@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import typer
 
+from vl2v.privacy import without_secrets
 from vl2v.table import Table, visible
 
 if TYPE_CHECKING:
@@ -15,29 +19,42 @@ if TYPE_CHECKING:
     from vl2v.runs import Advice
 
 
+LEVEL = 0  # -1: --quiet, 1: --verbose
+
+
 def say(*lines: str, err: bool = False) -> None:
-    """Print lines, on standard output or standard error; no name in them rules the terminal."""
+    """Print lines on standard output or standard error, with control characters in names written out."""
     for line in lines:
         typer.echo(visible(line), err=err)
+
+
+def note(line: str) -> None:
+    """Print a line on standard error unless --quiet was given."""
+    if LEVEL >= 0:
+        say(f"note: {line}", err=True)
 
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
     """Yield a progress callback that shows a bar per task, with the time left, on standard error.
 
+    Where that isn't a terminal, remarks are printed as lines, and with --verbose the start and end of every task.
     Of several processes of a run only the first one shows any.
     """
     from vl2v.progress import silent
     from vl2v.system import rank
 
-    if rank():
+    if rank() or LEVEL < 0:
         yield silent
+        return
+    from stamina.instrumentation import set_on_retry_hooks
+
+    set_on_retry_hooks([])  # the bill has the retries; lines of a log would tear the bars
+    if not sys.stderr.isatty():
+        yield _lines()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from stamina.instrumentation import set_on_retry_hooks
-
-    set_on_retry_hooks([])  # the bill tells of retries; lines of a log would tear the bars
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -55,6 +72,57 @@ def progress_bars() -> Iterator[Progress]:
             bars.update(tasks[task], completed=done, total=total or None, remark=visible(remark))
 
         yield progress
+
+
+def _lines() -> Progress:
+    """Return a progress callback that prints lines."""
+    begun: set[str] = set()
+
+    def progress(task: str, done: int, total: int, remark: str) -> None:
+        first, ended = task not in begun, bool(total) and done >= total
+        begun.add(task)
+        if first and ended and total == 1:  # a remark in the form of a task
+            say(" ".join(filter(None, (task, remark))), err=True)
+        elif LEVEL > 0 and (first or ended):
+            say(" ".join(filter(None, (task, f"{done}/{total}", remark))), err=True)
+
+    return progress
+
+
+@contextmanager
+def run_log(folder: Path, progress: Progress) -> Iterator[Progress]:
+    """Yield the callback, which now also appends to `log.txt` of a run folder: each task's start and end, and errors.
+
+    Nothing is written before the folder is this run's.
+    """
+    from vl2v.system import rank
+
+    if rank():
+        yield progress
+        return
+    begun: set[str] = set()
+    waiting: list[str] = []
+
+    def write(line: str) -> None:
+        waiting.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(line)}\n")
+        if begun and (folder / "config.toml").is_file():
+            with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as file:
+                file.writelines(waiting)
+            waiting.clear()
+
+    def logged(task: str, done: int, total: int, remark: str) -> None:
+        progress(task, done, total, remark)
+        if task not in begun or (total and done >= total):
+            begun.add(task)
+            write(" ".join(filter(None, (task, f"{done}/{total}", remark))))
+
+    write("vl2v " + without_secrets(" ".join(sys.argv[1:])))
+    try:
+        yield logged
+    except BaseException as error:
+        write(f"stopped: {without_secrets(' '.join(f'{type(error).__name__}: {error}'.split()))}")
+        raise
+    write("finished")
 
 
 def print_advice(advice: Advice) -> None:

@@ -1,0 +1,125 @@
+"""What every command has in common: usage errors, exit codes, progress, verbosity, paths, settings for editors."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from typed import Said, typed
+from vl2v.cli import at_home
+from vl2v.cli import show as shown
+from vl2v.cli.show import note, progress_bars, run_log
+from vl2v.methods import METHODS
+
+Typed = Callable[..., Said]
+HIDDEN = ("\x1b[2J", "\r", "\x9b", "\u202e")
+
+
+@pytest.fixture
+def vl2v(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Typed:
+    monkeypatch.setattr(shown, "LEVEL", 0)
+    return partial(typed, capfd)
+
+
+@pytest.mark.parametrize("hidden", HIDDEN)
+@pytest.mark.parametrize(
+    "words",
+    [("--fo{}",), ("distil{}",), ("data", "in{}spect"), ("distill", "--se{}ed"), ("distill", "--minutes", "a{}"),
+     ("data", "inspect", "--layout", "a{}", "."), ("export", "x", "--format", "a{}")],
+)  # fmt: skip
+def test_usage_errors_write_out_what_can_not_be_seen(vl2v: Typed, words: tuple[str, ...], hidden: str) -> None:
+    done = vl2v(*(word.format(hidden) for word in words))
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.strip()
+    assert not [letter for letter in done.stderr if letter != "\n" and not letter.isprintable()]
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (("distil",), "distill"),
+        (("data", "inspct", "x"), "inspect"),
+        (("distill", "--tagret", "a"), "--target"),
+        (("distill", "--data", "x", "--method", "adpi"), "did you mean adip?"),
+        (("distill", "--data", "x", "--set", "teacher.veiws=3"), "did you mean teacher.views?"),
+    ],
+)
+def test_what_is_misspelt_is_suggested(vl2v: Typed, words: tuple[str, ...], hint: str, tmp_path: Path) -> None:
+    out = ("--out", tmp_path / "run") if "--data" in words else ()
+    done = vl2v(*words, *out)
+    assert done.returncode == 2 and hint in done.stderr
+
+
+def test_a_home_folder_in_an_option_is_the_home_folder(
+    vl2v: Typed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert at_home("--out=~/x") == f"--out={tmp_path / 'x'}"
+    for word in ("--out=x~", "~", "a=~/x", "--name", "--set=data.path=~/x"):
+        assert at_home(word) == word
+    done = vl2v("store", "ls", "--store=~/nothing")
+    assert done.returncode == 2 and str(tmp_path / "nothing") in done.stderr
+
+
+def test_what_is_no_terminal_gets_no_bars(
+    vl2v: Typed, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "first"))
+    done = vl2v("data", "inspect", shapes, "--json")
+    assert (done.returncode, done.stderr) == (0, "") and json.loads(done.stdout)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "second"))
+    told = vl2v("-v", "data", "inspect", shapes)
+    assert told.returncode == 0 and "reading images 108/108" in told.stderr and "\u2501" not in told.stderr
+
+
+def test_remarks_are_printed_once_and_quiet_prints_none(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for level, expected in ((0, "copied 3\nnote: x\n"), (-1, ""), (1, "copied 3\na 1/9\na 9/9 end\nnote: x\n")):
+        monkeypatch.setattr(shown, "LEVEL", level)
+        with progress_bars() as progress:
+            progress("copied 3", 1, 1, "")
+            for done in range(1, 10):
+                progress("a", done, 9, "end" if done == 9 else "")
+        note("x")
+        assert capsys.readouterr() == ("", expected)
+
+
+def test_verbose_and_quiet_exclude_each_other(vl2v: Typed) -> None:
+    assert vl2v("-v", "-q", "methods").returncode == 2
+
+
+def test_a_run_folder_has_a_log(tmp_path: Path) -> None:
+    heard = []
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with pytest.raises(ValueError, match="broke"), run_log(folder, lambda *event: heard.append(event)) as progress:
+        progress("reading", 0, 2, "")
+        assert not (folder / "log.txt").exists()
+        (folder / "config.toml").touch()
+        for done in (1, 2):
+            progress("training", done, 2, f"loss {done}")
+        raise ValueError("broke at https://me:secret@host/")
+    lines = [line.split(" ", 2)[2] for line in (folder / "log.txt").read_text().splitlines()]
+    assert lines[1:4] == ["reading 0/2", "training 1/2 loss 1", "training 2/2 loss 2"]
+    assert lines[4].startswith("stopped: ValueError: broke at https://***@host") and len(lines) == 5
+    assert len(heard) == 3
+
+
+@pytest.mark.parametrize("method", ["adip", "kd", "adip-plus"])
+def test_the_schema_takes_the_settings_and_nothing_else(vl2v: Typed, method: str) -> None:
+    schema = json.loads(vl2v("config", "--schema", "--method", method).stdout)
+    settings = tomllib.loads(vl2v("config", "--method", method).stdout)
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.validate(settings, schema)
+    wrong = ({"teacher": {"veiws": 1}}, {"loss": {"nonsense": 1}}, {"stages": {"distill": {"steps": 0, "lr": 1e-3}}})
+    for part in wrong:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate({**settings, **part}, schema)
+    assert set(schema["$defs"]) >= {"DataConfig", "TeacherConfig"} and method in METHODS
