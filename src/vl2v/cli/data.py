@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from vl2v.cli.learn import ConfigFile, Set, settings_of
+from vl2v.cli.learn import ConfigFile, Set, Store, settings_of
 from vl2v.cli.show import say
 
+SHOWN = 20  # suspect labels in the terminal
 app = typer.Typer(
     help="Inspect, download and corrupt datasets, before anything is queried or trained.", no_args_is_help=True
 )
@@ -64,6 +65,49 @@ def inspect(
     rows.append(["all", *(str(sum(count.values())) for count in counts)])
     notes = [f"- {finding}" for finding in inspection.findings] or ["nothing to fix"]
     Table(["class", *domains], rows, (), notes, str(path), sections=[len(rows) - 2]).print()
+    say("once a teacher has embedded the images, `vl2v data mistakes` lists labels that are probably wrong")
+
+
+@app.command("mistakes")
+def mistakes(
+    path: DataPath,
+    teacher: Annotated[
+        str | None, typer.Option(help="A teacher of the store, by name or fingerprint; by default its only one.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="The CSV file that lists them all.")] = Path("mistakes.csv"),
+    page: Annotated[Path | None, typer.Option(help="An HTML page with their thumbnails.")] = None,
+    layout: Annotated[str | None, typer.Option(help="auto, domains, classes or manifest.")] = None,
+    config: ConfigFile = None,
+    pairs: Set = None,
+    store: Store = None,
+) -> None:
+    """List labels that are probably wrong, by the teacher's stored embeddings; no query.
+
+    A label is listed where the teacher and a linear student that never saw the image agree that it is wrong, the most
+    suspect first. Look through them: on clean data, most of them are hard images.
+    """
+    from vl2v.cli.show import progress_bars
+    from vl2v.config import validate
+    from vl2v.embeddings.teaching import default_store
+    from vl2v.runs.mistakes import find_mistakes
+    from vl2v.table import Table
+
+    run = validate(settings_of(config, pairs, {"data.path": path, "data.layout": layout}))
+    with progress_bars() as progress:
+        found = find_mistakes(run, store or default_store(), teacher=teacher, progress=progress)
+    found.write_csv(out)
+    rows = [list(row) for row in found.rows()[:SHOWN]]
+    heads = ["image", "class", "domain", "suggested", "p(class)", "p(suggested)"]
+    if rows:
+        Table(heads, rows, left=("image", "class", "domain", "suggested")).print()
+    unknown = f"; {found.unknown:,} have no embedding" if found.unknown else ""
+    say(f"{len(found.suspects):,} of {found.checked:,} labels are suspect{unknown}: {out}")
+    if page is not None:
+        from vl2v.io import write_text
+        from vl2v.report.mistakes import mistakes_page
+
+        write_text(page, mistakes_page(found))
+        say(f"thumbnails: {page}")
 
 
 @app.command("sample")
