@@ -26,6 +26,7 @@ from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import new_backbone
 from vl2v.runs.session import open_session
 from vl2v.runs.train import new_student
+from vl2v.session import Session
 from vl2v.students import evaluating
 from vl2v.training import DomainBalancedSampler, FeatureBatches, batch_targets, clean_pixels, compute_features
 from vl2v.training.learner import Learner
@@ -51,7 +52,7 @@ def main() -> None:
     settings = config.stages["align"]
     fabric = Fabric(accelerator="cpu", devices=1, precision=fabric_precision(config.train))
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
-        sources = open_sources(config, Path(folder))
+        sources = open_sources(config, Session(Path(folder)))
         teacher = teaching.the_teacher(config.teacher)
         session = open_session(config, store, teacher, None, sources, Views(), silent)
         session.query()

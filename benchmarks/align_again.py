@@ -24,6 +24,7 @@ from vl2v.runs.auto_loss import align_again
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
 from vl2v.runs.session import open_session
+from vl2v.session import Session
 from vl2v.students import Student, new_projector
 from vl2v.training import new_fabric
 
@@ -49,7 +50,7 @@ def main() -> None:
 def refitted(run: Run, store: Path) -> tuple[float, float | None]:
     """Return accuracy % on the unseen domain with a projector fitted to the run's backbone, and the lambda."""
     config, student = run.config, run.classifier.student.eval()
-    sources = open_sources(config, store)
+    sources = open_sources(config, Session(store))
     with EmbeddingStore(store, read_only=True) as known:
         teacher = teaching.the_teacher(config.teacher)
         answers = open_session(config, known, teacher, None, sources, Views(), silent).targets()

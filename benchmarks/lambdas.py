@@ -24,6 +24,7 @@ from vl2v.runs import resolve
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.session import open_session
+from vl2v.session import Session
 from vl2v.students import Student
 from vl2v.training import new_fabric
 
@@ -42,7 +43,7 @@ def main() -> None:
     }
     config = resolve(merge(tree, assignments(given.pairs)))
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
-        sources = open_sources(config, Path(folder))
+        sources = open_sources(config, Session(Path(folder)))
         session = open_session(config, store, teaching.the_teacher(config.teacher), None, sources, Views(), silent)
         session.query()
         answers = session.targets()

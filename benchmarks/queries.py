@@ -20,6 +20,7 @@ import numpy as np
 from vl2v.config import assignments, merge
 from vl2v.runs import distill, resolve
 from vl2v.runs.datasets import open_sources
+from vl2v.session import Session
 
 STRATEGIES = ("random", "balanced", "kcenter", "uncertainty")
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.25, 0.50)
@@ -39,7 +40,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="pairs")
     parser.add_argument("--out", type=Path, default=Path("runs/queries"))
     given = parser.parse_args()
-    images = len(open_sources(resolve(settings(given, 0)), given.out / "store").training)
+    images = len(open_sources(resolve(settings(given, 0)), Session(given.out / "store")).training)
     table = {
         (name, share): [accuracy(given, images, name, share, seed) for seed in given.seeds] for name, share in cells()
     }

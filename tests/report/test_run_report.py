@@ -16,7 +16,6 @@ from vl2v.cli.app import app
 from vl2v.errors import RunError
 from vl2v.evaluation import measure
 from vl2v.evaluation.intervals import wilson
-from vl2v.progress import silent
 from vl2v.report import write_report
 from vl2v.report.charts import calibration, coverage
 from vl2v.report.evaluated_run import look
@@ -25,6 +24,7 @@ from vl2v.runs import Run, add_class, distill
 from vl2v.runs.evaluate import evaluate
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.settings import without_places
+from vl2v.session import Session
 
 from .pages import NASTY, Page, Written
 
@@ -50,7 +50,7 @@ def test_its_figures_are_the_evaluations(of_run: Written) -> None:
 
 
 def test_a_sentence_says_whether_it_is_good_enough(of_run: Written) -> None:
-    words, evaluated = Page(of_run.html).words, look(of_run.run, of_run.store, silent)
+    words, evaluated = Page(of_run.html).words, look(of_run.run, Session(of_run.store))
     unseen = evaluated.unseen
     (sentence,) = re.findall(r"On unseen domains it is right about .*\.\n", words)
     assert f"{percent(evaluated.right[unseen].mean())}% of {unseen.sum()} images" in sentence
@@ -189,10 +189,10 @@ def test_images_that_have_changed_are_measured_again(of_run: Written, shapes: Pa
     config.write_text(config.read_text().replace(str(shapes), str(data)))
     kept = folder / "predictions.safetensors"
     before = kept.read_bytes()
-    look(Run(folder), of_run.store, silent)
+    look(Run(folder), Session(of_run.store))
     assert kept.read_bytes() == before  # the same images elsewhere
     shutil.copy(data / "paint" / "box" / "00.png", data / "paint" / "ball" / "00.png")
-    evaluated = look(Run(folder), of_run.store, silent)
+    evaluated = look(Run(folder), Session(of_run.store))
     first = evaluated.kept["index"] == evaluated.dataset.paths.index("paint/ball/00.png")
     twin = evaluated.kept["index"] == evaluated.dataset.paths.index("paint/box/00.png")
     assert kept.read_bytes() == before and evaluated.kept["probability"][first] == evaluated.kept["probability"][twin]

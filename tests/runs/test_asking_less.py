@@ -21,6 +21,7 @@ from vl2v.runs import advise
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
+from vl2v.session import Session
 from vl2v.teachers import EncodedImage
 
 
@@ -123,7 +124,7 @@ def test_what_a_process_is_buying_another_does_not_buy_as_well(
 ) -> None:
     config = resolve(quick)
     teacher = teaching.the_teacher(config.teacher)
-    sources = open_sources(config, tmp_path)
+    sources = open_sources(config, Session(tmp_path))
     begun, waits = threading.Event(), threading.Event()
     bought: list[int] = []
     embed = teacher.embed_images

@@ -14,6 +14,7 @@ from vl2v.evaluation.ridge import fitted_head
 from vl2v.progress import silent
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
+from vl2v.session import Session
 from vl2v.training import new_fabric
 
 
@@ -36,7 +37,7 @@ def test_every_method_can_have_it(shapes: Path, recording: Path, tmp_path: Path,
 
 def test_a_linear_head_is_the_ridge_regression_of_the_labels(shapes: Path, recording: Path, tmp_path: Path) -> None:
     run = distilled("erm", "refit", shapes, recording, tmp_path)
-    sources = open_sources(run.config, tmp_path / "store")
+    sources = open_sources(run.config, Session(tmp_path / "store"))
     student, train = run.classifier.student, sources.split.train
     features = Features(student, sources.dataset, new_fabric(run.config.train), 0, silent).of(train).numpy()
     fit = fitted_head(features, sources.dataset.labels[train], sources.dataset.domain_ids[train], 3)

@@ -24,6 +24,7 @@ from vl2v.runs.auto_loss import align_again
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
 from vl2v.runs.session import open_session
+from vl2v.session import Session
 from vl2v.training import new_fabric
 
 FIGURES = Path(__file__).with_name("trained.json")
@@ -242,7 +243,7 @@ def test_adip_plus_ends_where_source_validation_is_best(
 def test_vl2v_fits_its_projector_to_the_backbone_it_ends_with(shapes: Path, recording: Path, tmp_path: Path) -> None:
     run = vl2v.distill(quick_settings(shapes, recording, "adip-plus"), tmp_path / "run", store=tmp_path / "store")
     config, student = run.config, run.classifier.student
-    sources = open_sources(config, tmp_path)
+    sources = open_sources(config, Session(tmp_path))
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:
         teacher = teaching.the_teacher(config.teacher)
         answers = open_session(config, store, teacher, None, sources, Views(), silent).targets()

@@ -19,7 +19,8 @@ def bill(
 ) -> None:
     """Show who queried which teacher, when, and at what cost; queries of free teachers are listed, too."""
     from vl2v.embeddings import Entry
-    from vl2v.runs import default_store, free_queries, read_bill
+    from vl2v.runs import free_queries, read_bill
+    from vl2v.session import default_store
 
     store = store or default_store()
     entries = read_bill(store, run)

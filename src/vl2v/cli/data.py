@@ -36,8 +36,8 @@ def inspect(
 
     from vl2v.cli.show import progress_bars
     from vl2v.config import validate
-    from vl2v.runs import default_store
     from vl2v.runs.datasets import inspect_data
+    from vl2v.session import default_store
     from vl2v.table import Table
 
     options = {

@@ -16,7 +16,7 @@ def store() -> None:
 
 
 def _folder(path: Path | None) -> Path:
-    from vl2v.embeddings.teaching import default_store
+    from vl2v.session import default_store
 
     return path or default_store()
 

@@ -18,6 +18,7 @@ from vl2v.embeddings.plan import Plan
 from vl2v.embeddings.store import FILE_NAME as STORE
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import RunError
+from vl2v.session import Session
 from vl2v.teachers import Teacher
 from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_SIZE, CANARY_TEXT, Forecast, as_paid, micro_of, money
 
@@ -90,17 +91,16 @@ def totals(entries: Sequence[Entry]) -> list[Total]:
 
 
 @contextmanager
-def with_budget(teacher: Teacher, store: Path, budget: float, asker: str) -> Iterator[LedgerBudget | None]:
+def with_budget(teacher: Teacher, session: Session, asker: str) -> Iterator[LedgerBudget | None]:
     """Give a rented teacher its purse while the block lasts; a teacher that costs nothing needs none.
 
     Args:
         teacher: who will be asked.
-        store: the folder with the ledger.
-        budget: what the teacher may have been paid in all, ever, by this ledger; in units of its currency.
+        session: whose store has the ledger, and the budget.
         asker: the run folder, or the command, for the bill.
     """
     paid = as_paid(teacher)
-    with spending_of(teacher, store, budget, asker) as spending:
+    with spending_of(teacher, session, asker) as spending:
         if paid is None:
             yield spending
             return
@@ -112,16 +112,16 @@ def with_budget(teacher: Teacher, store: Path, budget: float, asker: str) -> Ite
 
 
 @contextmanager
-def spending_of(teacher: Teacher, store: Path, budget: float, asker: str) -> Iterator[LedgerBudget | None]:
+def spending_of(teacher: Teacher, session: Session, asker: str) -> Iterator[LedgerBudget | None]:
     """Yield a rented teacher's account, to read its bill, whoever is asking it; None: the teacher costs nothing.
 
     Args: as for `with_budget`.
     """
-    paid, limit = as_paid(teacher), micro_of(budget)
+    paid, limit = as_paid(teacher), micro_of(session.budget)
     if paid is None:
         yield None
         return
-    with Ledger(store) as ledger:
+    with Ledger(session.store) as ledger:
         yield LedgerBudget(ledger, teacher.name, paid.currency, limit, asker)
 
 

@@ -18,11 +18,12 @@ from vl2v.embeddings.ledger import LedgerBudget
 from vl2v.embeddings.plan import Plan, plan
 from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key, text_key
 from vl2v.embeddings.targets import TeacherTargets, targets, text_targets
-from vl2v.embeddings.teaching import anchor_prompts, default_store
+from vl2v.embeddings.teaching import anchor_prompts
 from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, StoreError, TeacherError
 from vl2v.io import locked
 from vl2v.progress import Progress
+from vl2v.session import default_store
 from vl2v.teachers import Teacher, prompts_for
 from vl2v.teachers.paid.teacher import PaidTeacher, as_paid
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import platformdirs
 from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig, RunConfig, TeacherConfig
@@ -22,11 +20,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from vl2v.embeddings.targets import Ask
-
-
-def default_store() -> Path:
-    """Return the folder of the store that all runs of a person share."""
-    return Path(platformdirs.user_data_dir("vl2v", appauthor=False)) / "store"
 
 
 def the_teacher(config: TeacherConfig) -> Teacher:

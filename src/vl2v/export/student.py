@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from vl2v.deploy.runtime import FORMAT_INSIDE, files_of, load, openvino_library, size_of
-from vl2v.embeddings.teaching import default_store
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.export import inside
@@ -37,6 +36,7 @@ from vl2v.io import write_bytes
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.folder import Run
+from vl2v.session import Session
 from vl2v.students import Classifier, at_size
 from vl2v.system import processors
 
@@ -268,7 +268,7 @@ def check_format(kind: str, *, int8: bool = False, preprocess: str | None = None
 
 def open_images(run: Run, store: Path | None, progress: Progress = silent) -> Sources:
     """Open the images that a run learnt from."""
-    return open_sources(run.config, store or default_store(), progress)
+    return open_sources(run.config, Session.of(store, progress=progress))
 
 
 def export_student(

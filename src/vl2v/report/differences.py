@@ -14,7 +14,7 @@ from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.results import Result, mean_and_error, of
 from vl2v.data import decode
 from vl2v.errors import DataError
-from vl2v.progress import Progress, silent
+from vl2v.progress import Progress
 from vl2v.report.bench import Bench
 from vl2v.report.charts import Chart, Heat, Series, axis, calibration, heat
 from vl2v.report.page import percent
@@ -23,6 +23,7 @@ from vl2v.runs.datasets import open_data, usable
 from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.predictions import content
 from vl2v.runs.settings import resolve
+from vl2v.session import Session
 from vl2v.training.log import MetricsLog
 
 SHOWN = 5  # images of each kind of disagreement
@@ -133,7 +134,7 @@ def disagreements(bench: Bench, progress: Progress) -> Iterator[dict[str, Any]]:
 def _reader(bench: Bench, job: Job) -> Any:
     """Return what makes thumbnails of some of a target's images; None where they aren't at hand, or have changed."""
     try:
-        dataset, found = usable(open_data(resolve(job.settings).data), bench.work.folder / "store", silent)
+        dataset, found = usable(open_data(resolve(job.settings).data), Session(bench.work.folder / "store"))
     except DataError:
         return None
     kept = bench.kept[bench.work.place(job)]

@@ -15,12 +15,12 @@ from vl2v.embeddings import EmbeddingStore, clean_view, image_key
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import RunError
 from vl2v.evaluation import Evaluation, Row, measure
-from vl2v.progress import Progress
 from vl2v.report.thumbnails import thumbnail
 from vl2v.runs import Run
 from vl2v.runs.datasets import open_data, usable
 from vl2v.runs.evaluate import TEACHER, evaluate_images, zero_shot_logits
 from vl2v.runs.predictions import Predictions, content
+from vl2v.session import Session
 from vl2v.students import Classifier
 
 Indices = NDArray[np.int64]
@@ -97,7 +97,7 @@ class EvaluatedRun:
             return places[known], answers.get(about["fingerprint"], there)
 
 
-def look(run: Run, store: Path, progress: Progress) -> EvaluatedRun:
+def look(run: Run, session: Session) -> EvaluatedRun:
     """Return a run with its images; evaluated anew where predictions weren't saved, or images or classes differ.
 
     Raises:
@@ -105,10 +105,10 @@ def look(run: Run, store: Path, progress: Progress) -> EvaluatedRun:
         DataError: the images aren't where they were.
     """
     classifier = run.classifier
-    dataset, audit = usable(open_data(run.config.data), store, progress)
+    dataset, audit = usable(open_data(run.config.data), session)
     kept, evaluation = _kept(run, dataset, audit), run.evaluation
     if kept is None or evaluation is None:
-        evaluation, kept = evaluate_images(run, store=store, progress=progress)
+        evaluation, kept = evaluate_images(run, session=session)
         since = "The run's saved evaluation isn't of these images and classes: everything here was measured anew."
         evaluation = replace(evaluation, notes=(*evaluation.notes, since))
     teacher, rows = kept["teacher"].copy(), list(evaluation.rows)
@@ -117,13 +117,13 @@ def look(run: Run, store: Path, progress: Progress) -> EvaluatedRun:
         mine = kept.in_domain(row.domain)
         if (teacher[mine] >= 0).all():
             continue
-        logits = zero_shot_logits(classifier, audit, kept["index"][mine], store)
+        logits = zero_shot_logits(classifier, audit, kept["index"][mine], session.store)
         if logits is not None:  # it was asked after the run had been measured
             teacher[mine] = logits.argmax(-1).numpy()
             if row.domain not in measured:
                 labels = torch.from_numpy(kept["label"][mine])
                 rows.append(Row(TEACHER, row.domain, row.role, measure(logits, labels)))
-    return EvaluatedRun(run, store, dataset, audit, replace(evaluation, rows=tuple(rows)), kept, teacher)
+    return EvaluatedRun(run, session.store, dataset, audit, replace(evaluation, rows=tuple(rows)), kept, teacher)
 
 
 def _kept(run: Run, dataset: DomainDataset, found: Audit) -> Predictions | None:

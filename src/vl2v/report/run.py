@@ -8,7 +8,6 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,6 +39,7 @@ from vl2v.runs.datasets import open_sources
 from vl2v.runs.evaluate import STUDENT, TEACHER
 from vl2v.runs.settings import without_places
 from vl2v.seeds import derive
+from vl2v.session import Session
 from vl2v.students.backbone import PACKAGED
 from vl2v.teachers import prompts_for
 from vl2v.training import clean_pixels
@@ -52,15 +52,14 @@ LOOKS = 3  # right answers, and wrong ones, that are looked into
 Places = NDArray[np.int64]
 
 
-def run_page(run: Run, store: Path, progress: Progress) -> str:
+def run_page(run: Run, session: Session) -> str:
     """Return the HTML of a finished run's report.
 
     Args:
         run: the run; its images have to be where they were.
-        store: the folder of the teacher's answers.
-        progress: called as the work goes on.
+        session: whose store has the teacher's embeddings.
     """
-    evaluated = look(run, store, progress)
+    evaluated = look(run, session)
     config = run.config
     target = ", ".join(config.data.target) or "no domain"
     content = {
@@ -76,8 +75,8 @@ def run_page(run: Run, store: Path, progress: Progress) -> str:
         **_accuracy(evaluated),
         **_mistakes(evaluated),
         **confidence(evaluated),
-        "map": embedding_map(evaluated, progress),
-        "saliency": list(_saliency(evaluated, progress)),
+        "map": embedding_map(evaluated, session.progress),
+        "saliency": list(_saliency(evaluated, session.progress)),
         "curves": list(_curves(MetricsLog(run.folder).rows())),
         **_use(evaluated.name, opened=evaluated.classifier.texts is not None),
         "settings": tomli_w.dumps(without_places(config.model_dump(by_alias=True, exclude_none=True))),
@@ -172,7 +171,7 @@ def _wilson(row: Row) -> tuple[float, float]:
 def _facts(evaluated: EvaluatedRun) -> Iterator[tuple[str, str]]:
     """Yield what was trained on what, and what it cost."""
     run, config, about = evaluated.run, evaluated.run.config, evaluated.classifier.about
-    sources = open_sources(config, evaluated.store)
+    sources = open_sources(config, Session(evaluated.store))
     task = task_of(config)
     yield (
         "Data",

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from vl2v.errors import RunError
 from vl2v.io import write_text
 from vl2v.progress import Progress, silent
-from vl2v.runs import Run, default_store
+from vl2v.runs import Run
+from vl2v.session import Session
 
 if TYPE_CHECKING:
     from vl2v.benchmark.jobs import Selection
@@ -44,7 +45,7 @@ def write_report(
     elif (folder / "config.toml").is_file():
         from vl2v.report.run import run_page
 
-        text = run_page(Run(folder), Path(store) if store else default_store(), progress)
+        text = run_page(Run(folder), Session.of(store, progress=progress))
     else:
         raise RunError(f"{folder}: neither a run folder (no config.toml) nor a benchmark's (no jobs.jsonl)")
     path = Path(out) if out else folder / "report.html"

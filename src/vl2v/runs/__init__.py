@@ -8,7 +8,6 @@ from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
     from vl2v.embeddings.bill import Total, free_queries, read_bill, totals
-    from vl2v.embeddings.teaching import default_store
     from vl2v.runs.adapting import adapt
     from vl2v.runs.check import check_teacher
     from vl2v.runs.folder import Run
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from vl2v.runs.query_curve import Advice, advise
     from vl2v.runs.settings import resolve
     from vl2v.runs.train import distill
+    from vl2v.session import default_store
 
 _HOMES = {
     "Advice": "vl2v.runs.query_curve",
@@ -30,7 +30,7 @@ _HOMES = {
     "check_teacher": "vl2v.runs.check",
     "classes_of": "vl2v.runs.predict",
     "advise": "vl2v.runs.query_curve",
-    "default_store": "vl2v.embeddings.teaching",
+    "default_store": "vl2v.session",
     "distill": "vl2v.runs.train",
     "embed": "vl2v.runs.query",
     "free_queries": "vl2v.embeddings.bill",

@@ -20,7 +20,7 @@ from vl2v.config import RunConfig, Tree, merge
 from vl2v.embeddings import EmbeddingStore, Refusal
 from vl2v.embeddings.bill import asker, cost, with_budget
 from vl2v.embeddings.select import k_center_order, random_order, uncertain_order
-from vl2v.embeddings.teaching import default_store, fixed_views, the_teacher
+from vl2v.embeddings.teaching import fixed_views, the_teacher
 from vl2v.errors import ConfigError, RunError
 from vl2v.evaluation import Evaluation
 from vl2v.methods import find_method
@@ -34,6 +34,7 @@ from vl2v.runs.query import Asked
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
+from vl2v.session import Session, default_store
 from vl2v.table import Table
 from vl2v.training import new_fabric
 
@@ -169,10 +170,10 @@ def _query(
     progress: Progress,
 ) -> Asked:
     """Query the teacher about the most useful images of the new place."""
-    sources = open_sources(config, store, progress)
+    sources = open_sources(config, Session(store, budget, progress))
     teacher = the_teacher(config.teacher)
     views = fixed_views(config, parent.classifier.student.spec.image_size)
-    with EmbeddingStore(store) as opened, with_budget(teacher, store, budget, asker(out)) as spending:
+    with EmbeddingStore(store) as opened, with_budget(teacher, Session(store, budget), asker(out)) as spending:
         session = open_session(config, opened, teacher, spending, sources, views, progress)
         chosen = _chosen(parent, config, sources, select, strategy, progress)
         queries = session.plan(chosen)

@@ -28,7 +28,7 @@ from vl2v.embeddings import (
 )
 from vl2v.embeddings.bill import cost, with_budget
 from vl2v.embeddings.session import buying
-from vl2v.embeddings.teaching import clean_images, default_store, the_teacher
+from vl2v.embeddings.teaching import clean_images, the_teacher
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
 from vl2v.progress import Progress, silent
@@ -37,6 +37,7 @@ from vl2v.runs.query import Asked
 from vl2v.runs.sample import Sample, draw_sample
 from vl2v.runs.settings import resolve
 from vl2v.runs.teacher_verdict import Check, Skipped, verdict_of
+from vl2v.session import Session
 from vl2v.students import Student
 from vl2v.teachers import Teacher, check_prompts, prompts_for
 from vl2v.teachers.paid.teacher import as_paid
@@ -73,7 +74,7 @@ def check_teacher(
         settings: as for `distill`; `seed` draws the sample.
         images: how many to ask about, at most.
         store: the folder of the embedding store; by default the one that all runs share.
-        budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
+        budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
         before: called with each line of the forecast, and of the notes, before the first query.
         progress: called as the work goes on.
 
@@ -157,13 +158,13 @@ def _opened(
     if images < 1:
         raise ConfigError(f"images = {images}: a sample has 1 or more")
     config = resolve(settings)
-    store = Path(store) if store else default_store()
-    drawn = draw_sample(config, max(images, FREE), store, progress)
+    session = Session.of(store, budget, progress)
+    drawn = draw_sample(config, max(images, FREE), session)
     sample = drawn.of(np.arange(min(images, len(drawn.dataset))))
     teacher = the_teacher(config.teacher)
     wordings = _wordings(config.prompts, sample)
     notes = check_prompts(sample.dataset.classes, wordings[""], teacher, refuse=False)
-    with EmbeddingStore(store) as answers, with_budget(teacher, store, budget, "vl2v teacher check") as spending:
+    with EmbeddingStore(session.store) as answers, with_budget(teacher, session, "vl2v teacher check") as spending:
         yield _Opened(config, drawn, sample, wordings, answers, teacher, spending, tuple(notes))
 
 

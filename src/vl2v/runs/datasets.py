@@ -13,6 +13,7 @@ from vl2v.data import Audit, DomainDataset, Inspection, Split, audit, inspect, l
 from vl2v.errors import DataError
 from vl2v.names import UNKNOWN, same_name
 from vl2v.progress import Progress, silent
+from vl2v.session import Session
 from vl2v.teachers.prompts import prompts_for, read_prompts, same_prompts
 
 
@@ -76,7 +77,7 @@ def open_data(data: DataConfig) -> DomainDataset:
     return open_dataset(data.path, layout=data.layout, exclude=data.exclude)
 
 
-def open_sources(config: RunConfig, store: Path, progress: Progress = silent) -> Sources:
+def open_sources(config: RunConfig, session: Session) -> Sources:
     """Open the source domains; what can't be decoded is set aside.
 
     The unseen domains' files are not opened: what is in them can't change a weight.
@@ -88,14 +89,14 @@ def open_sources(config: RunConfig, store: Path, progress: Progress = silent) ->
     everything = _opened(data)
     split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
     images = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
-    dataset, found = usable(everything.subset(images), store, progress)
+    dataset, found = usable(everything.subset(images), session)
     split = leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed)
     there = {dataset.classes[label] for label in np.unique(dataset.labels) if label >= 0}
     names, others = (tuple(name for name in dataset.classes if (name in there) == own) for own in (True, False))
     return Sources(dataset.of_classes(names), found, split, others)
 
 
-def open_everything(config: RunConfig, store: Path, progress: Progress = silent) -> Sources:
+def open_everything(config: RunConfig, session: Session) -> Sources:
     """Open all images but the unseen domains', to be asked about: every one counts as a training image.
 
     Raises:
@@ -106,7 +107,7 @@ def open_everything(config: RunConfig, store: Path, progress: Progress = silent)
     unseen = [dataset.domain_index(name) for name in data.target]
     if unseen:
         dataset = dataset.subset(np.flatnonzero(~np.isin(dataset.domain_ids, unseen)))
-    dataset, found = usable(dataset, store, progress, trust=True)
+    dataset, found = usable(dataset, session, trust=True)
     labelled = dataset.labels >= 0
     nothing = np.zeros(0, np.int64)
     return Sources(dataset, found, Split(np.flatnonzero(labelled), nothing, nothing, np.flatnonzero(~labelled)))
@@ -147,19 +148,16 @@ def inspect_data(config: RunConfig, store: Path, teacher: object = None, progres
     return replace(inspection, findings=(*inspection.findings, *alike, *cut))
 
 
-def usable(
-    dataset: DomainDataset, store: Path, progress: Progress, *, trust: bool = False
-) -> tuple[DomainDataset, Audit]:
+def usable(dataset: DomainDataset, session: Session, *, trust: bool = False) -> tuple[DomainDataset, Audit]:
     """Return the dataset and its audit, without what can't be decoded.
 
     Args:
         dataset: the images.
-        store: keeps the audit.
-        progress: called as files are read.
+        session: its store keeps the audit.
         trust: take a manifest's hashes as they are, to plan.
     """
-    cache = audit_cache(store)
-    found = audit(dataset, cache=cache, progress=progress, trust=trust)
+    cache = audit_cache(session.store)
+    found = audit(dataset, cache=cache, progress=session.progress, trust=trust)
     if not found.problems:
         return dataset, found
     dataset = set_aside(dataset, found)

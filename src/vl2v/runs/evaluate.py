@@ -17,7 +17,6 @@ from vl2v.data.files import one_form
 from vl2v.data.near_duplicates import lookalikes
 from vl2v.embeddings import EmbeddingStore, clean_view, image_key, text_key, text_targets
 from vl2v.embeddings.store import FILE_NAME
-from vl2v.embeddings.teaching import default_store
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.progress import Progress, silent
@@ -26,6 +25,7 @@ from vl2v.runs.folder import Run
 from vl2v.runs.image_identity import have_changed, same_images
 from vl2v.runs.predict import load
 from vl2v.runs.predictions import Predictions, content
+from vl2v.session import Session
 from vl2v.students import Classifier, Student, is_on_hub
 from vl2v.system import best_device, reuse_freed_memory
 from vl2v.teachers import prompts_for
@@ -58,20 +58,18 @@ def evaluate(
         DataError: the data has classes that the student doesn't know, or none is given for a student on the hub.
         VL2VError: as `load` does.
     """
-    return evaluate_images(student, data, domains=domains, store=store, progress=progress)[0]
+    return evaluate_images(student, data, domains=domains, session=Session.of(store, progress=progress))[0]
 
 
 def evaluate_images(
     student: Run | Path | str,
     data: Path | str | None = None,
     *,
+    session: Session,
     domains: Collection[str] = (),
-    store: Path | str | None = None,
-    progress: Progress = silent,
 ) -> tuple[Evaluation, Predictions]:
     """Return what `evaluate` does, and the prediction of every image that it was measured on."""
-    store = Path(store) if store else default_store()
-    data = Path(data) if data else None
+    data, progress = Path(data) if data else None, session.progress
     run = None if is_on_hub(student) else student if isinstance(student, Run) else Run(Path(student))
     if run is None and data is None:
         raise DataError(f"{student}: comes without its images; give some (--data)")
@@ -79,12 +77,12 @@ def evaluate_images(
     classifier = load(run or student)
     given = run.config if run else RunConfig(data=DataConfig(path=data or Path()))
     config = given if data is None else given.model_copy(update={"data": _at(given.data, data)})
-    own = run is not None and (data is None or _is_own(run, config, store, progress))
+    own = run is not None and (data is None or _is_own(run, config, session))
     if not own:
         config = RunConfig(data=DataConfig(path=config.data.path, workers=config.data.workers), train=config.train)
     dataset = open_data(config.data)
     _check_classes(dataset, classifier)
-    dataset, found = usable(dataset, store, progress)
+    dataset, found = usable(dataset, session)
     sources = [name for name in classifier.about["sources"] if own and name in dataset.domains]
     val = validation(config.data, dataset, sources)
     rows: list[Row] = []
@@ -102,14 +100,14 @@ def evaluate_images(
             rows.append(
                 Row(STUDENT, domain, role, measure(logits / classifier.temperature, labels, classifier.threshold))
             )
-            teacher = zero_shot_logits(classifier, found, images, store)
+            teacher = zero_shot_logits(classifier, found, images, session.store)
             if teacher is not None:
                 rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
             predictions.add(dataset, images, labels, logits, classifier.temperature, teacher, config.data)
     progress("evaluating", len(wanted), len(wanted), "")
     notes = _namesakes(wanted, classifier)
     if own and run is not None:
-        notes = _of_sources(run, config, dataset, found, store, progress)
+        notes = _of_sources(run, config, dataset, found, session)
     return Evaluation(tuple(rows), (*notes, *_left_out(dataset)), tuple(classifier.classes)), predictions
 
 
@@ -127,12 +125,12 @@ def _at(data: DataConfig, path: Path) -> DataConfig:
     return data.model_copy(update={"path": path})
 
 
-def _is_own(run: Run, config: RunConfig, store: Path, progress: Progress) -> bool:
+def _is_own(run: Run, config: RunConfig, session: Session) -> bool:
     """Whether images are those of a run, byte for byte if they lie elsewhere."""
     if config.data.path.resolve() == run.config.data.path.resolve():
         return True
     try:
-        return same_images(run, config, store, progress)
+        return same_images(run, config, session)
     except DataError:  # they can't even be opened as the run's own: other domains, another layout
         return False
 
@@ -195,9 +193,7 @@ def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
         )
 
 
-def _of_sources(
-    run: Run, config: RunConfig, dataset: DomainDataset, found: Audit, store: Path, progress: Progress
-) -> list[str]:
+def _of_sources(run: Run, config: RunConfig, dataset: DomainDataset, found: Audit, session: Session) -> list[str]:
     """Return what there is to be said about the images that a run learnt from: leakage, and whether they are others.
 
     Args:
@@ -205,11 +201,10 @@ def _of_sources(
         config: its settings, with the path of now.
         dataset: all its images.
         found: of them.
-        store: keeps what is known of files.
-        progress: called as the work goes on.
+        session: its store keeps the audit.
     """
     try:
-        learnt = open_sources(config, store, progress)
+        learnt = open_sources(config, session)
     except DataError as error:
         return [f"leakage, and whether images have changed since the run, can't be told: {error}"]
     names = run.classifier.about["sources"]

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from vl2v.config import RunConfig
 from vl2v.errors import RunError
 from vl2v.io import write_text
-from vl2v.progress import Progress
 from vl2v.runs.datasets import Sources, open_data, open_sources, usable
 from vl2v.runs.folder import IMAGES, Run
 from vl2v.runs.predictions import Predictions, content
+from vl2v.session import Session
 
 
 def save_images(run: Run, sources: Sources) -> None:
@@ -38,19 +36,18 @@ def have_changed(run: Run, sources: Sources) -> bool:
     return kept.is_file() and kept.read_text(encoding="utf-8") not in now
 
 
-def same_images(run: Run, config: RunConfig, store: Path, progress: Progress) -> bool:
+def same_images(run: Run, config: RunConfig, session: Session) -> bool:
     """Return whether images are, byte for byte, a run's: what it learns from, once it is evaluated all of them.
 
     Args:
         run: begun with images at another path.
         config: the run's, with the path where the images are to be now.
-        store: keeps what is known of files.
-        progress: called as the work goes on.
+        session: its store keeps the audit.
     """
     if (answers := predictions_of(run)) is not None:
         dataset = open_data(config.data)
-        return answers.content == content(*usable(dataset, store, progress))
-    return (run.folder / IMAGES).is_file() and not have_changed(run, open_sources(config, store, progress))
+        return answers.content == content(*usable(dataset, session))
+    return (run.folder / IMAGES).is_file() and not have_changed(run, open_sources(config, session))
 
 
 def predictions_of(run: Run) -> Predictions | None:

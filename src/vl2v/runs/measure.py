@@ -24,6 +24,7 @@ from vl2v.runs.datasets import Sources, open_data
 from vl2v.runs.features import KEPT, new_backbone, new_student
 from vl2v.runs.session import open_session, queries_online
 from vl2v.runs.settings import has_tower, refits
+from vl2v.session import Session
 from vl2v.students import Student, output_width
 from vl2v.students.backbone import image_size_of
 from vl2v.system import processors, resident_bytes
@@ -70,7 +71,7 @@ def teaching_of(
     if task.queries == "nothing" and not has_tower(config, task):
         return Teaching(), None, 0
     teacher = teaching.the_teacher(config.teacher)
-    with with_budget(teacher, store.path, budget, "vl2v distill") as spending:
+    with with_budget(teacher, Session(store.path, budget), "vl2v distill") as spending:
         if task.queries == "nothing":
             return Teaching(), teacher, dim_of(store, teacher)
         size = image_size_of(config.student.name, config.student.image_size) if config.teacher.views else 0

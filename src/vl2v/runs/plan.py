@@ -16,7 +16,6 @@ from typing import Any, Literal
 
 from vl2v.config import RunConfig, StageConfig, Tree, deciding, flat, merge, nested
 from vl2v.embeddings import EmbeddingStore
-from vl2v.embeddings.teaching import default_store
 from vl2v.io import read_json, write_text
 from vl2v.methods import task_of
 from vl2v.progress import Progress, silent
@@ -24,6 +23,7 @@ from vl2v.runs.datasets import open_sources
 from vl2v.runs.folder import PLAN
 from vl2v.runs.measure import Bench, Rates, Teaching, teaching_of
 from vl2v.runs.settings import has_tower, recipe, resolve
+from vl2v.session import Session, default_store
 from vl2v.system import best_device, world_size
 
 Minutes = float | Literal["auto"] | None
@@ -158,7 +158,7 @@ def plan_run(
     config = resolve(settings, preset)
     store = Path(store) if store else default_store()
     task = task_of(config)
-    sources = open_sources(config, store, progress)
+    sources = open_sources(config, Session(store, budget, progress))
     with EmbeddingStore(store) as answers:
         queries, teacher, dim = teaching_of(config, task, sources, answers, budget, progress)
     progress("measuring", 0, 1, "")

@@ -97,7 +97,7 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
         run: a finished run.
         name: the new class.
         store: the folder of the embedding store; by default the one that all runs share.
-        budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
+        budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
 
     Raises:
         StudentError: the student has a linear head, or the name can't be a new class's.
@@ -105,7 +105,8 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
     """
     from vl2v.embeddings import EmbeddingStore, fetch_texts
     from vl2v.embeddings.bill import asker, with_budget
-    from vl2v.embeddings.teaching import class_text, default_store, the_teacher
+    from vl2v.embeddings.teaching import class_text, the_teacher
+    from vl2v.session import Session
 
     run = run if isinstance(run, Run) else Run(run)
     classifier = run.classifier
@@ -113,7 +114,8 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
     about = classifier.about
     prompts = PromptConfig(**about["prompts"])
     fingerprint = about["teacher"]["fingerprint"]
-    with EmbeddingStore(Path(store) if store else default_store()) as answers:
+    session = Session.of(store, budget)
+    with EmbeddingStore(session.store) as answers:
 
         def ask(texts: list[str]) -> None:
             teacher = the_teacher(run.config.teacher)
@@ -122,7 +124,7 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
                 raise TeacherError(
                     f"{teacher.name}: not the teacher that {run.folder} learned from (its fingerprint has changed)"
                 )
-            with with_budget(teacher, answers.path, budget, asker(run.folder)):
+            with with_budget(teacher, session, asker(run.folder)):
                 fetch_texts(answers, teacher, texts)
 
         classifier.add_class(name, class_text(name, prompts, about["sources"], fingerprint, answers, ask))

@@ -15,12 +15,13 @@ from vl2v.config import RunConfig
 from vl2v.embeddings import EmbeddingStore, Plan, Refusal, Views
 from vl2v.embeddings.bill import Cost, cost, with_budget
 from vl2v.embeddings.session import TeacherSession
-from vl2v.embeddings.teaching import clean_images, default_store, fixed_views, the_teacher, tower
+from vl2v.embeddings.teaching import clean_images, fixed_views, the_teacher, tower
 from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_everything, open_sources
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import has_tower, resolve
+from vl2v.session import Session
 from vl2v.teachers import Teacher
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ def embed(
         settings: as for `distill`, all of them: views, for example, are of the student's input size.
         preset: as for `distill`.
         store: the folder of the embedding store; by default the one that all runs share.
-        budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
+        budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
         dry_run: ask nothing, only plan. (Which images "uncertainty" selects isn't known before some are asked.)
         cluster: where the images are embedded; by default in this process.
         progress: called as the work goes on.
@@ -78,20 +79,20 @@ def embed(
         StudentError: a student that can't be trained; nothing is asked then.
     """
     config = resolve(settings, preset)
-    store = Path(store) if store else default_store()
+    session = Session.of(store, budget, progress)
     opened = open_everything if config.teacher.select is None else open_sources
-    sources = opened(config, store, progress)
+    sources = opened(config, session)
     teacher = the_teacher(config.teacher)
     views = _views(config, teacher)
-    with EmbeddingStore(store) as answers, with_budget(teacher, store, budget, "vl2v embed") as spending:
-        session = open_session(config, answers, teacher, spending, sources, views, progress)
+    with EmbeddingStore(session.store) as answers, with_budget(teacher, session, "vl2v embed") as spending:
+        queries = open_session(config, answers, teacher, spending, sources, views, progress)
         if cluster is not None:
-            session = replace(session, fetch=partial(cluster.fetch, config=config.teacher))
-        chosen = _chosen(session, sources, dry_run=dry_run)
-        queries = session.plan(chosen)
-        forecast = cost(queries, teacher, spending)
-        refused = [] if dry_run else session.query(chosen)
-        return Asked(queries, forecast, tuple(refused), spending.bill() if spending else "")
+            queries = replace(queries, fetch=partial(cluster.fetch, config=config.teacher))
+        chosen = _chosen(queries, sources, dry_run=dry_run)
+        plan = queries.plan(chosen)
+        forecast = cost(plan, teacher, spending)
+        refused = [] if dry_run else queries.query(chosen)
+        return Asked(plan, forecast, tuple(refused), spending.bill() if spending else "")
 
 
 def _views(config: RunConfig, teacher: Teacher) -> Views:

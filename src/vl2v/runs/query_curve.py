@@ -12,7 +12,7 @@ import numpy as np
 from vl2v.embeddings import EmbeddingStore
 from vl2v.embeddings.bill import Cost, cost, with_budget
 from vl2v.embeddings.select import random_order
-from vl2v.embeddings.teaching import clean_images, default_store, the_teacher
+from vl2v.embeddings.teaching import clean_images, the_teacher
 from vl2v.errors import ConfigError
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import open_sources
@@ -20,6 +20,7 @@ from vl2v.runs.features import aligned
 from vl2v.runs.query import free_features
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
+from vl2v.session import Session
 
 FEWEST = 64  # answers without which there is no curve
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
@@ -101,10 +102,10 @@ def advise(
         ConfigError: fewer than 64 training images were asked about, or not the classes' texts.
     """
     config = resolve(settings, preset)
-    store = Path(store) if store else default_store()
-    sources = open_sources(config, store, progress)
+    shared = Session.of(store, progress=progress)
+    sources = open_sources(config, shared)
     teacher = the_teacher(config.teacher)
-    with EmbeddingStore(store) as answers, with_budget(teacher, store, 0, "vl2v embed --advise") as spending:
+    with EmbeddingStore(shared.store) as answers, with_budget(teacher, shared, "vl2v embed --advise") as spending:
         session = open_session(config, answers, teacher, spending, sources, clean_images(config), progress)
         plan = session.plan(sources.training)
         known = sources.training[session.cached(sources.training)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +12,8 @@ from vl2v.data import Audit, DomainDataset, audit
 from vl2v.embeddings.select import random_order
 from vl2v.errors import DataError
 from vl2v.evaluation.ridge import held_out
-from vl2v.progress import Progress
 from vl2v.runs.datasets import audit_cache, open_data
+from vl2v.session import Session
 
 Indices = NDArray[np.int64]
 
@@ -41,7 +40,7 @@ class Sample:
         return Sample(self.dataset.subset(places), self.audit.subset(places))
 
 
-def draw_sample(config: RunConfig, count: int, store: Path, progress: Progress) -> Sample:
+def draw_sample(config: RunConfig, count: int, session: Session) -> Sample:
     """Return so many labelled images, balanced over classes and domains; unreadable ones and copies are passed over.
 
     Raises:
@@ -56,7 +55,7 @@ def draw_sample(config: RunConfig, count: int, store: Path, progress: Progress) 
     chosen: dict[bytes, int] = {}  # content -> image
     while len(chosen) < count and len(order):
         evaluated, order = order[: count - len(chosen)], order[count - len(chosen) :]
-        found = audit(dataset.subset(evaluated), cache=audit_cache(store), progress=progress)
+        found = audit(dataset.subset(evaluated), cache=audit_cache(session.store), progress=session.progress)
         for place, image in enumerate(evaluated):
             if place not in found.problems:
                 chosen.setdefault(found.sha256[place], int(image))

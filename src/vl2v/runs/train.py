@@ -37,6 +37,7 @@ from vl2v.runs.session import open_session, queries_online
 from vl2v.runs.settings import has_tower, refits, resolve
 from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
+from vl2v.session import Session
 from vl2v.students import Classifier, Student
 from vl2v.system import rank, world_size
 from vl2v.teachers import Teacher, prompts_for
@@ -76,7 +77,7 @@ def distill(
         out: the run folder.
         preset: "default" or "paper" (the published recipe with the oddities of its code).
         store: the folder of the embedding store; by default the one that all runs share.
-        budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
+        budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
         shared_cache: a folder in which runs on the same images share what they compute alike; changes no result.
         minutes: what the run has to fit in; "auto": 20 where there is no GPU and the settings give neither steps nor
             image size; None: the settings as they are.
@@ -91,8 +92,7 @@ def distill(
     """
     config = resolve(settings, preset)
     out = Path(out)
-    store = Path(store) if store else teaching.default_store()
-    progress = silent if rank() else progress
+    session = Session.of(store, budget, silent if rank() else progress)
     with nullcontext() if rank() else locked(out):
         plan = None
         if (begun := saved_plan(out, config, minutes)) is not None:
@@ -100,35 +100,37 @@ def distill(
         elif world_size() == 1 and (
             limit_of(settings, preset, minutes, config) or (on_plan and not takes_moments(config))
         ):
-            plan = plan_run(settings, preset=preset, store=store, budget=budget, minutes=minutes, progress=progress)
-            config, progress = plan.config, plan.beside(progress)
+            plan = plan_run(
+                settings, preset=preset, store=session.store, budget=budget, minutes=minutes, progress=progress
+            )
+            config, session = plan.config, replace(session, progress=plan.beside(session.progress))
             if on_plan is not None:
                 on_plan(plan)
-        trainer = _new_trainer(out, config, progress)
-        run, finished = from_first(trainer.fabric, lambda: _opened(out, config, store, progress))
+        trainer = _new_trainer(out, config, session.progress)
+        run, finished = from_first(trainer.fabric, lambda: _opened(out, config, session))
         if plan is not None:
             plan.save(out)
         if not finished:
-            with EmbeddingStore(store) as answers:
-                train(run, trainer, answers, budget, SharedCache(shared_cache) if shared_cache else None, progress)
-        from_first(trainer.fabric, lambda: _evaluated(run, store, progress))
+            with EmbeddingStore(session.store) as embeddings:
+                train(run, trainer, session, embeddings, SharedCache(shared_cache) if shared_cache else None)
+        from_first(trainer.fabric, lambda: _evaluated(run, session))
     return run
 
 
-def _opened(out: Path, config: RunConfig, store: Path, progress: Progress) -> tuple[Run, bool]:
-    run = open_run(out, config, lambda run: same_images(run, config, store, progress))
+def _opened(out: Path, config: RunConfig, session: Session) -> tuple[Run, bool]:
+    run = open_run(out, config, lambda run: same_images(run, config, session))
     return run, run.finished
 
 
-def _open_sources(run: Run, store: Path, progress: Progress) -> Sources:
-    sources = open_sources(run.config, store, progress)
+def _open_sources(run: Run, session: Session) -> Sources:
+    sources = open_sources(run.config, session)
     save_images(run, sources)
     return sources
 
 
-def _evaluated(run: Run, store: Path, progress: Progress) -> None:
+def _evaluated(run: Run, session: Session) -> None:
     if predictions_of(run) is None:
-        evaluation, predictions = evaluate_images(run, store=store, progress=progress)
+        evaluation, predictions = evaluate_images(run, session=session)
         predictions.save(run.folder)
         run.save_evaluation(evaluation)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # five times the student's size
@@ -158,33 +160,31 @@ def _swad(config: RunConfig, stage: Stage, last: bool) -> Averager | None:
 def train(
     run: Run,
     trainer: Trainer,
+    session: Session,
     store: EmbeddingStore,
-    budget: float,
     shared_cache: SharedCache | None,
-    progress: Progress,
 ) -> None:
     """Train the run's student and save it.
 
     Args:
         run: an unfinished run.
         trainer: of its folder.
-        store: of the teacher's answers.
-        budget: of a rented teacher.
-        shelf: what is shared with other runs.
-        progress: called as the work goes on.
+        session: the budget, and who is shown the progress.
+        store: the session's, open.
+        shared_cache: what is shared with other runs.
 
     Raises:
         ConfigError: the method trains nothing, or can't be trained on several devices.
         DataError: a class that the method can't learn.
     """
-    config, fabric = run.config, trainer.fabric
+    config, fabric, progress = run.config, trainer.fabric, session.progress
     task = task_of(config)
     if not task.stage_defaults:
         raise ConfigError(f"method {config.method}: trains no student; it is a row of `vl2v benchmark`")
     _check_parts(config, task, fabric.world_size)
     if config.train.swad and any(new().over_steps for stage in task.stages for new in stage.averagers):
         progress(f"train.swad changes nothing: {config.method} averages its weights in a way of its own", 1, 1, "")
-    sources = from_first(fabric, lambda: _open_sources(run, store.path, progress))
+    sources = from_first(fabric, lambda: _open_sources(run, session))
     for note in _check_classes(task, sources):
         warnings.warn(note, VL2VWarning, stacklevel=2)
     own_tower = has_tower(config, task)
@@ -199,7 +199,7 @@ def train(
         else new_backbone(config)
     )
     with ExitStack() as paid:
-        paying = with_budget(teacher, store.path, budget, asker(run.folder)) if teacher else nullcontext()
+        paying = with_budget(teacher, session, asker(run.folder)) if teacher else nullcontext()
         spending = paid.enter_context(paying) if fabric.is_global_zero else None
         dim = from_first(fabric, lambda: dim_of(store, teacher) if teacher else 0)
         student = new_student(config, task, len(sources.dataset.classes), base, dim)
@@ -222,12 +222,12 @@ def train(
 
             def asked() -> TeacherTargets:
                 assert teacher is not None
-                session = open_session(config, store, teacher, spending, sources, views, progress)
-                session = replace(session, buys_new_sizes=False)
+                queries = open_session(config, store, teacher, spending, sources, views, progress)
+                queries = replace(queries, buys_new_sizes=False)
                 nothing = np.zeros(0, np.int64)
-                chosen = nothing if task.queries == "texts" else selected(session, sources, features, run.folder)
-                run.save_refused(session.query(chosen))
-                found = session.targets(chosen)
+                chosen = nothing if task.queries == "texts" else selected(queries, sources, features, run.folder)
+                run.save_refused(queries.query(chosen))
+                found = queries.targets(chosen)
                 return with_adapted_teacher(found, sources, progress) if config.teacher.adapt == "auto" else found
 
             answers = from_first(fabric, asked)

@@ -27,6 +27,7 @@ from vl2v.runs.evaluate import TEACHER, measured, validation
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.session import fit_scale
 from vl2v.runs.settings import resolve
+from vl2v.session import Session
 
 FEW = 10  # images with a label and an embedding; fewer adapt nothing
 CLIP_SCALE = 100.0  # of a teacher that doesn't tell: calibration depends on it, accuracy doesn't
@@ -49,7 +50,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
     """
     config = resolve(settings)
     data = config.data
-    dataset, found = usable(open_data(data), store, progress)
+    dataset, found = usable(open_data(data), Session(store, progress=progress))
     teacher = the_teacher(config.teacher)
     sources = [name for name in dataset.domains if name not in data.target]
     val = validation(data, dataset, sources)

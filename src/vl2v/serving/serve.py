@@ -68,7 +68,7 @@ def serve(
     Args:
         file: an export.
         teacher: a teacher's spec, to ask about images and new classes; the one that the student learned from.
-        budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
+        budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
         store: of the teacher's answers; by default the one that all runs share.
         log: a file to which the network's outputs are added.
         origins: of pages elsewhere that may ask from a browser.
@@ -112,10 +112,10 @@ def application(
     key: str,
 ) -> FastAPI:
     """Return what is served; see `serve`."""
-    from vl2v.runs import default_store
     from vl2v.serving.app import create_app
     from vl2v.serving.teacher_client import TeacherClient
     from vl2v.serving.traffic_log import TrafficLog
+    from vl2v.session import default_store
     from vl2v.teachers import open_teacher
 
     asked = None if teacher is None else open_teacher(teacher)

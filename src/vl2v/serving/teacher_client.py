@@ -22,6 +22,7 @@ from vl2v.embeddings.teaching import class_text
 from vl2v.errors import ConfigError, StudentError
 from vl2v.privacy import public_name
 from vl2v.serving.decoders import MOST
+from vl2v.session import Session
 from vl2v.teachers import Teacher
 from vl2v.teachers.paid.teacher import as_paid
 
@@ -39,7 +40,7 @@ class TeacherClient:
         student: whose teacher.
         store: of answers.
         teacher: None: only what is stored.
-        budget: what a rented teacher may have been paid in all, ever, by this store; in its currency.
+        budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
 
     Raises:
         ConfigError: the teacher isn't the student's, is paid for and there is no budget, or the form is closed.
@@ -49,7 +50,7 @@ class TeacherClient:
         self.student = student
         self.store = store
         self.teacher = teacher
-        self.budget = budget
+        self._session = Session(store, budget)
         self._checked = False  # that a rented teacher is the model that it was: it costs, and is done once
         if teacher is None:
             return
@@ -122,12 +123,12 @@ class TeacherClient:
         """Return what people are told of the teacher, and of its bill; None: there is none to ask."""
         if self.teacher is None:
             return None
-        with spending_of(self.teacher, self.store, self.budget, ASKER) as spending:  # a question may be in flight
+        with spending_of(self.teacher, self._session, ASKER) as spending:  # a question may be in flight
             bill = spending.bill() if spending else None
         return {"name": public_name(self.teacher.name), "paid": bill is not None, "bill": bill}
 
     @contextmanager
     def _paying(self) -> Iterator[Any]:
         assert self.teacher is not None
-        with with_budget(self.teacher, self.store, self.budget, ASKER) as spending:
+        with with_budget(self.teacher, self._session, ASKER) as spending:
             yield spending
