@@ -125,9 +125,9 @@ def test_what_is_lost_is_counted_and_repair_saves_the_rest(whole: Path, tmp_path
         file.execute("DELETE FROM questions WHERE teacher = 2")
     file.close()
     with EmbeddingStore(tmp_path) as store:
-        with pytest.raises(StoreError, match=r"3 of 400 answers of tiny:one are lost or damaged"):
+        with pytest.raises(StoreError, match=r"3 of 400 embeddings of tiny:one are lost or damaged"):
             store.known(ONE.fingerprint, some_keys(COUNT))
-        with pytest.raises(StoreError, match=r"400 of 400 answers of tiny:two"):
+        with pytest.raises(StoreError, match=r"400 of 400 embeddings of tiny:two"):
             store.check(TWO.fingerprint)
         assert store.repair() == 1
         known = store.known(ONE.fingerprint, some_keys(COUNT))
@@ -140,17 +140,43 @@ def test_a_store_of_version_1_is_read_and_becomes_one_of_today(tmp_path: Path) -
     shutil.copytree(EARLIER / "store", tmp_path, dirs_exist_ok=True)
     with EmbeddingStore(tmp_path, read_only=True) as old:
         (teacher,) = old.teachers()
-        keys = [key for chunk in old._answered(teacher.fingerprint) for key, _ in chunk]
+        keys = [key for chunk in old._saved(teacher.fingerprint) for key, *_ in chunk]
         before = old.get_half(teacher.fingerprint, keys)
     for _ in range(2):
         with EmbeddingStore(tmp_path) as new:
-            assert new._version() == 2
+            assert new._version() == 3
             np.testing.assert_array_equal(new.get_half(teacher.fingerprint, keys), before)
             assert not new.known(teacher.fingerprint, [bytes(16)])[0]  # and nothing is said to be lost
     with EmbeddingStore(tmp_path) as new:
         new._db.execute("UPDATE answers SET crc = crc + 1 WHERE id = 1")
         with pytest.raises(StoreError, match="fail their checksum"):
             new.get_half(teacher.fingerprint, keys)
+
+
+def test_a_store_of_version_2_is_read_and_names_its_views_from_then_on(tmp_path: Path) -> None:
+    shutil.copytree(EARLIER.with_name("v2") / "store", tmp_path, dirs_exist_ok=True)
+    with EmbeddingStore(tmp_path, read_only=True) as old:
+        assert old.views() is None and [kind for _, kind, _ in old.keys("0123")].count("image") == 4
+        keys = [key for key, _, _ in old.keys("0123")]
+        before = old.get_half("0123", keys)
+    with EmbeddingStore(tmp_path) as new:
+        np.testing.assert_array_equal(new.get_half("0123", keys), before)
+        new.put("0123", [bytes(16)], np.eye(1, 8, dtype=np.float32), kind="image", views=["clean"])
+        assert new.views() is None  # of four images it can't be known
+        assert [view for _, _, view in new.keys("0123")] == ["", "", "", "", "", "", "clean"]
+        with EmbeddingStore(tmp_path / "other") as other, other.absorbing(new):
+            pass
+    with EmbeddingStore(tmp_path / "other", read_only=True) as other:
+        assert other.views() is None and other.keys("0123")[-1] == (bytes(16), "image", "clean")
+
+
+def test_a_new_store_names_its_views(tmp_path: Path) -> None:
+    with EmbeddingStore(tmp_path) as store:
+        store.register(ONE)
+        store.put(ONE.fingerprint, some_keys(2), VECTORS[ONE.fingerprint][:2], kind="image", views=["clean", "a/48"])
+        store.put(ONE.fingerprint, some_keys(1, 2), VECTORS[ONE.fingerprint][2:3], kind="text")
+        assert store.views() == {"clean", "a/48"}
+        assert [row[1:] for row in store.keys(ONE.fingerprint)] == [("image", "clean"), ("image", "a/48"), ("text", "")]
 
 
 def test_a_store_that_is_gone_beside_its_ledger_is_missed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

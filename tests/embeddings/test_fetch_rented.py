@@ -164,7 +164,7 @@ def test_a_wrong_first_answer_leaves_nothing_behind(store, ledger, images) -> No
         vendor.dim = 8
 
     vendor.answers = once_wrong
-    with pytest.raises(TeacherError, match=r"1 answers of 8 numbers were due, the shape is \(1, 7\)"):
+    with pytest.raises(TeacherError, match=r"1 embeddings of 8 numbers were due, the shape is \(1, 7\)"):
         ask(vendor, store, ledger, images)
     assert {entry.status for entry in ledger.entries()} == {"answered"}, "they are paid for"
     assert store.queries() == []

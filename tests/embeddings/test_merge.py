@@ -104,7 +104,7 @@ def test_answers_that_contradict_each_other_are_refused_whole(tmp_path: Path) ->
     before = contents(into)
     told = CliRunner().invoke(app, ["store", "merge", str(other), "--into", str(into)])
     assert isinstance(told.exception, StoreError) and "\n" not in str(told.exception)
-    assert "1 answers of vendor:a differ" in str(told.exception) and keys([91])[0].hex() in str(told.exception)
+    assert "1 embeddings of vendor:a differ" in str(told.exception) and keys([91])[0].hex() in str(told.exception)
     assert contents(into) == before
 
 
@@ -122,7 +122,7 @@ def test_damage_is_not_spread(tmp_path: Path) -> None:
     other = fill(tmp_path / "other", range(10))
     with sqlite3.connect(other / "answers.sqlite") as db:
         db.execute("UPDATE answers SET crc = crc + 1 WHERE id = 4")
-    with pytest.raises(StoreError, match=r"other.*1 of 10 answers of vendor:a fail their checksum"):
+    with pytest.raises(StoreError, match=r"other.*1 of 10 embeddings of vendor:a fail their checksum"):
         merge(other, tmp_path / "all")
     with EmbeddingStore(tmp_path / "all") as store:
         assert not store.known(ONE.fingerprint, keys(range(10))).any() and not store.queries()

@@ -181,10 +181,10 @@ def test_a_file_that_is_not_what_was_planned_is_named(
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda rows: rows[:-1], r"11 answers of 16 numbers were due, the shape is \(10, 16\)"),
-        (lambda rows: rows[:, :8], r"11 answers of 16 numbers were due, the shape is \(11, 8\)"),
-        (lambda rows: rows * np.inf, "11 of 11 answers are not finite"),
-        (lambda rows: rows * 0, "11 of 11 answers are zero"),
+        (lambda rows: rows[:-1], r"11 embeddings of 16 numbers were due, the shape is \(10, 16\)"),
+        (lambda rows: rows[:, :8], r"11 embeddings of 16 numbers were due, the shape is \(11, 8\)"),
+        (lambda rows: rows * np.inf, "11 of 11 embeddings are not finite"),
+        (lambda rows: rows * 0, "11 of 11 embeddings are zero"),
     ],
 )
 def test_a_teachers_bad_answer_is_refused(dataset: DomainDataset, store: EmbeddingStore, spoil, words: str) -> None:
@@ -201,7 +201,7 @@ def test_a_teachers_bad_answer_is_refused(dataset: DomainDataset, store: Embeddi
 def test_targets_that_were_never_asked_for_say_so(dataset: DomainDataset, store: EmbeddingStore) -> None:
     teacher, found = HashTeacher(), audit(dataset)
     fetch(plan(store, teacher, dataset, found, TEXTS, Views()), store, teacher)
-    with pytest.raises(StoreError, match=r"24 of 36 answers of test:hash .* are missing: `vl2v embed`"):
+    with pytest.raises(StoreError, match=r"24 of 36 embeddings of test:hash .* are missing: `vl2v embed`"):
         targets(store, teacher.fingerprint, found, Views(k=2))
 
 

@@ -77,7 +77,7 @@ def test_nothing_asked_nothing_answered(filled: Path) -> None:
 def test_another_teacher_never_answers_from_the_first_ones_answers(filled: Path) -> None:
     with EmbeddingStore(filled) as store:
         assert not store.known(TWO.fingerprint, some_keys(50)).any()
-        with pytest.raises(StoreError, match=r"holds no answers of teacher fedc.*vl2v embed"):
+        with pytest.raises(StoreError, match=r"holds no embeddings of teacher fedc.*vl2v embed"):
             store.get(TWO.fingerprint, some_keys(1))
         store.register(TWO)
         assert not store.known(TWO.fingerprint, some_keys(50)).any()
@@ -109,7 +109,7 @@ def test_keys_that_share_their_first_half_are_told_apart(tmp_path: Path) -> None
 def test_missing_answers_are_counted_with_the_remedy(filled: Path) -> None:
     with (
         EmbeddingStore(filled) as store,
-        pytest.raises(StoreError, match=r"3 of 8 answers of tiny:one .* are missing: `vl2v embed` asks for them"),
+        pytest.raises(StoreError, match=r"3 of 8 embeddings of tiny:one .* are missing: `vl2v embed` queries them"),
     ):
         store.get(ONE.fingerprint, some_keys(8, start=45))
 
@@ -131,10 +131,10 @@ def test_the_first_answer_stays_and_every_question_is_remembered(filled: Path) -
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (lambda rows: rows * np.nan, "tiny:one: 5 of 5 answers are not finite"),
-        (lambda rows: np.where(np.arange(5)[:, None] == 3, 0, rows), "1 of 5 answers are zero .*number 3"),
+        (lambda rows: rows * np.nan, "tiny:one: 5 of 5 embeddings are not finite"),
+        (lambda rows: np.where(np.arange(5)[:, None] == 3, 0, rows), "1 of 5 embeddings are zero .*number 3"),
         (lambda rows: rows * 30, "not of unit length"),
-        (lambda rows: rows[:, :-1], r"5 answers of 24 numbers were due, the shape is \(5, 23\)"),
+        (lambda rows: rows[:, :-1], r"5 embeddings of 24 numbers were due, the shape is \(5, 23\)"),
         (lambda rows: rows[:-1], r"were due, the shape is \(4, 24\)"),
     ],
 )
@@ -148,7 +148,7 @@ def test_bad_vectors_are_refused_and_nothing_of_them_is_kept(tmp_path: Path, spo
 
 
 def test_a_known_fingerprint_with_another_dimension_is_refused(filled: Path) -> None:
-    with EmbeddingStore(filled) as store, pytest.raises(StoreError, match=r"answers with 32 numbers.*have 24"):
+    with EmbeddingStore(filled) as store, pytest.raises(StoreError, match=r"embeddings have 32 numbers.*have 24"):
         store.register(Facts(dim=32))
 
 
@@ -238,7 +238,7 @@ def test_a_flipped_bit_is_noticed_and_repair_drops_only_that_row(filled: Path) -
     keys = some_keys(50)
     with EmbeddingStore(filled) as store:
         assert store.get(ONE.fingerprint, keys[:17]).shape == (17, DIM)
-        with pytest.raises(StoreError, match=rf"1 of 50 answers .* checksum \(first: key {keys[17].hex()}\).*repair"):
+        with pytest.raises(StoreError, match=rf"1 of 50 embeddings .* checksum \(first: key {keys[17].hex()}"):
             store.get(ONE.fingerprint, keys)
         assert store.repair() == 1
         assert store.known(ONE.fingerprint, keys).tolist() == [i != 17 for i in range(50)]

@@ -147,8 +147,8 @@ class Odd(Stub):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.nan, "stub:m: 1 of [0-9]+ answers are not finite .* nothing of this batch was kept: check the teacher"),
-        (0.0, "stub:m: 1 of [0-9]+ answers are zero .* nothing of this batch was kept: check the teacher"),
+        (np.nan, "stub:m: 1 of [0-9]+ embeddings are not finite .* nothing of this batch was saved: check the teacher"),
+        (0.0, "stub:m: 1 of [0-9]+ embeddings are zero .* nothing of this batch was saved: check the teacher"),
     ],
 )
 def test_answers_that_are_no_embeddings(
@@ -172,7 +172,7 @@ def test_a_teacher_of_another_dimension_than_its_answers_in_the_store(
         "vl2v.embeddings.teaching.open_teacher", lambda spec, **options: Odd(lambda rows: rows[:, :8], 8)
     )
     given["data"]["target"] = []  # more to ask
-    with refused(StoreError, "answers with 8 numbers, its answers here have 16: give it a store of its own"):
+    with refused(StoreError, "embeddings have 8 numbers, those here have 16: give it a store of its own"):
         vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
 
 

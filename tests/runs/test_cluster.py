@@ -36,7 +36,7 @@ def calm(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
 def answers(path: Path) -> dict[bytes, np.ndarray]:
     with EmbeddingStore(path, read_only=True) as store:
         (teacher,) = store.teachers()
-        keys = [key for rows in store._answered(teacher.fingerprint) for key, _ in rows]
+        keys = [key for rows in store._saved(teacher.fingerprint) for key, *_ in rows]
         return dict(zip(keys, store.get(teacher.fingerprint, keys), strict=True))
 
 

@@ -109,12 +109,12 @@ def test_what_the_common_store_knows_is_not_bought_again(
         (teacher,) = other.teachers()
         taken = {question.asked_at for question in one.queries()} & {q.asked_at for q in other.queries()}
         assert len(taken) == (0 if changed else len(one.queries()))
-    told = next(what for what in said if "taken over" in what)
+    told = next(what for what in said if "copied" in what)
     if changed:
-        assert told.startswith("nothing is taken over") and "of another model" in told
+        assert told.startswith("nothing is copied") and "of another model" in told
         assert vendor.meter.sold("client") > 2 * bought - 4
     else:
-        assert told == f"taken over from {tmp_path / 'store'}: 75 answers of {teacher.name}"
+        assert told == f"copied from {tmp_path / 'store'}: 75 embeddings of {teacher.name}"
         assert vendor.meter.sold("client") == bought + 3  # whether it answers as before, and sees images
 
 

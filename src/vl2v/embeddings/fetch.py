@@ -82,7 +82,8 @@ def fetch(plan: Plan, store: EmbeddingStore, teacher: Teacher, progress: Progres
     for queries, images in _one_ahead(_chunks(plan)):
         vectors = _checked(teacher, teacher.embed_images(images), len(images))
         keys = [image_key(plan.contents[index], names[view]) for index, view in queries]
-        store.put(teacher.fingerprint, keys, vectors, kind="image")
+        of_views = [names[view] for _, view in queries]
+        store.put(teacher.fingerprint, keys, vectors, kind="image", views=of_views)
         done += len(queries)
         progress(task, done, plan.queries, "")
     return []
@@ -156,16 +157,17 @@ def _buy(plan: Plan, store: EmbeddingStore, teacher: PaidTeacher, progress: Prog
     for count in _buy_texts(store, teacher, plan.pending_texts):
         done += count
         progress(task, done, plan.queries, "")
-    names, keys, paths = plan.views.names, [], []
+    names, keys, paths, of_views = plan.views.names, [], [], []
 
     def images() -> Iterator[EncodedImage]:
         for (index, view), image in _encoded(plan):
             keys.append(image_key(plan.contents[index], names[view]))
             paths.append(image.name)
+            of_views.append(names[view])
             yield image
 
     refusals = []
-    for outcome in _saved(store, teacher, "image", keys, images()):
+    for outcome in _saved(store, teacher, "image", keys, images(), of_views):
         if isinstance(outcome, int):
             done += outcome
         else:
@@ -189,6 +191,7 @@ def _saved(
     kind: Kind,
     keys: Sequence[bytes],
     items: Iterator[EncodedImage] | Sequence[str],
+    views: Sequence[str] = (),
 ) -> Iterator[int | Refused]:
     """Query all items and save the embeddings; yield how many of a reply were saved, or what is refused."""
     from vl2v.teachers.paid.teacher import Refused
@@ -198,7 +201,8 @@ def _saved(
             yield answer
             continue
         vectors = _checked(teacher, answer.vectors, len(answer.positions))
-        store.put(teacher.fingerprint, [keys[i] for i in answer.positions], vectors, kind=kind)
+        of_views = [views[i] for i in answer.positions] if views else ()
+        store.put(teacher.fingerprint, [keys[i] for i in answer.positions], vectors, kind=kind, views=of_views)
         answer.settle()
         yield len(answer.positions)
 
@@ -316,7 +320,7 @@ def _unchanged(plan: Plan, index: int) -> bytes:
 def _checked(teacher: Teacher, vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:
     wrong = flaw(vectors, (count, teacher.dim))
     if wrong:
-        raise TeacherError(f"{teacher.name}: {wrong}; nothing of this batch was kept: check the teacher")
+        raise TeacherError(f"{teacher.name}: {wrong}; nothing of this batch was saved: check the teacher")
     return vectors
 
 

@@ -38,7 +38,7 @@ def summaries(store: EmbeddingStore) -> list[Summary]:
             billed = {entry.teacher for entry in ledger.entries()}
     found = []
     for teacher in store.teachers():
-        kinds = [kind for _, kind in store.keys(teacher.fingerprint)]
+        kinds = [kind for _, kind, _ in store.keys(teacher.fingerprint)]
         spec = canonical_spec(teacher.name)
         paid = spec in billed or spec.partition(":")[0] not in FREE
         found.append(Summary(teacher, kinds.count("image"), kinds.count("text"), paid))
@@ -103,13 +103,13 @@ def export(store: EmbeddingStore, file: Path, wanted: str | None = None, hashes:
     scale = "" if teacher.logit_scale is None else str(teacher.logit_scale)
     facts = {"teacher": teacher.name, "fingerprint": teacher.fingerprint, "logit_scale": scale}
     columns: dict[str, list[str]] = {
-        "key": [key.hex() for key, _ in rows],
-        "kind": [kind for _, kind in rows],
-        "sha256": [clean.get(key, "") for key, _ in rows],
-        "view": ["clean" if key in clean else "" for key, _ in rows],
+        "key": [key.hex() for key, _, _ in rows],
+        "kind": [kind for _, kind, _ in rows],
+        "sha256": [clean.get(key, "") for key, _, _ in rows],
+        "view": [view or ("clean" if key in clean else "") for key, _, view in rows],
     }
     if file.suffix == ".npz":
-        vectors = store.get(teacher.fingerprint, [key for key, _ in rows])
+        vectors = store.get(teacher.fingerprint, [key for key, _, _ in rows])
         arrays: dict[str, Any] = {name: np.array(values, np.str_) for name, values in columns.items()}
         arrays |= {name: np.array(value) for name, value in facts.items()}
         with replacing(file, StoreError) as temporary, temporary.open("wb") as stream:
@@ -122,7 +122,7 @@ def export(store: EmbeddingStore, file: Path, wanted: str | None = None, hashes:
     with replacing(file, StoreError) as temporary, parquet.ParquetWriter(temporary, schema) as writer:
         for start in range(0, len(rows), COPIED):
             part = slice(start, start + COPIED)
-            vectors = store.get(teacher.fingerprint, [key for key, _ in rows[part]])
+            vectors = store.get(teacher.fingerprint, [key for key, _, _ in rows[part]])
             cells = arrow.FixedSizeListArray.from_arrays(arrow.array(vectors.ravel()), teacher.dim)
             writer.write_table(arrow.table([*(v[part] for v in columns.values()), cells], schema=schema))
     return len(rows)

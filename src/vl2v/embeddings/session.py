@@ -170,18 +170,21 @@ class TeacherSession:
         return self.fetch(queries, self.store, self.teacher, progress)
 
     def other_sizes(self, queries: Plan) -> list[int]:
-        """Return the sizes, in pixels, of which the views are known that these questions want of another size.
+        """Return the sizes, in pixels, of which views are cached that these queries want of another size.
 
-        The store has the views' keys only; so every size is tried, with the first and the last image.
+        Looked up for the first and the last image. A store from before version 3 doesn't name its views: there, every
+        size is tried.
         """
         wanted = sorted({index for index, view in queries.pending if view})
-        sizes = [size for size in SIZES if size != self.views.size]
-        names = [replace(self.views, k=1, size=size).names[1] for size in sizes]
-        known = np.zeros(len(sizes), np.bool_)
-        for index in {wanted[0], wanted[-1]} if wanted else ():
-            keys = [image_key(queries.contents[index], name) for name in names]
-            known |= self.store.known(self.teacher.fingerprint, keys)
-        return [size for size, there in zip(sizes, known, strict=True) if there]
+        named = self.store.views()
+        sizes = []
+        for size in SIZES:
+            name = replace(self.views, k=1, size=size).names[1]
+            if size != self.views.size and (named is None or name in named):
+                keys = [image_key(queries.contents[index], name) for index in {*wanted[:1], *wanted[-1:]}]
+                if self.store.known(self.teacher.fingerprint, keys).any():
+                    sizes.append(size)
+        return sizes
 
     def cached(self, indices: Indices) -> NDArray[np.bool_]:
         """Return whether all views of each image are in the store: bool [n]."""

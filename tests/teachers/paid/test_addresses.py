@@ -123,7 +123,7 @@ def test_embeddings_bought_under_an_old_spelling_are_found(secret, vendor, tmp_p
     with EmbeddingStore(tmp_path) as store:
         store._sign(1)
         for number, key, vector in store._db.execute("SELECT id, key, vector FROM answers").fetchall():
-            crc = store_module_crc(Old.fingerprint, key, vector)
+            crc = store_modulecrc(Old.fingerprint, key, vector)
             store._db.execute("UPDATE answers SET crc = ? WHERE id = ?", (crc, number))
     with EmbeddingStore(tmp_path) as store:
         fetch_texts(store, teacher, ["a cat"])
@@ -139,10 +139,10 @@ def test_embeddings_bought_under_an_old_spelling_are_found(secret, vendor, tmp_p
         assert len(other.get(teacher.fingerprint, [text_key("a cat"), text_key("a dog")])) == 2
 
 
-def store_module_crc(fingerprint, key, vector):
-    from vl2v.embeddings.store import _crc
+def store_modulecrc(fingerprint, key, vector):
+    from vl2v.embeddings.schema import crc
 
-    return _crc(fingerprint, key, vector)
+    return crc(fingerprint, key, vector)
 
 
 @pytest.mark.parametrize(
