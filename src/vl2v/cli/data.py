@@ -88,8 +88,8 @@ def mistakes(
     """
     from vl2v.cli.show import progress_bars
     from vl2v.config import validate
-    from vl2v.embeddings.teaching import default_store
     from vl2v.runs.mistakes import find_mistakes
+    from vl2v.session import default_store
     from vl2v.table import Table
 
     run = validate(settings_of(config, pairs, {"data.path": path, "data.layout": layout}))

@@ -19,6 +19,7 @@ from vl2v.evaluation.mistakes import Suspect, suspects
 from vl2v.io import write_text
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import open_data, usable
+from vl2v.session import Session
 from vl2v.teachers.prompts import prompts_for
 
 HEAD = ("path", "class", "domain", "suggested", "probability", "probability_of_suggested")
@@ -79,7 +80,7 @@ def find_mistakes(
         DataError: fewer than two classes with labelled images.
         StoreError: no such teacher, no embeddings of these images, or none of these class prompts.
     """
-    dataset, found = usable(open_data(config.data), store, progress)
+    dataset, found = usable(open_data(config.data), Session(store, progress=progress))
     if not (store / FILE_NAME).is_file():
         raise StoreError(f"{store}: no embeddings in it; run `vl2v embed` first")
     sources = [name for name in dataset.labelled_domains if name not in config.data.target]
