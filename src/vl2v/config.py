@@ -25,6 +25,7 @@ LATER = {
     "teacher.fit": "own",
     "teacher.adapt": "off",
     "student.parent": None,
+    "data.unlabelled_domains": "auto",
     "train.head": "method",
 }  # settings that came later, as runs before them were trained
 
@@ -52,6 +53,10 @@ class DataConfig(Section):
     exclude: HomePath | None = Field(default=None, description="a list of files to leave out, one path a line")
     unlabelled: HomePath | list[HomePath] | None = Field(
         default=None, description="a folder of images without labels, or several"
+    )
+    unlabelled_domains: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        default="auto",
+        description="how many source domains the images without labels count as in a batch; auto: one for each folder",
     )
     holdout: float = Field(default=0.2, gt=0, lt=1, description="share of a source domain for validation")
     split_seed: int = Field(default=0, description="DomainBed's trial seed")

@@ -18,6 +18,8 @@ from vl2v.cli.app import app
 from vl2v.embeddings import EmbeddingStore
 from vl2v.errors import ConfigError, RunError
 from vl2v.runs.adapting import BEFORE, adapt
+from vl2v.runs.datasets import open_sources
+from vl2v.runs.settings import resolve
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -149,3 +151,20 @@ def test_the_command_prints_before_and_after(parents: Any, place: Path, store: P
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0
     assert "before" in done.stdout and "paint *" in done.stdout and "6 queries" in done.stdout
+
+
+@pytest.mark.parametrize(("domains", "groups"), [("auto", 2), (1, 1), (3, 3)])
+def test_images_without_labels_count_as_a_domain_for_each_folder_or_as_told(
+    shapes: Path, recording: Path, place: Path, tmp_path: Path, domains: Any, groups: int
+) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copy(shapes / "paint" / "cone" / "11.png", other)
+    settings = quick_settings(shapes, recording)
+    settings["data"] |= {"unlabelled": [str(place), str(other)], "unlabelled_domains": domains}
+    sources = open_sources(resolve(settings), tmp_path / "store")
+    unlabelled = sources.split.unlabelled
+    assert len(unlabelled) == 20 and len(sources.groups(unlabelled)) == 2 + groups
+    assert all(np.array_equal(group, unlabelled) for group in sources.groups(unlabelled)[2:])
+    run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+    assert run.finished

@@ -177,4 +177,4 @@ def _put(student: Student, fit: Fit) -> None:
 
 def _images(sources: Sources, answers: TeacherTargets) -> NDArray[np.int64]:
     """Return the images that something is learnt from (dataset indices, sorted)."""
-    return np.sort(np.concatenate(sources.groups(answers.answered(sources.split.unlabelled))))
+    return np.unique(np.concatenate(sources.groups(answers.answered(sources.split.unlabelled))))

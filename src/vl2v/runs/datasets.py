@@ -27,6 +27,7 @@ class Sources:
         dataset: with the classes that there is something to learn of.
         audit: of it.
         split: of it.
+        unlabelled_domains: how many domains the images without labels count as in a batch.
         others: the other classes, which a student knows by their texts alone: nothing is learnt from their names.
     """
 
@@ -34,6 +35,7 @@ class Sources:
     audit: Audit
     split: Split
     others: tuple[str, ...] = ()
+    unlabelled_domains: int = 1
 
     @property
     def with_others(self) -> DomainDataset:
@@ -41,10 +43,10 @@ class Sources:
         return self.dataset.of_classes(sorted((*self.dataset.classes, *self.others)))
 
     def groups(self, unlabelled: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Return the training images of each domain, and the unlabelled ones that are given as a last group."""
+        """Return the training images of each domain, then those without labels that are given, once for each domain."""
         domains = self.dataset.domain_ids[self.split.train]
         groups = [self.split.train[domains == domain] for domain in np.unique(domains)]
-        return [*groups, unlabelled] if len(unlabelled) else groups
+        return groups + [unlabelled] * self.unlabelled_domains if len(unlabelled) else groups
 
     @property
     def training(self) -> NDArray[np.int64]:
@@ -93,7 +95,14 @@ def open_sources(config: RunConfig, session: Session) -> Sources:
     split = leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed)
     there = {dataset.classes[label] for label in np.unique(dataset.labels) if label >= 0}
     names, others = (tuple(name for name in dataset.classes if (name in there) == own) for own in (True, False))
-    return Sources(dataset.of_classes(names), found, split, others)
+    return Sources(dataset.of_classes(names), found, split, others, _domains_of_unlabelled(data))
+
+
+def _domains_of_unlabelled(data: DataConfig) -> int:
+    """Return how many domains the images without labels count as: by default each folder of them is one."""
+    if data.unlabelled_domains != "auto":
+        return data.unlabelled_domains
+    return len(data.unlabelled) if isinstance(data.unlabelled, list) and data.unlabelled else 1
 
 
 def open_everything(config: RunConfig, session: Session) -> Sources:

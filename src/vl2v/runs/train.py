@@ -416,7 +416,7 @@ class _Work:
 
     def _feature_batches(self, sampler: DomainBalancedSampler) -> FeatureBatches:
         """Pass the images (with K views: each view of each) through the frozen backbone once."""
-        images = np.sort(np.concatenate(sampler.groups))
+        images = np.unique(np.concatenate(sampler.groups))
         contents = self.sources.audit.sha256
         views: list[Rendering | None] = [(self.views, contents, 1 + k) for k in range(self.views.k)] or [None]
         table = torch.zeros(len(self.sources.dataset), len(views), 0)
