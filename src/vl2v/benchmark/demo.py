@@ -17,7 +17,7 @@ from vl2v.runs.evaluate import evaluate
 METHODS = ("erm", "kd", "adip")
 TARGET = "outline"
 
-# The same steps and batches for all; the learning rates are those that source validation chose (docs/findings.md).
+# The same steps and batches for all; the learning rates are those that source validation chose (docs/trials.md).
 _STEPS = 450
 _LR = {"erm": 3e-4, "kd": 3e-4, "adip": 1e-3}
 _LAST_STAGE = {"erm": "finetune", "kd": "distill", "adip": "distill"}

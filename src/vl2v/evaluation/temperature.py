@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SOFTNESS = 0.75  # what a temperature of 4 gives seven classes and a logit scale of 20: chosen there (docs/findings.md)
+SOFTNESS = 0.75  # what a temperature of 4 gives seven classes and a logit scale of 20: chosen there (docs/trials.md)
 SAMPLE = 4096  # images; more tell nothing else
 COLDEST, HOTTEST = 1e-4, 10.0  # times the logit scale
 

@@ -7,7 +7,7 @@ knows the domains is followed further than one that doesn't. And what Align had 
 all given up: the backbone ends where source validation is best, halfway, three quarters of the way or all the way from
 the pretrained one to the distilled one (as WiSE-FT does between zero-shot and fine-tuned weights, Wortsman et al., CVPR
 2022). Distill has moved the features away from those that P was fitted to: so P is fitted once more, in closed form.
-Ours; see docs/findings.md.
+Ours; see docs/trials.md.
 """
 
 from __future__ import annotations
