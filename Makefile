@@ -24,10 +24,13 @@ docs: .setup
 	$(BIN)/mkdocs build --strict
 
 .setup: pyproject.toml requirements.lock
-	$(PYTHON) -m venv .venv
-	$(PIP) --no-deps --require-hashes --requirement requirements.lock
-	$(PIP) --no-build-isolation --editable '.[dev]'
-	touch .setup
+	@echo "1/3 making a virtual environment in .venv"
+	@$(PYTHON) -m venv .venv
+	@echo "2/3 installing the packages of requirements.lock (a few minutes)"
+	@$(PIP) --no-deps --require-hashes --requirement requirements.lock
+	@echo "3/3 installing vl2v"
+	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@touch .setup
 
 # The newest of everything that pyproject.toml allows, for all platforms, each file by its hash.
 lock: .setup

@@ -47,6 +47,8 @@ def test_three_students_and_their_teacher_are_compared(few: Path, capfd: pytest.
     rows = {cells[1].strip(): cells[2:4] for line in told.stdout.splitlines() if len(cells := line.split("│")) == 5}
     for name, row in results.items():
         assert [cell.strip() for cell in rows[name]] == [f"{100 * row[role]:.1f}" for role in ("seen", "unseen")]
+    lead = {name: 100 * (results["adip"]["unseen"] - results[name]["unseen"]) for name in ("kd", "erm")}
+    assert f"adip is {lead['kd']:+.1f} points against kd and {lead['erm']:+.1f} against erm" in told.stdout
     for name in ("accuracy.png", "answers.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 100

@@ -40,11 +40,28 @@ class Demo:
         teacher = {name: row for name, row in table.items() if name not in METHODS}
         return teacher | {method: table[method] for method in METHODS}
 
+    @property
+    def folders(self) -> list[Path]:
+        """The run folders."""
+        return [run.folder for run in self.runs.values()]
+
+    def conclusion(self, target: str) -> list[str]:
+        """Return what was shown, in a few lines."""
+        shares = {method: self.evaluations[method].mean(role="unseen") for method in METHODS}
+        if any(share is None for share in shares.values()):
+            return []
+        erm, kd, adip = (100 * (share or 0) for share in shares.values())
+        return [
+            f"shown: on {target}, which no student was trained on, adip is {adip - kd:+.1f} points against kd and "
+            f"{adip - erm:+.1f} against erm;",
+            f"one seed and {_STEPS:,} steps, which is short: intervals and longer runs are in docs/findings.md",
+        ]
+
 
 def run_demo(out: Path, *, target: str = TARGET, progress: Progress = silent) -> Demo:
     """Train ERM, KD and ADiP students of the tiny VLM on IconDG, one drawing style left out, and compare them.
 
-    Everything is in `out`, the store of the teacher's answers, too; what is finished there isn't done again.
+    Everything is in `out`, including the embedding store; what is finished there isn't repeated.
 
     Args:
         out: a folder for the three run folders, the store and `results.json`.
@@ -56,7 +73,7 @@ def run_demo(out: Path, *, target: str = TARGET, progress: Progress = silent) ->
         method: distill(settings(method, target), out / method, store=store, progress=_of(method, progress))
         for method in METHODS
     }
-    # Training is over: now the teacher may be asked about the unseen style, for its own row in the table.
+    # Training is over: now the teacher may be queried about the unseen style, for its own row in the table.
     embed({**settings("adip", target), "data": {"path": icondg()}}, store=store, progress=progress)
     again = {"adip": evaluate(runs["adip"], store=store, progress=progress)}
     evaluations = {method: again.get(method) or run.evaluation for method, run in runs.items()}

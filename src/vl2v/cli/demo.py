@@ -35,5 +35,6 @@ def demo(
     Table(["", "styles seen (validation)", "unseen style"], rows, title=title).print()
     accuracy_bars(results, out / "accuracy.png")
     answer_grid(found.runs, target, out / "answers.png")
-    say(f"images: {out / 'accuracy.png'}, {out / 'answers.png'}; the students: {out}/adip and its like")
+    say(f"figures: {out / 'accuracy.png'}, {out / 'answers.png'}; students: {', '.join(map(str, found.folders))}")
+    say(*found.conclusion(target))
     typer.echo(_NEXT)

@@ -1,5 +1,6 @@
 """`vl2v embed`, `vl2v distill`, `vl2v config`: from images and a teacher to a student."""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -156,6 +157,9 @@ def distill(
         typer.Option(help="Plan the run to take this long; without a GPU 20, unless steps or image size are set."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")] = False,
+    log: Annotated[
+        str | None, typer.Option(help="Also send metrics to wandb, mlflow, trackio or tensorboard (extras).")
+    ] = None,
     preset: Preset = "default",
     config: ConfigFile = None,
     pairs: Set = None,
@@ -189,7 +193,12 @@ def distill(
             plan = plan_run(settings, **common, progress=progress)
         say(*plan.summary())
         return
-    with progress_bars() as bars, run_log(out, bars) as progress:
+    with ExitStack() as stack:
+        progress = stack.enter_context(run_log(out, stack.enter_context(progress_bars())))
+        if log is not None and not rank():
+            from vl2v.training.trackers import tracking
+
+            common["on_metrics"] = stack.enter_context(tracking(log, out))
         run = train(settings, out, on_plan=lambda plan: say(*plan.summary()), **common, progress=progress)
         if rank():
             return

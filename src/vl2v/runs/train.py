@@ -68,6 +68,7 @@ def distill(
     shared_cache: Path | None = None,
     minutes: Minutes = "auto",
     on_plan: Callable[[RunPlan], None] | None = None,
+    on_metrics: Callable[[dict[str, Any]], None] | None = None,
     progress: Progress = silent,
 ) -> Run:
     """Train a student as the settings say, or finish a run that was interrupted.
@@ -82,6 +83,7 @@ def distill(
         minutes: what the run has to fit in; "auto": 20 where there is no GPU and the settings give neither steps nor
             image size; None: the settings as they are.
         on_plan: called with the plan of a run that hasn't begun.
+        on_metrics: called with each row of `metrics.jsonl`: stage, step, every loss term, lr, seconds, validation.
         progress: called with the progress.
 
     Returns:
@@ -107,6 +109,7 @@ def distill(
             if on_plan is not None:
                 on_plan(plan)
         trainer = _new_trainer(out, config, session.progress)
+        trainer.log.on_metrics = None if rank() else on_metrics
         run, finished = from_first(trainer.fabric, lambda: _opened(out, config, session))
         if plan is not None:
             plan.save(out)

@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from vl2v.errors import RunError, need_extra, writing
 from vl2v.io import write_text
-
-Row = dict[str, Any]
+from vl2v.training.trackers import TRACKERS, Log, OnMetrics, Row, send
 
 
 class MetricsLog:
@@ -20,6 +18,9 @@ class MetricsLog:
         folder: the run folder.
         tensorboard: write event files to `tensorboard/`, too.
 
+    Attributes:
+        on_metrics: is called with every row, too.
+
     Raises:
         MissingExtra: TensorBoard is wanted and not installed.
     """
@@ -27,15 +28,14 @@ class MetricsLog:
     def __init__(self, folder: Path, *, tensorboard: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
         self.tensorboard = tensorboard
+        self.on_metrics: OnMetrics | None = None
         if tensorboard:
             need_extra("tensorboard", "tensorboard")
 
     @cached_property
-    def _writer(self) -> Any:
+    def _tensorboard(self) -> Log:
         """Made with the first row: a folder that holds anything before is no new run's."""
-        from torch.utils.tensorboard import SummaryWriter
-
-        return SummaryWriter(str(self.path.parent / "tensorboard"))
+        return TRACKERS["tensorboard"](self.path.parent)[0]
 
     def rewind(self, done: list[str], stage: str, step: int) -> None:
         """Drop the rows that came after the checkpoint at `step` of `stage`; `done` stages are before it."""
@@ -55,10 +55,9 @@ class MetricsLog:
         with writing(self.path, RunError), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
         if self.tensorboard:
-            for key, value in row.items():
-                if isinstance(value, float):
-                    self._writer.add_scalar(f"{row['stage']}/{key}", value, row["step"])
-            self._writer.flush()
+            send(row, self._tensorboard)
+        if self.on_metrics is not None:
+            self.on_metrics(row)
 
     def rows(self) -> list[Row]:
         """Return all rows; a last line that was cut off by a crash is left out."""
