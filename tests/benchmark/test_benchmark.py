@@ -831,7 +831,7 @@ def test_status_counts_nothing_that_no_command_waits_for(calm: WorkList, grid: G
     plan(replace(grid, steps=4), work.folder)  # asked for, then given up:
     plan(grid, work.folder)
     told = CliRunner().invoke(app, ["benchmark", "status", str(work.folder)]).stdout
-    assert "6 jobs: 6 done, 0 running, 0 failed, 0 waiting" in told and "besides, 4 jobs of other settings" in told
+    assert "6 jobs: 6 done, 0 running, 0 failed, 0 waiting" in told and "4 more jobs have other settings" in told
 
 
 def test_results_of_older_code_are_done_again_and_not_shown(
