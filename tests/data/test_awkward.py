@@ -280,7 +280,7 @@ def test_addresses_in_place_of_paths_are_said_to_be_some(tmp_path: Path) -> None
     assert "3 files set aside: an address, not a file" in report(open_dataset(manifest(tmp_path, mixed)))
 
 
-@pytest.mark.parametrize("address", ["https://example.com/data", "s3://bucket/data", "gs://bucket/m.csv", "hf://x/y"])
+@pytest.mark.parametrize("address", ["https://example.com/data", "s3://bucket/data", "gs://bucket/m.csv", "az://x/y"])
 def test_an_address_in_place_of_a_folder_is_said_to_be_one(address: str) -> None:
     """Every trainer's tracker has this one: a bucket given as a folder."""
     with pytest.raises(DataError, match="an address; download"):

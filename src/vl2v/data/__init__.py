@@ -6,6 +6,7 @@ from vl2v.data.dataset import DomainDataset, Excluded
 from vl2v.data.decoding import ImageError, decode, image_size
 from vl2v.data.inspection import Inspection, inspect
 from vl2v.data.layouts import open_dataset
+from vl2v.data.objects import write_dataset
 from vl2v.data.splits import Split, domainbed_split, in_split, leave_out, seed_hash
 
 __all__ = [
@@ -27,4 +28,5 @@ __all__ = [
     "open_dataset",
     "seed_hash",
     "set_aside",
+    "write_dataset",
 ]

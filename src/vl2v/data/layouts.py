@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
 from vl2v.data.files import SUFFIXES, image_files, one_form
 from vl2v.data.manifest import Row, read_manifest, without_listed
+from vl2v.data.objects import HUB, ONE_DOMAIN, hub_dataset
 from vl2v.data.samples import icondg
 from vl2v.errors import DataError
 from vl2v.names import check_name
@@ -26,7 +27,6 @@ from vl2v.names import check_name
 SAMPLE = Path("icondg")
 LAYOUTS = ("auto", "domains", "classes", "manifest")
 DOMAINBED = ("pacs", "vlcs", "officehome", "terraincognita", "domainnet")
-ONE_DOMAIN = "all"
 _SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"))
 _OF_SPLITS = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs", "split", "files"))
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
@@ -44,10 +44,10 @@ def open_dataset(
     """Return the images of a folder or a manifest, in ImageFolder's order.
 
     Args:
-        path: a folder, "icondg" (the sample that comes in the package, unless there is a folder of that name), or a
-            CSV or Parquet file with the columns path, class, domain (or what COLUMNS has for them)
-            and maybe split and sha256 (of the file's bytes, in hexadecimal; the file isn't looked at before it is
-            read then).
+        path: a folder, "icondg" (the sample that comes in the package, unless there is a folder of that name),
+            "hf:NAME[@SPLIT]" (a dataset of the Hugging Face hub), or a CSV or Parquet file with the columns path,
+            class, domain (or what COLUMNS has for them) and maybe split and sha256 (of the file's bytes, in
+            hexadecimal; the file isn't read before it is needed then).
         layout: "domains" (domain/class/image), "classes" (class/image), "manifest", or "auto": what most images
             are at. Images in deeper folders are set aside by "auto"; else they are of the class they are under.
         exclude: a text or CSV file with one relative path a line, for example DomainNet's list of duplicates.
@@ -57,6 +57,8 @@ def open_dataset(
     Raises:
         DataError: nothing there that can be used; the message says what was expected.
     """
+    if str(path).startswith(HUB):
+        path = hub_dataset(str(path))
     path = Path(path)
     if layout not in LAYOUTS:
         raise DataError(f"layout {layout!r}: there are {', '.join(LAYOUTS)}")
