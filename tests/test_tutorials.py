@@ -86,7 +86,7 @@ def test_own_folder_to_phone(followed: Followed) -> None:
 def test_a_rented_api_on_five_dollars(followed: Followed) -> None:
     folder, page = followed["rented"]
     printed = page.result()
-    (spent,) = re.findall(r"in all: ([\d.]+) USD", printed)
+    (spent,) = re.findall(r"total: ([\d.]+) USD", printed)
     assert 0 < float(spent) <= 5
     _, bill = printed.split("queries to teachers")
     assert "vl2v embed" in bill and "runs/rented" not in bill

@@ -49,7 +49,7 @@ def test_teachers_that_cost_nothing_are_on_it_and_runs_are_told_apart(
         ("text", "2", "20", "reserved"),
     ]
     table = bill().stdout
-    assert "free" in table and "recorded:shapes-teacher" in table and "in all: 0.00038 EUR" in table
+    assert "free" in table and "recorded:shapes-teacher" in table and "total: 0.00038 EUR" in table
     unknown = bill(tmp_path / "gome")
     assert unknown.returncode == 2
     assert "no such run folder, and none of this name asked a paid teacher" in unknown.stderr

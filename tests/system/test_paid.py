@@ -88,7 +88,7 @@ def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> Non
     asked = [(row["kind"], row["count"], row["micro"]) for row in rows]
     assert asked == [(kind, "1", str(PRICE)) for kind in ("text", "image", "text")], "the canaries and the zebra"
     table = command("bill").stdout
-    assert "answered" in table and "in all: 0.00166 USD" in table
+    assert "answered" in table and "total: 0.00166 USD" in table
 
 
 @pytest.mark.parametrize("changed", [False, True])
