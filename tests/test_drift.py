@@ -113,6 +113,27 @@ def test_a_class_that_was_added_later_and_a_single_domain_are_no_drift() -> None
     assert not told(images._replace(best=["new" if i % 50 == 0 else b for i, b in enumerate(images.best)]), known).alarm
 
 
+def test_a_small_reference_is_called_too_small_where_it_finds_nothing() -> None:
+    rng = np.random.default_rng(7)
+    few, enough = card(rng, 51), card(rng, 300)
+    near, far = (drawn(rng, DOMAINS["art"] + 3 * away * ELSEWHERE, np.ones(54), 400) for away in (0, 1))
+    silent = told(near, few)
+    assert not silent.alarm and silent.verdict().startswith("too few reference images to tell (51 of ")
+    assert told(far, few).alarm and "drift: look" in told(far, few).verdict()
+    assert told(near, enough).wanted == 0 and "no alarm" in told(near, enough).verdict()
+
+
+def test_repeated_images_count_once() -> None:
+    rng = np.random.default_rng(8)
+    known, images = card(rng, 300), drawn(rng, 9 * ELSEWHERE, np.ones(54), 60)
+    again = Images(np.repeat(images.rows[:29], 50, 0), images.best[:29] * 50, np.repeat(images.sure[:29], 50))
+    again = again._replace(best=[best for best in images.best[:29] for _ in range(50)])
+    assert told(again, known).verdict() == "too few images to tell (29 of 30)"
+    twice = Images(np.tile(images.rows, (2, 1)), images.best * 2, np.tile(images.sure, 2))
+    once = told(images, known)
+    assert (told(twice, known).images, told(twice, known).distance) == (once.images, once.distance) and once.alarm
+
+
 def test_too_little_tells_nothing() -> None:
     rng = np.random.default_rng(5)
     few = told(drawn(rng, 9 * ELSEWHERE, np.ones(54), 29), card(rng, 300))

@@ -32,6 +32,9 @@ def export(
         str | None,
         typer.Option(help="inside (default of onnx): images of any size in, probabilities out; or outside: pixels."),
     ] = None,
+    layout: Annotated[
+        str, typer.Option(help="Layout: file, or triton, a folder of a model repository (--out models/NAME).")
+    ] = "file",
     target_latency: Annotated[
         str | None, typer.Option(help="Maximum latency for one image on this machine, such as 10ms.")
     ] = None,
@@ -45,6 +48,7 @@ def export(
     from vl2v.errors import ConfigError
     from vl2v.export import Target, TargetMissed, choose_export, export_student
     from vl2v.export.student import default_name
+    from vl2v.export.triton import model_file, write_config
     from vl2v.runs import Run
 
     target = Target(
@@ -78,6 +82,13 @@ def export(
     if len(runs) > 1 or len(sizes) > 1:
         raise ConfigError("several runs or sizes: add --target-latency or --target-size to choose between them")
     run, size = Run(runs[0]), sizes[0] if sizes else None
+    if layout == "triton":
+        if kind != "onnx" or preprocess == "inside":
+            raise ConfigError("--layout triton: takes batches of pixels, so only --format onnx --preprocess outside")
+        folder, preprocess = out or run.folder / "models" / "student", "outside"
+        out = model_file(folder)
+    elif layout != "file":
+        raise ConfigError(f"--layout {layout}: there are file and triton")
     with progress_bars() as progress:
         path = out or run.folder / default_name(kind, int8=bool(int8))
         made = export_student(
@@ -91,6 +102,8 @@ def export(
             store=store,
             progress=progress,
         )
+    if layout == "triton":
+        write_config(folder)
     say(f"{path}: {size_of(path) / 1e6:.1f} MB; {made.summary()}")
 
 

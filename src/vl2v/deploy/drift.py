@@ -1,10 +1,10 @@
-"""Whether live traffic still looks like what a student learned from, whichever of its classes come.
+"""Drift: whether live images still look like the training domains, whatever their mix of classes.
 
-Which classes come, and from which of the training domains, moves the mean of what a network gives, and isn't drift. So
-an image is compared with those that got the same best class, and what remains is held against the nearest mixture of
-domains: Hotelling's two-sample test (Annals of Mathematical Statistics 1931), once on the directions in which images
-differ most and once on the confidence. A class that the reference has few images of is known badly, and its mean is
-drawn to that of all (an empirical Bayes estimate); what that and the finite reference account for is in the variance.
+The mix of classes, and of training domains, moves the mean of a network's outputs, and isn't drift. So images are
+compared with the reference's images of the same predicted class, and the remaining difference with the nearest mixture
+of domains: Hotelling's two-sample test (Annals of Mathematical Statistics 1931), once on the directions in which images
+vary most and once on the confidence. The mean of a class with few reference images is shrunk to the mean of all (an
+empirical Bayes estimate). The variance includes both samples' errors and that of the shrinkage.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-VERSION = 2  # of what a card has; 1 had no version
-FEWEST = 30  # images; with fewer nothing is said
-WINDOW = 1000  # the latest images that are compared
-POINTS = 0.05  # that the share of "unknown" may rise by before it is mentioned
+VERSION = 2  # of the reference in a card; 1 had no version
+FEWEST = 30  # distinct live images; fewer are not compared
+ENOUGH = 200  # reference images beside one a class; with fewer only gross changes are found (docs/monitoring.md)
+WINDOW = 1000  # the latest images, which are compared
+POINTS = 0.05  # rise of the share of "unknown" that is mentioned
 
-LEVEL = 0.99  # of each of the two tests
+LEVEL, STRICT = 0.95, 0.99  # nominal, of each of the two tests; strict with few reference images. docs/monitoring.md
 MOST = 24  # directions
-EACH = 8  # degrees of freedom a direction takes
-KEPT = 48  # directions of the reference's scatter that a card has
-CONFUSED = 0.05  # variance of a class's mean that comes of the other classes among it, as a share of an image's
+EACH = 8  # degrees of freedom per direction
+KEPT = 48  # directions of the reference's scatter in a card
+CONFUSED = 0.05  # variance of a predicted class's mean due to the other true classes in it, in units of an image's
 STEPS = 500  # of the search for the nearest mixture
-DRAWS = 40_000  # that the limit of chance is taken of
+DRAWS = 40_000  # for the quantile of Hotelling's statistic
 TINY = 1e-12
 
 Rows = NDArray[np.float32]
@@ -39,17 +40,18 @@ Floats = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Drift:
-    """Live traffic against the training domains.
+    """Live images against the training domains.
 
     Attributes:
-        images: how many were compared.
-        distance: how far they are from the nearest mixture of the training domains' images of the same classes, where
-            from 1 it isn't chance; None where there are too few of them.
-        nearest: the training domain that has most of that mixture.
-        unknown: share of them with the prediction "unknown".
-        expected: that share on the training domains' validation images, if the same classes came.
-        of: how many these were.
+        images: how many were compared; repeated images count once.
+        distance: from the nearest mixture of the training domains, class by class, in units of what chance explains: 1
+            and more is an alarm. None where it can't be computed.
+        nearest: the training domain with the largest share of that mixture.
+        unknown: share of the prediction "unknown".
+        expected: that share on the reference, for the same mix of classes.
+        of: reference images: of the training domains' validation split.
         alarm: whether it is drift.
+        wanted: reference images that finding small changes takes; 0 if there are enough.
     """
 
     images: int
@@ -59,9 +61,12 @@ class Drift:
     expected: float
     of: int
     alarm: bool = False
+    wanted: int = 0
 
     def verdict(self) -> str:
         """Return a sentence for people."""
+        if self.wanted and not self.alarm and self.images >= FEWEST:
+            return f"too few reference images to tell ({self.of} of {self.wanted}): only gross changes would be found"
         if self.images < FEWEST:
             return f"too few images to tell ({self.images} of {FEWEST})"
         if self.distance is None:
@@ -76,12 +81,12 @@ class Drift:
 
 
 def reference(outputs: Mapping[str, tuple[Rows, Sequence[str], Sequence[float]]], unknown: Sequence[bool]) -> Any:
-    """Return what an export's card has of the training domains, JSON types only.
+    """Return the reference that goes into an export's card, JSON types only.
 
     Args:
-        outputs: domain -> what the network gave for its validation images [n, d], the best class of each, and that
-            one's probability.
-        unknown: of all of them, in this order, whether the prediction was "unknown".
+        outputs: domain -> the network's outputs for its validation images [n, d], their best classes, and the
+            probabilities of these.
+        unknown: whether the prediction was "unknown", for all of them in this order.
     """
     best = np.array([label for _, labels, _ in outputs.values() for label in labels])
     domain = np.repeat(np.arange(len(outputs)), [len(labels) for _, labels, _ in outputs.values()])
@@ -123,13 +128,13 @@ def reference(outputs: Mapping[str, tuple[Rows, Sequence[str], Sequence[float]]]
 
 
 def drift(rows: Rows, best: Sequence[str], sure: Sequence[float], unknown: float, card: Mapping[str, Any]) -> Drift:
-    """Return how far live traffic is from the training domains.
+    """Compare live images with the training domains.
 
     Args:
-        rows: what the network gave for live images [n, d].
+        rows: the network's outputs for live images [n, d].
         best: the best class of each.
         sure: its probability.
-        unknown: share of them with the prediction "unknown".
+        unknown: share of the prediction "unknown".
         card: from `reference`, of this version or the first.
     """
     if card.get("version", 1) < VERSION:
@@ -141,14 +146,19 @@ def drift(rows: Rows, best: Sequence[str], sure: Sequence[float], unknown: float
     missed = [(each["unknown"] + card["unknown"]) / (each["images"] + 1) for each in seen]
     expected = float(np.array(missed)[number].mean()) if len(number) else card["unknown"]
     shares = (unknown, expected, card["images"])
-    if len(rows) < FEWEST:
-        return Drift(len(rows), None, None, *shares)
+    if not len(rows):
+        return Drift(0, None, None, *shares)
+    wanted = len(known) + ENOUGH
+    level = LEVEL if card["images"] >= wanted else STRICT
     points = _points(rows, sure, card["scale"]) - _unpacked(card["mean"])
+    _, once = np.unique(points.round(2), axis=0, return_index=True)  # an image that comes again tells nothing new
+    points, number = points[once], number[once]
+    if len(points) < FEWEST:
+        return Drift(len(points), None, None, *shares)
     counts = np.bincount(number, minlength=len(numbers))
     left = points - (_sums(points, number, len(numbers)) / np.maximum(counts, 1)[:, None])[number]
-    live = _distinct(points)
-    freedom = int(max(live - (counts > 0).sum(), 0) + max(card["images"] - len(known), 0))
-    scatter = (left.T @ left * (live / len(points)) + _scatter(card)) / max(freedom, 1)
+    freedom = int(len(points) - (counts > 0).sum() + max(card["images"] - len(known), 0))
+    scatter = (left.T @ left + _scatter(card)) / max(freedom, 1)
     variances, axes = np.linalg.eigh(scatter)
     most = max(1, min(MOST, freedom // EACH, len(axes)))
     confidence = np.zeros((len(axes), 1))
@@ -157,12 +167,13 @@ def drift(rows: Rows, best: Sequence[str], sure: Sequence[float], unknown: float
     of = np.array([each["images"] for each in seen])
     whitened = (axes[:, -most:] / np.sqrt(np.maximum(variances[-most:], TINY)), confidence)
     tests = [
-        _test(card, points.mean(0) @ axis, counts / len(points), means @ axis, of, axis, live, freedom)
+        _test(card, points.mean(0) @ axis, counts / len(points), means @ axis, of, axis, len(points), freedom, level)
         for axis in whitened
     ]
     (distance, weights), (unsure, _) = tests
     distance = math.sqrt(max(distance, unsure))
-    return Drift(len(rows), distance, list(card["domains"])[int(weights.argmax())], *shares, alarm=distance >= 1)
+    nearest = list(card["domains"])[int(weights.argmax())]
+    return Drift(len(points), distance, nearest, *shares, distance >= 1, 0 if card["images"] >= wanted else wanted)
 
 
 def _test(
@@ -172,53 +183,50 @@ def _test(
     means: Floats,
     counts: NDArray[np.int64],
     axis: Floats,
-    live: float,
+    live: int,
     freedom: int,
+    level: float,
 ) -> tuple[float, Floats]:
-    """Return Hotelling's statistic, where chance stays below 1, and the weights of the domains.
+    """Return Hotelling's statistic over its quantile, and the weights of the domains.
 
     Args:
         card: from `reference`.
-        mean: of live traffic [k], in whitened coordinates: the variance within a class is 1 in each.
-        shares: of its classes [C].
-        means: of the reference's images of each [C, k].
-        counts: how many these were [C].
+        mean: of live images [k], in whitened coordinates: the variance within a class is 1 in each.
+        shares: of the predicted classes [C].
+        means: of the reference's images of each class [C, k].
+        counts: of these [C].
         axis: the directions [D, k].
-        live: how many images came, repeated ones not counted.
-        freedom: that the variance was estimated with.
+        live: number of live images.
+        freedom: degrees of freedom of the variance.
+        level: of the quantile.
     """
     size, total = len(mean), card["images"]
     spread = float((counts @ means**2).sum() + (_scatter(card) @ axis * axis).sum()) / max(total - 1, 1) / size
-    prior = 1 / max(spread - 1, 0.05)  # images that what is known of all classes is worth to each
+    prior = 1 / max(spread - 1, 0.05)  # weight of the mean of all classes, in images
     weight = counts + prior
     offsets = np.stack([_unpacked(each["mean"]) for each in card["domains"].values()]) @ axis
     of = np.array([each["images"] for each in card["domains"].values()])
-    centre = spread * float((counts / total) @ (counts / total))  # variance of the mean that these are drawn to
+    centre = spread * float((counts / total) @ (counts / total))  # variance of the mean of all classes
     apart = mean - (shares * counts / weight) @ means
     variance = 1 / live + shares**2 @ (1 / weight + CONFUSED) + (shares @ (prior / weight)) ** 2 * centre
     weights = _mixture(offsets, apart)
     rest = apart - weights @ offsets
-    return float(rest @ rest) / (variance + float(weights**2 @ (1 / of))) / _limit(size, freedom), weights
+    other = weights - of / of.sum()  # at the reference's own shares, the error of its domains is that of its mean
+    return float(rest @ rest) / (variance + float(other**2 @ (1 / of))) / _limit(size, freedom, level), weights
 
 
 @cache
-def _limit(size: int, freedom: int) -> float:
-    """Return what chance exceeds in one case of a hundred: Hotelling's T^2, from draws of its two chi-squares."""
+def _limit(size: int, freedom: int, level: float) -> float:
+    """Return a quantile of Hotelling's T^2, from draws of its two chi-squares."""
     rng, rest = np.random.default_rng(0), max(freedom - size + 1, 1)
     draws = rng.chisquare(size, DRAWS) / rng.chisquare(rest, DRAWS) * max(freedom, 1)
-    return float(np.quantile(draws, LEVEL))
+    return float(np.quantile(draws, level))
 
 
 def _points(rows: Rows, sure: Sequence[float], scale: float) -> Floats:
-    """Return rows [n, d] in units of their spread, and the logit of the confidence as one more column."""
+    """Return rows [n, d] in units of their spread, with half the logit of the confidence as one more column."""
     chance = np.clip(np.asarray(sure, float), 1e-6, 1 - 1e-6)
     return np.column_stack([np.asarray(rows, float) / scale, 0.5 * np.log(chance / (1 - chance))])
-
-
-def _distinct(points: Floats) -> float:
-    """Return how many independent images points [n, D] are worth (Kish): the same one again tells nothing new."""
-    _, counts = np.unique(points.round(2), axis=0, return_counts=True)
-    return float(len(points) ** 2 / (counts**2).sum())
 
 
 def _sums(points: Floats, number: NDArray[np.int64], classes: int) -> Floats:
@@ -228,7 +236,7 @@ def _sums(points: Floats, number: NDArray[np.int64], classes: int) -> Floats:
 
 
 def _scatter(card: Mapping[str, Any]) -> Floats:
-    """Return the sum of squares and products within the reference's classes [D, D]; beyond what is saved, all alike."""
+    """Return the scatter matrix within the reference's classes [D, D], isotropic beyond the directions in the card."""
     kept, rest = card["scatter"], card["scatter"]["rest"]
     directions = _unpacked(kept["directions"]).reshape(-1, len(kept["sums"]))
     scatter = (directions * (np.array(kept["sums"]) - rest)) @ directions.T
@@ -262,9 +270,9 @@ def _simplex(values: Floats) -> Floats:
 
 
 def _by_version_1(rows: Rows, best: Sequence[str], unknown: float, card: Mapping[str, Any]) -> Drift:
-    """Return what a reference of the first version tells: 1 is as far as training domains are from one another.
+    """Compare with a reference of version 1: distance 1 is that between training domains.
 
-    It knows nothing of how sure the student is of each class, and takes a shifted mix of many classes for drift.
+    It has no confidences, and can take another mix of many classes for drift.
     """
     domains, expected, of = card["domains"], card["unknown"], card["pictures"]
     error = math.sqrt(max(expected * (1 - expected), 1e-4) * (1 / max(len(rows), 1) + 1 / of))
