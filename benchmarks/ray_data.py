@@ -76,7 +76,7 @@ def main() -> None:
 
 
 def tasks(cluster: Cluster, asked: Plan, store: EmbeddingStore, teacher: Any, config: TeacherConfig) -> None:
-    cluster.fetch(asked, store, teacher, silent, config)
+    cluster.fetch(asked, store, teacher, silent, config=config)
 
 
 def ray_data(cluster: Cluster, asked: Plan, store: EmbeddingStore, teacher: Any, config: TeacherConfig) -> None:

@@ -8,17 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from vl2v.errors import RunError, VL2VError, writing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
+
+T = TypeVar("T")
 
 NEW = ".new"  # ends the name of a file that is being written
 
@@ -133,6 +136,19 @@ def locked(file: Path, *, wait: bool = True, waiting: Callable[[], None] | None 
         yield
     finally:
         lock.release()
+
+
+WAITS = (0.1, 0.5, 2.0)  # seconds before a file is read again: a network disk may be back by then
+
+
+def retried(read: Callable[[], T], *errors: type[Exception]) -> T:
+    """Return what `read` returns; called again a few times, with pauses, when it raises one of these errors."""
+    for wait in WAITS:
+        try:
+            return read()
+        except errors:
+            time.sleep(wait)
+    return read()
 
 
 def read_json(path: Path, otherwise: Any = None) -> Any:

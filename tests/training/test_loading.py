@@ -22,7 +22,7 @@ from vl2v.training.loading import loaded, read_image
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vl2v.training.loading.WAITS", (0.01, 0.01))
+    monkeypatch.setattr("vl2v.io.WAITS", (0.01, 0.01))
 
 
 def gone(file: Path) -> None:

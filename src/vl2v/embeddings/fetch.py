@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from vl2v.embeddings.store import EmbeddingStore, flaw, image_key, text_key
 from vl2v.errors import DataError, TeacherError
+from vl2v.io import retried
 from vl2v.progress import Progress, silent
 from vl2v.teachers.paid.teacher import SAME
 
@@ -41,7 +42,13 @@ class Refusal:
     reason: str
 
 
-def fetch(plan: Plan, store: EmbeddingStore, teacher: Teacher, progress: Progress = silent) -> list[Refusal]:
+def fetch(
+    plan: Plan,
+    store: EmbeddingStore,
+    teacher: Teacher,
+    progress: Progress = silent,
+    check_texts: Callable[[], None] = lambda: None,
+) -> list[Refusal]:
     """Ask all that the plan has left; what is answered is on the disk before more than a little is asked.
 
     While the teacher works on one chunk, a second thread reads (and augments) the next. Killed at any moment, a new
@@ -52,6 +59,7 @@ def fetch(plan: Plan, store: EmbeddingStore, teacher: Teacher, progress: Progres
         store: opened for writing.
         teacher: who is asked; a rented one has its purse.
         progress: called with the queries done, at the start and after each chunk.
+        check_texts: called when all texts are in the store, before the first image is queried; may raise.
 
     Returns:
         The images that a rented teacher refused, with its reasons.
@@ -69,7 +77,7 @@ def fetch(plan: Plan, store: EmbeddingStore, teacher: Teacher, progress: Progres
     progress(task, 0, plan.queries, "")
     paid = as_paid(teacher)
     if paid is not None:
-        return _buy(plan, store, paid, progress) if plan.queries else []
+        return _buy(plan, store, paid, progress, check_texts) if plan.queries else []
     store.register(teacher)
     done = 0
     for start in range(0, len(plan.pending_texts), CHUNK):
@@ -78,6 +86,8 @@ def fetch(plan: Plan, store: EmbeddingStore, teacher: Teacher, progress: Progres
         store.put(teacher.fingerprint, [text_key(text) for text in texts], vectors, kind="text")
         done += len(texts)
         progress(task, done, plan.queries, "")
+    if plan.pending:
+        check_texts()
     names = plan.views.names
     for queries, images in _one_ahead(_chunks(plan)):
         vectors = _checked(teacher, teacher.embed_images(images), len(images))
@@ -150,13 +160,17 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
     return np.asarray(store.get(teacher.fingerprint, [key])[0])
 
 
-def _buy(plan: Plan, store: EmbeddingStore, teacher: PaidTeacher, progress: Progress) -> list[Refusal]:
+def _buy(
+    plan: Plan, store: EmbeddingStore, teacher: PaidTeacher, progress: Progress, check_texts: Callable[[], None]
+) -> list[Refusal]:
     """Query a paid teacher, several requests in flight; every embedding is saved first and paid for then."""
     same_model(store, teacher)
     task, done = f"querying {teacher.name}", 0
     for count in _buy_texts(store, teacher, plan.pending_texts):
         done += count
         progress(task, done, plan.queries, "")
+    if plan.pending:
+        check_texts()
     names, keys, paths, of_views = plan.views.names, [], [], []
 
     def images() -> Iterator[EncodedImage]:
@@ -308,13 +322,17 @@ def _encoded(plan: Plan) -> Iterator[tuple[Question, EncodedImage]]:
 
 def _unchanged(plan: Plan, index: int) -> bytes:
     name = plan.dataset.paths[index]
-    try:
+
+    def read() -> bytes:
         data = plan.dataset.read(index)
+        if hashlib.sha256(data).digest() != plan.sha256[index]:
+            raise DataError(f"{name}: has changed since it was read for the plan: run the command again")
+        return data
+
+    try:
+        return retried(read, OSError, DataError)
     except OSError as error:
         raise DataError(f"{name}: cannot be read any more ({error.strerror}): run the command again") from None
-    if hashlib.sha256(data).digest() != plan.sha256[index]:
-        raise DataError(f"{name}: has changed since it was read for the plan: run the command again")
-    return data
 
 
 def _checked(teacher: Teacher, vectors: NDArray[np.float32], count: int) -> NDArray[np.float32]:

@@ -30,7 +30,7 @@ from vl2v.teachers.paid.teacher import PaidTeacher, as_paid
 SIZES = range(16, 1025)  # that students' images may have, in pixels
 
 Indices = NDArray[np.int64]
-Fetch = Callable[[Plan, EmbeddingStore, Teacher, Progress], list[Refusal]]
+Fetch = Callable[[Plan, EmbeddingStore, Teacher, Progress, Callable[[], None]], list[Refusal]]
 FitScale = Callable[[NDArray[np.float32], Indices], float]
 """The logit scale that fits cosines [n, C] and labels [n]."""
 
@@ -167,7 +167,7 @@ class TeacherSession:
         def progress(task: str, done: int, total: int, remark: str) -> None:
             self.progress(task + about, done, total, self.spending.bill() if self.spending else remark)
 
-        return self.fetch(queries, self.store, self.teacher, progress)
+        return self.fetch(queries, self.store, self.teacher, progress, self._check_texts)
 
     def other_sizes(self, queries: Plan) -> list[int]:
         """Return the sizes, in pixels, of which views are cached that these queries want of another size.
@@ -218,6 +218,10 @@ class TeacherSession:
         return TeacherTargets(
             self.dataset.labels, images, texts, scale, domains=self.dataset.domain_ids, anchors=anchors
         )
+
+    def _check_texts(self) -> None:
+        """Refuse classes with one embedding, before an image is queried, too."""
+        self.texts()
 
     def texts(self) -> NDArray[np.float32]:
         """Return T [C, d].

@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vl2v.data.decoding import decode
 from vl2v.data.files import one_form
 from vl2v.deploy.prediction import BATCH
 from vl2v.deploy.runtime import Exported
 from vl2v.errors import StudentError
 from vl2v.evaluation.intervals import paired_interval
+from vl2v.io import retried
 from vl2v.runs.datasets import Sources
 from vl2v.seeds import derive
 from vl2v.students import Classifier
+from vl2v.training.loading import read_image
 
 TOLERANCE = 1e-4  # of the largest logit, in fp32
 POINTS = 0.005  # that int8 may lose
@@ -187,7 +189,7 @@ def odd_images(sources: Sources, count: int = ODD) -> Iterator[Pixels]:
     rng = np.random.default_rng(derive(0, "odd images"))
     every = rng.permutation(sources.split.val)
     for number in range(count):
-        yield odd(decode(sources.dataset.read(int(every[number % len(every)]))), number, rng)
+        yield odd(read_image(sources.dataset, int(every[number % len(every)])), number, rng)
 
 
 def odd(image: Image.Image, number: int, rng: np.random.Generator) -> Pixels:
@@ -263,4 +265,4 @@ def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
 
 
 def _pixels(sources: Sources, images: NDArray[np.int64], classifier: Classifier) -> Pixels:
-    return np.stack([classifier.view(sources.dataset.read(int(i))) for i in images])
+    return np.stack([classifier.view(retried(partial(sources.dataset.read, int(i)), OSError)) for i in images])

@@ -73,6 +73,8 @@ class Cluster:
         store: EmbeddingStore,
         teacher: Teacher,
         progress: Progress,
+        check_texts: Callable[[], None] = lambda: None,
+        *,
         config: TeacherConfig,
     ) -> list[Refusal]:
         """Do what `vl2v.embeddings.fetch` does, the images in many processes.
@@ -87,6 +89,7 @@ class Cluster:
             store: of the plan.
             teacher: of the plan.
             progress: called with the queries done.
+            check_texts: as for `fetch`.
             config: what opens the teacher elsewhere.
 
         Raises:
@@ -95,13 +98,15 @@ class Cluster:
             ConfigError: no task can start.
         """
         if as_paid(teacher) is not None:
-            return fetch(plan, store, teacher, progress)
+            return fetch(plan, store, teacher, progress, check_texts)
         shards = store.path.absolute() / "shards"
         with _alone(shards):
             for shard in sorted(shards.glob("[0-9]*")):  # of a call that was killed
                 _take_over(shard, store)
             plan = plan.left(store, teacher)
             fetch(replace(plan, pending=()), store, teacher)
+            if plan.pending:
+                check_texts()
             done = len(plan.pending_texts)
             for count in self._shards(plan, store, teacher, shards, config):
                 done += count

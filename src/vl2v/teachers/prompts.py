@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,11 +60,12 @@ def check_prompts(
 
     Raises:
         ConfigError: two classes have the same prompts, as people or as the teacher reads them: it would never tell one
-            from the other.
+            from the other; or one is longer than a paid teacher takes.
     """
     for line in same_prompts(classes, groups):
         raise ConfigError(line)
     alike, cut = read_prompts(classes, groups, teacher)
+    alike = long_prompts(classes, groups, teacher) + alike
     if refuse and alike:
         raise ConfigError(alike[0])
     return alike + cut
@@ -80,6 +81,19 @@ def same_prompts(classes: Sequence[str], groups: Sequence[Sequence[str]]) -> lis
             lines.append(
                 f"classes {other!r} and {name!r} have the same text ({texts[0]!r}), so that no teacher tells one from "
                 f"the other: {_remedy(name)}"
+            )
+    return lines
+
+
+def long_prompts(classes: Sequence[str], groups: Sequence[Sequence[str]], teacher: object) -> list[str]:
+    """Return a line about each class with a prompt that is longer than a paid teacher's documented limit."""
+    too_long: Callable[[str], str | None] = getattr(teacher, "too_long", lambda text: None)
+    lines = []
+    for name, texts in zip(classes, groups, strict=True):
+        if found := next(((text, why) for text in texts if (why := too_long(text))), None):
+            lines.append(
+                f"class {name!r}: the text {found[0]!r:.200} is too long ({found[1]}); shorten it with "
+                f"prompts.overrides.{toml_key(name)}"
             )
     return lines
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 import warnings
 from collections.abc import Iterator, Sequence
 from multiprocessing import ProcessError
@@ -17,9 +16,9 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import ImageError, decode
 from vl2v.errors import RunError, VL2VError, VL2VWarning
+from vl2v.io import retried
 
 BROKEN = (RuntimeError, OSError, EOFError, ProcessError)  # how a connection to a worker that is gone breaks off
-WAITS = (0.1, 0.5, 2.0)  # seconds before an image is read again: a network disk may be back by then
 
 
 def read_image(dataset: DomainDataset, index: int) -> Image.Image:
@@ -28,13 +27,8 @@ def read_image(dataset: DomainDataset, index: int) -> Image.Image:
     Raises:
         RunError: it still can't be.
     """
-    for wait in WAITS:
-        try:
-            return decode(dataset.read(index))
-        except (OSError, ImageError):
-            time.sleep(wait)
     try:
-        return decode(dataset.read(index))
+        return retried(lambda: decode(dataset.read(index)), OSError, ImageError)
     except (OSError, ImageError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RunError(

@@ -28,7 +28,7 @@ from PIL import Image
 from vl2v.embeddings import EmbeddingStore, fetch_texts, text_key
 from vl2v.embeddings.bill import Cost
 from vl2v.errors import ConfigError, StoreError, TeacherError
-from vl2v.teachers import EncodedImage, open_teacher
+from vl2v.teachers import EncodedImage, check_prompts, open_teacher
 from vl2v.teachers.paid import client
 from vl2v.teachers.paid.failures import retry_after
 from vl2v.teachers.paid.images import prepare
@@ -892,3 +892,40 @@ def test_a_self_made_certificate_is_told_of_and_can_be_trusted(tmp_path, monkeyp
     trusting.budget = Budget()
     assert trusting.embed_texts(["a"]).shape == (1, DIM)
     server.shutdown()
+
+
+def test_images_are_scaled_to_the_sides_that_a_vendor_takes() -> None:
+    def side(width: int, height: int) -> tuple[int, int]:
+        buffer = io.BytesIO()
+        Image.new("RGB", (width, height)).save(buffer, "PNG")
+        sent = prepare(buffer.getvalue(), ("JPEG", "PNG"), 10**6, 10**6, (11, 1000))
+        assert Image.open(io.BytesIO(sent.data)).size == (sent.width, sent.height)
+        return sent.width, sent.height
+
+    assert side(64, 48) == (64, 48)
+    assert side(5, 10) == (11, 22)
+    assert side(2000, 400) == (1000, 200)
+    assert side(2000, 3) == (1000, 11)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words", "fits"),
+    [
+        ("azure-vision:https://a.example#2023-04-15", 70, True),
+        ("azure-vision:https://a.example#2023-04-15", 71, False),
+        ("gemini:gemini-embedding-2", 8192, True),
+        ("gemini:gemini-embedding-2", 8193, False),
+        ("jina:jina-clip-v2", 9000, True),  # no limit is documented
+    ],
+)
+def test_texts_longer_than_a_vendor_documents_are_refused_before_the_first_query(
+    spec: str, words: int, fits: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("AZURE_VISION_KEY", "GEMINI_API_KEY", "JINA_API_KEY"):
+        monkeypatch.setenv(name, "k")
+    text, teacher = " ".join(["word"] * words), open_teacher(spec)
+    if fits:
+        assert not check_prompts(["one", "two"], [["a"], [text]], teacher)
+        return
+    with pytest.raises(ConfigError, match=f"class 'two': .* too long \\({words} words.*prompts.overrides.two"):
+        check_prompts(["one", "two"], [["a"], [text]], teacher)

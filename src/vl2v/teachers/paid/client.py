@@ -118,6 +118,10 @@ class RemoteTeacher:
             return None
         return images.prepare(data, self.limits.formats, self.limits.image_bytes, self.limits.image_pixels).uri
 
+    def too_long(self, text: str) -> str | None:
+        """Return why the vendor wouldn't take a whole text, by its documented limits; None: it would."""
+        return self.limits.too_long(text)
+
     @property
     def doubt(self) -> str:
         """See `vl2v.teachers.paid.teacher.PaidTeacher`."""

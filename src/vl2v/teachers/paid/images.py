@@ -35,32 +35,39 @@ class SentImage:
         return f"data:{self.mime};base64,{self.base64}"
 
 
-def prepare(data: bytes, formats: tuple[str, ...], max_bytes: int, max_pixels: int) -> SentImage:
+def prepare(
+    data: bytes, formats: tuple[str, ...], max_bytes: int, max_pixels: int, sides: tuple[int, int] | None = None
+) -> SentImage:
     """Return an image as a vendor takes it.
 
     The file's own bytes, if they are of a format that it takes, not too large, and there is one way to look at them:
     8-bit grey or RGB, upright, not animated, without transparency. Else the image as `decode` sees it: PNG, or
-    JPEG where that is too large, scaled down to the limits.
+    JPEG where that is too large, scaled to the limits.
 
     Args:
         data: an image file.
         formats: Pillow's names of what the vendor takes.
         max_bytes: of an image.
         max_pixels: width x height.
+        sides: the shortest and the longest side that it takes, in pixels.
 
     Raises:
         ImageError: not an image, or corrupt.
     """
+    least, most = sides or (1, max_pixels)
     with open_image(data) as opened:
         width, height = opened.size
         fits = len(data) <= max_bytes and width * height <= max_pixels
+        fits = fits and least <= min(width, height) and max(width, height) <= most
         if fits and opened.format in formats and _plain(opened):
             return SentImage(data, f"image/{opened.format.lower()}", width, height)
     image = decode(data)
     while True:
-        if image.width * image.height > max_pixels:
-            shrink = (max_pixels / (image.width * image.height)) ** 0.5
-            image = image.resize((max(1, int(image.width * shrink)), max(1, int(image.height * shrink))))
+        scale = min(1, (max_pixels / (image.width * image.height)) ** 0.5, most / max(image.size))
+        scale = max(scale, least / min(image.size))
+        if scale != 1:
+            width, height = (min(most, max(least, int(side * scale))) for side in image.size)
+            image = image.resize((width, height))
         for name, options in (("PNG", {"compress_level": 1}), ("JPEG", {"quality": QUALITY})):
             buffer = io.BytesIO()
             image.save(buffer, name, **options)

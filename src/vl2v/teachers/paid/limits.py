@@ -65,6 +65,20 @@ class Limits(_Table):
     charged_pixels: tuple[int, int] | None = None
     price: Price | None = None
     unverified: str = ""
+    image_sides: tuple[int, int] | None = None
+    text_words: int | None = Field(default=None, ge=1)
+    text_tokens: int | None = Field(default=None, ge=1)
+
+    def too_long(self, text: str) -> str | None:
+        """Return why the vendor wouldn't take a whole text; None: nothing speaks against it.
+
+        Its tokens can't be counted here, but they are no fewer than the words.
+        """
+        words = len(text.split())
+        for most, unit in ((self.text_words, "words"), (self.text_tokens, "tokens")):
+            if most is not None and words > most:
+                return f"{words} words, the vendor takes {most:,} {unit}"
+        return None
 
     def tokens(self, kind: Kind, size: tuple[int, int]) -> int:
         """Return the tokens of an image of (width, height), or of a text of (bytes, 1), at most."""

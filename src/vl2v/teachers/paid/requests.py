@@ -111,7 +111,7 @@ def item_of(limits: Limits, position: int, thing: EncodedImage | str) -> Item:
     if isinstance(thing, str):
         return Item(position, thing, limits.tokens("text", (len(thing.encode()), 1)))
     try:
-        image = prepare(thing.data, limits.formats, limits.image_bytes, limits.image_pixels)
+        image = prepare(thing.data, limits.formats, limits.image_bytes, limits.image_pixels, limits.image_sides)
     except DataError as error:
         raise DataError(f"{thing.name}: {error}") from None
     return Item(position, image, limits.tokens("image", (image.width, image.height)))
