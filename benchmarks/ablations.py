@@ -77,7 +77,7 @@ def results(given: argparse.Namespace, words: str, pairs: list[str]) -> Iterator
     with Progress(transient=True) as bars:
         bar = bars.add_task(words, total=len(bench.missing))
         done = lambda event: bars.advance(bar, event["event"] in ("done", "failed"))  # noqa: E731
-        run(bench, engine=engine_named(given.engine), tell=done)
+        run(bench, engine=engine_named(given.engine), notify=done)
     for job in bench.jobs:
         if bench.work.trained(job):
             yield result_of(bench.work, job)

@@ -40,7 +40,7 @@ def main() -> None:
     found = []
     for job in sorted(jobs, key=lambda job: (job.target, job.seed)):
         before = 100 * result_of(work, job).accuracy
-        after, lam = refitted(Run(work.place(job)), work.folder / "store")
+        after, lam = refitted(Run(work.folder_of(job)), work.folder / "store")
         found.append((before, after))
         print(f"| {job.target} | {job.seed} | {before:.1f} | {after:.1f} | {lam} |", flush=True)
     before, after = np.mean(found, 0)

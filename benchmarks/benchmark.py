@@ -84,7 +84,7 @@ def resume(given: argparse.Namespace, folder: Path) -> None:
     bench = plan(grid, folder / "bench")
     rng = np.random.default_rng(0)
     for job in bench.jobs:  # only the reading of them is timed: answers as a student's about a dataset like PACS
-        place = bench.work.place(job)
+        place = bench.work.folder_of(job)
         place.mkdir(parents=True)
         labels = rng.integers(0, len(CLASSES), IMAGES)
         wrong = rng.random(IMAGES) < 0.3
@@ -121,11 +121,11 @@ def scheduler(given: argparse.Namespace, folder: Path) -> None:
         bench = plan(grid, folder / name)
         ended: list[float] = []
 
-        def tell(event: dict[str, Any], ended: list[float] = ended) -> None:
+        def notify(event: dict[str, Any], ended: list[float] = ended) -> None:
             if event["event"] == "done":
                 ended.append(time.perf_counter())
 
-        run(bench, engine=engine, tell=tell)
+        run(bench, engine=engine, notify=notify)
         assert len(ended) == len(bench.jobs) == 120
         whole = (ended[-1] - ended[19]) / (len(ended) - 20)  # the first ones start the process
         once = float(np.mean([bench.work.seconds(job) for job in bench.jobs[20:]]))
@@ -146,7 +146,7 @@ def sharing(given: argparse.Namespace, folder: Path) -> None:
     threads = {"OMP_NUM_THREADS": str(given.threads)} if given.threads else {}
     start = time.perf_counter()
     for job in sample:
-        command = [sys.executable, "-m", "vl2v", "distill", "--config", str(bench.work.place(job) / "config.toml")]
+        command = [sys.executable, "-m", "vl2v", "distill", "--config", str(bench.work.folder_of(job) / "config.toml")]
         command += ["--out", str(folder / "alone" / job.name), "--store", str(folder / "stores" / job.name)]
         subprocess.run(command, check=True, capture_output=True, env={**os.environ, **threads})
     alone = (time.perf_counter() - start) / len(sample)

@@ -45,7 +45,7 @@ def main() -> None:
     print("| unseen | seed | P frozen: unseen | seen | P free: unseen | seen |\n| --- | --- | --- | --- | --- | --- |")
     found, shared = [], {"store": work.folder / "store", "shelf": work.folder / "shelf"}
     for job in sorted(jobs, key=lambda job: (job.target, job.seed)):
-        runs = Run(work.place(job)), vl2v.distill(job.settings, given.out / job.name, **shared)
+        runs = Run(work.folder_of(job)), vl2v.distill(job.settings, given.out / job.name, **shared)
         row = [100 * run.evaluation.mean(role=role) for run in runs for role in ("unseen", "seen")]
         found.append(row)
         print(f"| {job.target} | {job.seed} | {' | '.join(f'{number:.1f}' for number in row)} |", flush=True)

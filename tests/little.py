@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pytest
 
     from vl2v.benchmark.jobs import Job
-    from vl2v.benchmark.work import Tell
+    from vl2v.benchmark.work import Notify
     from vl2v.benchmark.worklist import WorkList
 
 CLASSES = ("ball", "box", "cone")
@@ -96,10 +96,10 @@ class Here:
 
     processes = 1
 
-    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
+    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, notify: Notify) -> None:
         from vl2v.benchmark.work import work_through
 
-        work_through(work, jobs, since=time.time(), budget=budget, tell=tell)
+        work_through(work, jobs, since=time.time(), budget=budget, notify=notify)
 
 
 def quick_tournament(patch: pytest.MonkeyPatch) -> None:

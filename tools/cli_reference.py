@@ -24,9 +24,9 @@ WRITTEN = "<!-- Written by `python tools/cli_reference.py`; edit the program, no
 # What the settings are for; what one does is said where it is defined.
 SECTIONS = {
     "": "The run as a whole.",
-    "data": "Which images, and which domains are kept unseen. See [Data](data.md).",
+    "data": "Which images, and which domains are left out of training. See [Data](data.md).",
     "prompts": "How class names become texts. See [Texts](teachers.md#texts).",
-    "teacher": "Who is asked, and about what. See [Teachers](teachers.md) and [Views](concepts.md#views).",
+    "teacher": "Which teacher, and its queries. See [Teachers](teachers.md) and [Views](concepts.md#views).",
     "student": "The network that is trained and shipped.",
     "train": "The loop that all methods share.",
     "published": "Oddities of the authors' code. See [As published](methods.md#as-published).",

@@ -1,4 +1,7 @@
-"""vl2v: small image classifiers, taught by a vision-language model, that work on domains they never saw."""
+"""vl2v: small image classifiers, taught by a vision-language model, that work on domains they never saw.
+
+The command line's verbs are functions here. They are imported when they are first used.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,15 @@ from typing import TYPE_CHECKING
 from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
+    from vl2v.benchmark.run import benchmark
     from vl2v.data import open_dataset
-    from vl2v.runs import Run, adapt, add_class, check_teacher, distill, embed, load
+    from vl2v.export.student import export_student as export
+    from vl2v.report.write import write_report as report
+    from vl2v.runs import Run, adapt, add_class, distill, embed, load
+    from vl2v.runs.check import check_teacher as check
     from vl2v.runs.evaluate import evaluate
+    from vl2v.runs.predict import predict_files as predict
+    from vl2v.serving.serve import serve
     from vl2v.students import Classifier
     from vl2v.teachers import open_teacher
 
@@ -20,13 +29,18 @@ _HOMES = {
     "Run": "vl2v.runs",
     "adapt": "vl2v.runs",
     "add_class": "vl2v.runs",
-    "check_teacher": "vl2v.runs",
+    "benchmark": "vl2v.benchmark",
+    "check": "vl2v.runs.check:check_teacher",
     "distill": "vl2v.runs",
     "embed": "vl2v.runs",
     "evaluate": "vl2v.runs.evaluate",
+    "export": "vl2v.export",
     "load": "vl2v.runs",
     "open_dataset": "vl2v.data",
     "open_teacher": "vl2v.teachers",
+    "predict": "vl2v.runs.predict:predict_files",
+    "report": "vl2v.report",
+    "serve": "vl2v.serving.serve",
 }
 
 __all__ = [
@@ -34,13 +48,18 @@ __all__ = [
     "Run",
     "adapt",
     "add_class",
-    "check_teacher",
+    "benchmark",
+    "check",
     "distill",
     "embed",
     "evaluate",
+    "export",
     "load",
     "open_dataset",
     "open_teacher",
+    "predict",
+    "report",
+    "serve",
 ]
 
 __getattr__ = lazily(__name__, _HOMES)

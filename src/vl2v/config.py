@@ -45,7 +45,7 @@ class Section(BaseModel):
 
 
 class DataConfig(Section):
-    """Which images, and which domains are kept unseen."""
+    """Which images, and which domains are left out of training."""
 
     path: HomePath = Field(description="a folder of images, or a manifest")
     layout: str = Field(default="auto", description="auto, domains, classes or manifest")
@@ -79,7 +79,7 @@ class PromptConfig(Section):
 
 
 class TeacherConfig(Section):
-    """Who is asked, and about what."""
+    """Which teacher, and what it is queried about."""
 
     spec: str = Field(default="tiny", description="KIND:WHAT, for example open_clip:ViT-B-16/openai")
     precision: Literal["auto", "fp32", "bf16"] = Field(
@@ -92,15 +92,16 @@ class TeacherConfig(Section):
         description="how clean images become squares before the teacher gets them; own: by its own preprocessing",
     )
     select: Annotated[int, Field(ge=1)] | Literal["known"] | None = Field(
-        default=None, description="how many training images to ask about, or 'known': no more; default: all"
+        default=None,
+        description="how many training images to query, or 'known': those with cached embeddings; default: all",
     )
     strategy: Literal["random", "balanced", "kcenter", "uncertainty"] = Field(
         default="kcenter", description="which images are selected"
     )
     online: bool = Field(
         default=False,
-        description="ask anew about every augmented batch (white boxes); cached features are of clean images, and "
-        "learn from the clean answers",
+        description="query every augmented batch anew (white boxes); stages on cached features learn from the "
+        "embeddings of clean images",
     )
     statistics: Literal["own", "imagenet"] = Field(
         default="own", description="online only: pixel statistics the teacher is fed with"
@@ -406,7 +407,8 @@ def _explain(item: Mapping[str, Any], prefix: str) -> str:
 def _suggestion(key: str) -> str:
     import difflib
 
-    close = difflib.get_close_matches(key, setting_names(), n=1)
+    names = setting_names()
+    close = [name for name in names if name.endswith(f".{key}")] or difflib.get_close_matches(key, names, n=1)
     return f", did you mean {close[0]}?" if close else "; `vl2v config` lists them all"
 
 

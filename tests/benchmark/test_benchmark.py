@@ -116,7 +116,7 @@ def test_what_is_done_is_not_done_again(calm: WorkList, grid: Grid, tmp_path: Pa
     calm = copied(calm, tmp_path)
     before = {file: file.stat().st_mtime_ns for file in calm.folder.rglob("*.json")}
     bench = plan(grid, calm.folder)
-    run(bench, engine=Local(1), tell=lambda event: pytest.fail(f"{event}"))
+    run(bench, engine=Local(1), notify=lambda event: pytest.fail(f"{event}"))
     assert {file: file.stat().st_mtime_ns for file in before} == before and len(bench.jobs) == 6
     larger = plan(replace(grid, methods=[*grid.methods, "lp"], seeds=1), calm.folder)
     assert [job.method for job in larger.missing] == ["lp"]
@@ -180,12 +180,12 @@ def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Gri
     bench = plan(replace(grid, methods=["lp-ft", "soup"], seeds=1, settings=shared), tmp_path)
     made: dict[str, dict[str, int]] = {"probe": {}, "student's features": {}}
 
-    def tell(event: dict[str, Any]) -> None:
+    def notify(event: dict[str, Any]) -> None:
         if event["event"] == "progress" and event["what"] in made and event["done"] == event["total"]:
             counts = made[event["what"]]
             counts[event["job"]] = counts.get(event["job"], 0) + event["total"]
 
-    run(bench, engine=Local(2), tell=tell)
+    run(bench, engine=Local(2), notify=notify)
     assert not bench.missing
     assert list(made["probe"].values()) == [200]  # one of the two trained it
     assert sum(made["student's features"].values()) == 72  # the source domains' images
@@ -194,11 +194,11 @@ def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Gri
 def test_a_failed_job_keeps_its_log_and_stops_nothing(grid: Grid, tmp_path: Path) -> None:
     bench = plan(replace(grid, methods=["rise", "erm"], seeds=1), tmp_path)  # rise wants texts that aren't recorded
     events: list[dict[str, Any]] = []
-    run(bench, engine=Here(), tell=events.append)
+    run(bench, engine=Here(), notify=events.append)
     assert [(e["event"]) for e in events if e["event"] != "progress"] == ["started", "failed", "started", "done"]
     (failed,) = bench.missing
     assert failed.method == "rise" and "'a chalk of a " in (bench.work.failure(failed) or "")
-    assert "Traceback" in (bench.work.place(failed) / "log.txt").read_text()
+    assert "Traceback" in (bench.work.folder_of(failed) / "log.txt").read_text()
     told = CliRunner().invoke(app, ["benchmark", "status", str(tmp_path)]).stdout
     assert "2 jobs: 1 done, 0 running, 1 failed, 0 waiting" in told and "'a chalk of a " in told
 
@@ -253,7 +253,7 @@ def test_a_killed_worker_is_replaced_and_no_job_is_lost(calm: WorkList, grid: Gr
             killed.append(event["job"])
             os.kill(processes("vl2v.benchmark.work")[0], signal.SIGKILL)
 
-    run(bench, engine=Local(1), tell=kill_once)
+    run(bench, engine=Local(1), notify=kill_once)
     assert killed and not bench.missing
     assert sorted(done) == sorted(job.name for job in bench.jobs)
     assert accuracies(bench.work) == of_one_seed(calm)
@@ -271,7 +271,7 @@ def test_a_worker_that_dies_between_two_jobs_is_replaced(
             return made[-1]
         made.append(SimpleNamespace(number=number, job=None, told=False))
         (job, *_) = bench.jobs
-        attempt(bench.work, job, since=order["since"], budget=0, tell=lambda event: events.put((made[0], event)))
+        attempt(bench.work, job, since=order["since"], budget=0, notify=lambda event: events.put((made[0], event)))
         for event in ({"event": "done", "job": job.name}, {"event": "ended", "code": -signal.SIGKILL}):
             events.put((made[0], event))
         return made[0]
@@ -287,7 +287,7 @@ def test_a_worker_that_cant_start_is_no_end_of_the_list(
     bench = plan(replace(grid, methods=["zero-shot"], seeds=2), tmp_path)
     for job in bench.jobs:
         fail(bench.work, job, "it failed yesterday", "")
-        (bench.work.place(job) / "failed.json").write_text(json.dumps({"error": "it failed yesterday", "at": 0.0}))
+        (bench.work.folder_of(job) / "failed.json").write_text(json.dumps({"error": "it failed yesterday", "at": 0.0}))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "vl2v.py").write_text("raise SystemExit('no memory')")
     with pytest.raises(RuntimeError, match="a worker can't start: no memory"):
@@ -302,7 +302,7 @@ def test_a_job_at_which_the_process_always_dies_is_given_up(grid: Grid, tmp_path
             for worker in processes("vl2v.benchmark.work"):
                 os.kill(worker, signal.SIGKILL)
 
-    run(bench, engine=Local(1), tell=kill)
+    run(bench, engine=Local(1), notify=kill)
     (lost,) = bench.missing
     assert lost.method == "adip" and "died at it 2 times" in (bench.work.failure(lost) or "")
 
@@ -320,7 +320,7 @@ def test_the_same_on_ray_with_a_worker_killed(calm: WorkList, grid: Grid, tmp_pa
             os.kill(workers[0], signal.SIGKILL)
 
     try:
-        run(bench, engine=Ray(1, {"num_cpus": 2}), tell=kill_once)
+        run(bench, engine=Ray(1, {"num_cpus": 2}), notify=kill_once)
     finally:
         ray.shutdown()
     names = sorted(job.name for job in bench.jobs)
@@ -338,7 +338,7 @@ def test_draws_are_selected_by_each_rule(grid: Grid, tmp_path: Path) -> None:
     assert not bench.missing
     for rule in ("training", "leave-one-out", "oracle"):
         (found,) = results(bench.work, rule)
-        assert found.folder in {bench.work.place(job) for job in bench.jobs if not job.held}
+        assert found.folder in {bench.work.folder_of(job) for job in bench.jobs if not job.held}
     assert drawn("erm", 0, 1) == drawn("erm", 0, 1) != drawn("erm", 0, 2)
     stage = drawn("erm", 0, 1)["stages"]["finetune"]
     assert 1e-5 <= stage["lr"] <= 10**-3.5 and 1e-6 <= stage["weight_decay"] <= 1e-2
@@ -383,8 +383,10 @@ def test_optuna_looks_where_results_are_good(grid: Grid) -> None:
 def test_a_value_has_one_place_in_its_range(method: str) -> None:
     for found in ranges(method).values():
         middle = (found.low + found.high) / 2
-        assert found.value(found.place(found.value(middle))) == pytest.approx(found.value(middle))
-    assert Range(3, 5.5, 2, whole=True).value(5.0) == 32 and Range(3, 5.5, 2, whole=True).place(32) == pytest.approx(5)
+        assert found.value(found.position(found.value(middle))) == pytest.approx(found.value(middle))
+    assert Range(3, 5.5, 2, whole=True).value(5.0) == 32 and Range(3, 5.5, 2, whole=True).position(32) == pytest.approx(
+        5
+    )
 
 
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.stage_defaults])
@@ -393,8 +395,8 @@ def test_a_methods_own_hyperparameters_are_in_its_ranges(method: str) -> None:
     for name, found in ranges(method).items():
         value = reduce(getitem, name.split("."), own)
         if value:  # a weight decay of nothing is on no scale of powers, and counts as the least
-            assert found.value(found.place(value)) == pytest.approx(value), name
-        assert found.low <= found.place(value) <= found.high
+            assert found.value(found.position(value)) == pytest.approx(value), name
+        assert found.low <= found.position(value) <= found.high
 
 
 def test_optuna_knows_what_the_defaults_are_worth() -> None:
@@ -517,7 +519,7 @@ def test_a_killed_job_counts_the_time_that_it_took(grid: Grid, tmp_path: Path, m
 
     with pytest.raises(KeyboardInterrupt):
         do(bench.work, job, progress=killed_in_finetune)
-    file = bench.work.place(job) / "spent.json"
+    file = bench.work.folder_of(job) / "spent.json"
     so_far = json.loads(file.read_text())
     file.write_text(json.dumps(so_far + 1000))
     assert so_far > 0 and do(bench.work, job) and bench.work.seconds(job) > 1000
@@ -731,11 +733,11 @@ def test_a_teacher_that_left_answers_out_is_compared_on_the_others(grid: Grid, s
     missing = sum(29 - len(r.marks.images) for r in teachers if r.marks)
     assert missing > 0 and all(r.accuracy == r.in_split for r in teachers)
     table = as_table(found)
-    assert f"zero-shot: {missing} of 58 answers are missing" in table.notes[1]
+    assert f"zero-shot: {missing} of 58 predictions are missing" in table.notes[1]
     (row,) = [row for row in table.rows if row[1] == "zero-shot"]
     assert "[" in row[table.heads.index("against erm, 95%")]
     evaluation = json.loads((teachers[0].folder / "evaluation.json").read_text())
-    assert "images have no answer" in evaluation["notes"][0]
+    assert "images have no embedding" in evaluation["notes"][0]
 
 
 def test_a_table_never_mixes_settings(calm: WorkList, grid: Grid, tmp_path: Path) -> None:
@@ -744,7 +746,7 @@ def test_a_table_never_mixes_settings(calm: WorkList, grid: Grid, tmp_path: Path
     other = plan(replace(grid, steps=4, seeds=1), work.folder)
     run(other, engine=Here())
     assert set(accuracies(work)) == {key for key in before if key[-1] == 0}
-    assert {result.folder for result in results(work)} == {work.place(job) for job in other.jobs}
+    assert {result.folder for result in results(work)} == {work.folder_of(job) for job in other.jobs}
     told = CliRunner().invoke(app, ["benchmark", "table", str(work.folder)])
     assert "jobs in" in told.stderr and "other settings" in told.stderr
     plan(grid, work.folder)  # asked for again, the first ones stand there again
@@ -810,7 +812,7 @@ def test_a_command_that_leaves_jobs_to_another_says_so(
     for key, value in (("student.weights", "none"), ("student.image_size", "32"), ("data.workers", "0")):
         command += ["--set", f"{key}={value}"]
     (job, *_) = [job for job in work.jobs() if job.method == "erm"]
-    (work.place(job) / "seconds.json").unlink()
+    (work.folder_of(job) / "seconds.json").unlink()
     with claimed(work, job):
         told = CliRunner().invoke(app, [*command, "--set", "train.precision=fp32", "--set", "train.accelerator=cpu"])
     assert "2 jobs: 1 were finished before, 1 are missing" in told.output and told.exit_code == 2
@@ -820,9 +822,9 @@ def test_a_job_that_another_process_has_is_left_alone(calm: WorkList, tmp_path: 
     """As a Ray task, or a worker of this machine, finds it when another command works on the folder."""
     work = copied(calm, tmp_path)
     (job, *_) = [job for job in work.jobs() if job.method == "erm"]
-    (work.place(job) / "seconds.json").unlink()
+    (work.folder_of(job) / "seconds.json").unlink()
     with claimed(work, job):
-        assert attempt(work, job, since=time.time(), budget=0, tell=lambda event: pytest.fail(f"{event}")) is None
+        assert attempt(work, job, since=time.time(), budget=0, notify=lambda event: pytest.fail(f"{event}")) is None
     assert work.failure(job) is None and not work.done(job)
 
 
@@ -857,7 +859,7 @@ def finish(work: WorkList, job: Job, parts: Sequence[tuple[str, bool, int, float
     )
     columns = {"index": np.arange(len(good)), "domain": domain, "in_split": in_split}
     columns |= {"label": np.zeros(len(good), int), "answer": (~good).astype(int)}
-    place = work.place(job)
+    place = work.folder_of(job)
     place.mkdir(parents=True)
     Predictions(["a", "b"], DOMAINS, columns={name: [column] for name, column in columns.items()}).save(place)
     (place / "seconds.json").write_text("1")
@@ -876,7 +878,7 @@ def test_each_rule_selects_by_its_own_images(rule: str, best: int, grid: Grid, t
         sources = [(name, False, 10, held if name == job.held else seen) for name in ("chalk", "ink")]
         finish(bench.work, job, [("paint", True, 10, inside), ("paint", False, 10, outside), *sources])
     (found,) = results(bench.work, rule)
-    assert found.folder == bench.work.place(next(job for job in bench.jobs if job.draw == best and not job.held))
+    assert found.folder == bench.work.folder_of(next(job for job in bench.jobs if job.draw == best and not job.held))
     assert found.in_split == pytest.approx(right[best][2])
 
 
@@ -885,7 +887,7 @@ def test_source_validation_is_the_mean_over_domains_however_large(grid: Grid, tm
     for job, chalk, ink in zip(bench.jobs, (0.5, 0.7), (1.0, 0.7), strict=True):
         finish(bench.work, job, [("paint", True, 10, 0.5), ("chalk", True, 90, chalk), ("ink", True, 10, ink)])
     (found,) = results(bench.work, "training")
-    assert found.folder == bench.work.place(bench.jobs[0]) and found.seen == pytest.approx(0.75)
+    assert found.folder == bench.work.folder_of(bench.jobs[0]) and found.seen == pytest.approx(0.75)
 
 
 def test_a_rule_whose_runs_are_missing_selects_nothing(grid: Grid, tmp_path: Path) -> None:
@@ -903,7 +905,7 @@ def test_a_rule_whose_runs_are_missing_selects_nothing(grid: Grid, tmp_path: Pat
     for job in [*first, second[0]]:
         finish(larger.work, job, parts)
     (found,) = results(larger.work, "leave-one-out")  # the other draw isn't judged yet
-    assert found.folder == larger.work.place(bench.jobs[0])
+    assert found.folder == larger.work.folder_of(bench.jobs[0])
 
 
 def test_students_are_measured_on_corrupted_images_without_training_anew(
@@ -935,7 +937,7 @@ def test_students_are_measured_on_corrupted_images_without_training_anew(
     more = plan(one, work.folder, Corruptions(("fog", "pixelate", "contrast"), 3))
     assert [more.work.unmeasured(job) for job in more.missing] == [["contrast"], ["contrast"]]
     evaluated: list[str] = []
-    run(more, engine=Here(), tell=lambda event: evaluated.append(event.get("words", "")) if "what" in event else None)
+    run(more, engine=Here(), notify=lambda event: evaluated.append(event.get("words", "")) if "what" in event else None)
     assert {words for words in evaluated if words.endswith("-3")} == {"contrast-3"}  # the others aren't measured again
     assert not more.missing and not plan(one, work.folder).missing
     others = replace(one, data={"drawn": grid.data["shapes"]}, methods=["erm"])
@@ -958,9 +960,9 @@ def test_a_mean_under_corruptions_is_of_every_target() -> None:
 def test_runs_on_other_files_are_not_compared_image_by_image(calm: WorkList, tmp_path: Path) -> None:
     work = copied(calm, tmp_path)
     one, other = (job for job in work.jobs() if job.method == "adip")
-    replace(Predictions.load(work.place(one)), content="of a file that was mended").save(work.place(one))
+    replace(Predictions.load(work.folder_of(one)), content="of a file that was mended").save(work.folder_of(one))
     results_, notes = gather([work.folder])
-    assert [result.folder for result in results_ if result.marks is None] == [work.place(one)]
+    assert [result.folder for result in results_ if result.marks is None] == [work.folder_of(one)]
     assert "1 run(s) had other files than the rest" in notes[0] and one.name in notes[0]
     assert notes[0] in CliRunner().invoke(app, ["benchmark", "table", str(work.folder)]).stdout
     bench = Bench(work, results_)
@@ -996,7 +998,7 @@ def test_a_table_says_what_it_cant_know(calm: WorkList, tmp_path: Path) -> None:
     told = CliRunner().invoke(app, ["benchmark", "table", str(work.folder), "--metric", "corrupted"])
     assert isinstance(told.exception, RunError) and "nothing was measured under" in str(told.exception)
     for job in work.jobs():
-        file = work.place(job) / "evaluation.json"
+        file = work.folder_of(job) / "evaluation.json"
         tree = json.loads(file.read_text())
         tree["notes"].append("leakage: 2 images of unseen domains are among those to learn from, too")
         file.write_text(json.dumps(tree))
@@ -1031,14 +1033,14 @@ def test_a_job_whose_answers_cant_be_read_is_left_out_and_done_again(
     work = copied(calm, tmp_path)
     job = next(job for job in work.jobs() if job.method == method and job.seed == 1)
     seconds, before = work.seconds(job), accuracies(work)
-    spoil(work.place(job) / "predictions.safetensors")
+    spoil(work.folder_of(job) / "predictions.safetensors")
     for _ in range(2):  # it is named until it is done again
         told = CliRunner().invoke(app, ["benchmark", "table", str(work.folder)])
-        assert told.exit_code == 0 and f"{job.name}: its answers can't be read" in told.stderr
+        assert told.exit_code == 0 and f"{job.name}: its predictions can't be read" in told.stderr
     told = CliRunner().invoke(app, ["benchmark", "status", str(work.folder)])
     assert "5 done, 0 running, 0 failed, 1 waiting" in told.stdout and f"can't be read: {job.name}" in told.stdout
     assert set(accuracies(work)) == set(before) - {key for key in before if key[2] == method and key[-1] == 1}
-    student = work.place(job) / "student" / "student.safetensors"
+    student = work.folder_of(job) / "student" / "student.safetensors"
     stamp = student.stat().st_mtime_ns if student.exists() else 0
     bench = plan(grid, work.folder)
     assert [missing.name for missing in bench.missing] == [job.name]
@@ -1052,13 +1054,15 @@ def test_damage_that_the_report_meets_is_mended_as_well(calm: WorkList, grid: Gr
     work = copied(calm, tmp_path)
     job = next(job for job in work.jobs() if job.method == "erm")
     before, found = accuracies(work), results(work)
-    flip(work.place(job) / "predictions.safetensors")
-    with pytest.raises(RunError, match=rf"{job.name}: its answers can't be read; give the `vl2v benchmark` command"):
-        _ = Bench(work, found).kept
+    flip(work.folder_of(job) / "predictions.safetensors")
+    with pytest.raises(
+        RunError, match=rf"{job.name}: its predictions can't be read; give the `vl2v benchmark` command"
+    ):
+        _ = Bench(work, found).predictions
     bench = plan(grid, work.folder)
     assert [missing.name for missing in bench.missing] == [job.name]
     run(bench, engine=Here())
-    assert accuracies(work) == before and len(Bench(work, results(work)).kept) == len(bench.jobs)
+    assert accuracies(work) == before and len(Bench(work, results(work)).predictions) == len(bench.jobs)
 
 
 def test_a_draw_that_cant_be_read_is_not_selected(grid: Grid, tmp_path: Path) -> None:
@@ -1066,7 +1070,7 @@ def test_a_draw_that_cant_be_read_is_not_selected(grid: Grid, tmp_path: Path) ->
     for job in bench.jobs:
         shares = 0.9 - job.draw / 10
         finish(bench.work, job, [(name, True, 10, shares) for name in DOMAINS])
-    places = {(job.draw, job.held): bench.work.place(job) for job in bench.jobs}
+    places = {(job.draw, job.held): bench.work.folder_of(job) for job in bench.jobs}
     flip(places[0, ""] / "predictions.safetensors")
     flip(places[1, "ink"] / "predictions.safetensors")
     (found,) = results(bench.work, "leave-one-out")

@@ -11,7 +11,7 @@ from little import Here, quick_settings
 from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.run import plan, run
 from vl2v.config import merge
-from vl2v.report import write_report
+from vl2v.report.write import write_report
 from vl2v.runs import distill, embed
 
 from .pages import NASTY, Written

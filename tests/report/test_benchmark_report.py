@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from jinja2 import Environment, PackageLoader
 from safetensors.numpy import load_file
 
 from vl2v.benchmark.results import mean_and_error, of, results
@@ -15,7 +16,9 @@ from vl2v.benchmark.table import as_table, runs_of
 from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import RunError
 from vl2v.evaluation.compare import lead
-from vl2v.report import write_report
+from vl2v.report import charts
+from vl2v.report.charts import Chart, Series, axis
+from vl2v.report.write import write_report
 from vl2v.runs.predictions import Predictions
 
 from .pages import Page, Written
@@ -59,7 +62,7 @@ def test_leads_have_the_intervals_of_the_comparison(of_benchmark: Written, page:
         assert rows[f"adip, {student}"] == f"{mean} {low} to {high}"
 
 
-def test_prices_are_minutes_sizes_and_questions(of_benchmark: Written, page: Page) -> None:
+def test_prices_are_minutes_sizes_and_queries(of_benchmark: Written, page: Page) -> None:
     work = WorkList(of_benchmark.folder)
     found = results(work)
     sizes = {x["series"]: [] for x in page.rows("Figures of Accuracy against size")}
@@ -69,8 +72,8 @@ def test_prices_are_minutes_sizes_and_questions(of_benchmark: Written, page: Pag
     weights = load_file(of(found, student="test_resnet", method="erm")[0].folder / "student" / "student.safetensors")
     count = sum(value.size for name, value in weights.items() if "running" not in name and "tracked" not in name)
     assert any(abs(size - count / 1e6) < 1e-3 for size in sizes["erm"])
-    (fewer, everything) = page.rows("Figures of Accuracy against questions")
-    asked = "images that the teacher was asked about"
+    (fewer, everything) = page.rows("Figures of Accuracy against queries")
+    asked = "images queried"
     assert (fewer["series"], fewer[asked], everything[asked]) == ("adip, test_efficientnet", "12", "58")
     mean = mean_and_error(of(found, student="test_efficientnet", method="adip"))[0]
     assert float(everything["accuracy on unseen domains, %"]) == pytest.approx(100 * mean, abs=0.05)
@@ -116,3 +119,15 @@ def test_a_benchmark_without_a_student_has_no_report(tmp_path: Path) -> None:
     (tmp_path / "jobs.jsonl").write_text("")
     with pytest.raises(RunError, match="no student is trained yet"):
         write_report(tmp_path)
+
+
+def test_more_methods_than_colours_differ_in_dashes_and_marks() -> None:
+    series = [Series(f"m{n}", n, [(0.0, n, f"start of m{n}"), (1.0, n, f"end of m{n}")]) for n in range(18)]
+    chart = Chart("Training", axis("steps", [0, 1]), axis("accuracy", [0, 17]), series)
+    environment = Environment(loader=PackageLoader("vl2v.report"), autoescape=True)
+    environment.globals.update(width=420, height=260, left=64, right=14, top=10, bottom=40, number=charts.number)
+    html = environment.from_string('{% import "macros.html" as m with context %}{{ m.draw(c) }}').render(c=chart)
+    drawn = re.findall(r'<g class="(series[^"]*)" style="(--k: var\(--c\d\))">(.*?)</g>', html, re.S)
+    styles = {(style, colour, "circle" if "<circle" in marks else "path") for style, colour, marks in drawn}
+    assert len(drawn) == 18 and len(styles) == 18
+    assert len(set(re.findall(r'<li style="(--k: var\(--c\d\))"><svg class="(series key[^"]*)"', html))) == 18

@@ -131,7 +131,7 @@ def test_pointing_at_an_image_on_the_map_shows_it(shown: Chrome) -> None:
 
 def test_pointing_at_a_chart_tells_the_figure(shown: Chrome) -> None:
     bar = shown.find_element(CSS, "#confidence rect[data-tip]")
-    assert "answers around" in pointed_at(shown, bar).text
+    assert "predictions around" in pointed_at(shown, bar).text
 
 
 def test_runs_are_filtered_by_words_and_by_a_methods_link(bench: Chrome) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from vl2v.report.insight import Plane, lit, occlusion
-from vl2v.report.thumbnails import sprite
+from vl2v.report.page import sprite
 from vl2v.students import BackboneSpec, Classifier, Student
 
 

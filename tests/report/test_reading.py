@@ -76,17 +76,17 @@ def test_commands_that_read_a_benchmark_leave_its_folder_as_it_is(
     work = WorkList(folder)
     job = next(job for job in work.shown() if job.method == "erm")
     if damaged:
-        file = work.place(job) / FILE
+        file = work.folder_of(job) / FILE
         file.write_bytes(file.read_bytes()[:-1] + bytes([file.read_bytes()[-1] ^ 1]))
     else:
-        (work.place(job) / "seconds.json").unlink()  # a job that is still to be done
+        (work.folder_of(job) / "seconds.json").unlink()  # a job that is still to be done
     before = contents(folder)
     readers = [
         ["benchmark", "status", folder],
         ["benchmark", "table", folder],
         ["benchmark", "table", folder, "--format", "json", "--metric", "in_split"],
         ["report", folder, "--out", tmp_path / "report.html"],
-        ["evaluate", work.place(work.jobs()[-1]), "--store", folder / "store"],
+        ["evaluate", work.folder_of(work.jobs()[-1]), "--store", folder / "store"],
     ]
     for words in readers:
         told = command(*words)

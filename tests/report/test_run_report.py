@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -16,14 +17,14 @@ from vl2v.cli.app import app
 from vl2v.errors import RunError
 from vl2v.evaluation import measure
 from vl2v.evaluation.intervals import wilson
-from vl2v.report import write_report
 from vl2v.report.charts import calibration, coverage
-from vl2v.report.evaluated_run import look
+from vl2v.report.evaluated_run import open_evaluated
 from vl2v.report.page import lead
+from vl2v.report.write import write_report
 from vl2v.runs import Run, add_class, distill
 from vl2v.runs.evaluate import evaluate
 from vl2v.runs.predictions import Predictions
-from vl2v.runs.settings import without_places
+from vl2v.runs.settings import without_paths
 from vl2v.session import Session
 
 from .pages import NASTY, Page, Written
@@ -46,11 +47,11 @@ def test_its_figures_are_the_evaluations(of_run: Written) -> None:
             assert shown["images"] == str(m.images)
             if who == "student":
                 assert (shown["balanced %"], shown["ECE %"]) == (percent(m.balanced_accuracy), percent(m.ece))
-                assert shown["answered %"] == percent(m.known)
+                assert shown["known %"] == percent(m.known)
 
 
 def test_a_sentence_says_whether_it_is_good_enough(of_run: Written) -> None:
-    words, evaluated = Page(of_run.html).words, look(of_run.run, Session(of_run.store))
+    words, evaluated = Page(of_run.html).words, open_evaluated(of_run.run, Session(of_run.store))
     unseen = evaluated.unseen
     (sentence,) = re.findall(r"On unseen domains it is right about .*\.\n", words)
     assert f"{percent(evaluated.right[unseen].mean())}% of {unseen.sum()} images" in sentence
@@ -160,7 +161,7 @@ def test_names_that_are_markup_are_shown_as_text(of_nasty: Written) -> None:
         assert name in words
     for tag in ("<b>box", "<u>", "<i>data", "<em>run", "<script>alert"):
         assert tag not in html
-    assert "none: nothing was asked" in words and "teacher %" not in words
+    assert "none: nothing was queried" in words and "teacher %" not in words
 
 
 def test_a_run_that_kept_no_answers_is_evaluated_again(of_run: Written, tmp_path: Path) -> None:
@@ -182,6 +183,23 @@ def test_a_class_that_was_added_competes_in_the_report(of_run: Written, tmp_path
         assert rows[row.domain]["ECE %"] == percent(row.metrics.ece)
 
 
+def test_the_weights_that_a_student_started_from_are_those_that_the_run_saved(of_run: Written, tmp_path: Path) -> None:
+    folder = shutil.copytree(of_run.folder, tmp_path / "run")
+    config, card = folder / "config.toml", folder / "student" / "student.json"
+    assert json.loads(card.read_text())["about"]["weights"] == "random"
+    assert "weights at the start: random" in Page(of_run.html).words
+    config.write_text(config.read_text().replace('weights = "none"', 'weights = "auto"'))
+    for saved, words in (
+        ("", "auto (an earlier version didn't save which those were)"),
+        ("timm's a/b", "auto: timm's a/b"),
+    ):
+        tree = json.loads(card.read_text())
+        tree["about"]["weights"] = saved
+        card.write_text(json.dumps(tree))
+        page = write_report(folder, tmp_path / "page.html", store=of_run.store)
+        assert f"weights at the start: {words}" in Page(page.read_text()).words
+
+
 def test_images_that_have_changed_are_measured_again(of_run: Written, shapes: Path, tmp_path: Path) -> None:
     data = shutil.copytree(shapes, tmp_path / "shapes")
     folder = shutil.copytree(of_run.folder, tmp_path / "run")
@@ -189,13 +207,16 @@ def test_images_that_have_changed_are_measured_again(of_run: Written, shapes: Pa
     config.write_text(config.read_text().replace(str(shapes), str(data)))
     kept = folder / "predictions.safetensors"
     before = kept.read_bytes()
-    look(Run(folder), Session(of_run.store))
+    open_evaluated(Run(folder), Session(of_run.store))
     assert kept.read_bytes() == before  # the same images elsewhere
     shutil.copy(data / "paint" / "box" / "00.png", data / "paint" / "ball" / "00.png")
-    evaluated = look(Run(folder), Session(of_run.store))
-    first = evaluated.kept["index"] == evaluated.dataset.paths.index("paint/ball/00.png")
-    twin = evaluated.kept["index"] == evaluated.dataset.paths.index("paint/box/00.png")
-    assert kept.read_bytes() == before and evaluated.kept["probability"][first] == evaluated.kept["probability"][twin]
+    evaluated = open_evaluated(Run(folder), Session(of_run.store))
+    first = evaluated.predictions["index"] == evaluated.dataset.paths.index("paint/ball/00.png")
+    twin = evaluated.predictions["index"] == evaluated.dataset.paths.index("paint/box/00.png")
+    assert (
+        kept.read_bytes() == before
+        and evaluated.predictions["probability"][first] == evaluated.predictions["probability"][twin]
+    )
 
 
 def test_paths_are_cut_to_their_last_part_and_nothing_else_is() -> None:
@@ -206,7 +227,7 @@ def test_paths_are_cut_to_their_last_part_and_nothing_else_is() -> None:
         "windows": r"recorded:C:\Users\me\answers",
         "lr": 1e-3,
     }
-    assert without_places(tree) == {
+    assert without_paths(tree) == {
         "data": {"path": "PACS", "target": ["art/painting"]},
         "teacher": {"spec": "recorded:answers"},
         "others": ["open_clip:ViT-B-16/openai", "hf:user/repo", "open_clip:w.pt", "w.pth"],

@@ -92,7 +92,7 @@ def nothing(images: Path) -> None:
         (one_image_in_a_source, "domain ink has 1 usable images and none of them for validation; add images"),
         (
             a_class_called_unknown,
-            "a class is called 'unknown', which is the answer where none is likely enough; rename it",
+            "class 'unknown': 'unknown' is what is predicted where no class is likely enough; rename it",
         ),
         (nothing, "no images"),
     ],

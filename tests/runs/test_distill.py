@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,54 @@ def test_the_target_is_not_looked_at_before_the_end(
     assert same(calm, blind)
     assert any("/chalk/" in path for path in opened)
     assert not any("/paint/" in path for path in opened)
+
+
+def test_the_images_are_listed_once_and_each_is_audited_once(
+    quick: dict[str, Any], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vl2v.runs import datasets
+
+    data = shutil.copytree(shapes, tmp_path / "shapes")
+    (data / "paint" / "ball" / "00.png").write_bytes(b"not an image")
+    (data / "ink" / "ball" / "00.png").write_bytes(b"not an image")
+    listed, audited = [], Counter[str]()
+    open_dataset, audit = datasets.open_dataset, datasets.audit
+
+    def opening(*args: Any, **kwargs: Any) -> Any:
+        listed.append(args)
+        return open_dataset(*args, **kwargs)
+
+    def auditing(dataset: Any, **kwargs: Any) -> Any:
+        audited.update(dataset.paths)
+        return audit(dataset, **kwargs)
+
+    monkeypatch.setattr(datasets, "open_dataset", opening)
+    monkeypatch.setattr(datasets, "audit", auditing)
+    run = vl2v.distill(quick, tmp_path / "run", data=str(data), store=tmp_path / "store")
+    assert len(listed) == 1 and set(audited.values()) == {1} and len(audited) == len(list(data.rglob("*.png")))
+    assert run.evaluation is not None and "2 files set aside" in run.evaluation.notes
+
+
+def test_keywords_are_settings_and_win_over_the_tree(quick: dict[str, Any], calm: vl2v.Run, tmp_path: Path) -> None:
+    """The very run that the tree describes, with the command line's names."""
+    tree = {name: section for name, section in quick.items() if name not in ("data", "teacher", "student", "method")}
+    run = vl2v.distill(
+        {**tree, "seed": 7},
+        tmp_path / "run",
+        data=quick["data"],
+        teacher=quick["teacher"]["spec"],
+        student=quick["student"],
+        method=quick["method"],
+        target="paint",
+        seed=0,
+        image_size=32,
+        store=tmp_path / "store",
+    )
+    assert run.config == calm.config and same(calm, run)
+    with pytest.raises(ConfigError, match=r"swad: unknown setting, did you mean train\.swad"):
+        vl2v.distill(quick, tmp_path / "other", swad=True)  # type: ignore[call-arg]
+    assert "method adip" in repr(run) and "finished yes" in repr(run)
+    assert "<table>" in run._repr_html_() and "paint" in run._repr_html_()
 
 
 def test_the_teacher_is_asked_once_whatever_is_run(quick: dict[str, Any], tmp_path: Path) -> None:

@@ -1,16 +1,7 @@
-"""Benchmark: several runs under the same conditions."""
+"""Benchmark: several runs under the same conditions; called as a function, `vl2v.benchmark.run.benchmark`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from vl2v.lazy import make_callable
 
-from vl2v.lazy import lazily
-
-if TYPE_CHECKING:
-    from vl2v.benchmark.demo import Demo, run_demo
-
-_HOMES = {"Demo": "vl2v.benchmark.demo", "run_demo": "vl2v.benchmark.demo"}
-
-__all__ = ["Demo", "run_demo"]
-
-__getattr__ = lazily(__name__, _HOMES)
+make_callable(__name__, "vl2v.benchmark.run:benchmark")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from vl2v.data import decode, open_dataset
 from vl2v.data.samples import icondg
 from vl2v.evaluation import Evaluation
 from vl2v.io import write_text
@@ -21,6 +25,11 @@ TARGET = "outline"
 _STEPS = 450
 _LR = {"erm": 3e-4, "kd": 3e-4, "adip": 1e-3}
 _LAST_STAGE = {"erm": "finetune", "kd": "distill", "adip": "distill"}
+
+
+# Colours that people who see red and green alike can tell apart (Okabe and Ito).
+_COLOURS = ("#999999", "#E69F00", "#56B4E9", "#009E73")
+_RIGHT, _WRONG = "#00664a", "#b03000"
 
 
 @dataclass(frozen=True)
@@ -100,3 +109,74 @@ def settings(method: str, target: str) -> dict[str, Any]:
 
 def _of(method: str, progress: Progress) -> Progress:
     return lambda task, done, total, remark: progress(f"{method}: {task}", done, total, remark)
+
+
+def accuracy_bars(results: Mapping[str, Mapping[str, float | None]], path: Path) -> None:
+    """Draw each model's mean accuracy on seen and unseen domains.
+
+    Args:
+        results: model -> {"seen": share, "unseen": share}.
+        path: a .png file.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.6), layout="constrained")
+    axes = figure.subplots()
+    width = 0.8 / len(results)
+    for number, (name, row) in enumerate(results.items()):
+        shares = [100 * (row[role] or 0) for role in ("seen", "unseen")]
+        bars = axes.bar(np.arange(2) + number * width, shares, width * 0.92, label=name, color=_COLOURS[number % 4])
+        axes.bar_label(bars, fmt="%.0f", padding=2)
+    axes.set_xticks(np.arange(2) + 0.4 - width / 2, ["domains seen in training\n(validation images)", "unseen domain"])
+    axes.set_ylabel("accuracy %")
+    axes.set_ylim(0, 108)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, ncols=len(results), loc="upper center", bbox_to_anchor=(0.5, 1.16))
+    figure.savefig(path, dpi=130)
+
+
+def prediction_grid(runs: Mapping[str, Run], domain: str, path: Path, *, rows: int = 3, columns: int = 8) -> None:
+    """Draw images of a domain with what each student predicts, right in green and wrong ones in red.
+
+    One image of each of `rows * columns` classes, the first in the dataset's order, so that nobody chose them.
+
+    Args:
+        runs: finished runs on the same data, by name.
+        domain: whose images.
+        path: a .png file.
+        rows: of the grid.
+        columns: of the grid.
+    """
+    from matplotlib.figure import Figure
+
+    config = next(iter(runs.values())).config.data
+    dataset = open_dataset(config.path, layout=config.layout)
+    images = dataset.indices(domain)
+    _, first = np.unique(dataset.labels[images], return_index=True)
+    chosen = images[np.sort(first)][: rows * columns]
+    files = [dataset.read(i) for i in chosen]
+    predictions = {name: [p.best for p in run.classifier.predict(files)] for name, run in runs.items()}
+    figure = Figure(figsize=(1.5 * columns, 2.3 * rows + 0.4))
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.89, bottom=0.09, hspace=0.62, wspace=0.1)
+    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    for cell in cells:
+        cell.axis("off")
+    for cell, index, data, number in zip(cells, chosen, files, range(len(chosen)), strict=False):
+        truth = dataset.classes[dataset.labels[index]]
+        cell.imshow(decode(data))
+        cell.set_title(truth, fontsize=9, fontweight="bold", pad=3)
+        for line, (name, said) in enumerate(predictions.items()):
+            colour = _RIGHT if said[number] == truth else _WRONG
+            words = f"{name}: {said[number]}"
+            cell.text(
+                0.5,
+                -0.06 - 0.15 * line,
+                words,
+                transform=cell.transAxes,
+                ha="center",
+                va="top",
+                color=colour,
+                fontsize=7.5,
+            )
+    figure.suptitle(f"images of the unseen domain ({domain}), and what each student says", fontsize=11)
+    figure.savefig(path, dpi=110)

@@ -83,10 +83,10 @@ def read_domainbed(path: Path, selection: Selection = "training") -> tuple[list[
     if not alone:
         raise DataError(f"{path}: no results.jsonl with results of a single test environment in it")
     notes = []
-    judged = _judged(alone, lines, selection)
-    ruled = {line.row for _, line in judged}
+    selectable = _selectable(alone, lines, selection)
+    ruled = {line.row for _, line in selectable}
     if others := [line for line in alone if line.row not in ruled]:
-        judged += _judged(others, lines, "training")
+        selectable += _selectable(others, lines, "training")
         notes.append(
             f"{path}: no runs to select {', '.join(dict.fromkeys(line.run[1] for line in others))} by leaving another "
             "domain out; its rows are selected by source validation."
@@ -94,7 +94,7 @@ def read_domainbed(path: Path, selection: Selection = "training") -> tuple[list[
     if selection != "leave-one-out" and len(lines) > len(alone):
         notes.append(f"{path}: {len(lines) - len(alone):,} lines with several test environments aren't in the table.")
     best: dict[Hashable, tuple[tuple[float, int], Result]] = {}
-    for merit, line in judged:
+    for merit, line in selectable:
         result = line.result()
         key = result.dataset, result.target, result.method, result.student, result.seed
         *_, hparams_seed = line.run
@@ -103,8 +103,8 @@ def read_domainbed(path: Path, selection: Selection = "training") -> tuple[list[
     return [result for _, result in best.values()], notes
 
 
-def _judged(alone: Sequence[_Line], lines: Sequence[_Line], selection: Selection) -> list[tuple[float, _Line]]:
-    """Return the lines that the rule may select, with what it judges each by."""
+def _selectable(alone: Sequence[_Line], lines: Sequence[_Line], selection: Selection) -> list[tuple[float, _Line]]:
+    """Return the lines that the rule may select, with what it selects by."""
     if selection == "training":
         return [(line.seen(), line) for line in alone]
     if selection == "oracle":
@@ -130,13 +130,13 @@ def _lines(file: Path) -> Iterator[_Line]:
         raise DataError(f"{file}: not DomainBed's results ({error})") from None
     for number, row in enumerate(rows, 1):
         try:
-            told = row["args"]
+            args = row["args"]
             line = _Line(
-                (told["dataset"], told["algorithm"], int(told.get("trial_seed", 0)), int(told.get("hparams_seed", 0))),
-                tuple(int(target) for target in told["test_envs"]),
+                (args["dataset"], args["algorithm"], int(args.get("trial_seed", 0)), int(args.get("hparams_seed", 0))),
+                tuple(int(target) for target in args["test_envs"]),
                 int(row["step"]),
                 {key: float(value) for key, value in row.items() if key.endswith("_acc")},
-                float(told.get("holdout_fraction", 0.2)),
+                float(args.get("holdout_fraction", 0.2)),
                 _student(row.get("hparams")),
                 file,
             )
@@ -147,10 +147,10 @@ def _lines(file: Path) -> Iterator[_Line]:
         yield line
 
 
-def _student(told: object) -> str:
+def _student(args: object) -> str:
     """Return the student that a run's hparams name."""
-    if not isinstance(told, dict) or "resnet18" not in told:
+    if not isinstance(args, dict) or "resnet18" not in args:
         return "?"
-    if told.get("vit"):
-        return "dinov2" if told.get("dinov2") else "vit"
-    return "resnet18" if told["resnet18"] else "resnet50"
+    if args.get("vit"):
+        return "dinov2" if args.get("dinov2") else "vit"
+    return "resnet18" if args["resnet18"] else "resnet50"

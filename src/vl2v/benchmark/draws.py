@@ -42,7 +42,7 @@ class Range:
         value = u if self.base is None else self.base ** (u + self.shift)
         return int(value) if self.whole else float(value)
 
-    def place(self, value: float) -> float:
+    def position(self, value: float) -> float:
         """Return u of a value; of one out of the range (a weight decay of 0), the nearest end."""
         if self.base is None:
             return min(max(value, self.low), self.high)
@@ -95,7 +95,7 @@ def drawn(method: str, seed: int, draw: int) -> Tree:
 
 
 def suggested(method: str, seed: int, draw: int, results: Sequence[tuple[RunConfig, float]]) -> Tree:
-    """Return hyperparameters from the same ranges where Optuna's sampler (TPE) expects the best, given what is known.
+    """Return hyperparameters from the same ranges where Optuna's sampler (TPE) expects the best, by the results so far.
 
     Args:
         method: whose.
@@ -110,15 +110,15 @@ def suggested(method: str, seed: int, draw: int, results: Sequence[tuple[RunConf
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     sampler = optuna.samplers.TPESampler(seed=derive(seed, "suggest", method, draw) % 2**32, n_startup_trials=STARTUP)
     study = optuna.create_study(direction="maximize", sampler=sampler)
-    known = ranges(method)
-    distributions = {name: optuna.distributions.FloatDistribution(r.low, r.high) for name, r in known.items()}
+    found = ranges(method)
+    distributions = {name: optuna.distributions.FloatDistribution(r.low, r.high) for name, r in found.items()}
     for config, worth in results:
         values = _values(method, config)
         if "auto" in values.values():
-            continue  # it has no place in a range
-        places = {name: known[name].place(value) for name, value in values.items()}
-        study.add_trial(optuna.trial.create_trial(params=places, distributions=distributions, value=worth))
-    return nested({name: known[name].value(place) for name, place in study.ask(distributions).params.items()})
+            continue  # it has no position in a range
+        positions = {name: found[name].position(value) for name, value in values.items()}
+        study.add_trial(optuna.trial.create_trial(params=positions, distributions=distributions, value=worth))
+    return nested({name: found[name].value(u) for name, u in study.ask(distributions).params.items()})
 
 
 def repeated(method: str, config: RunConfig) -> Tree:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vl2v.benchmark.jobs import Job
-from vl2v.benchmark.work import Tell, attempt, fail, given_up, seldom
+from vl2v.benchmark.work import Notify, attempt, fail, given_up, seldom
 from vl2v.benchmark.worklist import WorkList
 from vl2v.errors import ConfigError
 from vl2v.runs.cluster import Cluster, settle_in
@@ -34,8 +34,8 @@ class Engine(Protocol):
         """How many jobs it does at once."""
         ...
 
-    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
-        """Do the jobs, all of them or until each has failed; tell what happens as it happens."""
+    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, notify: Notify) -> None:
+        """Do the jobs, all of them or until each has failed; notify of what happens as it happens."""
         ...
 
 
@@ -71,7 +71,7 @@ class Local:
 
     processes: int = field(default_factory=lambda: len(_gpus()) or processors())
 
-    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
+    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, notify: Notify) -> None:
         """Do the jobs; see `Engine`."""
         events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
         since = time.time()
@@ -96,16 +96,16 @@ class Local:
                         if crashes[worker.job] >= CRASHES:
                             reason = f"the process died at it {CRASHES} times (exit code {event['code']})"
                             fail(work, by_name[worker.job], reason, worker.said())
-                            tell({"event": "failed", "job": worker.job})
+                            notify({"event": "failed", "job": worker.job})
                         workers.append(_Worker(worker.number, count, order, events))
-                    elif event["code"] and worker.told:  # it died between two jobs
+                    elif event["code"] and worker.started:  # it died between two jobs
                         workers.append(_Worker(worker.number, count, order, events))
                     elif event["code"] and not workers and any(not given_up(work, job, since) for job in jobs):
                         raise RuntimeError(f"a worker can't start: {worker.said()}")
                     continue
-                worker.told = True
+                worker.started = True
                 worker.job = event["job"] if event["event"] in ("started", "progress") else None
-                tell(event)
+                notify(event)
 
 
 @contextmanager
@@ -132,7 +132,7 @@ class _Worker:
     ) -> None:
         self.number = number
         self.job: str | None = None
-        self.told = False
+        self.started = False
         self.errors: list[str] = []
         self.events = events
         self.process = subprocess.Popen(
@@ -195,7 +195,7 @@ class Ray(Cluster):
         there = self.start().cluster_resources()
         return max(1, int(there.get("GPU", 0) or there.get("CPU", 1) // self.processors))
 
-    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, tell: Tell) -> None:
+    def run(self, work: WorkList, jobs: Sequence[Job], budget: float, notify: Notify) -> None:
         """Do the jobs; see `Engine`."""
         ray, task = self.start(), self.task(_ray_task)
         ear = ray.remote(num_cpus=0)(_Ear).remote()
@@ -208,7 +208,7 @@ class Ray(Cluster):
             finished, waiting = ray.wait(waiting, num_returns=1, timeout=0.3)
             with suppress(ray.exceptions.RayError):
                 for event in ray.get(ear.take.remote()):
-                    tell(event)
+                    notify(event)
             for ref in finished:
                 job = by_ref[ref]
                 try:
@@ -219,11 +219,11 @@ class Ray(Cluster):
                 if good is None:  # another command has it, or had it
                     good = work.done(job) or None
                 if good is not None:
-                    tell({"event": "done" if good else "failed", "job": job.name})
+                    notify({"event": "done" if good else "failed", "job": job.name})
 
 
 class _Ear:
-    """An actor that hears what tasks tell. With its node the view of them is lost, not the work."""
+    """An actor that hears from tasks. With its node the view of them is lost, not the work."""
 
     def __init__(self) -> None:
         self.heard: list[dict[str, Any]] = []
@@ -240,9 +240,9 @@ def _ray_task(folder: str, job: Job, since: float, budget: float, threads: str, 
     import ray
 
     settle_in(threads, where)
-    told: list[Any] = []
-    tell = lambda event: told.append(ear.hear.remote(event))  # noqa: E731 (nothing waits: who waits lends its processor)
-    good = attempt(WorkList(Path(folder)), job, since=since, budget=budget, tell=seldom(tell))
+    sent: list[Any] = []
+    notify = lambda event: sent.append(ear.hear.remote(event))  # noqa: E731 (nothing waits: who waits lends its processor)
+    good = attempt(WorkList(Path(folder)), job, since=since, budget=budget, notify=seldom(notify))
     with suppress(ray.exceptions.RayError):
-        ray.get(told)
+        ray.get(sent)
     return good

@@ -50,7 +50,7 @@ class Grid:
         preset: that they change, "default" or "paper".
         steps: of each method's last stage; None: as the method has it.
         batch: images of each source domain in a batch of the last stage.
-        first_seed: the others follow it; seeds that nobody has looked at tell what earlier ones only suggest.
+        first_seed: the others follow it; seeds that nobody has seen yet confirm what earlier ones only suggest.
     """
 
     data: Mapping[str, str]
@@ -70,7 +70,7 @@ class Grid:
     @property
     def variant(self) -> str:
         """A digest of the settings that all its jobs have in common, without those that change no result."""
-        settings = {**deciding(self.settings), "data.exclude": None}  # what it leaves out, the dataset's listing tells
+        settings = {**deciding(self.settings), "data.exclude": None}  # what it leaves out, is in the dataset's listing
         return digest([settings, self.steps, self.batch, self.search, self.preset])
 
     @cached_property
@@ -82,7 +82,7 @@ class Grid:
         """
         from vl2v.runs.datasets import open_data
 
-        return {name: open_data(self._told(name)) for name in self.data}
+        return {name: open_data(self._data_of(name)) for name in self.data}
 
     @property
     def rounds(self) -> list[Grid]:
@@ -94,14 +94,14 @@ class Grid:
     def jobs(self, draw: Draw | None = None) -> Iterator[Job]:
         """Yield the jobs; those that share most come one after another.
 
-        Where the teacher is asked about some images only (`teacher.select`), its own row is left out: what it would
-        be measured on would depend on which students had asked before.
+        Where the teacher is queried about some images only (`teacher.select`), its own row is left out: what it would
+        be measured on would depend on which students had queried before.
 
         Args:
             draw: makes hyperparameters of a cell and the number of a draw; by default random ones.
 
         Raises:
-            ConfigError: a method, or a setting, that isn't known; domains too few for the rule.
+            ConfigError: a method, or a setting, that doesn't exist; domains too few for the rule.
             DataError: a dataset that can't be read or learnt from, or a target that it doesn't have.
         """
         _check_stages(self.settings.get("stages", {}))
@@ -124,7 +124,7 @@ class Grid:
                         yield from self._cell(cell, domains, draw or _random)
 
     def _student(self, method: str, student: str) -> str:
-        """Return what a method trains where a student is asked for."""
+        """Return what a method trains in place of a student."""
         if METHODS[method].tower:
             return TOWER
         name = student if METHODS[method].stage_defaults else self.students[0]
@@ -164,7 +164,7 @@ class Grid:
         return merge(applicable(shared, task), own)
 
     def _sized(self, cell: Cell, settings: Tree) -> Tree:
-        """Return settings with the steps and the batch that were asked for, whatever was drawn."""
+        """Return settings with the steps and the batch that were given, whatever was drawn."""
         stages = METHODS[cell.method].stage_defaults
         if not stages:
             return settings
@@ -172,19 +172,19 @@ class Grid:
         sizes = {"steps": self.steps, "batch_per_domain": self.batch}
         return merge(settings, {"stages": {last: {key: value for key, value in sizes.items() if value}}})
 
-    def _told(self, dataset: str) -> DataConfig:
+    def _data_of(self, dataset: str) -> DataConfig:
         """Return the settings of a dataset."""
         return validate(merge({"data": self.settings.get("data", {})}, {"data": {"path": self.data[dataset]}})).data
 
     def _check_targets(self, dataset: str, targets: Sequence[str]) -> None:
-        """Look whether students can learn from each one's others, before a teacher is paid.
+        """Check that students can learn from each one's others, before a teacher is paid.
 
         Raises:
             DataError: no such domain, or what is left can't be learnt from.
         """
         from vl2v.data import leave_out
 
-        images, holdout = self.datasets[dataset], self._told(dataset).holdout
+        images, holdout = self.datasets[dataset], self._data_of(dataset).holdout
         trains = any(METHODS[method].stage_defaults for method in self.methods)
         for target in targets:
             images.domain_index(target)
@@ -202,14 +202,14 @@ def methods_for(names: Sequence[str], teacher: str) -> list[str]:
 
     Raises:
         ConfigError: an unknown one, or one that needs the weights of a teacher that is a black box.
-        TeacherError: the teacher is of no known kind.
+        TeacherError: the teacher is of no kind that exists.
     """
     towers = {name for name, entry in METHODS.items() if entry.tower}
     white = not {"all", *towers}.isdisjoint(names) and is_white_box(teacher)  # else it makes no difference
     found: list[str] = []
     for name in names:
         if name == "all":
-            found += [known for known in METHODS if white or known not in towers]
+            found += [one for one in METHODS if white or one not in towers]
             continue
         find_method(name)
         if name in towers and not white:
@@ -230,9 +230,9 @@ def _check_stages(given: object) -> None:
     """
     if not isinstance(given, Mapping):
         raise ConfigError(f"stages = {given!r}: a table of stages, for example stages.distill.lr=1e-3")
-    known = dict.fromkeys(name for entry in METHODS.values() for name in entry.stage_defaults)
-    if unknown := given.keys() - known.keys():
-        raise ConfigError(f"stages.{min(unknown)}: no method has such a stage; there are {', '.join(known)}")
+    stages = dict.fromkeys(name for entry in METHODS.values() for name in entry.stage_defaults)
+    if unknown := given.keys() - stages.keys():
+        raise ConfigError(f"stages.{min(unknown)}: no method has such a stage; there are {', '.join(stages)}")
     for name, stage in given.items():
         if not isinstance(stage, Mapping):
             raise ConfigError(f"stages.{name} = {stage!r}: a table, for example stages.{name}.lr=1e-3")

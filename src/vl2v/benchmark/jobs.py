@@ -68,7 +68,7 @@ class Job:
 
     @property
     def row(self) -> dict[str, Any]:
-        """What is to be kept of it, or sent."""
+        """What is saved of it, or sent."""
         return {"name": self.name, **asdict(self)}
 
     @property

@@ -60,7 +60,7 @@ class Advice:
     failed: dict[str, str] = field(default_factory=dict)
 
     def verdict(self) -> str:
-        """Return the plain answer."""
+        """Return the recommendation in words."""
         points = 100 * self.ahead.mean
         interval = f"[{100 * self.ahead.low:+.1f}, {100 * self.ahead.high:+.1f}]"
         if self.ahead.sure:
@@ -70,7 +70,7 @@ class Advice:
         else:
             lines = [
                 f"{self.method} and {self.runner_up} can't be told apart here ({points:+.1f} points, {interval}); "
-                f"{self.method} is a fair choice, and more minutes may tell."
+                f"{self.method} is a fair choice, and more minutes may separate them."
             ]
         teacher = self.over_teacher
         if teacher is not None and teacher.high < 0:
@@ -94,7 +94,7 @@ def recommend(
     engine: Engine | None = None,
     budget: float = 0,
     progress: Progress = silent,
-    tell: Callable[[dict[str, Any]], None] = lambda event: None,
+    notify: Callable[[dict[str, Any]], None] = lambda event: None,
 ) -> Advice:
     """Hold a tournament: half of the time all candidates, with one seed, then the best two with two others.
 
@@ -104,15 +104,15 @@ def recommend(
         data: images of at least three domains.
         teacher: as for `distill`.
         out: a benchmark folder; a tournament that was interrupted goes on.
-        minutes: that it may take, roughly; asking the teacher comes on top.
+        minutes: that it may take, roughly; queries to the teacher come on top.
         methods: that compete, two or more; one that can't be trained drops out, and so does the zero-shot teacher,
             which is measured anyway.
         student: that is to be trained.
         settings: of every run.
         engine: where the runs run.
-        budget: what a rented teacher may have been paid in all, ever, by the folder's store.
+        budget: lifetime spending limit of the folder's store for a paid teacher.
         progress: called as the work goes on.
-        tell: told what becomes of the runs.
+        notify: called with what becomes of the runs.
 
     Raises:
         DataError: fewer than three domains with labels.
@@ -141,8 +141,8 @@ def recommend(
     def hold(methods: Sequence[str], steps: int, seeds: range) -> list[Result]:
         part = replace(grid, methods=methods, first_seed=seeds.start, seeds=len(seeds), steps=steps)
         bench = plan(part, out)
-        run(bench, engine=engine, budget=budget, progress=progress, tell=tell)
-        names = {bench.work.place(job) for job in bench.jobs}
+        run(bench, engine=engine, budget=budget, progress=progress, notify=notify)
+        names = {bench.work.folder_of(job) for job in bench.jobs}
         for job in bench.missing:
             reasons.setdefault(job.method, bench.work.failure(job) or "another process has its runs")
         found = [one for one in results(bench.work) if one.folder in names and one.method not in reasons]
@@ -184,9 +184,9 @@ def _command(data: Path, student: str, method: str, settings: Tree, store: Path)
     own = applicable(settings, find_method(method))
     spec = own["teacher"]["spec"]
     words = ["vl2v", "distill", "--data", str(data), "--teacher", spec, "--student", student, "--method", method]
-    told = ("teacher.spec", "student.name", "method", "data.path", "data.target")
+    said = ("teacher.spec", "student.name", "method", "data.path", "data.target")
     for key, value in flat(own).items():
-        if key not in told:
+        if key not in said:
             words += ["--set", f"{key}={json.dumps(value, default=str, ensure_ascii=False)}"]
     return shlex.join([*words, "--store", str(store), "--out", f"runs/{method}"])
 

@@ -34,10 +34,10 @@ class Result:
         seen: on the source domains' validation images, the mean over domains.
         seconds: that the training took.
         folder: the run folder, or the file that the figures were read from.
-        marks: which images of the target were answered, and which of them correctly; None where that isn't known.
-        corrupted: on the target's images corrupted, the mean over the corruptions asked for; NaN where not measured.
+        marks: which images of the target were predicted, and which of them correctly; None if unknown.
+        corrupted: on the target's images corrupted, the mean over the corruptions wanted; NaN where not measured.
         inside: as `marks`, of the 80% that DomainBed measures.
-        content: a digest of the dataset that `marks` point to; "" where that isn't known.
+        content: a digest of the dataset that `marks` point to; "" of a run without.
         theirs: whether DomainBed's own program made it; its standard errors divide by the number of seeds.
     """
 
@@ -74,7 +74,7 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
 
     Args:
         work: the list; unfinished jobs, and those of other settings than the last, are left out. A draw that can't be
-            judged yet is unfinished, too, and so is a job whose answers can't be read (`WorkList.spoilt`).
+            selected by yet is unfinished, too, and so is a job whose predictions can't be read (`WorkList.spoilt`).
         selection: the rule.
 
     Raises:
@@ -91,8 +91,8 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     for draws in cells:
         finished = {draw: jobs for draw, jobs in draws.items() if "" in jobs and work.trained(jobs[""])}
         if len(draws) > 1 and selection == "leave-one-out":
-            judged = {draw: jobs for draw, jobs in finished.items() if len(jobs) > 1}
-            finished = {draw: jobs for draw, jobs in judged.items() if all(map(work.trained, jobs.values()))}
+            selectable = {draw: jobs for draw, jobs in finished.items() if len(jobs) > 1}
+            finished = {draw: jobs for draw, jobs in selectable.items() if all(map(work.trained, jobs.values()))}
         merits = {draw: merit(work, jobs, selection) if len(finished) > 1 else 0 for draw, jobs in finished.items()}
         merits = {draw: worth for draw, worth in merits.items() if worth != -math.inf}
         if (
@@ -108,7 +108,7 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
     """Return the results of benchmark folders that are to stand in one table, and what is to be said about them.
 
     The zero-shot teacher stands once, beside the first student. Runs on other files than the most of their target
-    have no `marks`: what they answered can't be compared image by image.
+    have no `marks`: their predictions can't be compared image by image.
 
     Args:
         folders: of benchmarks.
@@ -120,12 +120,12 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
     """
     found: list[Result] = []
     notes: list[str] = []
-    told: dict[str, Any] = {}
+    identities: dict[str, Any] = {}
     for folder in folders:
         work = WorkList(folder)
         own = results(work, selection)
-        for name, about in work.tells().items():
-            if told.setdefault(name, about) != about:
+        for name, about in work.identity().items():
+            if identities.setdefault(name, about) != about:
                 raise ConfigError(f"{folder}: {name} has other images or settings than in another of the folders")
         measured = {result.cell for result in found if result.method not in TEACHERS}
         if twice := measured & {result.cell for result in own}:
@@ -138,7 +138,7 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
         }
         if waiting := trained - {result.cell for result in own}:
             notes.append(
-                f"{folder.name}: {len(waiting)} more have students, and no draw that this rule can judge yet: "
+                f"{folder.name}: {len(waiting)} more have students, and no draw that this rule can select yet: "
                 f"{', '.join(map(str, min(waiting)))}, for example."
             )
     found, changed = of_same_images(found)
@@ -146,7 +146,7 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
 
 
 def _one_teacher(found: Sequence[Result]) -> list[Result]:
-    """Return results with one row for the zero-shot teacher, whichever students were asked for with it."""
+    """Return results with one row for the zero-shot teacher, whichever students were given with it."""
     student = next((result.student for result in found if result.method not in TEACHERS), None)
     one: dict[Cell, Result] = {}
     for result in found:
@@ -182,15 +182,15 @@ def by_cell(jobs: Iterable[Job]) -> dict[Cell, dict[int, dict[str, Job]]]:
 
 
 def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
-    """Return what a draw is selected by, -inf where there is nothing to judge it by; its jobs are finished."""
-    kept = predictions_in(work.place(jobs[""]))
-    if kept is None:
+    """Return what a draw is selected by, -inf where there is nothing to select it by; its jobs are finished."""
+    predictions = predictions_in(work.folder_of(jobs[""]))
+    if predictions is None:
         return -math.inf
-    right, target = kept.right, kept.in_domain(jobs[""].target)
+    right, target = predictions.right, predictions.in_domain(jobs[""].target)
     if selection == "training":
-        return _of_each_domain(right[~target], kept["domain"][~target])
+        return _of_each_domain(right[~target], predictions["domain"][~target])
     if selection == "oracle":
-        rest = target & ~kept["in_split"]
+        rest = target & ~predictions["in_split"]
         if not rest.any():
             raise ConfigError(
                 f"--selection oracle: nothing is left of {jobs[''].target} to select by; published.target_in_split "
@@ -200,26 +200,26 @@ def merit(work: WorkList, jobs: dict[str, Job], selection: Selection) -> float:
     scores = []
     for held, job in jobs.items():
         if held:
-            kept = predictions_in(work.place(job))
-            if kept is None:
+            predictions = predictions_in(work.folder_of(job))
+            if predictions is None:
                 return -math.inf
-            scores.append(float(kept.right[kept.in_domain(held)].mean()))
+            scores.append(float(predictions.right[predictions.in_domain(held)].mean()))
     return float(np.mean(scores)) if scores else -np.inf
 
 
 def result_of(work: WorkList, job: Job) -> Result | None:
-    """Return the figures of a finished job; None where its answers can't be read."""
-    place, kept = work.place(job), predictions_in(work.place(job))
-    if kept is None:
+    """Return the figures of a finished job; None where its predictions can't be read."""
+    folder, predictions = work.folder_of(job), predictions_in(work.folder_of(job))
+    if predictions is None:
         return None
-    right, target = kept.right, kept.in_domain(job.target)
-    inside = target & kept["in_split"]
+    right, target = predictions.right, predictions.in_domain(job.target)
+    inside = target & predictions["in_split"]
     whole, part = (float(right[rows].mean()) if rows.any() else math.nan for rows in (target, inside))
-    marks, marks_inside = (Marks(kept["index"][rows], right[rows]) for rows in (target, inside))
-    seen = _of_each_domain(right[~target], kept["domain"][~target])
+    marks, marks_inside = (Marks(predictions["index"][rows], right[rows]) for rows in (target, inside))
+    seen = _of_each_domain(right[~target], predictions["domain"][~target])
     corrupted = _corrupted(work, job)
     seconds = work.seconds(job)
-    return Result(*job.cell, whole, part, seen, seconds, place, marks, corrupted, marks_inside, kept.content)
+    return Result(*job.cell, whole, part, seen, seconds, folder, marks, corrupted, marks_inside, predictions.content)
 
 
 def _of_each_domain(right: NDArray[np.bool_], domains: NDArray[np.int64]) -> float:
@@ -233,7 +233,7 @@ def _corrupted(work: WorkList, job: Job) -> float:
     wanted = work.corruptions
     if wanted is None or work.unmeasured(job):
         return math.nan
-    accuracies = wanted.measured(work.place(job)).values()
+    accuracies = wanted.measured(work.folder_of(job)).values()
     return float(np.mean(list(accuracies))) if accuracies else math.nan
 
 
@@ -264,10 +264,10 @@ def leakage(found: Iterable[Result]) -> list[str]:
     """Return a line for each unseen domain of which source domains have images, too, as its runs noticed."""
     said: dict[tuple[str, str], list[str]] = {}
     for result in found:
-        place = result.dataset, result.target
-        if result.method not in TEACHERS and place not in said:
-            told = read_json(result.folder / "evaluation.json", {"notes": []})["notes"]
-            said[place] = [note for note in told if note.startswith("leakage")]
+        cell = result.dataset, result.target
+        if result.method not in TEACHERS and cell not in said:
+            notes = read_json(result.folder / "evaluation.json", {"notes": []})["notes"]
+            said[cell] = [note for note in notes if note.startswith("leakage")]
     return [f"{dataset} {target}: {note}" for (dataset, target), notes in said.items() for note in notes]
 
 

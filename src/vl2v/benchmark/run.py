@@ -1,23 +1,25 @@
-"""A whole benchmark: the list of jobs, the teacher's answers once, and an engine that does what is missing."""
+"""A whole benchmark: the list of jobs, the teacher queried once, and an engine that does what is missing."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vl2v.benchmark.engine import Engine, Local
-from vl2v.benchmark.grid import Grid
-from vl2v.benchmark.jobs import TEACHERS, Job
-from vl2v.benchmark.search import searching
-from vl2v.benchmark.work import Tell
+from vl2v.benchmark.draws import repeated, suggested
+from vl2v.benchmark.engine import Engine, Local, engine_named
+from vl2v.benchmark.grid import Draw, Grid, methods_for
+from vl2v.benchmark.jobs import TEACHERS, Cell, Job
+from vl2v.benchmark.results import by_cell, merit
+from vl2v.benchmark.work import Notify
 from vl2v.benchmark.worklist import Corruptions, WorkList
-from vl2v.config import TOWER, merge
-from vl2v.errors import ConfigError, RunError
+from vl2v.config import TOWER, Tree, merge
+from vl2v.errors import ConfigError, RunError, need_extra
 from vl2v.io import read_json, write_text
 from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
@@ -27,20 +29,98 @@ from vl2v.runs.settings import has_tower, resolve
 from vl2v.teachers import is_white_box
 
 if TYPE_CHECKING:
+    from vl2v.benchmark.table import Metric
     from vl2v.data import DomainDataset
+    from vl2v.table import Table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Benchmark:
-    """A benchmark folder and the jobs of it that were asked for."""
+    """A benchmark folder and the jobs of it that were wanted."""
 
     work: WorkList
     jobs: list[Job]
+
+    def table(self, metric: Metric = "accuracy") -> Table:
+        """Return the results so far, with 95% intervals of the leads."""
+        from vl2v.benchmark.results import gather, leakage
+        from vl2v.benchmark.table import as_table
+
+        found, notes = gather([self.work.folder])
+        return as_table(found, metric=metric, notes=[*notes, *leakage(found)])
+
+    def __repr__(self) -> str:
+        done = len(self.jobs) - len(self.missing)
+        return f"Benchmark({str(self.work.folder)!r}, {done} of {len(self.jobs)} jobs done)"
+
+    def _repr_html_(self) -> str:
+        return self.table().render("html")
 
     @property
     def missing(self) -> list[Job]:
         """The jobs without a result."""
         return [job for job in self.jobs if not self.work.done(job)]
+
+
+def benchmark(
+    data: Path | str | Mapping[str, Path | str],
+    teacher: str = "tiny",
+    *,
+    methods: Sequence[str] = ("erm", "kd", "adip"),
+    students: Sequence[str] = ("lite0",),
+    targets: Sequence[str] = (),
+    seeds: int = 3,
+    steps: int | None = None,
+    batch: int | None = None,
+    settings: Mapping[str, Any] | None = None,
+    out: Path | str = "bench",
+    engine: str = "local",
+    budget: float = 0,
+    progress: Progress = silent,
+) -> Benchmark:
+    """Train every method with every domain left out in turn, and return the results; only what is missing is done.
+
+    Args:
+        data: a folder of images, or several by name.
+        teacher: its spec.
+        methods: names, see `vl2v methods`; "all" for every one.
+        students: timm models, or short names of some: lite0, resnet50, vit_small, deit_small, vit_base.
+        targets: domains; by default each in turn.
+        seeds: how many; each has its own split.
+        steps: of each method's last stage; by default its own.
+        batch: images of each source domain in a batch of it.
+        settings: of every run; each method takes those that it has.
+        out: the benchmark's folder.
+        engine: "local", "local:N" processes, "ray" or "ray:N" processors a job.
+        budget: lifetime spending limit of the benchmark's store for a paid teacher, in the vendor's currency.
+        progress: called as the work goes on.
+
+    Raises:
+        VL2VError: of the part that can't be had: a dataset, a target, a method, a setting, an engine. A job that fails
+            raises nothing: it stays among `Benchmark.missing`, and `vl2v benchmark status` names the reason.
+
+    Example:
+        >>> import vl2v
+        >>> bench = vl2v.benchmark(
+        ...     "images", "recorded:vendor", methods=["zero-shot"], targets=["paint"], seeds=1, engine="local:1"
+        ... )
+        >>> bench
+        Benchmark('bench', 1 of 1 jobs done)
+        >>> print(bench.table().render("csv"))  # doctest: +ELLIPSIS
+        student,method,...
+    """
+    named = data if isinstance(data, Mapping) else {Path(data).resolve().name: data}
+    tree = merge(settings or {}, {"teacher": {"spec": teacher}})
+    names = {name: str(path) for name, path in named.items()}
+    grid = Grid(names, targets, methods_for(methods, teacher), students, seeds, settings=tree, steps=steps, batch=batch)
+    made = plan(grid, Path(out))
+
+    def notify(event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            progress(event["job"], event["done"], event["total"], event["what"])
+
+    run(made, engine=engine_named(engine), budget=budget, progress=progress, notify=notify)
+    return made
 
 
 def plan(grid: Grid, out: Path, corruptions: Corruptions | None = None) -> Benchmark:
@@ -57,7 +137,7 @@ def plan(grid: Grid, out: Path, corruptions: Corruptions | None = None) -> Bench
         VL2VError: of the part that can't be had: a dataset, a target, a method, a setting.
     """
     work = WorkList(out)
-    jobs = list(grid.jobs(searching(work, grid) if grid.search == "optuna" else None))
+    jobs = list(grid.jobs(_searching(work, grid) if grid.search == "optuna" else None))
     with work.lock():
         _same_data(grid, out)
     added = work.add(jobs)
@@ -72,21 +152,21 @@ def run(
     engine: Engine | None = None,
     budget: float = 0,
     progress: Progress = silent,
-    tell: Tell = lambda event: None,
+    notify: Notify = lambda event: None,
 ) -> None:
-    """Ask the teacher what isn't known, then do the jobs that are missing; failed ones are tried again.
+    """Query the teacher for what isn't cached, then do the jobs that are missing; failed ones are tried again.
 
     Args:
         benchmark: from `plan`.
         engine: where; by default as many processes as the machine has GPUs, or processors.
-        budget: what a rented teacher may have been paid in all, ever, by the benchmark's store.
+        budget: lifetime spending limit of the benchmark's store for a paid teacher.
         progress: called as the work goes on.
-        tell: told what becomes of the jobs.
+        notify: called with what becomes of the jobs.
 
     Raises:
-        StudentError: a student that isn't known, or whose weights can't be had; the teacher isn't asked then.
+        StudentError: a student that timm doesn't have, or whose weights can't be had; the teacher isn't queried then.
         ConfigError: one that a black box can't teach, or an engine that can't start a job.
-        VL2VError: the teacher can't be asked.
+        VL2VError: the teacher can't be queried.
     """
     missing = benchmark.missing
     if not missing:
@@ -96,8 +176,38 @@ def run(
     cluster = engine if isinstance(engine, Cluster) else None
     if cluster is not None:
         cluster.check()
-    _ask(benchmark.work, missing, budget, cluster, progress)
-    engine.run(benchmark.work, missing, budget, tell)
+    _query(benchmark.work, missing, budget, cluster, progress)
+    engine.run(benchmark.work, missing, budget, notify)
+
+
+def _searching(work: WorkList, grid: Grid) -> Draw:
+    """Return what makes a grid's draws: one that is on the list already stays as it is, a new one is suggested.
+
+    A draw is worth what the selection rule goes by: unless that is the oracle, the unseen domain decides nothing.
+
+    Args:
+        work: the folder's list.
+        grid: whose draws are searched for.
+
+    Raises:
+        MissingExtra: Optuna isn't installed.
+    """
+    need_extra("optuna", "optuna")  # before anything is trained
+    cells = by_cell(work.shown(grid.variant)) if work.file.is_file() else {}
+
+    def draw(cell: Cell, number: int) -> Tree:
+        draws = cells.get(cell, {})
+        if number in draws:
+            return repeated(cell.method, resolve(next(iter(draws[number].values())).settings))
+        results = []
+        for jobs in (draws[number] for number in sorted(draws)):
+            done = {held: job for held, job in jobs.items() if work.trained(job)}
+            worth = merit(work, done, grid.selection) if "" in done else -math.inf
+            if math.isfinite(worth):
+                results.append((resolve(done[""].settings), worth))
+        return suggested(cell.method, cell.seed, number, results)
+
+    return draw
 
 
 def _check_students(jobs: Sequence[Job]) -> None:
@@ -118,7 +228,7 @@ def _check_students(jobs: Sequence[Job]) -> None:
             )
         if queries_online(config) and not white(spec):
             raise ConfigError(
-                f"method {config.method}: {spec} is a black box, and teacher.online would ask it at every step; set "
+                f"method {config.method}: {spec} is a black box, and teacher.online would query it at every step; set "
                 "teacher.online=false"
             )
     small = [config for config in configs if config.student.name != TOWER]
@@ -126,8 +236,8 @@ def _check_students(jobs: Sequence[Job]) -> None:
         new_backbone(config)
 
 
-def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | None, progress: Progress) -> None:
-    """Ask about each dataset once, before the work is shared out; a domain that no job may ask about is left out."""
+def _query(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | None, progress: Progress) -> None:
+    """Query about each dataset once, before the work is shared out; a domain that no job may query is left out."""
     seen: dict[str, tuple[dict[str, Any], set[str]]] = {}
     for job in jobs:
         method = find_method(job.method)
@@ -137,7 +247,7 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
         unseen = set() if job.method in TEACHERS else set(config.data.target)
         student = TOWER if has_tower(config, method) else config.student.name
         of_size = student if config.teacher.views else ""  # views are of the student's input size
-        online = config.teacher.online and job.method not in TEACHERS  # which is measured on its plain answers
+        online = config.teacher.online and job.method not in TEACHERS  # which is measured on clean images
         key = json.dumps([str(config.data.path), config.teacher.spec, of_size, online])
         session = {"method": "adip", "student": {"name": student}, "teacher": {"online": online}}
         tree = merge(job.settings, session)
@@ -151,18 +261,18 @@ def _ask(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster | 
 
 
 def _same_data(grid: Grid, out: Path) -> None:
-    """Keep what each dataset lists; other images or labels under the same name would mix two benchmarks.
+    """Save what each dataset lists; other images or labels under the same name would mix two benchmarks.
 
     Raises:
         RunError: a dataset has changed.
     """
     file = out / "datasets.json"
-    known: dict[str, Any] = read_json(file, {})
-    for each in known.values():
+    saved: dict[str, Any] = read_json(file, {})
+    for each in saved.values():
         each.setdefault("images", each.get("pictures"))  # as earlier versions called it
     found = {name: {"images": len(data), "listing": _listing(data)} for name, data in grid.datasets.items()}
     for name, dataset in grid.datasets.items():
-        before = known.get(name, found[name])
+        before = saved.get(name, found[name])
         if before["images"] != len(dataset):
             raise RunError(
                 f"{out}: {name} had {before['images']:,} images when this benchmark began and has "
@@ -173,8 +283,8 @@ def _same_data(grid: Grid, out: Path) -> None:
                 f"{out}: {name} has as many images as when this benchmark began, but other names, classes or "
                 "domains; choose another --out"
             )
-    if not found.keys() <= known.keys():
-        write_text(file, json.dumps(known | found, indent=2))
+    if not found.keys() <= saved.keys():
+        write_text(file, json.dumps(saved | found, indent=2))
 
 
 def _listing(dataset: DomainDataset) -> str:

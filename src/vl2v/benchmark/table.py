@@ -34,7 +34,7 @@ def as_table(
     """Return accuracy % on unseen domains: a row a student and method, a column a target, mean and standard error.
 
     A row is bold where the method is surely ahead of all others that trained its student (`best_is_sure`), and these
-    have every target; those without answers image by image aren't in it.
+    have every target; those without predictions image by image aren't in it.
 
     Args:
         found: results.
@@ -49,12 +49,12 @@ def as_table(
     several = len({dataset for dataset, _ in cells}) > 1
     compared = metric != "corrupted"
     figure = _published({dataset for dataset, _ in cells})
-    known = {(result.student, result.method): figure(result.student, result.method) for result in found}
-    told = published and compared and any(known.values())
+    figures = {(result.student, result.method): figure(result.student, result.method) for result in found}
+    shown = published and compared and any(figures.values())
     heads = ["student", "method", *(f"{dataset} {target}" if several else target for dataset, target in cells)]
     base = reference or reference_of(found)
     heads += ["mean", *([f"against {base}, 95%", "wins/losses"] if compared else []), "seen", "s a run"]
-    heads += ["published"] if told else []
+    heads += ["published"] if shown else []
     rows: list[list[str]] = []
     bold: list[int] = []
     partial = False
@@ -82,12 +82,12 @@ def as_table(
             row += [f"{100 * mean_and_error(own, 'seen')[0]:.1f}" if method not in TEACHERS else ""]
             times = [result.seconds for result in own if math.isfinite(result.seconds)]
             row += [f"{sorted(times)[len(times) // 2]:.0f}" if times and method not in TEACHERS else ""]
-            if told:
-                row.append(known[student, method])
+            if shown:
+                row.append(figures[student, method])
             if method == sure:
                 bold.append(len(rows))
             rows.append(row)
-    notes = [_note(metric, selection, found), *notes, *_unanswered(found)]
+    notes = [_note(metric, selection, found), *notes, *_missing(found)]
     if any(result.theirs for result in found):
         notes.append("± of rows from DomainBed as its program prints it: over n seeds, not n - 1.")
     if bold:
@@ -99,7 +99,7 @@ def as_table(
             "No mean, and no lead, where a target is missing, and no bold beside it. A mean is over the seeds that "
             "have every target, a lead over all runs that both methods have."
         )
-    if told:
+    if shown:
         notes.append(
             "Published, with CLIP ViT-B/16 as the teacher, on the whole datasets: black, a ViT-B/16 that starts from "
             "ImageNet; white, the teacher's own tower. Not comparable with the rest."
@@ -131,18 +131,18 @@ def _note(metric: Metric, selection: str, found: Sequence[Result]) -> str:
     few, many = min(counts), max(counts)
     over = f"{many}" if few == many else f"{few} to {many}"
     spread = f"mean ± standard error over {over} seeds" if many > 1 else "one seed"
-    told = f"Accuracy % on {where[metric]}, {spread}; selected by {rules[selection]}."
+    words = f"Accuracy % on {where[metric]}, {spread}; selected by {rules[selection]}."
     several = len({result.dataset for result in found}) > 1
     of_targets = "each dataset's targets, then over datasets (so are means)" if several else "targets"
     missing = "other images alone: the luck of the training is not in it, and no lead counts as sure"
     chance = "other seeds and images" + (", a single seed's luck taken from the other targets'" if few == 1 else "")
     drawn = missing if many == 1 else chance
     leads_are = f" Leads: points, the mean over {of_targets}; the 95% interval is for {drawn}."
-    return told + (leads_are if metric != "corrupted" else "")
+    return words + (leads_are if metric != "corrupted" else "")
 
 
-def _unanswered(found: Sequence[Result]) -> list[str]:
-    """Return a line for each method that has no answer about images that others were measured on."""
+def _missing(found: Sequence[Result]) -> list[str]:
+    """Return a line for each method that has no prediction of images that others were measured on."""
     marked = [
         (result.method, (result.dataset, result.target, result.seed), result.marks.images)
         for result in found
@@ -150,16 +150,16 @@ def _unanswered(found: Sequence[Result]) -> list[str]:
     ]
     everything: dict[Hashable, NDArray[np.int64]] = {}
     for _, run, images in marked:
-        known = everything.setdefault(run, images)
-        if not np.array_equal(known, images):
-            everything[run] = np.union1d(known, images)
+        before = everything.setdefault(run, images)
+        if not np.array_equal(before, images):
+            everything[run] = np.union1d(before, images)
     missing, wanted = Counter[str](), Counter[str]()
     for method, run, images in marked:
         missing[method] += len(everything[run]) - len(images)
         wanted[method] += len(everything[run])
     return [
-        f"{method}: {count:,} of {wanted[method]:,} answers are missing (refused, or not asked for); it is measured on "
-        "the rest, and leads are on the images that both answered."
+        f"{method}: {count:,} of {wanted[method]:,} predictions are missing (refused, or not queried); it is measured "
+        "on the rest, and leads are on the images that both have."
         for method, count in missing.items()
         if count
     ]

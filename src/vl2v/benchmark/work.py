@@ -23,65 +23,65 @@ from vl2v.progress import Progress, silent
 from vl2v.runs.folder import follow
 from vl2v.runs.settings import resolve
 
-Tell = Callable[[dict[str, Any]], None]
+Notify = Callable[[dict[str, Any]], None]
 SAVED_EVERY = 5  # seconds
 
 
 def do(work: WorkList, job: Job, *, budget: float = 0, progress: Progress = silent) -> bool:
     """Do a job, or go on with it where it was interrupted; return whether there is a result now.
 
-    A failure is kept in the job's folder (`failed.json`, `log.txt`) and is no exception.
+    A failure is saved in the job's folder (`failed.json`, `log.txt`) and is no exception.
 
     Args:
         work: the list that it is on; `store`, `shared_cache` and the job's run folder are in its folder.
         job: to be done.
-        budget: of a rented teacher, in all.
+        budget: of a paid teacher, in all.
         progress: called as the work goes on.
     """
     from vl2v.runs.train import distill
     from vl2v.runs.zero_shot import measure_teacher
 
-    place, start = work.place(job), time.perf_counter()
-    before = _spent(place)
+    folder, start = work.folder_of(job), time.perf_counter()
+    before = _spent(folder)
 
     def spent() -> float:
         return before + time.perf_counter() - start
 
-    progress = _saving(place, spent, progress)
+    progress = _saving(folder, spent, progress)
     store, shared_cache = work.folder / "store", work.folder / "shelf"
     try:
-        follow(place, resolve(job.settings).data)
+        follow(folder, resolve(job.settings).data)
         if job.method in TEACHERS:
             adapt = {"teacher": {"adapt": "auto" if job.method == ADAPTED else "off"}}
-            measure_teacher(merge(job.settings, adapt), place, store=store, progress=progress)
+            measure_teacher(merge(job.settings, adapt), folder, store=store, progress=progress)
         elif not work.trained(job):
             train = partial(distill, store=store, budget=budget, shared_cache=shared_cache, progress=progress)
-            train(job.settings, place, minutes=None)
+            train(job.settings, folder, minutes=None)
         if math.isnan(work.seconds(job)):
-            write_text(place / "seconds.json", json.dumps(spent()))
+            write_text(folder / "seconds.json", json.dumps(spent()))
         if kinds := work.unmeasured(job):
             _measure_corrupted(work, job, kinds, progress)
     except Exception as error:
         reason = str(error) if isinstance(error, VL2VError) else f"{type(error).__name__}: {error}"
         fail(work, job, reason, traceback.format_exc())
-        write_text(place / "spent.json", json.dumps(spent()))
+        write_text(folder / "spent.json", json.dumps(spent()))
         return False
-    (place / "failed.json").unlink(missing_ok=True)
+    (folder / "failed.json").unlink(missing_ok=True)
     return True
 
 
-def _saving(place: Path, spent: Callable[[], float], progress: Progress) -> Progress:
-    """Return `report` that also keeps, now and then, how long a job took so far: its process may be killed."""
+def _saving(folder: Path, spent: Callable[[], float], progress: Progress) -> Progress:
+    """Return `progress` that also saves, now and then, how long a job took so far: its process may be killed."""
     last = [0.0]
 
-    def told(what: str, done: int, total: int, words: str) -> None:
+    def saving(what: str, done: int, total: int, words: str) -> None:
         progress(what, done, total, words)
-        if time.monotonic() - last[0] > SAVED_EVERY and place.is_dir():
+        if time.monotonic() - last[0] > SAVED_EVERY and folder.is_dir():
             last[0] = time.monotonic()
-            with suppress(RunError):  # no reason to fail: the next one may be kept
-                write_text(place / "spent.json", json.dumps(spent()))
+            with suppress(RunError):  # no reason to fail: the next one may be saved
+                write_text(folder / "spent.json", json.dumps(spent()))
 
-    return told
+    return saving
 
 
 def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], progress: Progress) -> None:
@@ -92,7 +92,7 @@ def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], progress:
     from vl2v.runs.folder import Run
 
     assert work.corruptions is not None
-    run, severity = Run(work.place(job)), work.corruptions.severity
+    run, severity = Run(work.folder_of(job)), work.corruptions.severity
     data, images = run.config.data, work.corrupted(job)
     with locked(images.with_name(f"{images.name}.lock")):
         clean = open_data(data)
@@ -100,14 +100,14 @@ def _measure_corrupted(work: WorkList, job: Job, kinds: Sequence[str], progress:
         corrupt_dataset(clean, images, kinds=kinds, severities=levels, domains=[job.target], progress=progress)
     names = {f"{kind}-{severity}": kind for kind in kinds}
     rows = evaluate(run, images, domains=names, store=work.folder / "store", progress=progress).of(STUDENT)
-    work.corruptions.keep(work.place(job), {names[row.domain]: row.metrics.accuracy for row in rows})
+    work.corruptions.save(work.folder_of(job), {names[row.domain]: row.metrics.accuracy for row in rows})
 
 
 def fail(work: WorkList, job: Job, reason: str, log: str) -> None:
-    """Keep why a job failed."""
-    place = work.place(job)
-    write_text(place / "failed.json", json.dumps({"error": reason, "at": time.time()}))
-    write_text(place / "log.txt", log)
+    """Save why a job failed."""
+    folder = work.folder_of(job)
+    write_text(folder / "failed.json", json.dumps({"error": reason, "at": time.time()}))
+    write_text(folder / "log.txt", log)
 
 
 @contextmanager
@@ -142,7 +142,7 @@ def _claim(work: WorkList, job: Job) -> Path:
     return work.folder / "claims" / f"{job.name}.lock"
 
 
-def attempt(work: WorkList, job: Job, *, since: float, budget: float, tell: Tell) -> bool | None:
+def attempt(work: WorkList, job: Job, *, since: float, budget: float, notify: Notify) -> bool | None:
     """Do a job and return whether there is a result now.
 
     None: it was left alone, since it is done, has failed since then, or is another process's just now.
@@ -152,44 +152,44 @@ def attempt(work: WorkList, job: Job, *, since: float, budget: float, tell: Tell
     with claimed(work, job) as mine:
         if not mine or given_up(work, job, since):
             return None
-        tell({"event": "started", "job": job.name})
+        notify({"event": "started", "job": job.name})
 
         def progress(what: str, done: int, total: int, words: str) -> None:
-            tell({"event": "progress", "job": job.name, "what": what, "done": done, "total": total, "words": words})
+            notify({"event": "progress", "job": job.name, "what": what, "done": done, "total": total, "words": words})
 
         return do(work, job, budget=budget, progress=progress)
 
 
-def work_through(work: WorkList, jobs: Iterable[Job], *, since: float, budget: float, tell: Tell) -> None:
+def work_through(work: WorkList, jobs: Iterable[Job], *, since: float, budget: float, notify: Notify) -> None:
     """Attempt every job in turn, as it is given here: the list may have been written where paths were others."""
     for job in jobs:
-        good = attempt(work, job, since=since, budget=budget, tell=tell)
+        good = attempt(work, job, since=since, budget=budget, notify=notify)
         if good is not None:
-            tell({"event": "done" if good else "failed", "job": job.name})
+            notify({"event": "done" if good else "failed", "job": job.name})
 
 
-def seldom(tell: Tell, seconds: float = 0.2) -> Tell:
-    """Return `tell` for someone far away: of progress, what follows too soon on something else is left out."""
+def seldom(notify: Notify, seconds: float = 0.2) -> Notify:
+    """Return `notify` for a reader far away: progress that follows too soon on something else is left out."""
     last = [0.0]
 
-    def told(what: dict[str, Any]) -> None:
+    def notify_seldom(what: dict[str, Any]) -> None:
         now = time.monotonic()
         if what["event"] == "progress" and now - last[0] < seconds and what["done"] < what["total"]:
             return
         last[0] = now
-        tell(what)
+        notify(what)
 
-    return told
+    return notify_seldom
 
 
 def main() -> None:
-    """Work through a folder's jobs as told on standard input; tell what happens on standard output, JSON a line."""
+    """Work through a folder's jobs given on standard input; write what happens to standard output, JSON a line."""
     order = json.loads(sys.stdin.readline())
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what libraries print, of whatever language, isn't for the one who reads
     sys.stdout = sys.stderr
 
-    def tell(what: dict[str, Any]) -> None:
+    def notify(what: dict[str, Any]) -> None:
         try:
             out.write(json.dumps(what) + "\n")
             out.flush()
@@ -197,17 +197,17 @@ def main() -> None:
             raise SystemExit(1) from None
 
     work, jobs = WorkList(Path(order["folder"])), map(Job.of_row, order["jobs"])
-    work_through(work, jobs, since=order["since"], budget=order["budget"], tell=seldom(tell))
+    work_through(work, jobs, since=order["since"], budget=order["budget"], notify=seldom(notify))
 
 
 def given_up(work: WorkList, job: Job, since: float) -> bool:
     """Return whether nothing is to be done for a job: it is done, or has failed since then (seconds, the epoch's)."""
-    failed = read_json(work.place(job) / "failed.json")
+    failed = read_json(work.folder_of(job) / "failed.json")
     return (failed is not None and float(failed["at"]) >= since) or work.done(job)
 
 
-def _spent(place: Path) -> float:
-    return float(read_json(place / "spent.json", 0.0))
+def _spent(folder: Path) -> float:
+    return float(read_json(folder / "spent.json", 0.0))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -33,29 +33,29 @@ class Corruptions:
     def __str__(self) -> str:
         return f"{', '.join(self.kinds)}, severity {self.severity}"
 
-    def measured(self, place: Path) -> dict[str, float]:
+    def measured(self, folder: Path) -> dict[str, float]:
         """Return the accuracy (0 to 1) of a job's student under each corruption that it was measured on."""
-        known = read_json(self._file(place), {})
-        return {kind: known[kind] for kind in self.kinds if kind in known}
+        done = read_json(self._file(folder), {})
+        return {kind: done[kind] for kind in self.kinds if kind in done}
 
-    def unmeasured(self, place: Path) -> list[str]:
+    def unmeasured(self, folder: Path) -> list[str]:
         """Return the corruptions that a job's student has still to be measured on."""
-        known = self.measured(place)
-        return [kind for kind in self.kinds if kind not in known]
+        done = self.measured(folder)
+        return [kind for kind in self.kinds if kind not in done]
 
-    def keep(self, place: Path, accuracies: dict[str, float]) -> None:
-        """Keep accuracies in a job's folder, beside those under other corruptions."""
+    def save(self, folder: Path, accuracies: dict[str, float]) -> None:
+        """Save accuracies in a job's folder, beside those under other corruptions."""
         from vl2v.data.corruptions import CORRUPTIONS
 
-        known = Corruptions(CORRUPTIONS, self.severity).measured(place)
-        write_text(self._file(place), json.dumps({**known, **accuracies}))
+        done = Corruptions(CORRUPTIONS, self.severity).measured(folder)
+        write_text(self._file(folder), json.dumps({**done, **accuracies}))
 
-    def _file(self, place: Path) -> Path:
-        return place / f"corrupted-{self.severity}.json"
+    def _file(self, folder: Path) -> Path:
+        return folder / f"corrupted-{self.severity}.json"
 
 
 class WorkList:
-    """The jobs of a benchmark folder, as they were asked for, and how each stands.
+    """The jobs of a benchmark folder, as they were given, and how each stands.
 
     Args:
         folder: of the benchmark.
@@ -64,8 +64,7 @@ class WorkList:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.file = folder / "jobs.jsonl"
-        self._places = folder / "jobs"
-        self._readable: dict[Path, tuple[tuple[int, int], bool]] = {}
+        self._jobs = folder / "jobs"
 
     def lock(self) -> AbstractContextManager[None]:
         """Return what is to be held while a list of the folder is changed: two commands may work on one."""
@@ -75,8 +74,8 @@ class WorkList:
         """Add jobs that aren't in the list yet; return all that were given."""
         given = list(jobs)
         with self.lock():
-            known = {job.name for job in self.jobs()} if self.file.is_file() else set()
-            new = {job.name: job for job in given if job.name not in known}
+            listed = {job.name for job in self.jobs()} if self.file.is_file() else set()
+            new = {job.name: job for job in given if job.name not in listed}
             lines = "".join(json.dumps(job.row, default=str) + "\n" for job in new.values())
             with self.file.open("a+b") as file:
                 if _torn(file):
@@ -104,44 +103,44 @@ class WorkList:
         return list(made.values())
 
     def show(self, variant: str, jobs: Iterable[Job]) -> None:
-        """Let tables show jobs, and those that were asked for before with the same settings (`Grid.variant`)."""
+        """Let tables show jobs, and those that were given before with the same settings (`Grid.variant`)."""
         with self.lock():
             before = self._shown()
-            known = before["jobs"].get(variant, [])
-            names = list(dict.fromkeys([*known, *(job.name for job in jobs)]))
+            names_before = before["jobs"].get(variant, [])
+            names = list(dict.fromkeys([*names_before, *(job.name for job in jobs)]))
             now = {"variant": variant, "jobs": {**before["jobs"], variant: names}}
             if now != before:
                 write_text(self.folder / "shown.json", json.dumps(now))
 
     def shown(self, variant: str | None = None) -> list[Job]:
-        """Return the jobs that tables show: those of the settings that were asked for last, and of today's code.
+        """Return the jobs that tables show: those of the settings that were given last, and of today's code.
 
         Args:
             variant: other settings than the last.
         """
-        told = self._shown()
-        names = set(told["jobs"].get(told["variant"] if variant is None else variant, []))
-        asked = [job for job in self.jobs() if job.name in names or not told["jobs"]]
-        return [job for job in asked if job.of_today]
+        saved = self._shown()
+        names = set(saved["jobs"].get(saved["variant"] if variant is None else variant, []))
+        wanted = [job for job in self.jobs() if job.name in names or not saved["jobs"]]
+        return [job for job in wanted if job.of_today]
 
     def _shown(self) -> dict[str, Any]:
-        told: dict[str, Any] = read_json(self.folder / "shown.json", {"variant": "", "jobs": {}})
-        return told
+        saved: dict[str, Any] = read_json(self.folder / "shown.json", {"variant": "", "jobs": {}})
+        return saved
 
-    def tells(self) -> dict[str, Any]:
+    def identity(self) -> dict[str, Any]:
         """Return what decides, besides its name, whether a dataset's results may stand beside another folder's."""
         datasets, variant = read_json(self.folder / "datasets.json", {}), self._shown()["variant"]
         return {name: [listing, variant] for name, listing in datasets.items()}
 
-    def place(self, job: Job) -> Path:
+    def folder_of(self, job: Job) -> Path:
         """Return the job's run folder."""
-        return self._places / job.name
+        return self._jobs / job.name
 
     @cached_property
     def corruptions(self) -> Corruptions | None:
-        """What students are measured on besides, as it was asked for last."""
-        told = read_json(self.folder / "corruptions.json")
-        return None if told is None else Corruptions(tuple(told["kinds"]), told["severity"])
+        """What students are measured on besides, as it was wanted last."""
+        saved = read_json(self.folder / "corruptions.json")
+        return None if saved is None else Corruptions(tuple(saved["kinds"]), saved["severity"])
 
     def ask_for(self, corruptions: Corruptions | None) -> None:
         """Have students measured on these corruptions, or on none."""
@@ -155,31 +154,20 @@ class WorkList:
 
     def trained(self, job: Job) -> bool:
         """Whether there is a result on uncorrupted images that can be read."""
-        return self._ended(job) and self._has_predictions(self.place(job))
+        return self._ended(job) and has_predictions(self.folder_of(job))
 
     def spoilt(self, job: Job) -> bool:
         """Whether there was a result that can't be read any more; the job is to be done again."""
         return self._ended(job) and not self.trained(job)
 
-    def _has_predictions(self, folder: Path) -> bool:
-        """Whether a job's predictions can be read; a file that is as it was isn't read again."""
-        try:
-            found = (folder / FILE).stat()
-        except OSError:
-            return False
-        stamp = found.st_mtime_ns, found.st_size
-        if folder not in self._readable or self._readable[folder][0] != stamp:
-            self._readable[folder] = stamp, predictions_in(folder) is not None
-        return self._readable[folder][1]
-
     def _ended(self, job: Job) -> bool:
-        return (self.place(job) / "seconds.json").is_file()
+        return (self.folder_of(job) / "seconds.json").is_file()
 
     def unmeasured(self, job: Job) -> list[str]:
         """Return the corruptions that a job's student has still to be measured on."""
         if self.corruptions is None or job.held or job.method in TEACHERS:
             return []
-        return self.corruptions.unmeasured(self.place(job))
+        return self.corruptions.unmeasured(self.folder_of(job))
 
     def corrupted(self, job: Job) -> Path:
         """Return the folder of the unseen domain's corrupted images."""
@@ -191,12 +179,12 @@ class WorkList:
 
     def failure(self, job: Job) -> str | None:
         """Return why the job failed when it was last tried; None if it didn't."""
-        failed = read_json(self.place(job) / "failed.json")
+        failed = read_json(self.folder_of(job) / "failed.json")
         return None if failed is None or self.done(job) else str(failed["error"])
 
     def seconds(self, job: Job) -> float:
         """Return how long a finished job took."""
-        return float(read_json(self.place(job) / "seconds.json", math.nan))
+        return float(read_json(self.folder_of(job) / "seconds.json", math.nan))
 
 
 def predictions_in(folder: Path) -> Predictions | None:
@@ -205,6 +193,20 @@ def predictions_in(folder: Path) -> Predictions | None:
         return Predictions.load(folder)
     except RunError:
         return None
+
+
+def has_predictions(folder: Path) -> bool:
+    """Whether the predictions in a job's folder can be read; a file that is as it was isn't read again."""
+    try:
+        found = (folder / FILE).stat()
+    except OSError:
+        return False
+    return _can_be_read(folder, found.st_mtime_ns, found.st_size)
+
+
+@cache
+def _can_be_read(folder: Path, changed: int, size: int) -> bool:
+    return predictions_in(folder) is not None
 
 
 def _torn(file: BinaryIO) -> bool:

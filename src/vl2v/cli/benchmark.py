@@ -101,15 +101,15 @@ def benchmark(
         if missing:
             from vl2v.cli.live import watching
 
-            with progress_bars() as progress, watching(bench, progress, budget) as tell:
-                run(bench, engine=place, budget=budget, progress=progress, tell=tell)
+            with progress_bars() as progress, watching(bench, progress, budget) as notify:
+                run(bench, engine=place, budget=budget, progress=progress, notify=notify)
         left = len(bench.missing) if missing else 0
         done += missing - left
     bench.work.show(grid.variant, bench.jobs)  # another command may have asked for other settings meanwhile
     failed = [job for job in bench.jobs if bench.work.failure(job)]
     say(f"{len(bench.jobs)} jobs: {len(bench.jobs) - done - left} were finished before, {left} are missing", err=True)
     for job in failed:
-        say(f"{job.name}: {bench.work.failure(job)}; see {bench.work.place(job) / 'log.txt'}", err=True)
+        say(f"{job.name}: {bench.work.failure(job)}; see {bench.work.folder_of(job) / 'log.txt'}", err=True)
     _print_table([out], "md", "accuracy", selection, None)
     if left or any(map(bench.work.spoilt, bench.jobs)):
         raise typer.Exit(2)
@@ -140,7 +140,7 @@ def status(folder: Folder) -> None:
     for job in filter(work.spoilt, jobs):
         say(f"will run again, because its predictions can't be read: {job.name}")
     for job, why in failed:
-        say(f"failed: {job.name}: {why}; see {work.place(job) / 'log.txt'}")
+        say(f"failed: {job.name}: {why}; see {work.folder_of(job) / 'log.txt'}")
 
 
 @app.command()
@@ -185,7 +185,7 @@ def recommend(
     settings, spec = _taught(teacher, config, pairs)
     with progress_bars() as progress:
 
-        def tell(event: dict[str, Any]) -> None:
+        def notify(event: dict[str, Any]) -> None:
             if event["event"] == "progress":
                 progress(event["job"], event["done"], event["total"], event["what"])
 
@@ -200,7 +200,7 @@ def recommend(
             engine=engine_named(engine),
             budget=budget,
             progress=progress,
-            tell=tell,
+            notify=notify,
         )
     typer.echo(as_table(advice.table, reference=advice.runner_up, published=False).render("md"))
     typer.echo()
@@ -230,7 +230,7 @@ def _print_table(
     for folder, work in zip(folders, works, strict=True):
         shown = work.shown()
         for job in filter(work.spoilt, shown):
-            say(f"{work.place(job)}: its predictions can't be read; `vl2v benchmark` runs the job again", err=True)
+            say(f"{work.folder_of(job)}: its predictions can't be read; `vl2v benchmark` runs the job again", err=True)
         others = len(work.jobs()) - len(shown)
         if others:
             say(

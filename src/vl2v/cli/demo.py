@@ -19,9 +19,8 @@ def demo(
     target: Annotated[str, typer.Option(help="Drawing style to leave out of training.")] = "outline",
 ) -> None:
     """Train three students on the embedded sample with one drawing style left out, and compare them."""
-    from vl2v.benchmark import run_demo
+    from vl2v.benchmark.demo import accuracy_bars, prediction_grid, run_demo
     from vl2v.cli.show import progress_bars
-    from vl2v.report import accuracy_bars, answer_grid
     from vl2v.table import Table
 
     with progress_bars() as progress:
@@ -34,7 +33,7 @@ def demo(
     title = f"accuracy %: classify icons of a style never seen in training ({target})"
     Table(["", "styles seen (validation)", "unseen style"], rows, title=title).print()
     accuracy_bars(results, out / "accuracy.png")
-    answer_grid(found.runs, target, out / "answers.png")
+    prediction_grid(found.runs, target, out / "answers.png")
     say(f"figures: {out / 'accuracy.png'}, {out / 'answers.png'}; students: {', '.join(map(str, found.folders))}")
     say(*found.conclusion(target))
     typer.echo(_NEXT)

@@ -32,7 +32,7 @@ def watching(bench: Benchmark, progress: Progress, budget: float = 0) -> Iterato
             words.append(f"bill so far: {bill}")
         progress("jobs", before + counts["done"], total, ", ".join(words))
 
-    def tell(event: dict[str, Any]) -> None:
+    def notify(event: dict[str, Any]) -> None:
         name, kind = event["job"], event["event"]
         if kind == "progress":
             running[name] = event["what"]
@@ -47,7 +47,7 @@ def watching(bench: Benchmark, progress: Progress, budget: float = 0) -> Iterato
         overall()
 
     overall()
-    yield tell
+    yield notify
 
 
 def _bill(bench: Benchmark, budget: float) -> str:

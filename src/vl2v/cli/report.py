@@ -17,7 +17,7 @@ def report(
 ) -> None:
     """Write a self-contained HTML report: results, mistakes, confidence, curves, settings."""
     from vl2v.cli.show import progress_bars
-    from vl2v.report import write_report
+    from vl2v.report.write import write_report
 
     rule = one_of(selection, RULES, "--selection")
     with progress_bars() as tell:

@@ -87,6 +87,19 @@ class Audit:
         looks = tuple(self.looks[i] for i in chosen) if self.looks else ()
         return Audit(tuple(self.sha256[i] for i in chosen), problems, remarks, looks)
 
+    def with_parts(self, indices: Sequence[int] | NDArray[np.int64], found: Audit) -> Audit:
+        """Return the audit with what was found of some images, `dataset.subset(indices)`, in their places."""
+        chosen = [int(i) for i in indices]
+        sha256, looks = list(self.sha256), list(self.looks or (b"",) * len(self.sha256))
+        for place, i in enumerate(chosen):
+            sha256[i] = found.sha256[place]
+            looks[i] = found.looks[place] if found.looks else b""
+        problems, remarks = (
+            {**before, **{chosen[place]: words for place, words in now.items()}}
+            for before, now in ((self.problems, found.problems), (self.remarks, found.remarks))
+        )
+        return Audit(tuple(sha256), problems, remarks, tuple(looks))
+
 
 def audit(
     dataset: DomainDataset,

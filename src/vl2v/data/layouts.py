@@ -56,6 +56,11 @@ def open_dataset(
 
     Raises:
         DataError: nothing there that can be used; the message says what was expected.
+
+    Example:
+        >>> dataset = open_dataset("images")
+        >>> len(dataset), dataset.domains, dataset.classes
+        (108, ('chalk', 'ink', 'paint'), ('ball', 'box', 'cone'))
     """
     if str(path).startswith(HUB):
         path = hub_dataset(str(path))

@@ -15,25 +15,45 @@ from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
 from vl2v.errors import DataError, StudentError
 from vl2v.names import UNKNOWN, new_class_name
+from vl2v.table import Table
 
 BATCH = 64
+SHOWN = 3  # of the most likely classes, where a prediction is printed
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Prediction:
-    """One image's answer.
+    """What a student makes of one image.
 
     Attributes:
         label: the class, or "unknown" where even the best one is less likely than the threshold.
         best: the most likely class.
         probability: of the most likely class.
         probabilities: of every class.
+
+    Example:
+        >>> prediction(["cat", "dog"], [0.2, 0.8], threshold=0.5)
+        Prediction(dog 0.800, cat 0.200)
+        >>> prediction(["cat", "dog"], [0.4, 0.6], threshold=0.7).label
+        'unknown'
     """
 
     label: str
     best: str
     probability: float
     probabilities: dict[str, float]
+
+    def __repr__(self) -> str:
+        words = ", ".join(f"{name} {probability:.3f}" for name, probability in self._top())
+        return f"Prediction({words})" if self.label == self.best else f"Prediction({self.label}; {words})"
+
+    def _repr_html_(self) -> str:
+        rows = [(name, f"{100 * probability:.1f}") for name, probability in self._top()]
+        return Table(["class", "probability %"], rows, bold=[0], title=self.label).render("html")
+
+    def _top(self) -> list[tuple[str, float]]:
+        """Return the most likely classes, with their probabilities."""
+        return sorted(self.probabilities.items(), key=lambda item: -item[1])[:SHOWN]
 
 
 def prediction(classes: list[str], probabilities: list[float], threshold: float) -> Prediction:

@@ -29,8 +29,8 @@ Runs = Mapping[tuple[str, str], Mapping[int, Marks]]
 """(Dataset, target) -> seed -> what was right."""
 
 _NORMAL = student_t(np.inf)
-_BELIEVED = 0.75  # of the seeds' variance that chance images explain; the rest counts as luck
-_MOST = 10.0  # square of the largest quantile used for luck common to all targets
+_NOISE = 0.1  # of the standard error of the targets' covariances, which luck common to all has to pass
+_MOST = 30.0  # square of the largest quantile used for that luck
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Lead:
         return self.seeds > 1 and (self.low > 0 or self.high < 0)
 
 
-def lead(one: Runs, other: Runs) -> Lead | None:
+def lead(one: Runs, other: Runs, *, seed: int | None = None) -> Lead | None:
     """Return how far `one` is ahead of `other` on the images that both answered; None where there are none.
 
     The interval is for other images of the same targets and other seeds. Its variance has three parts, each times the
@@ -73,11 +73,16 @@ def lead(one: Runs, other: Runs) -> Lead | None:
       the normal quantile.
     - luck of a target's seeds: what the variance of its seeds' means has beyond those. Pooled over targets; Student's
       t with Satterthwaite's degrees of freedom, of targets that count alike the k - 1 of each together.
-    - luck of a seed that all targets share: covariances between targets, where their sum is positive; Student's t of
-      k - 1, but 3.2 at most: two or three seeds say too little about it.
+    - luck of a seed that all targets share: covariances between targets, what their sum has above a tenth of its
+      standard error without such luck; Student's t of k - 1, but 5.5 at most: two seeds say too little about it.
 
     With a single seed everywhere, only images are in it, and the luck of the training isn't. Where some targets have a
     single seed, its luck is taken to be as large as the others'.
+
+    Args:
+        one: a method's runs.
+        other: another's.
+        seed: of nothing, and ignored: earlier versions drew a bootstrap, and programs still pass its seed.
     """
     pairs = _pairs(one, other)
     if not pairs:
@@ -158,7 +163,7 @@ def _spread(pairs: Sequence[_Pair]) -> _Spread:
         sums[rows] += off
         squares[rows] += off**2
         answers[rows] += 1
-    smooth = 1 / (seeds * (count + 2) ** 2)  # Agresti and Min: half an image more of each outcome
+    smooth = 0.5 / (seeds * (count + 2) ** 2)  # half of Agresti and Min's: a quarter of an image more of each outcome
     chance = (shares**2).sum() * (count / (count + 2)) ** 2 + smooth
     if seeds == 1:
         return _Spread(1, float(chance), 0.0, 0.0)
@@ -179,17 +184,17 @@ def _half_width(pairs: _Pairs) -> float:
     if not several.any():
         return _NORMAL * float(np.sqrt(chance))
     freedom = np.maximum(seeds - 1, 0)
-    luck = np.where(several, between - _BELIEVED * residual, 0)
+    luck = np.where(several, between - residual, 0)
     luck[~several] = (freedom @ luck) / freedom.sum()
     counts = weights**2 / seeds
     parts = counts[several] * (residual + max(luck.mean(), 0))[several]
     free = parts.sum() ** 2 / (parts**2 / freedom[several]).sum() if parts.sum() else freedom.sum()
-    own = max(counts @ luck, 0.0)
-    explained = chance - (1 - _BELIEVED) * (weights**2 @ (residual / seeds))
-    square = max(_NORMAL**2 * explained + student_t(free) ** 2 * own, _NORMAL**2 * chance)
+    square = _NORMAL**2 * chance + student_t(free) ** 2 * max(counts @ luck, 0.0)
     covariance, shared = _common(pairs, weights)
-    if covariance > 0:
-        square += min(student_t(shared - 1) ** 2, _MOST) * covariance
+    if shared > 1:
+        spread = (weights**2 * between)[several]
+        error = 2 / shared * np.sqrt(((spread.sum() ** 2 - (spread**2).sum()) / 2) / (shared - 1))
+        square += min(student_t(shared - 1) ** 2, _MOST) * max(covariance - _NOISE * error, 0.0)
     return float(np.sqrt(square))
 
 

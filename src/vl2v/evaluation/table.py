@@ -10,6 +10,7 @@ from vl2v.evaluation.metrics import Metrics
 from vl2v.table import Table
 
 Role = Literal["seen", "unseen"]
+ROLES: tuple[Role, ...] = ("unseen", "seen")
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,33 @@ class Row:
     metrics: Metrics
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Evaluation:
-    """All rows, what there is to be said about them (leakage, images set aside), and the classes that competed."""
+    """All rows, what there is to be said about them (leakage, images set aside), and the classes that competed.
+
+    Example:
+        >>> metrics = Metrics(images=40, accuracy=0.85, balanced_accuracy=0.84, ece=0.03, known=0.9)
+        >>> evaluation = Evaluation((Row("student", "sketch", "unseen", metrics),))
+        >>> evaluation
+        Evaluation(student: 85.0% unseen)
+        >>> evaluation.mean(role="unseen")
+        0.85
+    """
 
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     classes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        means = {who: {role: self.mean(who, role) for role in ROLES} for who in self.models()}
+        words = (
+            f"{who}: " + ", ".join(f"{100 * mean:.1f}% {role}" for role, mean in found.items() if mean is not None)
+            for who, found in means.items()
+        )
+        return f"Evaluation({'; '.join(words) or 'no rows'})"
+
+    def _repr_html_(self) -> str:
+        return self.table().render("html")
 
     def of(self, who: str = "student", role: Role | None = None) -> list[Row]:
         """Return one model's rows, all or those of a role."""

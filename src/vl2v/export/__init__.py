@@ -1,10 +1,13 @@
-"""Export: a student as a file that needs nothing of the training side, how quick it is, and on the hub."""
+"""Export: a student as a file that needs nothing of the training side, how quick it is, and on the hub.
+
+Called as a function, it is `vl2v.export.student.export_student`.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vl2v.lazy import lazily
+from vl2v.lazy import lazily, make_callable
 
 if TYPE_CHECKING:
     from vl2v.export.beside import keep_export
@@ -47,3 +50,4 @@ __all__ = [
 ]
 
 __getattr__ = lazily(__name__, _HOMES)
+make_callable(__name__, "vl2v.export.student:export_student")

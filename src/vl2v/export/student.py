@@ -272,8 +272,8 @@ def open_images(run: Run, store: Path | None, progress: Progress = silent) -> So
 
 
 def export_student(
-    run: Run,
-    out: Path,
+    run: Run | Path | str,
+    out: Path | str | None = None,
     kind: str = "onnx",
     *,
     form: str = "closed",
@@ -287,8 +287,8 @@ def export_student(
     """Write a run's student as a file, if that does the same as the student.
 
     Args:
-        run: a finished run, its images at hand.
-        out: the file.
+        run: a finished run or its folder, its images at hand.
+        out: the file; by default `default_name` in the run folder.
         kind: "onnx", "openvino", "torchscript" or "executorch".
         form: "closed", or "open" for students that classify by texts: classes can be added later.
         int8: static quantisation, per channel; layers at which accuracy falls stay as they are.
@@ -304,8 +304,13 @@ def export_student(
             answer, in int8 by surely more than half a point of accuracy; or an open form of a fixed head.
         ConfigError: an unknown format, or a file name that doesn't fit it.
         MissingExtra: what writes the format is not installed.
+
+    Example:
+        >>> parity = export_student("runs/a", "student.pt", "torchscript")
     """
     check_format(kind, int8=int8, preprocess=preprocess)
+    run = run if isinstance(run, Run) else Run(run)
+    out = Path(out) if out else run.folder / default_name(kind, int8=int8)
     check_name(out, kind)
     sources = open_images(run, store, progress)
     progress("exporting", 0, 2, "")

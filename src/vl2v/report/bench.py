@@ -1,4 +1,4 @@
-"""The finished jobs of a benchmark, as its report looks at them."""
+"""The finished jobs of a benchmark, as its report shows them."""
 
 from __future__ import annotations
 
@@ -33,19 +33,21 @@ class Bench:
     @cached_property
     def jobs(self) -> dict[Path, Job]:
         """The jobs by run folder."""
-        return {self.work.place(job): job for job in self.work.jobs()}
+        return {self.work.folder_of(job): job for job in self.work.jobs()}
 
     @cached_property
-    def kept(self) -> dict[Path, Predictions]:
-        """Every answer of each run, by its folder.
+    def predictions(self) -> dict[Path, Predictions]:
+        """Every prediction of each run, by its folder.
 
         Raises:
             RunError: there are some that can't be read; the next `vl2v benchmark` does their jobs again.
         """
         found = {result.folder: predictions_in(result.folder) for result in self.found}
-        if lost := [folder for folder, kept in found.items() if kept is None]:
-            raise RunError(f"{lost[0]}: its answers can't be read; give the `vl2v benchmark` command again, then this")
-        return {folder: kept for folder, kept in found.items() if kept is not None}
+        if lost := [folder for folder, predictions in found.items() if predictions is None]:
+            raise RunError(
+                f"{lost[0]}: its predictions can't be read; give the `vl2v benchmark` command again, then this"
+            )
+        return {folder: predictions for folder, predictions in found.items() if predictions is not None}
 
     @cached_property
     def models(self) -> list[Model]:
@@ -74,7 +76,7 @@ class Bench:
 
     @property
     def teachers(self) -> list[Result]:
-        """What the zero-shot teacher answered."""
+        """The zero-shot teacher's results."""
         return of(self.found, method=ZERO_SHOT)
 
     def mean(self, found: Sequence[Result]) -> tuple[float, float, int]:
@@ -93,15 +95,15 @@ class Bench:
         """Return a model's name, with its student where there are several."""
         return model[1] if len({student for student, _ in self.models}) == 1 else f"{model[1]}, {model[0]}"
 
-    def place(self, cell: tuple[str, str]) -> str:
+    def target_name(self, cell: tuple[str, str]) -> str:
         """Return an unseen domain's name, with its dataset where there are several."""
         return cell[1] if len({dataset for dataset, _ in self.cells}) == 1 else f"{cell[0]}: {cell[1]}"
 
     def of_target(self, result: Result) -> dict[str, NDArray[Any]]:
-        """Return the answers about the unseen domain's images."""
-        kept = self.kept[result.folder]
-        mine = kept.in_domain(result.target)
-        return {name: kept[name][mine] for name in ("index", "label", "answer", "probability", "teacher")}
+        """Return the predictions of the unseen domain's images."""
+        predictions = self.predictions[result.folder]
+        mine = predictions.in_domain(result.target)
+        return {name: predictions[name][mine] for name in ("index", "label", "answer", "probability", "teacher")}
 
     @property
     def best(self) -> Model:

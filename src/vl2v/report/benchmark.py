@@ -23,9 +23,9 @@ from vl2v.report.costs import costs
 from vl2v.report.differences import by_class, by_domain, confidence, curves, disagreements
 from vl2v.report.page import duration, lead, page, percent
 from vl2v.runs.evaluate import TEACHER
-from vl2v.runs.settings import resolve, without_places
+from vl2v.runs.settings import resolve, without_paths
 
-OWN = {"method", "seed", "data.path", "data.target", "data.split_seed", "student.name"}  # what the table itself tells
+OWN = {"method", "seed", "data.path", "data.target", "data.split_seed", "student.name"}  # what the table itself shows
 
 
 def benchmark_page(folder: Path, progress: Progress, selection: Selection = "training") -> str:
@@ -44,9 +44,9 @@ def benchmark_page(folder: Path, progress: Progress, selection: Selection = "tra
     found, notes = gather([folder], selection)
     bench = Bench(work, found)
     for job in filter(work.spoilt, work.shown()):
-        progress(f"{work.place(job)}: its answers can't be read; `vl2v benchmark` does the job again", 1, 1, "")
+        progress(f"{work.folder_of(job)}: its predictions can't be read; `vl2v benchmark` does the job again", 1, 1, "")
     if not bench.models:
-        raise RunError(f"{folder}: no student is trained yet; `vl2v benchmark status {folder}` tells why")
+        raise RunError(f"{folder}: no student is trained yet; `vl2v benchmark status {folder}` says why")
     table = as_table(bench.found, reference=bench.reference, selection=selection, notes=[*notes, *leakage(found)])
     content = {
         "eyebrow": "Report of a benchmark",
@@ -91,7 +91,7 @@ def _counted(bench: Bench) -> str:
 def _lead_words(bench: Bench) -> str:
     shown = bench.work.shown()
     done = sum(bench.work.done(job) for job in shown)
-    teacher = without_places(resolve(shown[0].settings).teacher.spec)
+    teacher = without_paths(resolve(shown[0].settings).teacher.spec)
     students = ", ".join(dict.fromkeys(student for student, _ in bench.models))
     seeds = len({result.seed for result in bench.found})
     so_far = "" if done == len(shown) else f"; so far {done} of {len(shown)} jobs are done"
@@ -176,7 +176,7 @@ def _settings(bench: Bench) -> list[tuple[str, str]]:
     by_method: dict[str, list[Tree]] = defaultdict(list)
     for result in bench.found:
         if result.method not in TEACHERS:
-            tree = without_places(
+            tree = without_paths(
                 resolve(bench.jobs[result.folder].settings).model_dump(by_alias=True, exclude_none=True)
             )
             by_method[result.method].append({key: v for key, v in flat(tree).items() if key not in OWN})

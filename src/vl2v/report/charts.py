@@ -155,10 +155,10 @@ def heat(
 
 @dataclass(frozen=True)
 class Calibration:
-    """How often answers of some probability are right.
+    """How often predictions of some probability are right.
 
     Attributes:
-        counts: [bins] answers with a probability in each.
+        counts: [bins] predictions with a probability in each.
         confidence: [bins] their mean probability; 0 where there is none.
         accuracy: [bins] the share of them that is right.
         ece: the expected calibration error (Guo et al., ICML 2017), as `vl2v.evaluation.measure` has it.
@@ -171,22 +171,22 @@ class Calibration:
 
 
 def calibration(probability: NDArray[np.floating], right: NDArray[np.bool_], bins: int = 15) -> Calibration:
-    """Return the reliability of answers with a probability [n], `right` [n], in equal bins; n > 0."""
-    place = np.floor(probability * bins).astype(np.int64)  # a probability of exactly 1 is by itself, as in torchmetrics
-    gap = np.bincount(place, weights=probability - right)
-    place = np.minimum(place, bins - 1)
-    counts = np.bincount(place, minlength=bins)
+    """Return the reliability of predictions with a probability [n], `right` [n], in equal bins; n > 0."""
+    bin_ = np.floor(probability * bins).astype(np.int64)  # a probability of exactly 1 is by itself, as in torchmetrics
+    gap = np.bincount(bin_, weights=probability - right)
+    bin_ = np.minimum(bin_, bins - 1)
+    counts = np.bincount(bin_, minlength=bins)
     many = np.maximum(counts, 1)
-    confidence = np.bincount(place, weights=probability, minlength=bins) / many
-    accuracy = np.bincount(place, weights=right, minlength=bins) / many
+    confidence = np.bincount(bin_, weights=probability, minlength=bins) / many
+    accuracy = np.bincount(bin_, weights=right, minlength=bins) / many
     return Calibration(counts, confidence, accuracy, float(abs(gap).sum() / len(right)))
 
 
 def coverage(
     probability: NDArray[np.floating], right: NDArray[np.bool_], most: int = 80
 ) -> list[tuple[float, float, float]]:
-    """Return (threshold, share answered, accuracy of those) as the threshold rises: at most `most` points, n > 0."""
+    """Return (threshold, coverage, accuracy) as the threshold rises: at most `most` points, n > 0."""
     order = np.argsort(-probability, kind="stable")
     hits, count = np.cumsum(right[order]), len(order)
-    kept = np.unique(np.linspace(max(1, count // 20), count, min(most, count)).round().astype(int))
-    return [(float(probability[order[k - 1]]), k / count, float(hits[k - 1] / k)) for k in kept]
+    steps = np.unique(np.linspace(max(1, count // 20), count, min(most, count)).round().astype(int))
+    return [(float(probability[order[k - 1]]), k / count, float(hits[k - 1] / k)) for k in steps]

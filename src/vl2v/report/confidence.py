@@ -1,4 +1,4 @@
-"""Whether a student's probabilities can be trusted: reliability, and accuracy against how much is answered."""
+"""Whether a student's probabilities can be trusted: reliability, and accuracy against coverage."""
 
 from __future__ import annotations
 
@@ -17,29 +17,31 @@ Mask = NDArray[np.bool_]
 
 def confidence(evaluated: EvaluatedRun) -> dict[str, Any]:
     """Return the reliability diagrams and the curve of coverage against accuracy."""
-    kept, right, unseen = evaluated.kept, evaluated.right, evaluated.unseen
+    predictions, right, unseen = evaluated.predictions, evaluated.right, evaluated.unseen
     groups = [(name, mine) for name, mine in (("unseen domains", unseen), ("seen domains", ~unseen)) if mine.any()]
     reliability, curves = [], []
     threshold = evaluated.classifier.threshold
     accuracies: list[float] = []
     for number, (name, mine) in enumerate(groups):
-        reliability.append(_reliability(name, kept["probability"][mine], kept["uncalibrated"][mine], right[mine]))
+        reliability.append(
+            _reliability(name, predictions["probability"][mine], predictions["uncalibrated"][mine], right[mine])
+        )
         line = [
-            (100 * share, 100 * hit, f"threshold {at:.3f}: {share:.1%} answered, {hit:.1%} of them right")
-            for at, share, hit in coverage(kept["probability"][mine], right[mine])
+            (100 * share, 100 * hit, f"threshold {at:.3f}: coverage {share:.1%}, {hit:.1%} of it right")
+            for at, share, hit in coverage(predictions["probability"][mine], right[mine])
         ]
-        answered = kept["probability"][mine] >= threshold
+        sure = predictions["probability"][mine] >= threshold
         curves.append(Series(name, number, line))
         accuracies += [point[1] for point in line]
-        if answered.any():
-            share, hit = float(answered.mean()), float(right[mine][answered].mean())
-            words = f"{name}, threshold {threshold:.3f}: {share:.1%} answered, {hit:.1%} of them right"
+        if sure.any():
+            share, hit = float(sure.mean()), float(right[mine][sure].mean())
+            words = f"{name}, threshold {threshold:.3f}: coverage {share:.1%}, {hit:.1%} of it right"
             curves.append(Series("", number, [(100 * share, 100 * hit, words)], kind="dots"))
             accuracies.append(100 * hit)
     chart = Chart(
         "Coverage against accuracy",
-        axis("images answered, %", [0, 100], low=0, high=100),
-        axis("accuracy of the answers, %", accuracies, high=100),
+        axis("coverage: images above the threshold, %", [0, 100], low=0, high=100),
+        axis("accuracy on these, %", accuracies, high=100),
         curves,
     )
     return {
@@ -52,15 +54,15 @@ def confidence(evaluated: EvaluatedRun) -> dict[str, Any]:
 
 
 def _thresholds(evaluated: EvaluatedRun, groups: Sequence[tuple[str, Mask]]) -> dict[str, Any]:
-    """Return what some thresholds, and the run's own, would answer and how much of that is right."""
+    """Return what some thresholds, and the run's own, would cover and how much of that is right."""
     own = evaluated.classifier.threshold
     rows = []
     for threshold in sorted({0.0, 0.3, 0.5, 0.7, 0.9, own}):
         cells = []
         for _, mine in groups:
-            answered = mine & (evaluated.kept["probability"] >= threshold)
-            hit = percent(evaluated.right[answered].mean()) if answered.any() else ""
-            cells += [percent(answered.sum() / mine.sum()), hit]
+            sure = mine & (evaluated.predictions["probability"] >= threshold)
+            hit = percent(evaluated.right[sure].mean()) if sure.any() else ""
+            cells += [percent(sure.sum() / mine.sum()), hit]
         rows.append({"threshold": f"{threshold:.3g}", "own": threshold == own, "cells": cells})
     return {"groups": [name.partition(" ")[0] for name, _ in groups], "rows": rows}
 
@@ -71,12 +73,12 @@ def _reliability(
     after, raw = calibration(probability, right), calibration(before, right)
     bins = len(after.counts)
     bars = [
-        ((place + 0.5) * 100 / bins, 100 * hit, f"{count:,} answers around {sure:.0%}: {hit:.0%} right")
-        for place, (count, sure, hit) in enumerate(zip(after.counts, after.confidence, after.accuracy, strict=True))
+        ((number + 0.5) * 100 / bins, 100 * hit, f"{count:,} predictions around {sure:.0%}: {hit:.0%} right")
+        for number, (count, sure, hit) in enumerate(zip(after.counts, after.confidence, after.accuracy, strict=True))
         if count
     ]
     dots = [
-        (100 * sure, 100 * hit, f"before the temperature: {count:,} answers around {sure:.0%}, {hit:.0%} right")
+        (100 * sure, 100 * hit, f"before the temperature: {count:,} predictions around {sure:.0%}, {hit:.0%} right")
         for count, sure, hit in zip(raw.counts, raw.confidence, raw.accuracy, strict=True)
         if count
     ]

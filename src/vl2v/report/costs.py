@@ -1,4 +1,4 @@
-"""What accuracy costs: minutes, size, questions."""
+"""What accuracy costs: minutes, size, queries."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vl2v.runs.settings import resolve
 
 
 def costs(bench: Bench) -> Iterator[Chart]:
-    """Yield accuracy against minutes, against the student's size, and against questions, where runs differ in them."""
+    """Yield accuracy against minutes, against the student's size, and against queries, where runs differ in them."""
     means = {model: bench.mean(bench.results(model)) for model in bench.models}
     minutes = {model: float(np.median([r.seconds for r in bench.results(model)])) / 60 for model in bench.models}
     yield _scatter(bench, "Accuracy against minutes", "minutes a run (median)", minutes, means)
@@ -69,7 +69,7 @@ def _parameters(folder: Path) -> int:
 
 
 def _queries(bench: Bench) -> Iterator[Chart]:
-    """Yield accuracy against questions, of jobs that differ from those shown only in how many were asked.
+    """Yield accuracy against queries, of jobs that differ from those shown only in how many images were queried.
 
     Points of a line are of the same targets and seeds.
     """
@@ -89,33 +89,33 @@ def _queries(bench: Bench) -> Iterator[Chart]:
             jobs = [job for job in jobs if job.cell in everywhere]
             results = [result for job in jobs if (result := result_of(bench.work, job)) is not None]
             mean, error, seeds = mean_and_error(results)
-            count = float(np.mean([_asked(job, bench.work.place(job)) for job in jobs])) if jobs else math.nan
+            count = float(np.mean([_queried(job, bench.work.folder_of(job)) for job in jobs])) if jobs else math.nan
             if results and math.isfinite(count):
                 rows.append((count, 100 * mean, 100 * error if seeds > 1 else 0.0))
         rows.sort()
         name = bench.named(model)
-        points = [(count, mean, f"{name}: {count:,.0f} images asked about, {mean:.1f}%") for count, mean, _ in rows]
+        points = [(count, mean, f"{name}: {count:,.0f} images queried, {mean:.1f}%") for count, mean, _ in rows]
         ranges = [(mean - error, mean + error) for _, mean, error in rows]
         ends += [end for pair in ranges for end in pair]
         series.append(Series(name, number, points, ranges))
     if series:
         counts = [point[0] for line in series for point in line.points]
-        x = axis("images that the teacher was asked about", [0.0, *counts], low=0)
-        yield Chart("Accuracy against questions", x, axis("accuracy on unseen domains, %", ends), series)
+        x = axis("images queried", [0.0, *counts], low=0)
+        yield Chart("Accuracy against queries", x, axis("accuracy on unseen domains, %", ends), series)
 
 
 def _family(job: Job) -> str:
-    """Return everything that decides a job's result but how many images the teacher was asked about."""
+    """Return everything that decides a job's result but how many images are queried."""
     decides = deciding(resolve(job.settings).model_dump(mode="json", by_alias=True))
     return json.dumps({**decides, "teacher.select": None, "teacher.strategy": None}, sort_keys=True)
 
 
-def _asked(job: Job, place: Path) -> float:
-    """Return about how many images the teacher was asked for a job: those it chose, or all it trained on.
+def _queried(job: Job, folder: Path) -> float:
+    """Return how many images were queried for a job: those it chose, or all it trained on.
 
-    NaN where that can't be told, since the images aren't at hand.
+    NaN where that can't be counted, since the images aren't at hand.
     """
-    if (chosen := read_json(place / "asked.json")) is not None:
+    if (chosen := read_json(folder / "asked.json")) is not None:
         return len(chosen)
     data = resolve(job.settings).data
     try:

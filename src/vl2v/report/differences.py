@@ -17,8 +17,7 @@ from vl2v.errors import DataError
 from vl2v.progress import Progress
 from vl2v.report.bench import Bench
 from vl2v.report.charts import Chart, Heat, Series, axis, calibration, heat
-from vl2v.report.page import percent
-from vl2v.report.thumbnails import thumbnail
+from vl2v.report.page import percent, thumbnail
 from vl2v.runs.datasets import open_data, usable
 from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.predictions import content
@@ -28,10 +27,10 @@ from vl2v.training.log import MetricsLog
 
 SHOWN = 5  # images of each kind of disagreement
 ACROSS = 30  # classes beside one another
-FEW = 20  # answers below which a bin of a reliability curve says nothing
+FEW = 20  # predictions below which a bin of a reliability curve says nothing
 
-TeacherTargets = tuple[NDArray[np.float32], NDArray[np.bool_]]
-"""Probabilities [n], and whether each answer is right."""
+Group = tuple[NDArray[np.float32], NDArray[np.bool_]]
+"""Probabilities [n], and whether each prediction is right."""
 
 
 def by_domain(bench: Bench) -> Heat:
@@ -42,7 +41,7 @@ def by_domain(bench: Bench) -> Heat:
         [mean_and_error(of(found, dataset=dataset, target=target))[0] for dataset, target in bench.cells]
         for _, found in rows
     ]
-    return heat([name for name, _ in rows], [bench.place(cell) for cell in bench.cells], np.array(shares))
+    return heat([name for name, _ in rows], [bench.target_name(cell) for cell in bench.cells], np.array(shares))
 
 
 def by_class(bench: Bench) -> Iterator[tuple[str, Heat]]:
@@ -54,18 +53,18 @@ def by_class(bench: Bench) -> Iterator[tuple[str, Heat]]:
         rows = [(TEACHER, of(bench.teachers, dataset=dataset))]
         rows += [(bench.named(model), of(bench.results(model), dataset=dataset)) for model in bench.models]
         rows = [(name, found) for name, found in rows if found]
-        classes = bench.kept[rows[0][1][0].folder].classes
+        classes = bench.predictions[rows[0][1][0].folder].classes
         shares = np.stack([_recalls(bench, found, len(classes)) for _, found in rows])
         order = np.argsort(shares.mean(0))  # classes without an image, NaN, come last
         parts = np.array_split(order, math.ceil(len(order) / ACROSS))
         for number, part in enumerate(parts, 1):
             words = dataset if len(parts) == 1 else f"{dataset}, part {number} of {len(parts)}"
-            names = [classes[place] for place in part]
+            names = [classes[index] for index in part]
             yield words, heat([name for name, _ in rows], names, shares[:, part], low=0, high=1)
 
 
 def _recalls(bench: Bench, found: Sequence[Result], classes: int) -> NDArray[np.float64]:
-    """Return the share of each class's images that was answered correctly, the mean over runs that have any."""
+    """Return the share of each class's images that was predicted correctly, the mean over runs that have any."""
     seen, right = np.zeros((2, len(found), classes))
     for number, result in enumerate(found):
         rows = bench.of_target(result)
@@ -79,20 +78,20 @@ def confidence(bench: Bench) -> dict[str, Any]:
     """Return each model's calibration error, and its reliability on unseen domains, of all runs together."""
     rows, series = [], []
     for number, model in enumerate(bench.models):
-        unseen: list[TeacherTargets] = []
-        seen: list[TeacherTargets] = []
+        unseen: list[Group] = []
+        seen: list[Group] = []
         for result in bench.results(model):
-            kept = bench.kept[result.folder]
-            right, target = kept.right, kept.in_domain(result.target)
+            predictions = bench.predictions[result.folder]
+            right, target = predictions.right, predictions.in_domain(result.target)
             for mine, into in ((target, unseen), (~target, seen)):
                 if mine.any():
-                    into.append((kept["probability"][mine], right[mine]))
+                    into.append((predictions["probability"][mine], right[mine]))
         errors = [percent(float(np.mean([calibration(*part).ece for part in group]))) for group in (unseen, seen)]
         rows.append((bench.named(model), *errors))
         probability, right = (np.concatenate(parts) for parts in zip(*unseen, strict=True))
         found = calibration(probability, right)
         line = [
-            (100 * sure, 100 * hit, f"{bench.named(model)}: {count:,} answers around {sure:.0%}, {hit:.0%} right")
+            (100 * sure, 100 * hit, f"{bench.named(model)}: {count:,} predictions around {sure:.0%}, {hit:.0%} right")
             for count, sure, hit in zip(found.counts, found.confidence, found.accuracy, strict=True)
             if count >= FEW
         ]
@@ -107,25 +106,25 @@ def disagreements(bench: Bench, progress: Progress) -> Iterator[dict[str, Any]]:
     best = bench.best
     teachers = {(r.dataset, r.target, r.content): bench.of_target(r) for r in bench.teachers}
     for number, cell in enumerate(bench.cells):
-        progress("disagreements", number + 1, len(bench.cells), bench.place(cell))
+        progress("disagreements", number + 1, len(bench.cells), bench.target_name(cell))
         mine = [r for r in bench.results(best) if (*cell, r.content) in teachers and (r.dataset, r.target) == cell]
         if not mine:
             continue
         result = min(mine, key=lambda result: result.seed)
-        rows, known = bench.of_target(result), teachers[*cell, result.content]
-        said = dict(zip(known["index"].tolist(), known["answer"].tolist(), strict=True))
+        rows, other_rows = bench.of_target(result), teachers[*cell, result.content]
+        said = dict(zip(other_rows["index"].tolist(), other_rows["answer"].tolist(), strict=True))
         teacher = np.array([said.get(index, -1) for index in rows["index"].tolist()])
         student, other = rows["answer"] == rows["label"], teacher == rows["label"]
-        asked = teacher >= 0
+        queried = teacher >= 0
         groups = {
-            "only the student is right": student & ~other & asked,
+            "only the student is right": student & ~other & queried,
             "only the teacher is right": other & ~student,
         }
         images = _reader(bench, bench.jobs[result.folder])
         yield {
-            "name": bench.place(cell),
+            "name": bench.target_name(cell),
             "counts": [int((student & other).sum()), *(int(group.sum()) for group in groups.values())],
-            "wrong": int((asked & ~student & ~other).sum()),
+            "wrong": int((queried & ~student & ~other).sum()),
             "run": result.folder.name,
             "images": {words: list(images(group, rows, teacher)) for words, group in groups.items()} if images else {},
         }
@@ -137,17 +136,17 @@ def _reader(bench: Bench, job: Job) -> Any:
         dataset, found = usable(open_data(resolve(job.settings).data), Session(bench.work.folder / "store"))
     except DataError:
         return None
-    kept = bench.kept[bench.work.place(job)]
-    if kept.content != content(dataset, found):
+    predictions = bench.predictions[bench.work.folder_of(job)]
+    if predictions.content != content(dataset, found):
         return None
-    classes = kept.classes
+    classes = predictions.classes
 
     def images(group: NDArray[np.bool_], rows: dict[str, NDArray[Any]], teacher: NDArray[np.int64]) -> Iterator[Any]:
-        places = np.flatnonzero(group)
-        for place in places[np.argsort(-rows["probability"][places], kind="stable")][:SHOWN]:
-            truth, student, other = (classes[i] for i in (rows["label"][place], rows["answer"][place], teacher[place]))
+        indices = np.flatnonzero(group)
+        for index in indices[np.argsort(-rows["probability"][indices], kind="stable")][:SHOWN]:
+            truth, student, other = (classes[i] for i in (rows["label"][index], rows["answer"][index], teacher[index]))
             yield {
-                "image": thumbnail(decode(dataset.read(int(rows["index"][place])))),
+                "image": thumbnail(decode(dataset.read(int(rows["index"][index])))),
                 "alt": f"{truth}: the student says {student}, the teacher {other}",
                 "lines": [
                     (f"{who}: {said}", "right" if said == truth else "wrong")

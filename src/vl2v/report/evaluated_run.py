@@ -1,7 +1,8 @@
-"""A finished run with its images at hand: what was answered about each of them, by the student and by its teacher."""
+"""A finished run with its images at hand: what student and teacher predict of each."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,39 +15,50 @@ from vl2v.data import Audit, DomainDataset, decode
 from vl2v.embeddings import EmbeddingStore, clean_view, image_key
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import RunError
-from vl2v.evaluation import Evaluation, Row, measure
-from vl2v.report.thumbnails import thumbnail
+from vl2v.evaluation import Evaluation, Role, Row, measure
+from vl2v.evaluation.alignment import accuracy_by_group
+from vl2v.evaluation.intervals import paired_difference, wilson
+from vl2v.report.page import lead, percent, thumbnail
 from vl2v.runs import Run
-from vl2v.runs.datasets import open_data, usable
-from vl2v.runs.evaluate import TEACHER, evaluate_images, zero_shot_logits
+from vl2v.runs.datasets import Images
+from vl2v.runs.evaluate import STUDENT, TEACHER, evaluate_images, zero_shot_logits
 from vl2v.runs.predictions import Predictions, content
 from vl2v.session import Session
 from vl2v.students import Classifier
 
 Indices = NDArray[np.int64]
+NAMED = 3  # weak classes in a verdict
 
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run and what it answered; arrays are [n], over the images that were measured.
+    """A run and its predictions; arrays are [n], over the images that were measured.
 
     Attributes:
         run: the run.
-        store: the folder of the teacher's answers.
-        dataset: all images of the run's data.
-        audit: of them.
-        evaluation: by domain, the teacher's rows where all of its answers are known.
-        kept: the answers.
-        teacher: the teacher's answer, -1 where it isn't known.
+        store: the folder of the embedding store.
+        images: of the run's data.
+        evaluation: by domain, the teacher's rows where all of its embeddings are cached.
+        predictions: of the student.
+        teacher: the teacher's prediction, -1 where its embedding isn't cached.
     """
 
     run: Run
     store: Path
-    dataset: DomainDataset
-    audit: Audit
+    images: Images
     evaluation: Evaluation
-    kept: Predictions
+    predictions: Predictions
     teacher: Indices
+
+    @property
+    def dataset(self) -> DomainDataset:
+        """All images that can be used."""
+        return self.images.all[0]
+
+    @property
+    def audit(self) -> Audit:
+        """What their files hold."""
+        return self.images.all[1]
 
     @property
     def classifier(self) -> Classifier:
@@ -61,11 +73,11 @@ class EvaluatedRun:
     @cached_property
     def unseen(self) -> NDArray[np.bool_]:
         """Whether each image is of an unseen domain."""
-        return ~np.isin(np.array(self.kept.domains)[self.kept["domain"]], self.sources)
+        return ~np.isin(np.array(self.predictions.domains)[self.predictions["domain"]], self.sources)
 
     @cached_property
     def focus(self) -> NDArray[np.bool_]:
-        """Which images to look at closely: those of unseen domains, or all if there are none."""
+        """Which images to show closely: those of unseen domains, or all if there are none."""
         return self.unseen if self.unseen.any() else ~self.unseen
 
     @property
@@ -75,29 +87,29 @@ class EvaluatedRun:
 
     @cached_property
     def right(self) -> NDArray[np.bool_]:
-        """Whether the student's answer about each is right."""
-        return self.kept.right
+        """Whether the student's prediction of each is right."""
+        return self.predictions.right
 
-    def thumbnail(self, place: int) -> str:
+    def thumbnail(self, number: int) -> str:
         """Return a measured image, small, as a data URI."""
-        return thumbnail(decode(self.dataset.read(int(self.kept["index"][place]))))
+        return thumbnail(decode(self.dataset.read(int(self.predictions["index"][number]))))
 
-    def teacher_vectors(self, places: Indices) -> tuple[Indices, NDArray[np.float32]]:
-        """Return which of some measured images the teacher's embedding is known of, and those [m, d]."""
+    def teacher_vectors(self, indices: Indices) -> tuple[Indices, NDArray[np.float32]]:
+        """Return which of some measured images the teacher's embedding is cached of, and those [m, d]."""
         about = self.classifier.about["teacher"]
         if about is None or not (self.store / FILE_NAME).is_file():
-            return places[:0], np.zeros((0, 0), np.float32)
+            return indices[:0], np.zeros((0, 0), np.float32)
         view = clean_view(about.get("fit", "own"))
-        keys = [image_key(self.audit.contents[i], view) for i in self.kept["index"][places]]
-        with EmbeddingStore(self.store, read_only=True) as answers:
-            known = answers.known(about["fingerprint"], keys)
-            there = [key for key, one in zip(keys, known, strict=True) if one]
+        keys = [image_key(self.audit.contents[i], view) for i in self.predictions["index"][indices]]
+        with EmbeddingStore(self.store, read_only=True) as embeddings:
+            cached = embeddings.known(about["fingerprint"], keys)
+            there = [key for key, one in zip(keys, cached, strict=True) if one]
             if not there:
-                return places[:0], np.zeros((0, 0), np.float32)
-            return places[known], answers.get(about["fingerprint"], there)
+                return indices[:0], np.zeros((0, 0), np.float32)
+            return indices[cached], embeddings.get(about["fingerprint"], there)
 
 
-def look(run: Run, session: Session) -> EvaluatedRun:
+def open_evaluated(run: Run, session: Session) -> EvaluatedRun:
     """Return a run with its images; evaluated anew where predictions weren't saved, or images or classes differ.
 
     Raises:
@@ -105,31 +117,83 @@ def look(run: Run, session: Session) -> EvaluatedRun:
         DataError: the images aren't where they were.
     """
     classifier = run.classifier
-    dataset, audit = usable(open_data(run.config.data), session)
-    kept, evaluation = _kept(run, dataset, audit), run.evaluation
-    if kept is None or evaluation is None:
-        evaluation, kept = evaluate_images(run, session=session)
+    images = Images(run.config.data, session)
+    dataset, audit = images.all
+    predictions, evaluation = _saved(run, dataset, audit), run.evaluation
+    if predictions is None or evaluation is None:
+        evaluation, predictions = evaluate_images(run, session=session, images=images)
         since = "The run's saved evaluation isn't of these images and classes: everything here was measured anew."
         evaluation = replace(evaluation, notes=(*evaluation.notes, since))
-    teacher, rows = kept["teacher"].copy(), list(evaluation.rows)
+    teacher, rows = predictions["teacher"].copy(), list(evaluation.rows)
     measured = {row.domain for row in evaluation.of(TEACHER)}
     for row in evaluation.of():
-        mine = kept.in_domain(row.domain)
+        mine = predictions.in_domain(row.domain)
         if (teacher[mine] >= 0).all():
             continue
-        logits = zero_shot_logits(classifier, audit, kept["index"][mine], session.store)
-        if logits is not None:  # it was asked after the run had been measured
+        logits = zero_shot_logits(classifier, audit, predictions["index"][mine], session.store)
+        if logits is not None:  # it was queried after the run had been measured
             teacher[mine] = logits.argmax(-1).numpy()
             if row.domain not in measured:
-                labels = torch.from_numpy(kept["label"][mine])
+                labels = torch.from_numpy(predictions["label"][mine])
                 rows.append(Row(TEACHER, row.domain, row.role, measure(logits, labels)))
-    return EvaluatedRun(run, session.store, dataset, audit, replace(evaluation, rows=tuple(rows)), kept, teacher)
+    return EvaluatedRun(run, session.store, images, replace(evaluation, rows=tuple(rows)), predictions, teacher)
 
 
-def _kept(run: Run, dataset: DomainDataset, found: Audit) -> Predictions | None:
-    """Return the answers that the run kept, if they are about these very images and of its classes of now."""
+def _saved(run: Run, dataset: DomainDataset, found: Audit) -> Predictions | None:
+    """Return the predictions that the run saved, if they are of these very images and of its classes of now."""
     try:
-        kept = Predictions.load(run.folder)
+        predictions = Predictions.load(run.folder)
     except RunError:
         return None
-    return kept if kept.content == content(dataset, found) and kept.classes == run.classifier.classes else None
+    same = predictions.content == content(dataset, found) and predictions.classes == run.classifier.classes
+    return predictions if same else None
+
+
+def verdict(evaluated: EvaluatedRun) -> str:
+    """Return in a sentence whether a student is good enough: against chance, its teacher, a baseline; where it fails.
+
+    It is of unseen domains, or of the seen ones' validation images if there are none.
+    """
+    return "; ".join([*_against(evaluated), _fails(evaluated)]) + "."
+
+
+def _against(evaluated: EvaluatedRun) -> Iterator[str]:
+    focus, evaluation = evaluated.focus, evaluated.evaluation
+    labels = evaluated.predictions["label"][focus]
+    right, count = int(evaluated.right[focus].sum()), int(focus.sum())
+    usual = float(np.bincount(labels).max() / count)
+    better = "better" if wilson(right, count)[0] > usual else "not surely better"
+    where = "unseen domains" if evaluated.unseen.any() else "seen domains' validation images"
+    yield (
+        f"On {where} it is right about {percent(right / count)}% of {count:,} images, {better} than always naming the "
+        f"most frequent class ({percent(usual)}%)"
+    )
+    queried = focus & (evaluated.teacher >= 0)
+    if queried.any():
+        gap = paired_difference(
+            evaluated.right[queried], evaluated.teacher[queried] == evaluated.predictions["label"][queried]
+        )
+        level = "level with" if gap.low <= 0 <= gap.high else "better than" if gap.low > 0 else "worse than"
+        points, interval = lead(gap.mean, gap.low, gap.high)
+        yield f"{level} its teacher ({points} points; {interval})"
+    role: Role = "unseen" if evaluated.unseen.any() else "seen"
+    own = evaluation.mean(STUDENT, role)
+    for who in evaluation.models():
+        base = evaluation.mean(who, role)
+        if who not in (STUDENT, TEACHER) and own is not None and base is not None:
+            yield f"{100 * (own - base):+.1f} points against {who}"
+
+
+def _fails(evaluated: EvaluatedRun) -> str:
+    """Return the domain, of several, and the classes that are surely worse than the whole."""
+    focus = evaluated.focus
+    rows = evaluated.evaluation.of(STUDENT, "unseen" if evaluated.unseen.any() else "seen")
+    whole = float(evaluated.right[focus].mean())
+    shares = accuracy_by_group(
+        tuple(evaluated.predictions.classes), evaluated.predictions["label"][focus], evaluated.right[focus]
+    )
+    poor = sorted((share for share in shares if share.interval[1] < whole), key=lambda share: share.accuracy)
+    worst = min(rows, key=lambda row: row.metrics.accuracy)
+    named = [f"{worst.domain} ({percent(worst.metrics.accuracy)}%)"] if len(rows) > 1 else []
+    named += [f"{share.name} ({percent(share.accuracy)}%)" for share in poor[:NAMED]]
+    return f"it fails most on {', '.join(named)}" if named else "no class is surely worse than the others"

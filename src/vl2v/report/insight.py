@@ -1,4 +1,4 @@
-"""What a student makes of images: its embeddings on a plane, and which part of an image its answer hangs on."""
+"""What a student makes of images: its embeddings on a plane, and which part of an image its prediction depends on."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def embeddings(classifier: Classifier, pixels: Tensor) -> Tensor:
 def occlusion(
     classifier: Classifier, pixels: Tensor, progress: Progress = silent
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return how much the answer's probability falls where an image is covered (Zeiler and Fergus, ECCV 2014).
+    """Return how much the prediction's probability falls where an image is covered (Zeiler and Fergus, ECCV 2014).
 
     A grey patch of 2 x 2 cells goes over a grid of `GRID` x `GRID`; a cell has the mean of the patches over it.
 
     Args:
-        classifier: whose answers.
+        classifier: whose predictions.
         pixels: uint8 [n, s, s, 3].
         progress: called after each image.
 
@@ -57,13 +57,13 @@ def occlusion(
     drops, least = [], []
     for number, image in enumerate(pixels):
         covered = image.repeat((GRID - 1) ** 2 + 1, 1, 1, 1)
-        for place in range((GRID - 1) ** 2):
-            row, column = divmod(place, GRID - 1)
-            covered[place, edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = GREY
+        for number in range((GRID - 1) ** 2):
+            row, column = divmod(number, GRID - 1)
+            covered[number, edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = GREY
         probabilities = torch.cat([classifier.probabilities(part) for part in covered.split(32)])
-        answer = probabilities[-1].argmax()
-        left = probabilities[:-1, answer].reshape(1, 1, GRID - 1, GRID - 1)
-        fallen = (probabilities[-1, answer] - left).clamp(min=0)
+        best = probabilities[-1].argmax()
+        left = probabilities[:-1, best].reshape(1, 1, GRID - 1, GRID - 1)
+        fallen = (probabilities[-1, best] - left).clamp(min=0)
         drops.append(_spread(fallen))
         least.append(float(left.min()))
         progress("occluding", number + 1, len(pixels), "")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vl2v.progress import Progress
 from vl2v.report.evaluated_run import EvaluatedRun
 from vl2v.report.insight import Plane, embeddings
-from vl2v.report.thumbnails import sprite
+from vl2v.report.page import sprite
 from vl2v.seeds import derive
 from vl2v.training import clean_pixels
 
@@ -23,49 +23,50 @@ COLOURS = 8  # that can be told apart
 LINE, LETTER = 10, 2.6  # height of a name's line, half the width of a letter
 NAMED = 12  # more classes than that get no words beside their texts
 
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 Points = NDArray[np.floating]
 
 
 def embedding_map(evaluated: EvaluatedRun, progress: Progress) -> dict[str, Any]:
-    """Return a panel of the student's embeddings and, where they are known, one of the teacher's.
+    """Return a panel of the student's embeddings and, where they are cached, one of the teacher's.
 
     A student that classifies by texts lives in its teacher's space: both panels, and the texts, are on one plane then.
     """
-    kept, classifier = evaluated.kept, evaluated.classifier
-    places = _drawn(evaluated)
+    predictions, classifier = evaluated.predictions, evaluated.classifier
+    indices = _drawn(evaluated)
     size, workers = classifier.student.spec.image_size, evaluated.run.config.data.workers
     pixels: list[NDArray[np.uint8]] = []
     made = []
-    for chunk in clean_pixels(evaluated.dataset, kept["index"][places], size, workers=workers, fit=classifier.fit):
+    numbers, fit = predictions["index"][indices], classifier.fit
+    for chunk in clean_pixels(evaluated.dataset, numbers, size, workers=workers, fit=fit):
         made.append(embeddings(classifier, chunk).numpy())
         pixels += list(chunk.numpy())
-        progress("mapping", len(pixels), len(places), "")
+        progress("mapping", len(pixels), len(indices), "")
     student = np.concatenate(made)
-    known, teacher = evaluated.teacher_vectors(places)
-    asked = np.flatnonzero(np.isin(places, known))
+    cached, teacher = evaluated.teacher_vectors(indices)
+    queried = np.flatnonzero(np.isin(indices, cached))
     texts = np.zeros((0, student.shape[1])) if classifier.texts is None else classifier.texts.numpy()
-    together = len(texts) > 0 and len(known) > 0
+    together = len(texts) > 0 and len(cached) > 0
     plane = Plane(np.concatenate([student, teacher]) if together else student)
-    models = [_Model("Student", np.arange(len(places)), kept["answer"], plane, student, texts)]
-    if len(known):
+    models = [_Model("Student", np.arange(len(indices)), predictions["answer"], plane, student, texts)]
+    if len(cached):
         other = plane if together else Plane(teacher)
-        models.append(_Model("Teacher", asked, evaluated.teacher, other, teacher, texts if together else texts[:0]))
+        models.append(_Model("Teacher", queried, evaluated.teacher, other, teacher, texts if together else texts[:0]))
     everything = np.concatenate([model.everything for model in models]) if together else None
     words = "Principal components (PCA) of what each model makes of an image."
     if together:
-        cosine = (student[asked] * teacher).sum(1).mean()
+        cosine = (student[queried] * teacher).sum(1).mean()
         words = (
             "Principal components (PCA) of both models' embeddings: the two panels have the same axes. "
             f"The mean cosine between an image's two embeddings is {cosine:.2f}."
         )
     return {
-        "count": len(places),
+        "count": len(indices),
         "words": words,
         "texts": len(texts) > 0,
-        "panels": [_panel(evaluated, places, m, m.everything if everything is None else everything) for m in models],
-        "classes": kept.classes,
-        "domains": kept.domains,
+        "panels": [_panel(evaluated, indices, m, m.everything if everything is None else everything) for m in models],
+        "classes": predictions.classes,
+        "domains": predictions.domains,
         "side": SIDE,
         "columns": COLUMNS,
         "sheet": sprite(pixels, THUMB, COLUMNS),
@@ -79,15 +80,15 @@ class _Model:
     Attributes:
         title: of the panel.
         numbers: [m] which of the map's images.
-        answers: of the model, about all images that were measured.
+        predicted: by the model, of all images that were measured.
         plane: where they are shown.
         vectors: [m, d].
         texts: [C, d], or none.
     """
 
     title: str
-    numbers: Places
-    answers: Places
+    numbers: Indices
+    predicted: Indices
     plane: Plane
     vectors: Points
     texts: Points
@@ -105,42 +106,48 @@ class _Model:
         return np.concatenate([self.points, self.marks])
 
 
-def _drawn(evaluated: EvaluatedRun) -> Places:
+def _drawn(evaluated: EvaluatedRun) -> Indices:
     """Return measured images, of every domain as many, drawn by lot."""
-    of = evaluated.kept["domain"]
+    of = evaluated.predictions["domain"]
     rng = np.random.default_rng(derive(0, "map"))
     domains = np.unique(of)
     each = [rng.permutation(np.flatnonzero(of == domain))[: IMAGES // len(domains)] for domain in domains]
     return np.sort(np.concatenate(each))
 
 
-def _panel(evaluated: EvaluatedRun, places: Places, model: _Model, frame: Points) -> dict[str, Any]:
+def _panel(evaluated: EvaluatedRun, indices: Indices, model: _Model, frame: Points) -> dict[str, Any]:
     """Return the points and texts of a model, laid out so that `frame` [n, 2] fills the panel."""
-    kept, low = evaluated.kept, frame.min(0)
+    predictions, low = evaluated.predictions, frame.min(0)
     unit = (SIDE - 2 * MARGIN) / np.maximum(frame.max(0) - low, 1e-9)
     points = []
     for number, (x, y) in zip(model.numbers, (MARGIN + (model.points - low) * unit).round(1).tolist(), strict=True):
-        place = places[number]
-        label, domain, said = int(kept["label"][place]), int(kept["domain"][place]), int(model.answers[place])
-        told = "" if said < 0 else "\nanswered correctly" if said == label else f"\ntaken for {kept.classes[said]}"
+        index = indices[number]
+        label, domain, said = (
+            int(predictions["label"][index]),
+            int(predictions["domain"][index]),
+            int(model.predicted[index]),
+        )
+        words_of = (
+            "" if said < 0 else "\npredicted correctly" if said == label else f"\ntaken for {predictions.classes[said]}"
+        )
         points.append(
             {
                 "x": x,
                 "y": y,
                 "label": label,
                 "domain": domain,
-                "unseen": bool(evaluated.unseen[place]),
+                "unseen": bool(evaluated.unseen[index]),
                 "n": int(number),
-                "tip": f"{kept.classes[label]}, {kept.domains[domain]}{told}",
+                "tip": f"{predictions.classes[label]}, {predictions.domains[domain]}{words_of}",
             }
         )
     at = (MARGIN + (model.marks - low) * unit).round(1).tolist()
     texts = [
         {"x": x, "y": y, "label": label, "name": name if len(at) <= NAMED else "", "tip": f"the text of {name}"}
-        for label, (name, (x, y)) in enumerate(zip(kept.classes, at, strict=False))
+        for label, (name, (x, y)) in enumerate(zip(predictions.classes, at, strict=False))
     ]
     words = f"The two axes hold {model.plane.explained:.0%} of the variance."
-    middles = _middles(points, kept.classes) if len(kept.classes) > COLOURS else []
+    middles = _middles(points, predictions.classes) if len(predictions.classes) > COLOURS else []
     return {"title": model.title, "points": points, "texts": texts, "words": words, "middles": middles}
 
 

@@ -1,21 +1,26 @@
-"""A page: a template filled in, complete in one file."""
+"""A page: a template filled in, complete in one file, with small images inside it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
+from numpy.typing import NDArray
+from PIL import Image
 
 from vl2v.report import charts
 
-TOLD = 1.0  # width of an interval of differences, from -1 to 1, from which on it tells nothing
+SIDE = 88  # of a thumbnail, in pixels; they are shown at about that size
+WIDEST = 1.0  # width of an interval of differences, from -1 to 1, from which on it says nothing
 
 
 def page(template: str, content: Mapping[str, Any]) -> str:
@@ -53,7 +58,7 @@ def _ours(name: str) -> Markup:
 
 
 def _digest(script: str) -> str:
-    """Return the hash by which a browser knows the page's own script, and runs no other."""
+    """Return the hash by which a browser recognises the page's own script, and runs no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
@@ -70,8 +75,11 @@ def interval(share: float, low: float, high: float) -> tuple[str, str]:
 def lead(mean: float, low: float, high: float) -> tuple[str, str]:
     """Return a difference of shares in points, and its interval: bounded by what is possible, if it says anything."""
     low, high = max(low, -1.0), min(high, 1.0)
-    told = math.isfinite(low) and math.isfinite(high) and high - low < TOLD
-    return f"{100 * mean:+.1f}", f"{100 * low:+.1f} to {100 * high:+.1f}" if told else "can't be told from so few runs"
+    narrow = math.isfinite(low) and math.isfinite(high) and high - low < WIDEST
+    return (
+        f"{100 * mean:+.1f}",
+        f"{100 * low:+.1f} to {100 * high:+.1f}" if narrow else "can't be narrow from so few runs",
+    )
 
 
 def duration(seconds: float) -> str:
@@ -81,3 +89,27 @@ def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def data_uri(image: Image.Image, quality: int = 70) -> str:
+    """Return an image as a WebP data URI."""
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=quality, method=4)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def thumbnail(image: Image.Image, side: int = SIDE) -> str:
+    """Return an image, fitted into a square of `side` pixels, as a data URI."""
+    small = image.copy()
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return data_uri(small)
+
+
+def sprite(pixels: Sequence[NDArray[np.uint8]], side: int, columns: int) -> str:
+    """Return images [s, s, 3] as one sheet of squares, row by row, as a data URI."""
+    rows = -(-len(pixels) // columns)
+    sheet = Image.new("RGB", (columns * side, max(rows, 1) * side))
+    for number, image in enumerate(pixels):
+        small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
+        sheet.paste(small, (number % columns * side, number // columns * side))
+    return data_uri(sheet, quality=60)

@@ -6,17 +6,14 @@ import json
 import shlex
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from itertools import chain
 from typing import Any
 
 import numpy as np
-import timm
 import tomli_w
 from numpy.typing import NDArray
 from PIL import Image
 
-from vl2v.config import StudentConfig
 from vl2v.deploy.runtime import size_of
 from vl2v.embeddings import money
 from vl2v.embeddings.teaching import anchor_prompts
@@ -28,28 +25,24 @@ from vl2v.methods import Task, task_of
 from vl2v.progress import Progress
 from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration
 from vl2v.report.confidence import confidence
-from vl2v.report.evaluated_run import EvaluatedRun, look
+from vl2v.report.evaluated_run import EvaluatedRun, open_evaluated, verdict
 from vl2v.report.insight import lit, occlusion
 from vl2v.report.map import embedding_map
-from vl2v.report.page import duration, interval, lead, page, percent
-from vl2v.report.thumbnails import data_uri
-from vl2v.report.verdict import verdict
+from vl2v.report.page import data_uri, duration, interval, lead, page, percent
 from vl2v.runs import Run, read_bill
-from vl2v.runs.datasets import open_sources
 from vl2v.runs.evaluate import STUDENT, TEACHER
-from vl2v.runs.settings import without_places
+from vl2v.runs.settings import without_paths
 from vl2v.seeds import derive
 from vl2v.session import Session
-from vl2v.students.backbone import PACKAGED
 from vl2v.teachers import prompts_for
 from vl2v.training import clean_pixels
 from vl2v.training.log import MetricsLog
 
 CONFUSED = 40  # classes in the confusion matrix
 WORST, MISTAKES = 6, 5  # classes with thumbnails, and thumbnails of each
-LOOKS = 3  # right answers, and wrong ones, that are looked into
+SALIENT = 3  # right predictions, and wrong ones, whose saliency is shown
 
-Places = NDArray[np.int64]
+Indices = NDArray[np.int64]
 
 
 def run_page(run: Run, session: Session) -> str:
@@ -59,7 +52,7 @@ def run_page(run: Run, session: Session) -> str:
         run: the run; its images have to be where they were.
         session: whose store has the teacher's embeddings.
     """
-    evaluated = look(run, session)
+    evaluated = open_evaluated(run, session)
     config = run.config
     target = ", ".join(config.data.target) or "no domain"
     content = {
@@ -79,7 +72,7 @@ def run_page(run: Run, session: Session) -> str:
         "saliency": list(_saliency(evaluated, session.progress)),
         "curves": list(_curves(MetricsLog(run.folder).rows())),
         **_use(evaluated.name, opened=evaluated.classifier.texts is not None),
-        "settings": tomli_w.dumps(without_places(config.model_dump(by_alias=True, exclude_none=True))),
+        "settings": tomli_w.dumps(without_paths(config.model_dump(by_alias=True, exclude_none=True))),
     }
     return page("run.html", content)
 
@@ -102,12 +95,12 @@ def _lead(evaluated: EvaluatedRun) -> str:
     teacher = f"taught by {_teacher_name(evaluated)}" if about["teacher"] else "trained without a teacher"
     words = f"{config.student.name}, {teacher} on {', '.join(evaluated.sources)}"
     if not evaluated.unseen.any():
-        return f"{words}. No domain was left out of training, so nothing here tells how it does on a new one."
+        return f"{words}. No domain was left out of training, so nothing here says how it does on a new one."
     return f"{words}, and measured on {', '.join(config.data.target)}, which it never saw."
 
 
 def _teacher_name(evaluated: EvaluatedRun) -> str:
-    return str(without_places(evaluated.classifier.about["teacher"]["spec"]))
+    return str(without_paths(evaluated.classifier.about["teacher"]["spec"]))
 
 
 def _tiles(evaluated: EvaluatedRun) -> Iterator[dict[str, str]]:
@@ -119,8 +112,8 @@ def _tiles(evaluated: EvaluatedRun) -> Iterator[dict[str, str]]:
             if rows and not (who == TEACHER and role == "seen"):
                 yield {"label": f"{name} on {words}", "who": name, "value": f"{_mean(rows)}%", "note": _spread(rows)}
     focus = evaluated.focus
-    found = calibration(evaluated.kept["probability"][focus], evaluated.right[focus])
-    before = calibration(evaluated.kept["uncalibrated"][focus], evaluated.right[focus])
+    found = calibration(evaluated.predictions["probability"][focus], evaluated.right[focus])
+    before = calibration(evaluated.predictions["uncalibrated"][focus], evaluated.right[focus])
     where = "unseen" if evaluated.unseen.any() else "seen"
     errors = [row.metrics.ece for row in evaluation.of(STUDENT, where)]  # type: ignore[arg-type]
     apart = f"by domain {percent(min(errors))} to {percent(max(errors))}%; " if len(errors) > 1 else ""
@@ -141,14 +134,13 @@ def _tiles(evaluated: EvaluatedRun) -> Iterator[dict[str, str]]:
     }
 
 
-def _weights(student: StudentConfig) -> str:
-    """Return which weights the student started from."""
-    if student.weights != "auto":
-        return str(without_places(student.weights))
-    known = timm.get_pretrained_cfg(student.name) if timm.is_model(student.name) else None
-    hub = f"timm's {known.hf_hub_id or student.name}" if known else "the teacher's own"
-    package = PACKAGED.get(student.name)
-    return f"auto, which is here {f'the package {package}' if package and find_spec(package) else hub}"
+def _weights(evaluated: EvaluatedRun) -> str:
+    """Return which weights the student started from, as the run saved it; earlier versions didn't."""
+    setting = str(without_paths(evaluated.run.config.student.weights))
+    saved = evaluated.classifier.about.get("weights", "")
+    if setting == "auto":
+        return f"auto: {saved}" if saved else "auto (an earlier version didn't save which those were)"
+    return saved or setting
 
 
 def _mean(rows: Sequence[Row]) -> str:
@@ -171,7 +163,7 @@ def _wilson(row: Row) -> tuple[float, float]:
 def _facts(evaluated: EvaluatedRun) -> Iterator[tuple[str, str]]:
     """Yield what was trained on what, and what it cost."""
     run, config, about = evaluated.run, evaluated.run.config, evaluated.classifier.about
-    sources = open_sources(config, Session(evaluated.store))
+    sources = evaluated.images.sources
     task = task_of(config)
     yield (
         "Data",
@@ -187,13 +179,13 @@ def _facts(evaluated: EvaluatedRun) -> Iterator[tuple[str, str]]:
         f"{name}: {s.steps:,} steps, learning rate {s.lr:g}, {s.batch_per_domain} a domain" for name, s in stages
     )
     yield "Method", f"{config.method} ({steps})"
-    yield "Student", f"{config.student.name}, weights at the start: {_weights(config.student)}"
+    yield "Student", f"{config.student.name}, weights at the start: {_weights(evaluated)}"
     if about["teacher"]:
         yield "Teacher", _teacher_name(evaluated)
-        yield "Questions", _questions(evaluated, task, sources.with_others.classes, len(sources.training))
+        yield "Queries", _queries(evaluated, task, sources.with_others.classes, len(sources.training))
         yield "Bill", _bill(evaluated)
     else:
-        yield "Teacher", "none: nothing was asked"
+        yield "Teacher", "none: nothing was queried"
     seconds = sum(row["seconds"] for row in MetricsLog(run.folder).rows())
     yield "Time", f"{duration(seconds)} in the optimiser's steps and their validation"
     yield "Seed", f"{config.seed}, split {config.data.split_seed}"
@@ -203,8 +195,8 @@ def _facts(evaluated: EvaluatedRun) -> Iterator[tuple[str, str]]:
     )
 
 
-def _questions(evaluated: EvaluatedRun, task: Task, classes: Sequence[str], training: int) -> str:
-    """Return about what the teacher was asked, for this run or an earlier one."""
+def _queries(evaluated: EvaluatedRun, task: Task, classes: Sequence[str], training: int) -> str:
+    """Return what the teacher was queried about, for this run or an earlier one."""
     config, folder = evaluated.run.config, evaluated.run.folder
     groups = prompts_for(classes, config.prompts, evaluated.sources)
     if task.anchors:
@@ -224,15 +216,15 @@ def _bill(evaluated: EvaluatedRun) -> str:
     for entry in read_bill(evaluated.store, evaluated.run.folder):
         paid[entry.currency] += entry.micro
     bill = ", ".join(money(micro, currency) for currency, micro in paid.items())
-    return bill or "nothing: the teacher costs nothing, or its answers had been bought before"
+    return bill or "nothing: the teacher costs nothing, or its embeddings had been bought before"
 
 
 def _notes(evaluated: EvaluatedRun) -> Iterator[str]:
     yield from evaluated.evaluation.notes
-    known = {row.domain for row in evaluated.evaluation.of(TEACHER)}
-    missing = [row.domain for row in evaluated.evaluation.of() if row.domain not in known]
+    measured = {row.domain for row in evaluated.evaluation.of(TEACHER)}
+    missing = [row.domain for row in evaluated.evaluation.of() if row.domain not in measured]
     if missing and evaluated.classifier.about["teacher"]:
-        said = f"The teacher wasn't asked about all images of {', '.join(missing)}."
+        said = f"The teacher has no embedding in the store of some images of {', '.join(missing)}."
         folder = shlex.quote(evaluated.name)
         how = f"With this, the next report has it: vl2v embed --config {folder}/config.toml --set 'data.target=[]'"
         yield said if evaluated.run.config.teacher.select else f"{said} {how}"
@@ -240,7 +232,7 @@ def _notes(evaluated: EvaluatedRun) -> Iterator[str]:
 
 def _accuracy(evaluated: EvaluatedRun) -> dict[str, Any]:
     """Return the table of domains, unseen ones first."""
-    evaluation, kept = evaluated.evaluation, evaluated.kept
+    evaluation, predictions = evaluated.evaluation, evaluated.predictions
     teachers = {row.domain: row for row in evaluation.of(TEACHER)}
     rows, differs = [], False
     for row in sorted(evaluation.of(), key=lambda row: row.role == "seen"):
@@ -251,7 +243,7 @@ def _accuracy(evaluated: EvaluatedRun) -> dict[str, Any]:
             "unseen": row.role == "unseen",
             "images": f"{metrics.images:,}",
             "student": interval(metrics.accuracy, low, high),
-            "teacher": ("not asked", ""),
+            "teacher": ("not queried", ""),
             "difference": ("", ""),
             "balanced": percent(metrics.balanced_accuracy),
             "ece": percent(metrics.ece),
@@ -263,9 +255,9 @@ def _accuracy(evaluated: EvaluatedRun) -> dict[str, Any]:
             low, high = _wilson(other)
             made["teacher"] = interval(other.metrics.accuracy, low, high)
             found.append(Span(other.metrics.accuracy, low, high, "teacher"))
-            mine = kept.in_domain(row.domain)
+            mine = predictions.in_domain(row.domain)
             if (evaluated.teacher[mine] >= 0).all():
-                gap = paired_difference(evaluated.right[mine], evaluated.teacher[mine] == kept["label"][mine])
+                gap = paired_difference(evaluated.right[mine], evaluated.teacher[mine] == predictions["label"][mine])
                 made["difference"] = lead(gap.mean, gap.low, gap.high)
                 differs = True
         rows.append(made)
@@ -274,16 +266,16 @@ def _accuracy(evaluated: EvaluatedRun) -> dict[str, Any]:
 
 def _mistakes(evaluated: EvaluatedRun) -> dict[str, Any]:
     """Return the confusion matrix, the worst classes and all of them: on unseen domains, if there are any."""
-    kept, places = evaluated.kept, np.flatnonzero(evaluated.focus)
-    labels, answers, right = kept["label"][places], kept["answer"][places], evaluated.right[places]
-    teacher = evaluated.teacher[places]
-    by_class = accuracy_by_group(tuple(kept.classes), labels, right)
+    predictions, indices = evaluated.predictions, np.flatnonzero(evaluated.focus)
+    labels, predicted, right = predictions["label"][indices], predictions["answer"][indices], evaluated.right[indices]
+    teacher = evaluated.teacher[indices]
+    by_class = accuracy_by_group(tuple(predictions.classes), labels, right)
     known = teacher >= 0
-    told = accuracy_by_group(tuple(kept.classes), labels[known], (teacher == labels)[known])
-    of_teacher = {share.name: share for share in told}
+    of_known = accuracy_by_group(tuple(predictions.classes), labels[known], (teacher == labels)[known])
+    of_teacher = {share.name: share for share in of_known}
     taken: dict[str, list[str]] = defaultdict(list)
-    for pair in confusions(labels, answers):
-        taken[kept.classes[pair.label]].append(f"{kept.classes[pair.answer]} ({pair.count})")
+    for pair in confusions(labels, predicted):
+        taken[predictions.classes[pair.label]].append(f"{predictions.classes[pair.answer]} ({pair.count})")
     weakest = sorted(by_class, key=lambda share: share.accuracy)
     classes = [
         {
@@ -296,31 +288,31 @@ def _mistakes(evaluated: EvaluatedRun) -> dict[str, Any]:
         }
         for share in weakest
     ]
-    worst = [_worst(evaluated, share, places) for share in weakest[:WORST] if share.correct < share.images]
+    worst = [_worst(evaluated, share, indices) for share in weakest[:WORST] if share.correct < share.images]
     where = "unseen domains' images" if evaluated.unseen.any() else "seen domains' validation images"
-    domains = ", ".join(dict.fromkeys(np.array(kept.domains)[kept["domain"][places]].tolist()))
+    domains = ", ".join(dict.fromkeys(np.array(predictions.domains)[predictions["domain"][indices]].tolist()))
     shown = weakest if len(weakest) <= CONFUSED else [s for s in weakest if s.correct < s.images][:CONFUSED]
     words = "" if len(shown) == len(weakest) else f"The matrix has the {len(shown)} weakest of {len(weakest)} classes."
     return {
         "focus": f"{where} ({domains})",
         "matrix_words": words,
-        "matrix": _matrix(kept.classes, sorted(share.name for share in shown), labels, answers),
+        "matrix": _matrix(predictions.classes, sorted(share.name for share in shown), labels, predicted),
         "classes": classes,
         "worst": worst,
     }
 
 
-def _worst(evaluated: EvaluatedRun, share: Share, places: Places) -> dict[str, Any]:
+def _worst(evaluated: EvaluatedRun, share: Share, indices: Indices) -> dict[str, Any]:
     """Return a class with the mistakes that the student was surest of."""
-    kept = evaluated.kept
-    mine = places[(kept["label"][places] == kept.classes.index(share.name)) & ~evaluated.right[places]]
-    surest = mine[np.argsort(-kept["probability"][mine], kind="stable")][:MISTAKES]
+    predictions = evaluated.predictions
+    mine = indices[(predictions["label"][indices] == predictions.classes.index(share.name)) & ~evaluated.right[indices]]
+    surest = mine[np.argsort(-predictions["probability"][mine], kind="stable")][:MISTAKES]
     images = []
-    for place in surest:
-        said, sure = kept.classes[kept["answer"][place]], f"{kept['probability'][place]:.0%}"
+    for index in surest:
+        said, sure = predictions.classes[predictions["answer"][index]], f"{predictions['probability'][index]:.0%}"
         images.append(
             {
-                "image": evaluated.thumbnail(place),
+                "image": evaluated.thumbnail(index),
                 "alt": f"{share.name}, taken for {said} with {sure}",
                 "lines": [(f"{said} {sure}", "wrong")],
             }
@@ -332,12 +324,12 @@ def _worst(evaluated: EvaluatedRun, share: Share, places: Places) -> dict[str, A
     }
 
 
-def _matrix(classes: list[str], shown: list[str], labels: Places, answers: Places) -> Heat:
+def _matrix(classes: list[str], shown: list[str], labels: Indices, predicted: Indices) -> Heat:
     """Return how many images of each of the shown classes were taken for which."""
     ids = [classes.index(name) for name in shown]
     cells: list[list[tuple[str, float, str] | None]] = []
     for row, name in zip(ids, shown, strict=True):
-        counts = Counter(answers[labels == row].tolist())
+        counts = Counter(predicted[labels == row].tolist())
         total = max(counts.total(), 1)
         cells.append(
             [
@@ -351,19 +343,22 @@ def _matrix(classes: list[str], shown: list[str], labels: Places, answers: Place
 
 
 def _saliency(evaluated: EvaluatedRun, progress: Progress) -> Iterator[dict[str, str]]:
-    """Yield images with the part that the answer hangs on: some right, some wrong, drawn by lot."""
-    kept, focus = evaluated.kept, evaluated.focus
+    """Yield images with the part that the prediction depends on: some right, some wrong, drawn by lot."""
+    predictions, focus = evaluated.predictions, evaluated.focus
     rng = np.random.default_rng(derive(0, "saliency"))
-    chosen = [rng.permutation(np.flatnonzero(focus & right))[:LOOKS] for right in (evaluated.right, ~evaluated.right)]
-    places = np.concatenate(chosen)
+    chosen = [rng.permutation(np.flatnonzero(focus & right))[:SALIENT] for right in (evaluated.right, ~evaluated.right)]
+    indices = np.concatenate(chosen)
     size, fit = evaluated.classifier.image_size, evaluated.classifier.fit
-    (pixels,) = clean_pixels(evaluated.dataset, kept["index"][places], size, workers=0, fit=fit)
+    (pixels,) = clean_pixels(evaluated.dataset, predictions["index"][indices], size, workers=0, fit=fit)
     drops, least = occlusion(evaluated.classifier, pixels, progress)
-    for number, place in enumerate(places):
-        truth, said = kept.classes[kept["label"][place]], kept.classes[kept["answer"][place]]
+    for number, index in enumerate(indices):
+        truth, said = (
+            predictions.classes[predictions["label"][index]],
+            predictions.classes[predictions["answer"][index]],
+        )
         right = truth == said
         image = pixels[number].numpy()
-        sure = float(kept["probability"][place])
+        sure = float(predictions["probability"][index])
         yield {
             "image": data_uri(Image.fromarray(image)),
             "lit": data_uri(Image.fromarray(lit(image, drops[number]))),

@@ -28,7 +28,7 @@ def write_report(
     Args:
         folder: of the run or the benchmark.
         out: the file; by default `report.html` in the folder.
-        store: the folder of the teacher's answers; by default the one that all runs share, or the benchmark's own.
+        store: the folder of the embedding store; by default the one that all runs share, or the benchmark's own.
         selection: of a benchmark with several draws, the rule that selects one; see `vl2v benchmark`.
         progress: called as the work goes on.
 
@@ -36,6 +36,10 @@ def write_report(
         ConfigError: a benchmark without the runs that the rule goes by.
         RunError: neither a run folder nor a benchmark's, or nothing in it is finished.
         DataError: the run's images aren't where they were.
+
+    Example:
+        >>> print(write_report("runs/a", "report.html"))
+        report.html
     """
     folder = Path(folder)
     if (folder / "jobs.jsonl").is_file():

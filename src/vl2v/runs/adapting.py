@@ -106,8 +106,8 @@ def adapt(
         RunError: the parent isn't finished.
 
     Example:
-        found = adapt("runs/student", "new-camera/", "runs/adapted", select=200)
-        found.table().print()
+        >>> found = adapt("runs/student", "new-camera/", "runs/adapted", select=200)  # doctest: +SKIP
+        >>> found.table().print()  # doctest: +SKIP
     """
     parent = run if isinstance(run, Run) else Run(Path(run))
     tree = _settings(parent, Path(images), settings or {}, select)

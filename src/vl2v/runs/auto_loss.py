@@ -23,14 +23,14 @@ from vl2v.runs.features import Features
 from vl2v.students import Student
 from vl2v.training import batch_targets, from_first
 
-FEW = 10  # images with a label and an answer; fewer tell nothing
+FEW = 10  # images with a label and an embedding; fewer say nothing
 
 
 def settled(
     task: Task,
     run: Path,
     sources: Sources,
-    answers: TeacherTargets,
+    targets: TeacherTargets,
     features: Features,
     fabric: Fabric,
     progress: Progress,
@@ -43,7 +43,7 @@ def settled(
         task: how the student learns.
         run: the run folder.
         sources: the images to learn from.
-        answers: the teacher's.
+        targets: the teacher's embeddings.
         features: of the backbone as it starts.
         fabric: every process of a run calls this.
         progress: called with what was chosen.
@@ -51,46 +51,46 @@ def settled(
     file, names = run / "chosen.json", task.automatic
     if not names:
         return task
-    kept: dict[str, Any] = from_first(fabric, lambda: read_json(file, {}))
-    missing = [name for name in names if name not in kept]
+    chosen: dict[str, Any] = from_first(fabric, lambda: read_json(file, {}))
+    missing = [name for name in names if name not in chosen]
     if "lambda" in missing:
-        kept |= _best_lambda(sources, answers, features, fabric)
+        chosen |= _best_lambda(sources, targets, features, fabric)
     if "temperature" in missing:
-        kept["temperature"] = from_first(fabric, lambda: _soft_temperature(sources, answers))
+        chosen["temperature"] = from_first(fabric, lambda: _soft_temperature(sources, targets))
     if missing:
-        from_first(fabric, lambda: write_text(file, json.dumps(kept, indent=2)))
+        from_first(fabric, lambda: write_text(file, json.dumps(chosen, indent=2)))
     for name in names:
-        progress(f"{name} {kept[name]:g}", 1, 1, "")
-    return task.with_chosen({name: kept[name] for name in names})
+        progress(f"{name} {chosen[name]:g}", 1, 1, "")
+    return task.with_chosen({name: chosen[name] for name in names})
 
 
-def _soft_temperature(sources: Sources, answers: TeacherTargets) -> float:
-    """Return the temperature for the teacher's answers about the images to learn from; 2 where few are known."""
-    assert answers.images is not None and answers.texts is not None
-    known = answers.answered(_images(sources, answers))
-    if len(known) < FEW:
+def _soft_temperature(sources: Sources, targets: TeacherTargets) -> float:
+    """Return the temperature for the teacher's embeddings of the images to learn from; 2 where there are few."""
+    assert targets.images is not None and targets.texts is not None
+    queried = targets.answered(_images(sources, targets))
+    if len(queried) < FEW:
         return 2.0
-    nowhere = np.zeros_like(known)
-    return soft_temperature(batch_targets(answers, known, nowhere).logits().numpy(), answers.scale)
+    nowhere = np.zeros_like(queried)
+    return soft_temperature(batch_targets(targets, queried, nowhere).logits().numpy(), targets.scale)
 
 
-def _best_lambda(sources: Sources, answers: TeacherTargets, features: Features, fabric: Fabric) -> dict[str, Any]:
-    """Return the lambda that is best for domains left out, and how good each is; a half where few are known."""
-    assert answers.images is not None and answers.texts is not None
-    indices = _images(sources, answers)
-    images, texts = answers.images[indices, 0], answers.texts
-    known = (answers.labels[indices] >= 0) & images.any(1)
-    if known.sum() < FEW:
+def _best_lambda(sources: Sources, targets: TeacherTargets, features: Features, fabric: Fabric) -> dict[str, Any]:
+    """Return the lambda that is best for domains left out, and how good each is; a half where few were queried."""
+    assert targets.images is not None and targets.texts is not None
+    indices = _images(sources, targets)
+    images, texts = targets.images[indices, 0], targets.texts
+    queried = (targets.labels[indices] >= 0) & images.any(1)
+    if queried.sum() < FEW:
         return {"lambda": 0.5}
     found = features.of(indices).numpy()  # the very ones that Align learns from
-    places = indices[known]
-    labels, groups = answers.labels[places], sources.dataset.domain_ids[places]
-    taught = Taught(found[known], images[known].astype(np.float32), texts, labels, groups)
+    usable = indices[queried]
+    labels, groups = targets.labels[usable], sources.dataset.domain_ids[usable]
+    taught = Taught(found[queried], images[queried].astype(np.float32), texts, labels, groups)
     accuracies = from_first(fabric, lambda: lambda_accuracies(taught))
-    return {"lambda": best_lambda(accuracies, len(places)), "accuracies": accuracies}
+    return {"lambda": best_lambda(accuracies, len(usable)), "accuracies": accuracies}
 
 
-def align_again(student: Student, sources: Sources, answers: TeacherTargets, features: Features) -> float | None:
+def align_again(student: Student, sources: Sources, targets: TeacherTargets, features: Features) -> float | None:
     """Give a trained student the projector that fits its backbone best, in closed form; return the lambda of it.
 
     None: there are too few images with a label and an embedding to tell, and nothing has changed.
@@ -98,17 +98,17 @@ def align_again(student: Student, sources: Sources, answers: TeacherTargets, fea
     Args:
         student: its backbone is trained.
         sources: the images to learn from.
-        answers: the teacher's; where an image wasn't queried about, its class's text stands for one.
+        targets: the teacher's; where an image wasn't queried about, its class's text stands for one.
         features: of the backbone as it ended.
     """
-    fit = _projector(sources, answers, features)
+    fit = _projector(sources, targets, features)
     if fit is None:
         return None
     _put(student, fit)
     return fit.lambda_
 
 
-def refit(student: Student, task: Task, sources: Sources, answers: TeacherTargets, features: Features, how: str) -> str:
+def refit(student: Student, task: Task, sources: Sources, targets: TeacherTargets, features: Features, how: str) -> str:
     """Fit a trained student's last layer in closed form (`train.head`); return in a few words what became of it.
 
     A text head's projector is fitted as `align_again` does. A linear head is fitted to the labels; where the teacher
@@ -119,7 +119,7 @@ def refit(student: Student, task: Task, sources: Sources, answers: TeacherTarget
         student: its backbone is trained; a head may become a text head.
         task: how it learnt.
         sources: the images to learn from.
-        answers: the teacher's.
+        targets: the teacher's embeddings.
         features: of the backbone as it ended.
         how: "refit", or "auto": only if it is better on the source domains' validation images than what was trained.
     """
@@ -127,17 +127,17 @@ def refit(student: Student, task: Task, sources: Sources, answers: TeacherTarget
     labels, seen = torch.from_numpy(sources.dataset.labels[val]), features.of(val)
 
     def accuracy() -> float:
-        texts = torch.from_numpy(answers.texts) if student.head == "text" and answers.texts is not None else None
+        texts = torch.from_numpy(targets.texts) if student.head == "text" and targets.texts is not None else None
         with torch.no_grad():
             return float((student.logits(seen, texts, 1.0).argmax(-1).cpu() == labels).double().mean())
 
     before, old = accuracy(), (student.projector, student.head)
-    asked = task.queries == "images" or student.head == "text"
-    fits: dict[str, Fit | None] = {"text": _projector(sources, answers, features) if asked else None}
+    queried = task.queries == "images" or student.head == "text"
+    fits: dict[str, Fit | None] = {"text": _projector(sources, targets, features) if queried else None}
     if student.head == "linear":
         train = sources.split.train
         fits["linear"] = fitted_head(
-            features.of(train).numpy(), answers.labels[train], sources.dataset.domain_ids[train],
+            features.of(train).numpy(), targets.labels[train], sources.dataset.domain_ids[train],
             len(sources.dataset.classes),
         )  # fmt: skip
     there = {head: fit for head, fit in fits.items() if fit is not None}
@@ -148,23 +148,23 @@ def refit(student: Student, task: Task, sources: Sources, answers: TeacherTarget
     student.head = head
     _put(student, there[head])
     after = accuracy()
-    told = f"{100 * before:.1f} to {100 * after:.1f}% on validation images"
+    words = f"{100 * before:.1f} to {100 * after:.1f}% on validation images"
     if how == "auto" and after <= before:
         student.projector, student.head = old
-        return f"the head stays as trained ({told})"
-    return f"a {head} head in closed form ({told})"
+        return f"the head stays as trained ({words})"
+    return f"a {head} head in closed form ({words})"
 
 
-def _projector(sources: Sources, answers: TeacherTargets, features: Features) -> Fit | None:
+def _projector(sources: Sources, targets: TeacherTargets, features: Features) -> Fit | None:
     """Return the projector that fits the images that something is learnt from; None where they are too few."""
-    if answers.images is None or answers.texts is None:
+    if targets.images is None or targets.texts is None:
         return None
-    indices = _images(sources, answers)
-    labels, images, texts = answers.labels[indices], answers.images[indices, 0].astype(np.float32), answers.texts
-    asked = images.any(1)
-    if (asked & (labels >= 0)).sum() < FEW:
+    indices = _images(sources, targets)
+    labels, images, texts = targets.labels[indices], targets.images[indices, 0].astype(np.float32), targets.texts
+    queried = images.any(1)
+    if (queried & (labels >= 0)).sum() < FEW:
         return None
-    images[~asked] = texts[labels[~asked]]
+    images[~queried] = texts[labels[~queried]]
     return fitted(Taught(features.of(indices).numpy(), images, texts, labels, sources.dataset.domain_ids[indices]))
 
 
@@ -175,6 +175,6 @@ def _put(student: Student, fit: Fit) -> None:
         student.projector.bias.copy_(torch.from_numpy(fit.bias))
 
 
-def _images(sources: Sources, answers: TeacherTargets) -> NDArray[np.int64]:
+def _images(sources: Sources, targets: TeacherTargets) -> NDArray[np.int64]:
     """Return the images that something is learnt from (dataset indices, sorted)."""
-    return np.unique(np.concatenate(sources.groups(answers.answered(sources.split.unlabelled))))
+    return np.unique(np.concatenate(sources.groups(targets.answered(sources.split.unlabelled))))

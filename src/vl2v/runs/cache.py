@@ -42,27 +42,27 @@ class SharedCache:
             yield
 
     def features(self, name: str, contents: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
-        """Return (which of the images are known: bool [n], F(x) of those [m, p], in order); None: none is.
+        """Return (which of the images are cached: bool [n], F(x) of those [m, p], in order); None: none is.
 
         Args:
             name: of the backbone, see `backbone_name`.
             contents: SHA-256 of each image.
         """
-        known: dict[bytes, Tensor] = {}
+        cached: dict[bytes, Tensor] = {}
         for file in sorted((self.folder / "features" / name).glob("*.safetensors")):
             try:
                 shard = load_file(file)
             except (OSError, SafetensorError):
                 continue  # computed again
             keys = shard["sha256"].numpy()
-            known |= {key.tobytes(): row for key, row in zip(keys, shard["features"], strict=True)}
-        there = torch.tensor([content in known for content in contents])
+            cached |= {key.tobytes(): row for key, row in zip(keys, shard["features"], strict=True)}
+        there = torch.tensor([content in cached for content in contents])
         if not there.any():
             return None
-        return there, torch.stack([known[content] for content in contents if content in known])
+        return there, torch.stack([cached[content] for content in contents if content in cached])
 
     def put_features(self, name: str, contents: Sequence[bytes], features: Tensor) -> None:
-        """Keep F(x) [n, p] of images."""
+        """Save F(x) [n, p] of images."""
         keys = torch.tensor([list(content) for content in contents], dtype=torch.uint8)
         shard = hashlib.sha256(b"".join(contents)).hexdigest()[:16]
         write_tensors(
@@ -71,27 +71,27 @@ class SharedCache:
         )
 
     def take_stage(self, name: str, run: Path) -> bool:
-        """Let a run that hasn't begun start where another run's first stage, the very same, ended; tell if it may."""
-        kept = self.folder / "stages" / name
-        if (run / "checkpoints").exists() or not kept.is_dir():
+        """Start a new run where another run's first stage, the very same, ended; return whether there is one."""
+        saved = self.folder / "stages" / name
+        if (run / "checkpoints").exists() or not saved.is_dir():
             return False
-        shutil.copyfile(kept / "metrics.jsonl", run / "metrics.jsonl")
-        shutil.copytree(kept / "checkpoints", run / "checkpoints.new", dirs_exist_ok=True)
+        shutil.copyfile(saved / "metrics.jsonl", run / "metrics.jsonl")
+        shutil.copytree(saved / "checkpoints", run / "checkpoints.new", dirs_exist_ok=True)
         (run / "checkpoints.new").replace(run / "checkpoints")
         return True
 
     def put_stage(self, name: str, run: Path) -> None:
-        """Keep the checkpoint that a run's first stage ended with, and the metrics so far."""
-        kept = self.folder / "stages" / name
-        if kept.exists():
+        """Save the checkpoint that a run's first stage ended with, and the metrics so far."""
+        saved = self.folder / "stages" / name
+        if saved.exists():
             return
-        draft = kept.with_name(f"{name}.{os.getpid()}.new")
+        draft = saved.with_name(f"{name}.{os.getpid()}.new")
         (draft / "checkpoints").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(run / "metrics.jsonl", draft / "metrics.jsonl")
         (newest,) = sorted((run / "checkpoints").glob("*.safetensors"))[-1:]
         shutil.copyfile(newest, draft / "checkpoints" / newest.name)
         try:
-            draft.replace(kept)
+            draft.replace(saved)
         except OSError:
             shutil.rmtree(draft)  # another run was quicker with the same
 
@@ -110,14 +110,14 @@ def backbone_name(student: Student, precision: str, view: str) -> str:
     return decides.hexdigest()[:24]
 
 
-def stage_name(config: RunConfig, stage: Stage, student: Student, answers: str) -> str | None:
+def stage_name(config: RunConfig, stage: Stage, student: Student, targets: str) -> str | None:
     """Return a name for everything that decides how a run's first stage ends; None for one that isn't shared.
 
     Args:
         config: of the run.
         stage: its first, as it is once everything is chosen; only one with an id is shared.
         student: as it starts.
-        answers: a digest of the images and of what is learnt from them.
+        targets: a digest of the images and of what is learnt from them.
     """
     if not stage.id:
         return None
@@ -128,7 +128,7 @@ def stage_name(config: RunConfig, stage: Stage, student: Student, answers: str) 
     tree = deciding(tree)
     tree["version"] = LOOP
     tree["stage"] = [stage.name, stage.id, dict(stage.decides), config.stages[stage.key].model_dump()]
-    decides = hashlib.sha256(json.dumps([tree, answers, student.head], sort_keys=True).encode())
+    decides = hashlib.sha256(json.dumps([tree, targets, student.head], sort_keys=True).encode())
     for key, value in student.state_dict().items():
         decides.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
     return decides.hexdigest()[:24]

@@ -82,6 +82,12 @@ def check_teacher(
         ConfigError: not a positive number of images.
         DataError: no labelled images, or of only one class.
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
+
+    Example:
+        >>> found = check_teacher({"data": {"path": "images"}, "teacher": {"spec": "recorded:vendor"},
+        ...     "student": {"name": "test_efficientnet", "weights": "none"}}, images=12)
+        >>> 0 <= found.everything.accuracy <= 1
+        True
     """
     with _opened(settings, images, store, budget, progress) as opened:
         for line in (*opened.notes, opened.everything().summary()):

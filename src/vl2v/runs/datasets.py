@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +28,8 @@ class Sources:
         dataset: with the classes that there is something to learn of.
         audit: of it.
         split: of it.
+        others: the other classes, which a student has by their texts alone: nothing is learnt from their names.
         unlabelled_domains: how many domains the images without labels count as in a batch.
-        others: the other classes, which a student knows by their texts alone: nothing is learnt from their names.
     """
 
     dataset: DomainDataset
@@ -66,7 +67,7 @@ class Sources:
 
 
 def audit_cache(store: Path) -> Path:
-    """Return the file in a store's folder that keeps what is known of images' files."""
+    """Return the file in a store's folder that caches audits of images."""
     return store / "audit.sqlite"
 
 
@@ -79,23 +80,69 @@ def open_data(data: DataConfig) -> DomainDataset:
     return open_dataset(data.path, layout=data.layout, exclude=data.exclude)
 
 
-def open_sources(config: RunConfig, session: Session) -> Sources:
-    """Open the source domains; what can't be decoded is set aside.
+class Images:
+    """A dataset on its way through a run: listed once, and each file audited once.
 
-    The unseen domains' files are not opened: what is in them can't change a weight.
-
-    Raises:
-        DataError: unknown or missing domains, only one class, a class called "unknown", and the like.
+    Args:
+        data: its settings.
+        session: its store caches audits.
     """
-    data = config.data
-    everything = _opened(data)
-    split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
-    images = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
-    dataset, found = usable(everything.subset(images), session)
-    split = leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed)
-    there = {dataset.classes[label] for label in np.unique(dataset.labels) if label >= 0}
-    names, others = (tuple(name for name in dataset.classes if (name in there) == own) for own in (True, False))
-    return Sources(dataset.of_classes(names), found, split, others, _domains_of_unlabelled(data))
+
+    def __init__(self, data: DataConfig, session: Session) -> None:
+        self.data, self.session = data, session
+        self._audited: Audit | None = None  # of `listed`; of an image that wasn't audited yet, empty
+        self._done = np.zeros(0, np.bool_)
+
+    @cached_property
+    def listed(self) -> DomainDataset:
+        """Every image by name, no file opened; unlabelled ones that lie elsewhere, too."""
+        data = self.data
+        return open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
+
+    @cached_property
+    def sources(self) -> Sources:
+        """The images to learn from; what can't be decoded is set aside.
+
+        The unseen domains' files are not opened: what is in them can't change a weight.
+
+        Raises:
+            DataError: unknown or missing domains, one class only, a class called "unknown", and the like.
+        """
+        data, everything = self.data, _checked(self.listed)
+        split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
+        images = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
+        dataset, found = self._usable(images)
+        split = leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed)
+        there = {dataset.classes[label] for label in np.unique(dataset.labels) if label >= 0}
+        names, others = (tuple(name for name in dataset.classes if (name in there) == own) for own in (True, False))
+        return Sources(dataset.of_classes(names), found, split, others, _domains_of_unlabelled(data))
+
+    @cached_property
+    def all(self) -> tuple[DomainDataset, Audit]:
+        """All images that can be used, those of unseen domains, too, but no unlabelled ones that lie elsewhere.
+
+        Raises:
+            DataError: they can't be listed.
+        """
+        if self.data.unlabelled:
+            return Images(self.data.model_copy(update={"unlabelled": None}), self.session).all
+        return self._usable(np.arange(len(self.listed)))
+
+    def _usable(self, images: NDArray[np.int64]) -> tuple[DomainDataset, Audit]:
+        """Return some of the listed images, without those that can't be decoded."""
+        return _decodable(self.listed.subset(images), self._audit(images))
+
+    def _audit(self, images: NDArray[np.int64]) -> Audit:
+        count = len(self.listed)
+        if self._audited is None:
+            self._audited, self._done = Audit((b"",) * count, {}, {}, (b"",) * count), np.zeros(count, np.bool_)
+        missing = images[~self._done[images]]
+        if len(missing):
+            cache = audit_cache(self.session.store)
+            found = audit(self.listed.subset(missing), cache=cache, progress=self.session.progress)
+            self._audited = self._audited.with_parts(missing, found)
+            self._done[missing] = True
+        return self._audited.subset(images)
 
 
 def _domains_of_unlabelled(data: DataConfig) -> int:
@@ -105,14 +152,19 @@ def _domains_of_unlabelled(data: DataConfig) -> int:
     return len(data.unlabelled) if isinstance(data.unlabelled, list) and data.unlabelled else 1
 
 
+def open_sources(config: RunConfig, session: Session) -> Sources:
+    """Return the images that a run learns from; see `Images.sources`."""
+    return Images(config.data, session).sources
+
+
 def open_everything(config: RunConfig, session: Session) -> Sources:
-    """Open all images but the unseen domains', to be asked about: every one counts as a training image.
+    """Open all images but the unseen domains', to be queried: every one counts as a training image.
 
     Raises:
         DataError: unknown domains, a class called "unknown", no usable images.
     """
     data = config.data
-    dataset = _opened(data)
+    dataset = _checked(open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled))
     unseen = [dataset.domain_index(name) for name in data.target]
     if unseen:
         dataset = dataset.subset(np.flatnonzero(~np.isin(dataset.domain_ids, unseen)))
@@ -122,8 +174,7 @@ def open_everything(config: RunConfig, session: Session) -> Sources:
     return Sources(dataset, found, Split(np.flatnonzero(labelled), nothing, nothing, np.flatnonzero(~labelled)))
 
 
-def _opened(data: DataConfig) -> DomainDataset:
-    dataset = open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
+def _checked(dataset: DomainDataset) -> DomainDataset:
     for name in dataset.classes:
         if same_name(name) == UNKNOWN:
             raise DataError(
@@ -162,12 +213,15 @@ def usable(dataset: DomainDataset, session: Session, *, trust: bool = False) -> 
 
     Args:
         dataset: the images.
-        session: its store keeps the audit.
+        session: its store caches audits.
         trust: take a manifest's hashes as they are, to plan.
     """
-    cache = audit_cache(session.store)
-    found = audit(dataset, cache=cache, progress=session.progress, trust=trust)
+    found = audit(dataset, cache=audit_cache(session.store), progress=session.progress, trust=trust)
+    return _decodable(dataset, found)
+
+
+def _decodable(dataset: DomainDataset, found: Audit) -> tuple[DomainDataset, Audit]:
     if not found.problems:
         return dataset, found
-    dataset = set_aside(dataset, found)
-    return dataset, audit(dataset, cache=cache, trust=trust)
+    left = [i for i in range(len(dataset)) if i not in found.problems]
+    return set_aside(dataset, found), found.subset(left)

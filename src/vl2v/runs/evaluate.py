@@ -20,7 +20,7 @@ from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import DataError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.progress import Progress, silent
-from vl2v.runs.datasets import Sources, open_data, open_sources, usable
+from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.folder import Run
 from vl2v.runs.image_identity import have_changed, same_images
 from vl2v.runs.predict import load
@@ -55,8 +55,13 @@ def evaluate(
         progress: called as the work goes on.
 
     Raises:
-        DataError: the data has classes that the student doesn't know, or none is given for a student on the hub.
+        DataError: the data has classes that the student doesn't have, or none is given for a student on the hub.
         VL2VError: as `load` does.
+
+    Example:
+        >>> evaluation = evaluate("runs/a")
+        >>> sorted({row.domain for row in evaluation.of(role="unseen")})
+        ['paint']
     """
     return evaluate_images(student, data, domains=domains, session=Session.of(store, progress=progress))[0]
 
@@ -67,8 +72,12 @@ def evaluate_images(
     *,
     session: Session,
     domains: Collection[str] = (),
+    images: Images | None = None,
 ) -> tuple[Evaluation, Predictions]:
-    """Return what `evaluate` does, and the prediction of every image that it was measured on."""
+    """Return what `evaluate` does, and the prediction of every image that it was measured on.
+
+    Args, Raises: as for `evaluate`; `images` are the run's own, where somebody has opened them already.
+    """
     data, progress = Path(data) if data else None, session.progress
     run = None if is_on_hub(student) else student if isinstance(student, Run) else Run(Path(student))
     if run is None and data is None:
@@ -80,9 +89,9 @@ def evaluate_images(
     own = run is not None and (data is None or _is_own(run, config, session))
     if not own:
         config = RunConfig(data=DataConfig(path=config.data.path, workers=config.data.workers), train=config.train)
-    dataset = open_data(config.data)
-    _check_classes(dataset, classifier)
-    dataset, found = usable(dataset, session)
+    images = images or Images(config.data, session)
+    _check_classes(images.listed, classifier)
+    dataset, found = images.all
     sources = [name for name in classifier.about["sources"] if own and name in dataset.domains]
     val = validation(config.data, dataset, sources)
     rows: list[Row] = []
@@ -90,24 +99,24 @@ def evaluate_images(
     wanted = [domain for domain in dataset.domains if not domains or domain in domains]
     with _at_its_quickest(classifier.student, config):
         for number, domain in enumerate(wanted):
-            images = measured(config, dataset, domain, val)
+            indices = measured(config, dataset, domain, val)
             progress("evaluating", number, len(wanted), domain)
-            if not len(images):
+            if not len(indices):
                 continue
             role: Role = "seen" if domain in sources else "unseen"
-            labels = _labels(dataset, images, classifier)
-            logits = classifier_logits(classifier, dataset, images, config.data.workers)
+            labels = _labels(dataset, indices, classifier)
+            logits = classifier_logits(classifier, dataset, indices, config.data.workers)
             rows.append(
                 Row(STUDENT, domain, role, measure(logits / classifier.temperature, labels, classifier.threshold))
             )
-            teacher = zero_shot_logits(classifier, found, images, session.store)
+            teacher = zero_shot_logits(classifier, found, indices, session.store)
             if teacher is not None:
                 rows.append(Row(TEACHER, domain, role, measure(teacher, labels)))
-            predictions.add(dataset, images, labels, logits, classifier.temperature, teacher, config.data)
+            predictions.add(dataset, indices, labels, logits, classifier.temperature, teacher, config.data)
     progress("evaluating", len(wanted), len(wanted), "")
     notes = _namesakes(wanted, classifier)
     if own and run is not None:
-        notes = _of_sources(run, config, dataset, found, session)
+        notes = _of_sources(run, images)
     return Evaluation(tuple(rows), (*notes, *_left_out(dataset)), tuple(classifier.classes)), predictions
 
 
@@ -162,26 +171,26 @@ def validation(config: DataConfig, dataset: DomainDataset, sources: Sequence[str
 
 
 def _labels(dataset: DomainDataset, images: NDArray[np.int64], classifier: Classifier) -> Tensor:
-    place = {one_form(name): index for index, name in enumerate(classifier.classes)}
-    return torch.tensor([place[dataset.classes[label]] for label in dataset.labels[images]])
+    index = {one_form(name): number for number, name in enumerate(classifier.classes)}
+    return torch.tensor([index[dataset.classes[label]] for label in dataset.labels[images]])
 
 
 def zero_shot_logits(classifier: Classifier, found: Audit, indices: NDArray[np.int64], store: Path) -> Tensor | None:
-    """Return the teacher's logits [n, C] of images (dataset indices), if the store knows all answers; else None."""
+    """Return the teacher's logits [n, C] of images (dataset indices), if all its embeddings are cached; else None."""
     about = classifier.about
     if about["teacher"] is None or not (store / FILE_NAME).exists():
         return None
     fingerprint = about["teacher"]["fingerprint"]
     prompts = prompts_for(classifier.classes, PromptConfig(**about["prompts"]), about["sources"])
-    with EmbeddingStore(store, read_only=True) as answers:
+    with EmbeddingStore(store, read_only=True) as embeddings:
         view = clean_view(about["teacher"].get("fit", "own"))
         images = [image_key(found.contents[i], view) for i in indices]
         wanted: Sequence[bytes] = [*images, *(text_key(text) for group in prompts for text in group)]
-        if not answers.known(fingerprint, wanted).all():
+        if not embeddings.known(fingerprint, wanted).all():
             return None
-        table = text_targets(answers, fingerprint, prompts)
+        table = text_targets(embeddings, fingerprint, prompts)
         scale: float = about["teacher"]["scale"]
-        return scale * torch.from_numpy(answers.get(fingerprint, images) @ table.T)
+        return scale * torch.from_numpy(embeddings.get(fingerprint, images) @ table.T)
 
 
 def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
@@ -193,23 +202,16 @@ def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
         )
 
 
-def _of_sources(run: Run, config: RunConfig, dataset: DomainDataset, found: Audit, session: Session) -> list[str]:
-    """Return what there is to be said about the images that a run learnt from: leakage, and whether they are others.
-
-    Args:
-        run: the run.
-        config: its settings, with the path of now.
-        dataset: all its images.
-        found: of them.
-        session: its store keeps the audit.
-    """
+def _of_sources(run: Run, images: Images) -> list[str]:
+    """Return notes on the images that a run learnt from: leakage, and whether they have changed."""
+    dataset, found = images.all
     try:
-        learnt = open_sources(config, session)
+        learnt = images.sources
     except DataError as error:
-        return [f"leakage, and whether images have changed since the run, can't be told: {error}"]
+        return [f"leakage, and whether images have changed since the run, can't be checked: {error}"]
     names = run.classifier.about["sources"]
-    images = zip(learnt.dataset.labels, learnt.dataset.domain_ids, learnt.audit.sha256, strict=True)
-    seen = {digest for label, domain, digest in images if label < 0 or learnt.dataset.domains[domain] in names}
+    rows = zip(learnt.dataset.labels, learnt.dataset.domain_ids, learnt.audit.sha256, strict=True)
+    seen = {digest for label, domain, digest in rows if label < 0 or learnt.dataset.domains[domain] in names}
     measured = zip(dataset.labels, dataset.domain_ids, found.sha256, strict=True)
     count = sum(
         label >= 0 and dataset.domains[domain] not in names and digest in seen for label, domain, digest in measured
@@ -222,7 +224,7 @@ def _of_sources(run: Run, config: RunConfig, dataset: DomainDataset, found: Audi
 
 
 def _near_copies(learnt: Sources, dataset: DomainDataset, found: Audit, sources: Sequence[str]) -> list[str]:
-    """Return what there is to be said about images that look like others that were learnt from.
+    """Return notes on images that look like others that were learnt from.
 
     Args:
         learnt: what a run learnt from.

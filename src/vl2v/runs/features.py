@@ -91,7 +91,7 @@ class Features:
         fabric: device and precision.
         workers: decoding processes.
         progress: called as the work goes on.
-        shelf: where other runs put theirs; needs `contents`.
+        shared_cache: where other runs put theirs; needs `contents`.
         contents: SHA-256 of each image of the dataset.
     """
 
@@ -113,21 +113,21 @@ class Features:
         self.shared_cache = shared_cache
         self.contents = contents
         self.together = False
-        self._kept: dict[tuple[bytes, int], Tensor] = {}
+        self._computed: dict[tuple[bytes, int], Tensor] = {}
 
     def of(self, images: Indices, view: Rendering | None = None) -> Tensor:
         """Return F(x) [n, p] of images (dataset indices), of the clean ones or of one fixed view of each."""
         key = images.tobytes(), view[2] if view else 0
-        if key not in self._kept:
+        if key not in self._computed:
             if self.shared_cache is None or self.fabric.world_size > 1:  # each process computes its part
-                self._kept[key] = self._compute(images, view)
+                self._computed[key] = self._compute(images, view)
             else:
-                self._kept[key] = self._shared(self.shared_cache, images, view)
-        return self._kept[key]
+                self._computed[key] = self._shared(self.shared_cache, images, view)
+        return self._computed[key]
 
     def spread(self) -> None:
-        """From here on let every process of the run compute a part; all of them ask for the same in the same order."""
-        self._kept = from_first(self.fabric, lambda: self._kept)
+        """From here on let every process of the run compute a part; all of them want the same in the same order."""
+        self._computed = from_first(self.fabric, lambda: self._computed)
         self.together = True
 
     def _compute(self, images: Indices, view: Rendering | None) -> Tensor:
@@ -144,9 +144,9 @@ class Features:
         precision = type(self.fabric.strategy.precision).__name__
         name = backbone_name(self.student, precision, view[0].names[view[2]] if view else "clean")
         with shared_cache.alone(name):
-            return self._on_shelf(shared_cache, name, contents, images, view)
+            return self._from_cache(shared_cache, name, contents, images, view)
 
-    def _on_shelf(
+    def _from_cache(
         self, shared_cache: SharedCache, name: str, contents: Sequence[bytes], images: Indices, view: Rendering | None
     ) -> Tensor:
         """Return F(x); what is missing under the name is computed and put there."""
@@ -172,7 +172,7 @@ def aligned(
     config: RunConfig,
     sources: Sources,
     features: Features,
-    answers: TeacherTargets,
+    targets: TeacherTargets,
     seed: int,
     steps: int | None = None,
 ) -> tuple[Student, Scores]:
@@ -182,7 +182,7 @@ def aligned(
         config: of the run; Align's settings are ADiP's defaults unless it has its own.
         sources: the images to learn from, and to validate on.
         features: of them.
-        answers: the teacher's, zeros for what wasn't asked about.
+        targets: the teacher's embeddings, zeros for what wasn't queried.
         seed: of its draws.
         steps: of the optimiser.
     """
@@ -190,22 +190,22 @@ def aligned(
     if steps is not None:
         settings = settings.model_copy(update={"steps": steps, "eval_every": None})
     stage = align(0.5)
-    assert answers.images is not None and answers.texts is not None
-    spec, dim = features.student.spec, answers.texts.shape[1]
+    assert targets.images is not None and targets.texts is not None
+    spec, dim = features.student.spec, targets.texts.shape[1]
     train, val = sources.training, sources.split.val
     found = features.of(train)
     table = torch.zeros(len(sources.dataset), 1, found.shape[1])
     table[torch.from_numpy(train), 0] = found
     seen = features.of(val)
-    labels, texts = torch.from_numpy(sources.dataset.labels[val]), torch.from_numpy(answers.texts)
-    groups = sources.groups(answers.answered(sources.split.unlabelled))
+    labels, texts = torch.from_numpy(sources.dataset.labels[val]), torch.from_numpy(targets.texts)
+    groups = sources.groups(targets.answered(sources.split.unlabelled))
     sampler = DomainBalancedSampler(groups, settings.batch_per_domain, derive(seed, "first"))
     student = Student(nn.Identity(), new_projector(found.shape[1], dim, derive(seed, "first projector")), spec)
     work = StageWork(
         stage,
         settings,
-        FeatureBatches(sampler, table, answers, 0, sampler.seed),
-        Validation(lambda: [seen], labels, texts, answers.scale),
+        FeatureBatches(sampler, table, targets, 0, sampler.seed),
+        Validation(lambda: [seen], labels, texts, targets.scale),
     )
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(Path(folder), config.train, seed, progress=features.progress, alone=True)

@@ -18,6 +18,7 @@ from vl2v.io import locked as locked_file
 from vl2v.io import write_text
 from vl2v.privacy import HIDDEN, without_secrets
 from vl2v.runs.settings import REMOVED, from_earlier
+from vl2v.table import Table
 
 if TYPE_CHECKING:
     from vl2v.embeddings import Refusal
@@ -28,11 +29,11 @@ IMAGES = "pictures.sha256"  # a digest of those that a run learns from
 
 PLAN = "plan.json"  # what was chosen for a run, and its forecast
 
-# What a run leaves that ended before it trained anything; `asked.json` is what it would have asked about.
+# What a run leaves that ended before it trained anything; `asked.json` lists the images that it would have queried.
 _FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", "chosen.json", PLAN)
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 
-# What a benchmark keeps in the folder of a job that failed, which may have been before there was a run.
+# What a benchmark saves in the folder of a job that failed, which may have been before there was a run.
 _OF_ATTEMPTS = ("failed.json", "log.txt", "spent.json")
 
 
@@ -40,6 +41,11 @@ class Run:
     """A finished or interrupted run.
 
     Files: `config.toml`, `metrics.jsonl`, `checkpoints/` until it has ended, `student/`, `evaluation.json`.
+
+    Example:
+        >>> run = Run("runs/a")
+        >>> run.config.data.target, run.finished
+        (['paint'], True)
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -58,6 +64,25 @@ class Run:
         if gone and not self.finished:
             raise RunError(f"{self.folder}: was begun with {', '.join(gone)}, which is gone; choose another --out")
         self.config: RunConfig = validate(from_earlier(tree))
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {', '.join(f'{name} {value}' for name, value in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        html = Table(["run", str(self.folder)], self._facts(), left=["run", str(self.folder)]).render("html")
+        return html + (self.evaluation._repr_html_() if self.evaluation is not None else "")
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Return what a person wants to know of it first."""
+        config = self.config
+        state = "yes" if self.finished else "no: the same `vl2v distill` command again resumes it"
+        return [
+            ("method", config.method),
+            ("student", config.student.name),
+            ("teacher", without_secrets(config.teacher.spec)),
+            ("target", ", ".join(config.data.target) or "none"),
+            ("finished", state),
+        ]
 
     @property
     def finished(self) -> bool:
@@ -79,7 +104,7 @@ class Run:
         return Classifier.load(self.folder / "student")
 
     def save_refused(self, refusals: Sequence[Refusal]) -> None:
-        """Write the images that the teacher wouldn't answer about, and its reasons, as `refused.csv`."""
+        """Write the images that the teacher refused, and its reasons, as `refused.csv`."""
         if refusals:
             table = io.StringIO()
             csv.writer(table).writerows([("path", "reason"), *((r.path, r.reason) for r in refusals)])
@@ -125,14 +150,14 @@ def _clean(file: Path, *, write: bool = False) -> Tree:
 
 
 def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]) -> Run:
-    """Return the run of a folder, new or to be gone on with.
+    """Return the run of a folder, new or to be resumed.
 
     A run that failed before it trained anything makes way for one with other settings: a mistake is being mended.
 
     Args:
         folder: of the run.
         config: its settings.
-        same_images: tells whether a run's images are those at the path of the settings, which isn't the run's.
+        same_images: returns whether a run's images are those at the path of the settings, which isn't the run's.
 
     Raises:
         RunError: the folder holds a run of another configuration, holds something else, or can't be written to.
@@ -161,7 +186,7 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
 
 
 def follow(folder: Path, data: DataConfig) -> None:
-    """Let a run, if there is one, find its images where they are now; who calls this knows that they are the same.
+    """Let a run, if there is one, find its images where they are now; the caller has made sure that they are the same.
 
     Args:
         folder: of the run.

@@ -5,14 +5,14 @@ from __future__ import annotations
 from vl2v.config import RunConfig
 from vl2v.errors import RunError
 from vl2v.io import write_text
-from vl2v.runs.datasets import Sources, open_data, open_sources, usable
+from vl2v.runs.datasets import Images, Sources, open_sources
 from vl2v.runs.folder import IMAGES, Run
 from vl2v.runs.predictions import Predictions, content
 from vl2v.session import Session
 
 
 def save_images(run: Run, sources: Sources) -> None:
-    """Keep what a run learns from, so that it is gone on with on these images alone, wherever they lie then.
+    """Save which images a run learns from, so that it is resumed on these alone, wherever they lie then.
 
     Raises:
         RunError: it has begun to learn from others.
@@ -30,10 +30,10 @@ def save_images(run: Run, sources: Sources) -> None:
 
 def have_changed(run: Run, sources: Sources) -> bool:
     """Whether a run began with other images than these."""
-    kept = run.folder / IMAGES
+    saved = run.folder / IMAGES
     # the digest of earlier versions had the names of the target's classes in it
     now = {content(dataset, sources.audit) for dataset in (sources.dataset, sources.with_others)}
-    return kept.is_file() and kept.read_text(encoding="utf-8") not in now
+    return saved.is_file() and saved.read_text(encoding="utf-8") not in now
 
 
 def same_images(run: Run, config: RunConfig, session: Session) -> bool:
@@ -42,16 +42,15 @@ def same_images(run: Run, config: RunConfig, session: Session) -> bool:
     Args:
         run: begun with images at another path.
         config: the run's, with the path where the images are to be now.
-        session: its store keeps the audit.
+        session: its store caches audits.
     """
-    if (answers := predictions_of(run)) is not None:
-        dataset = open_data(config.data)
-        return answers.content == content(*usable(dataset, session))
+    if (predictions := predictions_of(run)) is not None:
+        return predictions.content == content(*Images(config.data, session).all)
     return (run.folder / IMAGES).is_file() and not have_changed(run, open_sources(config, session))
 
 
 def predictions_of(run: Run) -> Predictions | None:
-    """Return what a run answered when it was evaluated; None if it wasn't, or if that can't be read."""
+    """Return a run's predictions of when it was evaluated; None if it wasn't, or if that can't be read."""
     try:
         return Predictions.load(run.folder) if run.evaluation is not None else None
     except RunError:

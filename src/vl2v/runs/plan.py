@@ -19,7 +19,7 @@ from vl2v.embeddings import EmbeddingStore
 from vl2v.io import read_json, write_text
 from vl2v.methods import task_of
 from vl2v.progress import Progress, silent
-from vl2v.runs.datasets import open_sources
+from vl2v.runs.datasets import Images
 from vl2v.runs.folder import PLAN
 from vl2v.runs.measure import Bench, Rates, Teaching, teaching_of
 from vl2v.runs.settings import has_tower, recipe, resolve
@@ -140,6 +140,7 @@ def plan_run(
     store: Path | str | None = None,
     budget: float = 0,
     minutes: Minutes = "auto",
+    images: Images | None = None,
     progress: Progress = silent,
 ) -> RunPlan:
     """Measure a few steps and return what `distill` would do; nothing is trained, and no teacher queried for good.
@@ -150,6 +151,7 @@ def plan_run(
         store: and
         budget: of a paid teacher.
         minutes: to fit in.
+        images: of the settings, where somebody has opened them already.
         progress: called with the progress of reading images.
 
     Raises:
@@ -158,7 +160,8 @@ def plan_run(
     config = resolve(settings, preset)
     store = Path(store) if store else default_store()
     task = task_of(config)
-    sources = open_sources(config, Session(store, budget, progress))
+    session = Session(store, budget, progress)
+    sources = (images or Images(config.data, session)).sources
     with EmbeddingStore(store) as answers:
         queries, teacher, dim = teaching_of(config, task, sources, answers, budget, progress)
     progress("measuring", 0, 1, "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +32,12 @@ def load(student: Run | Path | str) -> Classifier:
         RunError: not a run folder, or not finished.
         StudentError: its files are corrupt.
         HubError: no such repository or revision, no connection, or no student of vl2v in it.
+
+    Example:
+        >>> student = load("runs/a")
+        >>> student.classes[:3]
+        ['ball', 'box', 'cone']
+        >>> predictions = student.predict(["images/paint/ball/00.png"])
     """
     if isinstance(student, Run):
         return student.classifier
@@ -63,7 +69,7 @@ def _predictor(student: Run | Path | str) -> Predictor:
     return (load_beside(run.folder / "student") if run.finished else None) or run.classifier
 
 
-def predict_files(student: Run | Path | str, paths: Sequence[Path]) -> Iterator[tuple[Path, Prediction | str]]:
+def predict_files(student: Run | Path | str, paths: Iterable[Path | str]) -> Iterator[tuple[Path, Prediction | str]]:
     """Yield each image with its prediction, or with why it was set aside; of a folder what training would take.
 
     Args:
@@ -73,10 +79,14 @@ def predict_files(student: Run | Path | str, paths: Sequence[Path]) -> Iterator[
     Raises:
         DataError: a path that doesn't exist, or a folder without images.
         VL2VError: as `load` does.
+
+    Example:
+        >>> [(path.name, sorted(made.probabilities)[:2]) for path, made in predict_files("runs/a", ["images/paint"])][0]
+        ('00.png', ['ball', 'box'])
     """
     predictor = _predictor(student)
     files: list[Path] = []
-    for path in paths:
+    for path in map(Path, paths):
         found, excluded = _images(path)
         files += found
         yield from excluded
@@ -88,10 +98,10 @@ def predict_files(student: Run | Path | str, paths: Sequence[Path]) -> Iterator[
             yield file, view if isinstance(view, str) else next(made)
 
 
-def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, budget: float = 0) -> Classifier:
+def add_class(run: Run | Path | str, name: str, *, store: Path | str | None = None, budget: float = 0) -> Classifier:
     """Add a class to a run's student by its name alone, with the run's prompts, and save it.
 
-    The teacher is asked only for texts that the store doesn't know.
+    The teacher is queried only for texts that the store doesn't have.
 
     Args:
         run: a finished run.
@@ -102,6 +112,10 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
     Raises:
         StudentError: the student has a linear head, or the name can't be a new class's.
         TeacherError: the teacher can't be opened, or isn't the one that the student learned from.
+
+    Example:
+        >>> add_class("runs/a", "star").classes[-1]
+        'star'
     """
     from vl2v.embeddings import EmbeddingStore, fetch_texts
     from vl2v.embeddings.bill import asker, with_budget
@@ -115,9 +129,9 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
     prompts = PromptConfig(**about["prompts"])
     fingerprint = about["teacher"]["fingerprint"]
     session = Session.of(store, budget)
-    with EmbeddingStore(session.store) as answers:
+    with EmbeddingStore(session.store) as embeddings:
 
-        def ask(texts: list[str]) -> None:
+        def query(texts: list[str]) -> None:
             teacher = the_teacher(run.config.teacher)
             spelt = getattr(teacher, "was_spelt", lambda name, fingerprint: False)
             if teacher.fingerprint != fingerprint and not spelt(about["teacher"]["spec"], fingerprint):
@@ -125,15 +139,15 @@ def add_class(run: Run | Path, name: str, *, store: Path | str | None = None, bu
                     f"{teacher.name}: not the teacher that {run.folder} learned from (its fingerprint has changed)"
                 )
             with with_budget(teacher, session, asker(run.folder)):
-                fetch_texts(answers, teacher, texts)
+                fetch_texts(embeddings, teacher, texts)
 
-        classifier.add_class(name, class_text(name, prompts, about["sources"], fingerprint, answers, ask))
+        classifier.add_class(name, class_text(name, prompts, about["sources"], fingerprint, embeddings, query))
     classifier.save(run.folder / "student")
     return classifier
 
 
 _NO_IMAGES = ("an empty folder", "not an image", PASSED_OVER)
-"""How the reasons begin for which nothing is said of a file in a folder."""
+"""How the reasons begin of files in a folder that are passed over in silence."""
 
 
 def _images(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
@@ -146,8 +160,8 @@ def _images(path: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     if not found:
         why = f"; {excluded[0].path}: {excluded[0].reason}" if excluded else ""
         raise DataError(f"{path}: no images in it ({', '.join(sorted(SUFFIXES))}){why}")
-    told = [(path / gone.path, gone.reason) for gone in excluded if not gone.reason.startswith(_NO_IMAGES)]
-    return sorted(path.joinpath(*parts) for parts in found), told
+    aside = [(path / gone.path, gone.reason) for gone in excluded if not gone.reason.startswith(_NO_IMAGES)]
+    return sorted(path.joinpath(*parts) for parts in found), aside
 
 
 def _view(predictor: Predictor, file: Path) -> NDArray[np.uint8] | str:

@@ -1,4 +1,4 @@
-"""What a run answered about every image that it was measured on: for comparisons image by image."""
+"""A run's prediction of every image that it was measured on: for comparisons image by image."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FILE = "predictions.safetensors"
 
 @dataclass(frozen=True)
 class Predictions:
-    """Answers about n images.
+    """Predictions of n images.
 
     `predictions[name]` is an array [n]:
         index: of each image in the dataset, which lists its files in an order of its own.
@@ -36,12 +36,12 @@ class Predictions:
         answer: of the student, its most likely class.
         probability: of that.
         uncalibrated: the same before the temperature.
-        teacher: the zero-shot teacher's answer, -1 where it isn't known.
+        teacher: the zero-shot teacher's, -1 where its embedding isn't cached.
         in_split: whether the image is in the 80% of its domain that DomainBed measures a target on.
 
     Attributes:
-        classes: names that `label`, `answer` and `teacher` point to.
-        domains: names that `domain` points to.
+        classes: names that `label`, `answer` and `teacher` are indices into.
+        domains: names that `domain` is an index into.
         content: of the dataset, see `content`.
         columns: the arrays, in parts.
     """
@@ -73,13 +73,13 @@ class Predictions:
 
         domain = int(dataset.domain_ids[images[0]])
         inside = in_split(dataset, dataset.domains[domain], config.holdout, config.split_seed)
-        probability, answer = (logits / temperature).softmax(-1).max(-1)
+        probability, prediction = (logits / temperature).softmax(-1).max(-1)
         unknown = np.full(len(images), -1)
         rows = {
             "index": images,
             "domain": np.full(len(images), domain),
             "label": labels.numpy(),
-            "answer": answer.numpy(),
+            "answer": prediction.numpy(),
             "probability": probability.numpy().astype(np.float32),
             "uncalibrated": logits.softmax(-1).amax(-1).numpy().astype(np.float32),
             "teacher": unknown if teacher is None else teacher.argmax(-1).numpy(),
@@ -93,7 +93,7 @@ class Predictions:
 
     @property
     def right(self) -> NDArray[np.bool_]:
-        """[n], whether the student's answer is the label."""
+        """[n], whether the student's prediction is the label."""
         return np.asarray(self["label"] == self["answer"])
 
     def in_domain(self, name: str) -> NDArray[np.bool_]:
@@ -103,8 +103,8 @@ class Predictions:
     def save(self, folder: Path) -> None:
         """Write `predictions.safetensors`."""
         arrays = {name: self[name] for name in self.columns}
-        told = json.dumps({"classes": self.classes, "domains": self.domains, "content": self.content})
-        write_bytes(folder / FILE, save(arrays, {"told": told, "crc": checksum(arrays, told)}))
+        about = json.dumps({"classes": self.classes, "domains": self.domains, "content": self.content})
+        write_bytes(folder / FILE, save(arrays, {"told": about, "crc": checksum(arrays, about)}))
 
     @classmethod
     def load(cls, folder: Path) -> Predictions:

@@ -77,6 +77,11 @@ def embed(
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
         ConfigError: a cluster that can't start a task.
         StudentError: a student that can't be trained; nothing is asked then.
+
+    Example:
+        >>> asked = embed({"data": {"path": "images"}, "teacher": {"spec": "recorded:vendor"}}, dry_run=True)
+        >>> asked.cost is None  # a recording costs nothing
+        True
     """
     config = resolve(settings, preset)
     session = Session.of(store, budget, progress)

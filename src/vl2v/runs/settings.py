@@ -1,10 +1,11 @@
-"""From what a person asked for to one complete configuration."""
+"""From the settings that were given to one complete configuration."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from vl2v.config import TOWER, RunConfig, Tree, flat, merge, nested, paper_preset, paper_student, validate
 from vl2v.errors import ConfigError
@@ -24,11 +25,75 @@ _OF_IMAGE_QUERIES = (
     ),
 )
 _OF_SMALL_STUDENTS = ("student.name", "student.weights", "student.image_size")
+_OPTIONS = {
+    "data": "data.path",
+    "target": "data.target",
+    "teacher": "teacher.spec",
+    "views": "teacher.views",
+    "select": "teacher.select",
+    "strategy": "teacher.strategy",
+    "online_teacher": "teacher.online",
+    "student": "student.name",
+    "image_size": "student.image_size",
+}
 _NEEDS = {
     "teacher.view_seed": "teacher.views",
     "teacher.strategy": "teacher.select",
     "teacher.statistics": "teacher.online",
 }
+
+
+class Options(TypedDict, total=False):
+    """Settings as keywords: the command line's options, and the settings tree's sections.
+
+    Attributes:
+        seed: decides every draw but the split.
+        image_size: the student's pixels a side.
+        views: fixed augmented views of each image to query, too.
+        select: how many training images to query, or "known" for those with cached embeddings.
+        strategy: "random", "balanced", "kcenter" or "uncertainty".
+        online_teacher: query every augmented batch anew (white boxes only).
+        prompts: a section of `vl2v.config.RunConfig`, as a mapping; so are the following.
+        loss: the method's own settings.
+        stages: by stage.
+        train: the loop's.
+        published: oddities of the authors' code.
+    """
+
+    seed: int
+    image_size: int
+    views: int
+    select: int | Literal["known"]
+    strategy: Literal["random", "balanced", "kcenter", "uncertainty"]
+    online_teacher: bool
+    prompts: Mapping[str, Any]
+    loss: Mapping[str, Any]
+    stages: Mapping[str, Mapping[str, Any]]
+    train: Mapping[str, Any]
+    published: Mapping[str, Any]
+
+
+def settings_of(settings: Mapping[str, Any] | None = None, **options: Any) -> Tree:
+    """Return a tree of settings with options laid over it; None stands for an option that wasn't given.
+
+    Args:
+        settings: a tree of `RunConfig`'s keys.
+        options: by the command line's names (`data`, `teacher`, `image_size`, ...); a section of the tree as a mapping,
+            `data`, `teacher` and `student` included; or a dotted name such as `**{"stages.distill.lr": 1e-3}`.
+
+    Example:
+        >>> settings_of({"seed": 1}, data="PACS", target="sketch", train={"swad": True})
+        {'seed': 1, 'data': {'path': 'PACS', 'target': ['sketch']}, 'train': {'swad': True}}
+    """
+    tree: Tree = {}
+    for name, value in options.items():
+        if value is None:
+            continue
+        if name == "target" and isinstance(value, str):
+            value = [value]
+        own = name if isinstance(value, Mapping) else _OPTIONS.get(name, name)
+        tree = merge(tree, nested({own: value}))
+    return merge(settings or {}, tree)
 
 
 def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
@@ -63,8 +128,7 @@ def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
     """Return the settings that can't apply to a method, as dotted names, with the reason; a default can."""
     given = flat({key: value for key, value in settings.items() if key not in ("stages", "method")})
     own = {info.alias or name for name, info in task.Settings.model_fields.items()}
-    default = flat(RunConfig(data={"path": "."}).model_dump(by_alias=True))  # type: ignore[arg-type]
-    reasons = {}
+    default, reasons = _defaults(), {}
     for name, value in given.items():
         section, _, key = name.partition(".")
         if value is None or (name in default and value == default[name]):
@@ -81,9 +145,16 @@ def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
     return reasons
 
 
+@cache
+def _defaults() -> Tree:
+    """Return every setting's default, with dotted names."""
+    return flat(RunConfig(data={"path": "."}).model_dump(by_alias=True))  # type: ignore[arg-type]
+
+
 def applicable(settings: Mapping[str, Any], task: type[Task]) -> Tree:
     """Return settings that are given for several methods with only those, and those stages, that this one has."""
-    left = {name: value for name, value in flat(settings).items() if name not in foreign(settings, task)}
+    others = foreign(settings, task)
+    left = {name: value for name, value in flat(settings).items() if name not in others}
     stages = settings.get("stages", {})
     return {**nested(left), "stages": {name: stages[name] for name in task.stage_defaults if name in stages}}
 
@@ -99,8 +170,8 @@ def from_earlier(tree: Tree) -> Tree:
     method = str(RENAMED.get(tree["method"], tree["method"]))
     own = {info.alias or name for name, info in find_method(method).Settings.model_fields.items()}
     teacher = {key: value for key, value in tree.get("teacher", {}).items() if key not in REMOVED}
-    kept = {key: value for key, value in loss.items() if key in own}
-    return {**tree, "method": method, "teacher": teacher, "loss": kept}
+    left = {key: value for key, value in loss.items() if key in own}
+    return {**tree, "method": method, "teacher": teacher, "loss": left}
 
 
 def recipe(preset: str, stages: Iterable[str], student: str = "") -> Tree:
@@ -114,12 +185,12 @@ def recipe(preset: str, stages: Iterable[str], student: str = "") -> Tree:
     return paper_preset(stages, student) if preset == "paper" else {}
 
 
-def without_places(tree: Any) -> Any:
+def without_paths(tree: Any) -> Any:
     """Return settings, or one of them, to be shown to others: of every path the last part only."""
     if isinstance(tree, Mapping):
-        return {key: without_places(value) for key, value in tree.items()}
+        return {key: without_paths(value) for key, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [without_places(value) for value in tree]
+        return [without_paths(value) for value in tree]
     if isinstance(tree, Path):
         return tree.name
     return public_name(tree) if isinstance(tree, str) else tree

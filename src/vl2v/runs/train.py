@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import shutil
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -27,18 +27,19 @@ from vl2v.methods import Averager, Stage, Task, task_of
 from vl2v.progress import Progress, silent
 from vl2v.runs.auto_loss import align_again, refit, settled
 from vl2v.runs.cache import SharedCache, stage_name
-from vl2v.runs.datasets import Sources, open_sources
+from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.evaluate import classifier_logits, evaluate_images
 from vl2v.runs.features import KEPT, Features, new_backbone, new_student, selected
 from vl2v.runs.folder import Run, locked, open_run
 from vl2v.runs.image_identity import predictions_of, same_images, save_images
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
 from vl2v.runs.session import open_session, queries_online
-from vl2v.runs.settings import has_tower, refits, resolve
+from vl2v.runs.settings import Options, has_tower, refits, resolve, settings_of
 from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
 from vl2v.session import Session
 from vl2v.students import Classifier, Student
+from vl2v.students.backbone import weights_of
 from vl2v.system import rank, world_size
 from vl2v.teachers import Teacher, prompts_for
 from vl2v.training import (
@@ -59,9 +60,14 @@ from vl2v.training.swad import Swad
 
 
 def distill(
-    settings: Mapping[str, Any],
-    out: Path | str,
+    settings: Mapping[str, Any] | None = None,
+    out: Path | str = "runs/student",
     *,
+    data: Path | str | Mapping[str, Any] | None = None,
+    teacher: str | Mapping[str, Any] | None = None,
+    student: str | Mapping[str, Any] | None = None,
+    method: str | None = None,
+    target: str | Sequence[str] | None = None,
     preset: str = "default",
     store: Path | str | None = None,
     budget: float = 0,
@@ -70,12 +76,18 @@ def distill(
     on_plan: Callable[[RunPlan], None] | None = None,
     on_metrics: Callable[[dict[str, Any]], None] | None = None,
     progress: Progress = silent,
+    **options: Unpack[Options],
 ) -> Run:
-    """Train a student as the settings say, or finish a run that was interrupted.
+    """Train a student, or resume a run that was interrupted.
 
     Args:
-        settings: a tree of `RunConfig`'s keys; `data.path` is the only one without a default.
+        settings: a tree of `RunConfig`'s keys, for all that has no keyword; the keywords are laid over it.
         out: the run folder.
+        data: a folder of images or a manifest; or the tree's section of that name, as for the next two.
+        teacher: for example "open_clip:ViT-B-16/openai".
+        student: a timm model.
+        method: see `vl2v methods`.
+        target: the domain, or domains, to leave out of training.
         preset: "default" or "paper" (the published recipe with the oddities of its code).
         store: the folder of the embedding store; by default the one that all runs share.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
@@ -84,26 +96,45 @@ def distill(
             image size; None: the settings as they are.
         on_plan: called with the plan of a run that hasn't begun.
         on_metrics: called with each row of `metrics.jsonl`: stage, step, every loss term, lr, seconds, validation.
-        progress: called with the progress.
+        progress: called as the work goes on.
+        **options: the other options of `vl2v distill`, and sections of the tree; see `vl2v.runs.settings.Options`.
 
     Returns:
         The finished run, evaluated on the source domains' validation images and the unseen domains.
 
     Raises:
-        VL2VError: of the part that can't go on; the message says what to do.
+        ConfigError: a setting that isn't known, is out of range or can't apply.
+        VL2VError: of the part that failed; the message says what to do.
+
+    Example:
+        >>> import vl2v
+        >>> run = vl2v.distill(
+        ...     data="images", teacher="recorded:vendor", target="paint", method="kd", out="runs/b",
+        ...     student={"name": "test_efficientnet", "weights": "none"}, image_size=32,
+        ...     stages={"distill": {"steps": 3, "batch_per_domain": 4}},
+        ... )
+        >>> run.finished, run.evaluation.of(role="unseen")[0].domain
+        (True, 'paint')
     """
-    config = resolve(settings, preset)
+    given = settings_of(settings, data=data, teacher=teacher, student=student, method=method, target=target, **options)
+    config = resolve(given, preset)
     out = Path(out)
     session = Session.of(store, budget, silent if rank() else progress)
     with nullcontext() if rank() else locked(out):
-        plan = None
+        plan, images = None, Images(config.data, session)
         if (begun := saved_plan(out, config, minutes)) is not None:
             config = begun
         elif world_size() == 1 and (
-            limit_of(settings, preset, minutes, config) or (on_plan and not takes_moments(config))
+            limit_of(given, preset, minutes, config) or (on_plan and not takes_moments(config))
         ):
             plan = plan_run(
-                settings, preset=preset, store=session.store, budget=budget, minutes=minutes, progress=progress
+                given,
+                preset=preset,
+                store=session.store,
+                budget=budget,
+                minutes=minutes,
+                images=images,
+                progress=progress,
             )
             config, session = plan.config, replace(session, progress=plan.beside(session.progress))
             if on_plan is not None:
@@ -113,10 +144,13 @@ def distill(
         run, finished = from_first(trainer.fabric, lambda: _opened(out, config, session))
         if plan is not None:
             plan.save(out)
+        if images.data != run.config.data:
+            images = Images(run.config.data, session)
         if not finished:
             with EmbeddingStore(session.store) as embeddings:
-                train(run, trainer, session, embeddings, SharedCache(shared_cache) if shared_cache else None)
-        from_first(trainer.fabric, lambda: _evaluated(run, session))
+                shared = SharedCache(shared_cache) if shared_cache else None
+                train(run, trainer, session, embeddings, images, shared)
+        from_first(trainer.fabric, lambda: _evaluated(run, images, session))
     return run
 
 
@@ -125,15 +159,14 @@ def _opened(out: Path, config: RunConfig, session: Session) -> tuple[Run, bool]:
     return run, run.finished
 
 
-def _open_sources(run: Run, session: Session) -> Sources:
-    sources = open_sources(run.config, session)
-    save_images(run, sources)
-    return sources
+def _sources_of(run: Run, images: Images) -> Sources:
+    save_images(run, images.sources)
+    return images.sources
 
 
-def _evaluated(run: Run, session: Session) -> None:
+def _evaluated(run: Run, images: Images, session: Session) -> None:
     if predictions_of(run) is None:
-        evaluation, predictions = evaluate_images(run, session=session)
+        evaluation, predictions = evaluate_images(run, session=session, images=images)
         predictions.save(run.folder)
         run.save_evaluation(evaluation)
     shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # five times the student's size
@@ -165,6 +198,7 @@ def train(
     trainer: Trainer,
     session: Session,
     store: EmbeddingStore,
+    images: Images,
     shared_cache: SharedCache | None,
 ) -> None:
     """Train the run's student and save it.
@@ -174,6 +208,7 @@ def train(
         trainer: of its folder.
         session: the budget, and who is shown the progress.
         store: the session's, open.
+        images: the run's.
         shared_cache: what is shared with other runs.
 
     Raises:
@@ -187,7 +222,7 @@ def train(
     _check_parts(config, task, fabric.world_size)
     if config.train.swad and any(new().over_steps for stage in task.stages for new in stage.averagers):
         progress(f"train.swad changes nothing: {config.method} averages its weights in a way of its own", 1, 1, "")
-    sources = from_first(fabric, lambda: _open_sources(run, session))
+    sources = from_first(fabric, lambda: _sources_of(run, images))
     for note in _check_classes(task, sources):
         warnings.warn(note, VL2VWarning, stacklevel=2)
     own_tower = has_tower(config, task)
@@ -260,7 +295,11 @@ def train(
     texts = torch.from_numpy(answers.texts) if student.head == "text" and answers.texts is not None else None
     scale = answers.scale if student.head == "text" else 1.0
     classifier = Classifier(
-        student, list(sources.dataset.classes), texts, scale=scale, about=_about(config, sources, teacher, answers)
+        student,
+        list(sources.dataset.classes),
+        texts,
+        scale=scale,
+        about=_about(config, sources, teacher, answers, own_tower=own_tower),
     )
     _calibrate(classifier, sources, config.data.workers)
     if texts is not None and sources.others and teacher is not None:
@@ -271,7 +310,9 @@ def train(
     classifier.save(run.folder / "student")
 
 
-def _about(config: RunConfig, sources: Sources, teacher: Teacher | None, answers: TeacherTargets) -> dict[str, Any]:
+def _about(
+    config: RunConfig, sources: Sources, teacher: Teacher | None, answers: TeacherTargets, *, own_tower: bool
+) -> dict[str, Any]:
     """Return where a student comes from."""
     told = None
     if teacher is not None:
@@ -285,6 +326,7 @@ def _about(config: RunConfig, sources: Sources, teacher: Teacher | None, answers
         "target": config.data.target,
         "images": sources.counts,
         "teacher": told,
+        "weights": "the teacher's own" if own_tower else weights_of(config.student.name, config.student.weights),
         "prompts": config.prompts.model_dump(),
         **_parent(config),
     }

@@ -30,7 +30,7 @@ from vl2v.runs.settings import resolve
 from vl2v.session import Session
 
 FEW = 10  # images with a label and an embedding; fewer adapt nothing
-CLIP_SCALE = 100.0  # of a teacher that doesn't tell: calibration depends on it, accuracy doesn't
+CLIP_SCALE = 100.0  # of a teacher that reports none: calibration depends on it, accuracy doesn't
 
 
 def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, progress: Progress = silent) -> Evaluation:
@@ -56,11 +56,11 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
     val = validation(data, dataset, sources)
     rows: list[Row] = []
     notes: list[str] = []
-    kept = Predictions.nothing(dataset.classes, dataset.domains, content(dataset, found))
-    with EmbeddingStore(store, read_only=True) as answers:
+    predictions = Predictions.nothing(dataset.classes, dataset.domains, content(dataset, found))
+    with EmbeddingStore(store, read_only=True) as cached:
         views = clean_images(config)
         session = TeacherSession(
-            config, answers, teacher, None, dataset, found, sources, views, progress, fit_scale=fit_scale
+            config, cached, teacher, None, dataset, found, sources, views, progress, fit_scale=fit_scale
         )
         texts = session.texts()
         scale = config.teacher.logit_scale or teacher.logit_scale or CLIP_SCALE
@@ -73,51 +73,55 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
             progress("evaluating", number, len(dataset.domains), domain)
             indices = measured(config, dataset, domain, val)
             keys = [image_key(found.contents[i], views.names[0]) for i in indices]
-            there = answers.known(teacher.fingerprint, keys)
+            there = cached.known(teacher.fingerprint, keys)
             if not len(indices) or not there.any():
                 if domain in data.target:
-                    raise TeacherError(f"{teacher.name}: wasn't asked about {domain}; run `vl2v embed` first")
+                    raise TeacherError(
+                        f"{teacher.name}: has no embeddings of {domain} in the store; run `vl2v embed` first"
+                    )
                 continue
             if not there.all():
-                notes.append(f"{domain}: {(~there).sum():,} of {len(there):,} images have no answer, and don't count")
+                notes.append(
+                    f"{domain}: {(~there).sum():,} of {len(there):,} images have no embedding, and don't count"
+                )
             indices = indices[there]
-            images = answers.get(teacher.fingerprint, [key for key, one in zip(keys, there, strict=True) if one])
+            images = cached.get(teacher.fingerprint, [key for key, one in zip(keys, there, strict=True) if one])
             scores = scale * (images @ texts.T) if fitted is None else fitted.logits(images)
             logits = torch.from_numpy(scores.astype(np.float32))
             labels = torch.from_numpy(dataset.labels[indices])
             role: Role = "unseen" if domain in data.target else "seen"
             rows.append(Row(TEACHER, domain, role, measure(logits, labels)))
-            kept.add(dataset, indices, labels, logits, 1.0, logits, data)
+            predictions.add(dataset, indices, labels, logits, 1.0, logits, data)
     evaluation = Evaluation(tuple(rows), tuple(notes), classes=dataset.classes)
-    kept.save(out)
+    predictions.save(out)
     write_text(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))
     return evaluation
 
 
 def adapted_teacher(
-    answers: TeacherTargets, dataset: DomainDataset, images: NDArray[np.int64]
+    targets: TeacherTargets, dataset: DomainDataset, images: NDArray[np.int64]
 ) -> AdaptedTeacher | None:
     """Return the teacher adapted to labelled images of the source domains; None where they are too few to tell.
 
     Args:
-        answers: the teacher's embeddings; images that it wasn't queried about don't count.
+        targets: the teacher's embeddings; images that it wasn't queried about don't count.
         dataset: the images.
         images: dataset indices; those for validation aren't to be among them.
     """
-    assert answers.images is not None and answers.texts is not None
-    known = answers.answered(images[dataset.labels[images] >= 0])
-    labels = dataset.labels[known]
-    if len(known) < FEW or len(np.unique(labels)) < 2:
+    assert targets.images is not None and targets.texts is not None
+    queried = targets.answered(images[dataset.labels[images] >= 0])
+    labels = dataset.labels[queried]
+    if len(queried) < FEW or len(np.unique(labels)) < 2:
         return None
-    embeddings = answers.images[known, 0].astype(np.float32)
-    return adapted(Embedded(embeddings, answers.texts, labels, dataset.domain_ids[known], answers.scale))
+    embeddings = targets.images[queried, 0].astype(np.float32)
+    return adapted(Embedded(embeddings, targets.texts, labels, dataset.domain_ids[queried], targets.scale))
 
 
-def with_adapted_teacher(answers: TeacherTargets, sources: Sources, progress: Progress) -> TeacherTargets:
+def with_adapted_teacher(targets: TeacherTargets, sources: Sources, progress: Progress) -> TeacherTargets:
     """Return the same targets, with the logits of the teacher adapted to the training images (`teacher.adapt`)."""
-    fitted = adapted_teacher(answers, sources.dataset, sources.split.train)
+    fitted = adapted_teacher(targets, sources.dataset, sources.split.train)
     if fitted is None or not fitted.blend:
         progress("the teacher stays zero-shot", 1, 1, "")
-        return answers
+        return targets
     progress("the teacher is adapted", 1, 1, f"blend {fitted.blend:g}, shrinkage {fitted.shrinkage:g}")
-    return replace(answers, adapted=np.hstack([fitted.weight, fitted.bias[:, None]]))
+    return replace(targets, adapted=np.hstack([fitted.weight, fitted.bias[:, None]]))

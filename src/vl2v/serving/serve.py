@@ -84,6 +84,9 @@ def serve(
         TeacherError: the teacher can't be opened.
         DataError: the log can't be written.
         MissingExtra: fastapi, httptools, uvicorn, prometheus-client or python-multipart isn't installed.
+
+    Example:
+        >>> serve(Path("runs/a/student.onnx"), port=8000)  # doctest: +SKIP
     """
     for module in NEEDED:
         need_extra(module, "serve")

