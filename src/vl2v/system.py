@@ -36,6 +36,17 @@ def resident_bytes() -> int:
         return 0
 
 
+def available_memory() -> float:
+    """Return the bytes of memory that are free, within the control group's limit; infinity where Linux doesn't say."""
+    free = float("inf")
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
+        free = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        return min(free, float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+    except (OSError, ValueError, StopIteration):  # "max": no limit
+        return free
+
+
 @cache
 def cpu_flags() -> frozenset[str]:
     """Return the CPU's instruction sets, as Linux names them; empty where they can't be read."""

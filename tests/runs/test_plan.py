@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import vl2v
-from little import Interrupted, stopping
+from little import Interrupted, quick_settings, stopping
 from vl2v.config import RunConfig, merge
 from vl2v.errors import RunError
 from vl2v.runs import plan as plans
@@ -133,3 +133,9 @@ def test_a_plan_is_decided_once(unhurried: dict[str, Any], tmp_path: Path, monke
     assert again.evaluation.to_json() == run.evaluation.to_json(), "planned or given, the same steps end alike"
     with pytest.raises(RunError, match=r"stages\.distill\.steps"):
         vl2v.distill(settings, out, store=store, minutes=0.02)
+
+
+@pytest.mark.parametrize("method", ["adip-plus", "erm", "lp", "rise"])
+def test_every_kind_of_method_can_be_planned(method: str, shapes: Path, recording: Path, tmp_path: Path) -> None:
+    plan = plan_run(quick_settings(shapes, recording, method), store=tmp_path / "store", minutes=None)
+    assert not plan.chosen and plan.seconds[list(plan.config.stages)[-1]] > 0

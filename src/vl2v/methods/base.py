@@ -72,6 +72,12 @@ class Targets:
         there = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
         return replace(self, **there)
 
+    def take(self, rows: Tensor) -> Targets:
+        """Return what some images of the batch learn from."""
+        names = ("labels", "images", "domains", "partners", "share")
+        taken = {name: value[rows] for name in names if (value := getattr(self, name)) is not None}
+        return replace(self, **taken)
+
     @property
     def queried(self) -> Tensor:
         """[n], 1 where the teacher was queried about the image, else 0."""

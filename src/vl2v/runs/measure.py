@@ -32,16 +32,15 @@ from vl2v.teachers import EncodedImage, Teacher
 from vl2v.teachers.paid.teacher import as_paid
 from vl2v.training import Trainer
 from vl2v.training.loading import read_image
-from vl2v.training.measure import MadeUpBatches, activation_bytes, seconds_a_step, seconds_an_image
+from vl2v.training.measure import MadeUpBatches, seconds_a_step, seconds_an_image
+from vl2v.training.memory import SLACK, WEIGHT, activation_bytes, images_at_once
 
 SAMPLE = 16  # images that are read to see how long it takes
 LONGEST = 3.0  # seconds that a measured step may take; larger batches are measured in part
 AVERAGED = 5  # evaluations of an averager that chooses
 AHEAD = 4  # batches that a worker decodes ahead
-SLACK = 1.3  # of what autograd saves; the backward pass needs more
 WRITTEN = 3e8  # bytes of a checkpoint a second
 STARTING = 5.0  # seconds, for all that isn't measured
-WEIGHT = 28  # bytes of memory a trained weight: itself, its gradient, two moments, the best, one average, a copy
 
 
 @dataclass(frozen=True)
@@ -265,6 +264,7 @@ class Bench:
         dim = self.dim if self.task.queries != "nothing" else 0
         classes = len(self.sources.dataset.classes)
         batches = MadeUpBatches(shape, self.domains, per_domain, classes, dim, self.task.anchors, like)
+        settings = settings.model_copy(update={"batch_per_domain": per_domain})
         return seconds_a_step(self.trainer, student, stage, settings, batches, steps)
 
     def _reading(self, size: int) -> tuple[float, float]:
@@ -343,7 +343,8 @@ class Bench:
         student, most = self._student(size), 0
         for stage in self.task.stages:
             if not self.on_features(stage):
-                n = config.stages[stage.key].batch_per_domain * self.domains
-                ahead = n * size**2 * 3 * config.data.workers * AHEAD
-                most = max(most, int(n * activation_bytes(student) * SLACK) + ahead)
+                per_domain = config.stages[stage.key].batch_per_domain
+                at_once = images_at_once(student, per_domain, self.domains)
+                ahead = per_domain * self.domains * size**2 * 3 * config.data.workers * AHEAD
+                most = max(most, int(at_once * self.domains * activation_bytes(student) * SLACK) + ahead)
         return self.base + WEIGHT * self.weights + most + min(KEPT, len(self.sources.split.val) * size**2 * 3)

@@ -165,6 +165,7 @@ def plan_run(
     with EmbeddingStore(store) as answers:
         queries, teacher, dim = teaching_of(config, task, sources, answers, budget, progress)
     progress("measuring", 0, 1, "")
+    task = task.with_chosen(dict.fromkeys(task.automatic, 0.5))  # any number costs the same
     bench = Bench(config, task, sources, teacher, dim)
     limit = limit_of(settings, preset, minutes, config)
     chosen: Tree = {}

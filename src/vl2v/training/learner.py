@@ -24,8 +24,10 @@ class Learner(nn.Module):
         self.student = student
         self.regularizer = regularizer
 
-    def forward(self, x: Tensor) -> Tensor | tuple[Output, Tensor]:
+    def forward(self, x: Tensor, *, features_only: bool = False) -> Tensor | tuple[Output, Tensor]:
         """Return (output, penalty) of pixels [n, s, s, 3] or features [n, p]; the penalty is 0 without regularizer."""
+        if features_only:
+            return self.student.features(x)
         if not self.training:
             out: Tensor = self.student(x)
             return out

@@ -85,33 +85,3 @@ def seconds_an_image(student: Student, count: int = 16) -> float:
         start = time.perf_counter()
         student.features(pixels).cpu()
         return (time.perf_counter() - start) / count
-
-
-def activation_bytes(student: Student) -> int:
-    """Return how many bytes a training step holds for each image between its forward and its backward pass.
-
-    Counted on one image of the student's size: the storages that autograd saves, each once, without the weights.
-    """
-    size, device = student.spec.image_size, student.mean.device
-    weights = {weight.untyped_storage().data_ptr() for weight in student.parameters()}
-    saved: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in weights:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    modes = {module: module.training for module in student.modules()}
-    frozen = [weight for weight in student.parameters() if not weight.requires_grad]
-    try:
-        student.eval().requires_grad_(True)
-        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            features = student.features(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device))
-    finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
-        for module, mode in modes.items():
-            module.training = mode
-    del features
-    return sum(saved.values())

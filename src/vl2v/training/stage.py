@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vl2v.config import StageConfig
-from vl2v.errors import RunError
+from vl2v.errors import RunError, VL2VWarning
 from vl2v.methods import Stage, Targets
 from vl2v.methods.averaging import Scores, Weights
 from vl2v.seeds import derive
@@ -20,6 +21,7 @@ from vl2v.students import Student, as_logits, evaluating
 from vl2v.training.batches import Batches
 from vl2v.training.checkpoint import Checkpoint, save_checkpoint
 from vl2v.training.learner import Learner
+from vl2v.training.memory import images_at_once, is_out_of_memory, pieces, smaller
 from vl2v.training.sharding import like, make_whole, set_up, whole
 
 if TYPE_CHECKING:
@@ -102,6 +104,13 @@ class StageRun:
             averager.begin(self.weights, work.settings.steps)
         self.start = _copied(self.weights) if any(averager.from_start for averager in self.averagers) else {}
         self.handed_on: Weights = {}  # from the stage before
+        self.in_pieces = (
+            work.stage.trains != "projector"
+            and trainer.batch_norm == "eval"
+            and trainer.fabric.world_size == 1
+            and not (work.stage.pairs and work.stage.regularizer)
+        )
+        self.at_once = 0  # images of each domain; 0: not chosen yet
         self.step = 0
         self.best: Scores | None = None
         self.best_weights: Weights = {}
@@ -161,6 +170,7 @@ class StageRun:
         if not state["step"]:
             return
         self.step = state["step"]
+        self.at_once = state.get("at_once", self.work.settings.batch_per_domain)  # another number: other last digits
         self.start = under("start/", tensors)
         with torch.no_grad():
             for key, value in under("regularizer/", tensors).items():
@@ -187,6 +197,8 @@ class StageRun:
         for group in self.optimizer.param_groups:
             group["lr"] = group["rate"] * learning_rate(settings, self.step)
         parts = [self._moved(x, targets) for x, targets in drawn]
+        if not self.at_once:
+            self.at_once = self._choose_pieces(parts[0][0])
         terms = self._backward(parts)
         if not math.isfinite(terms["loss"]):
             raise RunError(
@@ -204,30 +216,92 @@ class StageRun:
         self.wrapped.step()
         return terms
 
+    def _choose_pieces(self, x: Tensor) -> int:
+        """Return how many images of each domain are computed at once: all, unless that takes too much memory."""
+        per_domain = self.work.settings.batch_per_domain
+        if not self.in_pieces or x.ndim == 2:
+            return per_domain
+        with self.trainer.fabric.autocast():
+            return images_at_once(self.student, per_domain, len(x) // per_domain)
+
     def _moved(self, x: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """Return a batch on the device, blended if the stage wants that."""
         x, targets = x.to(self.trainer.fabric.device), targets.to(self.trainer.fabric.device)
         return self.work.stage.blend(x, targets) if self.work.stage.blend else (x, targets)
 
     def _backward(self, parts: Sequence[tuple[Tensor, Targets]]) -> dict[str, float]:
-        """Put the gradient of the parts' mean loss in place of the old one; return the loss and its terms."""
+        """Put the gradient of the parts' mean loss in place of the old one; return the loss and its terms.
+
+        What doesn't fit into memory is tried again in smaller pieces.
+        """
+        while True:
+            try:
+                return self._gradient(parts)
+            except (MemoryError, RuntimeError) as error:
+                if self.at_once <= 1 or not self.in_pieces or not is_out_of_memory(error):
+                    raise
+                self.at_once = smaller(self.at_once, self.work.settings.batch_per_domain)
+                warnings.warn(
+                    f"{self.work.stage.name}: too little memory; a step goes on with {self.at_once} images of each "
+                    "domain at once, which changes no more than the last digits",
+                    VL2VWarning,
+                    stacklevel=2,
+                )
+            self.optimizer.zero_grad()
+            if self.trainer.fabric.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def _gradient(self, parts: Sequence[tuple[Tensor, Targets]]) -> dict[str, float]:
+        stage, fabric, per_domain = self.work.stage, self.trainer.fabric, self.work.settings.batch_per_domain
         self.optimizer.zero_grad()
-        total: dict[str, float] = {}
+        if stage.pairs and self.at_once < per_domain:
+            totals = [self._whole_batch(x, targets, len(parts)) for x, targets in parts]
+        else:
+            each = per_domain // self.trainer.part[1]
+            cut = [piece for x, targets in parts for piece in pieces(x, targets, each, min(each, self.at_once))]
+            totals = [self._piece(x, targets, number, len(cut)) for number, (x, targets) in enumerate(cut, 1)]
+        mean = torch.stack([torch.stack([*terms.values()]) for terms in totals]).mean(0)
+        if fabric.world_size > 1:
+            reduced = fabric.all_reduce(mean)
+            assert isinstance(reduced, Tensor)
+            mean = reduced
+        return dict(zip(totals[0], mean.tolist(), strict=True))  # the only wait for the device
+
+    def _piece(self, x: Tensor, targets: Targets, number: int, count: int) -> dict[str, Tensor]:
+        """Add the gradient of one of some pieces; return its terms."""
         fabric = self.trainer.fabric
-        several = fabric.world_size > 1
-        for number, (x, targets) in enumerate(parts, 1):
-            with fabric.no_backward_sync(self.model, enabled=several and number < len(parts)):
-                output, penalty = self.model(x)
-                terms = self.work.stage.training_step(output, targets)
-                if self.work.stage.regularizer is not None:
-                    terms = {**terms, "loss": terms["loss"] + penalty, "penalty": penalty.detach()}
-                fabric.backward(terms["loss"] / len(parts))
-            values = torch.stack([term.detach().float() for term in terms.values()]).tolist()  # one wait for the device
-            total = {name: total.get(name, 0.0) + value / len(parts) for name, value in zip(terms, values, strict=True)}
-        if several:
-            means = fabric.all_reduce(torch.tensor([*total.values()], device=fabric.device))
-            total = dict(zip(total, means.tolist(), strict=True))
-        return total
+        with fabric.no_backward_sync(self.model, enabled=fabric.world_size > 1 and number < count):
+            output, penalty = self.model(x)
+            terms = self.work.stage.training_step(output, targets)
+            if self.work.stage.regularizer is not None:
+                terms = {**terms, "loss": terms["loss"] + penalty, "penalty": penalty.detach()}
+            fabric.backward(terms["loss"] / count)
+        return {name: term.detach().float() for name, term in terms.items()}
+
+    def _whole_batch(self, x: Tensor, targets: Targets, count: int) -> dict[str, Tensor]:
+        """Add the gradient of a loss of all images at once, without having all of their activations at once.
+
+        The features of all are computed first, and once more, piece by piece, for the gradient to pass through (Gao et
+        al., "Scaling Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021).
+        """
+        fabric, domains = self.trainer.fabric, len(x) // self.work.settings.batch_per_domain
+        chunks = x.split(self.at_once * domains)
+        states, found = [], []
+        with torch.no_grad():
+            for chunk in chunks:
+                states.append(torch.get_rng_state())
+                found.append(self.model(chunk, features_only=True))
+        features = torch.cat(found).requires_grad_(True)
+        output, _ = self.model(features)
+        terms = self.work.stage.training_step(output, targets)
+        fabric.backward(terms["loss"] / count)
+        assert features.grad is not None
+        after = torch.get_rng_state()
+        for chunk, state, gradient in zip(chunks, states, features.grad.split(self.at_once * domains), strict=True):
+            torch.set_rng_state(state)  # the same dropout
+            fabric.backward(self.model(chunk, features_only=True), gradient)
+        torch.set_rng_state(after)
+        return {name: term.detach().float() for name, term in terms.items()}
 
     def _train_mode(self) -> None:
         self.model.train()
@@ -262,7 +336,13 @@ class StageRun:
         averages = {f"average{number}": tensors for number, (_, tensors) in enumerate(states)}
         best = [self.best.accuracy, self.best.loss]
         self._write(
-            {"stage": self.number, "step": self.step, "best": best, "averagers": [n for n, _ in states]},
+            {
+                "stage": self.number,
+                "step": self.step,
+                "best": best,
+                "averagers": [n for n, _ in states],
+                "at_once": self.at_once,
+            },
             model=self.student.state_dict(),
             best=self.best_weights,
             optimizer=_optimizer_tensors(self.optimizer),

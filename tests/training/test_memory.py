@@ -1,0 +1,142 @@
+"""A step in pieces has the gradient of the whole batch, and what doesn't fit into memory is cut smaller."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from vl2v.config import StageConfig, TrainConfig
+from vl2v.embeddings.targets import TeacherTargets
+from vl2v.methods import Stage, Targets
+from vl2v.methods.registry import find_method
+from vl2v.students import Student, new_projector, pretrained_backbone
+from vl2v.training import StageWork, Trainer, Validation
+from vl2v.training.measure import MadeUpBatches
+from vl2v.training.memory import activation_bytes, images_at_once, is_out_of_memory, pieces, smaller
+from vl2v.training.stage import StageRun
+
+DIM, CLASSES, DOMAINS, EACH = 16, 3, 3, 4
+
+
+@dataclass(frozen=True)
+class PartlyLabelled:
+    """Batches whose last domain has no labels."""
+
+    made: MadeUpBatches
+
+    def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
+        for x, targets in self.made.between(start, stop):
+            labels = targets.labels.clone()
+            labels[-EACH:] = -1
+            yield x, replace(targets, labels=labels)
+
+
+def gradients(method: str, at_once: int, folder: Path) -> tuple[dict[str, Tensor], float]:
+    """Return the gradient and the loss of a method's first step on images."""
+    kind = find_method(method)
+    task = kind().with_chosen(dict.fromkeys(kind().automatic, 0.5))
+    stage: Stage = next(stage for stage in task.stages if stage.trains != "projector")
+    torch.manual_seed(0)
+    backbone, spec = pretrained_backbone("test_efficientnet", "none", image_size=32)
+    projector: torch.nn.Module = new_projector(256, CLASSES if kind.head == "linear" else DIM, 0)
+    if kind.head == "stacked":
+        projector = torch.nn.Sequential(new_projector(256, DIM, 0), new_projector(DIM, CLASSES, 1))
+    student = Student(backbone, projector, spec, "linear" if kind.head == "stacked" else kind.head)
+    trainer = Trainer(folder, TrainConfig(accelerator="cpu", precision="fp32"), 0, alone=True)
+    trainer.prepare(student)
+    like = TeacherTargets(torch.zeros(0).long().numpy(), scale=10.0)
+    made = MadeUpBatches((32, 32, 3), DOMAINS, EACH, CLASSES, DIM, kind.anchors, like)
+    batches = PartlyLabelled(made) if kind.queries == "images" else made
+    settings = StageConfig(steps=1, lr=1e-3, batch_per_domain=EACH)
+    regularizer = stage.regularizer(student) if stage.regularizer else None
+    nothing = Validation(list, torch.zeros(0), None, 1.0)
+    run = StageRun(trainer, StageWork(stage, settings, batches, nothing), student, 0, regularizer, last=True)
+    run.at_once = at_once
+    run._train_mode()  # batch norms in eval mode
+    loss = run._optimise(batches.between(0, 1))["loss"]
+    found = {key: value.grad.clone() for key, value in run.weights.items() if value.grad is not None}
+    return found, loss
+
+
+@pytest.mark.parametrize("method", ["adip", "adip-plus", "coral", "erm", "fd", "kd", "miro", "mixup", "rise", "sagm"])
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_step_in_pieces_has_the_gradient_of_the_whole(method: str, at_once: int, tmp_path: Path) -> None:
+    whole, loss = gradients(method, EACH, tmp_path)
+    cut, same_loss = gradients(method, at_once, tmp_path)
+    assert same_loss == pytest.approx(loss, rel=1e-5) and whole.keys() == cut.keys() and whole
+    length = torch.stack([value.norm() for value in whole.values()]).norm()
+    apart = torch.stack([(value - cut[key]).norm() for key, value in whole.items()]).norm()
+    assert length > 0 and apart / length < 1e-5
+
+
+def test_a_piece_has_as_many_images_of_each_domain_as_the_others() -> None:
+    domains = torch.arange(3).repeat_interleave(4)
+    cut = pieces(torch.arange(12), Targets(torch.arange(12), domains=domains), 4, 2)
+    assert [x.tolist() for x, _ in cut] == [[0, 1, 4, 5, 8, 9], [2, 3, 6, 7, 10, 11]]
+    for x, targets in cut:
+        assert torch.equal(targets.labels, x) and targets.domains is not None
+        assert targets.domains.bincount().tolist() == [2, 2, 2]
+
+
+def test_as_many_images_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone, spec = pretrained_backbone("tf_efficientnet_lite0", "none", image_size=224)
+    student = Student(backbone, new_projector(1280, DIM, 0), spec)
+    each = activation_bytes(student)
+    assert 60e6 < each < 100e6, "some 80 MB an image"
+    monkeypatch.setattr("vl2v.training.memory.available_memory", lambda: 64e9)
+    n = 3 * images_at_once(student, 32, 3)
+    assert n < 96 and n * each * 1.3 < 1.8e9, "under 3 GB with all else"
+    assert images_at_once(student, 2, 3) == 2, "what fits isn't cut"
+    monkeypatch.setattr("vl2v.training.memory.available_memory", lambda: 4e9)
+    assert images_at_once(student, 32, 3) < n // 3, "half of what is free"
+    assert all(weight.requires_grad for weight in student.parameters()) and student.training
+
+
+def test_smaller_pieces_are_equal_ones() -> None:
+    assert [smaller(32, 32), smaller(12, 12), smaller(5, 5), smaller(2, 32)] == [16, 6, 1, 1]
+
+
+SCARCE = """
+import resource
+import torch
+from pathlib import Path
+from vl2v.training import memory
+size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (size + 2**26,) * 2)
+try:
+    torch.empty(2**30, dtype=torch.uint8)
+except RuntimeError as error:
+    print(memory.is_out_of_memory(error))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_the_allocators_own_error_is_known() -> None:
+    """The real allocator, in a process that may not have more memory."""
+    done = subprocess.run([sys.executable, "-c", SCARCE], capture_output=True, text=True)
+    assert done.stdout.split() == ["True"], done.stderr
+    assert is_out_of_memory(MemoryError()) and not is_out_of_memory(RuntimeError("shapes don't match"))
+
+
+def test_a_step_that_does_not_fit_goes_on_in_smaller_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The allocator's error, raised where more than half of the batch is computed at once."""
+    whole, loss = gradients("adip", EACH, tmp_path)
+    features = Student.features
+
+    def scarce(self: Student, pixels: Tensor) -> Tensor:
+        if len(pixels) > DOMAINS * 2:
+            raise RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory")
+        return features(self, pixels)
+
+    monkeypatch.setattr(Student, "features", scarce)
+    with pytest.warns(UserWarning, match="too little memory; a step goes on with 2 images of each domain"):
+        cut, same_loss = gradients("adip", EACH, tmp_path)
+    assert same_loss == pytest.approx(loss, rel=1e-5)
+    assert all((value - cut[key]).norm() <= 1e-4 * value.norm() + 1e-7 for key, value in whole.items())
