@@ -6,8 +6,7 @@ from collections import defaultdict
 
 from vl2v.data import decode
 from vl2v.errors import DataError
-from vl2v.report.page import page, percent
-from vl2v.report.thumbnails import thumbnail
+from vl2v.report.page import page, percent, thumbnail
 from vl2v.runs.mistakes import Mistakes
 
 MOST = 300  # images shown
