@@ -13,7 +13,9 @@ def export(
     runs: Annotated[
         list[Path], typer.Argument(metavar="RUN...", help="Run folder; several with --target-latency or --target-size.")
     ],
-    kind: Annotated[str, typer.Option("--format", help="Format: onnx, openvino, torchscript or executorch.")] = "onnx",
+    kind: Annotated[
+        str, typer.Option("--format", help="Format: onnx, openvino, torchscript, executorch or web.")
+    ] = "onnx",
     int8: Annotated[
         bool | None,
         typer.Option(
@@ -35,6 +37,12 @@ def export(
     layout: Annotated[
         str, typer.Option(help="Layout: file, or triton, a folder of a model repository (--out models/NAME).")
     ] = "file",
+    add_class: Annotated[
+        list[str] | None, typer.Option(help="A class that people can add in a page (web, with --open); several.")
+    ] = None,
+    runtime: Annotated[
+        Path | None, typer.Option(help="For web: a folder with onnxruntime-web; by default it is downloaded once.")
+    ] = None,
     target_latency: Annotated[
         str | None, typer.Option(help="Maximum latency for one image on this machine, such as 10ms.")
     ] = None,
@@ -49,7 +57,7 @@ def export(
     from vl2v.export import Target, TargetMissed, choose_export, export_student
     from vl2v.export.student import default_name
     from vl2v.export.triton import model_file, write_config
-    from vl2v.runs import Run
+    from vl2v.runs import Run, class_embeddings
 
     target = Target(
         _amount("--target-latency", target_latency, {"ms": 1e-3, "s": 1}),
@@ -79,6 +87,10 @@ def export(
         choice.curve.save(choice.path.parent)
         say(f"{choice.path}: {choice.best.name}; table in choice.csv, plot in choice.png, beside it")
         return
+    if add_class and not (kind == "web" and open_):
+        raise ConfigError(
+            "--add-class: for --format web with --open; `vl2v classes add` adds one to the student itself"
+        )
     if len(runs) > 1 or len(sizes) > 1:
         raise ConfigError("several runs or sizes: add --target-latency or --target-size to choose between them")
     run, size = Run(runs[0]), sizes[0] if sizes else None
@@ -101,6 +113,8 @@ def export(
             preprocess=preprocess,
             store=store,
             progress=progress,
+            runtime=runtime,
+            others=class_embeddings(run, add_class, store=store) if add_class else None,
         )
     if layout == "triton":
         write_config(folder)

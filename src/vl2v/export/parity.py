@@ -25,6 +25,7 @@ from vl2v.training.loading import read_image
 
 TOLERANCE = 1e-4  # of the largest logit, in fp32
 POINTS = 0.005  # that int8 may lose
+AGREED = 0.98  # of the classes in int8 that should be those in fp32; fewer where more layers in fp32 don't help
 MOST = 10_000  # times as many images, that are at most asked for
 CALIBRATION = 200  # images that int8's ranges are taken from
 ODD = 200  # images that preprocessing inside a file is checked on
@@ -63,6 +64,12 @@ class Parity:
     def exact(self) -> bool:
         """Whether it is the same but for rounding, as it has to be in fp32."""
         return self.difference <= TOLERANCE and self.same == 1
+
+    @property
+    def agrees(self) -> bool:
+        """Whether `AGREED` of the classes are the student's, or all but one."""
+        images = sum(self.images.values())
+        return round((1 - self.same) * images) <= max(1, (1 - AGREED) * images)
 
     @property
     def lost(self) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vl2v.deploy.runtime import FORMAT_INSIDE, files_of, load, openvino_library, size_of
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.export import inside
-from vl2v.export.card import write_card
+from vl2v.export.card import public_card, write_card
 from vl2v.export.measure import side_by_side, timed
 from vl2v.export.network import Network, as_export, card_of, with_reference
 from vl2v.export.onnx import int8_trials, put_card, write_onnx
@@ -32,6 +33,7 @@ from vl2v.export.parity import (
     odd_images,
     source_domains,
 )
+from vl2v.export.web import check_folder, write_web
 from vl2v.io import write_bytes
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_sources
@@ -40,12 +42,13 @@ from vl2v.session import Session
 from vl2v.students import Classifier, at_size
 from vl2v.system import processors
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt", "executorch": ".pte"}
-INT8 = ("onnx", "openvino")  # formats that have it
+FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt", "executorch": ".pte", "web": ""}
+INT8 = ("onnx", "openvino", "web")  # formats that have it
 _NEEDED = {
     "onnx": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
     "openvino": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
     "torchscript": {},
+    "web": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
     "executorch": {"torch": "", "executorch.exir": "executorch"},
 }
 
@@ -167,7 +170,8 @@ class Exporter:
     def _made_int8(self, kind: str) -> Export:
         """Return an int8 export that isn't shown to lose accuracy, leaving out as few layers as that takes.
 
-        One that loses none beyond the tolerance on these images is taken before one that seems to, by chance.
+        One that loses none beyond the tolerance on these images, and has 98% of the student's classes, is taken before
+        one that seems to, by chance.
         """
         found: list[tuple[Path, Parity]] = []
         refused: list[Parity] = []
@@ -177,12 +181,12 @@ class Exporter:
                 refused.append(parity)
                 continue
             found.append((path, parity))
-            if parity.lost <= POINTS:
+            if parity.lost <= POINTS and parity.agrees:
                 break
         if not found:
             best = min(refused, key=lambda parity: parity.lost)
             raise StudentError(f"int8 loses accuracy ({best.summary()}); nothing was written: use fp32")
-        path, parity = min(found, key=lambda pair: pair[1].lost)
+        path, parity = min(found, key=lambda pair: (not pair[1].agrees, pair[1].lost))
         self._put_card(path, with_reference(load(path), self.domains))
         return Export.of(path, parity)
 
@@ -281,6 +285,8 @@ def export_student(
     image_size: int | None = None,
     preprocess: str | None = None,
     card: bool = True,
+    others: Mapping[str, NDArray[np.float32]] | None = None,
+    runtime: Path | None = None,
     store: Path | None = None,
     progress: Progress = silent,
 ) -> Parity:
@@ -289,13 +295,15 @@ def export_student(
     Args:
         run: a finished run or its folder, its images at hand.
         out: the file; by default `default_name` in the run folder.
-        kind: "onnx", "openvino", "torchscript" or "executorch".
+        kind: "onnx", "openvino", "torchscript", "executorch" or "web" (a folder, a finished page).
         form: "closed", or "open" for students that classify by texts: classes can be added later.
         int8: static quantisation, per channel; layers at which accuracy falls stay as they are.
         image_size: pixels a side; by default the student's.
         preprocess: "inside": the file takes images of any size and gives probabilities; "outside": pixels of its own
             size, and logits; None: inside an ONNX file that passes its check.
         card: whether `student.json` is written beside it, for programs that can't read what is inside the file.
+        others: of a page in the open form: classes that can be added in it, name -> class embedding [d].
+        runtime: of a page: a folder that has onnxruntime-web; None: the cache, or downloaded.
         store: with the embeddings and the index of the images.
         progress: called with the progress.
 
@@ -312,6 +320,10 @@ def export_student(
     run = run if isinstance(run, Run) else Run(run)
     out = Path(out) if out else run.folder / default_name(kind, int8=int8)
     check_name(out, kind)
+    page, kind = kind == "web", "onnx" if kind == "web" else kind
+    if page:
+        check_folder(out)
+        preprocess = "inside"
     sources = open_images(run, store, progress)
     progress("exporting", 0, 2, "")
     with tempfile.TemporaryDirectory() as folder:
@@ -319,10 +331,14 @@ def export_student(
         made = exporter.make(kind, int8=int8)
         progress("exporting", 1, 2, "")
         final = with_preprocessing(made, kind, sources, preprocess)
-        final.copy(out)
         parity = final.parity
-        if card:
-            write_card(out, exporter.classifier, parity)
+        if page:
+            told = public_card(final.path, exporter.classifier, parity)
+            write_web(final.path, told, out, others=others, runtime=runtime, progress=progress)
+        else:
+            final.copy(out)
+            if card:
+                write_card(out, exporter.classifier, parity)
         if int8:
             parity = replace(parity, gain=_gain(exporter.make(kind).path, made.path, exporter.classifier))
     progress("exporting", 2, 2, "")
@@ -343,6 +359,8 @@ def default_name(kind: str, *, int8: bool = False) -> str:
         ConfigError, MissingExtra: as `check_format` does.
     """
     check_format(kind, int8=int8)
+    if kind == "web":
+        return f"web{'-int8' if int8 else ''}"
     return f"student{'-int8' if int8 else ''}{FORMATS[kind]}"
 
 
@@ -353,4 +371,5 @@ def check_name(out: Path, kind: str) -> None:
         ConfigError: it doesn't.
     """
     if out.suffix != FORMATS[kind]:
-        raise ConfigError(f"--out {out}: the name of what is exported as {kind} ends in {FORMATS[kind]}")
+        ends = f"ends in {FORMATS[kind]}" if FORMATS[kind] else "is a folder's"
+        raise ConfigError(f"--out {out}: the name of what is exported as {kind} {ends}")

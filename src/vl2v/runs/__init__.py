@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vl2v.runs.check import check_teacher
     from vl2v.runs.folder import Run
     from vl2v.runs.plan import RunPlan, plan_run
-    from vl2v.runs.predict import add_class, classes_of, load, predict_files
+    from vl2v.runs.predict import add_class, class_embeddings, classes_of, load, predict_files
     from vl2v.runs.query import Asked, embed
     from vl2v.runs.query_curve import Advice, advise
     from vl2v.runs.settings import resolve
@@ -28,6 +28,7 @@ _HOMES = {
     "adapt": "vl2v.runs.adapting",
     "add_class": "vl2v.runs.predict",
     "check_teacher": "vl2v.runs.check",
+    "class_embeddings": "vl2v.runs.predict",
     "classes_of": "vl2v.runs.predict",
     "advise": "vl2v.runs.query_curve",
     "default_store": "vl2v.session",
@@ -52,6 +53,7 @@ __all__ = [
     "add_class",
     "advise",
     "check_teacher",
+    "class_embeddings",
     "classes_of",
     "default_store",
     "distill",

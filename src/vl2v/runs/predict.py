@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,17 +117,30 @@ def add_class(run: Run | Path | str, name: str, *, store: Path | str | None = No
         >>> add_class("runs/a", "star").classes[-1]
         'star'
     """
+    run = run if isinstance(run, Run) else Run(run)
+    classifier = run.classifier
+    for new, vector in class_embeddings(run, [name], store=store, budget=budget).items():
+        classifier.add_class(new, vector)
+    classifier.save(run.folder / "student")
+    return classifier
+
+
+def class_embeddings(
+    run: Run | Path, names: Sequence[str], *, store: Path | str | None = None, budget: float = 0
+) -> dict[str, NDArray[np.float32]]:
+    """Return embeddings of classes that a run's student doesn't have, with the run's prompts: name -> [d].
+
+    Args and Raises: as for `add_class`.
+    """
     from vl2v.embeddings import EmbeddingStore, fetch_texts
     from vl2v.embeddings.bill import asker, with_budget
     from vl2v.embeddings.teaching import class_text, the_teacher
     from vl2v.session import Session
 
     run = run if isinstance(run, Run) else Run(run)
-    classifier = run.classifier
-    name = classifier.check_new(name)
-    about = classifier.about
-    prompts = PromptConfig(**about["prompts"])
-    fingerprint = about["teacher"]["fingerprint"]
+    about = run.classifier.about
+    new = [run.classifier.check_new(name) for name in names]
+    prompts, fingerprint = PromptConfig(**about["prompts"]), about["teacher"]["fingerprint"]
     session = Session.of(store, budget)
     with EmbeddingStore(session.store) as embeddings:
 
@@ -141,9 +154,7 @@ def add_class(run: Run | Path | str, name: str, *, store: Path | str | None = No
             with with_budget(teacher, session, asker(run.folder)):
                 fetch_texts(embeddings, teacher, texts)
 
-        classifier.add_class(name, class_text(name, prompts, about["sources"], fingerprint, embeddings, query))
-    classifier.save(run.folder / "student")
-    return classifier
+        return {name: class_text(name, prompts, about["sources"], fingerprint, embeddings, query) for name in new}
 
 
 _NO_IMAGES = ("an empty folder", "not an image", PASSED_OVER)

@@ -1,0 +1,161 @@
+"""A student as a finished page: a folder for any static host, which works without a network once it was opened."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from vl2v.data.download import fetch, sha256_of
+from vl2v.errors import ConfigError, DataError, StudentError
+from vl2v.io import write_bytes
+from vl2v.progress import Progress, silent
+
+RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web
+RUNTIME = {
+    "ort.wasm.min.js": "faece07e84faa9001f5104bbe4e5c70861d06cb2376a0dea1fa0ad33a67adc81",
+    "ort-wasm-simd-threaded.mjs": "e13f7f94fc51b4ca72b12faeb1ee95f4ace6dfbc8939bc718aabdc0a27c4299b",
+    "ort-wasm-simd-threaded.wasm": "3398c10d07d229bd91b364548e130e0e51a8e5704b88c7c083ebbeb78842dee2",
+}
+"""What runs the student in a browser: file -> SHA-256."""
+
+_ADDRESS = "https://cdn.jsdelivr.net/npm/onnxruntime-web@{version}/dist/{name}"
+_POLICY = (
+    "default-src 'none'; script-src 'self' 'unsafe-inline' 'wasm-unsafe-eval'; style-src 'unsafe-inline'; "
+    "img-src 'self' blob: data:; media-src blob:; connect-src 'self'; manifest-src 'self'; worker-src 'self'; "
+    "base-uri 'none'; form-action 'none'"
+)
+_HEAD = f"""<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
+<link rel="manifest" href="manifest.webmanifest">
+<link rel="icon" href="icon.svg">
+<link rel="apple-touch-icon" href="icon.svg">
+<meta name="theme-color" content="#0b6e66">
+<script src="ort.wasm.min.js"></script>
+<script src="student.js" defer></script>
+"""
+
+
+def runtime_files(folder: Path | None = None, progress: Progress = silent) -> dict[str, Path]:
+    """Return the files of onnxruntime-web: from a folder, from the cache, or downloaded once.
+
+    Args:
+        folder: that has them, such as `node_modules/onnxruntime-web/dist`; None: the cache.
+        progress: called with the progress.
+
+    Raises:
+        ConfigError: the folder lacks one, or it is of another version.
+        DataError: one can't be downloaded.
+    """
+    if folder is not None:
+        for name, digest in RUNTIME.items():
+            if not (folder / name).is_file() or sha256_of(folder / name) != digest:
+                raise ConfigError(
+                    f"--runtime {folder}: {name} isn't that of onnxruntime-web {RUNTIME_VERSION}; "
+                    f"`npm install onnxruntime-web@{RUNTIME_VERSION}`, then --runtime node_modules/onnxruntime-web/dist"
+                )
+        return {name: folder / name for name in RUNTIME}
+    cache = platformdirs.user_cache_path("vl2v", appauthor=False) / f"onnxruntime-web-{RUNTIME_VERSION}"
+    cache.mkdir(parents=True, exist_ok=True)
+    for name, digest in RUNTIME.items():
+        if not (cache / name).is_file() or sha256_of(cache / name) != digest:
+            address = _ADDRESS.format(version=RUNTIME_VERSION, name=name)
+            try:
+                fetch([address], cache / name, sha256=digest, most=20_000_000, progress=progress)
+            except DataError as error:
+                raise DataError(
+                    f"{error}; without a network: `npm install onnxruntime-web@{RUNTIME_VERSION}` elsewhere, and name "
+                    "its folder dist with --runtime"
+                ) from None
+    return {name: cache / name for name in RUNTIME}
+
+
+def check_folder(out: Path) -> None:
+    """Check that a page may be written to a folder.
+
+    Raises:
+        ConfigError: it has something else in it.
+    """
+    if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / "student.js").is_file())):
+        raise ConfigError(f"--out {out}: has other files in it; name a new folder")
+
+
+def write_web(
+    model: Path,
+    card: dict[str, Any],
+    out: Path,
+    *,
+    others: Mapping[str, NDArray[np.float32]] | None = None,
+    runtime: Path | None = None,
+    progress: Progress = silent,
+) -> None:
+    """Write the page of a student.
+
+    Args:
+        model: an ONNX file with preprocessing inside.
+        card: its card, as `vl2v.export.card` makes it.
+        out: the folder; it is new, or that of an earlier page, which is replaced.
+        others: classes that can be added in the page, of the open form: name -> class embedding [d].
+        runtime: as for `runtime_files`.
+        progress: called with the progress.
+
+    Raises:
+        StudentError: the model has its preprocessing outside.
+        ConfigError: the folder has something else in it.
+        DataError: onnxruntime-web can't be downloaded.
+    """
+    if card["preprocessing"] != "inside":
+        raise StudentError("a page needs a student with its preprocessing inside")
+    check_folder(out)
+    assets = files("vl2v.export").joinpath("web_page")
+    html = files("vl2v").joinpath("serving", "page.html").read_text(encoding="utf-8")
+    for old, new in (
+        ('<link rel="icon" href="data:,">\n', _HEAD),
+        ("It is sent to this server alone, and not kept.", "It stays on this device."),
+        ("\nbegin();\n</script>", '\naddEventListener("DOMContentLoaded", begin);\n</script>'),
+    ):
+        if html.count(old) != 1:
+            raise StudentError(f"the page has changed: {old.strip()!r} isn't in it once; report this")
+        html = html.replace(old, new)
+    embeddings = {
+        name: base64.b64encode(np.asarray(vector, "<f4").tobytes()).decode() for name, vector in (others or {}).items()
+    }
+    manifest = {
+        "name": "What is it?",
+        "short_name": "What is it?",
+        "start_url": "./",
+        "display": "standalone",
+        "background_color": "#f7f6f2",
+        "theme_color": "#0b6e66",
+        "icons": [{"src": "icon.svg", "sizes": "any", "type": "image/svg+xml", "purpose": "any maskable"}],
+    }
+    page = {
+        "index.html": html.encode(),
+        "manifest.webmanifest": json.dumps(manifest, indent=2).encode(),
+        "classes.json": json.dumps(embeddings).encode(),
+        "student.json": json.dumps(card, indent=2, ensure_ascii=False).encode(),
+        card["files"][0]["name"]: model.read_bytes(),
+        **{name: assets.joinpath(name).read_bytes() for name in ("student.js", "icon.svg")},
+        **{name: file.read_bytes() for name, file in runtime_files(runtime, progress).items()},
+    }
+    version = hashlib.sha256(b"".join(hashlib.sha256(data).digest() for data in page.values())).hexdigest()[:16]
+    worker = assets.joinpath("sw.js").read_text(encoding="utf-8")
+    listed = json.dumps(["./", *(name for name in page if name != "index.html")])
+    page["sw.js"] = worker.replace("{version}", version).replace("{files}", listed).encode()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+        made = Path(folder) / "page"
+        for name, data in page.items():
+            write_bytes(made / name, data)
+        if out.exists():
+            shutil.rmtree(out)
+        made.rename(out)

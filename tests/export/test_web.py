@@ -1,0 +1,168 @@
+"""`export --format web`: a finished page whose student predicts what Python does, without a network."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import ExifTags, Image
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.wait import WebDriverWait
+
+import vl2v
+import vl2v.deploy.runtime
+from vl2v.errors import ConfigError
+from vl2v.export import export_student, parity
+from vl2v.export.web import RUNTIME, runtime_files
+
+if TYPE_CHECKING:
+    from selenium.webdriver import Chrome
+
+IMAGES = 200
+
+
+@pytest.fixture(scope="module")
+def star() -> np.ndarray[Any, np.dtype[np.float32]]:
+    vector = np.random.default_rng(3).normal(size=16).astype(np.float32)
+    return vector / np.linalg.norm(vector)
+
+
+@pytest.fixture(scope="module")
+def dist(node_modules: Path) -> Path:
+    return node_modules / "onnxruntime-web" / "dist"
+
+
+@pytest.fixture(scope="module", params=["closed", "open"])
+def folder(
+    request: pytest.FixtureRequest, run: vl2v.Run, store: Path, dist: Path, star: Any, tmp_path_factory: Any
+) -> Path:
+    made: Path = tmp_path_factory.mktemp(request.param) / "page"
+    others = {"star": star} if request.param == "open" else {}
+    export_student(run, made, "web", form=request.param, store=store, runtime=dist, others=others)
+    return made
+
+
+@pytest.fixture
+def served(folder: Path) -> Iterator[tuple[Path, str, ThreadingHTTPServer]]:
+    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *given: None})
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(folder))) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}/", server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def files(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Return 200 odd images as files: PNG, turned JPEG, transparent."""
+    folder, rng = tmp_path_factory.mktemp("files"), np.random.default_rng(5)
+    sources, made = sorted(shapes.rglob("*.png")), []
+    for number in range(IMAGES):
+        image = Image.fromarray(parity.odd(Image.open(sources[number % len(sources)]).convert("RGB"), number, rng))
+        path = folder / f"{number:03d}.png"
+        if number % 7 == 3:
+            exif = Image.Exif()
+            exif[ExifTags.Base.Orientation] = 1 + number % 8
+            path = path.with_suffix(".jpg")
+            image.save(path, exif=exif, quality=100, subsampling=0)
+        elif number % 7 == 5:
+            image.putalpha(Image.linear_gradient("L").resize(image.size).point(lambda level: 0 if level < 64 else 255))
+            image.save(path)
+        else:
+            image.save(path)
+        made.append(path)
+    return made
+
+
+PREDICT_ALL = """
+const [names, done] = arguments;
+(async () => {
+  const found = [];
+  for (const name of names) {
+    const body = new FormData();
+    body.append("image", await (await fetch(name)).blob());
+    found.push((await (await fetch("predict", { method: "POST", body })).json()).predictions[0]);
+  }
+  return found;
+})().then(done, error => done(String(error)));
+"""
+
+
+def test_it_predicts_what_python_does(
+    served: tuple[Path, str, ThreadingHTTPServer], files: list[Path], run: vl2v.Run, browser: Chrome
+) -> None:
+    folder, address, _ = served
+    for file in files:
+        (folder / file.name).write_bytes(file.read_bytes())
+    browser.set_script_timeout(200)
+    browser.get(address)
+    found = browser.execute_async_script(PREDICT_ALL, [file.name for file in files])
+    for file in files:
+        (folder / file.name).unlink()
+    assert not isinstance(found, str), found
+    wanted = run.classifier.predict(files)
+    for file, ours, theirs in zip(files, found, wanted, strict=True):
+        apart = 0.02 if file.suffix == ".jpg" else 1e-3  # another JPEG decoder
+        assert (ours["label"], ours["best"]) == (theirs.label, theirs.best), file.name
+        assert ours["probabilities"] == pytest.approx(theirs.probabilities, abs=apart)
+
+
+def test_a_person_uses_it_without_a_network(
+    served: tuple[Path, str, ThreadingHTTPServer], files: list[Path], run: vl2v.Run, browser: Chrome
+) -> None:
+    folder, address, server = served
+    browser.set_window_size(390, 844)
+    browser.get(address)
+    installed = "navigator.serviceWorker.ready.then(() => arguments[0](true))"
+    assert browser.execute_async_script(installed)
+    server.shutdown()
+    server.server_close()  # from here on there is nobody
+    browser.get(address)
+    waiting = WebDriverWait(browser, 60)
+    browser.find_element(By.ID, "file").send_keys(str(files[0]))
+    verdict = browser.find_element(By.ID, "verdict")
+    waiting.until(lambda _: verdict.text)
+    (wanted,) = run.classifier.predict(files[:1])
+    assert verdict.text.lower() == wanted.label
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")  # at a phone's width
+    count = browser.find_element(By.ID, "count")
+    if json.loads((folder / "student.json").read_text("utf-8"))["form"] == "open":
+        waiting.until(lambda _: browser.find_element(By.ID, "name").is_displayed())
+        browser.find_element(By.ID, "name").send_keys("moon\n")
+        problem = browser.find_element(By.ID, "problem-words")
+        waiting.until(lambda _: "No class embedding of moon" in problem.text)
+        browser.find_element(By.ID, "name").clear()
+        browser.find_element(By.ID, "name").send_keys("Star\n")
+        waiting.until(lambda _: count.text == "4 classes")
+        obstacle = browser.find_element(By.ID, "obstacle").text
+        assert obstacle == "None can be added by name: all that came with this page are there."
+    else:
+        waiting.until(lambda _: count.text == "3 classes")
+        assert not browser.find_element(By.ID, "add").is_displayed()
+    errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+    assert not errors
+    browser.set_window_size(1280, 900)
+
+
+def test_nothing_of_the_page_is_elsewhere_and_it_is_small(folder: Path) -> None:
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 20e6
+    for name in ("index.html", "student.js", "sw.js", "manifest.webmanifest"):
+        text = (folder / name).read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
+        assert "http:" not in text and "https:" not in text
+
+
+def test_other_versions_and_other_folders_are_refused(run: vl2v.Run, store: Path, dist: Path, tmp_path: Path) -> None:
+    assert runtime_files(dist).keys() == RUNTIME.keys()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "letter.txt").write_text("keep me")
+    with pytest.raises(ConfigError, match="isn't that of onnxruntime-web"):
+        runtime_files(tmp_path)
+    with pytest.raises(ConfigError, match="has other files in it"):
+        export_student(run, tmp_path / "mine", "web", store=store, runtime=dist)
+    assert [file.name for file in (tmp_path / "mine").iterdir()] == ["letter.txt"]
