@@ -177,7 +177,7 @@ def test_a_truncated_archive_is_an_error_that_says_so(tmp_path: Path, folder: Pa
     path, data = tmp_path / f"cut.{kind}", bytes(range(256)) * 4000
     archive = zipped(path, {"a.jpg": data}) if kind == "zip" else tarred(path, (entry("a.jpg"), data))
     archive.write_bytes(archive.read_bytes()[: archive.stat().st_size // 2])
-    with pytest.raises(DataError, match=rf"{path.name}: truncated or damaged .*get it anew"):
+    with pytest.raises(DataError, match=rf"{path.name}: truncated or damaged .*download it again"):
         unpack(archive, folder)
 
 

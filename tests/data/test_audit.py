@@ -109,7 +109,7 @@ def test_a_cache_broken_inside_is_begun_anew(shapes: Path, tmp_path: Path) -> No
 def test_a_cache_that_cannot_be_written_is_named(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file/c.sqlite", tmp_path):
-        with pytest.raises(DataError, match=r"can't be kept .*; make room"):
+        with pytest.raises(DataError, match=r"can't be saved .*; free some space"):
             audit(open_dataset(shapes), cache=cache)
 
 

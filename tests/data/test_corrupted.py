@@ -72,7 +72,7 @@ def test_another_folder_is_left_alone(shapes: Path, tmp_path: Path) -> None:
     corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[3], domains=["ink"], images=2)
     for change in ({"seed": 1}, {"size": 32}, {"images": 3}, {"domains": ["chalk"]}):
         given = {"domains": ["ink"], "images": 2, **change}
-        with pytest.raises(DataError, match="made of other images, or with another size or seed"):
+        with pytest.raises(DataError, match="made from other images, or with another size or seed"):
             corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[3], **given)  # type: ignore[arg-type]
     with pytest.raises(DataError, match="holds something else"):
         corrupt_dataset(dataset, shapes, kinds=["snow"], severities=[3])

@@ -151,7 +151,7 @@ def test_a_layout_that_is_said_takes_deeper_folders_as_imagefolder_does(tmp_path
     assert list(dataset.paths) == theirs and dataset.classes == ("cat", "dog")
 
 
-@pytest.mark.parametrize(("layout", "message"), [("odd", "there are auto"), ("manifest", "wants a .csv")])
+@pytest.mark.parametrize(("layout", "message"), [("odd", "choose one of auto"), ("manifest", "needs a .csv")])
 def test_an_unfit_layout_is_an_error(tmp_path: Path, layout: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
         open_dataset(put(tmp_path, "a/cat/1.png"), layout=layout)
@@ -216,7 +216,7 @@ def test_one_image_has_one_label(tmp_path: Path) -> None:
         ("path,class,domain,split\n1.png,cat,a,dev\n", "split 'dev'; it is train, val, test or empty"),
         ("path,class,domain\nno.png,cat,a\n", r"none of its 1 images can be used \(no.png: no such file\)"),
         ("path,class,domain\n\0.png,cat,a\n", "no such file"),
-        ("\udcff", "not a CSV file"),
+        ("\udcff", "can't be read as CSV"),
     ],
 )
 def test_a_manifest_that_cannot_be_used_says_why(tmp_path: Path, text: str, message: str) -> None:
@@ -228,7 +228,7 @@ def test_a_manifest_that_cannot_be_used_says_why(tmp_path: Path, text: str, mess
 
 def test_a_parquet_file_that_is_none_says_so(tmp_path: Path) -> None:
     (tmp_path / "m.parquet").write_bytes(b"PAR1 it says, and lies")
-    with pytest.raises(DataError, match="not a Parquet file"):
+    with pytest.raises(DataError, match="can't be read as Parquet"):
         open_dataset(tmp_path / "m.parquet")
 
 

@@ -93,9 +93,13 @@ def unpack(
                     written += _write(archive, member, inside, place)
                 progress(f"unpacking {archive.name}", megabytes(min(file.tell(), whole)), megabytes(whole), "MB")
     except _BROKEN as error:
-        raise DataError(f"{archive}: truncated or damaged ({' '.join(str(error).split())}); get it anew") from None
+        raise DataError(
+            f"{archive}: truncated or damaged ({' '.join(str(error).split())}); download it again"
+        ) from None
     except FileExistsError as error:
-        raise DataError(f"{archive}: two of its files go to {error.filename}; get it from its source") from None
+        raise DataError(
+            f"{archive}: two of its files have the same path {error.filename}; get it from its source"
+        ) from None
     return written
 
 

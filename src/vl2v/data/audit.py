@@ -223,8 +223,7 @@ def _verdicts(keys: Sequence[_Key], cache: Path | None, workers: int, progress: 
 
 def _no_cache(cache: Path | None, error: Exception) -> DataError:
     return DataError(
-        f"{cache}: what is known of the images can't be kept ({error}); "
-        "make room, or see that the folder can be written"
+        f"{cache}: the audit of the images can't be saved ({error}); free some space, or make the folder writable"
     )
 
 

@@ -158,7 +158,7 @@ def check(wanted: Benchmark, dataset: DomainDataset) -> list[str]:
     if surely:
         raise DataError(
             f"{dataset.root}: differs from the published {wanted.title}: {'; '.join(surely)}; it stays where it is: "
-            "use it as it is, or delete it and get the archive anew"
+            "use it as it is, or delete it and download the archive again"
         )
     return [f"{line} (of which we aren't sure)" for lines in wrong.values() for line in lines]
 
@@ -188,8 +188,8 @@ def _archives(
         if known not in (None, sha256):
             whose = "the published one is" if file.sha256 else f"at its first download it was, says {out / LOCK},"
             raise DataError(
-                f"{found[file.name]}: SHA-256 is {sha256}, but {whose} {known}; get it anew, or, if its source has "
-                "changed it, delete it and what the lock file says of it"
+                f"{found[file.name]}: SHA-256 is {sha256}, but {whose} {known}; download it again, or, if its source "
+                "has changed it, delete it and its entry in the lock file"
             )
         if known is None:
             notes.append(
@@ -237,7 +237,9 @@ def _lay_out(wanted: Benchmark, out: Path, archives: dict[str, Path], progress: 
         _ARRANGE[wanted.arrange](wanted, archives, whole, progress)
         os.replace(whole, out / wanted.folder)
     except OSError as error:
-        raise DataError(f"{out}: can't be written ({error.strerror or error}); make room, and run it again") from None
+        raise DataError(
+            f"{out}: can't be written ({error.strerror or error}); free some space, and run it again"
+        ) from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -297,7 +299,9 @@ def _terra_places(file: Path) -> Iterator[tuple[str, str]]:
             if where in TERRA_PLACES and kind in TERRA_CLASSES:
                 yield name, f"location_{where}/{kind}/{name}"
     except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{file.name}: not annotations of Caltech Camera Traps ({error!r}); get them anew") from None
+        raise DataError(
+            f"{file.name}: not annotations of Caltech Camera Traps ({error!r}); download them again"
+        ) from None
 
 
 Row = tuple[str, str, str, str]
@@ -317,7 +321,9 @@ def _wilds(rows: Callable[[Path], Iterator[Row]]) -> Callable[[Benchmark, dict[s
             try:
                 table.writerows(rows(whole))
             except (OSError, KeyError, ValueError, csv.Error) as error:
-                raise DataError(f"{wanted.title}: its tables aren't as we know them ({error!r}); tell us") from None
+                raise DataError(
+                    f"{wanted.title}: its tables aren't as expected ({error!r}); please report it"
+                ) from None
 
     return arrange
 

@@ -95,7 +95,9 @@ def corrupt_dataset(
                 unreadable += not good
                 progress("corrupting", done, len(chosen) * len(wanted), "")
     if unreadable == len(chosen):
-        raise DataError(f"{dataset.root}: none of the {len(chosen)} chosen images can be read; look with data inspect")
+        raise DataError(
+            f"{dataset.root}: none of the {len(chosen)} chosen images can be read; `vl2v data inspect` says why"
+        )
     return Written(tuple(_domain(*one) for one in wanted), len(chosen) - unreadable, unreadable)
 
 
@@ -136,10 +138,10 @@ def _note(dataset: DomainDataset, chosen: NDArray[np.int64], out: Path, size: in
         if notes.exists():
             before = json.loads(notes.read_text(encoding="utf-8"))
             if {"images" if k == "pictures" else k: v for k, v in before.items()} != made_of:  # the former name
-                raise DataError(f"{out}: made of other images, or with another size or seed; give another folder")
+                raise DataError(f"{out}: made from other images, or with another size or seed; choose another folder")
             return
         if out.exists() and any(out.iterdir()):
-            raise DataError(f"{out}: holds something else; give a new folder")
+            raise DataError(f"{out}: holds something else; choose a new folder")
     except (OSError, ValueError) as error:
         raise DataError(f"{out}: can't be read ({error}); give another folder") from None
     write_text(notes, json.dumps(made_of, indent=2) + "\n", DataError)

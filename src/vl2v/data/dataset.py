@@ -91,7 +91,7 @@ class DomainDataset:
         if lost:
             raise DataError(
                 f"{self.root}: domain {name!r} has no usable images ({lost[0].path}: {lost[0].reason}); "
-                "put some there, or delete the folder"
+                "add some, or delete the folder"
             )
         close = difflib.get_close_matches(name, self.domains, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(self.domains)}"

@@ -77,7 +77,7 @@ def fetch(
     """Download a file and return its SHA-256 in hexadecimal; the file appears whole or not at all.
 
     A part file beside it is gone on with, in the next run too, if the server says by its ETag or date that the file is
-    still the same; else it begins anew.
+    still the same; else it starts over.
 
     Args:
         urls: the same file at one or several places, tried in order.
@@ -105,7 +105,7 @@ def fetch(
     if sha256 is not None and found != sha256:
         part.remove()
         raise DataError(
-            f"{target.name}: SHA-256 is {found}, it should be {sha256}; it is not what was meant, and was deleted"
+            f"{target.name}: SHA-256 is {found}, it should be {sha256}; it isn't the expected file, and was deleted"
         )
     os.replace(part.file, target)
     part.remove()
@@ -213,7 +213,9 @@ def _room(part: _Part, start: int, total: int, most: int | None) -> None:
         raise _Elsewhere(f"{total:,} bytes, but it should have {most:,} at most")
     free = shutil.disk_usage(part.file.parent).free
     if total - start > free:
-        raise DataError(f"{part.file.parent}: {total - start:,} bytes are to come, {free:,} are free; make room")
+        raise DataError(
+            f"{part.file.parent}: {total - start:,} bytes are still to come, only {free:,} are free; free some space"
+        )
 
 
 def _write(
@@ -232,7 +234,9 @@ def _write(
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise DataError(f"{part.file}: can't be written ({error.strerror}); make room, and run it again") from None
+        raise DataError(
+            f"{part.file}: can't be written ({error.strerror}); free some space, and run it again"
+        ) from None
     if 0 < total != done:
         raise _TryAgain(f"the connection ended after {done:,} of {total:,} bytes")
 

@@ -66,7 +66,7 @@ def open_dataset(
         path = hub_dataset(str(path))
     path = Path(path)
     if layout not in LAYOUTS:
-        raise DataError(f"layout {layout!r}: there are {', '.join(LAYOUTS)}")
+        raise DataError(f"layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
     if path == SAMPLE and not path.exists():
         path = icondg()
     if not path.exists():
@@ -74,7 +74,7 @@ def open_dataset(
             raise DataError(f"{path}: an address; download the images, and give their folder or manifest")
         raise DataError(f"{path}: no such folder or manifest")
     if path.is_file() != (layout == "manifest") and layout != "auto":
-        raise DataError(f"{path}: layout {layout} wants {'a .csv or .parquet file' if path.is_dir() else 'a folder'}")
+        raise DataError(f"{path}: layout {layout} needs {'a .csv or .parquet file' if path.is_dir() else 'a folder'}")
     is_file = path.is_file()
     folders = [unlabelled] if isinstance(unlabelled, Path) else list(unlabelled or ())
     dataset = (
@@ -167,7 +167,7 @@ def _check_splits(path: Path, rows: Sequence[Row]) -> None:
             first, *_ = sorted(names, key=lambda name: ("train" not in name.lower(), name))
             raise DataError(
                 f"{path}: {', '.join(sorted(names))} look like splits of the data, not like {what}; open one of them "
-                f"({path / first}), write a CSV manifest with a column split, or say data.layout (--layout) "
+                f"({path / first}), write a CSV manifest with a split column, or set data.layout (--layout) "
                 f"if they are {what}"
             )
 

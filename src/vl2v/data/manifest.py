@@ -159,12 +159,12 @@ def _manifest_rows(path: Path) -> Iterator[Row]:
             raise DataError(f"{path}: {where}: split {split!r}; it is {', '.join(SPLITS)} or empty")
         sha256 = values["sha256"].lower()
         if sha256 and (len(sha256) != 64 or not _HEX.issuperset(sha256)):
-            raise DataError(f"{path}: {where}: sha256 {sha256!r}; it has 64 hexadecimal digits, or is empty")
+            raise DataError(f"{path}: {where}: sha256 {sha256!r}; it must be 64 hexadecimal digits, or empty")
         name, domain = (intern(one_form(values[key])) for key in ("class", "domain"))
         name_of_file = values["path"]
         yield name_of_file if "://" in name_of_file else os.path.normpath(name_of_file), name, domain, split, sha256
     if empty:
-        raise DataError(f"{path}: an empty manifest; a line an image: path,class,domain[,split]")
+        raise DataError(f"{path}: an empty manifest; it needs one line per image: path,class,domain[,split]")
 
 
 def _check_kind(path: Path, head: bytes) -> None:
@@ -181,9 +181,9 @@ def _text(value: Any, where: str) -> str:
         try:
             value = value.decode()
         except UnicodeDecodeError:
-            raise DataError(f"{where}: bytes that are no text in UTF-8; write them as text") from None
+            raise DataError(f"{where}: bytes that aren't UTF-8 text; store the column as text") from None
     if isinstance(value, list | dict):
-        raise DataError(f"{where}: {value!r:.60}; it has to be one text or number")
+        raise DataError(f"{where}: {value!r:.60}; it must be a single text or number")
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # in a column of whole numbers with a gap, all become decimals
     text = str(value).strip()
@@ -217,7 +217,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
                     )
                 yield f"line {table.line_num}", dict(zip(heads, cells, strict=False))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a CSV file that can be read ({error}); save it as UTF-8") from None
+        raise DataError(f"{path}: can't be read as CSV ({error}); save it as UTF-8") from None
 
 
 def _read_parquet(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
@@ -230,7 +230,7 @@ def _read_parquet(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
         rows: list[dict[str, Any]] = [dict.fromkeys(table.column_names), *table.to_pylist()]
     except (OSError, pyarrow.ArrowException) as error:
         why = " ".join(str(error).split())
-        raise DataError(f"{path}: not a Parquet file that can be read ({why}); write it anew") from None
+        raise DataError(f"{path}: can't be read as Parquet ({why}); write it again") from None
     return ((f"row {number}", row) for number, row in enumerate(rows))
 
 
