@@ -135,3 +135,9 @@ def test_a_re_parameterised_student_is_exported_fused(name: str) -> None:
     pixels = torch.randint(0, 256, (2, 64, 64, 3), dtype=torch.uint8)
     with torch.no_grad():
         torch.testing.assert_close(network(pixels), student.embed(pixels)[:, :2], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="it trains on a GPU")
+def test_what_would_crash_is_refused_by_name() -> None:
+    with pytest.raises(StudentError, match="fastvit_t8: its training crashes PyTorch on a CPU"):
+        output_width("fastvit_t8", 224)
