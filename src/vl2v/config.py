@@ -158,10 +158,10 @@ class TrainConfig(Section):
     strategy: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="of a run on several devices; fsdp: each holds a part of the weights"
     )
-    head: Literal["method", "trained", "refit", "auto"] = Field(
+    head: Literal["method", "trained", "refit", "auto", "only"] = Field(
         default="method",
-        description="the last layer: as the method has it, as trained, fitted in closed form, or auto: fitted where "
-        "source validation is better so",
+        description="the last layer: as the method has it, as trained, fitted in closed form, auto: fitted where "
+        "source validation is better so, or only: fitted, and nothing else is trained",
     )
     swad: bool = Field(default=False, description="average weights over the validation-loss valley")
     select: Literal["best", "last"] = Field(

@@ -94,6 +94,18 @@ def test_it_starts_from_the_parents_weights(parents: Any, place: Path, store: Pa
         torch.testing.assert_close(mine[key], value, atol=1e-5, rtol=1e-4)
 
 
+def test_in_closed_form_the_backbone_stays_as_it_is(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:
+    parent = parents()
+    run = adapt(parent, place, tmp_path / "adapted", select=18, closed_form=True, store=store).run
+    assert run is not None and run.evaluation is not None
+    mine, theirs = run.classifier.student, parent.classifier.student
+    for one, other in zip(mine.backbone.parameters(), theirs.backbone.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not torch.equal(mine.projector.weight, theirs.projector.weight)
+    again = adapt(parent, place, tmp_path / "adapted", select=18, closed_form=True, store=store).run
+    assert again is not None and again.evaluation == run.evaluation
+
+
 @pytest.mark.parametrize("strategy", ["random", "kcenter", "uncertainty"])
 def test_of_copies_one_is_queried_whatever_selects(
     parents: Any, place: Path, store: Path, tmp_path: Path, strategy: Any

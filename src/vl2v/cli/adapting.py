@@ -17,6 +17,9 @@ def adapt(
     out: Annotated[Path | None, typer.Option(help="The new run's folder; by default RUN-adapted.")] = None,
     select: Annotated[int, typer.Option(min=1, help="How many of them to query the teacher about.")] = 200,
     strategy: Annotated[str, typer.Option(help="Which: kcenter, uncertainty or random.")] = "kcenter",
+    closed_form: Annotated[
+        bool, typer.Option("--closed-form", help="Fit the last layer alone, in seconds; the backbone stays.")
+    ] = False,
     budget: Budget = 0,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what would be queried, and its price.")] = False,
     pairs: Set = None,
@@ -37,6 +40,7 @@ def adapt(
             out,
             select=select,
             strategy=which,
+            closed_form=closed_form,
             settings=assignments(pairs or []),
             store=store,
             budget=budget,

@@ -26,8 +26,9 @@ class Taught(NamedTuple):
         features: F(x) [n, p].
         images: I(x) [n, d], unit rows.
         texts: T [C, d], unit rows.
-        labels: [n] classes, -1 for an image without a label, whose target is I(x) alone.
+        labels: [n] classes, -1 for an image without a label.
         groups: [n], for example domains; see `held_out`. Images without labels are a group of their own.
+        guesses: [n] for images without a label the class whose text stands for theirs; None: I(x) does.
     """
 
     features: NDArray[np.float32]
@@ -35,6 +36,7 @@ class Taught(NamedTuple):
     texts: NDArray[np.float32]
     labels: NDArray[np.int64]
     groups: NDArray[np.int64]
+    guesses: NDArray[np.int64] | None = None
 
 
 class Moments(NamedTuple):
@@ -116,12 +118,13 @@ def fitted_head(
 
 def _left_out(taught: Taught) -> tuple[NDArray[np.float64], list[Moments]]:
     """Return the accuracy on groups left out, the mean over them, by ridge and lambda [r, l]; and groups' moments."""
-    features, images, texts, labels, groups = taught
+    features, images, texts, labels, groups, guesses = taught
     there = labels >= 0
+    others = images if guesses is None else texts[guesses]
     ids = np.full(len(labels), -1)
     ids[there] = held_out(groups[there])
     names = np.unique(ids[there])
-    targets = np.hstack([images, np.where(there[:, None], texts[labels], images)])
+    targets = np.hstack([images, np.where(there[:, None], texts[labels], others)])
     moments = [moments_of(features[ids == name], targets[ids == name]) for name in names]
     more = [] if there.all() else [moments_of(features[~there], targets[~there])]
     right = [

@@ -80,6 +80,7 @@ def adapt(
     *,
     select: int = 200,
     strategy: Strategy = "kcenter",
+    closed_form: bool = False,
     settings: Mapping[str, Any] | None = None,
     store: Path | str | None = None,
     budget: float = 0,
@@ -94,6 +95,7 @@ def adapt(
         out: the new run's folder; an interrupted one is resumed.
         select: how many of the images the teacher is queried about; those in the store already come for nothing.
         strategy: which: far from one another to the parent's eye ("kcenter"), least certain to it, or any.
+        closed_form: fit the last layer alone, which takes seconds; the backbone stays as it is.
         settings: laid over the parent's; by default its last stage has half of the steps and of the rate.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: what a paid teacher may have cost in all, ever, by this store; in its currency.
@@ -110,7 +112,8 @@ def adapt(
         >>> found.table().print()  # doctest: +SKIP
     """
     parent = run if isinstance(run, Run) else Run(Path(run))
-    tree = _settings(parent, Path(images), settings or {}, select)
+    given = merge({"train": {"head": "only"}} if closed_form else {}, settings or {})
+    tree = _settings(parent, Path(images), given, select)
     store, out = Path(store) if store else default_store(), Path(out)
     asked = _query(parent, resolve(tree), out, store, select, strategy, budget, dry_run=dry_run, progress=progress)
     if dry_run:

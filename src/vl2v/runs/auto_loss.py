@@ -20,6 +20,7 @@ from vl2v.methods import Task
 from vl2v.progress import Progress
 from vl2v.runs.datasets import Sources
 from vl2v.runs.features import Features
+from vl2v.runs.zero_shot import adapted_teacher
 from vl2v.students import Student
 from vl2v.training import batch_targets, from_first
 
@@ -121,7 +122,7 @@ def refit(student: Student, task: Task, sources: Sources, targets: TeacherTarget
         sources: the images to learn from.
         targets: the teacher's embeddings.
         features: of the backbone as it ended.
-        how: "refit", or "auto": only if it is better on the source domains' validation images than what was trained.
+        how: "refit", "only", or "auto": if it is better on the source domains' validation images than as trained.
     """
     val = sources.split.val
     labels, seen = torch.from_numpy(sources.dataset.labels[val]), features.of(val)
@@ -156,7 +157,10 @@ def refit(student: Student, task: Task, sources: Sources, targets: TeacherTarget
 
 
 def _projector(sources: Sources, targets: TeacherTargets, features: Features) -> Fit | None:
-    """Return the projector that fits the images that something is learnt from; None where they are too few."""
+    """Return the projector that fits the images that something is learnt from; None where they are too few.
+
+    The class of an image without a label is the one that the teacher names, adapted to the labelled images.
+    """
     if targets.images is None or targets.texts is None:
         return None
     indices = _images(sources, targets)
@@ -165,7 +169,12 @@ def _projector(sources: Sources, targets: TeacherTargets, features: Features) ->
     if (queried & (labels >= 0)).sum() < FEW:
         return None
     images[~queried] = texts[labels[~queried]]
-    return fitted(Taught(features.of(indices).numpy(), images, texts, labels, sources.dataset.domain_ids[indices]))
+    guesses = None
+    if (labels < 0).any():
+        teacher = adapted_teacher(targets, sources.dataset, sources.split.train)
+        guesses = (images @ texts.T if teacher is None else teacher.logits(images)).argmax(1)
+    groups = sources.dataset.domain_ids[indices]
+    return fitted(Taught(features.of(indices).numpy(), images, texts, labels, groups, guesses))
 
 
 def _put(student: Student, fit: Fit) -> None:

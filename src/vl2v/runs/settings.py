@@ -198,7 +198,7 @@ def without_paths(tree: Any) -> Any:
 
 def refits(config: RunConfig, task: Task | type[Task]) -> bool:
     """Return whether a run's last layer is fitted in closed form at its end."""
-    return config.train.head in ("refit", "auto") or (task.refits and config.train.head == "method")
+    return config.train.head in ("refit", "auto", "only") or (task.refits and config.train.head == "method")
 
 
 def has_tower(config: RunConfig, task: Task | type[Task]) -> bool:

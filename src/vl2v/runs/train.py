@@ -278,10 +278,12 @@ def train(
     task = settled(task, run.folder, sources, answers, features, fabric, progress)
     work = _Work(run, student, sources, answers, views, trainer, features)
     stages = task.stages if config.student.parent is None else task.stages[-1:]  # whose projector fits already
+    stages = () if config.train.head == "only" else stages
     with ExitStack() as held:
         alone = fabric.world_size == 1
-        keep = work.share(shared_cache, stages[0], held) if shared_cache is not None and alone else None
-        trainer.fit(student, [(stage, partial(work.of, stage)) for stage in stages], keep)
+        keep = work.share(shared_cache, stages[0], held) if shared_cache is not None and alone and stages else None
+        if stages:
+            trainer.fit(student, [(stage, partial(work.of, stage)) for stage in stages], keep)
     if not fabric.is_global_zero:
         return
     student.fold()
