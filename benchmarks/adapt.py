@@ -38,7 +38,7 @@ def main() -> None:
     work, rows = WorkList(given.bench), []
     for job in sorted(work.jobs(), key=lambda job: (job.target, job.seed)):
         if job.method == given.method and work.trained(job):
-            rows.append(measured(Run(work.place(job)), given))
+            rows.append(measured(Run(work.folder_of(job)), given))
             print(*(f"{value:.1f}" if isinstance(value, float) else value for value in rows[-1].values()), flush=True)
     with (given.out / f"{given.bench.name}.csv").open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]))

@@ -23,7 +23,8 @@ import numpy as np
 
 from vl2v.config import assignments, merge
 from vl2v.data.samples import icondg
-from vl2v.runs import Run, distill, embed, evaluate_run
+from vl2v.runs import Run, distill, embed
+from vl2v.runs.evaluate import evaluate
 
 LAST = {"erm": "finetune", "lp": "probe", "lp-ft": "finetune", "kd": "distill", "adip": "distill"}
 RATES = {"erm": (1e-4, 3e-4, 1e-3), "kd": (1e-4, 3e-4, 1e-3), "adip": (3e-4, 1e-3, 3e-3)}
@@ -119,7 +120,7 @@ def teacher_row(given: argparse.Namespace, targets: list[str]) -> dict[str, floa
         run = Run(folder)
         tree = run.config.model_dump(by_alias=True)
         embed({**tree, "data": {**tree["data"], "target": []}}, store=given.out / "store")
-        row = evaluate_run(run, store=given.out / "store").of("teacher, zero-shot", "unseen")
+        row = evaluate(run, store=given.out / "store").of("teacher, zero-shot", "unseen")
         found[target] = 100 * row[0].metrics.accuracy
     return found
 
