@@ -115,7 +115,7 @@ def test_every_answer_is_kept_paid_and_never_asked_for_again(store, ledger, imag
 
 def test_at_the_budget_all_answers_are_kept_and_more_money_goes_on(store, ledger, images) -> None:
     vendor = Vendor()
-    with pytest.raises(BudgetReached, match="all answers are kept: raise --budget"):
+    with pytest.raises(BudgetReached, match="all embeddings are saved: raise --budget"):
         ask(vendor, store, ledger, images, budget=PRICE * 9)
     assert ledger.committed(vendor.name) == PRICE * 8 == PRICE * len(vendor.asked)
     ask(vendor, store, ledger, images, budget=PRICE * 100)
@@ -138,7 +138,7 @@ def test_another_model_under_the_same_name_is_found_out(store, ledger, images) -
     with pytest.raises(BudgetReached):
         ask(vendor, store, ledger, images, budget=PRICE * 9)
     vendor.model = 1
-    with pytest.raises(TeacherError, match=r"answers a known text differently than before \(cosine"):
+    with pytest.raises(TeacherError, match=r"embeds a cached text differently than before \(cosine"):
         ask(vendor, store, ledger, images)
 
 
@@ -150,7 +150,7 @@ def test_texts_alone_are_bought_as_carefully(store, ledger) -> None:
     fetch_texts(store, vendor, ["a cat"])
     assert len(vendor.asked) == 5
     vendor.model = 1
-    with pytest.raises(TeacherError, match="answers a known text differently"):
+    with pytest.raises(TeacherError, match="embeds a cached text differently"):
         fetch_texts(store, vendor, ["a hen"])
 
 

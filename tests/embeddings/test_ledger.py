@@ -256,3 +256,17 @@ def test_a_damaged_entry_is_not_made_good_by_taking_a_password_out(tmp_path: Pat
     with Ledger(tmp_path) as again, pytest.raises(StoreError, match="the entry of query 1 is damaged"):
         again.entries()
     assert b"hunter" not in (tmp_path / "ledger.sqlite").read_bytes()
+
+
+@pytest.mark.parametrize("gone", [1, 2, 3])
+def test_an_entry_that_was_deleted_is_missed(tmp_path: Path, gone: int) -> None:
+    with Ledger(tmp_path) as ledger:
+        for _ in range(2):
+            number = ledger.reserve("jina:m", "runs/a", "USD", Query("image", 7, 70, 9), None)
+            ledger.settle(number, "answered", 70, 9)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute("DROP TRIGGER kept")
+        db.execute("DELETE FROM entries WHERE id = ?", (gone,))
+    db.close()
+    with pytest.raises(StoreError, match=r"1 of 4 entries are gone.*put back a copy"):
+        Ledger(tmp_path)

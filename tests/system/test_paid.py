@@ -64,7 +64,7 @@ def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> Non
     assert vendor.meter.sold("client") == 0
 
     poor = command("embed")
-    assert poor.returncode == 2 and "raise --budget to go on" in poor.stderr
+    assert poor.returncode == 2 and "raise --budget" in poor.stderr
     assert vendor.meter.sold("client") == 0
 
     tight = command("embed", "--budget", "0.0009")

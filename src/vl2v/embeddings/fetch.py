@@ -1,7 +1,7 @@
-"""The fetch loop: read images, ask the teacher, keep the answers durably, go on.
+"""The fetch loop: read images, query the teacher, save the embeddings durably.
 
-A teacher with weights at hand is asked chunk by chunk; of a rented one each answer is kept the moment it arrives, and
-only then noted as paid.
+A local teacher is queried chunk by chunk; of a paid one each embedding is saved the moment it arrives, and only then
+settled in the ledger.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
     from vl2v.teachers.paid.teacher import Embedded, Kind, PaidTeacher, Refused
 
 T = TypeVar("T")
-Question = tuple[int, int]  # dataset index, view
+Pending = tuple[int, int]  # dataset index, view
 
-CHUNK = 256  # questions between two commits: at most this many answers are lost to a crash
+CHUNK = 256  # queries between two commits: at most this many embeddings are lost to a crash
 CHUNK_BYTES = 64 * 2**20  # of large photographs fewer, so that memory stays flat
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """An image that the teacher won't answer about."""
+    """An image that the teacher refuses."""
 
     path: str
     reason: str
@@ -49,27 +49,27 @@ def fetch(
     progress: Progress = silent,
     check_texts: Callable[[], None] = lambda: None,
 ) -> list[Refusal]:
-    """Ask all that the plan has left; what is answered is on the disk before more than a little is asked.
+    """Send all queries that the plan has left; embeddings are on the disk before many more are queried.
 
     While the teacher works on one chunk, a second thread reads (and augments) the next. Killed at any moment, a new
-    plan asks only for what had not arrived.
+    plan queries only what had not arrived.
 
     Args:
         plan: from `vl2v.embeddings.plan` with the same store and teacher.
         store: opened for writing.
-        teacher: who is asked; a rented one has its purse.
+        teacher: is queried; a paid one has its budget.
         progress: called with the queries done, at the start and after each chunk.
         check_texts: called when all texts are in the store, before the first image is queried; may raise.
 
     Returns:
-        The images that a rented teacher refused, with its reasons.
+        The images that a paid teacher refused, with its reasons.
 
     Raises:
-        BudgetReached: a rented teacher's next query could pass the budget; all answers are kept.
+        BudgetReached: a paid teacher's next query could pass the budget; every embedding paid for is saved.
         DataError: an image has changed or vanished since the audit.
-        TeacherError: the teacher's answer has the wrong shape, or rows that are not finite unit vectors; a rented
+        TeacherError: the teacher's output has the wrong shape, or rows that are not finite unit vectors; a rented
             teacher can't be asked, or isn't the model any more that it was.
-        StoreError: the store cannot take the answers.
+        StoreError: the store cannot take the embeddings.
     """
     from vl2v.teachers.paid.teacher import as_paid
 
@@ -100,13 +100,13 @@ def fetch(
 
 
 def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *, checked: bool = False) -> None:
-    """Ask about texts that the store doesn't know, and keep the answers.
+    """Query the texts that aren't cached, and save their embeddings.
 
     Args:
         store: opened for writing.
-        teacher: who is asked; a rented one has its purse.
-        texts: what it is asked about.
-        checked: a rented teacher was found to be the model that it was, in this session.
+        teacher: is queried; a paid one has its budget.
+        texts: what it is queried about.
+        checked: a paid teacher was found to be the model that it was, in this session.
 
     Raises:
         BudgetReached, TeacherError, StoreError: as `fetch` does.
@@ -129,13 +129,13 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *
 
 
 def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked: bool = False) -> NDArray[np.float32]:
-    """Return the answer [d] about an image file's bytes, asked and kept if the store doesn't know it.
+    """Return the embedding [d] of an image file's bytes, queried and saved if it isn't cached.
 
     Args:
         store: opened for writing.
-        teacher: who is asked; a rented one has its purse.
-        data: what it is asked about.
-        checked: a rented teacher was found to be the model that it was, in this session.
+        teacher: is queried; a paid one has its budget.
+        data: what it is queried about.
+        checked: a paid teacher was found to be the model that it was, in this session.
 
     Raises:
         BudgetReached, TeacherError, StoreError: as `fetch` does.
@@ -222,12 +222,12 @@ def _saved(
 
 
 def same_model(store: EmbeddingStore, teacher: PaidTeacher) -> None:
-    """Ask one known text and image again; a vendor can change a model under its name.
+    """Query one cached text and image again; a vendor can change a model under its name.
 
-    Nothing is kept of a new teacher before both are answered in one dimension: a single wrong answer decides nothing.
+    Nothing is saved of a new teacher before both have one dimension: a single wrong reply decides nothing.
 
     Raises:
-        TeacherError: the answers are another model's.
+        TeacherError: the embeddings are another model's.
     """
     from vl2v.teachers import EncodedImage
     from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_TEXT, Embedded
@@ -277,7 +277,7 @@ def _seen(store: EmbeddingStore, teacher: PaidTeacher, canary: Embedded) -> Iter
 
 
 def _compare(store: EmbeddingStore, teacher: PaidTeacher, kind: Kind, key: bytes, vectors: NDArray[np.float32]) -> None:
-    """Keep the first answer to a canary; compare later ones with it.
+    """Save the first embedding of a canary; compare later ones with it.
 
     Raises:
         TeacherError: they are another model's.
@@ -288,13 +288,13 @@ def _compare(store: EmbeddingStore, teacher: PaidTeacher, kind: Kind, key: bytes
     cosine = float(store.get(teacher.fingerprint, [key])[0] @ vectors[0])
     if cosine < SAME:
         raise TeacherError(
-            f"{teacher.name}: answers a known {kind} differently than before (cosine {cosine:.3f}): its "
+            f"{teacher.name}: embeds a cached {kind} differently than before (cosine {cosine:.3f}): its "
             "model was changed under its name; give it a new --store, or ask the vendor for the old version"
         )
 
 
-def _chunks(plan: Plan) -> Iterator[tuple[list[Question], list[EncodedImage]]]:
-    queries: list[Question] = []
+def _chunks(plan: Plan) -> Iterator[tuple[list[Pending], list[EncodedImage]]]:
+    queries: list[Pending] = []
     images: list[EncodedImage] = []
     size = 0
     for question, image in _encoded(plan):
@@ -308,8 +308,8 @@ def _chunks(plan: Plan) -> Iterator[tuple[list[Question], list[EncodedImage]]]:
         yield queries, images
 
 
-def _encoded(plan: Plan) -> Iterator[tuple[Question, EncodedImage]]:
-    """Yield every question with what the teacher is sent; an image is read and decoded once for all its views."""
+def _encoded(plan: Plan) -> Iterator[tuple[Pending, EncodedImage]]:
+    """Yield every query with what the teacher is sent; an image is read and decoded once for all its views."""
     from vl2v.teachers import EncodedImage
 
     for index, group in groupby(plan.pending, key=lambda question: question[0]):

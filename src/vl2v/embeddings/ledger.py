@@ -1,4 +1,4 @@
-"""Who asked what, when, for how much: an append-only SQLite file beside the store, and the budget kept with it.
+"""What was queried, when, by whom and for how much: an append-only SQLite file beside the store, and the budget.
 
 Money is committed before a query leaves and corrected when it has ended, so that a process killed in between has
 counted too much rather than too little. Every row carries the balance after it, as in a bank's book: what
@@ -103,15 +103,15 @@ class Entry:
 
     Attributes:
         at: when it left, seconds since the epoch.
-        teacher: who was asked.
+        teacher: who was queried.
         asker: the run folder, or the command.
         kind: "image" or "text".
-        status: how it ended; "reserved": no word of it (in flight, or the process was killed), counted in full.
+        status: how it ended; "reserved": in flight, or the process was killed; counted in full.
         count: how many images or texts.
         tokens: as the vendor reported them, else at most.
         micro: what it cost, in millionths of the currency.
         currency: "USD" and the like.
-        model: the model's name in the answer.
+        model: the model's name in the reply.
         note: a few words.
     """
 
@@ -153,11 +153,12 @@ class Ledger:
         try:
             self.file.parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"{self.file}: cannot be made ({error.strerror}): choose another place") from None
+            raise StoreError(f"{self.file}: cannot be made ({error.strerror}): choose another folder") from None
         with explained(self.file):
             self._db = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             try:
                 self._prepare()
+                self._check_count()
             except BaseException:
                 self._db.close()
                 raise
@@ -194,7 +195,7 @@ class Ledger:
             if budget is not None and before + query.micro > budget:
                 raise BudgetReached(
                     f"{teacher}: {money(before, currency)} of {money(budget, currency)} are spent or reserved, the "
-                    f"next query may cost {money(query.micro, currency)}; all answers are kept: raise --budget to go on"
+                    f"next query may cost {money(query.micro, currency)}; all embeddings are saved: raise --budget"
                 )
             asked = (query.kind, query.count, query.tokens, query.micro)
             return self._reserve(time.time(), teacher, asker, *asked, currency, query.digest, query.key)
@@ -243,9 +244,9 @@ class Ledger:
         return over
 
     def absorb(self, other: Ledger) -> int:
-        """Take over another ledger's queries that aren't here yet, and how open ones ended; return how many are new.
+        """Copy another ledger's queries that aren't here yet, and how open ones ended; return how many are new.
 
-        A query is known by when it left, who asked whom about what, and what was reserved: taking a ledger over
+        A query is recognised by when it left, its run, teacher and kind, and what was reserved: copying a ledger
         again counts nothing twice.
         """
         with explained(other.file):
@@ -380,6 +381,15 @@ class Ledger:
             if words["balance"] != balance:
                 self._rewrite(number, words, words | {"balance": balance})
 
+    def _check_count(self) -> None:
+        """Check that no entry is gone: they are numbered without gaps. What is cut off at the end isn't noticed."""
+        count, last = self._db.execute("SELECT count(*), coalesce(max(id), 0) FROM entries").fetchone()
+        if count != last:
+            raise StoreError(
+                f"{self.file}: {last - count} of {last} entries are gone, so what was spent isn't known: put back a "
+                "copy, or move it aside"
+            )
+
     def _version(self) -> int:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()
         return int(version)
@@ -387,7 +397,7 @@ class Ledger:
 
 @dataclass(frozen=True)
 class LedgerBudget:
-    """A purse for one teacher: every reservation and settlement is a row of the ledger.
+    """The budget of one teacher: every reservation and settlement is a row of the ledger.
 
     Attributes:
         ledger: where it is written.

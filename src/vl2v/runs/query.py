@@ -74,7 +74,7 @@ def embed(
         progress: called as the work goes on.
 
     Raises:
-        BudgetReached: all answers are kept; the same call with a larger budget goes on.
+        BudgetReached: every embedding paid for is saved; the same call with a larger budget resumes.
         ConfigError: a cluster that can't start a task.
         StudentError: a student that can't be trained; nothing is asked then.
 
