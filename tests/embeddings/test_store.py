@@ -17,7 +17,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vl2v.embeddings import EmbeddingStore, image_key, text_key
-from vl2v.embeddings import store as store_module
+from vl2v.embeddings import rows as rows_module
 from vl2v.errors import StoreError
 from vl2v.sqlite import transaction
 
@@ -165,7 +165,7 @@ def test_reading_works_while_another_writes(filled: Path) -> None:
 
 
 def test_a_second_writer_waits_its_turn_then_says_so(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("vl2v.sqlite", "vl2v.embeddings.store"):
+    for module in ("vl2v.sqlite", "vl2v.embeddings.rows"):
         monkeypatch.setattr(f"{module}.BUSY_SECONDS", 0.3)
     with EmbeddingStore(filled) as first, EmbeddingStore(filled) as second:
         started = time.monotonic()
@@ -202,11 +202,11 @@ def test_a_read_only_folder_can_be_read_and_not_written(filled: Path) -> None:
 def test_other_files_and_newer_schemas_are_refused(filled: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     other.mkdir()
-    with sqlite3.connect(other / store_module.FILE_NAME) as db:
+    with sqlite3.connect(other / rows_module.FILE_NAME) as db:
         db.execute("CREATE TABLE mine (x)")
     with pytest.raises(StoreError, match="is not an embedding store"):
         EmbeddingStore(other)
-    with sqlite3.connect(filled / store_module.FILE_NAME) as db:
+    with sqlite3.connect(filled / rows_module.FILE_NAME) as db:
         db.execute("PRAGMA user_version = 99")
     with pytest.raises(StoreError, match=r"newer vl2v \(schema 99\): upgrade"):
         EmbeddingStore(filled)
@@ -214,7 +214,7 @@ def test_other_files_and_newer_schemas_are_refused(filled: Path, tmp_path: Path)
 
 @pytest.mark.parametrize("damage", ["not a database", "header only", "pages"])
 def test_a_corrupt_file_is_named_with_its_remedy(filled: Path, damage: str) -> None:
-    file = filled / store_module.FILE_NAME
+    file = filled / rows_module.FILE_NAME
     content = bytearray(file.read_bytes())
     match damage:
         case "not a database":
@@ -222,7 +222,7 @@ def test_a_corrupt_file_is_named_with_its_remedy(filled: Path, damage: str) -> N
         case "header only":
             file.write_bytes(content[:4096])
         case "pages":
-            content[store_module.PAGE_BYTES :] = os.urandom(len(content) - store_module.PAGE_BYTES)
+            content[rows_module.PAGE_BYTES :] = os.urandom(len(content) - rows_module.PAGE_BYTES)
             file.write_bytes(content)
     with pytest.raises(StoreError, match=r"answers.sqlite: the file is corrupt .*`vl2v embed` asks again"):  # noqa: SIM117
         with EmbeddingStore(filled) as store:
@@ -230,7 +230,7 @@ def test_a_corrupt_file_is_named_with_its_remedy(filled: Path, damage: str) -> N
 
 
 def test_a_flipped_bit_is_noticed_and_repair_drops_only_that_row(filled: Path) -> None:
-    file = filled / store_module.FILE_NAME
+    file = filled / rows_module.FILE_NAME
     content = bytearray(file.read_bytes())
     place = content.find(unit_rows(50)[17].astype(np.float16).tobytes())
     content[place + 5] ^= 1
