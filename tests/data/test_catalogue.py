@@ -307,6 +307,6 @@ def test_fmow_gets_a_manifest_by_region(shapes: Path, tmp_path: Path) -> None:
 
 def test_tables_that_are_not_as_known_are_an_error(tmp_path: Path) -> None:
     archive = tarball(tmp_path / "a.tar.gz", {"metadata.csv": b"a,b\n1,2\n", "categories.csv": b"y,name\n0,empty\n"})
-    with pytest.raises(DataError, match="its tables aren't as we know them"):
+    with pytest.raises(DataError, match="its tables aren't as expected"):
         obtain(catalogue()["iwildcam"], tmp_path / "data", files=[archive])
     assert names(tmp_path / "data") == {"vl2v-data.lock.json"}
