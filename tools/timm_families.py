@@ -33,7 +33,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "students.md"
 COLUMNS = ("family", "model", "size", "free_size", "width", "trains", "exports", "quantises", "why")
 SIZE = 64
 CANDIDATES = 3
-MEMORY = 4 * 2**30  # bytes a family
+MEMORY = 8 * 2**30  # bytes a family
 # Parts of names that say how large a model is, the smallest first.
 SMALL = (
     "test_ atto nano_ femto xxtiny pico zepto xxs xxsmall _n0 _005 _010 _035 _050 mini extra_tiny xs tiny _t0 _t_ _s0 "
