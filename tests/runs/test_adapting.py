@@ -20,6 +20,7 @@ from vl2v.errors import ConfigError, RunError
 from vl2v.runs.adapting import BEFORE, adapt
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.settings import resolve
+from vl2v.session import Session
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -174,7 +175,7 @@ def test_images_without_labels_count_as_a_domain_for_each_folder_or_as_told(
     shutil.copy(shapes / "paint" / "cone" / "11.png", other)
     settings = quick_settings(shapes, recording)
     settings["data"] |= {"unlabelled": [str(place), str(other)], "unlabelled_domains": domains}
-    sources = open_sources(resolve(settings), tmp_path / "store")
+    sources = open_sources(resolve(settings), Session(tmp_path / "store"))
     unlabelled = sources.split.unlabelled
     assert len(unlabelled) == 20 and len(sources.groups(unlabelled)) == 2 + groups
     assert all(np.array_equal(group, unlabelled) for group in sources.groups(unlabelled)[2:])
