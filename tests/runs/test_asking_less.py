@@ -142,7 +142,7 @@ def test_what_a_process_is_buying_another_does_not_buy_as_well(
 
         spending = LedgerBudget(ledger, "vendor:m", "EUR", 10_000, "a run")
         with EmbeddingStore(tmp_path / "store") as store:
-            open_session(config, store, teacher, spending, sources, Views(), progress).ask()
+            open_session(config, store, teacher, spending, sources, Views(), progress).query()
 
     monkeypatch.setattr(teacher, "embed_images", slow)
     with Ledger(tmp_path / "store") as ledger, ThreadPoolExecutor(2) as pool:
