@@ -62,7 +62,7 @@ def check(quick: dict[str, Any], tmp_path: Path):
 def test_a_small_balanced_sample_is_asked_about_once_after_its_cost_was_told(check, tmp_path: Path) -> None:
     told: list[str] = []
     found = check(
-        images=18, tell=lambda words: told.append(f"{words} {(tmp_path / 'store/answers.sqlite').stat().st_size}")
+        images=18, before=lambda words: told.append(f"{words} {(tmp_path / 'store/answers.sqlite').stat().st_size}")
     )
     assert told[0].startswith("images: 18: 18 questions, 0 known, 18 to ask\ntexts: ")
     assert asked(tmp_path / "store") == {"image": 18, "text": 3}
@@ -222,11 +222,11 @@ def test_a_rented_teacher_is_asked_when_its_price_is_known_and_within_the_budget
     monkeypatch.setattr("vl2v.runs.check.the_teacher", lambda config: Vendor("ink/box/0"))
     store, told = tmp_path / "store", []
     with pytest.raises(BudgetReached):
-        check_teacher(quick, images=30, store=store, tell=told.append)
+        check_teacher(quick, images=30, store=store, before=told.append)
     assert "price: at most" in told[0] and "spent so far" in told[0]
     assert check_cost(quick, images=30, store=store).summary() == told[0]
     assert not asked(store)
-    found = check_teacher(quick, images=30, store=store, budget=5, tell=told.append)
+    found = check_teacher(quick, images=30, store=store, budget=5, before=told.append)
     assert found.everything.accuracy == 1
     assert found.everything.images == 30 - len(found.refused) < 30
     assert {refusal.reason for refusal in found.refused} == {"too plain"}
