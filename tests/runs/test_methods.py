@@ -31,7 +31,7 @@ FIGURES = Path(__file__).with_name("trained.json")
 TRAINED: dict[str, list[float]] = json.loads(FIGURES.read_text())  # method and version -> losses
 
 WHITE = [name for name, entry in METHODS.items() if entry.tower]
-BLACK = [name for name in METHODS if name not in (*WHITE, "zero-shot")]
+BLACK = [name for name, task in METHODS.items() if name not in WHITE and task.stage_defaults]
 
 
 def weights(run: vl2v.Run) -> dict[str, torch.Tensor]:
