@@ -87,9 +87,9 @@ def nothing(images: Path) -> None:
     [
         (one_class_only, r"only one class \(ball\); a classifier needs two"),
         (one_class_in_the_sources, "only one class in the source domains; a classifier needs two"),
-        (an_empty_target, r"domain 'paint' has no usable images \(paint: an empty folder\); put some there"),
+        (an_empty_target, r"domain 'paint' has no usable images \(paint: an empty folder\); add some, or delete the folder"),
         (an_empty_source, r"none of the 36 images of domain ink can be used \(.*empty file"),
-        (one_image_in_a_source, "domain ink has 1 usable images and none of them for validation; add images"),
+        (one_image_in_a_source, "domain ink has 1 usable image and none of it for validation; add images"),
         (
             a_class_called_unknown,
             "class 'unknown': 'unknown' is what is predicted where no class is likely enough; rename it",
@@ -188,9 +188,9 @@ def test_a_full_disk_loses_nothing(size: int, calm: vl2v.Run, given: dict[str, A
 @pytest.mark.parametrize(
     ("out", "store", "kind", "message"),
     [
-        ("file/run", "store", RunError, "file/run: can't be written .*; choose another folder"),
-        ("file", "store", RunError, "file: can't be written .*; choose another folder"),
-        ("run", "file/store", StoreError, "file/store: cannot make the store's folder .*: choose another place"),
+        ("file/run", "store", RunError, "file/run: can't be written .*; choose another place"),
+        ("file", "store", RunError, "file: can't be written .*; choose another place"),
+        ("run", "file/store", StoreError, "file/store: cannot make the store's folder .*: choose another folder"),
     ],
 )
 def test_a_folder_that_cannot_be_written_to(

@@ -37,7 +37,7 @@ BROKEN = LARGE[: len(LARGE) // 2]
 
 def test_large_images_are_decoded_elsewhere_to_the_same_pixels_and_small_ones_here() -> None:
     async def both() -> None:
-        elsewhere, small = Decoders(32), encoded(Image.new("RGB", (40, 30), "red"))
+        elsewhere, small = Decoders(32, "stretch"), encoded(Image.new("RGB", (40, 30), "red"))
         try:
             views = await elsewhere.views([LARGE, small, b"no image", LARGE], "a")
             assert views[1:3] == [small, b"no image"]
@@ -58,7 +58,7 @@ def test_large_images_are_decoded_elsewhere_to_the_same_pixels_and_small_ones_he
 
 def test_processor_time_is_bounded_and_the_next_image_gets_a_new_process(monkeypatch: pytest.MonkeyPatch) -> None:
     async def late() -> None:
-        elsewhere = Decoders(32)
+        elsewhere = Decoders(32, "stretch")
         try:
             monkeypatch.setattr(decoders, "SECONDS", 0.001)
             with pytest.raises(BadImage, match=r"takes over 0\.001 s of processor time to decode"):

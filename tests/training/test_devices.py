@@ -130,7 +130,7 @@ def test_a_killed_run_goes_on_with_more_devices_with_fewer_and_with_another_stra
     vl2v.distill(quick, fewer, store=store)
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("the student is in") == 1
+    assert done.stdout.count("student saved in") == 1
     for folder in (fewer, out):
         assert same_evaluation(vl2v.Run(calm).evaluation, vl2v.Run(folder).evaluation)
         assert same_student(vl2v.Run(calm), vl2v.Run(folder))
