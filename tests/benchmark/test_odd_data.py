@@ -51,7 +51,7 @@ def test_what_cant_be_learnt_from_is_told_before_a_teacher_is_asked(grid: Grid, 
     little = replace(grid, data={"little": some(shapes, tmp_path / "little", *few, count=1)})
     for wanted, why in (
         (one, "every domain is a target"),
-        (little, "has 3 usable images and none of them for valid"),
+        (little, "has 3 usable images and none for valid"),
     ):
         with pytest.raises(DataError, match=why):
             plan(wanted, tmp_path / "bench")

@@ -29,7 +29,7 @@ def test_occlusion_finds_the_part_that_the_answer_hangs_on() -> None:
     classifier = Classifier(Student(Corner(), nn.Identity(), spec, "linear"), ["bright", "dark"], None)
     white = torch.full((2, 32, 32, 3), 255, dtype=torch.uint8)
     done: list[int] = []
-    drops, least = occlusion(classifier, white, done.append)
+    drops, least = occlusion(classifier, white, lambda task, number, total, remark: done.append(number))
     assert drops.shape == (2, 8, 8) and done == [1, 2]
     assert drops[:, :4, :4].min() > 0.005 > 1e-6 > drops[:, 5:].max() == drops[:, :, 5:].max()
     whole = classifier.probabilities(white)[0, 0].item()

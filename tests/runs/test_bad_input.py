@@ -87,7 +87,10 @@ def nothing(images: Path) -> None:
     [
         (one_class_only, r"only one class \(ball\); a classifier needs two"),
         (one_class_in_the_sources, "only one class in the source domains; a classifier needs two"),
-        (an_empty_target, r"domain 'paint' has no usable images \(paint: an empty folder\); add some, or delete the folder"),
+        (
+            an_empty_target,
+            r"domain 'paint' has no usable images \(paint: an empty folder\); add some, or delete the folder",
+        ),
         (an_empty_source, r"none of the 36 images of domain ink can be used \(.*empty file"),
         (one_image_in_a_source, "domain ink has 1 usable image and none of it for validation; add images"),
         (

@@ -44,7 +44,7 @@ def test_traffic_is_logged_without_images_and_monitored(
     np.testing.assert_allclose(traffic.rows, expected, atol=1e-3)
     told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--json"])
     found = json.loads(told.stdout)
-    assert found["images"] == len(sent) and found["distance"] == pytest.approx(gauge, rel=0.05)
+    assert found["images"] == len({data for _, data in sent}) and found["distance"] == pytest.approx(gauge, rel=0.05)
     told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened.parent)])
     assert told.exit_code == 0 and "from the training domains" in told.stdout and "unknown" in told.stdout
 
@@ -83,7 +83,7 @@ def test_a_full_log_makes_way_for_another(opened: Path, tmp_path: Path, monkeypa
     began, ended = (datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds") for at in (160, 199))
     assert f"images of {began} to {ended}\n" in told.stdout
     found = json.loads(CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--json"]).stdout)
-    assert found["last"] == ended and found["images"] == len(times)
+    assert found["last"] == ended and found["images"] == 1, "one image, again and again"
 
 
 def test_a_full_disk_ends_the_log_and_fails_no_request(

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vl2v import Run
 from vl2v.deploy.runtime import load
+from vl2v.export import export_student
 from vl2v.export.triton import BATCH, model_file, write_config
 
 from .conftest import Servers
@@ -45,15 +47,15 @@ def test_its_client_works_with_its_defaults(
     client.close()
 
 
-def test_a_repository_describes_its_model(closed: Path, tmp_path: Path, pixels: np.ndarray) -> None:
+def test_a_repository_describes_its_model(run: Run, tmp_path: Path, pixels: np.ndarray) -> None:
     text_format = pytest.importorskip("google.protobuf.text_format")
     configs = pytest.importorskip("tritonclient.grpc.model_config_pb2", reason="pip install 'tritonclient[grpc]'")
     folder = tmp_path / "models" / "shapes"
     model_file(folder).parent.mkdir(parents=True)
-    model_file(folder).write_bytes(closed.read_bytes())
+    export_student(run, model_file(folder), preprocess="outside", store=run.folder.with_name("store"))
     write_config(folder)
     config = text_format.Parse((folder / "config.pbtxt").read_text(), configs.ModelConfig())
-    student = load(closed)
+    student = load(model_file(folder))
     assert (config.name, config.backend, config.max_batch_size) == ("shapes", "onnxruntime", BATCH)
     (given,), output = config.input, config.output[0]
     assert (given.data_type, list(given.dims)) == (configs.TYPE_UINT8, [32, 32, 3])

@@ -78,7 +78,7 @@ def lead(mean: float, low: float, high: float) -> tuple[str, str]:
     narrow = math.isfinite(low) and math.isfinite(high) and high - low < WIDEST
     return (
         f"{100 * mean:+.1f}",
-        f"{100 * low:+.1f} to {100 * high:+.1f}" if narrow else "can't be narrow from so few runs",
+        f"{100 * low:+.1f} to {100 * high:+.1f}" if narrow else "too few runs to tell",
     )
 
 
