@@ -37,7 +37,7 @@ def replacing(path: Path, error: type[VL2VError] = RunError, *, durable: bool = 
         error: what is raised where the disk is full or may not be written to.
         durable: whether to wait for the disk; what is quickly made again needn't.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> file = Path(tempfile.mkdtemp()) / "a" / "notes.txt"
         >>> with replacing(file) as temporary:

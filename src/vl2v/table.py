@@ -28,7 +28,7 @@ class Table:
         left: heads of the columns that hold words, aligned left; by default the first. The others hold figures.
         sections: numbers of the rows that a line follows, in the terminal.
 
-    Example:
+    Examples:
         >>> print(Table(["domain", "accuracy %"], [["a|b", "81.5"]]).render("md"))
         | domain | accuracy % |
         | --- | ---: |

@@ -191,7 +191,7 @@ def test_a_full_disk_loses_nothing(size: int, calm: vl2v.Run, given: dict[str, A
 @pytest.mark.parametrize(
     ("out", "store", "kind", "message"),
     [
-        ("file/run", "store", RunError, "file/run: can't be written .*; choose another place"),
+        ("file/run", "store", RunError, "file/run: can't be written .*; choose another folder"),
         ("file", "store", RunError, "file: can't be written .*; choose another place"),
         ("run", "file/store", StoreError, "file/store: cannot make the store's folder .*: choose another folder"),
     ],

@@ -99,7 +99,7 @@ def benchmark(
         VL2VError: of the part that can't be had: a dataset, a target, a method, a setting, an engine. A job that fails
             raises nothing: it stays among `Benchmark.missing`, and `vl2v benchmark status` names the reason.
 
-    Example:
+    Examples:
         >>> import vl2v
         >>> bench = vl2v.benchmark(
         ...     "images", "recorded:vendor", methods=["zero-shot"], targets=["paint"], seeds=1, engine="local:1"

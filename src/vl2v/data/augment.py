@@ -31,7 +31,7 @@ def fitted(image: Image.Image, fit: Fit) -> Image.Image:
         fit: "stretch" keeps everything but the ratio of the sides, as DomainBed does; "crop" keeps the ratio and the
             central square; "pad" keeps both, in the middle of a square of the longer side in ImageNet's mean colour.
 
-    Example:
+    Examples:
         >>> from PIL import Image
         >>> wide = Image.new("RGB", (300, 100))
         >>> [fitted(wide, fit).size for fit in ("stretch", "crop", "pad")]

@@ -57,7 +57,7 @@ def open_dataset(
     Raises:
         DataError: nothing there that can be used; the message says what was expected.
 
-    Example:
+    Examples:
         >>> dataset = open_dataset("images")
         >>> len(dataset), dataset.domains, dataset.classes
         (108, ('chalk', 'ink', 'paint'), ('ball', 'box', 'cone'))

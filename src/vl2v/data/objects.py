@@ -39,7 +39,7 @@ def write_dataset(data: Any, folder: Path | str, *, domain: Callable[[int], str]
     Raises:
         DataError: not such an object, or an image of it can't be read.
 
-    Example:
+    Examples:
         >>> import tempfile
         >>> from PIL import Image
         >>> from vl2v.data import open_dataset, write_dataset

@@ -31,7 +31,7 @@ class Prediction:
         probability: of the most likely class.
         probabilities: of every class.
 
-    Example:
+    Examples:
         >>> prediction(["cat", "dog"], [0.2, 0.8], threshold=0.5)
         Prediction(dog 0.800, cat 0.200)
         >>> prediction(["cat", "dog"], [0.4, 0.6], threshold=0.7).label

@@ -71,7 +71,7 @@ def adapted(embedded: Embedded) -> AdaptedTeacher:
     A class without images keeps its text: the discriminant tells nothing about it. The blended logits are scaled to be
     calibrated on the groups left out. With blend 0 they are exactly s I(x) . T^T.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> from vl2v.evaluation.adapted import Embedded, adapted
         >>> rng = np.random.default_rng(0)

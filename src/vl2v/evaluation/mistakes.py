@@ -50,7 +50,7 @@ def suspects(
         labels: [n] classes.
         contents: [n] SHA-256 of each image, which decides its fold: copies of an image are in the same.
 
-    Example:
+    Examples:
         >>> import hashlib
         >>> import numpy as np
         >>> from vl2v.evaluation.mistakes import suspects

@@ -30,7 +30,7 @@ class Row:
 class Evaluation:
     """All rows, what there is to be said about them (leakage, images set aside), and the classes that competed.
 
-    Example:
+    Examples:
         >>> metrics = Metrics(images=40, accuracy=0.85, balanced_accuracy=0.84, ece=0.03, known=0.9)
         >>> evaluation = Evaluation((Row("student", "sketch", "unseen", metrics),))
         >>> evaluation

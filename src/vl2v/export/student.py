@@ -313,7 +313,7 @@ def export_student(
         ConfigError: an unknown format, or a file name that doesn't fit it.
         MissingExtra: what writes the format is not installed.
 
-    Example:
+    Examples:
         >>> parity = export_student("runs/a", "student.pt", "torchscript")
     """
     check_format(kind, int8=int8, preprocess=preprocess)

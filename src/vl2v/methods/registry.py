@@ -32,7 +32,7 @@ _FILES = (
 def register(name: str) -> Callable[[T], T]:
     """Return a decorator that registers a method under a name.
 
-    Example:
+    Examples:
         >>> from vl2v.methods import METHODS, Task, register
         >>> @register("my-method")
         ... class MyMethod(Task):

@@ -57,9 +57,9 @@ def occlusion(
     drops, least = [], []
     for number, image in enumerate(pixels):
         covered = image.repeat((GRID - 1) ** 2 + 1, 1, 1, 1)
-        for number in range((GRID - 1) ** 2):
-            row, column = divmod(number, GRID - 1)
-            covered[number, edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = GREY
+        for patch in range((GRID - 1) ** 2):
+            row, column = divmod(patch, GRID - 1)
+            covered[patch, edges[row] : edges[row + 2], edges[column] : edges[column + 2]] = GREY
         probabilities = torch.cat([classifier.probabilities(part) for part in covered.split(32)])
         best = probabilities[-1].argmax()
         left = probabilities[:-1, best].reshape(1, 1, GRID - 1, GRID - 1)

@@ -37,7 +37,7 @@ def write_report(
         RunError: neither a run folder nor a benchmark's, or nothing in it is finished.
         DataError: the run's images aren't where they were.
 
-    Example:
+    Examples:
         >>> print(write_report("runs/a", "report.html"))
         report.html
     """

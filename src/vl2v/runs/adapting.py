@@ -107,7 +107,7 @@ def adapt(
         ConfigError: the parent's method learns nothing from images without labels.
         RunError: the parent isn't finished.
 
-    Example:
+    Examples:
         >>> found = adapt("runs/student", "new-camera/", "runs/adapted", select=200)  # doctest: +SKIP
         >>> found.table().print()  # doctest: +SKIP
     """

@@ -83,7 +83,7 @@ def check_teacher(
         DataError: no labelled images, or of only one class.
         BudgetReached: all answers are kept; the same call with a larger budget goes on.
 
-    Example:
+    Examples:
         >>> found = check_teacher({"data": {"path": "images"}, "teacher": {"spec": "recorded:vendor"},
         ...     "student": {"name": "test_efficientnet", "weights": "none"}}, images=12)
         >>> 0 <= found.everything.accuracy <= 1

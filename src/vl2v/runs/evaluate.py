@@ -58,7 +58,7 @@ def evaluate(
         DataError: the data has classes that the student doesn't have, or none is given for a student on the hub.
         VL2VError: as `load` does.
 
-    Example:
+    Examples:
         >>> evaluation = evaluate("runs/a")
         >>> sorted({row.domain for row in evaluation.of(role="unseen")})
         ['paint']

@@ -42,7 +42,7 @@ class Run:
 
     Files: `config.toml`, `metrics.jsonl`, `checkpoints/` until it has ended, `student/`, `evaluation.json`.
 
-    Example:
+    Examples:
         >>> run = Run("runs/a")
         >>> run.config.data.target, run.finished
         (['paint'], True)

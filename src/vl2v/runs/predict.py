@@ -33,7 +33,7 @@ def load(student: Run | Path | str) -> Classifier:
         StudentError: its files are corrupt.
         HubError: no such repository or revision, no connection, or no student of vl2v in it.
 
-    Example:
+    Examples:
         >>> student = load("runs/a")
         >>> student.classes[:3]
         ['ball', 'box', 'cone']
@@ -80,7 +80,7 @@ def predict_files(student: Run | Path | str, paths: Iterable[Path | str]) -> Ite
         DataError: a path that doesn't exist, or a folder without images.
         VL2VError: as `load` does.
 
-    Example:
+    Examples:
         >>> [(path.name, sorted(made.probabilities)[:2]) for path, made in predict_files("runs/a", ["images/paint"])][0]
         ('00.png', ['ball', 'box'])
     """
@@ -113,7 +113,7 @@ def add_class(run: Run | Path | str, name: str, *, store: Path | str | None = No
         StudentError: the student has a linear head, or the name can't be a new class's.
         TeacherError: the teacher can't be opened, or isn't the one that the student learned from.
 
-    Example:
+    Examples:
         >>> add_class("runs/a", "star").classes[-1]
         'star'
     """

@@ -78,7 +78,7 @@ def embed(
         ConfigError: a cluster that can't start a task.
         StudentError: a student that can't be trained; nothing is asked then.
 
-    Example:
+    Examples:
         >>> asked = embed({"data": {"path": "images"}, "teacher": {"spec": "recorded:vendor"}}, dry_run=True)
         >>> asked.cost is None  # a recording costs nothing
         True

@@ -81,7 +81,7 @@ def settings_of(settings: Mapping[str, Any] | None = None, **options: Any) -> Tr
         options: by the command line's names (`data`, `teacher`, `image_size`, ...); a section of the tree as a mapping,
             `data`, `teacher` and `student` included; or a dotted name such as `**{"stages.distill.lr": 1e-3}`.
 
-    Example:
+    Examples:
         >>> settings_of({"seed": 1}, data="PACS", target="sketch", train={"swad": True})
         {'seed': 1, 'data': {'path': 'PACS', 'target': ['sketch']}, 'train': {'swad': True}}
     """

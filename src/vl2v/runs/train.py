@@ -106,7 +106,7 @@ def distill(
         ConfigError: a setting that isn't known, is out of range or can't apply.
         VL2VError: of the part that failed; the message says what to do.
 
-    Example:
+    Examples:
         >>> import vl2v
         >>> run = vl2v.distill(
         ...     data="images", teacher="recorded:vendor", target="paint", method="kd", out="runs/b",

@@ -85,7 +85,7 @@ def serve(
         DataError: the log can't be written.
         MissingExtra: fastapi, httptools, uvicorn, prometheus-client or python-multipart isn't installed.
 
-    Example:
+    Examples:
         >>> serve(Path("runs/a/student.onnx"), port=8000)  # doctest: +SKIP
     """
     for module in NEEDED:

@@ -68,7 +68,7 @@ class Classifier(Predictor):
         threshold: probability below which the answer is "unknown".
         about: where it comes from (teacher, prompts, method), JSON types only.
 
-    Example:
+    Examples:
         >>> student = Classifier.load("runs/a/student")
         >>> student.predict(["images/paint/ball/00.png"])[0].best in student.classes
         True

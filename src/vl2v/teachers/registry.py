@@ -43,7 +43,7 @@ def open_teacher(spec: str, **options: Any) -> Teacher:
         TeacherError: unknown kind, or a teacher that can't be opened.
         MissingExtra: an optional dependency that isn't installed.
 
-    Example:
+    Examples:
         >>> teacher = open_teacher("recorded:vendor")
         >>> teacher.embed_texts(["a photo of a ball", "a photo of a box"]).shape
         (2, 16)
