@@ -96,7 +96,7 @@ def test_the_documentation_tells_other_languages_how(
     for size in (8, 32, 200) if form != "closed" else ():
         said, done = names["squeezed"](pixels, size), evaluation_view(Image.fromarray(pixels), size)
         assert np.abs(said.astype(int) - done).max() <= 1  # Pillow computes in integers
-    assert exported.card["preprocessing"].keys() == {"orientation", "colours", "resize", "filter", "input"}
+    assert exported.card["preprocessing"].keys() == {"orientation", "colours", "fit", "resize", "filter", "input"}
 
 
 def test_the_file_is_all_there_is(closed: Path, shapes: Path) -> None:

@@ -15,7 +15,7 @@ EARLIER = Path(__file__).parents[1] / "formats"
 TEACHER = "openai-compatible:http://127.0.0.1:8123/v1#tiny"  # nobody listens there any more
 
 
-@pytest.fixture(params=sorted(folder.name for folder in EARLIER.iterdir()))
+@pytest.fixture(params=sorted(run.parent.name for run in EARLIER.glob("*/run")))
 def earlier(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of an earlier version's files, which is also the working directory."""
     folder = tmp_path / "earlier"

@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import platformdirs
 from PIL import Image
 
 from vl2v.data.manifest import COLUMNS
@@ -77,6 +76,8 @@ def hub_dataset(address: str) -> Path:
     name, _, split = address.removeprefix(HUB).partition("@")
     split = split or "train"
     key = hashlib.sha256(f"{name}@{split}".encode()).hexdigest()[:16]
+    import platformdirs
+
     folder = Path(platformdirs.user_cache_dir("vl2v", appauthor=False)) / "datasets" / key
     if (folder / MANIFEST).is_file():
         return folder / MANIFEST

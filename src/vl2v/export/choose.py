@@ -189,7 +189,7 @@ def choose_export(
         form: "closed" or "open".
         int8: True: only int8, False: only fp32, None: both, where the format has both.
         image_sizes: pixels a side; by default each student's own, and down to half of it.
-        preprocess: as for `export_student`; of the one that is chosen.
+        preprocess: as for `export_student`; by default outside: time and size are measured without it.
         store: with the embeddings and the index of the images.
         progress: called with the progress.
 
@@ -218,7 +218,7 @@ def choose_export(
         assert best.made is not None
         path = out or best.run.folder / default_name(kind, int8=best.int8)
         sources = next(sources for run, sources in opened if run is best.run)
-        final = with_preprocessing(best.made, kind, sources, preprocess)
+        final = with_preprocessing(best.made, kind, sources, preprocess or "outside")
         final.copy(path)
         write_card(path, at_size(best.run.classifier, best.image_size), final.parity)
         return Choice(best, path, candidates)

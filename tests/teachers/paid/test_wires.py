@@ -96,7 +96,7 @@ def test_the_documented_form_is_spoken(kind, model, speaks, variable, header, mo
     images = []
     for grey in (0, 200, 90):
         buffer = io.BytesIO()
-        Image.new("RGB", (9, 9), (grey, 3, 4)).save(buffer, "PNG")
+        Image.new("RGB", (12, 12), (grey, 3, 4)).save(buffer, "PNG")
         images.append(EncodedImage("x", buffer.getvalue()))
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
