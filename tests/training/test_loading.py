@@ -6,8 +6,9 @@ import os
 import shutil
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from torch.utils.data import Dataset, get_worker_info
 
 from vl2v.data import open_dataset
 from vl2v.errors import RunError, VL2VWarning
-from vl2v.training import clean_pixels
+from vl2v.training import clean_pixels, loading
 from vl2v.training.loading import loaded, read_image
 
 
@@ -93,6 +94,22 @@ def test_helpers_that_fail_are_done_without(end: Callable[[], object], workers: 
         found = [int(item) for item in loaded(Squares(end), range(2, 12), workers=workers)]
     assert found == [number**2 for number in range(2, 12)]
     assert len([one for one in said if one.category is VL2VWarning]) == 1
+
+
+@pytest.mark.parametrize("error", [EOFError, ConnectionResetError])
+def test_a_connection_that_breaks_off_without_a_word_is_named(
+    error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, broken = loading._started, iter([error()])
+
+    def breaking_once(loader: Any) -> Iterator[Any]:
+        for wordless in broken:
+            raise wordless
+        return started(loader)
+
+    monkeypatch.setattr(loading, "_started", breaking_once)
+    with pytest.warns(VL2VWarning, match=error.__name__):
+        assert [int(item) for item in loaded(Squares(killed), range(3), workers=1)] == [0, 1, 4]
 
 
 def test_a_fault_of_the_items_is_not_taken_for_the_helpers() -> None:

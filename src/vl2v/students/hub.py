@@ -116,4 +116,4 @@ def one_line(reference: str) -> Iterator[None]:
         said = f" ({error.server_message.splitlines()[0]})" if error.server_message else ""
         raise HubError(f"{reference}: the hub answers {status}{said}{hint}") from None
     except errors.HFValidationError as error:
-        raise HubError(f"{reference}: {str(error).splitlines()[0]}") from None
+        raise HubError(f"{reference}: {(str(error) or type(error).__name__).splitlines()[0]}") from None

@@ -65,7 +65,7 @@ def loaded(items: Dataset[Any], numbers: Sequence[int], *, workers: int, ahead: 
         except BROKEN as error:
             if not workers:
                 raise
-            reason = str(error).strip().splitlines()[-1]
+            reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # EOFError has no words
             warnings.warn(
                 f"data.workers = {workers}: decoding in other processes fails, as it does with a small /dev/shm or too "
                 f"little memory ({reason}); decoding goes on in this one, more slowly: data.workers=0 tries no others",
