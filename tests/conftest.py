@@ -42,6 +42,16 @@ FIRST = (
 )  # of what takes long, so that no process is left with it in the end
 
 
+@pytest.fixture
+def quick_retries() -> Iterator[None]:
+    """Let a paid teacher's client retry without the waits between its attempts."""
+    import stamina
+
+    stamina.set_testing(True, attempts=8, cap=True)
+    yield
+    stamina.set_testing(False)
+
+
 def whole(nodeid: str) -> str:
     """Return what one process does as a whole: a test's file, or its folder."""
     file = nodeid.partition("::")[0]

@@ -67,6 +67,16 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 
 @contextmanager
+def closed_on_error(db: sqlite3.Connection) -> Iterator[None]:
+    """Close a file that is being opened if the block fails, whatever the reason; the error goes on."""
+    try:
+        yield
+    except BaseException:
+        db.close()
+        raise
+
+
+@contextmanager
 def explained(file: Path) -> Iterator[None]:
     """Raise SQLite's errors as a `StoreError`, with what the person can do about them."""
     try:

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import stamina
 import tomli_w
 
 from little import quick_settings
@@ -21,13 +20,7 @@ from vl2v.embeddings import EmbeddingStore
 from vl2v.runs.query import embed
 
 PRICE = 20
-
-
-@pytest.fixture(autouse=True)
-def quick_retries():
-    stamina.set_testing(True, attempts=8, cap=True)
-    yield
-    stamina.set_testing(False)
+pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from vl2v.data.decoding import REPAIRED, ImageError, decode_with_remark
 from vl2v.data.near_duplicates import look_of
 from vl2v.errors import DataError
 from vl2v.progress import Progress, silent
-from vl2v.sqlite import BUSY_SECONDS, journal
+from vl2v.sqlite import BUSY_SECONDS, closed_on_error, journal
 
 _CHUNK = 256
 _MAX_BYTES = 512 * 1024**2
@@ -240,7 +240,7 @@ def _open(cache: Path | None) -> sqlite3.Connection:
     except OSError as error:
         raise _no_cache(cache, error) from None
     db = sqlite3.connect(cache or ":memory:", timeout=BUSY_SECONDS)
-    try:
+    with closed_on_error(db):
         if cache is not None:
             journal(db, cache)
         db.execute(
@@ -248,9 +248,6 @@ def _open(cache: Path | None) -> sqlite3.Connection:
             " (path TEXT PRIMARY KEY, size INTEGER, changed INTEGER, noted INTEGER, node INTEGER,"
             " sha256 BLOB, problem TEXT, remark TEXT, look BLOB) WITHOUT ROWID"
         )
-    except BaseException:
-        db.close()
-        raise
     return db
 
 

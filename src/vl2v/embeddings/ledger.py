@@ -18,7 +18,7 @@ from typing import Any, Self
 
 from vl2v.errors import StoreError
 from vl2v.privacy import without_secrets
-from vl2v.sqlite import BUSY_SECONDS, Format, explained, journal, transaction
+from vl2v.sqlite import BUSY_SECONDS, Format, closed_on_error, explained, journal, transaction
 from vl2v.teachers.paid.limits import canonical_spec
 from vl2v.teachers.paid.teacher import BudgetReached, Kind, Query, Status, money
 
@@ -156,12 +156,9 @@ class Ledger:
             raise StoreError(f"{self.file}: cannot be made ({error.strerror}): choose another folder") from None
         with explained(self.file):
             self._db = sqlite3.connect(self.file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
-            try:
+            with closed_on_error(self._db):
                 self._prepare()
                 self._check_count()
-            except BaseException:
-                self._db.close()
-                raise
 
     def __enter__(self) -> Self:
         return self

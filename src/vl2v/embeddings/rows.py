@@ -22,7 +22,7 @@ from vl2v.embeddings.ledger import FILE_NAME as LEDGER
 from vl2v.embeddings.schema import FORMAT, UNNAMED, crc, half_of, halves_of, teacher_crc, upgrade, version_of
 from vl2v.errors import StoreError
 from vl2v.privacy import without_secrets
-from vl2v.sqlite import BUSY_SECONDS, explained, is_shared, journal, transaction
+from vl2v.sqlite import BUSY_SECONDS, closed_on_error, explained, is_shared, journal, transaction
 
 FILE_NAME = "answers.sqlite"
 PAGE_BYTES = 16384
@@ -91,11 +91,8 @@ class Rows:
         self._complete: set[str] = set()  # fingerprints of teachers none of whose answers is lost
         with explained(self.file):
             self._db = self._connect()
-            try:
+            with closed_on_error(self._db):
                 self._prepare()
-            except BaseException:
-                self._db.close()
-                raise
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,6 @@ from functools import partial
 import httpx2
 import numpy as np
 import pytest
-import stamina
 from PIL import Image
 
 from vl2v.embeddings import EmbeddingStore, fetch_texts, text_key
@@ -51,12 +50,7 @@ price = {{ image = 0.001, text = 0.0005 }}
 {more}
 """
 
-
-@pytest.fixture(autouse=True)
-def quick_retries():
-    stamina.set_testing(True, attempts=8, cap=True)
-    yield
-    stamina.set_testing(False)
+pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
 @pytest.fixture
