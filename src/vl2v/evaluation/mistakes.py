@@ -64,7 +64,7 @@ def suspects(
         [(7, 1)]
     """
     teacher, student = _judges(images, texts, labels, contents)
-    together = _softmax((np.log(teacher + 1e-9) + np.log(student + 1e-9)) / 2)
+    together = _together(teacher, student)
     doubted = np.flatnonzero((teacher.argmax(1) != labels) & (student.argmax(1) != labels))
     suggested = together.argmax(1)
     doubted = doubted[suggested[doubted] != labels[doubted]]
@@ -79,7 +79,11 @@ def probabilities(
     images: NDArray[np.float32], texts: NDArray[np.float32], labels: NDArray[np.int64], contents: Sequence[bytes]
 ) -> Floats:
     """Return the classes' probabilities [n, C] by teacher and student together; see `suspects`."""
-    teacher, student = _judges(images, texts, labels, contents)
+    return _together(*_judges(images, texts, labels, contents))
+
+
+def _together(teacher: Floats, student: Floats) -> Floats:
+    """Return the geometric mean of two judges' probabilities [n, C]."""
     return _softmax((np.log(teacher + 1e-9) + np.log(student + 1e-9)) / 2)
 
 

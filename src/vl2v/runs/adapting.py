@@ -34,7 +34,7 @@ from vl2v.runs.query import Asked
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
-from vl2v.session import Session, default_store
+from vl2v.session import Session
 from vl2v.table import Table
 from vl2v.training import new_fabric
 
@@ -114,15 +114,15 @@ def adapt(
     parent = run if isinstance(run, Run) else Run(Path(run))
     given = merge({"train": {"head": "only"}} if closed_form else {}, settings or {})
     tree = _settings(parent, Path(images), given, select)
-    store, out = Path(store) if store else default_store(), Path(out)
-    asked = _query(parent, resolve(tree), out, store, select, strategy, budget, dry_run=dry_run, progress=progress)
+    session, out = Session.of(store, budget, progress), Path(out)
+    asked = _query(parent, resolve(tree), out, session, select, strategy, dry_run=dry_run)
     if dry_run:
         return Adapted(None, asked)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "config.toml").exists():
         with suppress(FileNotFoundError):  # what the parent chose for itself still fits
             shutil.copyfile(parent.folder / "chosen.json", out / "chosen.json")
-    made = distill(tree, out, store=store, budget=budget, progress=progress)
+    made = distill(tree, out, store=session.store, budget=budget, progress=progress)
     if made.evaluation is not None and not made.evaluation.of(BEFORE):
         made.save_evaluation(_beside(made.evaluation, parent))
     return Adapted(made, asked)
@@ -164,24 +164,22 @@ def _query(
     parent: Run,
     config: RunConfig,
     out: Path,
-    store: Path,
+    session: Session,
     select: int,
     strategy: Strategy,
-    budget: float,
     *,
     dry_run: bool,
-    progress: Progress,
 ) -> Asked:
     """Query the teacher about the most useful images of the new place."""
-    sources = open_sources(config, Session(store, budget, progress))
+    sources = open_sources(config, session)
     teacher = the_teacher(config.teacher)
     views = fixed_views(config, parent.classifier.student.spec.image_size)
-    with EmbeddingStore(store) as opened, with_budget(teacher, Session(store, budget), asker(out)) as spending:
-        session = open_session(config, opened, teacher, spending, sources, views, progress)
-        chosen = _chosen(parent, config, sources, select, strategy, progress)
-        queries = session.plan(chosen)
+    with EmbeddingStore(session.store) as opened, with_budget(teacher, session, asker(out)) as spending:
+        querying = open_session(config, opened, teacher, spending, sources, views, session.progress)
+        chosen = _chosen(parent, config, sources, select, strategy, session.progress)
+        queries = querying.plan(chosen)
         forecast = cost(queries, teacher, spending)
-        refused: list[Refusal] = [] if dry_run else session.query(chosen)
+        refused: list[Refusal] = [] if dry_run else querying.query(chosen)
         return Asked(queries, forecast, tuple(refused), spending.bill() if spending else "")
 
 
