@@ -1,9 +1,9 @@
 """Build IconDG, the sample benchmark: everyday things (classes) in several drawing styles (domains).
 
-    python tools/build_icondg.py PACKAGE [--sheets FOLDER] [--output src/vl2v/assets/icondg.zip]
+    python tools/build_icondg.py PACKAGE [--table tools/icondg.toml] [--sheets FOLDER] [--output ARCHIVE]
 
-PACKAGE is the unpacked npm package @iconify/json (2.2.535). What belongs to a class is told by tools/icondg.toml. The
-same package and table give the same bytes.
+PACKAGE is the unpacked npm package @iconify/json (2.2.535). The table says which icons belong to a class. The same
+package and table give the same bytes.
 """
 
 from __future__ import annotations
@@ -60,10 +60,11 @@ def main() -> None:
     """Build the archive, and contact sheets where they are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path)
+    parser.add_argument("--table", type=Path, default=TABLE)
     parser.add_argument("--sheets", type=Path, help="a folder for one image a class, to look the labels over")
     parser.add_argument("--output", type=Path, default=OUTPUT)
     args = parser.parse_args()
-    table = tomllib.loads(TABLE.read_text(encoding="utf-8"))
+    table = tomllib.loads(args.table.read_text(encoding="utf-8"))
     cells = candidates(args.package, table)
     cells = distinct(cells, table["seed_order"], table["most"])
     report(cells, table)
@@ -197,7 +198,7 @@ def write(cells: dict[Cell, list[RenderedIcon]], sets: dict[str, dict[str, Any]]
             of = sets[image.icon.prefix]
             author, licence = of["author"], of["license"]
             files[path] = png(image.pixels)
-            rows.append((path, of["name"], image.icon.name, author["name"], licence["spdx"], author["url"]))
+            rows.append((path, of["name"], image.icon.name, author["name"], licence["spdx"], author.get("url", "")))
     table = io.StringIO()
     csv.writer(table, lineterminator="\n").writerows(
         [("file", "set", "icon", "author", "licence", "url"), *sorted(rows)]
@@ -244,9 +245,13 @@ def licences(prefixes: list[str], sets: dict[str, dict[str, Any]]) -> str:
     for prefix in prefixes:
         of = sets[prefix]
         author, licence = of["author"], of["license"]
-        name = f"[{of['name']}]({author['url']})"
-        lines.append(f"| {name} | {author['name']} | [{licence['title']}]({licence['url']}) |")
+        name, title = _link(of["name"], author), _link(licence["title"], licence)
+        lines.append(f"| {name} | {author['name']} | {title} |")
     return "\n".join([*lines, ""])
+
+
+def _link(text: str, of: dict[str, Any]) -> str:
+    return f"[{text}]({of['url']})" if "url" in of else text
 
 
 def report(cells: dict[Cell, list[RenderedIcon]], table: dict[str, Any]) -> None:
@@ -264,7 +269,7 @@ def sheets(cells: dict[Cell, list[RenderedIcon]], table: dict[str, Any], folder:
     """Draw one sheet a class, its domains under one another with the icons' names."""
     folder.mkdir(parents=True, exist_ok=True)
     across, tile = 15, SIZE + 14
-    for name in table["classes"]:
+    for name in sorted({name for (_, name), images in cells.items() if images}):
         rows = [cells[d, name][i : i + across] for d in table["domains"] for i in range(0, len(cells[d, name]), across)]
         sheet = Image.new("RGB", (across * tile, len(rows) * tile), "white")
         draw = ImageDraw.Draw(sheet)
