@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
+from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,12 +52,37 @@ def folder(
     return made
 
 
+@dataclass
+class Site:
+    """A page on its server; `sent` counts the files whose contents were sent."""
+
+    folder: Path
+    address: str
+    server: ThreadingHTTPServer
+    sent: Counter[str]
+
+    def open(self, browser: Chrome) -> None:
+        """Open the page, and wait until it can predict and all of it is cached."""
+        browser.get_log("browser")  # what is in it is of the page before
+        browser.get(self.address)
+        WebDriverWait(browser, 60).until(lambda _: browser.find_element(By.ID, "count").text)
+        assert browser.execute_script("return navigator.serviceWorker.controller.state") == "activated"
+
+
 @pytest.fixture
-def served(folder: Path) -> Iterator[tuple[Path, str, ThreadingHTTPServer]]:
-    quiet = type("Quiet", (SimpleHTTPRequestHandler,), {"log_message": lambda *given: None})
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(quiet, directory=str(folder))) as server:
+def site(folder: Path) -> Iterator[Site]:
+    sent: Counter[str] = Counter()
+
+    class Counting(SimpleHTTPRequestHandler):
+        def log_request(self, code: Any = "-", size: Any = "-") -> None:
+            sent[self.path] += code == HTTPStatus.OK
+
+        def log_message(self, *given: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Counting, directory=str(folder))) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield folder, f"http://127.0.0.1:{server.server_port}/", server
+        yield Site(folder, f"http://127.0.0.1:{server.server_port}/", server, sent)
         server.shutdown()
 
 
@@ -94,17 +122,14 @@ const [names, done] = arguments;
 """
 
 
-def test_it_predicts_what_python_does(
-    served: tuple[Path, str, ThreadingHTTPServer], files: list[Path], run: vl2v.Run, browser: Chrome
-) -> None:
-    folder, address, _ = served
+def test_it_predicts_what_python_does(site: Site, files: list[Path], run: vl2v.Run, browser: Chrome) -> None:
     for file in files:
-        (folder / file.name).write_bytes(file.read_bytes())
+        (site.folder / file.name).write_bytes(file.read_bytes())
     browser.set_script_timeout(200)
-    browser.get(address)
+    site.open(browser)
     found = browser.execute_async_script(PREDICT_ALL, [file.name for file in files])
     for file in files:
-        (folder / file.name).unlink()
+        (site.folder / file.name).unlink()
     assert not isinstance(found, str), found
     wanted = run.classifier.predict(files)
     for file, ours, theirs in zip(files, found, wanted, strict=True):
@@ -113,17 +138,20 @@ def test_it_predicts_what_python_does(
         assert ours["probabilities"] == pytest.approx(theirs.probabilities, abs=apart)
 
 
-def test_a_person_uses_it_without_a_network(
-    served: tuple[Path, str, ThreadingHTTPServer], files: list[Path], run: vl2v.Run, browser: Chrome
-) -> None:
-    folder, address, server = served
+def test_no_file_is_downloaded_twice(site: Site, browser: Chrome) -> None:
+    for _ in range(2):
+        site.open(browser)
+    wanted = {f"/{file.name}" for file in site.folder.iterdir()} - {"/index.html"} | {"/"}
+    assert site.sent == dict.fromkeys(wanted, 1)
+
+
+def test_a_person_uses_it_without_a_network(site: Site, files: list[Path], run: vl2v.Run, browser: Chrome) -> None:
+    folder = site.folder
     browser.set_window_size(390, 844)
-    browser.get(address)
-    installed = "navigator.serviceWorker.ready.then(() => arguments[0](true))"
-    assert browser.execute_async_script(installed)
-    server.shutdown()
-    server.server_close()  # from here on there is nobody
-    browser.get(address)
+    site.open(browser)
+    site.server.shutdown()
+    site.server.server_close()  # from here on there is nobody
+    browser.get(site.address)
     waiting = WebDriverWait(browser, 60)
     browser.find_element(By.ID, "file").send_keys(str(files[0]))
     verdict = browser.find_element(By.ID, "verdict")

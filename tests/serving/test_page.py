@@ -163,7 +163,7 @@ def test_the_camera_is_used(tmp_path: Path, served: Servers) -> None:
         tmp_path / "profile", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
     ) as browser:
         page = Page(browser, served())
-        page.until(lambda: page.shown("look"))
+        page.until(lambda: page.shown("classes"))
         page.click("look")
         page.until(lambda: page.shown("camera") and browser.execute_script("return camera.videoWidth > 0"))
         page.click("take")

@@ -7,7 +7,21 @@
   const floats = text => new Float32Array(Uint8Array.from(atob(text), sign => sign.charCodeAt(0)).buffer);
   const network = fetch.bind(window);
 
+  // The service worker fetches every file once and hands it to the page from its cache. Without one (a reload that
+  // goes around it, a browser that stores nothing) the page fetches for itself.
+  async function installed() {
+    const registration = await navigator.serviceWorker?.register("sw.js");
+    const worker = registration?.installing ?? registration?.waiting;
+    if (!worker || navigator.serviceWorker.controller) return;
+    const settled = () => ["activated", "redundant"].includes(worker.state);
+    await new Promise(done => {
+      worker.addEventListener("statechange", () => settled() && done());
+      if (settled()) done();
+    });
+  }
+
   const ready = (async () => {
+    await installed().catch(error => console.warn(error));
     const [card, more] = await Promise.all(["student.json", "classes.json"].map(async name => (await network(name)).json()));
     ort.env.wasm.numThreads = 1;  // more would need headers that static hosts don't send
     ort.env.wasm.wasmPaths = new URL("./", document.baseURI).href;
@@ -20,7 +34,7 @@
     for (const { name, vector } of classes) if (vector) others.set(name, vector);  // what is removed can come back
     return { card, session, open, classes, others };
   })();
-  ready.catch(() => {});  // each question tells it
+  ready.catch(() => {});  // each request says so
 
   async function pixels(file) {  // uint8 RGB [h, w, 3]: turned as EXIF says, transparency on white, not resized
     const bitmap = await createImageBitmap(file, { colorSpaceConversion: "none" });
@@ -107,6 +121,4 @@
     const { form, precision, image_size, threshold } = student.card;
     return said(200, { model: "student", form, precision, image_size, threshold, images: 1, bytes: 1e9, teacher: null });
   };
-
-  if ("serviceWorker" in navigator) navigator.serviceWorker.register("sw.js").catch(error => console.warn(error));
 })();

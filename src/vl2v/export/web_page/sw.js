@@ -1,7 +1,7 @@
-// Keeps the whole page for when there is no network. VERSION changes with any of its files.
+// Caches the whole page for when there is no network. VERSION changes with any of its files.
 "use strict";
 const VERSION = "{version}";
-const FILES = {files};
+const FILES = {files}.map(name => new Request(name, { cache: "no-cache" }));  // none of an older version
 
 self.addEventListener("install", event => {
   event.waitUntil(caches.open(VERSION).then(cache => cache.addAll(FILES)).then(() => self.skipWaiting()));
