@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from vl2v.data import audit, decode, open_dataset
-from vl2v.data.near_duplicates import look_of, lookalikes, near_copies
+from vl2v.data.near_duplicates import lookalikes, near_copies, signature_of
 
 EVERY = 25  # images of which one is changed
 
@@ -27,10 +27,10 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     dataset = open_dataset(parser.parse_args().data)
     start = time.process_time()
-    looks = audit(dataset).looks
+    signatures = audit(dataset).signatures
     read = time.process_time() - start
     start = time.process_time()
-    stands = near_copies(looks)
+    stands = near_copies(signatures)
     compared = time.process_time() - start
     near = np.flatnonzero(stands != np.arange(len(dataset)))
     classes = int((dataset.labels[near] != dataset.labels[stands[near]]).sum())
@@ -42,10 +42,10 @@ def main() -> None:
         print(f"{dataset.paths[stands[index]]} and {dataset.paths[index]}")
     chosen = range(0, len(dataset), EVERY)
     images = [decode(dataset.read(index)) for index in chosen]
-    among = [looks[index] for index in chosen]
+    among = [signatures[index] for index in chosen]
     print("\n| change | found |\n| --- | --- |")
     for name, change in CHANGES.items():
-        found = lookalikes([look_of(change(image)) for image in images], among)
+        found = lookalikes([signature_of(change(image)) for image in images], among)
         print(f"| {name} | {100 * (found == np.arange(len(images))).mean():.1f}% |")
 
 

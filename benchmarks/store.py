@@ -164,7 +164,7 @@ def kills(times: int, parent: Path | None) -> None:
         with EmbeddingStore(folder) as store:
             for batch in acknowledged:
                 keys = keys_of(range(64 * batch, 64 * batch + 64))
-                there = store.known(facts.fingerprint, keys)
+                there = store.cached(facts.fingerprint, keys)
                 lost += int((~there).sum())
                 if there.all():
                     kept = store.get_half(facts.fingerprint, keys)

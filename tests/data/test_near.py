@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from vl2v.data import audit, decode, open_dataset
-from vl2v.data.near_duplicates import look_of, lookalikes, near_copies
+from vl2v.data.near_duplicates import lookalikes, near_copies, signature_of
 
 
 def scene(seed: int, size: int = 96) -> Image.Image:
@@ -34,8 +34,8 @@ def images(tmp_path: Path):
 
 
 def test_the_same_image_in_another_file_is_found(images) -> None:
-    looks = audit(images).looks
-    found = near_copies(looks)
+    signatures = audit(images).signatures
+    found = near_copies(signatures)
     stands = {images.paths[i]: images.paths[j] for i, j in enumerate(found) if i != j}
     assert stands == {
         "b/x/03.jpg": "a/y/03.png",
@@ -52,7 +52,7 @@ def test_looks_come_with_the_audit_and_out_of_its_cache(images, tmp_path: Path, 
     )  # the second time nothing is decoded
     assert audit(images, cache=cache) == first
     some = np.array([2, 5])
-    assert first.subset(some).looks == (first.looks[2], first.looks[5])
+    assert first.subset(some).signatures == (first.signatures[2], first.signatures[5])
 
 
 @pytest.mark.parametrize(
@@ -66,8 +66,8 @@ def test_looks_come_with_the_audit_and_out_of_its_cache(images, tmp_path: Path, 
     ],
 )
 def test_near_copies_have_the_same_shapes_and_colours(change, alike: bool) -> None:
-    looks = [look_of(scene(seed)) for seed in range(5)]
-    assert lookalikes([look_of(change(scene(3)))], looks).tolist() == [3 if alike else -1]
+    signatures = [signature_of(scene(seed)) for seed in range(5)]
+    assert lookalikes([signature_of(change(scene(3)))], signatures).tolist() == [3 if alike else -1]
 
 
 @pytest.mark.parametrize("cells", [6, 24])
@@ -78,10 +78,10 @@ def test_images_without_detail_have_near_copies_too(cells: int, quality: int) ->
     saved = []
     for image in images:
         image.save(buffer := io.BytesIO(), "JPEG", quality=quality)
-        saved.append(look_of(decode(buffer.getvalue())))
-    assert lookalikes(saved, [look_of(image) for image in images]).tolist() == list(range(20))
+        saved.append(signature_of(decode(buffer.getvalue())))
+    assert lookalikes(saved, [signature_of(image) for image in images]).tolist() == list(range(20))
 
 
 def test_images_of_one_colour_are_no_near_copies() -> None:
-    white = look_of(Image.new("RGB", (40, 40), "white"))
-    assert white == b"" and near_copies([white, white, look_of(scene(0))]).tolist() == [0, 1, 2]
+    white = signature_of(Image.new("RGB", (40, 40), "white"))
+    assert white == b"" and near_copies([white, white, signature_of(scene(0))]).tolist() == [0, 1, 2]

@@ -47,7 +47,7 @@ def losses(folder: Path, *, read_only: bool) -> int:
     with store:
         for fingerprint, vectors in VECTORS.items():
             try:
-                assert store.known(fingerprint, some_keys(COUNT)).all(), "embeddings are missing, and nothing is said"
+                assert store.cached(fingerprint, some_keys(COUNT)).all(), "embeddings are missing, and nothing is said"
                 found = store.get_half(fingerprint, some_keys(COUNT))
                 store.check(fingerprint)
             except StoreError as error:
@@ -126,11 +126,11 @@ def test_what_is_lost_is_counted_and_repair_saves_the_rest(whole: Path, tmp_path
     file.close()
     with EmbeddingStore(tmp_path) as store:
         with pytest.raises(StoreError, match=r"3 of 400 embeddings of tiny:one are lost or damaged"):
-            store.known(ONE.fingerprint, some_keys(COUNT))
+            store.cached(ONE.fingerprint, some_keys(COUNT))
         with pytest.raises(StoreError, match=r"400 of 400 embeddings of tiny:two"):
             store.check(TWO.fingerprint)
         assert store.repair() == 1
-        known = store.known(ONE.fingerprint, some_keys(COUNT))
+        known = store.cached(ONE.fingerprint, some_keys(COUNT))
         assert np.flatnonzero(~known).tolist() == [16, 17]
         store.put(ONE.fingerprint, some_keys(2, 16), VECTORS[ONE.fingerprint][16:18], kind="text")
     assert losses(tmp_path, read_only=True) == 0
@@ -146,7 +146,7 @@ def test_a_store_of_version_1_is_read_and_becomes_one_of_today(tmp_path: Path) -
         with EmbeddingStore(tmp_path) as new:
             assert new._version() == 3
             np.testing.assert_array_equal(new.get_half(teacher.fingerprint, keys), before)
-            assert not new.known(teacher.fingerprint, [bytes(16)])[0]  # and nothing is said to be lost
+            assert not new.cached(teacher.fingerprint, [bytes(16)])[0]  # and nothing is said to be lost
     with EmbeddingStore(tmp_path) as new:
         new._db.execute("UPDATE answers SET crc = crc + 1 WHERE id = 1")
         with pytest.raises(StoreError, match="fail their checksum"):
@@ -204,7 +204,7 @@ def test_what_stands_under_another_spelling_is_found_under_both(tmp_path: Path, 
         store.put(TWO.fingerprint, some_keys(10), unit_rows(10), kind="text")
     with EmbeddingStore(tmp_path, read_only=read_only) as store:
         store.recognise(Spelt())
-        assert store.known(ONE.fingerprint, some_keys(10)).all()
+        assert store.cached(ONE.fingerprint, some_keys(10)).all()
     with EmbeddingStore(tmp_path) as store:
         store.register(Spelt())
         store.put(ONE.fingerprint, some_keys(10, 5), unit_rows(10), kind="text")
@@ -213,7 +213,7 @@ def test_what_stands_under_another_spelling_is_found_under_both(tmp_path: Path, 
         np.testing.assert_array_equal(
             store.get(TWO.fingerprint, some_keys(15)), store.get(ONE.fingerprint, some_keys(15))
         )
-        assert store.known(ONE.fingerprint, some_keys(20)).sum() == 15
+        assert store.cached(ONE.fingerprint, some_keys(20)).sum() == 15
 
 
 @pytest.mark.parametrize("change", ["micro = 1", "balance = 1", "teacher = 'b'", "status = 'lost', query = 1"])

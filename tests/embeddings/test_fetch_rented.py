@@ -49,7 +49,7 @@ class Vendor:
         count = len(list(sizes))
         return Forecast(-(-count // 2), 0, PRICE * count, 0.0)
 
-    def answers(self, kind, items) -> Iterator[Embedded | Refused]:
+    def query(self, kind, items) -> Iterator[Embedded | Refused]:
         queue = list(enumerate(items))
         for start in range(0, len(queue), 2):
             pair = queue[start : start + 2]
@@ -157,13 +157,13 @@ def test_texts_alone_are_bought_as_carefully(store, ledger) -> None:
 def test_a_wrong_first_answer_leaves_nothing_behind(store, ledger, images) -> None:
     vendor = Vendor()
     vendor.dim = 7  # of the text canary; what comes after has 8
-    answers = vendor.answers
+    query = vendor.query
 
     def once_wrong(kind, items):
-        yield from answers(kind, items)
+        yield from query(kind, items)
         vendor.dim = 8
 
-    vendor.answers = once_wrong
+    vendor.query = once_wrong
     with pytest.raises(TeacherError, match=r"1 embeddings of 8 numbers were due, the shape is \(1, 7\)"):
         ask(vendor, store, ledger, images)
     assert {entry.status for entry in ledger.entries()} == {"answered"}, "they are paid for"

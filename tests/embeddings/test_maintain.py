@@ -55,7 +55,7 @@ def test_rm_takes_one_teacher_and_paid_ones_only_on_request(filled: Path) -> Non
     with EmbeddingStore(filled, read_only=True) as store:
         assert [one.name for one in store.teachers()] == [PAID.name]
         store.check(PAID.fingerprint)
-        assert store.known(PAID.fingerprint, some_keys(50)).all()
+        assert store.cached(PAID.fingerprint, some_keys(50)).all()
     assert (
         CliRunner().invoke(app, ["store", "rm", PAID.name, "--paid-too", "--store", str(filled)], input="n").exit_code
     )

@@ -51,7 +51,7 @@ def contents(path: Path) -> dict[str, list[object]]:
     with EmbeddingStore(path, read_only=True) as store:
         found["questions"] = sorted((q.asked_at, q.teacher, q.kind, q.count) for q in store.queries())
         for teacher in store.teachers():
-            known = [i for i in range(3000) if store.known(teacher.fingerprint, keys([i]))[0]]
+            known = [i for i in range(3000) if store.cached(teacher.fingerprint, keys([i]))[0]]
             found[teacher.name] = [known, store.get_half(teacher.fingerprint, keys(known)).tobytes()]
     with Ledger(path) as ledger:
         found["bill"] = sorted(entry.row() for entry in ledger.entries())
@@ -125,7 +125,7 @@ def test_damage_is_not_spread(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"other.*1 of 10 embeddings of vendor:a fail their checksum"):
         merge(other, tmp_path / "all")
     with EmbeddingStore(tmp_path / "all") as store:
-        assert not store.known(ONE.fingerprint, keys(range(10))).any() and not store.queries()
+        assert not store.cached(ONE.fingerprint, keys(range(10))).any() and not store.queries()
 
 
 def test_mistakes(tmp_path: Path) -> None:

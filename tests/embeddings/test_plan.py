@@ -77,7 +77,7 @@ def store(tmp_path: Path) -> Iterator[EmbeddingStore]:
 def test_every_content_is_asked_about_once_and_never_again(dataset: DomainDataset, store: EmbeddingStore) -> None:
     teacher, found = HashTeacher(), audit(dataset)
     todo = plan(store, teacher, dataset, found, TEXTS, Views())
-    assert (todo.images, todo.distinct, todo.known, len(todo.pending)) == (12, 11, 0, 11)
+    assert (todo.images, todo.distinct, todo.cached, len(todo.pending)) == (12, 11, 0, 11)
     assert (todo.texts, todo.cached_texts, todo.pending_texts) == (2, 0, tuple(TEXTS[:2]))
     assert todo.summary() == (
         "images: 12 (1 of them copies): 11 questions, 0 known, 11 to ask\ntexts: 2 questions, 0 known, 2 to ask"
@@ -88,7 +88,7 @@ def test_every_content_is_asked_about_once_and_never_again(dataset: DomainDatase
     assert sorted(teacher.asked) == sorted([*TEXTS[:2], *dataset.paths[:11]])
 
     again = plan(store, teacher, dataset, found, TEXTS, Views())
-    assert (again.queries, again.known, again.cached_texts) == (0, 11, 2)
+    assert (again.queries, again.cached, again.cached_texts) == (0, 11, 2)
     fetch(again, store, teacher)
     assert len(teacher.asked) == 13
     assert [(q.kind, q.count) for q in store.queries()] == [("text", 2), ("image", 11)]
@@ -119,11 +119,11 @@ def test_more_views_ask_only_for_what_is_new(dataset: DomainDataset, store: Embe
     teacher, found = HashTeacher(), audit(dataset)
     fetch(plan(store, teacher, dataset, found, TEXTS, Views()), store, teacher)
     more = plan(store, teacher, dataset, found, TEXTS, Views(k=2, size=16))
-    assert (more.known, len(more.pending), more.pending_texts) == (11, 22, ())
+    assert (more.cached, len(more.pending), more.pending_texts) == (11, 22, ())
     assert "in 3 views (clean, and 2 of 16 px): 33 questions, 11 known, 22 to ask" in more.summary()
     fetch(more, store, teacher)
     other_seed = plan(store, teacher, dataset, found, TEXTS, Views(k=2, seed=1, size=16))
-    assert (other_seed.known, len(other_seed.pending)) == (11, 22)
+    assert (other_seed.cached, len(other_seed.pending)) == (11, 22)
 
 
 def test_an_interrupted_fetch_goes_on_where_it_stopped(

@@ -71,16 +71,16 @@ def test_what_was_put_comes_back_in_the_order_asked(tmp_path: Path) -> None:
 def test_nothing_asked_nothing_answered(filled: Path) -> None:
     with EmbeddingStore(filled) as store:
         assert store.get(ONE.fingerprint, []).shape == (0, DIM)
-        assert store.known(ONE.fingerprint, []).shape == (0,)
+        assert store.cached(ONE.fingerprint, []).shape == (0,)
 
 
 def test_another_teacher_never_answers_from_the_first_ones_answers(filled: Path) -> None:
     with EmbeddingStore(filled) as store:
-        assert not store.known(TWO.fingerprint, some_keys(50)).any()
+        assert not store.cached(TWO.fingerprint, some_keys(50)).any()
         with pytest.raises(StoreError, match=r"holds no embeddings of teacher fedc.*vl2v embed"):
             store.get(TWO.fingerprint, some_keys(1))
         store.register(TWO)
-        assert not store.known(TWO.fingerprint, some_keys(50)).any()
+        assert not store.cached(TWO.fingerprint, some_keys(50)).any()
         store.put(TWO.fingerprint, some_keys(50), unit_rows(50, seed=9), kind="text")
         np.testing.assert_array_equal(store.get_half(ONE.fingerprint, some_keys(50)), unit_rows(50).astype(np.float16))
         assert [t.name for t in store.teachers()] == ["tiny:one", "tiny:two"]
@@ -100,7 +100,7 @@ def test_keys_that_share_their_first_half_are_told_apart(tmp_path: Path) -> None
     with EmbeddingStore(tmp_path) as store:
         store.register(ONE)
         store.put(ONE.fingerprint, keys[:4], unit_rows(4), kind="text")
-        assert store.known(ONE.fingerprint, keys).tolist() == [True] * 4 + [False]
+        assert store.cached(ONE.fingerprint, keys).tolist() == [True] * 4 + [False]
         np.testing.assert_array_equal(
             store.get_half(ONE.fingerprint, keys[3::-1]), unit_rows(4)[::-1].astype(np.float16)
         )
@@ -143,7 +143,7 @@ def test_bad_vectors_are_refused_and_nothing_of_them_is_kept(tmp_path: Path, spo
         store.register(ONE)
         with pytest.raises(StoreError, match=words):
             store.put(ONE.fingerprint, some_keys(5), spoil(unit_rows(5)), kind="text")
-        assert not store.known(ONE.fingerprint, some_keys(5)).any()
+        assert not store.cached(ONE.fingerprint, some_keys(5)).any()
         assert store.queries() == []
 
 
@@ -156,10 +156,10 @@ def test_reading_works_while_another_writes(filled: Path) -> None:
     with EmbeddingStore(filled) as writer, EmbeddingStore(filled, read_only=True) as reader:
         with transaction(writer._db):
             writer._db.execute("UPDATE questions SET count = 7")
-            assert reader.known(ONE.fingerprint, some_keys(50)).all()
+            assert reader.cached(ONE.fingerprint, some_keys(50)).all()
             assert reader.queries()[0].count == 50
         writer.put(ONE.fingerprint, some_keys(5, start=50), unit_rows(5), kind="text")
-        assert reader.known(ONE.fingerprint, some_keys(55)).all()
+        assert reader.cached(ONE.fingerprint, some_keys(55)).all()
         with pytest.raises(StoreError, match="cannot be opened or written"):
             reader.put(ONE.fingerprint, some_keys(1, start=90), unit_rows(1), kind="text")
 
@@ -192,7 +192,7 @@ def test_a_read_only_folder_can_be_read_and_not_written(filled: Path) -> None:
     filled.chmod(0o500)
     try:
         with EmbeddingStore(filled, read_only=True) as store:
-            assert store.known(ONE.fingerprint, some_keys(50)).all()
+            assert store.cached(ONE.fingerprint, some_keys(50)).all()
         with pytest.raises(StoreError, match="check its permissions"):
             EmbeddingStore(filled)
     finally:
@@ -241,7 +241,7 @@ def test_a_flipped_bit_is_noticed_and_repair_drops_only_that_row(filled: Path) -
         with pytest.raises(StoreError, match=rf"1 of 50 embeddings .* checksum \(first: key {keys[17].hex()}"):
             store.get(ONE.fingerprint, keys)
         assert store.repair() == 1
-        assert store.known(ONE.fingerprint, keys).tolist() == [i != 17 for i in range(50)]
+        assert store.cached(ONE.fingerprint, keys).tolist() == [i != 17 for i in range(50)]
         assert store.repair() == 0
 
 
@@ -254,10 +254,10 @@ def test_a_full_disk_keeps_all_that_was_acknowledged(tmp_path: Path) -> None:
             for done in range(0, 100_000, 500):
                 store.put(ONE.fingerprint, some_keys(500, done), unit_rows(500, done), kind="text")
         assert done > 0
-        assert store.known(ONE.fingerprint, some_keys(done + 500)).sum() == done
+        assert store.cached(ONE.fingerprint, some_keys(done + 500)).sum() == done
         store._db.execute("PRAGMA max_page_count = 1000000")
         store.put(ONE.fingerprint, some_keys(500, done), unit_rows(500, done), kind="text")
-        assert store.known(ONE.fingerprint, some_keys(done + 500)).all()
+        assert store.cached(ONE.fingerprint, some_keys(done + 500)).all()
 
 
 def test_a_file_that_may_not_grow_is_explained(filled: Path) -> None:
@@ -270,7 +270,7 @@ def test_a_file_that_may_not_grow_is_explained(filled: Path) -> None:
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         store.put(ONE.fingerprint, some_keys(999, 50), unit_rows(999), kind="text")
-        assert store.known(ONE.fingerprint, some_keys(1049)).all()
+        assert store.cached(ONE.fingerprint, some_keys(1049)).all()
 
 
 WRITER = """

@@ -88,7 +88,7 @@ def test_advice_is_a_curve_and_a_verdict(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     quick["data"]["target"] = []
-    with pytest.raises(ConfigError, match="0 of 87 training images and 0 of 3 texts are answered; ask"):
+    with pytest.raises(ConfigError, match="0 of 87 training images and 0 of 3 texts are queried; query"):
         advise(quick, store=tmp_path / "store")
     quick["teacher"] |= {"select": 64}
     vl2v.embed(quick, store=tmp_path / "store")
@@ -107,9 +107,9 @@ def test_advice_is_a_curve_and_a_verdict(
 @pytest.mark.parametrize(
     ("curve", "left", "verdict"),
     [
-        ((0.40, 0.50, 0.60, 0.70), 4000, "worth asking more"),
-        ((0.80, 0.82, 0.821, 0.821), 4000, "not worth asking more"),
-        ((0.40, 0.50, 0.60, 0.70), 1, "not worth asking more"),
+        ((0.40, 0.50, 0.60, 0.70), 4000, "worth querying more"),
+        ((0.80, 0.82, 0.821, 0.821), 4000, "not worth querying more"),
+        ((0.40, 0.50, 0.60, 0.70), 1, "not worth querying more"),
     ],
 )
 def test_verdicts(curve: tuple[float, ...], left: int, verdict: str) -> None:

@@ -85,7 +85,7 @@ def test_a_good_teacher_is_worth_it_and_its_missing_prompts_are_named(check) -> 
     assert found.everything.images == 72, "all there are"
     assert found.everything.accuracy > 0.9
     assert found.alignment.margin > 0.2
-    assert "Worth distilling: a linear probe on the untaught student's features gets" in found.verdict()
+    assert "Worth distilling: a linear probe on the untrained student's features gets" in found.verdict()
     assert "chance is 33.3%" in found.verdict()
     assert found.wordings == () and found.better() is None
     reasons = {skip.setting: skip.reason for skip in found.skipped}
@@ -126,15 +126,15 @@ def test_a_misleading_name_is_pointed_out_with_the_images_it_costs(check, shapes
     found = check(recorded(shapes, tmp_path / "teacher", texts, noise=0.01))
     assert found.everything.accuracy == pytest.approx(2 / 3)
     (swap,) = found.swaps
-    assert (swap.label, swap.answer, swap.count) == ("ball", "box", 24)
+    assert (swap.label, swap.predicted, swap.count) == ("ball", "box", 24)
     assert (shapes / swap.example).is_file() and "/ball/" in swap.example
     (name,) = found.names
     assert (name.share.name, name.nearest, name.instead) == ("ball", "box", 24)
-    assert (name.share.correct, name.told) == (0, 24)
+    assert (name.share.correct, name.probed) == (0, 24)
     assert name.cosine == pytest.approx(0.9 / (1.25 * 1.04) ** 0.5, abs=1e-3)
     assert "prompts.overrides.ball" in name.advice()
     assert found.own.share.accuracy == 1
-    assert "Its images tell more than its texts do" in found.verdict()
+    assert "Its images separate the classes better than its texts do" in found.verdict()
     assert found.adapted.share.accuracy == 1 and found.adapted.lead.high < 0
     assert "From these 72 embeddings the teacher itself goes from 66.7% to 100.0% on domains" in found.verdict()
 
@@ -143,7 +143,7 @@ def test_a_teacher_that_knows_nothing_is_not_worth_it(check, shapes: Path, tmp_p
     elsewhere = np.eye(DIM)[-3:]
     texts = {PHOTO.format(name): vector for name, vector in zip(CLASSES, elsewhere, strict=True)}
     found = check(recorded(shapes, tmp_path / "teacher", texts, noise=1.0))
-    assert "can't be told from chance: not worth distilling" in found.verdict()
+    assert "is no better than chance: not worth distilling" in found.verdict()
 
 
 def test_copies_and_broken_files_are_passed_over(quick: dict[str, Any], shapes: Path, tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_without_a_student_there_is_no_comparison(quick: dict[str, Any], tmp_pat
     quick["student"]["weights"] = str(tmp_path / "nowhere.safetensors")
     found = check_teacher(quick, store=tmp_path / "store")
     assert found.student is None and "nowhere.safetensors" in found.notes[0]
-    assert "no untaught student" in found.verdict()
+    assert "no untrained student" in found.verdict()
 
 
 def test_what_cannot_be_checked_is_said_in_one_line(quick: dict[str, Any], shapes: Path, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ class Vendor:
         count = len(list(sizes))
         return Forecast(count, 0, 10_000 * count, 0.0)
 
-    def answers(self, kind: Any, items: Any) -> Any:
+    def query(self, kind: Any, items: Any) -> Any:
         for place, item in enumerate(items):
             if kind == "image" and item.name.startswith(self.refuses or "nothing"):
                 yield Refused(place, "too plain")

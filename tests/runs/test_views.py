@@ -66,7 +66,7 @@ def test_what_was_embedded_is_all_that_runs_of_any_seed_and_target_want(
     again = vl2v.distill(with_(settings, "data", target=["paint"]), tmp_path / "again", store=store)
     assert same(weights(again), weights(vl2v.Run(tmp_path / "paint0")))
     other = vl2v.embed(with_(settings, "teacher", view_seed=1), store=store, dry_run=True).plan
-    assert (other.known, len(other.pending)) == (108, 216), "the clean ones are known"
+    assert (other.cached, len(other.pending)) == (108, 216), "the clean ones are known"
 
 
 def test_views_are_of_the_size_that_the_student_has(quick: dict[str, Any], teacher: Stub, store: Path) -> None:
@@ -101,11 +101,11 @@ def test_student_and_teacher_have_each_their_fit_everywhere(
     with EmbeddingStore(store, read_only=True) as opened:
         found = audit(open_dataset(settings["data"]["path"]))
         known = {
-            view: opened.known(teacher.fingerprint, [image_key(found.sha256[0], view)])[0]
+            view: opened.cached(teacher.fingerprint, [image_key(found.sha256[0], view)])[0]
             for view in ("clean", "clean/pad")
         }
     assert known == {"clean": False, "clean/pad": True}
-    assert vl2v.embed(settings, store=store, dry_run=True).plan.known
+    assert vl2v.embed(settings, store=store, dry_run=True).plan.cached
     assert vl2v.evaluate(run, store=store).of("teacher, zero-shot", "seen")
 
 

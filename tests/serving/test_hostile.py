@@ -109,14 +109,14 @@ def test_a_client_that_floods_the_queue_leaves_room_for_others() -> None:
 
     async def flood() -> None:
         batches: Batches[str, str] = Batches(work, most=2, waiting=4)
-        tasks = [asyncio.create_task(batches.ask("first", 1, "a"))]
+        tasks = [asyncio.create_task(batches.submit("first", 1, "a"))]
         await asyncio.sleep(0.01)
-        tasks += [asyncio.create_task(batches.ask("a", 1, "a")) for _ in range(4)]
+        tasks += [asyncio.create_task(batches.submit("a", 1, "a")) for _ in range(4)]
         await asyncio.sleep(0)
         assert batches.full(1, "a") and not batches.full(1, "b")
         with pytest.raises(Busy):
-            await batches.ask("a", 1, "a")
-        tasks.append(asyncio.create_task(batches.ask("b", 1, "b")))
+            await batches.submit("a", 1, "a")
+        tasks.append(asyncio.create_task(batches.submit("b", 1, "b")))
         await asyncio.sleep(0)
         gate.set()
         await asyncio.gather(*tasks)

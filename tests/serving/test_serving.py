@@ -538,10 +538,10 @@ def test_requests_that_come_while_a_worker_ends_are_worked_on() -> None:
 
     async def many() -> list[int]:
         batches: Batches[int, int] = Batches(lambda numbers: [2 * number for number in numbers], threads=2, most=3)
-        found = [await asyncio.wait_for(batches.ask(number, 1), 20) for number in range(200)]
-        found += await asyncio.gather(*(batches.ask(number, 1) for number in range(200)))
+        found = [await asyncio.wait_for(batches.submit(number, 1), 20) for number in range(200)]
+        found += await asyncio.gather(*(batches.submit(number, 1) for number in range(200)))
         with pytest.raises(Busy):
-            await asyncio.gather(*(batches.ask(number, 100) for number in range(20)))
+            await asyncio.gather(*(batches.submit(number, 100) for number in range(20)))
         return found
 
     assert asyncio.run(many()) == [2 * number for number in range(200)] * 2

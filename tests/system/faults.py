@@ -337,7 +337,7 @@ def kept_answers(store: Path, images: Path, spec: str) -> dict[str, bytes]:
     with EmbeddingStore(store) as answers:
         fingerprint = next((teacher.fingerprint for teacher in answers.teachers()), "")
         keys = [image_key(sha256) for sha256 in found.sha256]
-        known = answers.known(fingerprint, keys)
+        known = answers.cached(fingerprint, keys)
         there = [key for key, here in zip(keys, known, strict=True) if here]
         rows = answers.get_half(fingerprint, there) if there else []
     names = [path for path, here in zip(dataset.paths, known, strict=True) if here]

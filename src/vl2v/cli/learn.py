@@ -87,7 +87,7 @@ def embed(
     Use the options of the `vl2v distill` command that will follow: some of them decide what is queried.
     """
     from vl2v.cli.show import print_advice, progress_bars
-    from vl2v.runs import embed as ask
+    from vl2v.runs import embed as run_embed
     from vl2v.runs.cluster import cluster_named
 
     cluster = cluster_named(engine)
@@ -114,20 +114,20 @@ def embed(
         print_advice(found)
         return
     with progress_bars() as progress:
-        asked = ask(
+        queried = run_embed(
             settings, preset=preset, store=store, budget=budget, dry_run=dry_run, cluster=cluster, progress=progress
         )
-    plan = asked.plan
+    plan = queried.plan
     if dry_run:
-        say(*asked.summary().split("\n"))
+        say(*queried.summary().split("\n"))
         return
-    bill = f"; bill so far: {asked.bill}" if asked.bill else ""
+    bill = f"; bill so far: {queried.bill}" if queried.bill else ""
     views_of = f" (views of each image: {plan.views})" if plan.views.k else ""
-    say(f"{plan.queries:,} queries{views_of}, {plan.known + plan.cached_texts:,} cached{bill}")
-    for refusal in asked.refused:
+    say(f"{plan.queries:,} queries{views_of}, {plan.cached + plan.cached_texts:,} cached{bill}")
+    for refusal in queried.refused:
         say(f"{refusal.path}: refused by the teacher: {refusal.reason}", err=True)
-    if asked.refused:
-        say(f"{len(asked.refused)} images refused; the student learns them from their class's text alone", err=True)
+    if queried.refused:
+        say(f"{len(queried.refused)} images refused; the student learns them from their class's text alone", err=True)
 
 
 def _number(text: str | None) -> int | str | None:

@@ -46,8 +46,8 @@ def check(
     settings = settings_of(config, pairs, {"data.path": data, "teacher.spec": teacher, "data.target": target})
     if dry_run:
         with progress_bars() as progress:
-            asked = check_cost(settings, images=images, store=store, progress=progress)
-        say(*asked.summary().split("\n"))
+            queried = check_cost(settings, images=images, store=store, progress=progress)
+        say(*queried.summary().split("\n"))
         return
     with progress_bars() as progress:
         before = lambda lines: say(*lines.split("\n"), err=True)  # noqa: E731
@@ -93,7 +93,7 @@ def _print_alignment(found: "Check") -> None:
         f"margin: {fit.margin:.3f}; modality gap: {fit.gap:.2f}"
     )
     probes = [
-        ("linear probe on the untaught student's features", found.student),
+        ("linear probe on the untrained student's features", found.student),
         ("linear probe on the teacher's own embeddings", found.own),
         ("the teacher adapted to its own embeddings", found.adapted),
     ]
@@ -111,7 +111,7 @@ def _print_swaps(found: "Check") -> None:
         return
     shown = found.swaps[:ROWS]
     part = f", the first {len(shown)} of {len(found.swaps)} pairs" if len(found.swaps) > len(shown) else ""
-    rows = [[swap.label, swap.answer, str(swap.count), swap.example] for swap in shown]
+    rows = [[swap.label, swap.predicted, str(swap.count), swap.example] for swap in shown]
     left = ("class", "taken for", "for example")
     heads = ["class", "taken for", "images", "for example"]
     Table(heads, rows, title=f"taken for another class{part}", left=left).print()

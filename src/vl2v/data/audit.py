@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import REPAIRED, ImageError, decode_with_remark
-from vl2v.data.near_duplicates import look_of
+from vl2v.data.near_duplicates import signature_of
 from vl2v.errors import DataError
 from vl2v.progress import Progress, silent
 from vl2v.sqlite import BUSY_SECONDS, closed_on_error, journal
@@ -45,7 +45,7 @@ class _Verdict(NamedTuple):
     sha256: bytes
     problem: str
     remark: str
-    look: bytes
+    signature: bytes
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,14 @@ class Audit:
         sha256: [n] of each file's bytes, 32 bytes; empty where it can't be read.
         problems: dataset index -> why the image can't be used.
         remarks: dataset index -> what is odd about a file that can be used.
-        looks: [n] what near-copies are told by, see `near.look_of`; b"" of one colour only, or of a file that wasn't
+        signatures: [n] perceptual signatures, see `signature_of`; b"" of one colour only, or of a file that wasn't
             decoded; empty if none was.
     """
 
     sha256: tuple[bytes, ...]
     problems: dict[int, str]
     remarks: dict[int, str] = field(default_factory=dict)
-    looks: tuple[bytes, ...] = ()
+    signatures: tuple[bytes, ...] = ()
 
     @cached_property
     def contents(self) -> tuple[bytes, ...]:
@@ -84,21 +84,21 @@ class Audit:
         problems, remarks = (
             {place: told[i] for place, i in enumerate(chosen) if i in told} for told in (self.problems, self.remarks)
         )
-        looks = tuple(self.looks[i] for i in chosen) if self.looks else ()
-        return Audit(tuple(self.sha256[i] for i in chosen), problems, remarks, looks)
+        signatures = tuple(self.signatures[i] for i in chosen) if self.signatures else ()
+        return Audit(tuple(self.sha256[i] for i in chosen), problems, remarks, signatures)
 
     def with_parts(self, indices: Sequence[int] | NDArray[np.int64], found: Audit) -> Audit:
         """Return the audit with what was found of some images, `dataset.subset(indices)`, in their places."""
         chosen = [int(i) for i in indices]
-        sha256, looks = list(self.sha256), list(self.looks or (b"",) * len(self.sha256))
+        sha256, signatures = list(self.sha256), list(self.signatures or (b"",) * len(self.sha256))
         for place, i in enumerate(chosen):
             sha256[i] = found.sha256[place]
-            looks[i] = found.looks[place] if found.looks else b""
+            signatures[i] = found.signatures[place] if found.signatures else b""
         problems, remarks = (
             {**before, **{chosen[place]: words for place, words in now.items()}}
             for before, now in ((self.problems, found.problems), (self.remarks, found.remarks))
         )
-        return Audit(tuple(sha256), problems, remarks, tuple(looks))
+        return Audit(tuple(sha256), problems, remarks, tuple(signatures))
 
 
 def audit(
@@ -145,8 +145,8 @@ def audit(
         for i in np.flatnonzero(listed.any(1)):
             if int(i) not in problems and verdicts[i].sha256 != listed[i].tobytes():
                 problems[int(i)] = "not the file that the manifest means (another sha256)"
-    looks = tuple(verdict.look for verdict in verdicts)
-    return Audit(tuple(verdict.sha256 for verdict in verdicts), problems, remarks, looks)
+    signatures = tuple(verdict.signature for verdict in verdicts)
+    return Audit(tuple(verdict.sha256 for verdict in verdicts), problems, remarks, signatures)
 
 
 def _listed(listed: NDArray[np.uint8], unlisted: NDArray[np.int64], rest: Audit | None) -> Audit:
@@ -206,7 +206,7 @@ def _look(key: _Key) -> _Verdict:
         image, remark = decode_with_remark(data)
     except ImageError as error:
         return _Verdict(sha256, str(error), "", b"")
-    return _Verdict(sha256, "", remark, look_of(image))
+    return _Verdict(sha256, "", remark, signature_of(image))
 
 
 def _verdicts(keys: Sequence[_Key], cache: Path | None, workers: int, progress: Progress) -> dict[_Key, _Verdict]:

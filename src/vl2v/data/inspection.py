@@ -207,7 +207,7 @@ def _copies(dataset: DomainDataset, found: Audit, unseen: set[int]) -> Iterator[
 
 def _near_copies(dataset: DomainDataset, found: Audit, unseen: set[int]) -> Iterator[str]:
     """Find images that look the same though their files differ."""
-    stands = near_copies(found.looks)
+    stands = near_copies(found.signatures)
     groups: dict[int, dict[bytes, int]] = defaultdict(dict)  # of each content the first
     for index, first in enumerate(stands):
         if index not in found.problems:

@@ -58,10 +58,10 @@ def free_queries(store: Path) -> list[Entry]:
     if not (store / STORE).is_file():
         return []
     paid = {entry.teacher for entry in read_bill(store)}
-    with EmbeddingStore(store, read_only=True) as answers:
+    with EmbeddingStore(store, read_only=True) as embeddings:
         return [
             Entry(asked.asked_at, asked.teacher, "", asked.kind, "answered", asked.count, 0, 0, "", "", "")
-            for asked in answers.queries()
+            for asked in embeddings.queries()
             if asked.teacher not in paid
         ]
 

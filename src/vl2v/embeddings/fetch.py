@@ -115,7 +115,7 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *
 
     store.recognise(teacher)
     keys = [text_key(text) for text in texts]
-    missing = [text for text, known in zip(texts, store.known(teacher.fingerprint, keys), strict=True) if not known]
+    missing = [text for text, known in zip(texts, store.cached(teacher.fingerprint, keys), strict=True) if not known]
     paid = as_paid(teacher)
     if missing and paid is not None:
         if not checked:
@@ -145,7 +145,7 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
 
     key, image = image_key(hashlib.sha256(data).digest()), EncodedImage("the image", data)
     store.recognise(teacher)
-    if not store.known(teacher.fingerprint, [key])[0]:
+    if not store.cached(teacher.fingerprint, [key])[0]:
         paid = as_paid(teacher)
         if paid is not None:
             if not checked:
@@ -210,7 +210,7 @@ def _saved(
     """Query all items and save the embeddings; yield how many of a reply were saved, or what is refused."""
     from vl2v.teachers.paid.teacher import Refused
 
-    for answer in teacher.answers(kind, items):
+    for answer in teacher.query(kind, items):
         if isinstance(answer, Refused):
             yield answer
             continue
@@ -239,7 +239,7 @@ def same_model(store: EmbeddingStore, teacher: PaidTeacher) -> None:
     given: list[tuple[Kind, bytes, Embedded]] = []
     try:
         for kind, key, items in canaries:
-            for answer in teacher.answers(kind, items):
+            for answer in teacher.query(kind, items):
                 if not isinstance(answer, Embedded):
                     raise TeacherError(f"{teacher.name}: won't take even a small image: {answer.reason}")
                 given.append((kind, key, answer))
@@ -262,9 +262,9 @@ def _seen(store: EmbeddingStore, teacher: PaidTeacher, canary: Embedded) -> Iter
 
     of_image: Callable[[bytes], str | None] | None = getattr(teacher, "image_as_text", None)
     text = of_image(CANARY_IMAGE) if of_image else None
-    if not text or store.known(teacher.fingerprint, [text_key(text)])[0]:
+    if not text or store.cached(teacher.fingerprint, [text_key(text)])[0]:
         return
-    for answer in teacher.answers("text", [text]):
+    for answer in teacher.query("text", [text]):
         if not isinstance(answer, Embedded):
             return  # too long for it, so it wasn't taken for a text before
         yield "text", text_key(text), answer
@@ -282,7 +282,7 @@ def _compare(store: EmbeddingStore, teacher: PaidTeacher, kind: Kind, key: bytes
     Raises:
         TeacherError: they are another model's.
     """
-    if not store.known(teacher.fingerprint, [key])[0]:
+    if not store.cached(teacher.fingerprint, [key])[0]:
         store.put(teacher.fingerprint, [key], vectors, kind=kind)
         return
     cosine = float(store.get(teacher.fingerprint, [key])[0] @ vectors[0])

@@ -28,7 +28,7 @@ class Plan:
         contents: what each image's embeddings are stored under, 32 bytes each; see `Audit.contents`.
         views: which views of an image are asked about.
         distinct: how many different contents the images have.
-        known: how many of the `distinct * len(views)` questions about images are answered already.
+        cached: how many of the `distinct * len(views)` questions about images are answered already.
         to_ask: (dataset index, view) of the others, an image's views next to each other.
         texts: how many different texts there are.
         texts_known: how many of them are answered already.
@@ -40,7 +40,7 @@ class Plan:
     contents: tuple[bytes, ...]
     views: Views
     distinct: int
-    known: int
+    cached: int
     pending: tuple[tuple[int, int], ...]
     texts: int
     cached_texts: int
@@ -73,7 +73,7 @@ class Plan:
             f"images: {self.images:,}"
             + (f" ({copies:,} of them copies)" if copies else "")
             + (f" in {len(self.views)} views ({self.views})" if self.views.k else "")
-            + f": {self.distinct * len(self.views):,} questions, {self.known:,} known, {len(self.pending):,} to ask\n"
+            + f": {self.distinct * len(self.views):,} questions, {self.cached:,} known, {len(self.pending):,} to ask\n"
             f"texts: {self.texts:,} questions, {self.cached_texts:,} known, {len(self.pending_texts):,} to ask"
         )
 
@@ -120,7 +120,7 @@ def plan(
         contents=hashes,
         views=views,
         distinct=len(first),
-        known=len(asked) - len(missing),
+        cached=len(asked) - len(missing),
         pending=tuple(asked[i] for i in missing),
         texts=len(wanted),
         cached_texts=len(wanted) - len(texts_missing),
@@ -131,4 +131,4 @@ def plan(
 def _missing(store: EmbeddingStore | None, teacher: TeacherFacts, keys: Sequence[bytes]) -> list[int]:
     if store is None:
         return list(range(len(keys)))
-    return [int(i) for i in np.flatnonzero(~store.known(teacher.fingerprint, keys))]
+    return [int(i) for i in np.flatnonzero(~store.cached(teacher.fingerprint, keys))]

@@ -23,7 +23,7 @@ from vl2v.seeds import derive
 Indices = NDArray[np.int64]
 Rows = NDArray[np.float32]
 FeaturesOf = Callable[[Indices], Rows]
-"""The untaught student's F(x) [n, p] of images (dataset indices, sorted)."""
+"""The untrained student's F(x) [n, p] of images (dataset indices, sorted)."""
 Classify = Callable[[TeacherTargets, Rows], Rows]
 """The logits [n, C] of features [n, p], by a first student of these targets."""
 

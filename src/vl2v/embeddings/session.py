@@ -60,7 +60,7 @@ def copy_from_shared(queries: Plan, store: EmbeddingStore, teacher: PaidTeacher,
     with EmbeddingStore(shared, read_only=True) as theirs:
         wanted = [*queries.keys, *map(text_key, queries.pending_texts)]
         theirs.recognise(teacher)
-        if not theirs.known(teacher.fingerprint, wanted).any():
+        if not theirs.cached(teacher.fingerprint, wanted).any():
             return
         same_model(store, teacher)  # its first embeddings there: those of the shared store have to agree
         try:
@@ -182,14 +182,14 @@ class TeacherSession:
             name = replace(self.views, k=1, size=size).names[1]
             if size != self.views.size and (named is None or name in named):
                 keys = [image_key(queries.contents[index], name) for index in {*wanted[:1], *wanted[-1:]}]
-                if self.store.known(self.teacher.fingerprint, keys).any():
+                if self.store.cached(self.teacher.fingerprint, keys).any():
                     sizes.append(size)
         return sizes
 
     def cached(self, indices: Indices) -> NDArray[np.bool_]:
         """Return whether all views of each image are in the store: bool [n]."""
         keys = [image_key(self.audit.contents[i], name) for i in self.same(indices) for name in self.views.names]
-        return np.asarray(self.store.known(self.teacher.fingerprint, keys).reshape(-1, len(self.views)).all(1))
+        return np.asarray(self.store.cached(self.teacher.fingerprint, keys).reshape(-1, len(self.views)).all(1))
 
     def contents(self, indices: Indices) -> list[str]:
         """Return the SHA-256 of each image's file, in hexadecimal."""

@@ -118,7 +118,7 @@ class EmbeddingStore(Checked):
             )
             return [Question(at, of, without_secrets(name), *row) for at, of, name, *row in rows]
 
-    def known(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.bool_]:
+    def cached(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.bool_]:
         """Return, for each of the n keys, whether its embedding is here: bool [n].
 
         Where one isn't, none may have got lost: it would be queried, and paid for, again.
@@ -321,7 +321,7 @@ class EmbeddingStore(Checked):
         for found in other._saved(teacher.fingerprint):
             rows = [row for row in found if row[1] in own_question]  # others are newer
             keys = [key for key, _, _ in rows]
-            vectors, there = other.get_half(teacher.fingerprint, keys), self.known(teacher.fingerprint, keys)
+            vectors, there = other.get_half(teacher.fingerprint, keys), self.cached(teacher.fingerprint, keys)
             self._agree(other, teacher, [keys[i] for i in np.flatnonzero(there)], vectors[there])
             fresh = []
             for i in np.flatnonzero(~there):

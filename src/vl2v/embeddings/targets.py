@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vl2v.data.audit import Audit
 
 Indices = NDArray[np.int64]
-Ask = Callable[["Tensor"], "Tensor"]
+OnlineTeacher = Callable[["Tensor"], "Tensor"]
 """Embeds uint8 pixels [n, s, s, 3] anew: I(x) [n, d]."""
 
 
@@ -33,7 +33,7 @@ class TeacherTargets:
             None without a teacher.
         texts: T [C, d]; None without a teacher.
         scale: the teacher's logit scale.
-        ask: for an online teacher: uint8 pixels [n, s, s, 3] -> I(x) [n, d].
+        online: for an online teacher: uint8 pixels [n, s, s, 3] -> I(x) [n, d].
         domains: [N].
         anchors: embeddings of each class in each source domain's words [C, D, d]; None unless the method wants them.
         adapted: W and b, side by side, of an adapted teacher's logits I(x) . W^T + b [C, d + 1]; None: s I(x) . T^T.
@@ -43,12 +43,12 @@ class TeacherTargets:
     images: NDArray[np.float16] | None = None
     texts: NDArray[np.float32] | None = None
     scale: float = 1.0
-    ask: Ask | None = None
+    online: OnlineTeacher | None = None
     domains: NDArray[np.int64] | None = None
     anchors: NDArray[np.float32] | None = None
     adapted: NDArray[np.float32] | None = None
 
-    def answered(self, indices: Indices) -> Indices:
+    def queried(self, indices: Indices) -> Indices:
         """Return those of the images that have a teacher embedding."""
         return indices[:0] if self.images is None else indices[self.images[indices, 0].any(1)]
 

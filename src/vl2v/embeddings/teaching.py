@@ -19,7 +19,7 @@ from vl2v.teachers import BackboneSpec, Teacher, domain_template, gives_weights,
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vl2v.embeddings.targets import Ask
+    from vl2v.embeddings.targets import OnlineTeacher
 
 
 def the_teacher(config: TeacherConfig) -> Teacher:
@@ -33,7 +33,7 @@ def class_text(
     prompts: PromptConfig,
     domains: Sequence[str],
     fingerprint: str,
-    answers: EmbeddingStore,
+    store: EmbeddingStore,
     ask: Callable[[list[str]], None],
 ) -> NDArray[np.float32]:
     """Return the text embedding [d] of a class, a unit vector.
@@ -51,9 +51,9 @@ def class_text(
     """
     (texts,) = prompts_for([name], prompts, domains)
     keys = [text_key(text) for text in texts]
-    if not answers.known(fingerprint, keys).all():
+    if not store.cached(fingerprint, keys).all():
         ask(texts)
-    return np.asarray(text_targets(answers, fingerprint, [texts])[0])
+    return np.asarray(text_targets(store, fingerprint, [texts])[0])
 
 
 def anchor_prompts(classes: Sequence[str], prompts: PromptConfig, domains: Sequence[str]) -> list[list[list[str]]]:
@@ -63,7 +63,7 @@ def anchor_prompts(classes: Sequence[str], prompts: PromptConfig, domains: Seque
     return [prompts_for(classes, one, []) for one in alone]
 
 
-def online(config: TeacherConfig, teacher: Teacher) -> Ask:
+def online(config: TeacherConfig, teacher: Teacher) -> OnlineTeacher:
     """Return what asks the teacher anew about each augmented batch, as the authors' code does.
 
     Raises:
@@ -79,10 +79,10 @@ def online(config: TeacherConfig, teacher: Teacher) -> Ask:
     imagenet = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
     mean, std = imagenet if config.statistics == "imagenet" else (None, None)
 
-    def ask(pixels: Tensor) -> Tensor:
+    def embed(pixels: Tensor) -> Tensor:
         return teacher.embed_pixels(pixels.permute(0, 3, 1, 2), mean=mean, std=std)
 
-    return ask
+    return embed
 
 
 def clean_images(config: RunConfig) -> Views:

@@ -40,7 +40,7 @@ class Confusion:
     """Images of one class that were taken for another: class indices, how many, and the index of one of them."""
 
     label: int
-    answer: int
+    predicted: int
     count: int
     example: int
 
@@ -62,20 +62,20 @@ def align(images: Vectors, texts: Vectors, labels: Indices) -> Alignment:
     return Alignment(float(own.mean()), float(others.max(1).mean()), float(gap))
 
 
-def confusions(labels: Indices, answers: Indices) -> list[Confusion]:
+def confusions(labels: Indices, predictions: Indices) -> list[Confusion]:
     """Return what was taken for what, the most frequent first.
 
     Args:
         labels: [n] classes.
-        answers: [n] classes as answered.
+        predictions: [n] predicted classes.
     """
-    wrong = np.flatnonzero(labels != answers)
+    wrong = np.flatnonzero(labels != predictions)
     pairs, first, counts = np.unique(
-        np.stack([labels[wrong], answers[wrong]], 1), axis=0, return_index=True, return_counts=True
+        np.stack([labels[wrong], predictions[wrong]], 1), axis=0, return_index=True, return_counts=True
     )
     found = [
-        Confusion(int(label), int(answer), int(count), int(wrong[place]))
-        for (label, answer), place, count in zip(pairs, first, counts, strict=True)
+        Confusion(int(label), int(predicted), int(count), int(wrong[index]))
+        for (label, predicted), index, count in zip(pairs, first, counts, strict=True)
     ]
     return sorted(found, key=lambda pair: -pair.count)
 
@@ -96,17 +96,17 @@ def accuracy_by_group(names: tuple[str, ...], ids: Indices, right: Right) -> tup
 
 
 def probe(features: Vectors, labels: Indices, groups: Indices) -> Indices:
-    """Return what a linear classifier on features answers about each group [n], learnt from the other groups.
+    """Return what a linear classifier on features predicts for each group [n], learnt from the other groups.
 
     Ridge regression onto the classes in closed form, on centred unit features. Where there is one group only, all
-    answers are -1.
+    predictions are -1.
 
     Args:
         features: [n, p].
         labels: [n] classes.
         groups: [n], for example domains.
     """
-    answers = np.full(len(labels), -1, np.int64)
+    predictions = np.full(len(labels), -1, np.int64)
     wanted = np.eye(labels.max() + 1)[labels]
     for group in np.unique(groups):
         held_out = groups == group
@@ -117,8 +117,8 @@ def probe(features: Vectors, labels: Indices, groups: Indices) -> Indices:
         known, new = _unit(features[learnt] - centre), _unit(features[held_out] - centre)
         kernel = known @ known.T + RIDGE * np.eye(len(known))
         weights = np.linalg.solve(kernel, wanted[learnt] - wanted[learnt].mean(0))
-        answers[held_out] = (new @ known.T @ weights).argmax(1)
-    return answers
+        predictions[held_out] = (new @ known.T @ weights).argmax(1)
+    return predictions
 
 
 def _unit(rows: NDArray[np.floating]) -> NDArray[np.float64]:

@@ -102,7 +102,7 @@ class EvaluatedRun:
         view = clean_view(about.get("fit", "own"))
         keys = [image_key(self.audit.contents[i], view) for i in self.predictions["index"][indices]]
         with EmbeddingStore(self.store, read_only=True) as embeddings:
-            cached = embeddings.known(about["fingerprint"], keys)
+            cached = embeddings.cached(about["fingerprint"], keys)
             there = [key for key, one in zip(keys, cached, strict=True) if one]
             if not there:
                 return indices[:0], np.zeros((0, 0), np.float32)

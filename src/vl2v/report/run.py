@@ -275,7 +275,7 @@ def _mistakes(evaluated: EvaluatedRun) -> dict[str, Any]:
     of_teacher = {share.name: share for share in of_known}
     taken: dict[str, list[str]] = defaultdict(list)
     for pair in confusions(labels, predicted):
-        taken[predictions.classes[pair.label]].append(f"{predictions.classes[pair.answer]} ({pair.count})")
+        taken[predictions.classes[pair.label]].append(f"{predictions.classes[pair.predicted]} ({pair.count})")
     weakest = sorted(by_class, key=lambda share: share.accuracy)
     classes = [
         {

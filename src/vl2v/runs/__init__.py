@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vl2v.runs.folder import Run
     from vl2v.runs.plan import RunPlan, plan_run
     from vl2v.runs.predict import add_class, class_embeddings, classes_of, load, predict_files
-    from vl2v.runs.query import Asked, embed
+    from vl2v.runs.query import QueryReport, embed
     from vl2v.runs.query_curve import Advice, advise
     from vl2v.runs.settings import resolve
     from vl2v.runs.train import distill
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Advice": "vl2v.runs.query_curve",
-    "Asked": "vl2v.runs.query",
+    "QueryReport": "vl2v.runs.query",
     "Run": "vl2v.runs.folder",
     "RunPlan": "vl2v.runs.plan",
     "Total": "vl2v.embeddings.bill",
@@ -45,7 +45,7 @@ _HOMES = {
 
 __all__ = [
     "Advice",
-    "Asked",
+    "QueryReport",
     "Run",
     "RunPlan",
     "Total",

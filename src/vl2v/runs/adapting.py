@@ -30,7 +30,7 @@ from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.evaluate import STUDENT
 from vl2v.runs.features import Features
 from vl2v.runs.folder import Run
-from vl2v.runs.query import Asked
+from vl2v.runs.query import QueryReport
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
@@ -49,12 +49,12 @@ class Adapted:
     """A student that was trained further, and what was queried for it.
 
     Attributes:
-        run: the new run, evaluated, with its parent's rows beside its own; None: only the forecast was asked for.
+        run: the new run, evaluated, with its parent's rows beside its own; None: a dry run.
         queries: what the teacher was queried about, and its price.
     """
 
     run: Run | None
-    queries: Asked
+    queries: QueryReport
 
     def table(self) -> Table:
         """Return the accuracy on every domain with labels, before and after."""
@@ -115,9 +115,9 @@ def adapt(
     given = merge({"train": {"head": "only"}} if closed_form else {}, settings or {})
     tree = _settings(parent, Path(images), given, select)
     session, out = Session.of(store, budget, progress), Path(out)
-    asked = _query(parent, resolve(tree), out, session, select, strategy, dry_run=dry_run)
+    queried = _query(parent, resolve(tree), out, session, select, strategy, dry_run=dry_run)
     if dry_run:
-        return Adapted(None, asked)
+        return Adapted(None, queried)
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "config.toml").exists():
         with suppress(FileNotFoundError):  # what the parent chose for itself still fits
@@ -125,7 +125,7 @@ def adapt(
     made = distill(tree, out, store=session.store, budget=budget, progress=progress)
     if made.evaluation is not None and not made.evaluation.of(BEFORE):
         made.save_evaluation(_beside(made.evaluation, parent))
-    return Adapted(made, asked)
+    return Adapted(made, queried)
 
 
 def _settings(parent: Run, images: Path, given: Mapping[str, Any], select: int) -> Tree:
@@ -169,7 +169,7 @@ def _query(
     strategy: Strategy,
     *,
     dry_run: bool,
-) -> Asked:
+) -> QueryReport:
     """Query the teacher about the most useful images of the new place."""
     sources = open_sources(config, session)
     teacher = the_teacher(config.teacher)
@@ -180,7 +180,7 @@ def _query(
         queries = querying.plan(chosen)
         forecast = cost(queries, teacher, spending)
         refused: list[Refusal] = [] if dry_run else querying.query(chosen)
-        return Asked(queries, forecast, tuple(refused), spending.bill() if spending else "")
+        return QueryReport(queries, forecast, tuple(refused), spending.bill() if spending else "")
 
 
 def _chosen(

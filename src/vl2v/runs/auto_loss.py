@@ -68,7 +68,7 @@ def settled(
 def _soft_temperature(sources: Sources, targets: TeacherTargets) -> float:
     """Return the temperature for the teacher's embeddings of the images to learn from; 2 where there are few."""
     assert targets.images is not None and targets.texts is not None
-    queried = targets.answered(_images(sources, targets))
+    queried = targets.queried(_images(sources, targets))
     if len(queried) < FEW:
         return 2.0
     nowhere = np.zeros_like(queried)
@@ -186,4 +186,4 @@ def _put(student: Student, fit: Fit) -> None:
 
 def _images(sources: Sources, targets: TeacherTargets) -> NDArray[np.int64]:
     """Return the images that something is learnt from (dataset indices, sorted)."""
-    return np.unique(np.concatenate(sources.groups(targets.answered(sources.split.unlabelled))))
+    return np.unique(np.concatenate(sources.groups(targets.queried(sources.split.unlabelled))))

@@ -1,4 +1,4 @@
-"""Is a teacher worth its price for these images? A small labelled sample tells, before all are asked about."""
+"""Is a teacher worth its price for these images? A small labelled sample shows it, before all are queried."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
 from vl2v.progress import Progress, silent
 from vl2v.runs.features import Features, new_backbone
-from vl2v.runs.query import Asked
+from vl2v.runs.query import QueryReport
 from vl2v.runs.sample import Sample, draw_sample
 from vl2v.runs.settings import resolve
 from vl2v.runs.teacher_verdict import Check, Skipped, verdict_of
@@ -54,7 +54,7 @@ TEMPLATES = (
     "an image of a {class}",
     "a drawing of a {class}",
 )
-FREE = 1000  # labelled images that the untaught student is probed on: they cost no query
+FREE = 1000  # labelled images for the probe on the untrained student: they cost no query
 
 
 def check_teacher(
@@ -66,22 +66,22 @@ def check_teacher(
     before: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
 ) -> Check:
-    """Ask a teacher about a small labelled sample, balanced over classes and domains, and judge its answers.
+    """Evaluate a teacher on a small labelled sample, balanced over classes and domains.
 
-    The answers are kept, and not asked for again by whatever comes after. The domains in `data.target` stay unseen.
+    Its embeddings are saved and never queried again. The domains in `data.target` stay unseen.
 
     Args:
         settings: as for `distill`; `seed` draws the sample.
-        images: how many to ask about, at most.
+        images: how many to query, at most.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
         before: called with each line of the forecast, and of the notes, before the first query.
-        progress: called as the work goes on.
+        progress: called with the progress.
 
     Raises:
         ConfigError: not a positive number of images.
         DataError: no labelled images, or of only one class.
-        BudgetReached: all answers are kept; the same call with a larger budget goes on.
+        BudgetReached: every embedding paid for is saved; the same call with a larger budget resumes.
 
     Examples:
         >>> found = check_teacher({"data": {"path": "images"}, "teacher": {"spec": "recorded:vendor"},
@@ -92,17 +92,17 @@ def check_teacher(
     with _opened(settings, images, store, budget, progress) as opened:
         for line in (*opened.notes, opened.everything().summary()):
             before(line)
-        refused, skipped = _ask(opened, progress)
-        answers, teacher, sample = opened.store, opened.teacher, opened.sample
-        judged = _answerable(opened.wordings, skipped, opened.config.prompts, sample)
-        tables = {setting: text_targets(answers, teacher.fingerprint, groups) for setting, groups in judged.items()}
+        refused, skipped = _query(opened, progress)
+        embeddings, teacher, sample = opened.store, opened.teacher, opened.sample
+        texts = _embeddable(opened.wordings, skipped, opened.config.prompts, sample)
+        tables = {setting: text_targets(embeddings, teacher.fingerprint, groups) for setting, groups in texts.items()}
         keys = [image_key(sha256, clean_view(opened.config.teacher.fit)) for sha256 in sample.audit.contents]
-        answered = np.flatnonzero(answers.known(teacher.fingerprint, keys))
-        if not len(answered):
+        covered = np.flatnonzero(embeddings.cached(teacher.fingerprint, keys))
+        if not len(covered):
             raise TeacherError(f"{teacher.name}: refused all {len(keys)} images, first: {refused[0].reason}")
-        embeddings = answers.get(teacher.fingerprint, [keys[i] for i in answered])
-    free = _student_answers(opened.config, opened.drawn, progress)
-    found = verdict_of(opened.config, teacher, sample.of(answered), embeddings, tables, free, refused, skipped)
+        vectors = embeddings.get(teacher.fingerprint, [keys[i] for i in covered])
+    free = _probe_student(opened.config, opened.drawn, progress)
+    found = verdict_of(opened.config, teacher, sample.of(covered), vectors, tables, free, refused, skipped)
     return replace(found, notes=(*opened.notes, *found.notes))
 
 
@@ -112,8 +112,8 @@ def check_cost(
     images: int = 200,
     store: Path | str | None = None,
     progress: Progress = silent,
-) -> Asked:
-    """Return what `check_teacher` would ask, and at what price; ask nothing.
+) -> QueryReport:
+    """Return what `check_teacher` would query, and its price; query nothing.
 
     Args, Raises: as for `check_teacher`.
     """
@@ -123,17 +123,17 @@ def check_cost(
 
 @dataclass(frozen=True)
 class _Opened:
-    """Everything that it takes to ask.
+    """What a check works with.
 
     Attributes:
         config: of the run.
-        drawn: labelled images for the untaught student.
-        sample: the first of them: what the teacher is asked about.
-        wordings: all classes' texts, by what sets them.
-        store: where answers are kept.
-        teacher: has its purse by then, if it is a rented one.
-        account: its bill.
-        notes: what is to be known of the texts.
+        drawn: labelled images for the untrained student.
+        sample: the first of them: the teacher's sample.
+        wordings: all class prompts, by the setting that makes them.
+        store: where the embeddings are saved.
+        teacher: with its budget, if it is paid.
+        spending: the paid teacher's ledger and budget.
+        notes: remarks on the prompts.
     """
 
     config: RunConfig
@@ -149,11 +149,11 @@ class _Opened:
         texts = list(chain.from_iterable(groups))
         return plan(self.store, self.teacher, self.sample.dataset, self.sample.audit, texts, clean_images(self.config))
 
-    def everything(self) -> Asked:
-        """Return all that is to be asked, and its price."""
+    def everything(self) -> QueryReport:
+        """Return all queries, and their price."""
         queries = self.plan(chain.from_iterable(self.wordings.values()))
         bill = self.spending.bill() if self.spending else ""
-        return Asked(queries, cost(queries, self.teacher, self.spending), (), bill)
+        return QueryReport(queries, cost(queries, self.teacher, self.spending), (), bill)
 
 
 @contextmanager
@@ -170,12 +170,12 @@ def _opened(
     teacher = the_teacher(config.teacher)
     wordings = _wordings(config.prompts, sample)
     notes = check_prompts(sample.dataset.classes, wordings[""], teacher, refuse=False)
-    with EmbeddingStore(session.store) as answers, with_budget(teacher, session, "vl2v teacher check") as spending:
-        yield _Opened(config, drawn, sample, wordings, answers, teacher, spending, tuple(notes))
+    with EmbeddingStore(session.store) as embeddings, with_budget(teacher, session, "vl2v teacher check") as spending:
+        yield _Opened(config, drawn, sample, wordings, embeddings, teacher, spending, tuple(notes))
 
 
 def _wordings(wanted: PromptConfig, sample: Sample) -> dict[str, list[list[str]]]:
-    """Return all classes' texts in several wordings, by what sets them; "" for the configuration's own."""
+    """Return all class prompts in several wordings, by setting; "" for the configuration's own."""
     changes: dict[str, dict[str, Any]] = {"": {}}
     changes |= {_templates(template): {"templates": [template]} for template in TEMPLATES}
     changes["prompts.domain_prompts=true"] = {"domain_prompts": True}
@@ -187,10 +187,10 @@ def _wordings(wanted: PromptConfig, sample: Sample) -> dict[str, list[list[str]]
     return found
 
 
-def _answerable(
+def _embeddable(
     wordings: Mapping[str, list[list[str]]], skipped: Sequence[Skipped], wanted: PromptConfig, sample: Sample
 ) -> dict[str, list[list[str]]]:
-    """Return the wordings without those that were skipped, and the mean of all templates, which asks nothing more."""
+    """Return the wordings that weren't skipped, and the mean of all templates, which needs no further query."""
     unsuitable = {skip.setting for skip in skipped}
     templates = [template for template in TEMPLATES if _templates(template) not in unsuitable]
     found = {setting: groups for setting, groups in wordings.items() if setting not in unsuitable}
@@ -207,12 +207,12 @@ def _templates(*templates: str) -> str:
     return f"prompts.templates=[{listed}]"
 
 
-def _ask(opened: _Opened, progress: Progress) -> tuple[list[Refusal], list[Skipped]]:
-    """Ask what isn't known; return the refused images, and the wordings that the teacher can't answer.
+def _query(opened: _Opened, progress: Progress) -> tuple[list[Refusal], list[Skipped]]:
+    """Query what isn't cached; return the refused images, and the wordings that the teacher can't embed.
 
     Raises:
-        BudgetReached: all answers are kept.
-        TeacherError: it can't be asked, or it can't answer the configuration's own prompts.
+        BudgetReached: every embedding paid for is saved.
+        TeacherError: it can't be queried, or it can't embed the configuration's own prompts.
     """
     store, teacher, spending = opened.store, opened.teacher, opened.spending
 
@@ -232,8 +232,8 @@ def _ask(opened: _Opened, progress: Progress) -> tuple[list[Refusal], list[Skipp
     return refused, skipped
 
 
-def _student_answers(config: RunConfig, drawn: Sample, progress: Progress) -> dict[bytes, int] | str:
-    """Return what a probe on the untaught student's features answers about each content; or why there is none."""
+def _probe_student(config: RunConfig, drawn: Sample, progress: Progress) -> dict[bytes, int] | str:
+    """Return what a probe on the untrained student's features predicts for each content; or why there is none."""
     try:
         backbone, spec = new_backbone(config)
     except StudentError as error:

@@ -186,7 +186,7 @@ def zero_shot_logits(classifier: Classifier, found: Audit, indices: NDArray[np.i
         view = clean_view(about["teacher"].get("fit", "own"))
         images = [image_key(found.contents[i], view) for i in indices]
         wanted: Sequence[bytes] = [*images, *(text_key(text) for group in prompts for text in group)]
-        if not embeddings.known(fingerprint, wanted).all():
+        if not embeddings.cached(fingerprint, wanted).all():
             return None
         table = text_targets(embeddings, fingerprint, prompts)
         scale: float = about["teacher"]["scale"]
@@ -257,7 +257,7 @@ def _alike(
 ) -> list[tuple[int, int]]:
     """Return (image, other) of each image that is a near-copy of another, or with `exact` a copy, too."""
     same = {others.sha256[i]: int(i) for i in reversed(among)}
-    near = lookalikes([found.looks[i] for i in images], [others.looks[i] for i in among])
+    near = lookalikes([found.signatures[i] for i in images], [others.signatures[i] for i in among])
     pairs = []
     for image, position in zip(images.tolist(), near.tolist(), strict=True):
         copy = same.get(found.sha256[image])

@@ -198,7 +198,7 @@ def aligned(
     table[torch.from_numpy(train), 0] = found
     seen = features.of(val)
     labels, texts = torch.from_numpy(sources.dataset.labels[val]), torch.from_numpy(targets.texts)
-    groups = sources.groups(targets.answered(sources.split.unlabelled))
+    groups = sources.groups(targets.queried(sources.split.unlabelled))
     sampler = DomainBalancedSampler(groups, settings.batch_per_domain, derive(seed, "first"))
     student = Student(nn.Identity(), new_projector(found.shape[1], dim, derive(seed, "first projector")), spec)
     work = StageWork(

@@ -81,7 +81,7 @@ def teaching_of(
             wanted = sources.training[session.cached(sources.training)]
         queries = session.plan(wanted)
         dim = dim_of(store, teacher)
-        cached = queries.known + queries.cached_texts
+        cached = queries.cached + queries.cached_texts
         if as_paid(teacher) is None:
             return Teaching(queries.queries, cached, _seconds_of(queries, teacher)), teacher, dim
         forecast = cost(queries, teacher, spending)
@@ -259,8 +259,10 @@ class Bench:
         self, student: Student, stage: Stage, settings: StageConfig, per_domain: int, shape: tuple[int, ...], steps: int
     ) -> float:
         online = queries_online(self.config) and self.teacher is not None and len(shape) == 3
-        ask = teaching.online(self.config.teacher, self.teacher) if online and self.teacher is not None else None
-        like = TeacherTargets(self.sources.dataset.labels, scale=10.0, ask=ask)
+        online_teacher = (
+            teaching.online(self.config.teacher, self.teacher) if online and self.teacher is not None else None
+        )
+        like = TeacherTargets(self.sources.dataset.labels, scale=10.0, online=online_teacher)
         dim = self.dim if self.task.queries != "nothing" else 0
         classes = len(self.sources.dataset.classes)
         batches = MadeUpBatches(shape, self.domains, per_domain, classes, dim, self.task.anchors, like)

@@ -92,10 +92,10 @@ def find_mistakes(
         record = find_teacher(embeddings, teacher).teacher
         view = clean_view(config.teacher.fit)
         keys = [image_key(found.contents[i], view) for i in labelled]
-        there = embeddings.known(record.fingerprint, keys)
+        there = embeddings.cached(record.fingerprint, keys)
         if not there.any():
             raise StoreError(f"{store}: no embedding by {record.name} of any of these images; run `vl2v embed` first")
-        if not embeddings.known(record.fingerprint, [text_key(text) for group in prompts for text in group]).all():
+        if not embeddings.cached(record.fingerprint, [text_key(text) for group in prompts for text in group]).all():
             raise StoreError(
                 f"{store}: not all class prompts are embedded by {record.name}; give the settings of your run "
                 "(--config, --set), or run `vl2v embed` with these first"

@@ -162,8 +162,8 @@ def plan_run(
     task = task_of(config)
     session = Session(store, budget, progress)
     sources = (images or Images(config.data, session)).sources
-    with EmbeddingStore(store) as answers:
-        queries, teacher, dim = teaching_of(config, task, sources, answers, budget, progress)
+    with EmbeddingStore(store) as embeddings:
+        queries, teacher, dim = teaching_of(config, task, sources, embeddings, budget, progress)
     progress("measuring", 0, 1, "")
     task = task.with_chosen(dict.fromkeys(task.automatic, 0.5))  # any number costs the same
     bench = Bench(config, task, sources, teacher, dim)

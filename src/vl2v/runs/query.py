@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Asked:
+class QueryReport:
     """What was to be asked, and how it went.
 
     Attributes:
@@ -59,7 +59,7 @@ def embed(
     dry_run: bool = False,
     cluster: Cluster | None = None,
     progress: Progress = silent,
-) -> Asked:
+) -> QueryReport:
     """Ask about every image of a dataset (`data.target` left out) and every class, once.
 
     With `teacher.select`, about the selected training images only.
@@ -79,8 +79,8 @@ def embed(
         StudentError: a student that can't be trained; nothing is asked then.
 
     Examples:
-        >>> asked = embed({"data": {"path": "images"}, "teacher": {"spec": "recorded:vendor"}}, dry_run=True)
-        >>> asked.cost is None  # a recording costs nothing
+        >>> queried = embed({"data": {"path": "images"}, "teacher": {"spec": "recorded:vendor"}}, dry_run=True)
+        >>> queried.cost is None  # a recording costs nothing
         True
     """
     config = resolve(settings, preset)
@@ -89,15 +89,15 @@ def embed(
     sources = opened(config, session)
     teacher = the_teacher(config.teacher)
     views = _views(config, teacher)
-    with EmbeddingStore(session.store) as answers, with_budget(teacher, session, "vl2v embed") as spending:
-        queries = open_session(config, answers, teacher, spending, sources, views, progress)
+    with EmbeddingStore(session.store) as embeddings, with_budget(teacher, session, "vl2v embed") as spending:
+        queries = open_session(config, embeddings, teacher, spending, sources, views, progress)
         if cluster is not None:
             queries = replace(queries, fetch=partial(cluster.fetch, config=config.teacher))
         chosen = _chosen(queries, sources, dry_run=dry_run)
         plan = queries.plan(chosen)
         forecast = cost(plan, teacher, spending)
         refused = [] if dry_run else queries.query(chosen)
-        return Asked(plan, forecast, tuple(refused), spending.bill() if spending else "")
+        return QueryReport(plan, forecast, tuple(refused), spending.bill() if spending else "")
 
 
 def _views(config: RunConfig, teacher: Teacher) -> Views:

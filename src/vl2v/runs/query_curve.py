@@ -1,4 +1,4 @@
-"""Are more queries worth it? The curve of a first student's accuracy against how many images were asked about."""
+"""Are more queries worth it? A first student's accuracy against the number of queried images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
 from vl2v.session import Session
 
-FEWEST = 64  # answers without which there is no curve
+FEWEST = 64  # embeddings that a curve needs
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
 SEEDS = 3
 WORTH = 0.005  # half a point of accuracy
@@ -30,7 +30,7 @@ WORTH = 0.005  # half a point of accuracy
 
 @dataclass(frozen=True)
 class Point:
-    """Mean accuracy (0 to 1) with so many answers, and its standard error over draws of the images."""
+    """Mean accuracy (0 to 1) with this many queried images, and its standard error over draws of them."""
 
     images: int
     accuracy: float
@@ -39,12 +39,12 @@ class Point:
 
 @dataclass(frozen=True)
 class Advice:
-    """What the answers so far brought.
+    """What the queries so far brought, and what the rest would cost.
 
     Attributes:
-        points: the curve; the last one is all that is known.
-        left: training images that weren't asked about.
-        cost: of asking about them; None for a teacher that costs nothing.
+        points: the curve; the last one is of all cached embeddings.
+        left: training images that weren't queried.
+        cost: of querying them; None for a teacher that costs nothing.
     """
 
     points: tuple[Point, ...]
@@ -52,7 +52,7 @@ class Advice:
     cost: Cost | None
 
     def gain(self) -> tuple[float, float]:
-        """Return what the rest of the images may add to the accuracy, and the standard error of that.
+        """Return what the remaining images may add to the accuracy, and its standard error.
 
         Each doubling is taken to add as much less than the one before as the last did than the one before it.
         """
@@ -68,16 +68,16 @@ class Advice:
     def verdict(self) -> str:
         """Return a sentence or two for people."""
         if not self.left:
-            return "every training image was asked about: there is nothing left to ask"
+            return "every training image was queried: there is nothing left to query"
         gain, error = self.gain()
         price = f" ({self.cost.price()})" if self.cost else ""
         rest = f"the {self.left:,} images that are left{price}"
         expected = f"{rest} may add {100 * gain:.1f} points (standard error {100 * error:.1f})"
         if gain >= WORTH and gain > error:
-            return f"worth asking more: {expected}"
+            return f"worth querying more: {expected}"
         if gain + 2 * error < WORTH:
-            return f"not worth asking more: {expected}"
-        return f"hard to tell: {expected}; ask about a few hundred more and look again"
+            return f"not worth querying more: {expected}"
+        return f"uncertain: {expected}; query a few hundred more, then run this again"
 
 
 def advise(
@@ -87,43 +87,43 @@ def advise(
     store: Path | str | None = None,
     progress: Progress = silent,
 ) -> Advice:
-    """Return how a first student's validation accuracy grows with the images asked about; ask nothing.
+    """Return how a first student's validation accuracy grows with the queried images; query nothing.
 
     The first student is the projector, aligned on the free student's features (`vl2v.runs.features.aligned`); of the
-    images that are known, an eighth, a quarter, half and all are taken, three times at random.
+    images that are cached, an eighth, a quarter, half and all are taken, three times at random.
 
     Args:
         settings: as for `embed`.
         preset: as for `embed`.
         store: the folder of the embedding store.
-        progress: called as the work goes on.
+        progress: called with the progress.
 
     Raises:
-        ConfigError: fewer than 64 training images were asked about, or not the classes' texts.
+        ConfigError: fewer than 64 training images were queried, or not all class prompts.
     """
     config = resolve(settings, preset)
     shared = Session.of(store, progress=progress)
     sources = open_sources(config, shared)
     teacher = the_teacher(config.teacher)
-    with EmbeddingStore(shared.store) as answers, with_budget(teacher, shared, "vl2v embed --advise") as spending:
-        session = open_session(config, answers, teacher, spending, sources, clean_images(config), progress)
+    with EmbeddingStore(shared.store) as embeddings, with_budget(teacher, shared, "vl2v embed --advise") as spending:
+        session = open_session(config, embeddings, teacher, spending, sources, clean_images(config), progress)
         plan = session.plan(sources.training)
-        known = sources.training[session.cached(sources.training)]
-        if len(known) < FEWEST or plan.pending_texts:
+        cached = sources.training[session.cached(sources.training)]
+        if len(cached) < FEWEST or plan.pending_texts:
             raise ConfigError(
-                f"--advise: {len(known)} of {len(sources.training)} training images and {plan.cached_texts} of "
-                f"{plan.texts} texts are answered; ask about at least {FEWEST} images first, for example with "
+                f"--advise: {len(cached)} of {len(sources.training)} training images and {plan.cached_texts} of "
+                f"{plan.texts} texts are queried; query at least {FEWEST} images first, for example with "
                 "--select 300"
             )
         features = free_features(config, sources, progress)
         points = []
         for share in SHARES:
-            count = round(share * len(known))
+            count = round(share * len(cached))
             accuracies = []
             for seed in range(SEEDS):
-                drawn = np.sort(known[random_order(len(known), seed)[:count]])
+                drawn = np.sort(cached[random_order(len(cached), seed)[:count]])
                 _, scores = aligned(config, sources, features, session.targets(drawn), seed, steps=300)
                 accuracies.append(scores.accuracy)
             error = float(np.std(accuracies, ddof=1) / SEEDS**0.5)
             points.append(Point(count, float(np.mean(accuracies)), error))
-        return Advice(tuple(points), len(sources.training) - len(known), cost(plan, teacher, spending))
+        return Advice(tuple(points), len(sources.training) - len(cached), cost(plan, teacher, spending))

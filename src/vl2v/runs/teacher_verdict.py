@@ -1,4 +1,4 @@
-"""What a labelled sample tells about a teacher: figures with intervals, and a plain verdict."""
+"""A teacher evaluated on a labelled sample: figures with intervals, and a plain verdict."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Swap:
 
     Attributes:
         label: the class.
-        answer: what it is taken for.
+        predicted: what it is taken for.
         count: how many images.
         example: path of one of them.
     """
 
     label: str
-    answer: str
+    predicted: str
     count: int
     example: str
 
@@ -57,7 +57,7 @@ class Wording:
 
 @dataclass(frozen=True)
 class Skipped:
-    """Prompts that weren't judged, and why."""
+    """Prompts that weren't compared, and why."""
 
     setting: str
     reason: str
@@ -68,37 +68,37 @@ class OddName:
     """A class whose name may mean something else to the teacher.
 
     Attributes:
-        share: of its images that are answered correctly: fewer than of all classes' together.
-        nearest: the class with the nearest text, which is answered instead most often.
-        cosine: of the two texts.
+        share: of its images that are classified correctly: fewer than of all classes' together.
+        nearest: the class with the nearest text embedding, which is predicted instead most often.
+        cosine: of the two text embeddings.
         instead: how many images are taken for `nearest`.
-        told: how many images the probe on the teacher's own embeddings, which knows no texts, answers correctly:
-            more than the text does, and not by chance.
+        probed: how many images a linear probe on the teacher's image embeddings gets right: more than the text does,
+            and not by chance.
     """
 
     share: Share
     nearest: str
     cosine: float
     instead: int
-    told: int
+    probed: int
 
     def advice(self) -> str:
         """Return what to do about it."""
         name, count = self.share.name, self.share.images
         return (
-            f"{name}: its text is nearest to that of {self.nearest} (cosine {self.cosine:.2f}), which is answered "
-            f"instead for {self.instead} of {count} images; by the images alone {self.told} are told right, by the "
+            f"{name}: its text is nearest to that of {self.nearest} (cosine {self.cosine:.2f}), which is predicted "
+            f"instead for {self.instead} of {count} images; a probe on its images alone gets {self.probed} right, the "
             f"text {self.share.correct}: try a clearer name, as prompts.overrides.{toml_key(name)}"
         )
 
 
 @dataclass(frozen=True)
 class Probed:
-    """A linear probe on features, judged on the sample's images: what can be told without the teacher's texts.
+    """A linear probe on features, evaluated on the sample: the accuracy without the teacher's texts.
 
     Attributes:
-        share: answered correctly.
-        images: labelled images that it learnt from, in all folds together.
+        share: classified correctly.
+        images: labelled images that it was fitted to, in all folds together.
         lead: how much more accurate the zero-shot teacher is.
     """
 
@@ -109,7 +109,7 @@ class Probed:
 
 @dataclass(frozen=True)
 class Check:
-    """What a labelled sample tells about a teacher.
+    """A teacher's evaluation on a labelled sample.
 
     Attributes:
         teacher: its name.
@@ -118,16 +118,16 @@ class Check:
         domains: by domain.
         classes: by class.
         alignment: of images and texts.
-        swaps: what is taken for what, the most frequent first.
+        swaps: which class is taken for which, the most frequent first.
         wordings: other prompts, the best first.
-        skipped: prompts that the teacher has no answer to.
+        skipped: prompts that the teacher can't embed.
         names: classes whose names may mislead.
-        student: a probe on the untaught student's features; None where it can't be had.
-        own: the same on the teacher's own embeddings: what its images tell without its texts.
+        student: a probe on the untrained student's features; None where there is none.
+        own: the same on the teacher's own image embeddings, without its texts.
         adapted: the teacher itself, adapted to the sample in closed form (`teacher.adapt`).
         held_out: how the probes and the adapted teacher were measured, in a few words.
-        refused: images that the teacher won't answer about; they aren't in the sample.
-        notes: what else is to be known.
+        refused: images that the teacher refuses; they aren't in the sample.
+        notes: further remarks.
     """
 
     teacher: str
@@ -174,19 +174,19 @@ class Check:
     def _worth(self) -> str:
         low, _ = self.everything.interval
         if low <= self.chance:
-            return "That can't be told from chance: not worth distilling with these class names and prompts."
+            return "That is no better than chance: not worth distilling with these class names and prompts."
         if self.student is None:
-            return "There is no untaught student to compare it with."
+            return "There is no untrained student to compare it with."
         lead, share = self.student.lead, _percent(self.student.share.accuracy)
-        untaught = (
-            f"a linear probe on the untaught student's features gets {share} {self.held_out}; the difference is "
+        untrained = (
+            f"a linear probe on the untrained student's features gets {share} {self.held_out}; the difference is "
             f"{100 * lead.mean:+.1f} points ({100 * lead.low:+.1f} to {100 * lead.high:+.1f})."
         )
         if lead.low > 0:
-            return f"Worth distilling: {untaught}"
+            return f"Worth distilling: {untrained}"
         if lead.high < 0:
-            return f"Not worth distilling as it is: {untaught}"
-        return f"Hard to tell whether it is worth distilling: {untaught} Ask about more images."
+            return f"Not worth distilling as it is: {untrained}"
+        return f"Hard to tell whether it is worth distilling: {untrained} Query more images."
 
     def _weakness(self) -> str:
         better = self.better()
@@ -194,7 +194,7 @@ class Check:
             return f"Other prompts do better: {better.setting} gets {_percent(better.accuracy)}."
         if self.own.lead.high < 0:
             return (
-                f"Its images tell more than its texts do (a probe on its own embeddings gets "
+                f"Its images separate the classes better than its texts do (a probe on its own embeddings gets "
                 f"{_percent(self.own.share.accuracy)}): better names and prompts are worth a try."
             )
         worst = min(self.domains, key=lambda share: share.accuracy)
@@ -221,37 +221,37 @@ def verdict_of(
     refused: Sequence[Refusal],
     skipped: Sequence[Skipped],
 ) -> Check:
-    """Return what is to be said about a teacher's answers.
+    """Return what a teacher's zero-shot predictions on a sample say about it.
 
     Args:
         config: whose prompts count.
-        teacher: who answered.
-        sample: the n images that it answered about.
-        images: its embeddings of them [n, d].
-        tables: its text classifiers [C, d], by what sets their prompts; "" for the configuration's own.
-        free: what a probe on the untaught student's features answers about each content, or why there is none.
-        refused: images that it wouldn't answer about.
-        skipped: prompts that it has no answer to.
+        teacher: that embedded the sample.
+        sample: its n images.
+        images: their embeddings [n, d].
+        tables: its text classifiers [C, d], by the setting that makes their prompts; "" for the configuration's own.
+        free: what a probe on the untrained student's features predicts for each content, or why there is none.
+        refused: images that it refuses.
+        skipped: prompts that it can't embed.
     """
     dataset, labels = sample.dataset, sample.dataset.labels
     texts = tables[""]
-    answers = (images @ texts.T).argmax(1)
-    right = answers == labels
+    predictions = (images @ texts.T).argmax(1)
+    right = predictions == labels
     swapped = [
-        Swap(dataset.classes[pair.label], dataset.classes[pair.answer], pair.count, dataset.paths[pair.example])
-        for pair in confusions(labels, answers)
+        Swap(dataset.classes[pair.label], dataset.classes[pair.predicted], pair.count, dataset.paths[pair.example])
+        for pair in confusions(labels, predictions)
     ]
     own = probe(images, labels, sample.groups)
     adapted = left_out_predictions(Embedded(images, texts, labels, dataset.domain_ids, 1.0))
     notes, student = [], None
     if isinstance(free, str):
-        notes.append(f"no comparison with an untaught student: {free}")
+        notes.append(f"no comparison with an untrained student: {free}")
     else:
         guesses = np.array([free[sha256] for sha256 in sample.audit.sha256])
         student = _probed(guesses == labels, right, len(free))
     several = len(sample.domains) > 1
     if not several:
-        notes.append("one domain only: probes are judged on other images of the same domain, which flatters them")
+        notes.append("one domain only: probes are evaluated on other images of the same domain, which flatters them")
     return Check(
         teacher=teacher.name,
         prompts=tuple(config.prompts.templates),
@@ -262,7 +262,7 @@ def verdict_of(
         swaps=tuple(swapped),
         wordings=_compared(images, tables, labels, right),
         skipped=tuple(skipped),
-        names=tuple(_odd_names(dataset.classes, texts, labels, answers, own)),
+        names=tuple(_odd_names(dataset.classes, texts, labels, predictions, own)),
         student=student,
         own=_probed(own == labels, right, len(labels)),
         adapted=_probed(adapted == labels, right, len(labels)),
@@ -289,31 +289,32 @@ def _compared(images: Vectors, tables: Mapping[str, Vectors], labels: Indices, r
 
 
 def _odd_names(
-    names: Sequence[str], texts: Vectors, labels: Indices, answers: Indices, guesses: Indices
+    names: Sequence[str], texts: Vectors, labels: Indices, predictions: Indices, guesses: Indices
 ) -> Iterator[OddName]:
-    """Yield the classes that do worse than all together, though their images could be told apart without the texts.
+    """Yield the classes with a lower accuracy than all together, though a probe separates their images.
 
-    Most of what is answered wrongly goes to the class with the nearest text.
+    Most of their wrong predictions are the class with the nearest text.
 
     Args:
         names: of the classes.
         texts: [C, d].
         labels: [n] classes.
-        answers: [n] by the texts.
-        guesses: [n] by a probe that knows no texts.
+        predictions: [n] by the texts.
+        guesses: [n] by a probe that uses no texts.
     """
     cosines = texts @ texts.T
     np.fill_diagonal(cosines, -1)
-    right = answers == labels
-    swaps = {pair.label: pair for pair in reversed(confusions(labels, answers))}  # of each class the most frequent one
+    right = predictions == labels
+    # the most frequent one of each class
+    swaps = {pair.label: pair for pair in reversed(confusions(labels, predictions))}
     for share in accuracy_by_group(tuple(names), labels, right):
         label = names.index(share.name)
         nearest = int(cosines[label].argmax())
         here = labels == label
-        told = guesses[here] == label
-        poor = share.interval[1] < right.mean() and paired_difference(told, right[here]).low > 0
-        if poor and label in swaps and swaps[label].answer == nearest:
-            yield OddName(share, names[nearest], float(cosines[label, nearest]), swaps[label].count, int(told.sum()))
+        probed = guesses[here] == label
+        poor = share.interval[1] < right.mean() and paired_difference(probed, right[here]).low > 0
+        if poor and label in swaps and swaps[label].predicted == nearest:
+            yield OddName(share, names[nearest], float(cosines[label, nearest]), swaps[label].count, int(probed.sum()))
 
 
 def _share_json(share: Share) -> dict[str, Any]:

@@ -254,7 +254,7 @@ def train(
             sources.audit.contents,
         )
         views = teaching.clean_images(config)
-        answers = TeacherTargets(sources.dataset.labels, domains=sources.dataset.domain_ids)
+        targets = TeacherTargets(sources.dataset.labels, domains=sources.dataset.domain_ids)
         if task.queries != "nothing":
             views = teaching.fixed_views(config, student.spec.image_size)
 
@@ -268,15 +268,15 @@ def train(
                 found = queries.targets(chosen)
                 return with_adapted_teacher(found, sources, progress) if config.teacher.adapt == "auto" else found
 
-            answers = from_first(fabric, asked)
+            targets = from_first(fabric, asked)
             if queries_online(config) and teacher is not None:
-                answers = replace(answers, ask=teaching.online(config.teacher, teacher))
+                targets = replace(targets, online=teaching.online(config.teacher, teacher))
     if task.head == "stacked":
-        assert answers.texts is not None
-        student.classify_by(torch.from_numpy(answers.texts))
+        assert targets.texts is not None
+        student.classify_by(torch.from_numpy(targets.texts))
     features.spread()
-    task = settled(task, run.folder, sources, answers, features, fabric, progress)
-    work = _Work(run, student, sources, answers, views, trainer, features)
+    task = settled(task, run.folder, sources, targets, features, fabric, progress)
+    work = _Work(run, student, sources, targets, views, trainer, features)
     stages = task.stages if config.student.parent is None else task.stages[-1:]  # whose projector fits already
     stages = () if config.train.head == "only" else stages
     with ExitStack() as held:
@@ -291,17 +291,17 @@ def train(
     if refits(config, task):
         trained = Features(student, sources.dataset, fabric, config.data.workers, progress)
         if head != "method":
-            progress(refit(student, task, sources, answers, trained, head), 1, 1, "")
-        elif (best := align_again(student, sources, answers, trained)) is not None:
+            progress(refit(student, task, sources, targets, trained, head), 1, 1, "")
+        elif (best := align_again(student, sources, targets, trained)) is not None:
             progress(f"aligned again, lambda {best:g}", 1, 1, "")
-    texts = torch.from_numpy(answers.texts) if student.head == "text" and answers.texts is not None else None
-    scale = answers.scale if student.head == "text" else 1.0
+    texts = torch.from_numpy(targets.texts) if student.head == "text" and targets.texts is not None else None
+    scale = targets.scale if student.head == "text" else 1.0
     classifier = Classifier(
         student,
         list(sources.dataset.classes),
         texts,
         scale=scale,
-        about=_about(config, sources, teacher, answers, own_tower=own_tower),
+        about=_about(config, sources, teacher, targets, own_tower=own_tower),
     )
     _calibrate(classifier, sources, config.data.workers)
     if texts is not None and sources.others and teacher is not None:
@@ -313,13 +313,13 @@ def train(
 
 
 def _about(
-    config: RunConfig, sources: Sources, teacher: Teacher | None, answers: TeacherTargets, *, own_tower: bool
+    config: RunConfig, sources: Sources, teacher: Teacher | None, targets: TeacherTargets, *, own_tower: bool
 ) -> dict[str, Any]:
     """Return where a student comes from."""
     told = None
     if teacher is not None:
-        asked = answers.texts is not None
-        scale = answers.scale if asked else config.teacher.logit_scale or teacher.logit_scale or 1.0
+        asked = targets.texts is not None
+        scale = targets.scale if asked else config.teacher.logit_scale or teacher.logit_scale or 1.0
         told = {"spec": teacher.name, "fingerprint": teacher.fingerprint, "scale": scale, "fit": config.teacher.fit}
     return {
         "method": config.method,
@@ -408,7 +408,7 @@ class _Work:
     run: Run
     student: Student
     sources: Sources
-    answers: TeacherTargets
+    targets: TeacherTargets
     views: Views
     trainer: Trainer
     features: Features
@@ -417,11 +417,11 @@ class _Work:
         config = self.run.config
         cached = stage.trains == "projector" and not config.published.align_through_backbone
         settings = config.stages[stage.key]
-        answers = self.answers
-        groups = self.sources.groups(answers.answered(self.sources.split.unlabelled))
+        targets = self.targets
+        groups = self.sources.groups(targets.queried(self.sources.split.unlabelled))
         seed, part = derive(config.seed, stage.name), self.trainer.part
         sampler = DomainBalancedSampler(groups, settings.batch_per_domain, seed, part)
-        batches = self._feature_batches(sampler) if cached else self._pixel_batches(sampler, answers)
+        batches = self._feature_batches(sampler) if cached else self._pixel_batches(sampler, targets)
         return StageWork(stage, settings, batches, self._validation(cached=cached))
 
     def share(self, shared_cache: SharedCache, stage: Stage, held: ExitStack) -> Callable[[int], None] | None:
@@ -434,12 +434,12 @@ class _Work:
             stage: its first.
             held: as long as the stage is.
         """
-        folder, answers, split = self.run.folder, self.answers, self.sources.split
+        folder, targets, split = self.run.folder, self.targets, self.sources.split
         learnt = hashlib.sha256(b"".join(self.sources.audit.contents))
-        for table in (answers.labels, answers.images, answers.texts, split.train, split.val):
+        for table in (targets.labels, targets.images, targets.texts, split.train, split.val):
             learnt.update(b"" if table is None else np.ascontiguousarray(table).tobytes())
-        name = stage_name(self.run.config, stage, self.student, f"{learnt.hexdigest()} {answers.scale}")
-        if name is None or answers.ask is not None:
+        name = stage_name(self.run.config, stage, self.student, f"{learnt.hexdigest()} {targets.scale}")
+        if name is None or targets.online is not None:
             return None
         if not (folder / "checkpoints").exists():
             held.enter_context(shared_cache.alone(name))
@@ -454,12 +454,12 @@ class _Work:
 
         return ended
 
-    def _pixel_batches(self, sampler: DomainBalancedSampler, answers: TeacherTargets) -> PixelBatches:
+    def _pixel_batches(self, sampler: DomainBalancedSampler, targets: TeacherTargets) -> PixelBatches:
         spec = self.student.spec
         renderer = Renderer(
             self.sources.dataset, self.sources.audit.sha256, self.views, spec.image_size, sampler.seed, spec.fit
         )
-        return PixelBatches(sampler, renderer, answers, self.run.config.data.workers)
+        return PixelBatches(sampler, renderer, targets, self.run.config.data.workers)
 
     def _feature_batches(self, sampler: DomainBalancedSampler) -> FeatureBatches:
         """Pass the images (with K views: each view of each) through the frozen backbone once."""
@@ -472,7 +472,7 @@ class _Work:
             if not table.shape[-1]:
                 table = torch.zeros(len(self.sources.dataset), len(views), found.shape[1])
             table[torch.from_numpy(images), number] = found
-        return FeatureBatches(sampler, table, self.answers, 1 if self.views.k else 0, sampler.seed)
+        return FeatureBatches(sampler, table, self.targets, 1 if self.views.k else 0, sampler.seed)
 
     def _validation(self, *, cached: bool) -> Validation:
         images = self.sources.split.val
@@ -488,11 +488,11 @@ class _Work:
             kept = cache(lambda: [x.clone() for x in pixels()])  # out of the loader's shared memory
             batches = kept if len(own) * size**2 * 3 <= KEPT else pixels
             together = partial(put_together, self.trainer.fabric, total=len(images))
-        texts = self.answers.texts if self.student.head == "text" else None
+        texts = self.targets.texts if self.student.head == "text" else None
         return Validation(
             batches,
             torch.from_numpy(self.sources.dataset.labels[images]),
             None if texts is None else torch.from_numpy(texts),
-            self.answers.scale,
+            self.targets.scale,
             together,
         )

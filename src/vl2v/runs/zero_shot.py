@@ -57,10 +57,10 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
     rows: list[Row] = []
     notes: list[str] = []
     predictions = Predictions.nothing(dataset.classes, dataset.domains, content(dataset, found))
-    with EmbeddingStore(store, read_only=True) as cached:
+    with EmbeddingStore(store, read_only=True) as embeddings:
         views = clean_images(config)
         session = TeacherSession(
-            config, cached, teacher, None, dataset, found, sources, views, progress, fit_scale=fit_scale
+            config, embeddings, teacher, None, dataset, found, sources, views, progress, fit_scale=fit_scale
         )
         texts = session.texts()
         scale = config.teacher.logit_scale or teacher.logit_scale or CLIP_SCALE
@@ -73,7 +73,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
             progress("evaluating", number, len(dataset.domains), domain)
             indices = measured(config, dataset, domain, val)
             keys = [image_key(found.contents[i], views.names[0]) for i in indices]
-            there = cached.known(teacher.fingerprint, keys)
+            there = embeddings.cached(teacher.fingerprint, keys)
             if not len(indices) or not there.any():
                 if domain in data.target:
                     raise TeacherError(
@@ -85,7 +85,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
                     f"{domain}: {(~there).sum():,} of {len(there):,} images have no embedding, and don't count"
                 )
             indices = indices[there]
-            images = cached.get(teacher.fingerprint, [key for key, one in zip(keys, there, strict=True) if one])
+            images = embeddings.get(teacher.fingerprint, [key for key, one in zip(keys, there, strict=True) if one])
             scores = scale * (images @ texts.T) if fitted is None else fitted.logits(images)
             logits = torch.from_numpy(scores.astype(np.float32))
             labels = torch.from_numpy(dataset.labels[indices])
@@ -109,7 +109,7 @@ def adapted_teacher(
         images: dataset indices; those for validation aren't to be among them.
     """
     assert targets.images is not None and targets.texts is not None
-    queried = targets.answered(images[dataset.labels[images] >= 0])
+    queried = targets.queried(images[dataset.labels[images] >= 0])
     labels = dataset.labels[queried]
     if len(queried) < FEW or len(np.unique(labels)) < 2:
         return None

@@ -61,7 +61,7 @@ class Network:
             BadImage: one can't be decoded.
             Busy, Waited: too much to do.
         """
-        return await self.batches.ask(things, len(things), client)
+        return await self.batches.submit(things, len(things), client)
 
     def _outputs(self, requests: list[Sequence[Thing]]) -> list[Rows | Exception]:
         decoded = [self._pixels(things) for things in requests]

@@ -83,17 +83,17 @@ class TeacherClient:
         if obstacle is not None:
             raise StudentError(obstacle)
         card = self.student.card
-        with EmbeddingStore(self.store, read_only=self.teacher is None) as answers:
+        with EmbeddingStore(self.store, read_only=self.teacher is None) as embeddings:
 
             def ask(texts: list[str]) -> None:
                 if self.teacher is None:
                     raise StudentError(f"no text of {name!r} is stored; start with --teacher, or send its embedding")
                 with self._paying():
-                    fetch_texts(answers, self.teacher, texts, checked=self._checked)
+                    fetch_texts(embeddings, self.teacher, texts, checked=self._checked)
                     self._checked = True
 
             prompts, sources = PromptConfig(**card["prompts"]), card["about"]["sources"]
-            return class_text(name, prompts, sources, card["teacher"], answers, ask)
+            return class_text(name, prompts, sources, card["teacher"], embeddings, ask)
 
     def opinion(self, image: bytes) -> Prediction:
         """Return what the teacher says of an image file's bytes, zero-shot; never "unknown".
@@ -107,9 +107,9 @@ class TeacherClient:
             raise StudentError("there is no teacher here; start with --teacher")
         texts, classes = self.student.texts, list(self.student.classes)
         decode(image, most_bytes=MOST)
-        with EmbeddingStore(self.store) as answers, self._paying():
-            known = answers.known(self.teacher.fingerprint, [image_key(hashlib.sha256(image).digest())])[0]
-            embedding = fetch_image(answers, self.teacher, image, checked=self._checked)
+        with EmbeddingStore(self.store) as embeddings, self._paying():
+            known = embeddings.cached(self.teacher.fingerprint, [image_key(hashlib.sha256(image).digest())])[0]
+            embedding = fetch_image(embeddings, self.teacher, image, checked=self._checked)
             self._checked = self._checked or not known
         (row,) = softmax(self.student.card["scale"] * embedding[None] @ texts.T).tolist()
         return prediction(classes, row, 0.0)

@@ -77,17 +77,17 @@ class PixelBatches:
 
     sampler: DomainBalancedSampler
     renderer: Renderer
-    answers: TeacherTargets
+    targets: TeacherTargets
     workers: int
 
     def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
         """Yield (pixels [n, s, s, 3] uint8, targets)."""
         rendered = _Rendered(self.sampler, self.renderer)
         for pixels, indices, views in loaded(rendered, range(start, stop), workers=self.workers, ahead=4):
-            targets = batch_targets(self.answers, indices, views)
-            if self.answers.ask is not None:
-                targets = replace(targets, images=self.answers.ask(pixels))
-            yield pixels, targets
+            taught = batch_targets(self.targets, indices, views)
+            if self.targets.online is not None:
+                taught = replace(taught, images=self.targets.online(pixels))
+            yield pixels, taught
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class FeatureBatches:
 
     sampler: DomainBalancedSampler
     features: Tensor
-    answers: TeacherTargets
+    targets: TeacherTargets
     first_view: int
     seed: int
 
@@ -113,8 +113,8 @@ class FeatureBatches:
             if choices > 1:
                 draws = zip(images, turns, strict=True)
                 which = np.array([derive(self.seed, "which view", int(p), int(t)) % choices for p, t in draws])
-            targets = batch_targets(self.answers, images, which + self.first_view)
-            yield self.features[torch.from_numpy(images), torch.from_numpy(which)], targets
+            taught = batch_targets(self.targets, images, which + self.first_view)
+            yield self.features[torch.from_numpy(images), torch.from_numpy(which)], taught
 
 
 class _Clean(Dataset[Tensor]):

@@ -56,8 +56,8 @@ class MadeUpBatches:
         for _ in range(start, stop):
             pixels = torch.from_numpy(rng.integers(256, size=(n, *self.shape), dtype=np.uint8))
             targets = batch_targets(table, np.arange(n), np.zeros(n, np.int64))
-            if self.like.ask is not None and pixels.ndim == 4:
-                targets = replace(targets, images=self.like.ask(pixels))
+            if self.like.online is not None and pixels.ndim == 4:
+                targets = replace(targets, images=self.like.online(pixels))
             yield pixels if pixels.ndim == 4 else pixels.float(), targets
 
 

@@ -1,4 +1,4 @@
-"""Requests of all clients, gathered into batches for a few threads of work; clients take turns."""
+"""A queue that gathers the requests of all clients into batches for a few threads; clients take turns."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar, cast
 
 Request = TypeVar("Request")
-Answer = TypeVar("Answer")
+Result = TypeVar("Result")
 
 
 class Busy(Exception):
@@ -22,34 +22,34 @@ class Waited(Exception):
 
 
 @dataclass(eq=False)
-class _Place(Generic[Request, Answer]):
+class _Pending(Generic[Request, Result]):
     request: Request
     size: int
     client: str
-    answer: asyncio.Future[Answer]
-    taken: bool = False  # it is being worked on, and will be answered
+    result: asyncio.Future[Result]
+    taken: bool = False  # in a batch: it no longer expires
 
 
-class Batches(Generic[Request, Answer]):
-    """A queue before a few threads.
+class Batches(Generic[Request, Result]):
+    """A queue in front of a few threads.
 
-    While all threads work, what comes in gathers for the next batch: no timer is needed, and nobody waits for company.
+    While all threads are busy, requests gather for the next batch: no timer is needed, and none waits for company.
     A batch takes one request of each client, then the next of each.
 
     Args:
-        work: answers a batch, in a thread: for each request its answer, or what is wrong with it.
+        work: handles a batch, in a thread; returns each request's result, or its error.
         most: things in a batch; a request alone may be larger.
-        waiting: things of a client that may wait, of all four times as many; more are turned away (a request alone
+        waiting: things of one client that may wait (of all together: four times as many); more are refused (one request
             may be larger).
-        seconds: that a request may wait for its turn.
-        threads: that work.
-        observe: told the size of each batch.
+        seconds: a request's longest wait.
+        threads: how many work.
+        observe: called with the size of each batch.
         kind: only neighbours of one kind share a batch.
     """
 
     def __init__(
         self,
-        work: Callable[[list[Request]], Sequence[Answer | Exception]],
+        work: Callable[[list[Request]], Sequence[Result | Exception]],
         *,
         most: int = 64,
         waiting: int = 512,
@@ -65,78 +65,78 @@ class Batches(Generic[Request, Answer]):
         self.threads = threads
         self.observe = observe
         self.kind = kind
-        self._queues: dict[str, deque[_Place[Request, Answer]]] = {}  # whose turn is next comes first
+        self._queues: dict[str, deque[_Pending[Request, Result]]] = {}  # whose turn is next comes first
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="batches")
         self._workers: set[asyncio.Task[None]] = set()
 
     @property
     def queued(self) -> int:
         """How many things wait."""
-        return sum(place.size for queue in self._queues.values() for place in queue)
+        return sum(pending.size for queue in self._queues.values() for pending in queue)
 
     def full(self, size: int = 1, client: str = "") -> bool:
-        """Whether a client's request of so many things would be turned away."""
-        own = sum(place.size for place in self._queues.get(client, ()))
+        """Whether a client's request of this size would be refused."""
+        own = sum(pending.size for pending in self._queues.get(client, ()))
         return own + size > self.waiting if own else bool(self._queues) and self.queued + size > 4 * self.waiting
 
-    async def ask(self, request: Request, size: int, client: str = "") -> Answer:
-        """Return the answer to a request of so many things.
+    async def submit(self, request: Request, size: int, client: str = "") -> Result:
+        """Queue a request of this size and return its result.
 
         Raises:
-            Busy, Waited: it was not worked on.
-            Exception: what `work` gave as the answer.
+            Busy, Waited: it was not handled.
+            Exception: the request's error, as `work` returned it.
         """
         if self.full(size, client):
             raise Busy("too many requests are waiting")
         loop = asyncio.get_running_loop()
-        place: _Place[Request, Answer] = _Place(request, size, client, loop.create_future())
-        self._queues.setdefault(client, deque()).append(place)
+        pending: _Pending[Request, Result] = _Pending(request, size, client, loop.create_future())
+        self._queues.setdefault(client, deque()).append(pending)
         if len(self._workers) < self.threads:
             worker = asyncio.create_task(self._work())
             self._workers.add(worker)
-        timer = loop.call_later(self.seconds, self._expire, place)
+        timer = loop.call_later(self.seconds, self._expire, pending)
         try:
-            return await asyncio.shield(place.answer)
+            return await asyncio.shield(pending.result)
         finally:
             timer.cancel()
 
     def close(self) -> None:
-        """End the threads, when they are done."""
+        """Stop the threads once they have finished."""
         self._pool.shutdown()
 
-    def _expire(self, place: _Place[Request, Answer]) -> None:
-        if not place.taken and not place.answer.done():
-            queue = self._queues[place.client]
-            queue.remove(place)
+    def _expire(self, pending: _Pending[Request, Result]) -> None:
+        if not pending.taken and not pending.result.done():
+            queue = self._queues[pending.client]
+            queue.remove(pending)
             if not queue:
-                del self._queues[place.client]
-            place.answer.set_exception(Waited(f"waited for {self.seconds:g} s"))
+                del self._queues[pending.client]
+            pending.result.set_exception(Waited(f"waited for {self.seconds:g} s"))
 
     async def _work(self) -> None:
         loop = asyncio.get_running_loop()
         try:
             while self._queues:
                 batch = self._next_batch()
-                self.observe(sum(place.size for place in batch))
-                results = await loop.run_in_executor(self._pool, self._answers, [place.request for place in batch])
-                for place, result in zip(batch, results, strict=True):
+                self.observe(sum(pending.size for pending in batch))
+                results = await loop.run_in_executor(self._pool, self._results, [pending.request for pending in batch])
+                for pending, result in zip(batch, results, strict=True):
                     if isinstance(result, Exception):
-                        place.answer.set_exception(result)
+                        pending.result.set_exception(result)
                     else:
-                        place.answer.set_result(result)
-        finally:  # at once: a request that comes after the last look at the queue starts a worker of its own
+                        pending.result.set_result(result)
+        finally:  # at once: a request that arrives after the queue's last check starts a worker of its own
             self._workers.discard(cast("asyncio.Task[None]", asyncio.current_task()))
 
-    def _answers(self, requests: list[Request]) -> Sequence[Answer | Exception]:
+    def _results(self, requests: list[Request]) -> Sequence[Result | Exception]:
         try:
             return self.work(requests)
         except Exception as error:  # a batch that fails must not leave its clients waiting
             return [error] * len(requests)
 
-    def _next_batch(self) -> list[_Place[Request, Answer]]:
+    def _next_batch(self) -> list[_Pending[Request, Result]]:
         """Take the first requests of one kind, up to the size of a batch, and no more than this thread's share."""
         most, size = min(self.most, -(-self.queued // self.threads)), 0
-        batch: list[_Place[Request, Answer]] = []
+        batch: list[_Pending[Request, Result]] = []
         while self._queues:
             client, queue = next(iter(self._queues.items()))
             size += queue[0].size
@@ -146,6 +146,6 @@ class Batches(Generic[Request, Answer]):
             del self._queues[client]
             if queue:
                 self._queues[client] = queue  # behind the others
-        for place in batch:
-            place.taken = True
+        for pending in batch:
+            pending.taken = True
         return batch

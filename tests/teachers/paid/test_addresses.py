@@ -134,7 +134,7 @@ def test_embeddings_bought_under_an_old_spelling_are_found(secret, vendor, tmp_p
         with other.absorbing(store, teacher.fingerprint) as new:
             pass
         other.recognise(teacher)
-        assert new == bought and other.known(teacher.fingerprint, [text_key("a cat")])[0]
+        assert new == bought and other.cached(teacher.fingerprint, [text_key("a cat")])[0]
         fetch_texts(other, teacher, ["a dog"])
         assert len(other.get(teacher.fingerprint, [text_key("a cat"), text_key("a dog")])) == 2
 

@@ -138,7 +138,7 @@ def test_the_budget_is_reserved_before_a_request_leaves(rent, vendor):
     teacher = rent(more="images_a_request = 2", budget=7 * 1000)
     got = []
     with pytest.raises(BudgetReached):
-        for answer in teacher.answers("image", numbered(20)):
+        for answer in teacher.query("image", numbered(20)):
             got += answer.positions
             answer.settle()
     assert len(got) == len(set(got)) == 6, "what is in flight is still answered, and nothing more leaves"
@@ -410,7 +410,7 @@ def test_after_the_end_what_is_in_flight_is_still_answered(rent, vendor):
     vendor.faults = [lambda h, b: False, slow, slow, broke]
     got = []
     with pytest.raises(TeacherError, match="used up"):
-        for answer in teacher.answers("image", numbered(30)):
+        for answer in teacher.query("image", numbered(30)):
             got += answer.positions
     assert len(got) == len(vendor.requests) - 1 >= 3
 
@@ -428,7 +428,7 @@ def handed_on_before(teacher, error: str) -> list[int]:
     """Return the images whose answers are handed on, and settled, before the ledger's error is raised."""
     got: list[int] = []
     with pytest.raises(StoreError, match=error):
-        for answer in teacher.answers("image", numbered(30)):
+        for answer in teacher.query("image", numbered(30)):
             got += answer.positions
             answer.settle()
     return got
@@ -475,7 +475,7 @@ def test_a_payment_that_cannot_be_noted_costs_no_answer_that_is_in_flight(warm, 
     assert sorted(warm.budget.statuses()) == ["answered"] * 3 + ["reserved"], "counted in full"
 
     vendor.always, warm.budget = None, Locked()
-    (answer,) = warm.answers("image", numbered(1))
+    (answer,) = warm.query("image", numbered(1))
     with pytest.raises(StoreError, match="another writes"):
         answer.settle()
 
@@ -493,7 +493,7 @@ def test_one_bad_image_is_found_and_the_rest_answered(code, rent, vendor):
 
     vendor.always = choosy
     teacher = rent()
-    found = list(teacher.answers("image", images))
+    found = list(teacher.query("image", images))
     refused = [answer for answer in found if isinstance(answer, Refused)]
     assert [(r.position, "cannot identify image" in r.reason) for r in refused] == [(5, True)]
     answered = sorted(i for answer in found if isinstance(answer, Embedded) for i in answer.positions)
@@ -641,7 +641,7 @@ def test_a_figure_that_cannot_be_true_ends_the_session_and_what_was_in_flight_is
     vendor.always = lambda h, b: held(h, b) or changed(lambda answer: answer["usage"].update(micro=figure))(h, b)
     got = []
     with pytest.raises(TeacherError, match="can't be trusted, and what was possible is counted; all embeddings are"):
-        for answer in teacher.answers("image", numbered(40)):
+        for answer in teacher.query("image", numbered(40)):
             got += answer.positions
             answer.settle()
     assert len(got) == len(vendor.requests) == 4

@@ -153,7 +153,7 @@ class RemoteTeacher:
         """Return I(x) [n, d], unit rows, in order.
 
         Raises:
-            BudgetReached, TeacherError: see `answers`; also for an image that the vendor won't take.
+            BudgetReached, TeacherError: see `query`; also for an image that the vendor won't take.
         """
         return self._embed("image", images)
 
@@ -165,7 +165,7 @@ class RemoteTeacher:
         """See `vl2v.teachers.paid.teacher.PaidTeacher`."""
         self._ended.set()
 
-    def answers(self, kind: Kind, items: Iterable[EncodedImage] | Iterable[str]) -> Iterator[Embedded | Refused]:
+    def query(self, kind: Kind, items: Iterable[EncodedImage] | Iterable[str]) -> Iterator[Embedded | Refused]:
         """See `vl2v.teachers.paid.teacher.PaidTeacher`."""
         line, budget, words = self._open(), self.budget, ""
         assert budget is not None
@@ -189,7 +189,7 @@ class RemoteTeacher:
 
     def _embed(self, kind: Kind, items: Sequence[EncodedImage] | Sequence[str]) -> Vectors:
         rows: dict[int, Any] = {}
-        for answer in self.answers(kind, items):
+        for answer in self.query(kind, items):
             if isinstance(answer, Refused):
                 thing = items[answer.position]
                 what = thing if isinstance(thing, str) else thing.name

@@ -165,7 +165,7 @@ class PaidTeacher(Teacher, Protocol):
         """End, soon and for good, what is being asked in other threads; they get a TeacherError."""
         ...
 
-    def answers(self, kind: Kind, items: Iterable[EncodedImage] | Iterable[str]) -> Iterator[Embedded | Refused]:
+    def query(self, kind: Kind, items: Iterable[EncodedImage] | Iterable[str]) -> Iterator[Embedded | Refused]:
         """Ask about all items, several requests in flight, and yield answers as they come, in any order.
 
         When the budget is reached nothing more leaves, what is in flight is still yielded, then BudgetReached comes.
@@ -198,4 +198,4 @@ def micro_of(budget: float) -> int:
 
 def as_paid(teacher: Teacher) -> PaidTeacher | None:
     """Return the teacher if it is one that is paid for; doesn't ask it anything."""
-    return cast(PaidTeacher, teacher) if hasattr(type(teacher), "answers") else None
+    return cast(PaidTeacher, teacher) if hasattr(type(teacher), "query") else None
