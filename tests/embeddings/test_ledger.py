@@ -258,15 +258,63 @@ def test_a_damaged_entry_is_not_made_good_by_taking_a_password_out(tmp_path: Pat
     assert b"hunter" not in (tmp_path / "ledger.sqlite").read_bytes()
 
 
-@pytest.mark.parametrize("gone", [1, 2, 3])
-def test_an_entry_that_was_deleted_is_missed(tmp_path: Path, gone: int) -> None:
-    with Ledger(tmp_path) as ledger:
+def two_queries(folder: Path) -> None:
+    with Ledger(folder) as ledger:
         for _ in range(2):
             number = ledger.reserve("jina:m", "runs/a", "USD", Query("image", 7, 70, 9), None)
             ledger.settle(number, "answered", 70, 9)
-    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+
+
+def spoil(folder: Path, *statements: str) -> None:
+    with sqlite3.connect(folder / "ledger.sqlite") as db:
         db.execute("DROP TRIGGER kept")
-        db.execute("DELETE FROM entries WHERE id = ?", (gone,))
+        db.execute("DROP TRIGGER fixed")
+        for statement in statements:
+            db.execute(statement)
     db.close()
-    with pytest.raises(StoreError, match=r"1 of 4 entries are gone.*put back a copy"):
+
+
+@pytest.mark.parametrize(
+    ("which", "count"), [("1", 1), ("2", 1), ("3", 1), ("4", 1), ("3, 4", 2), ("2, 4", 2), ("1, 2, 3, 4", 4)]
+)
+def test_entries_that_were_deleted_are_missed(tmp_path: Path, which: str, count: int) -> None:
+    two_queries(tmp_path)
+    spoil(tmp_path, f"DELETE FROM entries WHERE id IN ({which})")
+    with pytest.raises(StoreError, match=rf"{count} of 4 entries are gone.*put back a copy"):
         Ledger(tmp_path)
+
+
+def test_a_last_entry_that_is_another_one_is_missed(tmp_path: Path) -> None:
+    two_queries(tmp_path)
+    row = "4, 2.0, 3, 'jina:m', 'runs/a', 'image', 'answered', 7, 1, 1, 'USD', 10, '', '', '', '', 5"
+    spoil(tmp_path, "DELETE FROM entries WHERE id = 4", f"INSERT INTO entries VALUES ({row})")
+    with pytest.raises(StoreError, match="the last entry is damaged: put back a copy"):
+        Ledger(tmp_path)
+
+
+@pytest.mark.parametrize("version", [1, 4])
+def test_the_last_entry_of_an_earlier_version_is_missed_once_that_is_upgraded(tmp_path: Path, version: int) -> None:
+    if version == 1:
+        shutil.copy(Path(__file__).parents[1] / "formats/v1/paid/ledger.sqlite", tmp_path)
+    else:
+        two_queries(tmp_path)
+        with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+            db.execute("DROP TABLE tail")
+            db.execute("PRAGMA user_version = 4")
+        db.close()
+    for _ in range(2):
+        with Ledger(tmp_path) as ledger:
+            (last,) = ledger._db.execute("SELECT max(id) FROM entries").fetchone()
+    spoil(tmp_path, f"DELETE FROM entries WHERE id = {last}")
+    with pytest.raises(StoreError, match=f"1 of {last} entries are gone"):
+        Ledger(tmp_path)
+
+
+def test_entries_that_an_earlier_version_adds_meanwhile_are_taken(tmp_path: Path) -> None:
+    two_queries(tmp_path)
+    with sqlite3.connect(tmp_path / "ledger.sqlite") as db:
+        db.execute("UPDATE tail SET entries = 2, crc = (SELECT crc FROM entries WHERE id = 2)")
+    db.close()
+    two_queries(tmp_path)
+    with Ledger(tmp_path) as ledger:
+        assert len(ledger.entries()) == 4

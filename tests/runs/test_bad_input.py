@@ -17,6 +17,7 @@ from little import Interrupted, no_file_larger_than, quick_settings, stopping
 from vendor.rented import Stub
 from vl2v.embeddings.store import FILE_NAME
 from vl2v.errors import DataError, RunError, StoreError, StudentError, TeacherError, VL2VError
+from vl2v.methods import version_of
 from vl2v.runs.folder import locked
 
 
@@ -232,6 +233,23 @@ def test_checkpoints_that_are_all_corrupt(begun: Path, given: dict[str, Any], tm
         vl2v.distill(given, begun, store=tmp_path / "store")
     shutil.rmtree(begun / "checkpoints")
     assert vl2v.distill(given, begun, store=tmp_path / "store").finished
+
+
+@pytest.mark.parametrize("before", ["1.1\n", "", None], ids=["another version", "an empty file", "none saved"])
+def test_a_run_that_another_version_began_to_train(
+    before: str | None, begun: Path, given: dict[str, Any], tmp_path: Path
+) -> None:
+    version = begun / "version.txt"
+    now = version.read_text()
+    assert now == f"{version_of(given['method'])}\n"
+    version.unlink()
+    if before is not None:
+        version.write_text(before)
+    with refused(RunError, "its training was begun by another version .* delete .*checkpoints to train it again"):
+        vl2v.distill(given, begun, store=tmp_path / "store")
+    shutil.rmtree(begun / "checkpoints")
+    assert vl2v.distill(given, begun, store=tmp_path / "store").finished
+    assert version.read_text() == now
 
 
 def test_a_corrupt_store(given: dict[str, Any], tmp_path: Path) -> None:

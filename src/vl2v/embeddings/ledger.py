@@ -52,13 +52,21 @@ CREATE INDEX by_digest ON entries (digest) WHERE digest != '';
 CREATE TRIGGER kept BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 """
 _FIXED = "CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-_SCHEMA += _FIXED
-_FORMAT = Format("a ledger of vl2v: move it aside", 0x564C3242, 4, _SCHEMA)  # "VL2B"
+# How many entries there are, and the checksum of the last: written with each, so that one cut off at the end is missed.
+_TAIL = (
+    "CREATE TABLE IF NOT EXISTS tail (one INTEGER PRIMARY KEY CHECK (one = 1), entries INTEGER NOT NULL, crc INTEGER)"
+)
+_SCHEMA += f"{_FIXED};\n{_TAIL} STRICT"
+_FORMAT = Format("a ledger of vl2v: move it aside", 0x564C3242, 5, _SCHEMA)  # "VL2B"
 _FROM_1 = (
     "ALTER TABLE entries ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
     "ALTER TABLE entries ADD COLUMN key TEXT NOT NULL DEFAULT ''",
     "CREATE INDEX by_digest ON entries (digest) WHERE digest != ''",
     "PRAGMA user_version = 2",
+)
+_FROM_4 = (
+    _TAIL,
+    "INSERT OR REPLACE INTO tail SELECT 1, id, crc FROM entries ORDER BY id DESC LIMIT 1",
 )
 _FROM_2 = ("ALTER TABLE entries ADD COLUMN crc INTEGER", "PRAGMA user_version = 3")  # rows before have no checksum
 
@@ -282,7 +290,9 @@ class Ledger:
             raise StoreError(f"{self.file}: the entry of query {row[1]} is damaged: put back a copy, or move it aside")
 
     def _insert(self, row: tuple[object, ...]) -> None:
-        self._db.execute(_INSERT, (*row, _crc(row)))
+        crc = _crc(row)
+        number = self._db.execute(_INSERT, (*row, crc)).lastrowid
+        self._db.execute("INSERT OR REPLACE INTO tail VALUES (1, ?, ?)", (number, crc))
 
     def _reserve(
         self,
@@ -330,6 +340,12 @@ class Ledger:
 
         if self._version() == 3:
             self._clean()
+        if self._version() < 5:
+            with transaction(self._db):
+                for statement in _FROM_4 if (version := self._version()) < 5 else ():
+                    self._db.execute(statement)
+                if version == 4:
+                    self._db.execute("PRAGMA user_version = 5")
 
     def _clean(self) -> None:
         """Take passwords and keys out of the addresses that an earlier version wrote, and their traces out of the file.
@@ -379,13 +395,22 @@ class Ledger:
                 self._rewrite(number, words, words | {"balance": balance})
 
     def _check_count(self) -> None:
-        """Check that no entry is gone: they are numbered without gaps. What is cut off at the end isn't noticed."""
-        count, last = self._db.execute("SELECT count(*), coalesce(max(id), 0) FROM entries").fetchone()
-        if count != last:
+        """Check that no entry is gone: they are numbered without gaps, and `tail` says which is the last.
+
+        There may be more than that: from a process of an earlier version that has had the ledger open since.
+        """
+        count, last, entries, crc, last_crc = self._db.execute(
+            "SELECT count(*), coalesce(max(id), 0), (SELECT entries FROM tail), (SELECT crc FROM tail), "
+            "(SELECT crc FROM entries ORDER BY id DESC LIMIT 1) FROM entries"
+        ).fetchone()
+        written = max(last, entries or 0)
+        if count != written:
             raise StoreError(
-                f"{self.file}: {last - count} of {last} entries are gone, so what was spent isn't known: put back a "
-                "copy, or move it aside"
+                f"{self.file}: {written - count} of {written} entries are gone, so what was spent isn't known: put "
+                "back a copy, or move it aside"
             )
+        if count == entries and crc != last_crc:
+            raise StoreError(f"{self.file}: the last entry is damaged: put back a copy, or move it aside")
 
     def _version(self) -> int:
         (version,) = self._db.execute("PRAGMA user_version").fetchone()

@@ -28,9 +28,10 @@ if TYPE_CHECKING:
 IMAGES = "pictures.sha256"  # a digest of those that a run learns from
 
 PLAN = "plan.json"  # what was chosen for a run, and its forecast
+VERSION = "version.txt"  # of the method and the loop that train it
 
 # What a run leaves that ended before it trained anything; `asked.json` lists the images that it would have queried.
-_FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", "chosen.json", PLAN)
+_FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", "chosen.json", PLAN, VERSION)
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 
 # What a benchmark saves in the folder of a job that failed, which may have been before there was a run.
@@ -183,6 +184,28 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
         raise RunError(f"{folder}: not empty, and not a run folder; choose another --out")
     write_text(path, config.to_toml())
     return Run(folder)
+
+
+def save_version(run: Run, version: str) -> None:
+    """Save which version of its method trains a run, so that no other one resumes it.
+
+    Args:
+        run: unfinished.
+        version: of its method, as this vl2v trains it.
+
+    Raises:
+        RunError: it was begun by another version, or by one that didn't say which.
+    """
+    file = run.folder / VERSION
+    if (run.folder / "checkpoints").exists():
+        begun = file.read_text(encoding="utf-8").strip() if file.is_file() else "an earlier one"
+        if begun != version:
+            raise RunError(
+                f"{run.folder}: its training was begun by another version of vl2v (of {run.config.method}: {begun}, "
+                f"now {version}), which trains differently: delete {run.folder / 'checkpoints'} to train it again with "
+                "this one, choose another --out, or finish it with that version"
+            )
+    write_text(file, version + "\n")
 
 
 def follow(folder: Path, data: DataConfig) -> None:

@@ -23,14 +23,14 @@ from vl2v.embeddings.session import dim_of
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.errors import ConfigError, DataError, VL2VWarning
 from vl2v.evaluation import fit_temperature, unknown_threshold
-from vl2v.methods import Averager, Stage, Task, task_of
+from vl2v.methods import Averager, Stage, Task, task_of, version_of
 from vl2v.progress import Progress, silent
 from vl2v.runs.auto_loss import align_again, refit, settled
 from vl2v.runs.cache import SharedCache, stage_name
 from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.evaluate import classifier_logits, evaluate_images
 from vl2v.runs.features import KEPT, Features, new_backbone, new_student, selected
-from vl2v.runs.folder import Run, locked, open_run
+from vl2v.runs.folder import Run, locked, open_run, save_version
 from vl2v.runs.image_identity import predictions_of, same_images, save_images
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
 from vl2v.runs.session import open_session, queries_online
@@ -156,6 +156,8 @@ def distill(
 
 def _opened(out: Path, config: RunConfig, session: Session) -> tuple[Run, bool]:
     run = open_run(out, config, lambda run: same_images(run, config, session))
+    if not run.finished:
+        save_version(run, version_of(config.method))
     return run, run.finished
 
 

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from vl2v.teachers import EncodedImage, open_teacher
+from vl2v.teachers.paid.limits import find_limits
 
 from .vendor import KEY, Budget, row
 
@@ -108,3 +109,23 @@ def test_the_documented_form_is_spoken(kind, model, speaks, variable, header, mo
         due = np.stack([np.resize(row(thing), teacher.dim) for thing in things])
         np.testing.assert_allclose(rows, due / np.linalg.norm(due, axis=1, keepdims=True), atol=1e-5)
     assert teacher.budget.committed == 3 * 1000 + 2 * 500
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "most", "unit"),
+    [
+        ("azure-vision", "2023-04-15", 70, "words"),
+        ("bedrock", "amazon.titan-embed-image-v1", 256, "tokens"),
+        ("bedrock", "amazon.nova-2-multimodal-embeddings-v1:0", 8_192, "tokens"),
+        ("cohere", "embed-english-v3.0", 512, "tokens"),
+        ("cohere", "embed-multilingual-v3.0", 512, "tokens"),
+        ("cohere", "embed-v4.0", 128_000, "tokens"),
+        ("gemini", "gemini-embedding-2", 8_192, "tokens"),
+        ("jina", "jina-clip-v2", 8_192, "tokens"),
+        ("voyage", "voyage-multimodal-3", 32_000, "tokens"),
+    ],
+)
+def test_texts_beyond_a_documented_length_are_found(kind: str, model: str, most: int, unit: str) -> None:
+    limits = find_limits(kind, model, None)
+    assert limits.too_long("dog " * most) is None
+    assert limits.too_long("dog " * (most + 1)) == f"{most + 1} words, the vendor takes {most:,} {unit}"
