@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from vl2v.errors import ConfigError
 from vl2v.privacy import without_secrets
@@ -21,6 +21,7 @@ Tree = dict[str, Any]
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
 FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change no weight
 LATER = {
+    "data.classes": [],
     "data.fit": "stretch",
     "teacher.fit": "own",
     "teacher.adapt": "off",
@@ -38,6 +39,20 @@ def at_home(path: Path) -> Path:
 HomePath = Annotated[Path, AfterValidator(at_home)]
 
 
+def class_names(given: object) -> object:
+    """Return the names of classes: of a list, of a text with commas, or of a text file, one a line."""
+    if not isinstance(given, str):
+        return given
+    file = at_home(Path(given))
+    if file.suffix != ".txt" and not file.is_file():
+        return [name.strip() for name in given.split(",") if name.strip()]
+    try:
+        lines = file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"a file of class names, one a line (UTF-8), that can't be read: {error}") from None
+    return [line.strip() for line in lines if line.strip()]
+
+
 class Section(BaseModel):
     """A group of settings; an unknown key is an error, never silently ignored."""
 
@@ -49,6 +64,11 @@ class DataConfig(Section):
 
     path: HomePath = Field(description="a folder of images, or a manifest")
     layout: str = Field(default="auto", description="auto, domains, classes or manifest")
+    classes: Annotated[list[str], BeforeValidator(class_names)] = Field(
+        default=[],
+        description="of images without any labels: names, separated by commas, or a .txt file with one a line; the "
+        "folders in data.path mean nothing then",
+    )
     target: list[str] = Field(default=[], description="domains left out of training: the unseen ones")
     exclude: HomePath | None = Field(default=None, description="a list of files to leave out, one path a line")
     unlabelled: HomePath | list[HomePath] | None = Field(

@@ -91,7 +91,18 @@ def test_adip_aligns_the_projector_and_then_distils_into_the_backbone_alone() ->
 
 def test_only_methods_that_learn_from_images_embeddings_query_them() -> None:
     of = {kind: {name for name, task in METHODS.items() if task.queries == kind} for kind in ("images", "texts")}
-    assert of["images"] == {"zero-shot", "adapted-teacher", "adip", "adip-plus", "sd", "kd", "fd", "simkd", "rise"}
+    assert of["images"] == {
+        "zero-shot",
+        "adapted-teacher",
+        "adip",
+        "adip-plus",
+        "sd",
+        "kd",
+        "pseudo-labels",
+        "fd",
+        "simkd",
+        "rise",
+    }
     assert of["texts"] == {"erm-text", "wise-ft", "clipood"}
     assert all(name == task.name for name, task in METHODS.items())
 

@@ -23,8 +23,16 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings file
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, such as stages.distill.lr=1e-3; may be repeated.")
 ]
+Classes = Annotated[
+    str | None,
+    typer.Option(help="Class names of images without labels, separated by commas, or a .txt file with one a line."),
+]
 Unlabelled = Annotated[
-    list[Path] | None, typer.Option(help="Folder of unlabelled images to learn from as well; may be repeated.")
+    list[Path] | None,
+    typer.Option(
+        help="Folder of unlabelled images to learn from as well, or a CSV or Parquet file with a path column; may be "
+        "repeated."
+    ),
 ]
 Budget = Annotated[
     float, typer.Option(help="Lifetime spending limit of this store for the paid teacher, in the vendor's currency.")
@@ -57,6 +65,7 @@ def embed(
     teacher: TeacherSpec = None,
     student: Student = None,
     target: Target = None,
+    classes: Classes = None,
     unlabelled: Unlabelled = None,
     method: Method = None,
     seed: Seed = None,
@@ -95,6 +104,7 @@ def embed(
     options = {
         "data.path": data,
         "data.target": target,
+        "data.classes": classes,
         "data.unlabelled": unlabelled or None,
         "teacher.spec": teacher,
         "teacher.views": views,
@@ -139,6 +149,7 @@ def distill(
     teacher: TeacherSpec = None,
     student: Student = None,
     target: Target = None,
+    classes: Classes = None,
     unlabelled: Unlabelled = None,
     method: Method = None,
     out: Annotated[Path, typer.Option(help="Run folder; an interrupted run is resumed.")] = Path("runs/student"),
@@ -174,6 +185,7 @@ def distill(
     options = {
         "data.path": data,
         "data.target": target,
+        "data.classes": classes,
         "data.unlabelled": unlabelled or None,
         "teacher.spec": teacher,
         "teacher.views": views,
@@ -206,7 +218,10 @@ def distill(
     if lacking:
         note(lacking)
     assert run.evaluation is not None
-    run.evaluation.table().print()
+    if run.evaluation.rows:
+        run.evaluation.table().print()
+    else:
+        say(*run.evaluation.notes)
     say(f"student saved in {run.folder}; try: vl2v predict {run.folder} IMAGE")
 
 

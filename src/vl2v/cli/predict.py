@@ -29,8 +29,10 @@ def evaluate(
         evaluation = measure(run, data, store=store, progress=progress)
     if json:
         typer.echo(as_json.dumps(evaluation.to_json(), indent=2))
-    else:
+    elif evaluation.rows:
         evaluation.table().print()
+    else:
+        say(*evaluation.notes)
 
 
 def predict(

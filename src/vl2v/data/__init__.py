@@ -7,7 +7,7 @@ from vl2v.data.decoding import ImageError, decode, image_size
 from vl2v.data.inspection import Inspection, inspect
 from vl2v.data.layouts import open_dataset
 from vl2v.data.objects import write_dataset
-from vl2v.data.splits import Split, domainbed_split, in_split, leave_out, seed_hash
+from vl2v.data.splits import Split, domainbed_split, hold_out, in_split, leave_out, seed_hash
 
 __all__ = [
     "Audit",
@@ -21,6 +21,7 @@ __all__ = [
     "domainbed_augment",
     "domainbed_split",
     "evaluation_view",
+    "hold_out",
     "image_size",
     "in_split",
     "inspect",

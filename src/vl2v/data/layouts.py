@@ -6,6 +6,7 @@ dataset, or a folder that holds only one of them, can be opened.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import Counter
@@ -39,6 +40,7 @@ def open_dataset(
     layout: str = "auto",
     exclude: Path | None = None,
     unlabelled: Path | Sequence[Path] | None = None,
+    classes: Sequence[str] = (),
     root: Path | None = None,
 ) -> DomainDataset:
     """Return the images of a folder or a manifest, in ImageFolder's order.
@@ -51,7 +53,9 @@ def open_dataset(
         layout: "domains" (domain/class/image), "classes" (class/image), "manifest", or "auto": what most images
             are at. Images in deeper folders are set aside by "auto"; else they are of the class they are under.
         exclude: a text or CSV file with one relative path a line, for example DomainNet's list of duplicates.
-        unlabelled: folders of images without labels, together a domain of their own.
+        unlabelled: folders of images without labels, or CSV or Parquet files that list them in a column path;
+            together a domain of their own.
+        classes: names of the classes where no image has a label: all of `path` is unlabelled then, too.
         root: the folder that a manifest's paths are relative to; by default its own.
 
     Raises:
@@ -77,6 +81,9 @@ def open_dataset(
         raise DataError(f"{path}: layout {layout} needs {'a .csv or .parquet file' if path.is_dir() else 'a folder'}")
     is_file = path.is_file()
     folders = [unlabelled] if isinstance(unlabelled, Path) else list(unlabelled or ())
+    if classes:
+        dataset = _with_unlabelled(_without_images(path.parent if is_file else path, classes), [path, *folders])
+        return dataset if exclude is None else without_listed(dataset, exclude)
     dataset = (
         _from_rows(root or path.parent, *read_manifest(path, root or path.parent, ONE_DOMAIN))
         if is_file
@@ -229,33 +236,56 @@ def _hashes(rows: Sequence[Row]) -> NDArray[np.uint8]:
     return np.frombuffer(raw, np.uint8).reshape(len(rows), 32)
 
 
+def _without_images(root: Path, classes: Sequence[str]) -> DomainDataset:
+    """Return a dataset that has classes only.
+
+    Raises:
+        DataError: fewer than two, one twice, or one whose name can't be seen as it is.
+    """
+    names = sorted(check_name(one_form(name)) for name in classes)
+    twice = [name for name, other in itertools.pairwise(names) if name == other]
+    if twice or len(names) < 2:
+        raise DataError(
+            f"classes {', '.join(names)}: {f'{twice[0]!r} is there twice' if twice else 'a classifier needs two'}"
+        )
+    nothing = np.zeros(0, np.int64)
+    return DomainDataset(root, tuple(names), (), (), nothing, nothing)
+
+
 def _with_unlabelled(dataset: DomainDataset, folders: Sequence[Path]) -> DomainDataset:
-    """Add folders' images, of any depth, as a last domain without labels."""
+    """Add the images of folders, at any depth, and of manifests as a last domain without labels."""
     if UNLABELLED in dataset.domains:
         raise DataError(f"{dataset.root}: has a domain {UNLABELLED!r} already; rename it")
     dataset = replace(dataset, domains=(*dataset.domains, UNLABELLED))
     for folder in folders:
-        dataset = _with_folder(dataset, folder)
+        if folder.is_file():
+            rows, excluded, _ = read_manifest(folder, folder.parent, UNLABELLED, labelled=False)
+            dataset = _with_files(dataset, folder.parent, [tuple(row[0].split(os.sep)) for row in rows], excluded)
+            continue
+        if not folder.is_dir():
+            raise DataError(f"{folder}: no such folder of unlabelled images, and no such CSV or Parquet file")
+        files, excluded = image_files(folder)
+        if not files:
+            raise DataError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))})")
+        dataset = _with_files(dataset, folder, files, excluded)
     return dataset
 
 
-def _with_folder(dataset: DomainDataset, folder: Path) -> DomainDataset:
-    """Add a folder's images, of any depth, to the last domain."""
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no such folder of unlabelled images")
-    files, excluded = image_files(folder)
-    if not files:
-        raise DataError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))})")
+def _with_files(
+    dataset: DomainDataset, folder: Path, files: Sequence[tuple[str, ...]], excluded: Sequence[Excluded]
+) -> DomainDataset:
+    """Add a folder's images to the last domain."""
     # from real folder to real folder: ".." beyond a link leads elsewhere
     below = os.path.relpath(os.path.realpath(folder), os.path.realpath(dataset.root))
+    above = "" if below == "." else f"{below}/"
     count = len(files)
     return replace(
         dataset,
         paths=dataset.paths
-        + tuple("/".join((below, *parts)) for parts in sorted(files, key=lambda parts: tuple(map(one_form, parts)))),
+        + tuple(above + "/".join(parts) for parts in sorted(files, key=lambda parts: tuple(map(one_form, parts)))),
         labels=np.concatenate([dataset.labels, np.full(count, -1)]),
         domain_ids=np.concatenate([dataset.domain_ids, np.full(count, len(dataset.domains) - 1)]),
         splits=None if dataset.splits is None else (*dataset.splits, *([None] * count)),
         sha256=None if dataset.sha256 is None else np.concatenate([dataset.sha256, np.zeros((count, 32), np.uint8)]),
-        excluded=dataset.excluded + tuple(replace(gone, path=f"{below}/{gone.path}") for gone in excluded),
+        excluded=dataset.excluded + tuple(replace(gone, path=f"{above}{gone.path}") for gone in excluded),
     )

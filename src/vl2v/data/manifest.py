@@ -47,13 +47,16 @@ _KINDS = (
 """How files begin that are given for a manifest and are none: what they are, and what to do."""
 
 
-def read_manifest(path: Path, root: Path, one_domain: str) -> tuple[list[Row], list[Excluded], tuple[str, ...]]:
+def read_manifest(
+    path: Path, root: Path, one_domain: str, *, labelled: bool = True
+) -> tuple[list[Row], list[Excluded], tuple[str, ...]]:
     """Return a manifest's rows, those that are set aside (paths that lead out of the folder, or nowhere), and notes.
 
     Args:
         path: of the manifest.
         root: the folder that its paths are relative to.
         one_domain: of all images where the manifest has no column for it.
+        labelled: whether the images' classes and domains matter; else only their paths do.
 
     Raises:
         DataError: not a manifest, or none of its images can be used.
@@ -62,7 +65,9 @@ def read_manifest(path: Path, root: Path, one_domain: str) -> tuple[list[Row], l
     rows: dict[str, Row] = {}
     excluded: list[Excluded] = []
     domains = False
-    for listed in _manifest_rows(path):
+    for listed in _manifest_rows(path, labelled=labelled):
+        if not labelled:
+            listed = (listed[0], "", "", None, "")
         name = _relative(listed[0], root)
         if listed[4]:
             reason = _bad_name(name)
@@ -88,7 +93,7 @@ def read_manifest(path: Path, root: Path, one_domain: str) -> tuple[list[Row], l
     note = (
         f"no domain column in {path.name}: all images form one domain, {one_domain!r}; add one to keep a domain unseen"
     )
-    return list(rows.values()), excluded, () if domains else (note,)
+    return list(rows.values()), excluded, () if domains or not labelled else (note,)
 
 
 def _relative(path: str, root: Path) -> str:
@@ -131,7 +136,7 @@ def _bad_path(root: Path, path: str, inside: str) -> str | None:
     return None if os.path.isfile(real) else "no such file"
 
 
-def _manifest_rows(path: Path) -> Iterator[Row]:
+def _manifest_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
     with path.open("rb") as file:
         head = file.read(_HEAD)
     parquet = path.suffix.lower() in (".parquet", ".pq") or head.startswith(b"PAR1")
@@ -140,7 +145,7 @@ def _manifest_rows(path: Path) -> Iterator[Row]:
     rows = iter(_read_parquet(path) if parquet else _read_csv(path))
     _, heads = next(rows, ("", {}))
     columns = _columns(heads)
-    for name in ("path", "class"):
+    for name in ("path", "class") if labelled else ("path",):
         if heads and columns[name] not in heads:
             raise DataError(
                 f"{path}: no {name} column among {', '.join(map(str, heads)):.200}; the columns are path, class, "

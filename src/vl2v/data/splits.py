@@ -98,6 +98,19 @@ def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float 
     )
 
 
+def hold_out(dataset: DomainDataset, *, fraction: float = 0.2, trial_seed: int = 0) -> Split:
+    """Split images none of which has a label: a share of them, drawn as DomainBed does, validates.
+
+    Raises:
+        DataError: too few images.
+    """
+    train, val = domainbed_split(len(dataset), fraction, seed_hash(trial_seed, 0))
+    if not len(train) or not len(val):
+        raise DataError(f"{dataset.root}: {len(dataset)} usable images, too few to hold some out; add more")
+    nothing = np.zeros(0, np.int64)
+    return Split(nothing, np.sort(val), nothing, np.sort(train))
+
+
 def _split_domain(dataset: DomainDataset, images: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:
     said = np.array([dataset.splits[i] if dataset.splits else None for i in images], dtype=object)
     free = images[said == None]  # noqa: E711

@@ -60,11 +60,16 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
 
     Of n images that are all answered correctly there is no such temperature, and probabilities would be 1: their
     labels are smoothed by 1 / (n + 2) then, as Platt does (1999, section 2.2).
+
+    Args:
+        logits: [n, C].
+        labels: classes [n], or probabilities [n, C], which are matched as they are.
     """
     inverse = torch.zeros((), dtype=torch.float64, requires_grad=True)  # its logarithm: stays positive
     optimizer = torch.optim.LBFGS([inverse], max_iter=100, line_search_fn="strong_wolfe")
     logits = logits.double()
-    perfect = bool((logits.argmax(-1) == labels).all())
+    labels = labels.double() if labels.ndim == 2 else labels
+    perfect = labels.ndim == 1 and bool((logits.argmax(-1) == labels).all())
     smoothed = 1 / (len(labels) + 2) if perfect else 0.0
 
     def closure() -> Tensor:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vl2v.config import StudentConfig
     from vl2v.evaluation import Evaluation, Row
 
-PUBLIC = ("method", "seed", "sources", "target", "images", "validation_accuracy")
+PUBLIC = ("method", "seed", "sources", "target", "images", "validation_accuracy", "validation_agreement")
 PAPER = ("adip", "sd")  # the methods of arXiv 2310.08255
 
 

@@ -147,22 +147,27 @@ class Domain:
 
 
 def source_domains(classifier: Classifier, sources: Sources) -> Iterator[Domain]:
-    """Yield the validation images of each source domain, with what the student says about them."""
+    """Yield the validation images of each source domain, with the student's predictions.
+
+    Of images that have no label, the student's own prediction stands for it.
+    """
     dataset = sources.dataset.of_classes(
         [one_form(name) for name in classifier.classes]
     )  # labels as the student has them
     val = sources.split.val
-    for name in sources.names:
+    for name in sources.names or sources.dataset.domains:
         images = val[dataset.domain_ids[val] == dataset.domain_index(name)][:CHECKED]
         pixels = _pixels(sources, images, classifier)
         logits = np.concatenate([classifier.logits(torch.from_numpy(part)).numpy() for part in parts(pixels)])
-        yield Domain(name, pixels, dataset.labels[images], logits)
+        labels = dataset.labels[images]
+        yield Domain(name, pixels, np.where(labels < 0, logits.argmax(1), labels), logits)
 
 
 def calibration_pixels(sources: Sources, classifier: Classifier) -> Pixels:
     """Return training images of all source domains, drawn evenly."""
     rng = np.random.default_rng(derive(0, "calibration"))
-    train, domains = sources.split.train, sources.dataset.domain_ids[sources.split.train]
+    train = sources.split.train if sources.labelled else sources.training
+    domains = sources.dataset.domain_ids[train]
     each = -(-CALIBRATION // len(np.unique(domains)))
     drawn = [rng.permutation(train[domains == domain])[:each] for domain in np.unique(domains)]
     return _pixels(sources, np.concatenate(drawn), classifier)

@@ -32,6 +32,7 @@ class AdipPlus(Task):
     title = "ADiP that fits its teacher, and learns how it tells classes apart"
     version = 4
     refits = True
+    class_term = True
     stage_defaults = Adip.stage_defaults
 
     class Settings(AdipSettings):

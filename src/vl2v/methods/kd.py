@@ -1,4 +1,4 @@
-"""Knowledge distillation on logits (Hinton, Vinyals and Dean, arXiv 1503.02531, section 2)."""
+"""Knowledge distillation on logits (Hinton, Vinyals and Dean, arXiv 1503.02531, section 2), and on labels alone."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ class Kd(Task):
 
     title = "distillation of logits"
     head = "linear"
+    class_term = True
     stage_defaults = {"distill": {"steps": 1000, "lr": 3e-4}}
 
     class Settings(KdSettings):
@@ -42,6 +43,34 @@ class Kd(Task):
         """See `kd_loss`."""
         temperature = number(self.settings.temperature, "temperature")
         return kd_loss(output, targets, temperature, self.settings.kd_weight)
+
+
+@register("pseudo-labels")
+class PseudoLabels(Task):
+    """A linear head learns labels; of an image without one, the class that the teacher names, however unsure it is.
+
+    As tools for labelling images by a foundation model do (Lee, "Pseudo-Label", ICML 2013 workshop, with another
+    model's predictions): what the soft targets of `kd` and `adip` are to be held against.
+    """
+
+    title = "labels, the teacher's most likely class where there is none"
+    head = "linear"
+    class_term = True
+    stage_defaults = {"finetune": {"steps": 1000, "lr": 3e-4}}
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """One stage that trains everything."""
+        return (Stage("finetune", "all", self.training_step),)
+
+    def training_step(self, output: Output, targets: Targets) -> Terms:
+        """Return the cross-entropy; an image without a label that wasn't queried adds nothing."""
+        from torch.nn import functional
+
+        named = targets.logits().argmax(-1).where(targets.queried > 0, -1)
+        labels = targets.labels.where(targets.labels >= 0, named)
+        losses = functional.cross_entropy(output.projected, labels, ignore_index=-1, reduction="none")
+        return {"loss": losses.mean()}
 
 
 def kd_loss(output: Output, targets: Targets, temperature: float, weight: float) -> Terms:

@@ -28,6 +28,7 @@ class Rise(Task):
     title = "distillation of logits, drawn to the class texts"
     version = 2
     head = "stacked"
+    class_term = True
     anchors = True
     stage_defaults = {"distill": {"steps": 1000, "lr": 3e-4}}
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from vl2v.data import Audit, DomainDataset, decode
 from vl2v.embeddings import EmbeddingStore, clean_view, image_key
 from vl2v.embeddings.store import FILE_NAME
-from vl2v.errors import RunError
+from vl2v.errors import DataError, RunError
 from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.evaluation.alignment import accuracy_by_group
 from vl2v.evaluation.intervals import paired_difference, wilson
@@ -114,9 +114,14 @@ def open_evaluated(run: Run, session: Session) -> EvaluatedRun:
 
     Raises:
         RunError: the run isn't finished.
-        DataError: the images aren't where they were.
+        DataError: the images aren't where they were, or none has a label.
     """
     classifier = run.classifier
+    if run.config.data.classes:
+        raise DataError(
+            f"{run.folder}: learnt from images without labels, so there is nothing to report; "
+            "`vl2v evaluate RUN --data SAMPLE` measures its accuracy on images with labels"
+        )
     images = Images(run.config.data, session)
     dataset, audit = images.all
     predictions, evaluation = _saved(run, dataset, audit), run.evaluation

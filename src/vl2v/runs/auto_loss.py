@@ -166,6 +166,8 @@ def _projector(sources: Sources, targets: TeacherTargets, features: Features) ->
     indices = _images(sources, targets)
     labels, images, texts = targets.labels[indices], targets.images[indices, 0].astype(np.float32), targets.texts
     queried = images.any(1)
+    if not sources.labelled:
+        labels = np.where(queried, (images @ texts.T).argmax(1), -1)  # the teacher's word, in place of any label
     if (queried & (labels >= 0)).sum() < FEW:
         return None
     images[~queried] = texts[labels[~queried]]

@@ -10,7 +10,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import DataConfig, RunConfig
-from vl2v.data import Audit, DomainDataset, Inspection, Split, audit, inspect, leave_out, open_dataset, set_aside
+from vl2v.data import (
+    Audit,
+    DomainDataset,
+    Inspection,
+    Split,
+    audit,
+    hold_out,
+    inspect,
+    leave_out,
+    open_dataset,
+    set_aside,
+)
 from vl2v.errors import DataError
 from vl2v.names import UNKNOWN, same_name
 from vl2v.progress import Progress, silent
@@ -55,6 +66,16 @@ class Sources:
         return np.sort(np.concatenate([self.split.train, self.split.unlabelled]))
 
     @property
+    def queried(self) -> NDArray[np.int64]:
+        """The images that the teacher may be queried about, sorted: without any label the held-out ones, too."""
+        return self.training if self.labelled else np.sort(np.concatenate([self.training, self.split.val]))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether there are images with labels to learn from; else the teacher's word stands for them."""
+        return len(self.split.train) > 0
+
+    @property
     def names(self) -> list[str]:
         """The source domains, in order."""
         return list(self.counts)
@@ -77,7 +98,14 @@ def open_data(data: DataConfig) -> DomainDataset:
     Raises:
         DataError: it can't be read.
     """
-    return open_dataset(data.path, layout=data.layout, exclude=data.exclude)
+    return open_dataset(data.path, layout=data.layout, exclude=data.exclude, classes=data.classes)
+
+
+def _open_all(data: DataConfig) -> DomainDataset:
+    """Open a dataset as its settings say, with the unlabelled images that lie elsewhere."""
+    return open_dataset(
+        data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled, classes=data.classes
+    )
 
 
 class Images:
@@ -96,8 +124,7 @@ class Images:
     @cached_property
     def listed(self) -> DomainDataset:
         """Every image by name, no file opened; unlabelled ones that lie elsewhere, too."""
-        data = self.data
-        return open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled)
+        return _open_all(self.data)
 
     @cached_property
     def sources(self) -> Sources:
@@ -109,6 +136,10 @@ class Images:
             DataError: unknown or missing domains, one class only, a class called "unknown", and the like.
         """
         data, everything = self.data, _checked(self.listed)
+        if data.classes:
+            dataset, found = self._usable(np.arange(len(everything)))
+            split = hold_out(dataset, fraction=data.holdout, trial_seed=data.split_seed)
+            return Sources(dataset, found, split, (), _domains_of_unlabelled(data))
         split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
         images = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
         dataset, found = self._usable(images)
@@ -149,7 +180,8 @@ def _domains_of_unlabelled(data: DataConfig) -> int:
     """Return how many domains the images without labels count as: by default each folder of them is one."""
     if data.unlabelled_domains != "auto":
         return data.unlabelled_domains
-    return len(data.unlabelled) if isinstance(data.unlabelled, list) and data.unlabelled else 1
+    folders = len(data.unlabelled) if isinstance(data.unlabelled, list) else 0 if data.unlabelled is None else 1
+    return max(1, folders + (1 if data.classes else 0))
 
 
 def open_sources(config: RunConfig, session: Session) -> Sources:
@@ -164,7 +196,7 @@ def open_everything(config: RunConfig, session: Session) -> Sources:
         DataError: unknown domains, a class called "unknown", no usable images.
     """
     data = config.data
-    dataset = _checked(open_dataset(data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled))
+    dataset = _checked(_open_all(data))
     unseen = [dataset.domain_index(name) for name in data.target]
     if unseen:
         dataset = dataset.subset(np.flatnonzero(~np.isin(dataset.domain_ids, unseen)))

@@ -25,6 +25,7 @@ from vl2v.runs.folder import Run
 from vl2v.runs.image_identity import have_changed, same_images
 from vl2v.runs.predict import load
 from vl2v.runs.predictions import Predictions, content
+from vl2v.runs.unlabelled import agreement_note, sample_notes
 from vl2v.session import Session
 from vl2v.students import Classifier, Student, is_on_hub
 from vl2v.system import best_device, reuse_freed_memory
@@ -115,8 +116,13 @@ def evaluate_images(
             predictions.add(dataset, indices, labels, logits, classifier.temperature, teacher, config.data)
     progress("evaluating", len(wanted), len(wanted), "")
     notes = _namesakes(wanted, classifier)
+    unlabelled = run is not None and bool(run.config.data.classes)
     if own and run is not None:
         notes = _of_sources(run, images)
+        notes = [agreement_note(classifier), *notes] if unlabelled else notes
+    elif unlabelled and run is not None:
+        mine = [row for row in rows if row.who == STUDENT]
+        notes += sample_notes(mine, found, Images(run.config.data, session).sources.audit)
     return Evaluation(tuple(rows), (*notes, *_left_out(dataset)), tuple(classifier.classes)), predictions
 
 
@@ -135,7 +141,9 @@ def _at(data: DataConfig, path: Path) -> DataConfig:
 
 
 def _is_own(run: Run, config: RunConfig, session: Session) -> bool:
-    """Whether images are those of a run, byte for byte if they lie elsewhere."""
+    """Whether images are those of a run, byte for byte if they lie elsewhere; of a run without labels, none with."""
+    if run.config.data.classes:
+        return False
     if config.data.path.resolve() == run.config.data.path.resolve():
         return True
     try:

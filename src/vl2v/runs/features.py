@@ -25,6 +25,7 @@ from vl2v.progress import Progress
 from vl2v.runs.cache import SharedCache, backbone_name
 from vl2v.runs.datasets import Sources
 from vl2v.runs.settings import has_tower, resolve
+from vl2v.runs.unlabelled import labelled_by_teacher
 from vl2v.seeds import derive
 from vl2v.students import BackboneSpec, Student, new_projector, output_width, pretrained_backbone
 from vl2v.training import (
@@ -192,12 +193,16 @@ def aligned(
     stage = align(0.5)
     assert targets.images is not None and targets.texts is not None
     spec, dim = features.student.spec, targets.texts.shape[1]
+    probabilities = None
+    if not sources.labelled:
+        sources, probabilities = labelled_by_teacher(sources, targets)
     train, val = sources.training, sources.split.val
     found = features.of(train)
     table = torch.zeros(len(sources.dataset), 1, found.shape[1])
     table[torch.from_numpy(train), 0] = found
     seen = features.of(val)
     labels, texts = torch.from_numpy(sources.dataset.labels[val]), torch.from_numpy(targets.texts)
+    labels = labels if probabilities is None else probabilities
     groups = sources.groups(targets.queried(sources.split.unlabelled))
     sampler = DomainBalancedSampler(groups, settings.batch_per_domain, derive(seed, "first"))
     student = Student(nn.Identity(), new_projector(found.shape[1], dim, derive(seed, "first projector")), spec)
@@ -223,4 +228,4 @@ def selected(session: TeacherSession, sources: Sources, features: Features, run:
             logits = student.logits(torch.from_numpy(rows), torch.from_numpy(targets.texts), targets.scale)
         return logits.cpu().numpy()
 
-    return select_images(session, sources.training, lambda images: features.of(images).numpy(), classify, run)
+    return select_images(session, sources.queried, lambda images: features.of(images).numpy(), classify, run)

@@ -78,7 +78,7 @@ def teaching_of(
         session = open_session(config, store, teacher, spending, sources, views, progress)
         wanted = _queried(config, task, sources)
         if config.teacher.select == "known":
-            wanted = sources.training[session.cached(sources.training)]
+            wanted = sources.queried[session.cached(sources.queried)]
         queries = session.plan(wanted)
         dim = dim_of(store, teacher)
         cached = queries.cached + queries.cached_texts
@@ -95,7 +95,7 @@ def _queried(config: RunConfig, task: Task, sources: Sources) -> np.ndarray[tupl
         return np.zeros(0, np.int64)
     if config.teacher.select is None:
         return None
-    return sources.training[: config.teacher.select if isinstance(config.teacher.select, int) else 0]
+    return sources.queried[: config.teacher.select if isinstance(config.teacher.select, int) else 0]
 
 
 def _seconds_of(queries: Plan, teacher: Teacher, sample: int = 4) -> float:
@@ -271,7 +271,7 @@ class Bench:
 
     def _reading(self, size: int) -> tuple[float, float]:
         """Return the seconds of reading and augmenting an image, and of reading it as it is."""
-        images = self.sources.split.train
+        images = self.sources.training
         drawn = images[np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)]
         decoding = augmenting = squeezing = 0.0
         for seed, index in enumerate(drawn.tolist()):

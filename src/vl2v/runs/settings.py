@@ -18,6 +18,7 @@ DEFAULT_METHOD = "adip"
 REMOVED = {"unasked": "text", "near_duplicates": None}  # settings of `teacher` that earlier versions had: defaults
 
 _OF_IMAGE_QUERIES = (
+    "data.classes",
     "data.unlabelled",
     *(
         f"teacher.{name}"
@@ -36,6 +37,7 @@ _OPTIONS = {
     "student": "student.name",
     "image_size": "student.image_size",
 }
+_OF_LABELS = ("data.target", "data.layout", "teacher.adapt")
 _NEEDS = {
     "teacher.view_seed": "teacher.views",
     "teacher.strategy": "teacher.select",
@@ -102,6 +104,7 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
     Raises:
         ConfigError: an unknown method, preset, stage or key, a value out of range, or a setting that can't apply.
     """
+    settings = _with_path(settings)
     task = find_method(load_method(str(settings.get("method", DEFAULT_METHOD))))
     stages = settings.get("stages", {})
     if not isinstance(stages, Mapping):
@@ -124,6 +127,16 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
     return config.model_copy(update={"loss": loss})
 
 
+def _with_path(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return settings where, of images without any label, the first folder of unlabelled ones is the data."""
+    data = settings.get("data")
+    if not isinstance(data, Mapping) or not data.get("classes") or data.get("path") or not data.get("unlabelled"):
+        return settings
+    given = data["unlabelled"]
+    first, *others = given if isinstance(given, list) else [given]
+    return {**settings, "data": {**data, "path": first, "unlabelled": others or None}}
+
+
 def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
     """Return the settings that can't apply to a method, as dotted names, with the reason; a default can."""
     given = flat({key: value for key, value in settings.items() if key not in ("stages", "method")})
@@ -140,6 +153,10 @@ def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
             reasons[name] = f"method {task.name} doesn't query the teacher about images"
         elif name in _OF_SMALL_STUDENTS and task.tower and value != TOWER:
             reasons[name] = f"method {task.name} trains the teacher's own image tower"
+        elif name in _OF_LABELS and given.get("data.classes"):
+            reasons[name] = "no image has a label (data.classes)"
+        elif name == "teacher.adapt" and not task.class_term:
+            reasons[name] = f"the loss of method {task.name} has no term of the teacher's logits, which it changes"
         elif name in _NEEDS and not given.get(_NEEDS[name]):
             reasons[name] = f"only with {_NEEDS[name]}"
     return reasons

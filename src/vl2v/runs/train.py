@@ -35,6 +35,7 @@ from vl2v.runs.image_identity import predictions_of, same_images, save_images
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
 from vl2v.runs.session import open_session, queries_online
 from vl2v.runs.settings import Options, has_tower, refits, resolve, settings_of
+from vl2v.runs.unlabelled import labelled_by_teacher
 from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
 from vl2v.session import Session
@@ -273,12 +274,15 @@ def train(
             targets = from_first(fabric, asked)
             if queries_online(config) and teacher is not None:
                 targets = replace(targets, online=teaching.online(config.teacher, teacher))
+    probabilities = None  # the teacher's, that validate where there is no label
+    if not sources.labelled:
+        sources, probabilities = labelled_by_teacher(sources, targets)
     if task.head == "stacked":
         assert targets.texts is not None
         student.classify_by(torch.from_numpy(targets.texts))
     features.spread()
     task = settled(task, run.folder, sources, targets, features, fabric, progress)
-    work = _Work(run, student, sources, targets, views, trainer, features)
+    work = _Work(run, student, sources, targets, views, trainer, features, probabilities)
     stages = task.stages if config.student.parent is None else task.stages[-1:]  # whose projector fits already
     stages = () if config.train.head == "only" else stages
     with ExitStack() as held:
@@ -305,7 +309,7 @@ def train(
         scale=scale,
         about=_about(config, sources, teacher, targets, own_tower=own_tower),
     )
-    _calibrate(classifier, sources, config.data.workers)
+    _calibrate(classifier, sources, config.data.workers, probabilities)
     if texts is not None and sources.others and teacher is not None:
         prompts = prompts_for(sources.others, config.prompts, sources.names)
         others = torch.from_numpy(text_targets(store, teacher.fingerprint, prompts))
@@ -344,12 +348,23 @@ def _parent(config: RunConfig) -> dict[str, Any]:
     return {"parent": {"run": config.student.parent.name, "sha256": hashlib.sha256(weights).hexdigest()}}
 
 
-def _calibrate(classifier: Classifier, sources: Sources, workers: int) -> None:
-    """Fit the temperature and the "unknown" threshold on the source domains' validation images."""
+def _calibrate(classifier: Classifier, sources: Sources, workers: int, probabilities: Tensor | None) -> None:
+    """Fit the temperature and the "unknown" threshold on the validation images; without labels to the teacher's word.
+
+    Args:
+        classifier: is calibrated.
+        sources: the images.
+        workers: decoding processes.
+        probabilities: the teacher's, of the validation images [n, C], where none has a label.
+    """
     logits = classifier_logits(classifier, sources.dataset, sources.split.val, workers)
     labels = torch.from_numpy(sources.dataset.labels[sources.split.val])
-    classifier.about["validation_accuracy"] = (logits.argmax(1) == labels).double().mean().item()
-    classifier.temperature = fit_temperature(logits, labels)
+    right = (logits.argmax(1) == labels).double().mean().item()
+    if probabilities is None:
+        classifier.about["validation_accuracy"] = right
+    else:
+        classifier.about |= {"validation_agreement": right, "validation_images": len(labels)}
+    classifier.temperature = fit_temperature(logits, labels if probabilities is None else probabilities)
     classifier.threshold = unknown_threshold(logits / classifier.temperature, labels)
 
 
@@ -359,6 +374,8 @@ def _check_classes(task: Task, sources: Sources) -> list[str]:
     Raises:
         DataError: a head of the student's own could never answer with such a class.
     """
+    if not sources.labelled:
+        return []
     missing = sources.others
     if missing and task.head != "text":
         raise DataError(
@@ -414,6 +431,7 @@ class _Work:
     views: Views
     trainer: Trainer
     features: Features
+    probabilities: Tensor | None = None
 
     def of(self, stage: Stage) -> StageWork:
         config = self.run.config
@@ -491,9 +509,10 @@ class _Work:
             batches = kept if len(own) * size**2 * 3 <= KEPT else pixels
             together = partial(put_together, self.trainer.fabric, total=len(images))
         texts = self.targets.texts if self.student.head == "text" else None
+        labels = torch.from_numpy(self.sources.dataset.labels[images])
         return Validation(
             batches,
-            torch.from_numpy(self.sources.dataset.labels[images]),
+            labels if self.probabilities is None else self.probabilities,
             None if texts is None else torch.from_numpy(texts),
             self.targets.scale,
             together,

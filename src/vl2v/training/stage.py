@@ -34,7 +34,7 @@ class Validation:
 
     Attributes:
         batches: called anew for each evaluation; yields the student's input, pixels or cached features.
-        labels: of all of them, in order.
+        labels: of all of them, in order: classes [n], or probabilities [n, C].
         texts: T [C, d] for students with a text head.
         scale: the teacher's logit scale.
         together: of several processes that each see a part: makes all outputs of this one's.
@@ -54,7 +54,8 @@ class Validation:
             outputs = self.together(outputs)
         logits = as_logits(outputs, self.texts, self.scale)
         loss = nn.functional.cross_entropy(logits, self.labels)
-        return Scores((logits.argmax(-1) == self.labels).double().mean().item(), loss.item())
+        labels = self.labels if self.labels.ndim == 1 else self.labels.argmax(-1)
+        return Scores((logits.argmax(-1) == labels).double().mean().item(), loss.item())
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,147 @@
+"""Images without any label: class names and a teacher are all that a student learns from."""
+
+from __future__ import annotations
+
+import csv
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import vl2v
+from little import CLASSES, quick_settings
+from vl2v.cli.app import app
+from vl2v.embeddings import EmbeddingStore
+from vl2v.errors import ConfigError, DataError
+from vl2v.runs.datasets import open_sources
+from vl2v.runs.settings import resolve
+from vl2v.session import Session
+
+
+@pytest.fixture(scope="module")
+def pool(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of one domain's images in one heap."""
+    folder = tmp_path_factory.mktemp("pool") / "heap"
+    folder.mkdir()
+    for file in sorted(shapes.glob("ink/*/*.png")):
+        shutil.copy(file, folder / f"{file.parent.name}{file.name}")
+    return folder
+
+
+def without_labels(pool: Path, recording: Path, method: str = "adip", **data: Any) -> dict[str, Any]:
+    settings = quick_settings(pool, recording, method)
+    settings["data"] = {"classes": list(CLASSES), "unlabelled": [str(pool)], "workers": 0, **data}
+    return settings
+
+
+def queries(store: Path) -> int:
+    with EmbeddingStore(store, read_only=True) as opened:
+        return sum(query.count for query in opened.queries() if query.kind == "image")
+
+
+@pytest.fixture(scope="module")
+def runs(pool: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], vl2v.Run]:
+    base, made = tmp_path_factory.mktemp("runs"), dict[str, vl2v.Run]()
+
+    def run(method: str) -> vl2v.Run:
+        if method not in made:
+            settings = without_labels(pool, recording, method)
+            made[method] = vl2v.distill(settings, base / method, store=base / "store")
+        return made[method]
+
+    return run
+
+
+@pytest.mark.parametrize("method", ["adip", "adip-plus", "kd", "pseudo-labels"])
+def test_a_student_learns_from_class_names_and_images_alone(runs: Any, shapes: Path, method: str) -> None:
+    run = runs(method)
+    about = run.classifier.about
+    assert run.classifier.classes == list(CLASSES) and about["sources"] == [] and about["validation_images"] == 7
+    assert "validation_accuracy" not in about and 0 <= about["validation_agreement"] <= 1
+    assert run.evaluation is not None and not run.evaluation.rows, "nobody knows how accurate it is"
+    assert "accuracy isn't known" in run.evaluation.notes[0] and "7 held-out images" in run.evaluation.notes[0]
+    found = vl2v.evaluate(run, shapes, domains=["paint", "ink"])
+    assert {row.domain for row in found.rows} == {"ink", "paint"}
+    assert any("95% interval" in note for note in found.notes)
+    assert any("36 of them are among the images that it learnt from" in note for note in found.notes)
+
+
+def test_what_validates_is_held_out_and_measured_against_the_teacher(
+    runs: Any, pool: Path, recording: Path, tmp_path: Path
+) -> None:
+    config = resolve(without_labels(pool, recording))
+    sources = open_sources(config, Session.of(tmp_path))
+    assert len(sources.split.unlabelled) == 29 and len(sources.split.val) == 7 and not sources.labelled
+    assert not np.intersect1d(sources.split.val, sources.training).size
+    assert queries(runs("adip").folder.parent / "store") == 36, "every image once, those held out, too"
+
+
+def test_a_selection_counts_the_held_out_images(pool: Path, recording: Path, tmp_path: Path) -> None:
+    settings = without_labels(pool, recording)
+    settings["teacher"] |= {"select": 20, "strategy": "uncertainty"}
+    run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+    assert queries(tmp_path / "store") == 20 and 0 < run.classifier.about["validation_images"] < 7
+    settings["teacher"] |= {"select": 1, "strategy": "kcenter"}
+    with pytest.raises(DataError, match=r"about none of the .* images that are .*--select"):
+        vl2v.distill(settings, tmp_path / "few", store=tmp_path / "other")
+
+
+def test_an_adapted_or_a_hopeless_setting_is_refused_by_name(pool: Path, recording: Path) -> None:
+    for extra, words in (
+        ({"method": "erm"}, "data.classes: method erm doesn't query the teacher about images"),
+        ({"teacher": {"adapt": "auto"}}, "teacher.adapt: no image has a label"),
+        ({"data": {"target": ["ink"]}}, "data.target: no image has a label"),
+    ):
+        settings = without_labels(pool, recording, "kd", **extra.get("data", {}))
+        settings |= {"method": extra["method"], "stages": {}} if "method" in extra else {}
+        settings["teacher"] = settings["teacher"] | extra.get("teacher", {})
+        with pytest.raises(ConfigError, match=words.replace("(", r"\(")):
+            resolve(settings)
+    for method, allowed in (("adip", False), ("fd", False), ("kd", True), ("rise", True), ("adip-plus", True)):
+        settings = {"method": method, "data": {"path": "."}, "teacher": {"adapt": "auto"}}
+        if allowed:
+            resolve(settings)
+        else:
+            with pytest.raises(ConfigError, match=f"teacher.adapt: the loss of method {method} has no term"):
+                resolve(settings)
+
+
+def test_classes_come_from_a_list_a_text_or_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "classes.txt"
+    file.write_text("ball\n\nbox \ncone\n")
+    for given in ("ball, box,cone", str(file), ["ball", "box", "cone"]):
+        config = resolve({"data": {"classes": given, "unlabelled": [str(tmp_path), "more"]}})
+        assert config.data.classes == list(CLASSES) and config.data.path == tmp_path
+        assert config.data.unlabelled == [Path("more")]
+    with pytest.raises(ConfigError, match=r"data\.classes"):
+        resolve({"data": {"classes": str(tmp_path / "none.txt"), "path": "."}})
+
+
+@pytest.mark.parametrize("classes", [["ball"], ["ball", "ball", "box"]])
+def test_classes_that_nobody_can_tell_apart_are_refused(pool: Path, classes: list[str], tmp_path: Path) -> None:
+    config = resolve({"data": {"classes": classes, "path": str(pool)}})
+    with pytest.raises(DataError, match=r"twice|needs two"):
+        open_sources(config, Session.of(tmp_path))
+
+
+def test_a_manifest_lists_unlabelled_images_too(shapes: Path, pool: Path, tmp_path: Path) -> None:
+    listed = sorted(pool.glob("*.png"))[:9]
+    with (pool.parent / "list.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["file_name"], *([f"heap/{image.name}"] for image in listed), ["heap/gone.png"]])
+    dataset = vl2v.open_dataset(shapes, unlabelled=pool.parent / "list.csv")
+    new = np.flatnonzero(dataset.labels < 0)
+    assert sorted(dataset.file(i).resolve() for i in new) == [image.resolve() for image in listed]
+    assert [gone.reason for gone in dataset.excluded] == ["no such file"]
+
+
+def test_the_command_says_what_is_known(pool: Path, recording: Path, tmp_path: Path) -> None:
+    command = f"distill --classes ball,box,cone --unlabelled {pool} --teacher recorded:{recording} --method kd"
+    quick = "--set stages.distill.steps=2 --set stages.distill.batch_per_domain=4 --set student.weights=none"
+    where = f"--student test_efficientnet --image-size 32 --set data.workers=0 --store {tmp_path / 's'}"
+    result = CliRunner().invoke(app, f"{command} {quick} {where} --out {tmp_path / 'run'}".split())
+    assert result.exit_code == 0, result.output
+    assert "the student agrees with the teacher on" in result.output
