@@ -20,7 +20,7 @@ from vl2v.privacy import without_secrets
 Tree = dict[str, Any]
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
 FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change no weight
-LATER = {
+LATER: Tree = {
     "data.classes": [],
     "data.fit": "stretch",
     "teacher.fit": "own",
