@@ -13,6 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 
@@ -99,7 +100,7 @@ def main() -> None:
     table = torch.zeros(len(sources.dataset), 1, found.shape[1])
     table[torch.from_numpy(everything), 0] = found
     once = time.perf_counter() - begun
-    batches = FeatureBatches(sampler, table, answers, 0, 0)
+    batches = FeatureBatches(sampler, table, answers, np.arange(len(table)), np.zeros(1, np.int64), 0)
     optimizer, cached = optimiser(), []
     begun = time.perf_counter()
     for features, targets in batches.between(0, given.steps):

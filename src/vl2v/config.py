@@ -28,6 +28,8 @@ LATER: Tree = {
     "student.parent": None,
     "data.unlabelled_domains": "auto",
     "train.head": "method",
+    "train.quick": "off",
+    "train.quick_views": 4,
 }  # settings that came later, as runs before them were trained
 
 
@@ -182,6 +184,14 @@ class TrainConfig(Section):
         default="method",
         description="the last layer: as the method has it, as trained, fitted in closed form, auto: fitted where "
         "source validation is better so, or only: fitted, and nothing else is trained",
+    )
+    quick: str = Field(
+        default="off",
+        description="train the backbone's upper blocks only, on cached activations of the lower ones: off, auto, or "
+        "the first block that is trained, as timm names it",
+    )
+    quick_views: int = Field(
+        default=4, ge=1, description="augmented views of each image whose activations are cached (train.quick)"
     )
     swad: bool = Field(default=False, description="average weights over the validation-loss valley")
     select: Literal["best", "last"] = Field(

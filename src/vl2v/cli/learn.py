@@ -163,6 +163,9 @@ def distill(
         bool | None,
         typer.Option("--online-teacher", help="Query the teacher about every augmented batch (local teachers only)."),
     ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Train the upper blocks only, on cached activations of the lower ones.")
+    ] = False,
     minutes: Annotated[
         float | None,
         typer.Option(help="Plan the run to take this long; without a GPU 20, unless steps or image size are set."),
@@ -190,6 +193,7 @@ def distill(
         "teacher.spec": teacher,
         "teacher.views": views,
         "teacher.online": online_teacher,
+        "train.quick": "auto" if quick else None,
         "teacher.select": _number(select),
         "teacher.strategy": strategy,
         "student.name": student,

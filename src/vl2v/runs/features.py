@@ -83,6 +83,13 @@ def new_student(config: RunConfig, task: Task, classes: int, base: tuple[nn.Modu
     return Student(backbone, new_projector(features, dim if task.head == "text" else classes, seed), spec, task.head)
 
 
+def rows_of(images: Indices, dataset: DomainDataset) -> Indices:
+    """Return the place of each image of a dataset in a list of images; -1 for those that aren't in it."""
+    rows = np.full(len(dataset), -1)
+    rows[images] = np.arange(len(images))
+    return rows
+
+
 class Features:
     """F(x) of a dataset's images; the same images are passed through the backbone once.
 
@@ -198,8 +205,6 @@ def aligned(
         sources, probabilities = labelled_by_teacher(sources, targets)
     train, val = sources.training, sources.split.val
     found = features.of(train)
-    table = torch.zeros(len(sources.dataset), 1, found.shape[1])
-    table[torch.from_numpy(train), 0] = found
     seen = features.of(val)
     labels, texts = torch.from_numpy(sources.dataset.labels[val]), torch.from_numpy(targets.texts)
     labels = labels if probabilities is None else probabilities
@@ -209,7 +214,9 @@ def aligned(
     work = StageWork(
         stage,
         settings,
-        FeatureBatches(sampler, table, targets, 0, sampler.seed),
+        FeatureBatches(
+            sampler, found[:, None], targets, rows_of(train, sources.dataset), np.zeros(1, np.int64), sampler.seed
+        ),
         Validation(lambda: [seen], labels, texts, targets.scale),
     )
     with tempfile.TemporaryDirectory() as folder:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vl2v.config import RunConfig, StageConfig
 from vl2v.data.augment import domainbed_augment, evaluation_view
@@ -25,7 +26,7 @@ from vl2v.runs.features import KEPT, new_backbone, new_student
 from vl2v.runs.session import open_session, queries_online
 from vl2v.runs.settings import has_tower, refits
 from vl2v.session import Session
-from vl2v.students import Student, output_width
+from vl2v.students import Student, evaluating, output_width
 from vl2v.students.backbone import image_size_of
 from vl2v.system import processors, resident_bytes
 from vl2v.teachers import EncodedImage, Teacher
@@ -130,6 +131,7 @@ class Rates:
         groups: domains in a batch.
         threads: that a step computes with.
         workers: decoding processes.
+        viewed: an image that is augmented for the cache of activations, in one process.
     """
 
     image: float
@@ -141,6 +143,7 @@ class Rates:
     groups: int
     threads: int
     workers: int
+    viewed: float = 0.0
 
     def step(self, per_domain: int) -> float:
         """Return the seconds of a step: reading and computing share the processors, where both use them."""
@@ -180,6 +183,7 @@ class Bench:
             Path(self._folder.name), config.train, config.seed, batch_norm=config.student.batch_norm, alone=True
         )
         self.base = resident_bytes()
+        self.quick = config.train.quick != "off"
 
     @cached_property
     def tower(self) -> int:
@@ -220,6 +224,9 @@ class Bench:
         student = self._student(size)
         feature = seconds_an_image(student)
         read, clean = self._reading(size)
+        viewed = read
+        if self.quick:
+            read = 0.0
         image = overhead = 0.0
         stage = next((stage for stage in self.task.stages if stage.trains != "projector"), None)
         if stage is not None:
@@ -231,8 +238,10 @@ class Bench:
             overhead = max(0.0, one - image * self.domains)
         val = len(self.sources.split.val)
         workers, threads = config.data.workers, torch.get_num_threads()
-        again = clean / max(1, workers) if val * size**2 * 3 > KEPT else 0.0
-        return Rates(image, overhead, feature, read, clean, val * (feature + again), self.domains, threads, workers)
+        again = clean / max(1, workers) if val * size**2 * 3 > KEPT and not self.quick else 0.0
+        scored = seconds_an_image(student, self._example(student)) if self.quick else feature
+        validation = val * (scored + again)
+        return Rates(image, overhead, feature, read, clean, validation, self.domains, threads, workers, viewed)
 
     def _student(self, size: int) -> Student:
         """Return a student of an image size, on the device; the last one is kept."""
@@ -248,12 +257,24 @@ class Bench:
                 config = config.model_copy(update={"student": sized})
             student = new_student(config, self.task, len(self.sources.dataset.classes), base, self.dim)
             self.trainer.prepare(student)
+            if self.quick:
+                student.cut(config.train.quick)
             self._students[size] = student
         return self._students[size]
 
+    def _example(self, student: Student) -> Tensor | None:
+        """Return the activations of an image, where steps learn from these; None: from pixels."""
+        if student.split is None:
+            return None
+        size = student.spec.image_size
+        with evaluating(student):
+            return student.activations(torch.zeros(1, size, size, 3, dtype=torch.uint8)).cpu()
+
     def _step(self, student: Student, settings: StageConfig, per_domain: int, steps: int) -> float:
         stage = next(stage for stage in self.task.stages if stage.trains != "projector")
-        return self._timed(student, stage, settings, per_domain, (student.spec.image_size,) * 2 + (3,), steps)
+        example = self._example(student)
+        shape = (student.spec.image_size,) * 2 + (3,) if example is None else tuple(example.shape[1:])
+        return self._timed(student, stage, settings, per_domain, shape, steps)
 
     def _timed(
         self, student: Student, stage: Stage, settings: StageConfig, per_domain: int, shape: tuple[int, ...], steps: int
@@ -265,7 +286,8 @@ class Bench:
         like = TeacherTargets(self.sources.dataset.labels, scale=10.0, online=online_teacher)
         dim = self.dim if self.task.queries != "nothing" else 0
         classes = len(self.sources.dataset.classes)
-        batches = MadeUpBatches(shape, self.domains, per_domain, classes, dim, self.task.anchors, like)
+        cached = self.quick and len(shape) > 1
+        batches = MadeUpBatches(shape, self.domains, per_domain, classes, dim, self.task.anchors, like, cached)
         settings = settings.model_copy(update={"batch_per_domain": per_domain})
         return seconds_a_step(self.trainer, student, stage, settings, batches, steps)
 
@@ -304,6 +326,9 @@ class Bench:
         cached = [stage for stage in self.task.stages if self.on_features(stage)]
         if cached or self.task.refits:
             seconds["features"] = (val + training * max(1, config.teacher.views)) * viewed
+        if self.quick:
+            views = config.teacher.views or config.train.quick_views
+            seconds["lower blocks"] = val * viewed + training * views * (rates.feature + rates.viewed / workers)
         for stage in self.task.stages:
             settings = config.stages[stage.key]
             every = settings.eval_every or max(1, settings.steps // 10)
@@ -346,7 +371,8 @@ class Bench:
         for stage in self.task.stages:
             if not self.on_features(stage):
                 per_domain = config.stages[stage.key].batch_per_domain
-                at_once = images_at_once(student, per_domain, self.domains)
-                ahead = per_domain * self.domains * size**2 * 3 * config.data.workers * AHEAD
-                most = max(most, int(at_once * self.domains * activation_bytes(student) * SLACK) + ahead)
+                example = self._example(student)
+                at_once = images_at_once(student, per_domain, self.domains, example)
+                ahead = 0 if self.quick else per_domain * self.domains * size**2 * 3 * config.data.workers * AHEAD
+                most = max(most, int(at_once * self.domains * activation_bytes(student, example) * SLACK) + ahead)
         return self.base + WEIGHT * self.weights + most + min(KEPT, len(self.sources.split.val) * size**2 * 3)

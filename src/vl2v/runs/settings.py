@@ -36,12 +36,14 @@ _OPTIONS = {
     "online_teacher": "teacher.online",
     "student": "student.name",
     "image_size": "student.image_size",
+    "quick": "train.quick",
 }
 _OF_LABELS = ("data.target", "data.layout", "teacher.adapt")
 _NEEDS = {
     "teacher.view_seed": "teacher.views",
     "teacher.strategy": "teacher.select",
     "teacher.statistics": "teacher.online",
+    "train.quick_views": "train.quick",
 }
 
 
@@ -55,6 +57,7 @@ class Options(TypedDict, total=False):
         select: how many training images to query, or "known" for those with cached embeddings.
         strategy: "random", "balanced", "kcenter" or "uncertainty".
         online_teacher: query every augmented batch anew (white boxes only).
+        quick: "auto": train the upper blocks only, on cached activations of the lower ones; or the first block trained.
         prompts: a section of `vl2v.config.RunConfig`, as a mapping; so are the following.
         loss: the method's own settings.
         stages: by stage.
@@ -68,6 +71,7 @@ class Options(TypedDict, total=False):
     select: int | Literal["known"]
     strategy: Literal["random", "balanced", "kcenter", "uncertainty"]
     online_teacher: bool
+    quick: str
     prompts: Mapping[str, Any]
     loss: Mapping[str, Any]
     stages: Mapping[str, Mapping[str, Any]]
@@ -123,8 +127,31 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
     config = validate(merge({"stages": task.stage_defaults}, published, settings, own))
     if reasons := [f"{name}: {reason}" for name, reason in foreign(settings, task).items()]:
         raise ConfigError("; ".join(reasons))
-    loss = own_settings(task, config.loss).model_dump(mode="json", by_alias=True)
-    return config.model_copy(update={"loss": loss})
+    own_loss = own_settings(task, config.loss)
+    _check_quick(config, task(own_loss))
+    return config.model_copy(update={"loss": own_loss.model_dump(mode="json", by_alias=True)})
+
+
+def _check_quick(config: RunConfig, task: Task) -> None:
+    """Refuse `train.quick` where it can't apply.
+
+    Raises:
+        ConfigError: it can't.
+    """
+    if config.train.quick == "off":
+        return
+    trained = [stage for stage in task.stages if stage.trains != "projector"]
+    why = ""
+    if not trained or config.train.head == "only":
+        why = "no stage trains the backbone"
+    elif any(stage.blend for stage in trained):
+        why = f"method {task.name} mixes the images of each batch"
+    elif config.teacher.online and task.queries == "images":
+        why = "teacher.online needs the pixels of every batch"
+    elif config.teacher.views and config.train.quick_views != _defaults()["train.quick_views"]:
+        why = "the views are those of teacher.views; leave train.quick_views out"
+    if why:
+        raise ConfigError(f"train.quick = {config.train.quick!r}: {why}")
 
 
 def _with_path(settings: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -29,7 +29,7 @@ from vl2v.runs.auto_loss import align_again, refit, settled
 from vl2v.runs.cache import SharedCache, stage_name
 from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.evaluate import classifier_logits, evaluate_images
-from vl2v.runs.features import KEPT, Features, new_backbone, new_student, selected
+from vl2v.runs.features import KEPT, Features, Indices, new_backbone, new_student, rows_of, selected
 from vl2v.runs.folder import Run, locked, open_run, save_version
 from vl2v.runs.image_identity import predictions_of, same_images, save_images
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
@@ -52,12 +52,16 @@ from vl2v.training import (
     StageWork,
     Trainer,
     Validation,
+    cached_activations,
     clean_pixels,
     from_first,
     own_part,
     put_together,
+    viewed_pixels,
 )
 from vl2v.training.swad import Swad
+
+ACTIVATIONS = "activations"  # folder of a run that trains the upper blocks only, until it ends
 
 
 def distill(
@@ -172,7 +176,8 @@ def _evaluated(run: Run, images: Images, session: Session) -> None:
         evaluation, predictions = evaluate_images(run, session=session, images=images)
         predictions.save(run.folder)
         run.save_evaluation(evaluation)
-    shutil.rmtree(run.folder / "checkpoints", ignore_errors=True)  # five times the student's size
+    for temporary in ("checkpoints", ACTIVATIONS):  # the former is five times the student's size
+        shutil.rmtree(run.folder / temporary, ignore_errors=True)
 
 
 def _new_trainer(folder: Path, config: RunConfig, progress: Progress) -> Trainer:
@@ -247,6 +252,8 @@ def train(
         if config.student.parent is not None:
             student.load_state_dict(Run(config.student.parent).classifier.student.state_dict())
         trainer.prepare(student)
+        if config.train.quick != "off":
+            student.cut(config.train.quick)
         features = Features(
             student,
             sources.dataset,
@@ -405,6 +412,8 @@ def _check_parts(config: RunConfig, task: Task, devices: int) -> None:
     """
     if devices == 1:
         return
+    if config.train.quick != "off":
+        raise ConfigError(f"train.quick = {config.train.quick!r}: trains on one device; start it without torchrun")
     for stage in task.stages:
         per_domain = config.stages[stage.key].batch_per_domain
         if stage.pairs:
@@ -441,8 +450,11 @@ class _Work:
         groups = self.sources.groups(targets.queried(self.sources.split.unlabelled))
         seed, part = derive(config.seed, stage.name), self.trainer.part
         sampler = DomainBalancedSampler(groups, settings.batch_per_domain, seed, part)
-        batches = self._feature_batches(sampler) if cached else self._pixel_batches(sampler, targets)
-        return StageWork(stage, settings, batches, self._validation(cached=cached))
+        if cached:
+            return StageWork(stage, settings, self._feature_batches(sampler), self._validation(cached=True))
+        if config.train.quick != "off":
+            return StageWork(stage, settings, self._activation_batches(sampler), self._quick_validation())
+        return StageWork(stage, settings, self._pixel_batches(sampler, targets), self._validation(cached=False))
 
     def share(self, shared_cache: SharedCache, stage: Stage, held: ExitStack) -> Callable[[int], None] | None:
         """Start after a first stage that another run went through; else return what keeps ours for others.
@@ -486,13 +498,42 @@ class _Work:
         images = np.unique(np.concatenate(sampler.groups))
         contents = self.sources.audit.sha256
         views: list[Rendering | None] = [(self.views, contents, 1 + k) for k in range(self.views.k)] or [None]
-        table = torch.zeros(len(self.sources.dataset), len(views), 0)
-        for number, view in enumerate(views):
-            found = self.features.of(images, view)
-            if not table.shape[-1]:
-                table = torch.zeros(len(self.sources.dataset), len(views), found.shape[1])
-            table[torch.from_numpy(images), number] = found
-        return FeatureBatches(sampler, table, self.targets, 1 if self.views.k else 0, sampler.seed)
+        table = torch.stack([self.features.of(images, view) for view in views], 1)
+        numbers = np.arange(len(views)) + (1 if self.views.k else 0)
+        return FeatureBatches(
+            sampler, table, self.targets, rows_of(images, self.sources.dataset), numbers, sampler.seed
+        )
+
+    def _activation_batches(self, sampler: DomainBalancedSampler) -> FeatureBatches:
+        """Pass fixed views of the images, the teacher's if it has any, through the backbone's lower blocks once."""
+        config, spec = self.run.config, self.student.spec
+        images, contents = np.unique(np.concatenate(sampler.groups)), self.sources.audit.sha256
+        own = Views(config.train.quick_views, derive(config.seed, "quick views"), spec.image_size, spec.fit)
+        views = self.views if self.views.k else own
+        numbers = np.arange(views.k) + 1 if self.views.k else np.zeros(views.k, np.int64)
+        pixels = partial(viewed_pixels, self.sources.dataset, images, views, contents, workers=config.data.workers)
+        table = self._cached_activations("training", pixels, len(images) * views.k)
+        table = table.view(len(images), views.k, *table.shape[1:])
+        return FeatureBatches(
+            sampler, table, self.targets, rows_of(images, self.sources.dataset), numbers, sampler.seed
+        )
+
+    def _cached_activations(self, name: str, pixels: Callable[[], Iterable[Tensor]], rows: int) -> Tensor:
+        file = self.run.folder / ACTIVATIONS / f"{name}.f16"
+        return cached_activations(self.student, pixels, self.trainer.fabric, file, rows, self.trainer.progress)
+
+    def _quick_validation(self) -> Validation:
+        images, spec = self.sources.split.val, self.student.spec
+        pixels = partial(
+            clean_pixels,
+            self.sources.dataset,
+            images,
+            spec.image_size,
+            workers=self.run.config.data.workers,
+            fit=spec.fit,
+        )
+        table = self._cached_activations("validation", pixels, len(images))
+        return self._scored(images, lambda: table.split(64))
 
     def _validation(self, *, cached: bool) -> Validation:
         images = self.sources.split.val
@@ -508,6 +549,14 @@ class _Work:
             kept = cache(lambda: [x.clone() for x in pixels()])  # out of the loader's shared memory
             batches = kept if len(own) * size**2 * 3 <= KEPT else pixels
             together = partial(put_together, self.trainer.fabric, total=len(images))
+        return self._scored(images, batches, together)
+
+    def _scored(
+        self,
+        images: Indices,
+        batches: Callable[[], Iterable[Tensor]],
+        together: Callable[[Tensor], Tensor] | None = None,
+    ) -> Validation:
         texts = self.targets.texts if self.student.head == "text" else None
         labels = torch.from_numpy(self.sources.dataset.labels[images])
         return Validation(

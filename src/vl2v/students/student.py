@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vl2v.students.split import Split, split
 from vl2v.teachers import BackboneSpec
 
 
@@ -31,6 +32,7 @@ class Student(nn.Module):
         self.projector = projector
         self.spec = spec
         self.head = head
+        self.split: Split | None = None
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1) * 255, persistent=False)
 
@@ -45,10 +47,43 @@ class Student(nn.Module):
             return self.features(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1]
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return F(x) [n, p] of uint8 pixels [n, s, s, 3] (0 to 255)."""
-        x = pixels.to(self.mean.device).permute(0, 3, 1, 2).to(self.mean.dtype)  # stays channels-last in memory
-        features: Tensor = self.backbone((x - self.mean) / self.std)
+        """Return F(x) [n, p] of uint8 pixels [n, s, s, 3] (0 to 255), or of `activations` of a student that is cut."""
+        if self.split is not None and pixels.dtype == torch.float16:
+            x = pixels.to(self.mean.device).float()
+            return self.split.upper(x.permute(0, 3, 1, 2) if x.ndim == 4 else x).float()
+        features: Tensor = self.backbone(self._normalised(pixels))
         return features.float()
+
+    def _normalised(self, pixels: Tensor) -> Tensor:
+        x = pixels.to(self.mean.device).permute(0, 3, 1, 2).to(self.mean.dtype)  # stays channels-last in memory
+        return (x - self.mean) / self.std
+
+    def cut(self, block: str) -> None:
+        """Cut the backbone in two, so that `features` takes `activations`, too; see `vl2v.students.split`.
+
+        Args:
+            block: the first of the upper part, a module's name; "auto": where most of the work lies below.
+
+        Raises:
+            StudentError: it can't be cut there.
+        """
+        size = self.spec.image_size
+        with evaluating(self):
+            blank = self._normalised(torch.zeros(1, size, size, 3, dtype=torch.uint8))
+            self.split = split(self.backbone, block, blank)
+
+    def freeze_below_cut(self) -> None:
+        """Let what lies below the cut have no gradient, and the rest of the backbone have one."""
+        assert self.split is not None
+        with evaluating(self):
+            self.split.freeze()
+
+    def activations(self, pixels: Tensor) -> Tensor:
+        """Return what reaches the cut, [n, h, w, c] or [n, t, c] in float16, of uint8 pixels [n, s, s, 3]."""
+        assert self.split is not None
+        found = self.split.lower(self._normalised(pixels))
+        largest = torch.finfo(torch.float16).max
+        return (found.permute(0, 2, 3, 1) if found.ndim == 4 else found).clamp(-largest, largest).half()
 
     def project(self, features: Tensor) -> Tensor:
         """Return P(F(x)): unit rows [n, d] for a text head, logits [n, C] for a linear one.

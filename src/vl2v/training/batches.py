@@ -92,20 +92,23 @@ class PixelBatches:
 
 @dataclass(frozen=True)
 class FeatureBatches:
-    """Features F(x) computed once: a stage with a frozen backbone needs no image.
+    """Features F(x), or activations of the lower blocks, computed once: what is frozen needs no image.
 
-    `features` are [N, V, p] by dataset index: the clean image alone, or each of K fixed views; `first_view`
-    is the view (0: clean) of the first of them.
+    Attributes:
+        features: [n, V, ...], of V views of each image: the clean one alone, or fixed ones.
+        rows: which row of them an image has, by dataset index.
+        views: the teacher's view (0: clean) that each of the V learns from, [V].
     """
 
     sampler: DomainBalancedSampler
     features: Tensor
     targets: TeacherTargets
-    first_view: int
+    rows: Indices
+    views: Indices
     seed: int
 
     def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
-        """Yield (features [n, p], targets)."""
+        """Yield (features [n, p] or activations [n, ...], targets)."""
         choices = self.features.shape[1]
         for number in range(start, stop):
             images, turns = self.sampler.batch(number)
@@ -113,8 +116,8 @@ class FeatureBatches:
             if choices > 1:
                 draws = zip(images, turns, strict=True)
                 which = np.array([derive(self.seed, "which view", int(p), int(t)) % choices for p, t in draws])
-            taught = batch_targets(self.targets, images, which + self.first_view)
-            yield self.features[torch.from_numpy(images), torch.from_numpy(which)], taught
+            taught = batch_targets(self.targets, images, self.views[which])
+            yield self.features[torch.from_numpy(self.rows[images]), torch.from_numpy(which)], taught
 
 
 class _Clean(Dataset[Tensor]):
@@ -172,6 +175,44 @@ def clean_pixels(
     """
     chunks = _Clean(dataset, images, size, chunk, view, fit)
     yield from loaded(chunks, range(len(chunks)), workers=min(workers, len(chunks)))
+
+
+class _Viewed(Dataset[Tensor]):
+    """All fixed views of some images, each image decoded once."""
+
+    def __init__(
+        self, dataset: DomainDataset, chunks: Sequence[Indices], views: Views, contents: Sequence[bytes]
+    ) -> None:
+        self.dataset = dataset
+        self.chunks = chunks
+        self.views = views
+        self.contents = contents
+
+    def __getitem__(self, number: int) -> Tensor:
+        made = []
+        for index in self.chunks[number].tolist():
+            image = read_image(self.dataset, index)
+            made += [self.views.pixels(image, self.contents[index], 1 + k) for k in range(self.views.k)]
+        return torch.from_numpy(np.stack(made))
+
+
+def viewed_pixels(
+    dataset: DomainDataset, images: Indices, views: Views, contents: Sequence[bytes], *, workers: int, most: int = 64
+) -> Iterator[Tensor]:
+    """Yield uint8 pixels [n x K, s, s, 3] of the K fixed views of images, image by image.
+
+    Args:
+        dataset: where they are.
+        images: dataset indices.
+        views: which.
+        contents: SHA-256 by dataset index.
+        workers: decoding processes.
+        most: rows at a time.
+    """
+    each = max(1, most // views.k)
+    chunks = [images[start : start + each] for start in range(0, len(images), each)]
+    viewed = _Viewed(dataset, chunks, views, contents)
+    yield from loaded(viewed, range(len(chunks)), workers=min(workers, len(chunks)))
 
 
 def batch_targets(targets: TeacherTargets, indices: Indices, views: Indices) -> Targets:

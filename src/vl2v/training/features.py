@@ -1,13 +1,15 @@
-"""Features F(x), computed once for stages that leave the backbone frozen."""
+"""What is frozen is computed once: features F(x), or activations of a backbone's lower blocks."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from vl2v.io import replacing
 from vl2v.progress import Progress, silent
 from vl2v.students import Student, evaluating
 
@@ -37,3 +39,42 @@ def compute_features(
             done += len(batch)
             progress("student's features", done, total, "")
     return torch.cat(parts)
+
+
+def cached_activations(
+    student: Student,
+    pixels: Callable[[], Iterable[Tensor]],
+    fabric: Fabric,
+    file: Path,
+    rows: int,
+    progress: Progress = silent,
+) -> Tensor:
+    """Return a student's activations at its cut, [rows, ...] in float16, mapped from a file; computed if it's missing.
+
+    Args:
+        student: cut; batch norms and dropout are in eval mode.
+        pixels: called for batches of uint8 pixels [n, s, s, 3], in order.
+        fabric: device and precision.
+        file: appears once it is complete.
+        rows: how many images, or views of them, there are.
+        progress: called after each batch.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    size = student.spec.image_size
+    with evaluating(student), fabric.autocast():
+        shape = student.activations(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1:]
+        count = rows * shape.numel()
+        if not file.is_file() or file.stat().st_size != 2 * count:
+            done = 0
+            with replacing(file) as draft, draft.open("wb") as opened:
+                for batch in pixels():
+                    padded = torch.cat([batch, batch.new_zeros(-len(batch) % BATCH, *batch.shape[1:])])
+                    for part in padded.split(BATCH):
+                        found = student.activations(fabric.to_device(part))[: len(batch)].cpu()
+                        opened.write(found.contiguous().numpy().tobytes())
+                        batch = batch[len(found) :]
+                        done += len(found)
+                    progress("lower blocks", done, rows, "")
+    return torch.from_file(str(file), shared=False, size=count, dtype=torch.float16).view(rows, *shape)

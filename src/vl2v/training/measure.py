@@ -31,6 +31,7 @@ class MadeUpBatches:
         dim: d of the teacher's space; 0: no teacher is queried.
         anchors: whether there are class embeddings for each domain.
         like: has the online teacher, if there is one, and the scale.
+        cached: whether the input is activations of the lower blocks, not pixels.
     """
 
     shape: tuple[int, ...]
@@ -40,6 +41,7 @@ class MadeUpBatches:
     dim: int
     anchors: bool
     like: TeacherTargets
+    cached: bool = False
 
     def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
         """Yield batches of groups x per_domain images."""
@@ -56,9 +58,11 @@ class MadeUpBatches:
         for _ in range(start, stop):
             pixels = torch.from_numpy(rng.integers(256, size=(n, *self.shape), dtype=np.uint8))
             targets = batch_targets(table, np.arange(n), np.zeros(n, np.int64))
-            if self.like.online is not None and pixels.ndim == 4:
+            if self.like.online is not None and pixels.ndim == 4 and not self.cached:
                 targets = replace(targets, images=self.like.online(pixels))
-            yield pixels if pixels.ndim == 4 else pixels.float(), targets
+            if self.cached:
+                pixels = pixels.half() / 128
+            yield pixels if pixels.ndim == 4 or self.cached else pixels.float(), targets
 
 
 def _unit(rng: np.random.Generator, *shape: int) -> Any:
@@ -76,12 +80,13 @@ def seconds_a_step(
     return float(np.median(run.timed(steps + 1)[1:]))
 
 
-def seconds_an_image(student: Student, count: int = 16) -> float:
-    """Return how long the forward pass of an image takes, in batches."""
+def seconds_an_image(student: Student, example: Tensor | None = None, count: int = 16) -> float:
+    """Return how long the forward pass of an image takes, in batches; of `example` [1, ...], by default of pixels."""
     size = student.spec.image_size
-    pixels = torch.zeros(count, size, size, 3, dtype=torch.uint8)
+    one = torch.zeros(1, size, size, 3, dtype=torch.uint8) if example is None else example
+    images = one.expand(count, *one.shape[1:]).contiguous()
     with evaluating(student):
-        student.features(pixels[:2])
+        student.features(images[:2])
         start = time.perf_counter()
-        student.features(pixels).cpu()
+        student.features(images).cpu()
         return (time.perf_counter() - start) / count

@@ -15,7 +15,7 @@ WEIGHT = 28  # bytes a trained weight: itself, its gradient, two moments, the be
 SLACK = 1.3  # of what autograd saves; the backward pass needs more
 
 
-def images_at_once(student: Student, per_domain: int, domains: int) -> int:
+def images_at_once(student: Student, per_domain: int, domains: int, example: Tensor | None = None) -> int:
     """Return how many images of each domain a step takes at once: a divisor of `per_domain`, as large as fits.
 
     The whole step stays under `MOST`, or half of the memory that is free if that is less; on a GPU under four fifths
@@ -25,6 +25,7 @@ def images_at_once(student: Student, per_domain: int, domains: int) -> int:
         student: on its device.
         per_domain: images of each domain in a batch.
         domains: groups of images in a batch.
+        example: as for `activation_bytes`.
     """
     weights = WEIGHT * sum(weight.numel() for weight in student.parameters())
     device = student.mean.device
@@ -32,7 +33,7 @@ def images_at_once(student: Student, per_domain: int, domains: int) -> int:
         left = 0.8 * torch.cuda.mem_get_info(device)[0] - weights
     else:
         left = min(MOST, available_memory() / 2) - OWN - weights
-    most = left / (SLACK * activation_bytes(student)) / domains
+    most = left / (SLACK * activation_bytes(student, example)) / domains
     return max((k for k in range(1, per_domain + 1) if per_domain % k == 0 and k <= most), default=1)
 
 
@@ -66,10 +67,14 @@ def pieces(x: Tensor, targets: Targets, per_domain: int, at_once: int) -> list[t
     return [(x[index], targets.take(index)) for index in chosen]
 
 
-def activation_bytes(student: Student) -> int:
+def activation_bytes(student: Student, example: Tensor | None = None) -> int:
     """Return how many bytes a training step holds for each image between its forward and its backward pass.
 
     Counted on one image of the student's size: the storages that autograd saves, each once, without the weights.
+
+    Args:
+        student: on its device.
+        example: the input of an image; default: blank pixels. Of activations, only what is trained above them counts.
     """
     size, device = student.spec.image_size, student.mean.device
     weights = {weight.untyped_storage().data_ptr() for weight in student.parameters()}
@@ -84,9 +89,12 @@ def activation_bytes(student: Student) -> int:
     modes = {module: module.training for module in student.modules()}
     frozen = [weight for weight in student.parameters() if not weight.requires_grad]
     try:
-        student.eval().requires_grad_(True)
+        student.eval()
+        if example is None or example.dtype != torch.float16:
+            student.requires_grad_(True)
+            example = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            features = student.features(torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device))
+            features = student.features(example)
     finally:
         for weight in frozen:
             weight.requires_grad_(False)

@@ -223,7 +223,7 @@ class StageRun:
         if not self.in_pieces or x.ndim == 2:
             return per_domain
         with self.trainer.fabric.autocast():
-            return images_at_once(self.student, per_domain, len(x) // per_domain)
+            return images_at_once(self.student, per_domain, len(x) // per_domain, x[:1])
 
     def _moved(self, x: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """Return a batch on the device, blended if the stage wants that."""
@@ -308,10 +308,10 @@ class StageRun:
         self.model.train()
         if self.work.stage.trains == "projector":
             self.student.backbone.eval()
-        if self.trainer.batch_norm == "eval":
-            for module in self.student.modules():
-                if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                    module.eval()
+        for module in self.student.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                frozen = module.weight is not None and not module.weight.requires_grad
+                module.train(module.training and self.trainer.batch_norm == "train" and not frozen)
 
     def _evaluate(self) -> Scores:
         scores = self._scores()
@@ -413,6 +413,8 @@ def learning_rate(settings: StageConfig, step: int) -> float:
 
 def _set_trainable(student: Student, trains: str) -> None:
     student.backbone.requires_grad_(trains != "projector")
+    if student.split is not None and trains != "projector":
+        student.freeze_below_cut()
     student.projector.requires_grad_(trains != "backbone")
 
 
