@@ -1205,3 +1205,12 @@ def test_the_adapted_teacher_has_a_row_of_its_own(grid: Grid, tmp_path: Path) ->
     assert [row[:2] for row in as_table(found).rows] == [["", "zero-shot"], ["", "adapted-teacher"]]
     zero_shot, adapted = (result.accuracy for result in found)
     assert adapted >= zero_shot > 0.5
+
+
+def test_the_adapted_teacher_teaches_the_methods_that_it_can(grid: Grid, tmp_path: Path) -> None:
+    settings = merge(grid.settings, {"teacher": {"adapt": "auto"}})
+    bench = plan(replace(grid, methods=["zero-shot", "erm", "kd"], seeds=1, settings=settings), tmp_path)
+    run(bench, engine=Here())
+    assert [result.method for result in results(bench.work)] == ["zero-shot", "erm", "kd"]
+    adapted = {job.method: resolve(job.settings).teacher.adapt for job in bench.jobs}
+    assert adapted == {"zero-shot": "off", "erm": "off", "kd": "auto"}

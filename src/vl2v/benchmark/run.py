@@ -25,7 +25,7 @@ from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
 from vl2v.runs.cluster import Cluster
 from vl2v.runs.query import embed
-from vl2v.runs.settings import has_tower, resolve
+from vl2v.runs.settings import applicable, has_tower, resolve
 from vl2v.teachers import is_white_box
 
 if TYPE_CHECKING:
@@ -250,7 +250,7 @@ def _query(work: WorkList, jobs: Sequence[Job], budget: float, cluster: Cluster 
         online = config.teacher.online and job.method not in TEACHERS  # which is measured on clean images
         key = json.dumps([str(config.data.path), config.teacher.spec, of_size, online])
         session = {"method": "adip", "student": {"name": student}, "teacher": {"online": online}}
-        tree = merge(job.settings, session)
+        tree = merge(applicable(job.settings, find_method("adip")), session)
         tree, before = seen.get(key, (tree, unseen))
         seen[key] = tree, before & unseen
     for tree, unseen in seen.values():

@@ -178,7 +178,7 @@ class Task:
             linear head, at first the class embeddings, on a projector's embedding; one linear layer once trained).
         queries: what the teacher is queried about: images and texts, texts alone, or nothing.
         tower: whether the student is the teacher's own image tower (white box).
-        class_term: whether the loss has the teacher's logits (`Targets.logits`) in it, which `teacher.adapt` changes.
+        class_term: whether it reads the teacher's logits (`Targets.logits`), which `teacher.adapt` changes.
         anchors: whether the teacher is also queried about every class in each source domain's words.
         refits: whether the projector is fitted anew, in closed form, to the backbone that the stages end with.
         stage_defaults: the stages' settings where the user gives none, by stage; none: nothing is trained.

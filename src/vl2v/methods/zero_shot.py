@@ -18,3 +18,4 @@ class AdaptedTeacher(Task):
     """A row of the benchmark: `vl2v.evaluation.adapted`, on the source domains' training images."""
 
     title = "the same, adapted to the labelled source images"
+    class_term = True

@@ -125,8 +125,11 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
     if preset == "paper" and paper_student(name) != name:
         own["student"] = {"name": paper_student(name)}
     config = validate(merge({"stages": task.stage_defaults}, published, settings, own))
-    if reasons := [f"{name}: {reason}" for name, reason in foreign(settings, task).items()]:
-        raise ConfigError("; ".join(reasons))
+    reasons = foreign(settings, task)
+    if "method" not in settings:
+        reasons.pop("teacher.adapt", None)  # the teacher alone can be adapted, too
+    if reasons:
+        raise ConfigError("; ".join(f"{name}: {reason}" for name, reason in reasons.items()))
     own_loss = own_settings(task, config.loss)
     _check_quick(config, task(own_loss))
     return config.model_copy(update={"loss": own_loss.model_dump(mode="json", by_alias=True)})
