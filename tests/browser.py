@@ -24,6 +24,24 @@ _FLAGS = (
     "--window-size=1280,900",
 )
 
+DROP = """
+const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0)), data = new DataTransfer();
+data.items.add(new File([bytes], "image.png", { type: "image/png" }));
+const event = arguments[1] === "paste" ? new ClipboardEvent("paste", { clipboardData: data })
+  : new DragEvent(arguments[1], { dataTransfer: data, bubbles: true });
+document.getElementById("drop").dispatchEvent(event);
+if (arguments[1] === "paste") window.dispatchEvent(event);
+"""
+"""What a hand does that drops a file on the page or pastes one; arguments: its bytes in base64, "drop" or "paste"."""
+
+
+def accessible(browser: Chrome) -> list[tuple[str, str]]:
+    """Return role and name of what people who don't see the page work with."""
+    tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
+    wanted = {"button", "textbox", "combobox", "list", "image", "region"}
+    nodes = [node for node in tree if not node.get("ignored") and node["role"]["value"] in wanted]
+    return [(node["role"]["value"], node.get("name", {}).get("value", "")) for node in nodes]
+
 
 @contextmanager
 def chromium(profile: Path, *flags: str) -> Iterator[Chrome]:

@@ -77,7 +77,7 @@ def test_there_are_tutorials() -> None:
 def test_own_folder_to_phone(followed: Followed) -> None:
     folder, page = followed["phone"]
     printed = page.result()
-    assert "outline *" in printed and "% same answers" in printed
+    assert "outline *" in printed and "% same predictions" in printed
     assert (folder / "student.onnx").stat().st_size < 6e6 and (folder / "runs" / "icons" / "report.html").is_file()
     names = re.findall(r"^\S+\.png (\w+) [01]\.\d\d$", printed, re.M)
     assert len(names) == 3 and set(names) <= {"car", "cup", "key", "umbrella", "unknown"}

@@ -35,6 +35,7 @@ def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
     monkeypatch.setattr(demo, "settings", quick)
     monkeypatch.setattr(demo, "icondg", lambda: tmp_path / "icondg")
+    monkeypatch.setattr("vl2v.export.web.RUNTIME", {})  # nothing is downloaded; tests/export has what runs a page
     return tmp_path
 
 
@@ -52,6 +53,10 @@ def test_three_students_and_their_teacher_are_compared(few: Path, capfd: pytest.
     for name in ("accuracy.png", "answers.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 100
+    assert f"page: python -m http.server --directory {out / 'page'} 8000" in " ".join(told.stdout.split())
+    card = json.loads((out / "page" / "student.json").read_text())
+    assert card["form"] == "open" and len(card["classes"]) == 3
+    assert set(json.loads((out / "page" / "classes.json").read_text())) == {"dog", "heart", "pizza"}
     students = {file: file.stat().st_mtime_ns for file in out.glob("*/student/*.safetensors")}
     again = typed(capfd, "demo", "--out", out)
     assert again.stdout == told.stdout

@@ -236,5 +236,5 @@ def test_a_fixed_head_has_no_open_form(shapes: Path, recording: Path, store: Pat
     with pytest.raises(StudentError, match="its head is fixed"):
         export_student(erm, tmp_path / "x.onnx", form="open", store=store)
     told = CliRunner().invoke(app, ["export", str(erm.folder), "--store", str(store)])
-    assert told.exit_code == 0 and "100.0% same answers" in told.stdout
+    assert told.exit_code == 0 and "100.0% same predictions" in told.stdout
     assert vl2v.deploy.runtime.load(erm.folder / "student.onnx").classes == ["ball", "box", "cone"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import threading
 from collections import Counter
@@ -21,6 +22,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import vl2v
 import vl2v.deploy.runtime
+from browser import DROP, accessible, chromium
 from vl2v.errors import ConfigError
 from vl2v.export import export_student, parity
 from vl2v.export.web import RUNTIME, runtime_files
@@ -48,7 +50,7 @@ def folder(
 ) -> Path:
     made: Path = tmp_path_factory.mktemp(request.param) / "page"
     others = {"star": star} if request.param == "open" else {}
-    export_student(run, made, "web", form=request.param, store=store, runtime=dist, others=others)
+    export_student(run, made, "web", form=request.param, int8=False, store=store, runtime=dist, others=others)
     return made
 
 
@@ -178,11 +180,53 @@ def test_a_person_uses_it_without_a_network(site: Site, files: list[Path], run: 
     browser.set_window_size(1280, 900)
 
 
+@pytest.fixture(scope="module")
+def camera(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
+    flags = "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
+    with chromium(tmp_path_factory.mktemp("profile"), *flags) as opened:
+        yield opened
+
+
+def test_images_are_dropped_pasted_and_photographed(
+    site: Site, files: list[Path], run: vl2v.Run, camera: Chrome
+) -> None:
+    site.open(camera)
+    told, waiting = camera.find_element(By.ID, "told"), WebDriverWait(camera, 60)
+    found = run.classifier.predict(files)
+    first = found[0].label
+    second = next(n for n, one in enumerate(found) if files[n].suffix == ".png" and one.label != first)
+    for how, number in (("drop", 0), ("paste", second)):
+        camera.execute_script(DROP, base64.b64encode(files[number].read_bytes()).decode(), how)
+        wanted = found[number].label
+        waiting.until(lambda _, wanted=wanted: told.get_attribute("textContent").lower().startswith(wanted))
+    camera.execute_script("told.textContent = ''")
+    camera.find_element(By.ID, "look").click()
+    waiting.until(lambda _: camera.execute_script("return camera.videoWidth > 0"))
+    camera.find_element(By.ID, "take").click()
+    waiting.until(lambda _: told.get_attribute("textContent"))
+    assert not camera.find_element(By.ID, "camera").is_displayed()
+    nodes = accessible(camera)
+    assert len(nodes) > 5 and all(name for _, name in nodes)
+    assert not [entry for entry in camera.get_log("browser") if entry["level"] == "SEVERE"]
+
+
 def test_nothing_of_the_page_is_elsewhere_and_it_is_small(folder: Path) -> None:
     assert sum(file.stat().st_size for file in folder.iterdir()) < 20e6
     for name in ("index.html", "student.js", "sw.js", "manifest.webmanifest"):
         text = (folder / name).read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text and "https:" not in text
+
+
+def test_a_page_is_in_int8_where_that_keeps_its_predictions(
+    run: vl2v.Run, store: Path, dist: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def precision(name: str) -> tuple[str, str]:
+        made = export_student(run, tmp_path / name, "web", store=store, runtime=dist)
+        return json.loads((tmp_path / name / "student.json").read_text())["precision"], made.refused
+
+    assert precision("one") == ("int8", "")
+    monkeypatch.setattr(parity, "POINTS", -1.0)  # of accuracy: as if no file were good enough
+    assert precision("other") == ("fp32", "int8 loses accuracy")
 
 
 def test_other_versions_and_other_folders_are_refused(run: vl2v.Run, store: Path, dist: Path, tmp_path: Path) -> None:

@@ -10,29 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
-
-from vl2v.deploy.runtime import load
-
-pytest.importorskip("selenium")
-
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
+
+from browser import DROP, accessible, chromium
+from vl2v.deploy.runtime import load
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
     from .conftest import Servers
-
-# What a hand does that drops a file on the page, or pastes one.
-DROP = """
-const bytes = Uint8Array.from(atob(arguments[0]), letter => letter.charCodeAt(0)), data = new DataTransfer();
-data.items.add(new File([bytes], "image.png", { type: "image/png" }));
-const event = arguments[1] === "paste" ? new ClipboardEvent("paste", { clipboardData: data })
-  : new DragEvent(arguments[1], { dataTransfer: data, bubbles: true });
-document.getElementById("drop").dispatchEvent(event);
-if (arguments[1] === "paste") window.dispatchEvent(event);
-"""
 
 
 class Page:
@@ -157,8 +145,6 @@ def test_a_key_is_asked_for(browser: Chrome, served: Servers, image: bytes) -> N
 
 
 def test_the_camera_is_used(tmp_path: Path, served: Servers) -> None:
-    from browser import chromium
-
     with chromium(
         tmp_path / "profile", "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream"
     ) as browser:
@@ -182,11 +168,8 @@ def test_everything_has_a_name_and_fits_a_phone(
     page.give(image, "drop")
     page.until(lambda: page.shown("answer"))
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
-    tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    wanted = {"button", "textbox", "list", "image", "region"}
-    nodes = [node for node in tree if not node.get("ignored") and node["role"]["value"] in wanted]
-    nameless = [node["role"]["value"] for node in nodes if not node.get("name", {}).get("value")]
-    assert len(nodes) > 5 and nameless == []
+    nodes = accessible(browser)
+    assert len(nodes) > 5 and all(name for _, name in nodes)
 
 
 def test_the_verdict_is_in_sight_on_a_phone(browser: Chrome, served: Servers, image: bytes) -> None:

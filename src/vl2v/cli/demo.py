@@ -1,11 +1,17 @@
 """`vl2v demo`: what vl2v does, in minutes, with what comes with it."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from vl2v.cli.show import say
+
+if TYPE_CHECKING:
+    from vl2v.progress import Progress
+    from vl2v.runs import Run
+
+NEW_CLASSES = ("dog", "heart", "pizza")  # that people can add in the page
 
 _NEXT = """
 With your own images, in folders domain/class/image:
@@ -25,6 +31,7 @@ def demo(
 
     with progress_bars() as progress:
         found = run_demo(out, target=target, progress=progress)
+        page = demo_page(found.runs["adip"], out, progress)
     results = found.results()
     rows = [
         [name, *("-" if share is None else f"{100 * share:.1f}" for share in row.values())]
@@ -35,5 +42,21 @@ def demo(
     accuracy_bars(results, out / "accuracy.png")
     prediction_grid(found.runs, target, out / "answers.png")
     say(f"figures: {out / 'accuracy.png'}, {out / 'answers.png'}; students: {', '.join(map(str, found.folders))}")
-    say(*found.conclusion(target))
+    say(*found.conclusion(target), page)
     typer.echo(_NEXT)
+
+
+def demo_page(run: "Run", out: Path, progress: "Progress") -> str:
+    """Write a run's page, unless it is there, and return how to open it, or why there is none."""
+    from vl2v.errors import DataError, MissingExtra
+    from vl2v.export import export_student
+    from vl2v.runs import class_embeddings
+
+    page, store = out / "page", out / "store"
+    try:
+        if not page.exists():
+            others = class_embeddings(run, NEW_CLASSES, store=store)
+            export_student(run, page, "web", form="open", others=others, store=store, progress=progress)
+    except (DataError, MissingExtra) as error:
+        return f"no page for the browser: {error}"
+    return f"page: python -m http.server --directory {page} 8000, then open http://localhost:8000"

@@ -20,7 +20,8 @@ def export(
         bool | None,
         typer.Option(
             "--int8/--no-int8",
-            help="Quantise: smaller and faster; refused if accuracy falls. With a target, both are tried.",
+            help="Quantise: smaller and faster; refused if accuracy falls. By default a page is quantised where that "
+            "keeps its predictions, and with a target both are tried.",
         ),
     ] = None,
     open_: Annotated[bool, typer.Option("--open", help="Allow classes to be added to the file later.")] = False,
@@ -108,7 +109,7 @@ def export(
             path,
             kind,
             form=form,
-            int8=bool(int8),
+            int8=int8,
             image_size=size,
             preprocess=preprocess,
             store=store,

@@ -47,6 +47,7 @@ class Parity:
         changed: domain -> how many of these only the student has right, and how many only the export.
         kept: layers that int8 was not used for, because accuracy fell.
         gain: of int8: how many times as quick as fp32 it is on this machine, one image at a time.
+        refused: of a file in fp32: why it isn't in int8, where that was wanted first.
         inside: of a file that resizes images itself: odd images that it was checked on, and the largest difference of a
             probability from the same file without that.
     """
@@ -58,6 +59,7 @@ class Parity:
     changed: dict[str, tuple[int, int]]
     kept: tuple[str, ...] = ()
     gain: float | None = None
+    refused: str = ""
     inside: tuple[int, float] | None = None
 
     @property
@@ -120,7 +122,10 @@ class Parity:
         if self.inside is not None:
             count, apart = self.inside
             sizes = f"; takes images of any size ({count} odd ones: same classes, probabilities within {apart:.1e})"
-        return f"{100 * self.same:.1f}% same answers, accuracy % {domains}{kept}{self._told()}{gain}{sizes}"
+        refused = f"; in fp32, because {self.refused}" if self.refused else ""
+        return (
+            f"{100 * self.same:.1f}% same predictions, accuracy % {domains}{kept}{self._told()}{gain}{sizes}{refused}"
+        )
 
     def _told(self) -> str:
         """Return how sure the accuracy of an export that isn't exact is."""

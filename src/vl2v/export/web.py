@@ -6,6 +6,8 @@ import base64
 import hashlib
 import json
 import shutil
+import subprocess
+import tarfile
 import tempfile
 from collections.abc import Mapping
 from importlib.resources import files
@@ -46,7 +48,7 @@ _HEAD = f"""<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 
 
 def runtime_files(folder: Path | None = None, progress: Progress = silent) -> dict[str, Path]:
-    """Return the files of onnxruntime-web: from a folder, from the cache, or downloaded once.
+    """Return the files of onnxruntime-web: from a folder, from the cache, or downloaded once, by npm if need be.
 
     Args:
         folder: that has them, such as `node_modules/onnxruntime-web/dist`; None: the cache.
@@ -66,17 +68,37 @@ def runtime_files(folder: Path | None = None, progress: Progress = silent) -> di
         return {name: folder / name for name in RUNTIME}
     cache = platformdirs.user_cache_path("vl2v", appauthor=False) / f"onnxruntime-web-{RUNTIME_VERSION}"
     cache.mkdir(parents=True, exist_ok=True)
-    for name, digest in RUNTIME.items():
-        if not (cache / name).is_file() or sha256_of(cache / name) != digest:
+    missing = [name for name, sha in RUNTIME.items() if not (cache / name).is_file() or sha256_of(cache / name) != sha]
+    try:
+        for name in missing:
             address = _ADDRESS.format(version=RUNTIME_VERSION, name=name)
-            try:
-                fetch([address], cache / name, sha256=digest, most=20_000_000, progress=progress)
-            except DataError as error:
-                raise DataError(
-                    f"{error}; without a network: `npm install onnxruntime-web@{RUNTIME_VERSION}` elsewhere, and name "
-                    "its folder dist with --runtime"
-                ) from None
+            fetch([address], cache / name, sha256=RUNTIME[name], most=20_000_000, progress=progress)
+    except DataError as error:
+        if not _fetched_by_npm(cache):
+            raise DataError(
+                f"{error}; without a network: `npm install onnxruntime-web@{RUNTIME_VERSION}` elsewhere, and name "
+                "its folder dist with --runtime"
+            ) from None
     return {name: cache / name for name in RUNTIME}
+
+
+def _fetched_by_npm(folder: Path) -> bool:
+    """Put onnxruntime-web's files into a folder by npm, which may reach a registry where nothing else is reached."""
+    npm = shutil.which("npm")
+    if npm is None:
+        return False
+    with tempfile.TemporaryDirectory() as name:
+        words = [npm, "pack", f"onnxruntime-web@{RUNTIME_VERSION}", "--silent", "--pack-destination", name]
+        if subprocess.run(words, cwd=name, capture_output=True).returncode:
+            return False
+        with tarfile.open(next(Path(name).glob("*.tgz"))) as packed:
+            for file, digest in RUNTIME.items():
+                member = packed.extractfile(f"package/dist/{file}")
+                data = member.read() if member else b""
+                if hashlib.sha256(data).hexdigest() != digest:
+                    return False
+                write_bytes(folder / file, data)
+    return True
 
 
 def check_folder(out: Path) -> None:
