@@ -80,7 +80,7 @@ def test_every_content_is_asked_about_once_and_never_again(dataset: DomainDatase
     assert (todo.images, todo.distinct, todo.cached, len(todo.pending)) == (12, 11, 0, 11)
     assert (todo.texts, todo.cached_texts, todo.pending_texts) == (2, 0, tuple(TEXTS[:2]))
     assert todo.summary() == (
-        "images: 12 (1 of them copies): 11 questions, 0 known, 11 to ask\ntexts: 2 questions, 0 known, 2 to ask"
+        "images: 12 (1 of them copies): 11 queries, 0 cached, 11 pending\ntexts: 2 queries, 0 cached, 2 pending"
     )
     steps: list[tuple[int, int]] = []
     fetch(todo, store, teacher, lambda task, done, total, remark: steps.append((done, total)))
@@ -120,7 +120,7 @@ def test_more_views_ask_only_for_what_is_new(dataset: DomainDataset, store: Embe
     fetch(plan(store, teacher, dataset, found, TEXTS, Views()), store, teacher)
     more = plan(store, teacher, dataset, found, TEXTS, Views(k=2, size=16))
     assert (more.cached, len(more.pending), more.pending_texts) == (11, 22, ())
-    assert "in 3 views (clean, and 2 of 16 px): 33 questions, 11 known, 22 to ask" in more.summary()
+    assert "in 3 views (clean, and 2 of 16 px): 33 queries, 11 cached, 22 pending" in more.summary()
     fetch(more, store, teacher)
     other_seed = plan(store, teacher, dataset, found, TEXTS, Views(k=2, seed=1, size=16))
     assert (other_seed.cached, len(other_seed.pending)) == (11, 22)

@@ -200,10 +200,10 @@ def test_without_a_connection_the_cache_answers_or_a_line_does(
 
 
 def test_only_those_who_may_write_push(hub: Hub, run: vl2v.Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(HubError, match=r"hf:somebody/else: the hub answers 403 \(.*put a token that may write there"):
+    with pytest.raises(HubError, match=r"hf:somebody/else: the hub returned 403 \(.*put a token that may write there"):
         push(run, "somebody/else")
     monkeypatch.setenv("HF_TOKEN", "hf_wrong0123456789")
-    with pytest.raises(HubError, match="the hub answers 401") as error:
+    with pytest.raises(HubError, match="the hub returned 401") as error:
         push(run, REPO)
     assert "hf_wrong" not in str(error.value)
     assert not hub.commits

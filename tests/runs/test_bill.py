@@ -52,7 +52,7 @@ def test_teachers_that_cost_nothing_are_on_it_and_runs_are_told_apart(
     assert "free" in table and "recorded:shapes-teacher" in table and "total: 0.00038 EUR" in table
     unknown = bill(tmp_path / "gome")
     assert unknown.returncode == 2
-    assert "no such run folder, and none of this name asked a paid teacher" in unknown.stderr
+    assert "no such run folder, and none of this name queried a paid teacher" in unknown.stderr
 
 
 @pytest.mark.parametrize("terminal", [True, False])

@@ -64,7 +64,7 @@ def test_a_small_balanced_sample_is_asked_about_once_after_its_cost_was_told(che
     found = check(
         images=18, before=lambda words: told.append(f"{words} {(tmp_path / 'store/answers.sqlite').stat().st_size}")
     )
-    assert told[0].startswith("images: 18: 18 questions, 0 known, 18 to ask\ntexts: ")
+    assert told[0].startswith("images: 18: 18 queries, 0 cached, 18 pending\ntexts: ")
     assert asked(tmp_path / "store") == {"image": 18, "text": 3}
     assert [(share.name, share.images) for share in found.domains] == [("chalk", 9), ("ink", 9)], "paint is unseen"
     assert [(share.name, share.images) for share in found.classes] == [(name, 6) for name in CLASSES]
@@ -269,11 +269,11 @@ def test_the_command_prints_a_verdict_or_json(
         return int(ended.value.code or 0), said.out, said.err
 
     code, out, err = run("--dry-run")
-    assert code == 0 and out.startswith("images: 20: 20 questions, 0 known, 20 to ask")
+    assert code == 0 and out.startswith("images: 20: 20 queries, 0 cached, 20 pending")
     assert not asked(tmp_path / "store")
     code, out, err = run()
     assert code == 0 and "Worth distilling" in " ".join(out.split())
-    assert "images: 20: 20 questions, 0 known, 20 to ask" in err
+    assert "images: 20: 20 queries, 0 cached, 20 pending" in err
     code, out, _ = run("--json")
     tree = json.loads(out)
     assert code == 0 and tree["everything"]["images"] == 20 and tree["better"] is None

@@ -58,7 +58,7 @@ def test_what_was_embedded_is_all_that_runs_of_any_seed_and_target_want(
 ) -> None:
     settings = with_(with_(quick, "teacher", views=2), "data", target=[])
     plan = vl2v.embed(settings, store=store).plan
-    assert "in 3 views (clean, and 2 of 32 px): 324 questions, 0 known, 324 to ask" in plan.summary()
+    assert "in 3 views (clean, and 2 of 32 px): 324 queries, 0 cached, 324 pending" in plan.summary()
     for seed, target in ((0, "paint"), (1, "paint"), (0, "ink")):
         run = with_({**settings, "seed": seed}, "data", target=[target])
         vl2v.distill(run, tmp_path / f"{target}{seed}", store=store)

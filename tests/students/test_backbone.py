@@ -104,9 +104,9 @@ def odd_gives_constants(pretrained: bool = False, **kwargs: object) -> nn.Module
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("odd_gives_pair", "2 outputs in place of one vector"),
-        ("odd_gives_pair_in_training", "2 outputs in place of one vector"),
-        ("odd_gives_map", r"3 x 32 x 32 numbers in place of one vector"),
+        ("odd_gives_pair", "2 outputs instead of one vector"),
+        ("odd_gives_pair_in_training", "2 outputs instead of one vector"),
+        ("odd_gives_map", r"3 x 32 x 32 numbers instead of one vector"),
         ("odd_gives_constants", "no gradients"),
     ],
 )

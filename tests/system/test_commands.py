@@ -54,9 +54,9 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_embed_tells_what_it_would_ask_and_asks_once(vl2v, config: Path, tmp_path: Path) -> None:
     words = ("embed", "--config", config, "--store", tmp_path / "store")
-    assert "72 questions, 0 known, 72 to ask" in vl2v(*words, "--dry-run").stdout
+    assert "72 queries, 0 cached, 72 pending" in vl2v(*words, "--dry-run").stdout
     assert "75 queries, 0 cached" in vl2v(*words).stdout
-    assert "72 known, 0 to ask" in vl2v(*words, "--dry-run").stdout
+    assert "72 cached, 0 pending" in vl2v(*words, "--dry-run").stdout
 
 
 def test_evaluate_prints_json(vl2v, run: Path) -> None:

@@ -52,7 +52,7 @@ def bill(command: Any) -> list[dict[str, Any]]:
 
 def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> None:
     dry = command("embed", "--dry-run")
-    assert "72 questions, 0 known, 72 to ask" in dry.stdout, dry.stderr
+    assert "72 queries, 0 cached, 72 pending" in dry.stdout, dry.stderr
     assert "requests: 7, tokens: at most" in dry.stdout and "price: at most 0.00156 USD" in dry.stdout
     assert vendor.meter.sold("client") == 0
 

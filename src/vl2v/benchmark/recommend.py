@@ -111,7 +111,7 @@ def recommend(
         settings: of every run.
         engine: where the runs run.
         budget: lifetime spending limit of the folder's store for a paid teacher.
-        progress: called as the work goes on.
+        progress: called with the progress.
         notify: called with what becomes of the runs.
 
     Raises:

@@ -93,7 +93,7 @@ def benchmark(
         out: the benchmark's folder.
         engine: "local", "local:N" processes, "ray" or "ray:N" processors a job.
         budget: lifetime spending limit of the benchmark's store for a paid teacher, in the vendor's currency.
-        progress: called as the work goes on.
+        progress: called with the progress.
 
     Raises:
         VL2VError: of the part that can't be had: a dataset, a target, a method, a setting, an engine. A job that fails
@@ -160,7 +160,7 @@ def run(
         benchmark: from `plan`.
         engine: where; by default as many processes as the machine has GPUs, or processors.
         budget: lifetime spending limit of the benchmark's store for a paid teacher.
-        progress: called as the work goes on.
+        progress: called with the progress.
         notify: called with what becomes of the jobs.
 
     Raises:

@@ -1,4 +1,4 @@
-"""`vl2v adapt`: a student that meets a new place is trained further, without labels."""
+"""`vl2v adapt`: a student that meets a new domain is trained further, without labels."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vl2v.cli.show import say
 
 def adapt(
     run: Annotated[Path, typer.Argument(help="The run folder of the student.")],
-    images: Annotated[Path, typer.Option(help="A folder of images from the new place; they need no labels.")],
+    images: Annotated[Path, typer.Option(help="A folder of images from the new domain; they need no labels.")],
     out: Annotated[Path | None, typer.Option(help="The new run's folder; by default RUN-adapted.")] = None,
     select: Annotated[int, typer.Option(min=1, help="How many of them to query the teacher about.")] = 200,
     strategy: Annotated[str, typer.Option(help="Which: kcenter, uncertainty or random.")] = "kcenter",
@@ -25,7 +25,7 @@ def adapt(
     pairs: Set = None,
     store: Store = None,
 ) -> None:
-    """Train a student further on images of a new place without labels; print the accuracy before and after."""
+    """Train a student further on images of a new domain without labels; print the accuracy before and after."""
     from vl2v.cli.benchmark import one_of
     from vl2v.cli.show import progress_bars
     from vl2v.config import assignments

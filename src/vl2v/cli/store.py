@@ -129,4 +129,4 @@ def merge(
 
     for shard in shards:
         merged = put_together(shard, into)
-        typer.echo(f"{shard}: {merged.answers:,} embeddings and {merged.queries:,} paid queries are new in {into}")
+        typer.echo(f"{shard}: {merged.embeddings:,} embeddings and {merged.queries:,} paid queries are new in {into}")

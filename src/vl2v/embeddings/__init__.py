@@ -1,4 +1,4 @@
-"""What has been asked of a teacher and answered: the store, the plan of what is left to ask, the fetch loop."""
+"""Teacher embeddings: the store, the plan of what is left to query, the fetch loop."""
 
 from vl2v.embeddings.fetch import Refusal, fetch, fetch_image, fetch_texts
 from vl2v.embeddings.ledger import Entry, Ledger, LedgerBudget

@@ -41,7 +41,7 @@ def read_bill(store: Path, run: Path | None = None) -> list[Entry]:
     """Return every query to paid teachers, oldest first; only those of a run folder if one is given.
 
     Raises:
-        RunError: there is no such folder, and none that asked anything.
+        RunError: there is no such folder, and no queries of one.
     """
     if (store / LEDGER).is_file():
         with Ledger(store) as ledger:
@@ -49,20 +49,20 @@ def read_bill(store: Path, run: Path | None = None) -> list[Entry]:
     else:
         found = []
     if run is not None and not found and not run.is_dir():
-        raise RunError(f"{run}: no such run folder, and none of this name asked a paid teacher")
+        raise RunError(f"{run}: no such run folder, and none of this name queried a paid teacher")
     return found
 
 
 def free_queries(store: Path) -> list[Entry]:
-    """Return what teachers were asked that cost nothing, oldest first; who asked them isn't on record."""
+    """Return the queries to teachers that cost nothing, oldest first; their askers aren't on record."""
     if not (store / STORE).is_file():
         return []
     paid = {entry.teacher for entry in read_bill(store)}
     with EmbeddingStore(store, read_only=True) as embeddings:
         return [
-            Entry(asked.asked_at, asked.teacher, "", asked.kind, "answered", asked.count, 0, 0, "", "", "")
-            for asked in embeddings.queries()
-            if asked.teacher not in paid
+            Entry(query.asked_at, query.teacher, "", query.kind, "answered", query.count, 0, 0, "", "", "")
+            for query in embeddings.queries()
+            if query.teacher not in paid
         ]
 
 
@@ -92,10 +92,10 @@ def totals(entries: Sequence[Entry]) -> list[Total]:
 
 @contextmanager
 def with_budget(teacher: Teacher, session: Session, asker: str) -> Iterator[LedgerBudget | None]:
-    """Give a rented teacher its purse while the block lasts; a teacher that costs nothing needs none.
+    """Give a paid teacher its budget while the block lasts; a teacher that costs nothing needs none.
 
     Args:
-        teacher: who will be asked.
+        teacher: to be queried.
         session: whose store has the ledger, and the budget.
         asker: the run folder, or the command, for the bill.
     """
@@ -113,7 +113,7 @@ def with_budget(teacher: Teacher, session: Session, asker: str) -> Iterator[Ledg
 
 @contextmanager
 def spending_of(teacher: Teacher, session: Session, asker: str) -> Iterator[LedgerBudget | None]:
-    """Yield a rented teacher's account, to read its bill, whoever is asking it; None: the teacher costs nothing.
+    """Yield a paid teacher's spending, to read its bill while others query it; None: the teacher costs nothing.
 
     Args: as for `with_budget`.
     """
@@ -127,7 +127,7 @@ def spending_of(teacher: Teacher, session: Session, asker: str) -> Iterator[Ledg
 
 @dataclass(frozen=True)
 class Cost:
-    """What asking would take of a rented teacher, at most, by what is known before."""
+    """The cost of queries to a paid teacher, forecast: an upper bound."""
 
     forecast: Forecast
     currency: str
@@ -150,7 +150,7 @@ class Cost:
 
 
 def cost(plan: Plan, teacher: Teacher, spending: LedgerBudget | None) -> Cost | None:
-    """Return what the plan's questions and the two of every session would cost; None for a teacher that costs nothing.
+    """Return the cost of the plan's queries and of a session's canaries; None for a teacher that costs nothing.
 
     Sizes are read of at most `SAMPLED` images, evenly drawn.
 
@@ -167,9 +167,9 @@ def cost(plan: Plan, teacher: Teacher, spending: LedgerBudget | None) -> Cost | 
     letters = ((len(text.encode()), 1) for text in plan.pending_texts)
     forecast = paid.forecast("image", sizes) + paid.forecast("text", letters)
     if plan.queries:
-        known = [CANARY_TEXT, as_text(CANARY_IMAGE) if (as_text := getattr(paid, "image_as_text", None)) else None]
+        canaries = [CANARY_TEXT, as_text(CANARY_IMAGE) if (as_text := getattr(paid, "image_as_text", None)) else None]
         forecast += paid.forecast("image", [CANARY_SIZE])
-        forecast += sum((paid.forecast("text", [(len(text), 1)]) for text in known if text), Forecast(0, 0, 0, 0.0))
+        forecast += sum((paid.forecast("text", [(len(text), 1)]) for text in canaries if text), Forecast(0, 0, 0, 0.0))
     bill = money(spending.committed, spending.currency)
     return Cost(forecast, paid.currency, bill, paid.doubt)
 

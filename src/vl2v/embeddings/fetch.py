@@ -67,7 +67,7 @@ def fetch(
     Raises:
         BudgetReached: a paid teacher's next query could pass the budget; every embedding paid for is saved.
         DataError: an image has changed or vanished since the audit.
-        TeacherError: the teacher's output has the wrong shape, or rows that are not finite unit vectors; a rented
+        TeacherError: the teacher's output has the wrong shape, or rows that are not finite unit vectors; a paid
             teacher can't be asked, or isn't the model any more that it was.
         StoreError: the store cannot take the embeddings.
     """
@@ -210,15 +210,15 @@ def _saved(
     """Query all items and save the embeddings; yield how many of a reply were saved, or what is refused."""
     from vl2v.teachers.paid.teacher import Refused
 
-    for answer in teacher.query(kind, items):
-        if isinstance(answer, Refused):
-            yield answer
+    for reply in teacher.query(kind, items):
+        if isinstance(reply, Refused):
+            yield reply
             continue
-        vectors = _checked(teacher, answer.vectors, len(answer.positions))
-        of_views = [views[i] for i in answer.positions] if views else ()
-        store.put(teacher.fingerprint, [keys[i] for i in answer.positions], vectors, kind=kind, views=of_views)
-        answer.settle()
-        yield len(answer.positions)
+        vectors = _checked(teacher, reply.vectors, len(reply.positions))
+        of_views = [views[i] for i in reply.positions] if views else ()
+        store.put(teacher.fingerprint, [keys[i] for i in reply.positions], vectors, kind=kind, views=of_views)
+        reply.settle()
+        yield len(reply.positions)
 
 
 def same_model(store: EmbeddingStore, teacher: PaidTeacher) -> None:
@@ -239,24 +239,24 @@ def same_model(store: EmbeddingStore, teacher: PaidTeacher) -> None:
     given: list[tuple[Kind, bytes, Embedded]] = []
     try:
         for kind, key, items in canaries:
-            for answer in teacher.query(kind, items):
-                if not isinstance(answer, Embedded):
-                    raise TeacherError(f"{teacher.name}: won't take even a small image: {answer.reason}")
-                given.append((kind, key, answer))
+            for reply in teacher.query(kind, items):
+                if not isinstance(reply, Embedded):
+                    raise TeacherError(f"{teacher.name}: won't take even a small image: {reply.reason}")
+                given.append((kind, key, reply))
         given.extend(_seen(store, teacher, given[-1][2]))
         store.register(teacher)
-        for kind, key, answer in given:
-            _compare(store, teacher, kind, key, _checked(teacher, answer.vectors, 1))
+        for kind, key, reply in given:
+            _compare(store, teacher, kind, key, _checked(teacher, reply.vectors, 1))
     finally:
-        for _, _, answer in given:
-            answer.settle()
+        for _, _, reply in given:
+            reply.settle()
 
 
 def _seen(store: EmbeddingStore, teacher: PaidTeacher, canary: Embedded) -> Iterator[tuple[Kind, bytes, Embedded]]:
-    """Ask once, for a store, about the canary's data URI as a text; only who looks at images answers differently.
+    """Query once per store the canary's data URI as a text: a server that sees images embeds it differently.
 
     Raises:
-        TeacherError: it was answered as the image was, so images are taken for texts.
+        TeacherError: it has the image's embedding, so images are taken for texts.
     """
     from vl2v.teachers.paid.teacher import CANARY_IMAGE, Embedded
 
@@ -264,11 +264,11 @@ def _seen(store: EmbeddingStore, teacher: PaidTeacher, canary: Embedded) -> Iter
     text = of_image(CANARY_IMAGE) if of_image else None
     if not text or store.cached(teacher.fingerprint, [text_key(text)])[0]:
         return
-    for answer in teacher.query("text", [text]):
-        if not isinstance(answer, Embedded):
-            return  # too long for it, so it wasn't taken for a text before
-        yield "text", text_key(text), answer
-        cosine = float(answer.vectors[0] @ canary.vectors[0])
+    for reply in teacher.query("text", [text]):
+        if not isinstance(reply, Embedded):
+            return  # too long a text, so the image wasn't taken for one before
+        yield "text", text_key(text), reply
+        cosine = float(reply.vectors[0] @ canary.vectors[0])
         if cosine > SAME:
             raise TeacherError(
                 f"{teacher.name}: embeds an image's data URI as a text (cosine {cosine:.3f}), as servers do that "

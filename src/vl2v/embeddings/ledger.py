@@ -2,7 +2,7 @@
 
 Money is committed before a query leaves and corrected when it has ended, so that a process killed in between has
 counted too much rather than too little. Every row carries the balance after it, as in a bank's book: what
-is spent and reserved of one teacher is one look-up, and several processes can draw on one budget.
+is spent and reserved of one teacher is a single query, and several processes can draw on one budget.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ class Ledger:
                     f"{teacher}: {money(before, currency)} of {money(budget, currency)} are spent or reserved, the "
                     f"next query may cost {money(query.micro, currency)}; all embeddings are saved: raise --budget"
                 )
-            asked = (query.kind, query.count, query.tokens, query.micro)
-            return self._reserve(time.time(), teacher, asker, *asked, currency, query.digest, query.key)
+            queried = (query.kind, query.count, query.tokens, query.micro)
+            return self._reserve(time.time(), teacher, asker, *queried, currency, query.digest, query.key)
 
     def key_of(self, teacher: str, digest: str) -> str | None:
         """Return the Idempotency-Key of a request of the last day whose embeddings never arrived; else None."""
@@ -230,7 +230,7 @@ class Ledger:
             status: how it ended.
             tokens: as the vendor counts them.
             micro: the price; where it is higher than reserved, what passes the budget isn't counted.
-            model: the model's name in the answer.
+            model: the model's name in the reply.
             note: a few words.
             budget: None: without limit.
 

@@ -14,9 +14,9 @@ from vl2v.errors import StoreError
 
 @dataclass(frozen=True)
 class Merged:
-    """What a store got from another: answers and paid queries that it didn't have."""
+    """What a store took over from another: embeddings and paid queries that it didn't have."""
 
-    answers: int
+    embeddings: int
     queries: int
 
 
@@ -30,7 +30,7 @@ def merge(shard: Path, into: Path) -> Merged:
         into: another's.
 
     Raises:
-        StoreError: not a store, a damaged answer, or answers that contradict each other; nothing is taken over then.
+        StoreError: not a store, a damaged embedding, or embeddings that differ; nothing is taken over then.
     """
     if shard.resolve() == into.resolve():
         raise StoreError(f"{shard}: can't be merged into itself; give another --into")
@@ -38,6 +38,8 @@ def merge(shard: Path, into: Path) -> Merged:
         theirs = opened.enter_context(EmbeddingStore(shard, read_only=True))
         ours = opened.enter_context(EmbeddingStore(into))
         bills = [opened.enter_context(Ledger(path)) for path in (shard, into) if (shard / ledger.FILE_NAME).is_file()]
-        with ours.absorbing(theirs) as answers:  # on the disk after the bill: a crash counts too much, never too little
+        with ours.absorbing(
+            theirs
+        ) as embeddings:  # on the disk after the bill: a crash counts too much, never too little
             queries = bills[1].absorb(bills[0]) if bills else 0
-        return Merged(answers, queries)
+        return Merged(embeddings, queries)

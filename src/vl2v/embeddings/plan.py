@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """The questions about a dataset and its class texts; the same content is asked about once, whatever its name.
+    """The queries of a dataset and its class prompts; the same content is queried once, whatever its name.
 
     Attributes:
         dataset: the images.
         sha256: of each image's file, 32 bytes each.
         contents: what each image's embeddings are stored under, 32 bytes each; see `Audit.contents`.
-        views: which views of an image are asked about.
+        views: which views of an image are queried.
         distinct: how many different contents the images have.
-        cached: how many of the `distinct * len(views)` questions about images are answered already.
-        to_ask: (dataset index, view) of the others, an image's views next to each other.
+        cached: how many of the `distinct * len(views)` image queries are cached.
+        pending: (dataset index, view) of the others, an image's views next to each other.
         texts: how many different texts there are.
-        texts_known: how many of them are answered already.
-        texts_to_ask: the others.
+        cached_texts: how many of them are cached.
+        pending_texts: the others.
     """
 
     dataset: DomainDataset
@@ -53,17 +53,17 @@ class Plan:
 
     @property
     def queries(self) -> int:
-        """How many questions are still to be asked: images' views and texts."""
+        """How many queries are pending: images' views and texts."""
         return len(self.pending) + len(self.pending_texts)
 
     @property
     def keys(self) -> list[bytes]:
-        """Of the questions about images that are still to be asked."""
+        """The store's keys of the pending image queries."""
         names = self.views.names
         return [image_key(self.contents[index], names[view]) for index, view in self.pending]
 
     def left(self, store: EmbeddingStore, teacher: TeacherFacts) -> Plan:
-        """Return the plan without the questions about images that a store has answers to by now."""
+        """Return the plan without the image queries that a store has cached by now."""
         return replace(self, pending=tuple(self.pending[i] for i in _missing(store, teacher, self.keys)))
 
     def summary(self) -> str:
@@ -73,8 +73,8 @@ class Plan:
             f"images: {self.images:,}"
             + (f" ({copies:,} of them copies)" if copies else "")
             + (f" in {len(self.views)} views ({self.views})" if self.views.k else "")
-            + f": {self.distinct * len(self.views):,} questions, {self.cached:,} known, {len(self.pending):,} to ask\n"
-            f"texts: {self.texts:,} questions, {self.cached_texts:,} known, {len(self.pending_texts):,} to ask"
+            + f": {self.distinct * len(self.views):,} queries, {self.cached:,} cached, {len(self.pending):,} pending\n"
+            f"texts: {self.texts:,} queries, {self.cached_texts:,} cached, {len(self.pending_texts):,} pending"
         )
 
 
@@ -86,11 +86,11 @@ def plan(
     texts: Sequence[str],
     views: Views,
 ) -> Plan:
-    """Compare what training will want with what the store has; ask nothing.
+    """Compare what training needs with what is cached; query nothing.
 
     Args:
-        store: None where there is no store yet: nothing is known then.
-        teacher: who would be asked.
+        store: None where there is no store yet: nothing is cached then.
+        teacher: to be queried.
         dataset: the images, the unreadable ones set aside.
         audit: of this very dataset: the contents' hashes.
         texts: all prompts of all classes; repeated ones count once.
@@ -109,9 +109,9 @@ def plan(
         store.recognise(teacher)
     hashes = audit.contents
     first = {sha256: index for index, sha256 in reversed(list(enumerate(hashes)))}
-    asked = [(index, view) for index in sorted(first.values()) for view in range(len(views))]
+    queries = [(index, view) for index in sorted(first.values()) for view in range(len(views))]
     names = views.names
-    missing = _missing(store, teacher, [image_key(hashes[index], names[view]) for index, view in asked])
+    missing = _missing(store, teacher, [image_key(hashes[index], names[view]) for index, view in queries])
     wanted = list(dict.fromkeys(texts))
     texts_missing = _missing(store, teacher, [text_key(text) for text in wanted])
     return Plan(
@@ -120,8 +120,8 @@ def plan(
         contents=hashes,
         views=views,
         distinct=len(first),
-        cached=len(asked) - len(missing),
-        pending=tuple(asked[i] for i in missing),
+        cached=len(queries) - len(missing),
+        pending=tuple(queries[i] for i in missing),
         texts=len(wanted),
         cached_texts=len(wanted) - len(texts_missing),
         pending_texts=tuple(wanted[i] for i in texts_missing),

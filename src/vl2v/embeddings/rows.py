@@ -2,7 +2,7 @@
 
 The layout was chosen by measuring; docs/store.md has the figures. Rows are appended in the order of arrival, so that
 the large part of the file never moves. Keys are random, so an index over them is written all over its pages; it is
-kept narrow (the first half of the key), and new entries gather in a small one that joins the large one now and then.
+narrow (the first half of the key), and new entries gather in a small one that is merged into the large one in turn.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class TeacherRecord:
 
 @dataclass(frozen=True)
 class TeacherRow:
-    """A teacher's row: under which numbers its answers stand, its own and those of its address's other spellings."""
+    """A teacher's row: the ids of its embeddings, its own and those of its address's other spellings."""
 
     number: int
     record: TeacherRecord
@@ -88,7 +88,7 @@ class Rows:
         self.file = self.path / FILE_NAME
         self.read_only = read_only
         self._teachers: dict[str, TeacherRow] = {}
-        self._complete: set[str] = set()  # fingerprints of teachers none of whose answers is lost
+        self._complete: set[str] = set()  # fingerprints of teachers that have lost no embedding
         with explained(self.file):
             self._db = self._connect()
             with closed_on_error(self._db):
@@ -171,7 +171,7 @@ class Rows:
             raise StoreError(f"{self.file}: {what}, so its embeddings can't be found: put back a copy")
 
     def _present(self, teacher: TeacherRow, keys: Sequence[bytes]) -> set[bytes]:
-        """Return those of the keys that are kept (and possibly others that share their first half)."""
+        """Return those of the keys that are stored (and possibly others that share their first half)."""
         sql = FIND.format(columns="id")
         found: set[bytes] = set()
         for start in range(0, len(keys), CHUNK):
@@ -205,7 +205,7 @@ class Rows:
 
     @property
     def _view_of(self) -> str:
-        """SQL for the view's name in a query of `answers`; NULL where it isn't known."""
+        """SQL for the view's name in a query of `answers`; NULL where it isn't recorded."""
         return "NULL" if self._version() < 3 else "(SELECT name FROM views WHERE id = view)"
 
     def views(self) -> set[str] | None:

@@ -1,7 +1,7 @@
 """The embedding store's file: its tables, how those of earlier versions become today's, keys and checksums.
 
 Tables and columns have the names of the first version: an embedding is an `answers` row, a batch of queries a
-`questions` row, and where an embedding stands a `places` row.
+`questions` row, and an embedding's index entry a `places` row.
 """
 
 from __future__ import annotations

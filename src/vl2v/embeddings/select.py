@@ -98,7 +98,7 @@ def select_images(
     Args:
         session: the teacher and the images.
         training: the images to select from (dataset indices, sorted).
-        features: for the strategies that look at images.
+        features: for the strategies that depend on images.
         classify: for the strategy "uncertainty".
         run: the run folder.
     """
@@ -136,14 +136,14 @@ def _select(session: TeacherSession, training: Indices, features: FeaturesOf, cl
         case "balanced":
             labels, domains = session.dataset.labels[images], session.dataset.domain_ids[images]
             return images[balanced_order(labels, domains, config.seed)[:count]]
-    rows = features(training)[np.searchsorted(training, images)]  # of all: Align wants them anyway
+    rows = features(training)[np.searchsorted(training, images)]  # of all: Align needs them anyway
     if config.teacher.strategy == "kcenter":
         return images[k_center_order(rows, count)]
     return _uncertain(session, images, rows, classify, count)
 
 
 def _uncertain(session: TeacherSession, images: Indices, rows: Rows, classify: Classify, count: int) -> Indices:
-    """Return half of the images by k-center, then those that a student taught on these is least certain of."""
+    """Return half of the images by k-center, then those that a student trained on these is least certain of."""
     half = k_center_order(rows, count // 2)
     session.query(images[half])
     rest = np.setdiff1d(np.arange(len(images)), half)
@@ -153,7 +153,7 @@ def _uncertain(session: TeacherSession, images: Indices, rows: Rows, classify: C
 
 
 def _digest(session: TeacherSession, training: Indices) -> str:
-    """Return a name for everything that decides the selection."""
+    """Return a digest of everything that decides the selection."""
     config = session.config
     decides = hashlib.sha256()
     decides.update(config.teacher.model_dump_json(include={"select", "strategy"}).encode())

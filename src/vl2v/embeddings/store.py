@@ -182,7 +182,7 @@ class EmbeddingStore(Checked):
 
         Raises:
             StoreError: the vectors have another shape or are not finite unit rows; the disk is full; another process
-                kept the store busy. Nothing of the batch is saved then.
+                holds the store's lock. Nothing of the batch is saved then.
         """
         teacher = self._require(fingerprint)
         half = self._checked(teacher.record, len(keys), vectors)
@@ -307,14 +307,14 @@ class EmbeddingStore(Checked):
     def _absorb(self, other: EmbeddingStore, teacher: TeacherRecord) -> int:
         """Copy one teacher's queries and embeddings; return how many are new."""
         number = self._require(teacher.fingerprint).number
-        asked, own_question = self._asked(teacher.fingerprint), {}
+        queried, own_question = self._queried(teacher.fingerprint), {}
         for question, theirs in other._asked(teacher.fingerprint).items():
-            if question not in asked:
+            if question not in queried:
                 row = self._db.execute(
                     "INSERT INTO questions (teacher, asked_at, kind, count) VALUES (?, ?, ?, ?)", (number, *question)
                 )
-                asked[question] = row.lastrowid or 0
-            own_question[theirs] = asked[question]
+                queried[question] = row.lastrowid or 0
+            own_question[theirs] = queried[question]
         new = 0
         if other.views() is None:
             self._view_ids([UNNAMED])
@@ -345,7 +345,7 @@ class EmbeddingStore(Checked):
                 "the two stores is of another model"
             )
 
-    def _asked(self, fingerprint: str) -> dict[tuple[float, str, int], int]:
+    def _queried(self, fingerprint: str) -> dict[tuple[float, str, int], int]:
         """Return a teacher's batches of queries, (when, kind, count) -> id."""
         with explained(self.file):
             rows = self._db.execute(

@@ -63,14 +63,14 @@ def targets(
     """Return the image targets I(x) of training: float16 [n, 1 + k, dim], the clean view first, unit rows.
 
     Args:
-        store: where the answers are.
-        fingerprint: whose answers.
+        store: with the embeddings.
+        fingerprint: the teacher's.
         audit: of the dataset whose images are meant.
-        views: as they were asked.
+        views: as they were queried.
         indices: n of the audit's images; None: all of them.
 
     Raises:
-        StoreError: answers are missing or damaged; the message counts them and says what asks for them.
+        StoreError: embeddings are missing or damaged; the message counts them and names the command that gets them.
     """
     chosen = range(len(audit.sha256)) if indices is None else [int(i) for i in indices]
     keys = [image_key(audit.contents[index], name) for index in chosen for name in views.names]
@@ -82,11 +82,11 @@ def text_targets(store: EmbeddingStore, fingerprint: str, prompts: Sequence[Sequ
     """Return the class targets T [C, d] of training, unit rows.
 
     Args:
-        store: where the answers are.
-        fingerprint: whose answers.
+        store: with the embeddings.
+        fingerprint: the teacher's.
         prompts: every text of each class.
 
     Raises:
-        StoreError: answers are missing or damaged.
+        StoreError: embeddings are missing or damaged.
     """
     return text_classifier([store.get(fingerprint, [text_key(text) for text in group]) for group in prompts])

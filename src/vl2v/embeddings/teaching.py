@@ -34,25 +34,25 @@ def class_text(
     domains: Sequence[str],
     fingerprint: str,
     store: EmbeddingStore,
-    ask: Callable[[list[str]], None],
+    query: Callable[[list[str]], None],
 ) -> NDArray[np.float32]:
     """Return the text embedding [d] of a class, a unit vector.
 
     Args:
         name: of the class.
-        prompts: that the run's classes were asked about with.
+        prompts: settings of the run's class prompts.
         domains: the run's source domains, for domain prompts.
         fingerprint: of the run's teacher.
-        answers: what it answered.
-        ask: is given the class's texts if some aren't known, and sees to it that they are then.
+        store: of its embeddings.
+        query: called with the class's prompts if some aren't cached; saves their embeddings.
 
     Raises:
-        StoreError: they still aren't.
+        StoreError: it didn't.
     """
     (texts,) = prompts_for([name], prompts, domains)
     keys = [text_key(text) for text in texts]
     if not store.cached(fingerprint, keys).all():
-        ask(texts)
+        query(texts)
     return np.asarray(text_targets(store, fingerprint, [texts])[0])
 
 
@@ -64,14 +64,14 @@ def anchor_prompts(classes: Sequence[str], prompts: PromptConfig, domains: Seque
 
 
 def online(config: TeacherConfig, teacher: Teacher) -> OnlineTeacher:
-    """Return what asks the teacher anew about each augmented batch, as the authors' code does.
+    """Return a function that queries the teacher with each augmented batch, as the authors' code does.
 
     Raises:
         ConfigError: the teacher is a black box.
     """
     if not gives_weights(teacher):
         raise ConfigError(
-            f"teacher.online: {teacher.name} is a black box, each question would be paid for at every step; "
+            f"teacher.online: {teacher.name} is a black box: every query would be paid for at every step; "
             "use teacher.views=K for fixed augmented views, or teacher.online=false"
         )
     from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD

@@ -1,4 +1,4 @@
-"""The fixed views of an image that a teacher is asked about: the clean file, and K augmented images of it."""
+"""The fixed views of an image that a teacher is queried about: the clean file, and K augmented images of it."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Views:
     """The clean view and `k` augmented ones, the same for every stage, run and machine.
 
     View 0 is the image file as it is. View v >= 1 is the augmented image number v - 1, drawn from a seed that
-    depends on the file's content, so that copies of an image share their answers.
+    depends on the file's content, so that copies of an image share their embeddings.
 
     Args:
-        k: how many augmented views; 0 asks about the clean image only.
+        k: how many augmented views; 0 queries the clean image only.
         seed: draws another set of views.
         size: side of an augmented view in pixels: the student's input size.
         fit: how an image becomes a square before it is augmented: the student's.

@@ -46,7 +46,7 @@ class Embedded(NamedTuple):
 
 
 class AdaptedTeacher(NamedTuple):
-    """Logits I(x) . W^T + b of C classes, in place of s I(x) . T^T.
+    """Logits I(x) . W^T + b of C classes, instead of s I(x) . T^T.
 
     Attributes:
         weight: W [C, d].
@@ -199,8 +199,8 @@ def _left_out(embedded: Embedded, groups: NDArray[np.int64], moments: dict[int, 
         zero_shot = images @ _zero_shot(embedded.texts, others).T
         for number, (weight, bias) in enumerate(_discriminant(others, SHRINKAGES)):
             discriminant = images @ weight.T + bias
-            for place, blend in enumerate(BLENDS):
-                right[number, place] = ((1 - blend) * zero_shot + blend * discriminant).argmax(1) == labels
+            for index, blend in enumerate(BLENDS):
+                right[number, index] = ((1 - blend) * zero_shot + blend * discriminant).argmax(1) == labels
         found.append(right)
     return found
 
@@ -212,10 +212,10 @@ def _best(left_out: Sequence[NDArray[np.bool_]]) -> tuple[float, float]:
     """
     accuracies = np.mean([right.mean(2) for right in left_out], 0)
     blends = accuracies.max(0)
-    place = int(blends.argmax())
-    number = int(accuracies[:, place].argmax())
-    leads = [right[number, place].astype(float) - right[number, 0] for right in left_out]
+    index = int(blends.argmax())
+    number = int(accuracies[:, index].argmax())
+    leads = [right[number, index].astype(float) - right[number, 0] for right in left_out]
     error = math.sqrt(sum(lead.var() / len(lead) for lead in leads)) / len(leads)
-    if blends[place] - accuracies[number, 0] <= error:
-        place = 0
-    return SHRINKAGES[number], BLENDS[place]
+    if blends[index] - accuracies[number, 0] <= error:
+        index = 0
+    return SHRINKAGES[number], BLENDS[index]

@@ -152,23 +152,23 @@ def _spread(pairs: Sequence[_Pair]) -> _Spread:
     images = pairs[0].images
     if any(not np.array_equal(images, pair.images) for pair in pairs):
         images = np.unique(np.concatenate([pair.images for pair in pairs]))
-    places = np.argsort(images, kind="stable")
+    order = np.argsort(images, kind="stable")
     count = len(images)
-    shares, sums, squares, answers = np.zeros(count), np.zeros(count), np.zeros(count), np.zeros(count, np.int64)
+    shares, sums, squares, counts = np.zeros(count), np.zeros(count), np.zeros(count), np.zeros(count, np.int64)
     means = np.array([pair.difference.mean() for pair in pairs])
     for pair, mean in zip(pairs, means, strict=True):
-        rows = places[np.searchsorted(images, pair.images, sorter=places)]
+        rows = order[np.searchsorted(images, pair.images, sorter=order)]
         off = pair.difference - mean
         shares[rows] += off / (seeds * len(off))
         sums[rows] += off
         squares[rows] += off**2
-        answers[rows] += 1
+        counts[rows] += 1
     smooth = 0.5 / (seeds * (count + 2) ** 2)  # half of Agresti and Min's: a quarter of an image more of each outcome
     chance = (shares**2).sum() * (count / (count + 2)) ** 2 + smooth
     if seeds == 1:
         return _Spread(1, float(chance), 0.0, 0.0)
-    free = max((answers - 1).sum() * (1 - 1 / count), 1)
-    within = (squares - sums**2 / answers).sum() / free
+    free = max((counts - 1).sum() * (1 - 1 / count), 1)
+    within = (squares - sums**2 / counts).sum() / free
     sizes = np.array([len(pair.difference) for pair in pairs])
     common = chance - within * (1 / sizes).sum() / seeds**2
     return _Spread(seeds, max(common, smooth), within * float((1 / sizes).mean()), float(means.var(ddof=1)))

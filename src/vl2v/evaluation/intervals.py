@@ -79,7 +79,7 @@ def paired_difference(one: Right, other: Right, *, judged: int = 1) -> Differenc
     Args:
         one: [n], n > 0.
         other: [n].
-        judged: how many such differences are looked at together; all their intervals hold at once (Bonferroni).
+        judged: how many such differences are compared at once; all their intervals hold at once (Bonferroni).
     """
     return paired_interval(int((one & ~other).sum()), int((other & ~one).sum()), len(one), judged=judged)
 

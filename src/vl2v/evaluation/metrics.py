@@ -15,8 +15,8 @@ class Metrics:
 
     Attributes:
         images: how many.
-        accuracy: share answered correctly.
-        balanced_accuracy: mean over the classes that occur of the share answered correctly.
+        accuracy: share predicted correctly.
+        balanced_accuracy: mean over the classes that occur of the share predicted correctly.
         ece: expected calibration error, 15 equal bins (Guo et al., ICML 2017).
         known: share whose probability reaches the threshold, so that it isn't answered "unknown".
     """

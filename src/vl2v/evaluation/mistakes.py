@@ -3,7 +3,7 @@
 The student is a linear one in closed form that never saw the image: ridge regression onto the classes, fitted to the
 other folds. Where both give another class than the label, the image is suspected; the less probable the label is to
 them together, the earlier it is listed. (Ranking labels by a model's probability out of fold: Northcutt, Jiang, Chuang,
-Confident Learning, JAIR 2021; here two judges that err differently have to agree.)
+Confident Learning, JAIR 2021; here two classifiers that err differently have to agree.)
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def probabilities(
 
 
 def _together(teacher: Floats, student: Floats) -> Floats:
-    """Return the geometric mean of two judges' probabilities [n, C]."""
+    """Return the geometric mean of two classifiers' probabilities [n, C]."""
     return _softmax((np.log(teacher + 1e-9) + np.log(student + 1e-9)) / 2)
 
 

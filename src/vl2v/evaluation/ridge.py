@@ -1,7 +1,7 @@
-"""How much of what a student is taught should be the teacher's answer, and how much its class's text.
+"""How much of a student's target should be the teacher's image embedding, and how much its class embedding.
 
 A teacher that knows the domains is worth following beyond them; one that doesn't is better corrected by the labels.
-Which it is can be told before anything is trained, by leaving out each source domain in turn.
+It is found before anything is trained, by leaving out each source domain in turn.
 """
 
 from __future__ import annotations
@@ -80,9 +80,9 @@ def fitted(taught: Taught) -> Fit:
     """
     means, moments = _left_out(taught)
     equals = np.argwhere(means == means.max()).tolist()
-    place, number = min(equals, key=lambda found: (round(abs(LAMBDAS[found[1]] - 0.5), 6), -found[0]))
+    index, number = min(equals, key=lambda found: (round(abs(LAMBDAS[found[1]] - 0.5), 6), -found[0]))
     lam, mean = LAMBDAS[number], _mean(moments)
-    halves = np.split(_solved(mean, RIDGES[place]), 2, axis=1), np.split(mean.t, 2)  # of the images, of the texts
+    halves = np.split(_solved(mean, RIDGES[index]), 2, axis=1), np.split(mean.t, 2)  # of the images, of the texts
     weight, target = (lam * of_image.T + (1 - lam) * of_text.T for of_image, of_text in halves)
     return Fit(weight, target - weight @ mean.x, lam, float(means.max()))
 
@@ -107,12 +107,12 @@ def fitted_head(
     right = np.zeros((len(names), 2, len(RIDGES)))
     for number, name in enumerate(names):
         mean, here = _mean(moments[:number] + moments[number + 1 :]), groups == name
-        for place, ridge in enumerate(RIDGES):
+        for index, ridge in enumerate(RIDGES):
             scores = (features[here] - mean.x) @ _solved(mean, ridge)
-            right[number, :, place] = [((scores + bias).argmax(1) == labels[here]).mean() for bias in (mean.t, 0)]
+            right[number, :, index] = [((scores + bias).argmax(1) == labels[here]).mean() for bias in (mean.t, 0)]
     means, mean = right.mean(0), _mean(moments)
-    without, place = np.argwhere(means == means.max())[-1]  # of equals the largest ridge, without frequencies
-    weight = _solved(mean, RIDGES[place]).T
+    without, index = np.argwhere(means == means.max())[-1]  # of equals the largest ridge, without frequencies
+    weight = _solved(mean, RIDGES[index]).T
     return Fit(weight, (0 if without else mean.t) - weight @ mean.x, 0.0, float(means.max()))
 
 
@@ -163,7 +163,7 @@ def moments_of(features: NDArray[np.float32], targets: NDArray[np.float32]) -> M
 def accuracies(
     learnt: Sequence[Moments], features: NDArray[np.float32], texts: NDArray[np.float32], labels: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Return the share of new images that a projector fitted to groups answers rightly, by ridge and lambda [r, l].
+    """Return the accuracy on new images of a projector fitted to groups, by ridge and lambda [r, l].
 
     Args:
         learnt: of each group, all of which count alike.
@@ -173,10 +173,10 @@ def accuracies(
     """
     mean = _mean(learnt)
     right = np.zeros((len(RIDGES), len(LAMBDAS)))
-    for place, ridge in enumerate(RIDGES):
+    for index, ridge in enumerate(RIDGES):
         of_image, of_text = np.split((features - mean.x) @ _solved(mean, ridge) + mean.t, 2, axis=1)
         scores = [(lam * of_image + (1 - lam) * of_text) @ texts.T for lam in LAMBDAS]
-        right[place] = [(score.argmax(1) == labels).mean() for score in scores]
+        right[index] = [(score.argmax(1) == labels).mean() for score in scores]
     return right
 
 

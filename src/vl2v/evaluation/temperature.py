@@ -1,4 +1,4 @@
-"""How soft a teacher's answers are, and the temperature that makes them as soft as a student learns from best."""
+"""How soft a teacher's probabilities are, and the temperature at which a student learns best from them."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ def softness(logits: NDArray[np.floating[Any]], temperature: float) -> float:
 def soft_temperature(logits: NDArray[np.float32], scale: float) -> float:
     """Return the temperature, to two digits, at which a teacher's logits have the softness that students learn from.
 
-    What a temperature does depends on the number of classes and on the logit scale: at 4, answers of one teacher about
-    7 classes have a softness of 0.77, of another about 54 classes 0.95, which is next to no answer.
+    A temperature's effect depends on the number of classes and on the logit scale: at 4, one teacher's probabilities
+    of 7 classes have a softness of 0.77, another's of 54 classes 0.95, which is nearly uniform.
 
     Args:
         logits: [n, C]; of one class only, the temperature is 1.
-        scale: the teacher's logit scale s, about which it is looked for.
+        scale: the teacher's logit scale s, of the cosines.
     """
     if logits.shape[1] < 2:
         return 1.0

@@ -103,7 +103,7 @@ def bench_device(
         threads: of each; by default as many as there are processors.
         turns: how often each has its turn.
         seconds: of one turn, at least.
-        progress: called as the work goes on.
+        progress: called with the progress.
 
     Raises:
         ConfigError: the teacher to be compared with is a black box.

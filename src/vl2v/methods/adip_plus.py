@@ -3,7 +3,7 @@
 The cosines of ADiP draw an image's embedding to its own target and its own class's text; nothing tells how near the
 other classes' texts are to be. The added term does, by Hinton's divergence (arXiv 1503.02531) under the text
 classifier. Lambda is chosen before anything is trained, by domains left out (`vl2v.evaluation.ridge`): a teacher that
-knows the domains is followed further than one that doesn't. And what Align had kept of the pretrained features is not
+knows the domains is followed further than one that doesn't. And what Align preserved of the pretrained features isn't
 all given up: the backbone ends where source validation is best, halfway, three quarters of the way or all the way from
 the pretrained one to the distilled one (as WiSE-FT does between zero-shot and fine-tuned weights, Wortsman et al., CVPR
 2022). Distill has moved the features away from those that P was fitted to: so P is fitted once more, in closed form.

@@ -46,11 +46,11 @@ class Targets:
 
     Attributes:
         labels: [n] class indices, -1 for an image without a label.
-        images: I(x) [n, d], unit rows, zeros for an image that wasn't asked about; None where no teacher is asked.
-        texts: T [C, d], unit rows; None where no teacher is asked.
+        images: I(x) [n, d], unit rows, zeros for an image that wasn't queried; None without a teacher.
+        texts: T [C, d], unit rows; None without a teacher.
         scale: the teacher's logit scale s.
         domains: [n] which source domain each image is from.
-        anchors: texts of each class in each source domain's words [C, D, d], unit rows; for methods that ask for them.
+        anchors: texts of each class in each source domain's words [C, D, d], unit rows; for methods that want them.
         partners: [n] for images that are mixtures, the label of the second.
         share: [n] the first one's part of a mixture, 0 to 1.
         adapted: W and b, side by side, of an adapted teacher's logits [C, d + 1]; see `logits`.
@@ -107,7 +107,7 @@ class Targets:
         return queried / both, labelled / both
 
     def of_each_domain(self) -> Iterator[Tensor]:
-        """Yield the places in the batch of each domain's images."""
+        """Yield the indices in the batch of each domain's images."""
         assert self.domains is not None
         for domain in self.domains.unique():
             yield (self.domains == domain).nonzero().squeeze(1)
@@ -121,7 +121,7 @@ Blend = Callable[["Tensor", Targets], tuple["Tensor", Targets]]
 
 SecondPass = Callable[[Mapping[str, "Tensor"], Callable[[], None], Callable[["Tensor"], "Tensor"]], None]
 """Changes the gradients before the optimiser's step. Called with the weights, what puts the batch's gradient at the
-weights as they are in place of the old one, and what makes a tensor whole that several processes have parts of."""
+weights as they are instead of the old one, and what makes a tensor whole that several processes have parts of."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Temperature = Annotated[float, Field(gt=0)]
@@ -217,7 +217,7 @@ class Task:
         return [name for name, value in given.items() if value == "auto"]
 
     def with_chosen(self, chosen: Mapping[str, float]) -> Task:
-        """Return the task with numbers in place of "auto"."""
+        """Return the task with numbers instead of "auto"."""
         given = self.settings.model_dump(by_alias=True)
         return type(self)(self.Settings.model_validate(given | dict(chosen)))
 

@@ -30,7 +30,7 @@ def write_report(
         out: the file; by default `report.html` in the folder.
         store: the folder of the embedding store; by default the one that all runs share, or the benchmark's own.
         selection: of a benchmark with several draws, the rule that selects one; see `vl2v benchmark`.
-        progress: called as the work goes on.
+        progress: called with the progress.
 
     Raises:
         ConfigError: a benchmark without the runs that the rule goes by.

@@ -1,4 +1,4 @@
-"""A deployed student meets a new place: it is trained further on images from there, without labels.
+"""A deployed student meets a new domain: it is trained further on images from there, without labels.
 
 The teacher is queried about the most useful of them; the images that the run learnt from, and the embeddings in the
 store, stay beside them in every batch, so that nothing is forgotten.
@@ -87,11 +87,11 @@ def adapt(
     dry_run: bool = False,
     progress: Progress = silent,
 ) -> Adapted:
-    """Train a finished run's student further on images of a new place, which need no labels; write a new run.
+    """Train a finished run's student further on images of a new domain, which need no labels; write a new run.
 
     Args:
         run: the parent; it stays as it is. Its images and the store with their embeddings have to be where they were.
-        images: a folder of images from the new place.
+        images: a folder of images from the new domain.
         out: the new run's folder; an interrupted one is resumed.
         select: how many of the images the teacher is queried about; those in the store already come for nothing.
         strategy: which: far from one another to the parent's eye ("kcenter"), least certain to it, or any.
@@ -103,7 +103,7 @@ def adapt(
         progress: called with the progress.
 
     Raises:
-        BudgetReached: all embeddings are kept; the same call with a larger budget resumes.
+        BudgetReached: every embedding paid for is saved; the same call with a larger budget resumes.
         ConfigError: the parent's method learns nothing from images without labels.
         RunError: the parent isn't finished.
 
@@ -170,7 +170,7 @@ def _query(
     *,
     dry_run: bool,
 ) -> QueryReport:
-    """Query the teacher about the most useful images of the new place."""
+    """Query the teacher about the most useful images of the new domain."""
     sources = open_sources(config, session)
     teacher = the_teacher(config.teacher)
     views = fixed_views(config, parent.classifier.student.spec.image_size)

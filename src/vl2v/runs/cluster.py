@@ -1,4 +1,4 @@
-"""A Ray cluster: how work gets there, and a teacher asked by many of its processes at once."""
+"""A Ray cluster: how work gets there, and a teacher queried by many of its processes at once."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vl2v.teachers import Teacher
 from vl2v.teachers.paid.teacher import as_paid
 
 RETRIES = 2  # of a task whose process or node died
-PART = 4096  # questions a task: minutes of work, a few megabytes of answers
+PART = 4096  # queries a task: minutes of work, a few megabytes of embeddings
 
 
 @dataclass
@@ -52,7 +52,7 @@ class Cluster:
         return ray
 
     def check(self) -> None:
-        """Look whether tasks can start at all; a cluster may grow, one of this machine alone doesn't.
+        """Check that tasks can start at all; a cluster may grow, one of this machine alone doesn't.
 
         Raises:
             ConfigError: it hasn't as many processors as a task is to have.
@@ -79,10 +79,10 @@ class Cluster:
     ) -> list[Refusal]:
         """Do what `vl2v.embeddings.fetch` does, the images in many processes.
 
-        Each task decodes its part of the images on its processors, asks the teacher on its GPU (or processors), and
-        keeps the answers in a store of its own in `shards/`, a batch at a time; one that is done again goes on there.
+        Each task decodes its part of the images on its processors, queries the teacher on its GPU (or processors), and
+        saves the embeddings in a store of its own in `shards/`, a batch at a time; a restarted task resumes there.
         Shards join the store as they are finished. The store's folder, and the images, have to be on a disk that
-        all nodes share. A teacher that is paid for is asked by this process alone: so its budget can't be passed.
+        all nodes share. A paid teacher is queried by this process alone, so that its budget can't be passed.
 
         Args:
             plan: from `vl2v.embeddings.plan`.
@@ -93,7 +93,7 @@ class Cluster:
             config: what opens the teacher elsewhere.
 
         Raises:
-            TeacherError: it can't be asked, or is another one elsewhere.
+            TeacherError: it can't be queried, or is another one elsewhere.
             StoreError: another process fills the same store on a cluster.
             ConfigError: no task can start.
         """
@@ -116,7 +116,7 @@ class Cluster:
     def _shards(
         self, plan: Plan, store: EmbeddingStore, teacher: Teacher, shards: Path, config: TeacherConfig
     ) -> Iterator[int]:
-        """Do a plan's questions about images; yield the number of each part's when its answers are in the store."""
+        """Query a plan's images; yield each part's number of queries once its embeddings are in the store."""
         if not plan.pending:
             return
         self.check()
@@ -125,7 +125,7 @@ class Cluster:
         size = min(PART, -(-len(plan.pending) // at_once))
         whole = ray.put(replace(plan, pending=(), pending_texts=()))
         given = (config.model_dump_json(), teacher.fingerprint, str(self.processors), os.getcwd())
-        task, parts = self.task(_ask), {}
+        task, parts = self.task(_query_part), {}
         for start in range(0, len(plan.pending), size):
             part = plan.pending[start : start + size]
             shard = shards / f"{start:09d}"
@@ -144,7 +144,7 @@ class Cluster:
             raise
         except ray.exceptions.RayError as error:
             raise TeacherError(
-                f"{teacher.name}: Ray gave up ({type(error).__name__}); what was answered is kept: run it again"
+                f"{teacher.name}: Ray gave up ({type(error).__name__}); what arrived is saved: run it again to resume"
             ) from error
         finally:
             for ref in waiting:
@@ -165,10 +165,10 @@ def cluster_named(spec: str) -> Cluster | None:
     return Cluster(int(number or 1))
 
 
-def _ask(
+def _query_part(
     whole: Plan, part: Sequence[tuple[int, int]], shard: str, config: str, fingerprint: str, threads: str, where: str
 ) -> None:
-    """Ask about a part of the images, in a process of the cluster."""
+    """Query a part of the images, in a process of the cluster."""
     settle_in(threads, where)
     teacher = _opened(config)
     if teacher.fingerprint != fingerprint:

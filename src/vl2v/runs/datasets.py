@@ -217,7 +217,7 @@ def _checked(dataset: DomainDataset) -> DomainDataset:
 
 
 def inspect_data(config: RunConfig, store: Path, teacher: object = None, progress: Progress = silent) -> Inspection:
-    """Look for what would spoil a run on this dataset, before anything is queried; see `vl2v.data.inspect`.
+    """Find what would spoil a run on this dataset, before anything is queried; see `vl2v.data.inspect`.
 
     Args:
         config: of the run.

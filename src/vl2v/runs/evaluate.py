@@ -53,7 +53,7 @@ def evaluate(
             the run's own wherever they lie.
         domains: on these only; by default on all.
         store: of the teacher's embeddings; the zero-shot row is there for domains that it has all embeddings of.
-        progress: called as the work goes on.
+        progress: called with the progress.
 
     Raises:
         DataError: the data has classes that the student doesn't have, or none is given for a student on the hub.
@@ -232,7 +232,7 @@ def _of_sources(run: Run, images: Images) -> list[str]:
 
 
 def _near_copies(learnt: Sources, dataset: DomainDataset, found: Audit, sources: Sequence[str]) -> list[str]:
-    """Return notes on images that look like others that were learnt from.
+    """Return notes on images that are near-copies of training images.
 
     Args:
         learnt: what a run learnt from.

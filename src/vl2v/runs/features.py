@@ -44,7 +44,7 @@ from vl2v.training import (
 
 Indices = NDArray[np.int64]
 
-KEPT = 2**27  # bytes of validation images that stay in memory as pixels, while a stage lasts
+CACHED = 2**27  # bytes of validation pixels that are cached in memory for a stage
 
 
 def new_backbone(config: RunConfig) -> tuple[nn.Module, BackboneSpec]:
@@ -98,7 +98,7 @@ class Features:
         dataset: the images.
         fabric: device and precision.
         workers: decoding processes.
-        progress: called as the work goes on.
+        progress: called with the progress.
         shared_cache: where other runs put theirs; needs `contents`.
         contents: SHA-256 of each image of the dataset.
     """

@@ -30,7 +30,7 @@ IMAGES = "pictures.sha256"  # a digest of those that a run learns from
 PLAN = "plan.json"  # what was chosen for a run, and its forecast
 VERSION = "version.txt"  # of the method and the loop that train it
 
-# What a run leaves that ended before it trained anything; `asked.json` lists the images that it would have queried.
+# What a run leaves that stopped before it trained anything; `asked.json` lists the images that it selected.
 _FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", "chosen.json", PLAN, VERSION)
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 

@@ -23,7 +23,7 @@ def save_images(run: Run, sources: Sources) -> None:
                 f"{run.folder}: images in {sources.dataset.root} have changed since this run began to learn from "
                 "them, or some can't be read now; put them back, or delete the folder to begin again"
             )
-        for made in ("asked.json", "chosen.json"):  # by the images of then
+        for made in ("asked.json", "chosen.json"):  # made from the former images
             (run.folder / made).unlink(missing_ok=True)
     write_text(run.folder / IMAGES, content(sources.dataset, sources.audit))
 

@@ -22,7 +22,7 @@ from vl2v.errors import StudentError
 from vl2v.methods import Stage, Task
 from vl2v.progress import Progress
 from vl2v.runs.datasets import Sources, open_data
-from vl2v.runs.features import KEPT, new_backbone, new_student
+from vl2v.runs.features import CACHED, new_backbone, new_student
 from vl2v.runs.session import open_session, queries_online
 from vl2v.runs.settings import has_tower, refits
 from vl2v.session import Session
@@ -238,13 +238,13 @@ class Bench:
             overhead = max(0.0, one - image * self.domains)
         val = len(self.sources.split.val)
         workers, threads = config.data.workers, torch.get_num_threads()
-        again = clean / max(1, workers) if val * size**2 * 3 > KEPT and not self.quick else 0.0
+        again = clean / max(1, workers) if val * size**2 * 3 > CACHED and not self.quick else 0.0
         scored = seconds_an_image(student, self._example(student)) if self.quick else feature
         validation = val * (scored + again)
         return Rates(image, overhead, feature, read, clean, validation, self.domains, threads, workers, viewed)
 
     def _student(self, size: int) -> Student:
-        """Return a student of an image size, on the device; the last one is kept."""
+        """Return a student of an image size, on the device; the last one is cached."""
         if size not in self._students:
             self._students.clear()
             config = self.config
@@ -375,4 +375,4 @@ class Bench:
                 at_once = images_at_once(student, per_domain, self.domains, example)
                 ahead = 0 if self.quick else per_domain * self.domains * size**2 * 3 * config.data.workers * AHEAD
                 most = max(most, int(at_once * self.domains * activation_bytes(student, example) * SLACK) + ahead)
-        return self.base + WEIGHT * self.weights + most + min(KEPT, len(self.sources.split.val) * size**2 * 3)
+        return self.base + WEIGHT * self.weights + most + min(CACHED, len(self.sources.split.val) * size**2 * 3)

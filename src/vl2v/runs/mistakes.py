@@ -59,7 +59,7 @@ class Mistakes:
         ]
 
     def write_csv(self, file: Path) -> None:
-        """Write all suspects as CSV; the file can be given as `data.exclude`, once it was looked through."""
+        """Write all suspects as CSV; the file can be given as `data.exclude`, once somebody has checked it."""
         text = io.StringIO()
         csv.writer(text, lineterminator="\n").writerows([HEAD, *self.rows()])
         write_text(file, text.getvalue())

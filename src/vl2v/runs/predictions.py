@@ -33,7 +33,7 @@ class Predictions:
         index: of each image in the dataset, which lists its files in an order of its own.
         domain: of each.
         label: of each.
-        answer: of the student, its most likely class.
+        answer: the student's prediction, its most likely class.
         probability: of that.
         uncalibrated: the same before the temperature.
         teacher: the zero-shot teacher's, -1 where its embedding isn't cached.

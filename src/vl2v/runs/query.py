@@ -1,4 +1,4 @@
-"""Asking a teacher about a dataset, apart from any training."""
+"""Querying a teacher about a dataset, apart from any training."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class QueryReport:
-    """What was to be asked, and how it went.
+    """What a dataset takes of a teacher, and what came of it.
 
     Attributes:
-        plan: the questions, and what had been known.
-        cost: of the questions, forecast before they were asked; None for a teacher that costs nothing.
-        refused: images that the teacher won't answer about.
+        plan: the queries, and what was cached before.
+        cost: of the queries, forecast before they were sent; None for a teacher that costs nothing.
+        refused: images that the teacher refused.
         bill: spent and reserved in all, of the budget; "" for a teacher that costs nothing.
     """
 
@@ -60,23 +60,23 @@ def embed(
     cluster: Cluster | None = None,
     progress: Progress = silent,
 ) -> QueryReport:
-    """Ask about every image of a dataset (`data.target` left out) and every class, once.
+    """Query every image of a dataset (`data.target` left out) and every class prompt, once.
 
-    With `teacher.select`, about the selected training images only.
+    With `teacher.select`, the selected training images only.
 
     Args:
         settings: as for `distill`, all of them: views, for example, are of the student's input size.
         preset: as for `distill`.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
-        dry_run: ask nothing, only plan. (Which images "uncertainty" selects isn't known before some are asked.)
+        dry_run: only plan, query nothing. ("uncertainty" can't select its images before some are queried.)
         cluster: where the images are embedded; by default in this process.
-        progress: called as the work goes on.
+        progress: called with the progress.
 
     Raises:
         BudgetReached: every embedding paid for is saved; the same call with a larger budget resumes.
         ConfigError: a cluster that can't start a task.
-        StudentError: a student that can't be trained; nothing is asked then.
+        StudentError: a student that can't be trained; nothing is queried then.
 
     Examples:
         >>> queried = embed({"data": {"path": "images"}, "teacher": {"spec": "recorded:vendor"}}, dry_run=True)
@@ -101,7 +101,7 @@ def embed(
 
 
 def _views(config: RunConfig, teacher: Teacher) -> Views:
-    """Return the views to ask about, once it is known that the student can be trained on them."""
+    """Return the views to query, after checking that the student can be trained on them."""
     from vl2v.students.backbone import image_size_of, output_width
 
     if not has_tower(config, find_method(config.method)):
@@ -125,7 +125,7 @@ def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDAr
 
 
 def free_features(config: RunConfig, sources: Sources, progress: Progress) -> Features:
-    """Return the features of the student as it comes, before anything is taught."""
+    """Return the features of the untrained student."""
     from torch import nn
 
     from vl2v.runs.features import Features, new_backbone

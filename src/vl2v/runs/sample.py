@@ -35,13 +35,13 @@ class Sample:
         """What probes leave out in turn [n]: domains; where there is one only, every fifth image."""
         return held_out(self.dataset.domain_ids)
 
-    def of(self, places: Indices) -> Sample:
+    def of(self, indices: Indices) -> Sample:
         """Return the sample of some of its images."""
-        return Sample(self.dataset.subset(places), self.audit.subset(places))
+        return Sample(self.dataset.subset(indices), self.audit.subset(indices))
 
 
 def draw_sample(config: RunConfig, count: int, session: Session) -> Sample:
-    """Return so many labelled images, balanced over classes and domains; unreadable ones and copies are passed over.
+    """Return so many labelled images, balanced over classes and domains; unreadable ones and copies are skipped.
 
     Raises:
         DataError: unknown domains, no labelled images, only one class.
@@ -56,11 +56,11 @@ def draw_sample(config: RunConfig, count: int, session: Session) -> Sample:
     while len(chosen) < count and len(order):
         evaluated, order = order[: count - len(chosen)], order[count - len(chosen) :]
         found = audit(dataset.subset(evaluated), cache=audit_cache(session.store), progress=session.progress)
-        for place, image in enumerate(evaluated):
-            if place not in found.problems:
-                chosen.setdefault(found.sha256[place], int(image))
+        for index, image in enumerate(evaluated):
+            if index not in found.problems:
+                chosen.setdefault(found.sha256[index], int(image))
     if not chosen:
-        raise DataError(f"{dataset.root}: no labelled image can be read; `vl2v data inspect` tells why")
+        raise DataError(f"{dataset.root}: no labelled image can be read; `vl2v data inspect` says why")
     return Sample(dataset.subset(list(chosen.values())), Audit(tuple(chosen), {}))
 
 
@@ -77,7 +77,7 @@ def _turn(keys: Indices) -> Indices:
     """Return for each key how many like it come before."""
     order = np.argsort(keys, kind="stable")
     begins = np.append(True, np.diff(keys[order]) != 0)
-    places = np.arange(len(keys))
-    turn = np.empty_like(places)
-    turn[order] = places - np.maximum.accumulate(np.where(begins, places, 0))
+    indices = np.arange(len(keys))
+    turn = np.empty_like(indices)
+    turn[order] = indices - np.maximum.accumulate(np.where(begins, indices, 0))
     return turn

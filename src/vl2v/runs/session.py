@@ -1,4 +1,4 @@
-"""What a run puts to its teacher: checks of the settings, then the session that queries."""
+"""A run's teacher session: the settings are checked, then it is opened."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def open_session(
     """
     wanted = config.teacher
     if queries_online(config):
-        online(wanted, teacher)  # refuses a black box, before it is paid for anything
+        online(wanted, teacher)  # refuses a black box before anything is paid
     if wanted.online and wanted.views:
         raise ConfigError("teacher.online and teacher.views exclude one another; set teacher.online=false, or no views")
     dataset = sources.dataset

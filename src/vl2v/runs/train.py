@@ -101,7 +101,7 @@ def distill(
             image size; None: the settings as they are.
         on_plan: called with the plan of a run that hasn't begun.
         on_metrics: called with each row of `metrics.jsonl`: stage, step, every loss term, lr, seconds, validation.
-        progress: called as the work goes on.
+        progress: called with the progress.
         **options: the other options of `vl2v distill`, and sections of the tree; see `vl2v.runs.settings.Options`.
 
     Returns:
@@ -268,7 +268,7 @@ def train(
         if task.queries != "nothing":
             views = teaching.fixed_views(config, student.spec.image_size)
 
-            def asked() -> TeacherTargets:
+            def queried() -> TeacherTargets:
                 assert teacher is not None
                 queries = open_session(config, store, teacher, spending, sources, views, progress)
                 queries = replace(queries, buys_new_sizes=False)
@@ -278,7 +278,7 @@ def train(
                 found = queries.targets(chosen)
                 return with_adapted_teacher(found, sources, progress) if config.teacher.adapt == "auto" else found
 
-            targets = from_first(fabric, asked)
+            targets = from_first(fabric, queried)
             if queries_online(config) and teacher is not None:
                 targets = replace(targets, online=teaching.online(config.teacher, teacher))
     probabilities = None  # the teacher's, that validate where there is no label
@@ -329,18 +329,23 @@ def _about(
     config: RunConfig, sources: Sources, teacher: Teacher | None, targets: TeacherTargets, *, own_tower: bool
 ) -> dict[str, Any]:
     """Return where a student comes from."""
-    told = None
+    about_teacher = None
     if teacher is not None:
-        asked = targets.texts is not None
-        scale = targets.scale if asked else config.teacher.logit_scale or teacher.logit_scale or 1.0
-        told = {"spec": teacher.name, "fingerprint": teacher.fingerprint, "scale": scale, "fit": config.teacher.fit}
+        queried = targets.texts is not None
+        scale = targets.scale if queried else config.teacher.logit_scale or teacher.logit_scale or 1.0
+        about_teacher = {
+            "spec": teacher.name,
+            "fingerprint": teacher.fingerprint,
+            "scale": scale,
+            "fit": config.teacher.fit,
+        }
     return {
         "method": config.method,
         "seed": config.seed,
         "sources": sources.names,
         "target": config.data.target,
         "images": sources.counts,
-        "teacher": told,
+        "teacher": about_teacher,
         "weights": "the teacher's own" if own_tower else weights_of(config.student.name, config.student.weights),
         "prompts": config.prompts.model_dump(),
         **_parent(config),
@@ -379,7 +384,7 @@ def _check_classes(task: Task, sources: Sources) -> list[str]:
     """Return a line about classes of which the split leaves no image to train on; refuse what can't be learnt at all.
 
     Raises:
-        DataError: a head of the student's own could never answer with such a class.
+        DataError: a head of the student's own could never predict such a class.
     """
     if not sources.labelled:
         return []
@@ -399,13 +404,13 @@ def _check_classes(task: Task, sources: Sources) -> list[str]:
     if task.head == "text":
         return [f"{found}: the student knows it by its text alone"]
     return [
-        f"{found}: {task.name} will never answer with it; add images, set another data.split_seed, or take adip, which "
+        f"{found}: {task.name} could never predict it; add images, set another data.split_seed, or take adip, which "
         "knows a class by its text"
     ]
 
 
 def _check_parts(config: RunConfig, task: Task, devices: int) -> None:
-    """Refuse what can't be learnt from parts of a batch, before the teacher is asked.
+    """Refuse what can't be learnt from parts of a batch, before the teacher is queried.
 
     Raises:
         ConfigError: it can't.
@@ -459,7 +464,7 @@ class _Work:
     def share(self, shared_cache: SharedCache, stage: Stage, held: ExitStack) -> Callable[[int], None] | None:
         """Start after a first stage that another run went through; else return what keeps ours for others.
 
-        Until then the stage is held: others wait for it. A run that is gone on with waits for none.
+        Until then the stage is locked: others wait for it. A resumed run waits for none.
 
         Args:
             shelf: where first stages are.

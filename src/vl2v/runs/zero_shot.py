@@ -43,7 +43,7 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
             is adapted to the training images of the others.
         out: a folder for `evaluation.json` and `predictions.safetensors`.
         store: the folder of the embedding store.
-        progress: called as the work goes on.
+        progress: called with the progress.
 
     Raises:
         TeacherError: an embedding is missing.

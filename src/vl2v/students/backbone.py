@@ -147,9 +147,9 @@ def _measured(name: str, size: int) -> int | str:
         return f"it doesn't run on images of {size} pixels a side ({type(error).__name__})"
     for found in (features, trained):
         if not isinstance(found, Tensor):
-            return f"it gives {len(found)} outputs in place of one vector an image"
+            return f"it gives {len(found)} outputs instead of one vector an image"
         if found.ndim != 2 or len(found) != 2:
-            return f"it gives {' x '.join(map(str, found.shape[1:]))} numbers in place of one vector an image"
+            return f"it gives {' x '.join(map(str, found.shape[1:]))} numbers instead of one vector an image"
     try:
         trained.sum().backward()
     except Exception as error:

@@ -65,7 +65,7 @@ class Classifier(Predictor):
         texts: T [C, d], unit rows; None for students with a linear head.
         scale: the teacher's logit scale s.
         temperature: divides the logits; fitted on the source domains' validation images.
-        threshold: probability below which the answer is "unknown".
+        threshold: probability below which the prediction is "unknown".
         about: where it comes from (teacher, prompts, method), JSON types only.
 
     Examples:

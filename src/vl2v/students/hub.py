@@ -21,7 +21,7 @@ def is_on_hub(name: object) -> bool:
 def fetch(reference: str) -> Path:
     """Return a folder with the two files of a student, fetched unless the hub's cache has them.
 
-    Nothing else of the repository is looked at. Both files are of one commit.
+    Nothing else of the repository is read. Both files are of one commit.
 
     Args:
         reference: hf:USER/REPO, or hf:USER/REPO@REVISION, a commit, tag or branch; else what is newest.
@@ -94,7 +94,7 @@ def one_line(reference: str) -> Iterator[None]:
     """Turn what the hub's client raises into one line, without addresses.
 
     Raises:
-        HubError: in place of it.
+        HubError: instead of it.
     """
     import httpx2
     from huggingface_hub import errors
@@ -102,7 +102,7 @@ def one_line(reference: str) -> Iterator[None]:
     try:
         yield
     except errors.GatedRepoError:
-        raise HubError(f"{reference}: wants its owner's leave; ask for it on the repository's page") from None
+        raise HubError(f"{reference}: it is gated; request access on the repository's page") from None
     except errors.RepositoryNotFoundError:
         raise HubError(f"{reference}: no such repository, or a private one that HF_TOKEN doesn't open") from None
     except errors.RevisionNotFoundError:
@@ -114,6 +114,6 @@ def one_line(reference: str) -> Iterator[None]:
         status = error.response.status_code
         hint = "; put a token that may write there into HF_TOKEN" if status in (401, 403) else ""
         said = f" ({error.server_message.splitlines()[0]})" if error.server_message else ""
-        raise HubError(f"{reference}: the hub answers {status}{said}{hint}") from None
+        raise HubError(f"{reference}: the hub returned {status}{said}{hint}") from None
     except errors.HFValidationError as error:
         raise HubError(f"{reference}: {(str(error) or type(error).__name__).splitlines()[0]}") from None

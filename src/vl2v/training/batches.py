@@ -37,7 +37,7 @@ class Batches(Protocol):
 class Renderer:
     """What the student sees of an image in training.
 
-    With K fixed views (`views.k` > 0) it is one of the images the teacher was asked about, else a fresh
+    With K fixed views (`views.k` > 0) it is one of the queried images, else a fresh
     augmentation, drawn from the seed, the image and how often it was drawn before.
     """
 
@@ -49,7 +49,7 @@ class Renderer:
     fit: Fit = "stretch"
 
     def render(self, index: int, turn: int) -> tuple[NDArray[np.uint8], int]:
-        """Return pixels [s, s, 3] and the view (0: the clean image's answer is the target)."""
+        """Return pixels [s, s, 3] and the view (0: the clean image's embedding is the target)."""
         image = read_image(self.dataset, index)
         if self.views.k:
             view = 1 + derive(self.seed, "which view", index, turn) % self.views.k
@@ -170,7 +170,7 @@ def clean_pixels(
         size: s.
         workers: decoding processes.
         chunk: n, but for the last.
-        view: a fixed view in place of the clean image.
+        view: a fixed view instead of the clean image.
         fit: how the clean image becomes a square.
     """
     chunks = _Clean(dataset, images, size, chunk, view, fit)

@@ -1,4 +1,4 @@
-"""Checkpoints: one safetensors file each, written in one step, the last two kept, checked when read."""
+"""Checkpoints: one safetensors file each, written atomically, checked when read; the last two stay."""
 
 from __future__ import annotations
 

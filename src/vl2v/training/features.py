@@ -21,7 +21,7 @@ def compute_features(
 ) -> Tensor:
     """Return F(x) [N, p] in float32 on the CPU, of batches of uint8 pixels [n, s, s, 3], n at most `BATCH`.
 
-    An image's features are the same bit for bit, whichever others are asked for with it.
+    An image's features are the same bit for bit, whichever others are computed with it.
 
     Args:
         student: its backbone is F; batch norms and dropout are in eval mode.

@@ -1,4 +1,4 @@
-"""A student as it is trained: all that a loss looks at comes out of it."""
+"""A student as it is trained: it returns everything that a loss needs."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def loaded(items: Dataset[Any], numbers: Sequence[int], *, workers: int, ahead: 
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # EOFError has no words
             warnings.warn(
                 f"data.workers = {workers}: decoding in other processes fails, as it does with a small /dev/shm or too "
-                f"little memory ({reason}); decoding goes on in this one, more slowly: data.workers=0 tries no others",
+                f"little memory ({reason}); decoding continues in this one, more slowly: data.workers=0 avoids this",
                 VL2VWarning,
                 stacklevel=2,
             )
@@ -86,7 +86,7 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
 
 
 class _Guarded(Dataset[Any]):
-    """Items, or the error in place of one: a worker's exception would come with its traceback."""
+    """Items, or the error instead of one: a worker's exception would come with its traceback."""
 
     def __init__(self, items: Dataset[Any]) -> None:
         self.items = items

@@ -41,10 +41,10 @@ class MetricsLog:
         """Drop the rows that came after the checkpoint at `step` of `stage`; `done` stages are before it."""
         if not self.path.is_file():
             return
-        kept = [
+        earlier = [
             row for row in self.rows() if row["stage"] in done or (row["stage"], row["step"] <= step) == (stage, True)
         ]
-        write_text(self.path, "".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self.path, "".join(json.dumps(row) + "\n" for row in earlier))
 
     def write(self, row: Row) -> None:
         """Append a row.

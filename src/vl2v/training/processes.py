@@ -24,7 +24,7 @@ from vl2v.system import best_device, has_bfloat16, world_size
 from vl2v.training.sampler import Indices
 from vl2v.training.sharding import shard
 
-PATIENCE = timedelta(days=30)  # of processes that wait while the first one asks a teacher
+PATIENCE = timedelta(days=30)  # of ranks that wait while rank 0 queries a teacher
 
 T = TypeVar("T")
 
@@ -118,8 +118,8 @@ def own_part(fabric: Fabric, images: Indices) -> Indices:
     if fabric.world_size == 1:
         return images
     count = -(-len(images) // fabric.world_size)
-    places = np.arange(count) + fabric.global_rank * count
-    part: Indices = images[places.clip(max=len(images) - 1)]
+    indices = np.arange(count) + fabric.global_rank * count
+    part: Indices = images[indices.clip(max=len(images) - 1)]
     return part
 
 

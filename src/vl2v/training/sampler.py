@@ -16,7 +16,7 @@ Indices = NDArray[np.int64]
 class DomainBalancedSampler:
     """Batches with the same number of images of each domain, each domain shuffled anew every time through.
 
-    Any batch can be asked for at any time, so that a resumed run goes on with the very draws of the run that
+    Any batch can be drawn at any time, so that a resumed run continues with the very draws of the run that
     was interrupted.
 
     Args:
@@ -39,8 +39,8 @@ class DomainBalancedSampler:
         k, parts = self.part
         own = self.per_domain // parts
         for which, group in enumerate(self.groups):
-            places = np.arange(own) + number * self.per_domain + k * own
-            turns, offsets = np.divmod(places, len(group))
+            indices = np.arange(own) + number * self.per_domain + k * own
+            turns, offsets = np.divmod(indices, len(group))
             images += [self._order(which, turn)[offset] for turn, offset in zip(turns, offsets, strict=True)]
             rounds.append(turns)
         return np.array(images), np.concatenate(rounds)

@@ -231,7 +231,7 @@ class StageRun:
         return self.work.stage.blend(x, targets) if self.work.stage.blend else (x, targets)
 
     def _backward(self, parts: Sequence[tuple[Tensor, Targets]]) -> dict[str, float]:
-        """Put the gradient of the parts' mean loss in place of the old one; return the loss and its terms.
+        """Replace the gradient by that of the parts' mean loss; return the loss and its terms.
 
         What doesn't fit into memory is tried again in smaller pieces.
         """
