@@ -90,7 +90,7 @@ def test_a_good_teacher_is_worth_it_and_its_missing_prompts_are_named(check) -> 
     assert found.wordings == () and found.better() is None
     reasons = {skip.setting: skip.reason for skip in found.skipped}
     assert 'prompts.templates=["a drawing of a {class}"]' in reasons and "prompts.domain_prompts=true" in reasons
-    assert reasons['prompts.templates=["{class}"]'].endswith("no answer for 3 of 3 texts: 'ball', 'box', 'cone'")
+    assert reasons['prompts.templates=["{class}"]'].endswith("no embedding of 3 of 3 texts: 'ball', 'box', 'cone'")
 
 
 def test_a_recording_that_has_its_own_prompts_only_is_judged_by_them(
@@ -182,7 +182,7 @@ def test_what_cannot_be_checked_is_said_in_one_line(quick: dict[str, Any], shape
     with pytest.raises(DataError, match="labelled images of two classes or more; none such"):
         check_teacher(merge_data({**quick, "data": {"target": []}}, tmp_path / "one"), store=tmp_path / "store")
     quick["prompts"] = {"templates": ["a statue of a {class}"]}
-    with pytest.raises(TeacherError, match="no answer for 3 of 3 texts"):
+    with pytest.raises(TeacherError, match="no embedding of 3 of 3 texts"):
         check_teacher(quick, store=tmp_path / "store")
 
 

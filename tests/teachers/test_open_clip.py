@@ -128,7 +128,7 @@ def test_halves_of_different_dimensions(vit, image_files):
     teacher = opened(vit)
     encode = teacher._encode_images
     teacher._encode_images = lambda pixels: encode(pixels)[:, :-1]
-    with pytest.raises(TeacherError, match="answers images with 15 numbers, texts with 16; take a model whose"):
+    with pytest.raises(TeacherError, match="embeds images in 15 dimensions, texts in 16; take a model whose"):
         teacher.embed_images([EncodedImage("a", image_files[0])])
 
 

@@ -65,7 +65,7 @@ def test_by_content_whatever_the_name(tmp_path):
 
 def test_a_hashed_row_never_answers_for_another_content(tmp_path):
     record(tmp_path, list(FILES), sha256=True)
-    with pytest.raises(TeacherError, match=r"no answer for 1 of 1 images, first photo/dog/a\.jpg"):
+    with pytest.raises(TeacherError, match=r"no embedding of 1 of 1 images, first photo/dog/a\.jpg"):
         ask(tmp_path, "photo/dog/a.jpg", data=b"edited")
 
 
@@ -88,7 +88,7 @@ def test_a_tail_of_two_paths_is_refused(tmp_path):
 
 def test_half_a_name_is_no_tail(tmp_path):
     record(tmp_path, [f"PACS/{name}" for name in FILES])
-    with pytest.raises(TeacherError, match="no answer"):
+    with pytest.raises(TeacherError, match="no embedding"):
         ask(tmp_path, "og/b.png")
 
 
@@ -102,7 +102,7 @@ def test_views_of_an_image_recorded_by_path_are_refused(tmp_path):
 
 def test_missing_images_are_counted_and_named(tmp_path):
     record(tmp_path, list(FILES))
-    with pytest.raises(TeacherError, match=r"no answer for 4 of 5 images, first 0\.jpg, 1\.jpg, 2\.jpg; record"):
+    with pytest.raises(TeacherError, match=r"no embedding of 4 of 5 images, first 0\.jpg, 1\.jpg, 2\.jpg; record"):
         ask(tmp_path, "photo/dog/a.jpg", *(f"{i}.jpg" for i in range(4)))
 
 
@@ -139,7 +139,7 @@ def test_the_same_twice_is_one_and_different_ones_are_refused(tmp_path):
     record(tmp_path, names, VECTORS[[0, 1, 2, 0]], texts=[*TEXTS, "a dog"], answers=np.eye(3, 4)[[0, 1, 0]])
     assert ask(tmp_path, *FILES) == [0, 1, 2]
     record(tmp_path, names, VECTORS[[0, 1, 2, 1]])
-    with pytest.raises(TeacherError, match=r"'photo/dog/a\.jpg' is there twice with different answers \(rows 0, 3\)"):
+    with pytest.raises(TeacherError, match=r"'photo/dog/a\.jpg' has two different embeddings \(rows 0, 3\)"):
         ask(tmp_path, *FILES)
 
 
@@ -227,7 +227,7 @@ def test_clip_retrieval(tmp_path):
     assert ask(tmp_path, *FILES) == [0, 1, 2]
     teacher = open_teacher(f"recorded:{tmp_path}")
     assert teacher.embed_texts(["a cat"]).argmax() == 1
-    with pytest.raises(TeacherError, match="no answer for 1 of 1 texts: 'a cow'"):
+    with pytest.raises(TeacherError, match="no embedding of 1 of 1 texts: 'a cow'"):
         teacher.embed_texts(["a cow"])
 
 

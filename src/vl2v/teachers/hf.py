@@ -12,7 +12,7 @@ from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import BackboneSpec
 
 KINDS = ("clip", "siglip")
-# What in a configuration says where and when it was saved, and not what the model answers.
+# What in a configuration says where and when it was saved, and doesn't change the embeddings.
 _ELSEWHERE = ("_name_or_path", "architectures", "dtype", "model_type", "torch_dtype", "transformers_version")
 
 
@@ -20,7 +20,7 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
     """Open a repository or folder of a CLIP, SigLIP or SigLIP 2 model.
 
     SigLIP 2's checkpoints of a fixed resolution call themselves "siglip" and are read as such; its NaFlex ones
-    ("siglip2") take lists of patches in place of images and are refused. SigLIP's bias of the logits is ignored:
+    ("siglip2") take lists of patches instead of images and are refused. SigLIP's bias of the logits is ignored:
     it is the same for every class, so the cosines, times the scale, decide alike. Only safetensors weights are read,
     and no code of the repository is run.
 
@@ -53,7 +53,7 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
         return pixels
 
     def tokenize(texts: Sequence[str]) -> dict[str, Tensor]:
-        # All texts padded alike: a text's answer doesn't hang on its neighbours'.
+        # All texts padded alike: a text's embedding doesn't depend on its neighbours.
         lower = [text.lower() for text in texts] if siglip else list(texts)
         tokens = tokenizer(lower, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         # SigLIP was trained on lower case, and without a mask: it attends to the padding.
@@ -136,7 +136,7 @@ def _known(kind: Any, settings: dict[str, Any]) -> Any:
 def _check_kind(rest: str, kind: str) -> None:
     if kind == "siglip2":
         raise TeacherError(
-            f"hf:{rest}: a NaFlex model of SigLIP 2, which takes patches in place of images; "
+            f"hf:{rest}: a NaFlex model of SigLIP 2, which takes patches instead of images; "
             "use one of a fixed resolution, such as google/siglip2-base-patch16-224"
         )
     if kind not in KINDS:

@@ -36,7 +36,7 @@ class LocalTeacher:
     """A vision-language model in this process.
 
     Args:
-        name: as it was asked for.
+        name: its spec.
         model: the whole model; hashed for the fingerprint.
         preprocess: a decoded image -> the model's input [3, s, s], as the model's own makers do it.
         encode_images: input [n, 3, s, s] -> [n, d], not yet normalised.
@@ -46,7 +46,7 @@ class LocalTeacher:
         size: s, in pixels.
         mean: the model's own, of pixels between 0 and 1.
         std: likewise.
-        about: what else could change the answers: preprocessing, versions.
+        about: what else could change the embeddings: preprocessing, versions.
         read_texts: how it reads texts; None: that isn't known.
         precision: "bf16" computes in bfloat16, "auto" where the device is quick in it.
         device: for example "cuda"; by default the best there is.
@@ -97,7 +97,7 @@ class LocalTeacher:
         """Return I(x) [n, d], unit rows; a few batches are decoded and answered side by side.
 
         Raises:
-            TeacherError: an image that can't be decoded, or an answer that isn't finite.
+            TeacherError: an image that can't be decoded, or an embedding that isn't finite.
         """
         batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         with _lanes(len(batches), self._kind) as lanes:
@@ -130,7 +130,7 @@ class LocalTeacher:
 
         Args:
             pixels: 0 to 255.
-            mean: in place of the model's own (the authors' code feeds ImageNet's).
+            mean: instead of the model's own (the authors' code feeds ImageNet's).
             std: likewise.
         """
         x = pixels.to(self.device).float() / 255
@@ -161,8 +161,8 @@ class LocalTeacher:
 
     def _answers(self, encode: Callable[[Any], Tensor], inputs: Any) -> Tensor:
         with torch.inference_mode(), torch.autocast(self._kind, torch.bfloat16, enabled=self.bfloat16):
-            answers = encode(inputs)
-        return functional.normalize(answers.float(), dim=-1).clone()  # a normal tensor, for training
+            embeddings = encode(inputs)
+        return functional.normalize(embeddings.float(), dim=-1).clone()  # a normal tensor, for training
 
     def _checked(self, parts: list[Tensor]) -> Vectors:
         if not parts:
@@ -170,11 +170,11 @@ class LocalTeacher:
         vectors: Vectors = torch.cat(parts).cpu().numpy()
         if vectors.shape[1] != self.dim:
             raise TeacherError(
-                f"{self.name}: answers images with {vectors.shape[1]} numbers, texts with {self.dim}; "
+                f"{self.name}: embeds images in {vectors.shape[1]} dimensions, texts in {self.dim}; "
                 "take a model whose two halves share one space"
             )
         if not np.isfinite(vectors).all() or (np.abs(vectors).sum(1) == 0).any():
-            raise TeacherError(f"{self.name}: answers NaN or zeros; try precision fp32, or other weights")
+            raise TeacherError(f"{self.name}: gives NaN or zeros; try precision fp32, or other weights")
         return vectors
 
 
@@ -207,7 +207,7 @@ def _round_weights(model: nn.Module) -> list[tuple[nn.Parameter, Tensor]]:
 
 @contextmanager
 def _swapped(exact: list[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
-    """Put exact weights in the place of rounded ones for a while."""
+    """Replace rounded weights by exact ones for a while."""
     rounded = [parameter.data for parameter, _ in exact]
     try:
         for parameter, values in exact:

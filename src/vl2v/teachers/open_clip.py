@@ -73,7 +73,7 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
         std=config["std"],
         about={
             "kind": "open_clip",
-            "model": settings,  # the same weights answer otherwise with other heads or another activation
+            "model": settings,  # the same weights embed differently with other heads or another activation
             "preprocess": config,
             "tokens": tokenizer(list(PROBE)).tolist(),
             "library": open_clip.__version__.split(".")[0],
@@ -93,7 +93,7 @@ def open_tiny(rest: str, **options: Any) -> LocalTeacher:
 
 
 def build_open_clip_tower(build: dict[str, Any]) -> nn.Module:
-    """Return an image tower without its weights; nothing is fetched, whatever a file from elsewhere asks for."""
+    """Return an image tower without its weights; nothing is fetched, whatever a file from elsewhere wants."""
     from open_clip.model import _build_vision_tower
 
     half = _image_half(build)

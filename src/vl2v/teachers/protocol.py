@@ -14,7 +14,7 @@ from vl2v.data.augment import Fit
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-# Part of every fingerprint: raised when our own handling of images, texts or answers changes what is answered.
+# Part of every fingerprint: raised when our own handling of images, texts or responses changes an embedding.
 ANSWER_VERSION = 1
 
 Vectors = NDArray[np.float32]
@@ -33,8 +33,8 @@ class Teacher(Protocol):
     """A frozen vision-language model.
 
     Attributes:
-        name: as it was asked for, for example "open_clip:ViT-B-32/laion2b_s34b_b79k".
-        fingerprint: changes when the answers could: weights, preprocessing, precision, version.
+        name: its spec, for example "open_clip:ViT-B-32/laion2b_s34b_b79k".
+        fingerprint: changes when the embeddings could: weights, preprocessing, precision, version.
         dim: d.
         logit_scale: s; None where it isn't known.
     """
@@ -86,5 +86,5 @@ class WhiteBox(Teacher, Protocol):
 
 
 def gives_weights(teacher: Teacher) -> TypeGuard[WhiteBox]:
-    """Return whether a teacher is a white box; without asking it, since a rented one may be paid for its `dim`."""
+    """Return whether a teacher is a white box; sends no query, which a paid teacher's `dim` may cost."""
     return hasattr(type(teacher), "image_tower")

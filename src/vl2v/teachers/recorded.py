@@ -1,4 +1,4 @@
-"""Answers that were recorded before: embeddings in .npy files and tables of what each row is.
+"""Recorded embeddings: vectors in .npy files and tables of what each row is.
 
 Two layouts are read. Ours: `image_embeddings.npy` with `images.csv` (path, and sha256 of the file where known),
 `text_embeddings.npy` with `texts.csv` (text), `vendor.json` (name, logit_scale). And clip-retrieval's:
@@ -77,7 +77,7 @@ class RecordedTeacher:
         if missing:
             several = sum(self._suffixes.get(one_form(name), 0) is None for name in missing)
             raise TeacherError(
-                f"recorded:{self._folder}: no answer for {len(missing)} of {len(images)} images, first "
+                f"recorded:{self._folder}: no embedding of {len(missing)} of {len(images)} images, first "
                 f"{', '.join(missing[:3])}"
                 + (f" ({several} of them fit more than one recorded path)" if several else "")
                 + "; record them too, or leave them out with data.exclude"
@@ -96,7 +96,7 @@ class RecordedTeacher:
             more = f" (and {len(missing) - 3} more)" if len(missing) > 3 else ""
             known = list(self._texts.rows)
             raise TeacherError(
-                f"recorded:{self._folder}: no answer for {len(missing)} of {len(texts)} texts: "
+                f"recorded:{self._folder}: no embedding of {len(missing)} of {len(texts)} texts: "
                 f"{', '.join(map(repr, missing[:3]))}{more}; it has {len(known)} texts: "
                 f"{', '.join(map(repr, known[:8]))}{', ...' if len(known) > 8 else ''}; choose prompts.templates among "
                 "them (prompts.articles=false writes 'a elephant')"
@@ -111,20 +111,20 @@ class RecordedTeacher:
         row = self._images.rows.get(name, self._suffixes.get(name))
         if row is not None and self._contents.setdefault(row, digest) != digest:
             raise TeacherError(
-                f"recorded:{self._folder}: asked about two contents of {image.name}, but it was recorded by its path "
+                f"recorded:{self._folder}: queried with two contents of {image.name}, but it was recorded by its path "
                 "alone; use teacher.views=0, or record augmented views by their sha256"
             )
         return row
 
 
 def open_recorded(rest: str, **options: Any) -> RecordedTeacher:
-    """Open a folder of recorded answers.
+    """Open a folder of recorded embeddings.
 
     Raises:
         TeacherError: options were given (there is nothing to compute), or the folder can't be read.
     """
     if options:
-        raise TeacherError(f"recorded:{rest}: takes no {', '.join(options)}; its answers are as they were recorded")
+        raise TeacherError(f"recorded:{rest}: takes no {', '.join(options)}; its embeddings are as they were recorded")
     return RecordedTeacher(Path(rest))
 
 
@@ -205,7 +205,7 @@ def _read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
 
 
 def _table(files: Sequence[Path], names: Sequence[str | None], listed: Path) -> _Table:
-    """Return the vectors of the files with their names; what has one name has one answer.
+    """Return the vectors of the files with their names; one name has one embedding.
 
     Raises:
         TeacherError: the counts differ, a vector is NaN or zero, or two vectors have the same name.
@@ -214,7 +214,7 @@ def _table(files: Sequence[Path], names: Sequence[str | None], listed: Path) -> 
     rows: dict[str, int] = {}
     for row, name in enumerate(one_form(name) if name else name for name in names):
         if name and rows.setdefault(name, row) != row and not np.array_equal(vectors[rows[name]], vectors[row]):
-            raise TeacherError(f"{listed}: {name!r} is there twice with different answers (rows {rows[name]}, {row})")
+            raise TeacherError(f"{listed}: {name!r} has two different embeddings (rows {rows[name]}, {row})")
     return _Table(vectors, rows)
 
 

@@ -129,7 +129,7 @@ def test_nothing_is_asked_without_a_purse_or_a_price(rent, vendor):
         teacher.embed_texts(["a"])
     teacher = rent()
     teacher.budget = None
-    with pytest.raises(TeacherError, match="is paid for: ask it through"):
+    with pytest.raises(TeacherError, match="is paid: query it with"):
         teacher.embed_texts(["a"])
     assert vendor.requests == []
 
@@ -173,7 +173,7 @@ def test_a_server_whose_price_nobody_knows_is_free_and_said_to_be_doubtful(rent,
     monkeypatch.delenv("VL2V_API_KEY")
     plan = open_teacher(teacher.name)
     assert plan.forecast("image", [(9, 9)]).micro == 0
-    assert plan.doubt == f"{NOTHING_TOLD}; asked for its prices it said 401"
+    assert plan.doubt == f"{NOTHING_TOLD}; its list of prices failed: 401"
     monkeypatch.setenv("VL2V_API_KEY", KEY)
     plan = open_teacher(teacher.name)
     assert plan.forecast("image", [(9, 9)]).micro == 40 and plan.doubt == ""
@@ -183,9 +183,9 @@ def test_a_server_that_cannot_be_reached_told_no_prices(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     teacher = open_teacher("openai-compatible:http://127.0.0.1:1#m")
     assert teacher.forecast("image", [(9, 9)]).micro == 0
-    assert teacher.doubt.startswith(f"{NOTHING_TOLD}; asked for its prices it said ")
+    assert teacher.doubt.startswith(f"{NOTHING_TOLD}; its list of prices failed: ")
     teacher.budget = Budget()
-    with pytest.raises(TeacherError, match="asked 8 times in vain, the last time: no connection"):
+    with pytest.raises(TeacherError, match="gave up after 8 attempts, the last one: no connection"):
         teacher.embed_texts(["a"])
     assert set(teacher.budget.statuses()) == {"rejected"}
 
@@ -293,7 +293,7 @@ def test_an_answer_that_does_not_come_in_time_may_have_been_counted(rent, vendor
         over.set()
     *lost, answered = teacher.budget.statuses()
     assert set(lost) == {"lost"} and answered == "answered", "on a busy machine more than one may be late"
-    assert teacher.budget.settled[0]["note"] == "no whole answer within 0.3 seconds"
+    assert teacher.budget.settled[0]["note"] == "no complete response within 0.3 seconds"
     assert teacher.budget.committed == 3000 * (len(lost) + 1)
 
 
@@ -301,7 +301,7 @@ def test_an_answer_that_does_not_come_in_time_may_have_been_counted(rent, vendor
 def test_nobody_waits_for_a_month(code, outcome, rent, vendor):
     vendor.always = status(code, Retry_After="2592000")
     teacher = rent()
-    with pytest.raises(TeacherError, match=f"{code}, the vendor wants to be left alone for 43200 minutes; all answers"):
+    with pytest.raises(TeacherError, match=f"{code}, the vendor wants no request for 43200 minutes; every"):
         teacher.embed_texts(["a"])
     assert len(vendor.requests) == 1 and teacher.budget.statuses() == [outcome]
 
@@ -357,7 +357,9 @@ def test_no_connection_costs_nothing_and_gives_up_in_words(rent, vendor):
     teacher = rent()
     vendor.shutdown()
     vendor.server_close()
-    with pytest.raises(TeacherError, match=r"asked 8 times in vain, the last time: no connection \(ConnectError: .*\)"):
+    with pytest.raises(
+        TeacherError, match=r"gave up after 8 attempts, the last one: no connection \(ConnectError: .*\)"
+    ):
         teacher.embed_texts(["a"])
     assert set(teacher.budget.statuses()) == {"rejected"} and teacher.budget.committed == 0
 
@@ -561,7 +563,7 @@ def test_a_gateway_with_several_names_for_one_model_is_told_of_once(rent, vendor
     assert set(teacher.budget.statuses()) == {"answered"}
     assert len(vendor.requests) <= 30 + 2 * 2 * 4, "only canaries are asked about again"
     told = [record.getMessage() for record in caplog.records if "one model" in record.getMessage()]
-    assert len(told) == 1 and "answers as 'm-1' and as 'm-1-" in told[0]
+    assert len(told) == 1 and "names its model 'm-1' and 'm-1-" in told[0]
     before = len(vendor.requests)
     teacher.embed_images(images)
     assert len(vendor.requests) == before + 30
@@ -585,7 +587,7 @@ def test_another_model_under_another_name_ends_the_session(same, rent, vendor):
     teacher.embed_texts([CANARY_TEXT])
     teacher.embed_images([EncodedImage("canary", CANARY_IMAGE)])
     vendor.always = turned
-    with pytest.raises(TeacherError, match="from 'm-1' to 'm-1-turbo' while it was asked: it answers a known"):
+    with pytest.raises(TeacherError, match="from 'm-1' to 'm-1-turbo' during the session: it embeds a known"):
         teacher.embed_images(numbered(4))
     assert teacher.budget.statuses().count("wrong") == 1
 

@@ -12,7 +12,7 @@ from vl2v.teachers.paid.limits import canonical_spec, find_limits
 
 
 def open_remote(kind: str, rest: str) -> RemoteTeacher:
-    """Open "MODEL" or "URL#MODEL", with "?dimensions=N" after it where the vendor offers a choice; asks nothing.
+    """Open "MODEL" or "URL#MODEL", with "?dimensions=N" after it where the vendor offers a choice; sends nothing.
 
     However the address is spelt, its name, its bill and its fingerprint are the same.
 

@@ -1,4 +1,4 @@
-"""How each vendor speaks: what a request's body is, and how its answers, its usage and its errors are read.
+"""Each vendor's format: what a request's body is, and how its responses, its usage and its errors are read.
 
 One client (`vl2v.teachers.paid.client`) speaks them all.
 """
@@ -29,9 +29,9 @@ class Adapter:
         key: the environment variable of the API key.
         key_needed: whether nothing is answered without one.
         body: (model, kind, things, dimensions) -> the request; bytes go as they are, anything else as JSON.
-        rows: answer -> the vectors as they were sent, in the order in which things were asked.
-        tokens: answer -> tokens that are billed, to be summed up, as the vendor gives them; none where it doesn't.
-        micro: answer -> what it cost, where a vendor says so itself; None where it doesn't.
+        rows: response -> the vectors as they were sent, in the order of the items.
+        tokens: response -> tokens that are billed, to be summed up, as the vendor gives them; none where it doesn't.
+        micro: response -> what it cost, where a vendor says so itself; None where it doesn't.
         modality: whether a field of the request alone says that its items are images: some servers overlook it.
         prices: whether GET /models may tell prices and the dimension, as `vl2v vendor serve` does.
         header: of HTTP in which the key goes, up to the key.
@@ -44,7 +44,7 @@ class Adapter:
     body: Callable[[str, Kind, Things, int | None], Json]
     rows: Callable[[Json], list[Any]]
     tokens: Callable[[Json], list[Any]]
-    micro: Callable[[Json], Any] = lambda answer: None
+    micro: Callable[[Json], Any] = lambda response: None
     modality: bool = False
     prices: bool = False
     hint: str = ""
@@ -62,26 +62,26 @@ def vector(row: Any) -> NDArray[np.float32]:
     return np.asarray(row, np.float32)
 
 
-def by_index(answer: Json) -> list[Any]:
+def by_index(response: Json) -> list[Any]:
     """Return `data[].embedding` in the order of `data[].index`.
 
     Raises:
         ValueError, TypeError, KeyError: there is no such thing, or an index is missing or there twice.
     """
-    found = {int(item["index"]): item["embedding"] for item in answer["data"]}
-    if sorted(found) != list(range(len(answer["data"]))):
-        raise ValueError(f"{len(answer['data'])} answers with the numbers {sorted(found)[:5]}...")
+    found = {int(item["index"]): item["embedding"] for item in response["data"]}
+    if sorted(found) != list(range(len(response["data"]))):
+        raise ValueError(f"{len(response['data'])} embeddings with the indices {sorted(found)[:5]}...")
     return [found[i] for i in range(len(found))]
 
 
-def total_tokens(answer: Json) -> list[Any]:
+def total_tokens(response: Json) -> list[Any]:
     """Return `usage.total_tokens`."""
-    return _given(answer.get("usage"), "total_tokens")
+    return _given(response.get("usage"), "total_tokens")
 
 
-def _own_price(answer: Json) -> Any:
+def _own_price(response: Json) -> Any:
     """Return `usage.micro`, which `vl2v vendor serve` gives."""
-    return next(iter(_given(answer.get("usage"), "micro")), None)
+    return next(iter(_given(response.get("usage"), "micro")), None)
 
 
 def _given(figures: Json, *names: str) -> list[Any]:
@@ -114,12 +114,12 @@ def _cohere_body(model: str, kind: Kind, things: Things, dimensions: int | None)
     return body if dimensions is None else {**body, "output_dimension": dimensions}
 
 
-def _cohere_rows(answer: Json) -> list[Any]:
-    return list(answer["embeddings"]["float"])
+def _cohere_rows(response: Json) -> list[Any]:
+    return list(response["embeddings"]["float"])
 
 
-def _cohere_tokens(answer: Json) -> list[Any]:
-    meta = answer.get("meta")
+def _cohere_tokens(response: Json) -> list[Any]:
+    meta = response.get("meta")
     billed = meta.get("billed_units") if isinstance(meta, dict) else meta
     return _given(billed, "input_tokens", "image_tokens")
 
@@ -145,8 +145,8 @@ def _gemini_body(model: str, kind: Kind, things: Things, dimensions: int | None)
     return {"requests": [{"model": f"models/{model}", "content": {"parts": [part]}, **size} for part in parts]}
 
 
-def _gemini_rows(answer: Json) -> list[Any]:
-    return [found["values"] for found in answer["embeddings"]]
+def _gemini_rows(response: Json) -> list[Any]:
+    return [found["values"] for found in response["embeddings"]]
 
 
 def _bedrock_body(model: str, kind: Kind, things: Things, dimensions: int | None) -> Json:
@@ -165,8 +165,10 @@ def _bedrock_body(model: str, kind: Kind, things: Things, dimensions: int | None
     return {"taskType": "SINGLE_EMBEDDING", "singleEmbeddingParams": about}
 
 
-def _bedrock_rows(answer: Json) -> list[Any]:
-    return [answer["embedding"]] if "embedding" in answer else [found["embedding"] for found in answer["embeddings"]]
+def _bedrock_rows(response: Json) -> list[Any]:
+    return (
+        [response["embedding"]] if "embedding" in response else [found["embedding"] for found in response["embeddings"]]
+    )
 
 
 def _vllm_body(model: str, kind: Kind, things: Things, dimensions: int | None) -> Json:
@@ -206,7 +208,7 @@ GEMINI = Adapter(
     True,
     _gemini_body,
     _gemini_rows,
-    lambda answer: [],
+    lambda response: [],
     header="x-goog-api-key: ",
 )
 BEDROCK = Adapter(
@@ -215,7 +217,7 @@ BEDROCK = Adapter(
     True,
     _bedrock_body,
     _bedrock_rows,
-    lambda answer: _given(answer, "inputTextTokenCount"),
+    lambda response: _given(response, "inputTextTokenCount"),
 )
 VLLM = Adapter("/embeddings", "VLLM_API_KEY", False, _vllm_body, by_index, total_tokens)
 AZURE_VISION = Adapter(
@@ -223,8 +225,8 @@ AZURE_VISION = Adapter(
     "AZURE_VISION_KEY",
     True,
     _azure_body,
-    lambda answer: [answer["vector"]],
-    lambda answer: [],
+    lambda response: [response["vector"]],
+    lambda response: [],
     header="Ocp-Apim-Subscription-Key: ",
 )
 ADAPTERS = {

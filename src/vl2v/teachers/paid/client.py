@@ -1,7 +1,7 @@
-"""The one client of all vendors: batches, several requests in flight, retries, and a purse that pays for each.
+"""The one client of all vendors: batches, several requests in flight, retries, and a budget that each is reserved from.
 
-A retry spends money as a first try does, so every attempt is reserved before it leaves. What an attempt cost is known
-from its answer; where there is none it may have been counted by the vendor, and stays counted here.
+A retry costs money as a first attempt does, so every attempt is reserved before it leaves. The response says what it
+cost; where there is none the vendor may have billed it, and it stays on the bill here.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
 
 ATTEMPTS = 8
 PATIENCE = 900.0  # seconds that one request may take with all its retries
-TIMEOUT = 120.0  # seconds for one answer, all of it
-ABOUT = 2**20  # bytes of an answer beside its vectors, at most
+TIMEOUT = 120.0  # seconds for a whole response
+ABOUT = 2**20  # bytes of a response beside its vectors, at most
 NUMBER = 32  # bytes of a number in it, at most
 DIM = 16_384  # numbers in a vector of unknown dimension, at most
 
@@ -63,12 +63,12 @@ _log = logging.getLogger(__name__)
 class RemoteTeacher:
     """A teacher behind a vendor's API.
 
-    Nothing is asked without a purse; `fingerprint` needs no network, and `forecast` costs nothing.
+    Nothing is queried without a budget; `fingerprint` needs no network, and `forecast` costs nothing.
 
     Args:
-        name: as it was asked for.
-        wire: how the vendor speaks.
-        terms: prices and limits.
+        name: its spec, as the user gave it.
+        adapter: the vendor's request and response format.
+        limits: prices and limits.
         url: base URL.
         model: its name.
         dimensions: wanted, where the vendor offers a choice.
@@ -83,7 +83,7 @@ class RemoteTeacher:
         self.budget: Budget | None = None
         self.currency = limits.currency
         self.limits = limits
-        self._wire = adapter
+        self._adapter = adapter
         self._url = url.rstrip("/")
         self._kind = name.partition(":")[0]
         self._model = model
@@ -91,14 +91,14 @@ class RemoteTeacher:
         self._dim = dimensions or limits.dim
         self._names = Names(name, limits)
         self._usage = Usage()
-        self._doubted: set[str] = set()  # what was found odd about its usage, and told
-        self._pace = RateLimit(limits.requests_a_minute, limits.items_a_minute, limits.tokens_a_minute)
+        self._doubted: set[str] = set()  # oddities of its usage that were logged
+        self._rate_limit = RateLimit(limits.requests_a_minute, limits.items_a_minute, limits.tokens_a_minute)
         self._ended = threading.Event()
         self._line: Line | None = None
         self._key = ""
         self._answered: set[Kind] = set()
-        self._free = False  # whether the person was told that it is counted as free
-        self._told = False  # whether the vendor was asked for its prices
+        self._free = False  # whether a warning said that it is counted as free
+        self._listed = False  # whether the vendor listed its prices
         self.fingerprint = _fingerprint(name, canonical_url(url), model, dimensions, limits)
 
     def __repr__(self) -> str:
@@ -114,7 +114,7 @@ class RemoteTeacher:
 
     def image_as_text(self, data: bytes) -> str | None:
         """Return what a server that overlooks the modality would embed of an image as a text; None: none may."""
-        if not self._wire.modality:
+        if not self._adapter.modality:
             return None
         return images.prepare(data, self.limits.formats, self.limits.image_bytes, self.limits.image_pixels).uri
 
@@ -129,7 +129,7 @@ class RemoteTeacher:
 
     @property
     def dim(self) -> int:
-        """d; where nobody knows it yet, one text is asked about."""
+        """d; where it isn't known yet, one text is queried."""
         if self._dim is None:
             self.embed_texts(["a photo"])
         assert self._dim is not None
@@ -171,10 +171,10 @@ class RemoteTeacher:
         assert budget is not None
         with heeding() as stop:
             session = Session(line, lambda: stop.wanted or self._ended.is_set())
-            ask, most = partial(self._ask, session, kind), self.limits.in_flight
-            first = most if kind in self._answered else 1  # the first alone tells what others may cost
+            send, most = partial(self._handle, session, kind), self.limits.in_flight
+            first = most if kind in self._answered else 1  # the first one shows what others may cost
             try:
-                yield from session.run(batched(self.limits, kind, items), ask, first, most)
+                yield from session.run(batched(self.limits, kind, items), send, first, most)
             except VL2VError:
                 if not session.stopped:
                     raise
@@ -189,17 +189,17 @@ class RemoteTeacher:
 
     def _embed(self, kind: Kind, items: Sequence[EncodedImage] | Sequence[str]) -> Vectors:
         rows: dict[int, Any] = {}
-        for answer in self.query(kind, items):
-            if isinstance(answer, Refused):
-                thing = items[answer.position]
+        for reply in self.query(kind, items):
+            if isinstance(reply, Refused):
+                thing = items[reply.position]
                 what = thing if isinstance(thing, str) else thing.name
-                raise TeacherError(f"{self.name}: won't take {what!r}: {answer.reason}")
-            answer.settle()
-            rows.update(zip(answer.positions, answer.vectors, strict=True))
+                raise TeacherError(f"{self.name}: won't take {what!r}: {reply.reason}")
+            reply.settle()
+            rows.update(zip(reply.positions, reply.vectors, strict=True))
         return np.stack([rows[i] for i in range(len(items))]) if rows else np.zeros((0, self.dim), np.float32)
 
-    async def _ask(self, session: Session, kind: Kind, batch: list[Item]) -> Outcome:
-        """Return what came of a request, and what ends the session; one bad item in it is looked for by halves."""
+    async def _handle(self, session: Session, kind: Kind, batch: list[Item]) -> Outcome:
+        """Return a request's outcome, and the error that ends the session; a bad item in it is found by halving."""
         with session.task():
             try:
                 return await self._halves(session, kind, batch)
@@ -213,10 +213,10 @@ class RemoteTeacher:
             reason = str(error)
         except TryAgain as error:
             return [], TeacherError(
-                f"{self.name}: asked {ATTEMPTS} times in vain, the last time: {error}; all answers are kept, the "
-                "same command goes on"
+                f"{self.name}: gave up after {ATTEMPTS} attempts, the last one: {error}; every embedding that arrived "
+                "is saved, the same command resumes"
             )
-        except Exception as error:  # the ledger's, too: others have been answered meanwhile
+        except Exception as error:  # the ledger's, too: others have arrived meanwhile
             return [], error
         if len(batch) == 1:
             return [Refused(batch[0].position, reason)], None
@@ -231,17 +231,17 @@ class RemoteTeacher:
         return found, trouble
 
     async def _request(self, session: Session, kind: Kind, batch: list[Item], *, known: bool = False) -> Outcome:
-        """Try until there is an answer that can be used.
+        """Try until there is a usable response.
 
         Raises:
             Rejected, TryAgain: see there.
-            TeacherError: there is no point in trying.
+            TeacherError: no further attempt can succeed.
         """
         import stamina
 
         assert self.budget is not None
         things: Any = [item.thing for item in batch]
-        body = self._wire.body(self._model, kind, things, self._dimensions)
+        body = self._adapter.body(self._model, kind, things, self._dimensions)
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         digest = hashlib.sha256(body).hexdigest()
         before = self.budget.key_of(digest)
@@ -263,9 +263,9 @@ class RemoteTeacher:
         budget, count, price = self.budget, len(sent.batch), self._price()
         tokens, micro = self._usage.at_most(sent.kind, [item.tokens for item in sent.batch], price)
         query = Query(sent.kind, count, tokens, micro, sent.digest, sent.key)
-        number = await _reserved(budget, query)  # before its turn comes: what can't be paid needn't wait for one
+        number = await _reserved(budget, query)  # before the rate limit: what can't be paid needn't wait
         try:
-            await self._pace.wait(1, count, tokens)
+            await self._rate_limit.wait(1, count, tokens)
         except asyncio.CancelledError:
             budget.settle(number, "rejected", note="stopped before it left")
             raise
@@ -288,7 +288,7 @@ class RemoteTeacher:
         return await self._read(session, sent, query, reply, number)
 
     async def _read(self, session: Session, sent: Sent, query: Query, reply: Reply, number: int) -> Outcome:
-        """Return a checked answer.
+        """Return a response's embeddings, checked.
 
         Raises:
             TryAgain: it can't be used; it is paid for all the same.
@@ -296,12 +296,12 @@ class RemoteTeacher:
         assert self.budget is not None
         budget, kind, count = self.budget, sent.kind, len(sent.batch)
         try:
-            answer = json.loads(reply.content)
-            tokens, price = self._wire.tokens(answer), self._wire.micro(answer)
+            found = json.loads(reply.content)
+            tokens, price = self._adapter.tokens(found), self._adapter.micro(found)
         except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
-            budget.settle(number, "lost", note="not an answer in JSON")
-            raise TryAgain("an answer that isn't JSON", counted=True, stale=STALE // 2) from None
-        said = self._clean(str(answer.get("model") or answer.get("modelVersion") or ""))
+            budget.settle(number, "lost", note="the response isn't JSON")
+            raise TryAgain("the response isn't JSON", counted=True, stale=STALE // 2) from None
+        said = self._clean(str(found.get("model") or found.get("modelVersion") or ""))
         sized = self.limits.tokens(kind, (8, 8)) > 0
         cost = self._usage.count(query, tokens, price, self._price(), first=kind not in self._answered, sized=sized)
         used, micro, note = cost.tokens, cost.micro, cost.doubt or (self.doubt if price is None else "")
@@ -309,9 +309,9 @@ class RemoteTeacher:
             used, micro, note = 0, 0, "billed with an earlier attempt"
         self._doubt(cost.doubt)
         try:
-            vectors = self._vectors(self._wire.rows(answer), count)
+            vectors = self._vectors(self._adapter.rows(found), count)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            wrong = f"an answer that can't be used ({self._clean(str(error))})"
+            wrong = f"unusable response ({self._clean(str(error))})"
             budget.settle(number, "wrong", tokens=used, micro=micro, model=said, note=wrong)
             raise TryAgain(wrong, counted=True, stale=STALE // 2) from None
         self._names.hear(kind, sent.batch, said, vectors)
@@ -326,8 +326,8 @@ class RemoteTeacher:
         def settle() -> None:
             budget.settle(number, "answered", tokens=used, micro=micro, model=said, note=note)
 
-        found: list[Embedded | Refused] = [Embedded(tuple(item.position for item in sent.batch), vectors, settle)]
-        return found, None if cost.said is None else TeacherError(
+        embedded: list[Embedded | Refused] = [Embedded(tuple(item.position for item in sent.batch), vectors, settle)]
+        return embedded, None if cost.said is None else TeacherError(
             f"{self.name}: says that a query cost {money(cost.said, self.currency)}, where "
             f"{money(query.micro, self.currency)} was possible: its counting can't be trusted, and what was possible "
             "is counted; all embeddings are saved: check its prices and its bill before you resume"
@@ -340,11 +340,11 @@ class RemoteTeacher:
             _log.warning("%s: %s; the note of each query in `vl2v bill --csv` says where", self.name, doubt)
 
     async def _canary(self, session: Session, kind: Kind, canary: Item) -> None:
-        """Ask about a canary; `self._names` hears the answer."""
+        """Query a canary; its embedding goes to `self._names`."""
         found, trouble = await self._request(session, kind, [canary], known=True)
-        for answer in found:
-            if isinstance(answer, Embedded):
-                answer.settle()
+        for reply in found:
+            if isinstance(reply, Embedded):
+                reply.settle()
         if trouble is not None:
             raise trouble
 
@@ -355,7 +355,7 @@ class RemoteTeacher:
             ValueError: wrong count or dimension, NaN, zero.
         """
         if len(rows) != count:
-            raise ValueError(f"{len(rows)} vectors for {count} questions")
+            raise ValueError(f"{len(rows)} vectors for {count} queries")
         vectors = np.stack([vector(row) for row in rows])
         if vectors.ndim != 2 or (self._dim is not None and vectors.shape[1] != self._dim):
             raise ValueError(f"vectors of shape {vectors.shape[1:]}, not ({self._dim},)")
@@ -370,7 +370,7 @@ class RemoteTeacher:
         """Return the response; or why there is none, and whether the vendor may have counted the request.
 
         Raises:
-            TeacherError: there is no point in trying; the vendor has counted nothing.
+            TeacherError: no attempt can succeed; the vendor has counted nothing.
         """
         import httpx2
 
@@ -379,7 +379,7 @@ class RemoteTeacher:
         headers = {"Content-Type": content, "Idempotency-Key": sent.key}
         most = ABOUT + len(sent.batch) * (self._dim or DIM) * NUMBER
         try:
-            url = self._url + self._wire.path.format(model=quote(self._model, safe=""), kind=sent.kind.title())
+            url = self._url + self._adapter.path.format(model=quote(self._model, safe=""), kind=sent.kind.title())
             reply = await self._connected().send("POST", url, headers, sent.body, seconds=TIMEOUT, most=most)
         except (
             httpx2.ConnectError,
@@ -397,7 +397,7 @@ class RemoteTeacher:
         except httpx2.RequestError as error:
             return None, f"the connection broke ({type(error).__name__})", "lost"
         except TimeoutError:
-            return None, f"no whole answer within {TIMEOUT:g} seconds", "lost"
+            return None, f"no complete response within {TIMEOUT:g} seconds", "lost"
         except Unusable as error:
             return None, str(error), "wrong"
         return reply, "", "answered"
@@ -413,19 +413,20 @@ class RemoteTeacher:
         if busy or status >= 500 or status in (408, 425, 499):
             outcome: Status = "rejected" if busy else "lost"
             if after is not None and after > PATIENCE:
-                wait = f"the vendor wants to be left alone for {after / 60:.0f} minutes"
-                return TeacherError(f"{self.name}: {status}, {wait}; all answers are kept: {words}"), outcome
+                wait = f"the vendor wants no request for {after / 60:.0f} minutes"
+                saved = "every embedding that arrived is saved"
+                return TeacherError(f"{self.name}: {status}, {wait}; {saved}: {words}"), outcome
             if busy:
-                self._pace.hold(after or 0.0)
+                self._rate_limit.hold(after or 0.0)
                 words = f"too fast or too busy: {words}"
             return TryAgain(f"{status}, {words}", after, counted=outcome != "rejected"), outcome
         if status == 409:  # a request with this key, of a client that is gone, is still being worked on
             return TryAgain(f"{status}, {words}", after, stale=1), "rejected"
         if status in (400, 413, 422):
-            return Rejected(f"{status} {words} {self._wire.hint}".strip()), "rejected"
+            return Rejected(f"{status} {words} {self._adapter.hint}".strip()), "rejected"
         if status in (401, 403):
             return TeacherError(
-                f"{self.name}: {status}, the key in {self._wire.key} isn't accepted: {words}"
+                f"{self.name}: {status}, the key in {self._adapter.key} isn't accepted: {words}"
             ), "rejected"
         if 300 <= status < 400:
             to = without_secrets(response.headers.get("location", ""))
@@ -440,17 +441,17 @@ class RemoteTeacher:
         return TeacherError(f"{self.name}: {status}: {words}"), "rejected"
 
     def _learn_prices(self) -> None:
-        """Take over the price and the dimension that the vendor itself tells, where it does; costs nothing."""
+        """Take over the price and the dimension that the vendor lists, where it does; costs nothing."""
         import httpx2
 
-        if not self._wire.prices or self._told:
+        if not self._adapter.prices or self._listed:
             return
         said = ""
         try:
             line = self._connected()
-            asked = line.send("GET", f"{self._url}/models", {}, seconds=CONNECT, most=ABOUT)
-            response = line.start(asked).result()
-            self._told = True
+            request = line.send("GET", f"{self._url}/models", {}, seconds=CONNECT, most=ABOUT)
+            response = line.start(request).result()
+            self._listed = True
             said = "" if response.status == 200 else str(response.status)
             listed = [] if said else json.loads(response.content)["data"]
             about = next(item for item in listed if item["id"] == self._model)
@@ -464,8 +465,8 @@ class RemoteTeacher:
             self.limits = self.limits.model_copy(update={"price": Price(**price), "unverified": ""})
             self._dim = self._dim or dim
         if said and self.limits.unverified:
-            known, _, _ = self.limits.unverified.partition("; asked")
-            doubt = f"{known}; asked for its prices it said {said}"
+            before, _, _ = self.limits.unverified.partition("; its list")
+            doubt = f"{before}; its list of prices failed: {said}"
             self.limits = self.limits.model_copy(update={"unverified": doubt})
 
     def _price(self) -> Price:
@@ -473,7 +474,7 @@ class RemoteTeacher:
             kind, model = self.name.partition(":")[0], self._model
             raise TeacherError(
                 f'{self.name}: no price known; put [{kind}.models."{model}"] price = {{...}} into vendors.toml in your '
-                "configuration folder (docs/paying.md), so that a budget can be kept"
+                "configuration folder (docs/paying.md), so that a budget can be enforced"
             )
         if self.limits.unverified and self.limits.price == Price():
             self._say_no_price()
@@ -483,10 +484,10 @@ class RemoteTeacher:
         """Say once that a server without a price is counted as free.
 
         Raises:
-            TeacherError: it isn't this machine's, and there is a budget, which couldn't be kept.
+            TeacherError: it isn't this machine's, and there is a budget, which couldn't be enforced.
         """
         if getattr(self.budget, "budget", None) and not is_loopback(canonical_url(self._url)):
-            why = self.limits.unverified.replace("counted as free", "a --budget can't be kept")
+            why = self.limits.unverified.replace("counted as free", "a --budget can't be enforced")
             raise TeacherError(
                 f"{self.name}: {why}; put "
                 f'[{self._kind}.models."{self._model}"] price = {{ image = ..., text = ... }}, in USD an item, '
@@ -500,24 +501,28 @@ class RemoteTeacher:
         """Return the line to the vendor, with a price and a key at hand.
 
         Raises:
-            TeacherError: there is no purse, no price or no key.
+            TeacherError: there is no budget, no price or no key.
         """
         if self.budget is None:
-            raise TeacherError(f"{self.name}: is paid for: ask it through `vl2v embed` or `distill`, with a --budget")
+            raise TeacherError(
+                f"{self.name}: is a paid teacher: query it with `vl2v embed` or `distill`, and a --budget"
+            )
         self._learn_prices()
         self._price()
         line = self._connected()
-        if self._wire.key_needed and not self._key:
+        if self._adapter.key_needed and not self._key:
             raise TeacherError(
-                f"{self.name}: wants a key; put it into the environment as {self._wire.key}, or into a file of "
-                f"mode 600 that {self._wire.key}_FILE names"
+                f"{self.name}: wants a key; put it into the environment as {self._adapter.key}, or into a file of "
+                f"mode 600 that {self._adapter.key}_FILE names"
             )
         return line
 
     def _connected(self) -> Line:
         if self._line is None or not self._line.works:
-            self._key = read_secret(self._wire.key)
-            self._line = Line(self, _Bearer(self._key, self._wire.header) if self._key else None, self.limits.in_flight)
+            self._key = read_secret(self._adapter.key)
+            self._line = Line(
+                self, _Bearer(self._key, self._adapter.header) if self._key else None, self.limits.in_flight
+            )
         return self._line
 
     def _clean(self, words: str) -> str:

@@ -1,4 +1,4 @@
-"""What a vendor's answer other than 200 says: its words, and how long it wants to be left alone."""
+"""A vendor's response other than 200: its error message, and how long it wants no request."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def words_of(reply: Reply) -> str:
 
 
 def retry_after(reply: Reply) -> float | None:
-    """Return the seconds that the vendor wants to be left alone, by whichever header it says so."""
+    """Return the seconds for which the vendor wants no request, from whichever header says so."""
     for header, read in _WAITS.items():
         if header == RESET and reply.status != 429:
-            continue  # many send it with every answer
+            continue  # many send it with every response
         try:
             seconds = read(reply.headers[header])
         except (KeyError, ValueError, TypeError):
@@ -54,7 +54,7 @@ def hopeless_connection(why: str) -> str:
         return f"it doesn't speak TLS ({why}): its address may begin with http://"
     if "407" in why or "proxy authentication" in lower:
         return (
-            f"the proxy wants to know who you are ({why}): put user and password into HTTPS_PROXY, or leave it out for "
+            f"the proxy wants a login ({why}): put user and password into HTTPS_PROXY, or leave it out for "
             "this address with NO_PROXY"
         )
     if "illegal header" in lower:

@@ -40,7 +40,7 @@ def prepare(
 ) -> SentImage:
     """Return an image as a vendor takes it.
 
-    The file's own bytes, if they are of a format that it takes, not too large, and there is one way to look at them:
+    The file's own bytes, if they are of a format that it takes, not too large, and they can be read in one way only:
     8-bit grey or RGB, upright, not animated, without transparency. Else the image as `decode` sees it: PNG, or
     JPEG where that is too large, scaled to the limits.
 

@@ -193,7 +193,7 @@ def _spelt(name: str) -> str:
 
 
 def _priced(price: Any, own: Any) -> Any:
-    """Return prices with one's own in their place: of images, or texts, one is charged by the item or by tokens."""
+    """Return prices replaced by one's own: images, or texts, are charged by the item or by tokens."""
     if not isinstance(price, dict) or not isinstance(own, dict):
         return price if own is None else own
     named = [kind for kind in get_args(Kind) if kind in own or f"{kind}_tokens" in own]
@@ -204,7 +204,7 @@ def _refuse_typos(own: dict[str, Any], kind: str, model: str, url: str | None, f
     """Refuse a person's table with an entry that would be passed over in silence.
 
     Raises:
-        TeacherError: an unknown vendor, or a model that looks like this one misspelt.
+        TeacherError: an unknown vendor, or a model whose name seems to be misspelt.
     """
     for vendor, table in own.items():
         if vendor not in _shipped():
@@ -224,7 +224,7 @@ def _refuse_typos(own: dict[str, Any], kind: str, model: str, url: str | None, f
             continue
         near = difflib.get_close_matches(_spelt(name), wanted, n=1, cutoff=0.85)
         if near and _letters(near[0]) != _letters(name):  # other digits: another version, or another machine
-            raise TeacherError(f'{file}: {kind}.models."{name}": is no model that is asked; did you mean "{near[0]}"?')
+            raise TeacherError(f'{file}: {kind}.models."{name}": no model in use; did you mean "{near[0]}"?')
 
 
 def _letters(name: str) -> str:

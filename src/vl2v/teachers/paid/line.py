@@ -1,4 +1,4 @@
-"""The line to a vendor: HTTP in a thread of its own, where every wait has an end and can be broken off."""
+"""The line to a vendor: HTTP in a thread of its own, where every wait is limited and can be cancelled."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PACKED = ("gzip", "x-gzip", "deflate")
 
 
 class Unusable(Exception):
-    """An answer that came, and that can't be read."""
+    """A response that can't be read."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Line:
             try:
                 content = await _read(response, most if good else WORDS_BYTES, cut=not good)
             except zlib.error:
-                raise Unusable("an answer that is packed wrongly") from None
+                raise Unusable("the response's compression is damaged") from None
             return Reply(response.status_code, response.headers, content)
 
 
@@ -113,7 +113,7 @@ async def _read(response: httpx2.Response, most: int, *, cut: bool) -> bytes:
     """Return a body of so many bytes at most; memory never holds much more, however well it is packed."""
     packing = response.headers.get("content-encoding", "identity").strip().lower()
     if packing not in ("", "identity", *_PACKED):
-        raise Unusable(f"an answer packed as {packing[:40]!r}")
+        raise Unusable(f"the response is compressed as {packing[:40]!r}")
     unpacker = zlib.decompressobj(47) if packing in _PACKED else None  # 47: of gzip or zlib, whichever it is
     body = bytearray()
     async for chunk in response.aiter_raw():
@@ -122,7 +122,7 @@ async def _read(response: httpx2.Response, most: int, *, cut: bool) -> bytes:
         if len(body) > most:
             if cut:
                 break
-            raise Unusable(f"an answer of more than {most / 2**20:.0f} MiB")
+            raise Unusable(f"a response of more than {most / 2**20:.0f} MiB")
     return bytes(body[:most])
 
 

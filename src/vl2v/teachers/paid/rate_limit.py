@@ -1,4 +1,4 @@
-"""A vendor's rate limits, kept before it has to say so."""
+"""A vendor's rate limits, respected before it has to enforce them."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class TryAgain(Exception):
 
     Args:
         reason: in words.
-        after: seconds that the vendor wants to be left alone.
+        after: seconds for which the vendor wants no request.
         counted: whether it stays on the bill.
         stale: how much it speaks for another Idempotency-Key, of `STALE`.
     """
@@ -41,7 +41,7 @@ class Rejected(Exception):
 
 @dataclass(frozen=True)
 class Item:
-    """A text or an image as it is sent: where it stands in the round, and the tokens that it has at most."""
+    """A text or an image as it is sent: its position in the round, and the tokens that it has at most."""
 
     position: int
     thing: SentImage | str
@@ -62,11 +62,11 @@ class Sent:
         kind: of its items.
         batch: its items.
         body: of the request.
-        digest: of the body, by which a later run knows it again.
+        digest: of the body, by which a later run recognises it.
         key: a vendor that honours it bills the attempts at one request once.
         counted: whether an attempt with this key is on the bill already.
         stale: see `TryAgain`.
-        known: whether the model's name in the answer needs no proof.
+        known: whether the model's name in the response needs no proof.
     """
 
     kind: Kind
@@ -79,7 +79,7 @@ class Sent:
     known: bool = False
 
     def failed(self, attempt: TryAgain) -> None:
-        """Note it; an answer that was of no use again and again may be what the vendor remembers for the key."""
+        """Note it; a response that is useless again and again may be what the vendor has cached for the key."""
         self.counted |= attempt.counted
         self.stale += attempt.stale
         if self.stale >= STALE:

@@ -18,7 +18,7 @@ Outcome = tuple[list[Embedded | Refused], Exception | None]
 """What came of a request, and what ends the session."""
 
 GRACE = 1.0  # seconds in which what is in flight may still arrive when somebody wants an end
-TICK = 0.1  # seconds between two looks whether somebody does
+TICK = 0.1  # seconds between two checks whether somebody does
 
 
 class Session:
@@ -41,13 +41,13 @@ class Session:
         self._sending: set[asyncio.Task[Any]] = set()
 
     def run(
-        self, batches: Iterator[B], ask: Callable[[B], Coroutine[Any, Any, Outcome]], first: int, room: int
+        self, batches: Iterator[B], send: Callable[[B], Coroutine[Any, Any, Outcome]], first: int, room: int
     ) -> Iterator[Embedded | Refused]:
         """Yield what comes; raise the first error when all that is in flight, and so is paid for, has been yielded.
 
         Args:
             batches: the requests.
-            ask: makes one.
+            send: sends one and returns its outcome.
             first: how many are in flight until one has ended.
             room: and after that.
         """
@@ -56,8 +56,8 @@ class Session:
             while True:
                 try:
                     while trouble.error is None and len(self._running) < first and (batch := self._next(batches)):
-                        self._running.add(self._line.start(ask(batch)))
-                    self._look()
+                        self._running.add(self._line.start(send(batch)))
+                    self._check()
                     done = wait(self._running, TICK, FIRST_COMPLETED).done
                 except (Exception, KeyboardInterrupt, SystemExit) as error:
                     trouble.add(error)
@@ -137,16 +137,16 @@ class Session:
         for task in self._tasks:
             task.cancel()
 
-    # In the thread that asks
+    # In the caller's thread
 
     def _next(self, batches: Iterator[B]) -> B | None:
         """Return the next request, unless somebody wants an end: reading takes its time."""
-        if self._look():
+        if self._check():
             return None
         batch = next(batches, None)
-        return None if self._look() else batch
+        return None if self._check() else batch
 
-    def _look(self) -> bool:
+    def _check(self) -> bool:
         if not self.stopped and self._stop():
             self.stopped = True
             self.end(GRACE)
@@ -166,9 +166,9 @@ class _Trouble:
     def add(self, error: BaseException | None) -> None:
         self.error = self.error or error
 
-    def patient(self, answer: Embedded | Refused) -> Embedded | Refused:
-        """Return the answer such that an error in settling it waits, too."""
-        return replace(answer, settle=self._patient(answer.settle)) if isinstance(answer, Embedded) else answer
+    def patient(self, reply: Embedded | Refused) -> Embedded | Refused:
+        """Return the reply such that an error in settling it waits, too."""
+        return replace(reply, settle=self._patient(reply.settle)) if isinstance(reply, Embedded) else reply
 
     def _patient(self, settle: Callable[[], None]) -> Callable[[], None]:
         def settled() -> None:

@@ -1,4 +1,4 @@
-"""What a teacher is that is rented by the query: every attempt to ask is reserved in a purse before it leaves."""
+"""The protocol of paid teachers: every attempt at a query is reserved from a budget before it leaves."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vl2v.teachers.protocol import EncodedImage, Teacher, Vectors
 
 Kind = Literal["image", "text"]
 Status = Literal["answered", "wrong", "lost", "rejected"]
-"""How a query ended: with answers; with answers that can't be used (paid for all the same); with nothing, though the
-vendor may have counted it (time-out, broken connection); refused by the vendor, which costs nothing."""
+"""How a query ended: with embeddings; with an unusable response (paid for all the same); with none, though the vendor
+may have billed it (time-out, broken connection); rejected by the vendor, which costs nothing."""
 
 MICRO = 1_000_000  # money is integer micro-units of the vendor's currency
-SAME = 0.98  # cosine between two answers of one model to one query; half precision and batching stay far above it
+SAME = 0.98  # cosine of one model's embeddings of one item, at least; half precision and batching stay far above it
 
-# Asked at the start of each session with a rented teacher: another answer than last time is another model.
+# Queried at the start of each session with a paid teacher: another embedding than last time is another model's.
 CANARY_TEXT = "a photo of a canary"
 CANARY_SIZE = (64, 64)
 CANARY_IMAGE = base64.b64decode(
@@ -32,7 +32,7 @@ CANARY_IMAGE = base64.b64decode(
 
 
 class BudgetReached(TeacherError):
-    """The next query could pass the budget; everything that was answered is kept."""
+    """The next query could pass the budget; every embedding that arrived is saved."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Query:
     """One attempt at one request, and the most that it can cost.
 
     Attributes:
-        kind: what is asked about.
+        kind: of its items.
         count: how many images or texts.
         tokens: at most, as the vendor counts them; 0 where it doesn't.
         micro: the price at most, in millionths of the currency.
-        digest: of the request's content; "" where it isn't to be known again.
+        digest: of the request's content; "" where it isn't to be recognised later.
         key: the Idempotency-Key that it is sent with.
     """
 
@@ -117,12 +117,12 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Embedded:
-    """The answer to one request.
+    """One request's embeddings.
 
     Attributes:
-        positions: which of the things that were asked, by their order.
+        positions: of its items among all that were queried.
         vectors: [n, d], unit rows.
-        settle: to be called once the vectors are kept durably: only then is the query noted as answered.
+        settle: to be called once the vectors are saved durably: only then is the query noted as answered.
     """
 
     positions: tuple[int, ...]
@@ -142,7 +142,7 @@ class PaidTeacher(Teacher, Protocol):
     """A teacher that is paid for.
 
     Attributes:
-        purse: who pays; None: nothing may be asked.
+        budget: what pays; None: nothing may be queried.
         currency: "USD" and the like.
         doubt: why its prices may be wrong; empty where there is no reason to think so.
     """
@@ -154,7 +154,7 @@ class PaidTeacher(Teacher, Protocol):
     def doubt(self) -> str: ...  # noqa: D102
 
     def forecast(self, kind: Kind, sizes: Iterable[tuple[int, int]]) -> Forecast:
-        """Return what asking about images of these (width, height) would take; for texts: (bytes, 1).
+        """Return what querying images of these (width, height) would take; for texts: (bytes, 1).
 
         Raises:
             TeacherError: no price is known; the message says where to put one.
@@ -162,11 +162,11 @@ class PaidTeacher(Teacher, Protocol):
         ...
 
     def stop(self) -> None:
-        """End, soon and for good, what is being asked in other threads; they get a TeacherError."""
+        """End, soon and for good, the queries of other threads; they get a TeacherError."""
         ...
 
     def query(self, kind: Kind, items: Iterable[EncodedImage] | Iterable[str]) -> Iterator[Embedded | Refused]:
-        """Ask about all items, several requests in flight, and yield answers as they come, in any order.
+        """Query all items, several requests in flight; yield embeddings as they arrive, in any order.
 
         When the budget is reached nothing more leaves, what is in flight is still yielded, then BudgetReached comes.
 
@@ -197,5 +197,5 @@ def micro_of(budget: float) -> int:
 
 
 def as_paid(teacher: Teacher) -> PaidTeacher | None:
-    """Return the teacher if it is one that is paid for; doesn't ask it anything."""
+    """Return the teacher if it is a paid one; sends nothing."""
     return cast(PaidTeacher, teacher) if hasattr(type(teacher), "query") else None

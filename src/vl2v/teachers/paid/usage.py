@@ -1,7 +1,7 @@
 """What a query may cost and what it did: a vendor's own figures count within what they can be.
 
-Reserved is the most that the table and this session's answers make possible. A figure above that is believed where it
-can be true: of the first answer of a kind, which travels alone, and of items that are somewhat larger than was thought.
+Reserved is the most that the table and this session's responses make possible. A figure above that is believed where
+it can be true: of the first response of a kind, which is sent alone, and of items somewhat larger than estimated.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from vl2v.teachers.paid.limits import Price
 from vl2v.teachers.paid.teacher import MICRO, Kind, Query
 
-FIRST = 1000  # times what was reserved that the first answer of a kind may cost
+FIRST = 1000  # times what was reserved that the first response of a kind may cost
 LATER = 10  # and another one
 AN_ITEM = MICRO // 10  # and what an item may cost of which no price is known
 HUGE = 10**12  # what is more is taken for this
@@ -22,7 +22,7 @@ HUGE = 10**12  # what is more is taken for this
 
 @dataclass(frozen=True)
 class Counted:
-    """What counts of an answer's price.
+    """What counts of a response's price.
 
     Attributes:
         tokens: None: as reserved.
@@ -53,14 +53,14 @@ class Usage:
     def count(
         self, query: Query, tokens: Sequence[Any], micro: Any, price: Price, *, first: bool, sized: bool = True
     ) -> Counted:
-        """Return what counts of an answer, and learn from it.
+        """Return what counts of a response, and learn from it.
 
         Args:
             query: as it was reserved.
-            tokens: the vendor's counts, to be summed up; none if it tells none.
+            tokens: the vendor's counts, to be summed up; none if it gives none.
             micro: what it says that it cost; None if it doesn't.
             price: by which tokens are charged.
-            first: whether it is the first answer of its kind in this session.
+            first: whether it is the first response of its kind in this session.
             sized: whether the table knows how many tokens an item has.
         """
         counts = [whole(each) for each in tokens]
