@@ -105,7 +105,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def recording(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the recording of a teacher that was asked about all shapes; `worded`, beside it, has more texts."""
+    """Return the recording of a teacher that was queried about all shapes; `worded`, beside it, has more texts."""
     folder = tmp_path_factory.mktemp("teacher")
     record(shapes, folder / "worded", worded=True)
     return record(shapes, folder / "recording")

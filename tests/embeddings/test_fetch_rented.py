@@ -1,4 +1,4 @@
-"""What is paid for is kept before anything else happens; a stand-in vendor in this process keeps count."""
+"""What is paid for is saved before anything else happens; a stand-in vendor in this process keeps count."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def keys(numbers: Sequence[int]) -> list[bytes]:
 
 
 def fill(path: Path, numbers: Sequence[int], teacher: Facts = ONE, of: Sequence[int] | None = None) -> Path:
-    """Keep the answers to some questions; `of`: those to other ones in their place."""
+    """Save the embeddings of some queries; `of`: those of other ones instead."""
     with EmbeddingStore(path) as store:
         store.register(teacher)
         store.put(teacher.fingerprint, keys(numbers), rows(of or numbers, teacher.dim), kind="text")

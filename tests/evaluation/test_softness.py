@@ -1,4 +1,4 @@
-"""How soft answers are, and the temperature that makes them so."""
+"""How soft probabilities are, and the temperature that makes them so."""
 
 from __future__ import annotations
 

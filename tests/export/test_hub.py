@@ -1,4 +1,4 @@
-"""A student that is shared: all that is needed, nothing of its maker's; and one from elsewhere, looked at first."""
+"""A student that is shared: all that is needed, nothing of its maker's; and one from elsewhere, evaluated first."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from .pages import NASTY, Written
 
 @pytest.fixture(scope="session")
 def of_run(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """A run of ADiP whose teacher was asked about the unseen domain only after it was over."""
+    """A run of ADiP whose teacher was queried about the unseen domain only after it was over."""
     place = tmp_path_factory.mktemp("report")
     settings, store = quick_settings(shapes, recording), place / "store"
     finished = distill(settings, place / "adip", store=store)
@@ -46,7 +46,7 @@ def of_nasty(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="session")
 def of_benchmark(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Written:
-    """A benchmark of two methods, two students and two seeds, with some runs that asked less, and a failed job."""
+    """A benchmark of two methods, two students and two seeds, with some runs that queried less, and a failed job."""
     folder = tmp_path_factory.mktemp("bench")
     settings = {
         "teacher": {"spec": f"recorded:{recording}"},

@@ -1,4 +1,4 @@
-"""A student that meets a new place: what is queried, what it starts from, and what stays as it was."""
+"""A student that meets a new domain: what is queried, what it starts from, and what stays as it was."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that asks about some of its images only."""
+"""A run that queries some of its images only."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_so_many_are_asked_about_and_no_more(strategy: str, quick: dict[str, Any
     vl2v.embed(quick, store=tmp_path / "store")
     assert asked(tmp_path / "store") == {"image": 12, "text": 3}
     run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
-    assert asked(tmp_path / "store") == {"image": 12, "text": 3}, "the run wants what was asked in advance"
+    assert asked(tmp_path / "store") == {"image": 12, "text": 3}, "the run wants what was queried in advance"
     assert len(json.loads((run.folder / "asked.json").read_text())) == 12
     quick["teacher"]["select"] = 20
     vl2v.embed(quick, store=tmp_path / "store")

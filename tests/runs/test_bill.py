@@ -1,4 +1,4 @@
-"""The bill: who asked what, when, for how much, paid for or not."""
+"""The bill: who queried what, when, for how much, paid for or not."""
 
 from __future__ import annotations
 

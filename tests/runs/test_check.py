@@ -1,4 +1,4 @@
-"""Checking a teacher on a small labelled sample, before all of its answers are paid for."""
+"""Checking a teacher on a small labelled sample, before all of its embeddings are paid for."""
 
 from __future__ import annotations
 

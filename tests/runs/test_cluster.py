@@ -65,7 +65,7 @@ def test_on_ray_with_a_worker_killed(
         assert killed and same(tmp_path, calm)
         with EmbeddingStore(tmp_path) as store:
             asked = [q.count for q in store.queries() if q.kind == "image"]
-        assert sum(asked) <= 108 + 12, "the killed one's batch, and nothing else, was asked about twice"
+        assert sum(asked) <= 108 + 12, "the killed one's batch, and nothing else, was queried twice"
         assert not list((tmp_path / "shards").glob("[0-9]*"))
         assert embed(settings, store=tmp_path, cluster=Cluster()).plan.queries == 0
         mine = shutil.copytree(shapes, tmp_path / "shapes")

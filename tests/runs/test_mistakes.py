@@ -1,4 +1,4 @@
-"""Wrong labels are found in what the teacher answered already; nothing is queried for it."""
+"""Wrong labels are found by the embeddings that are cached already; nothing is queried for it."""
 
 from __future__ import annotations
 

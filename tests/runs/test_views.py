@@ -1,4 +1,4 @@
-"""What the teacher is asked about: fixed views are shared and never bought twice; an online one is asked anew."""
+"""Views: fixed ones are shared and never bought twice; an online teacher is queried anew."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from vl2v.runs.train import new_student
 
 @pytest.fixture
 def teacher(monkeypatch: pytest.MonkeyPatch) -> Stub:
-    """Return the teacher that every spec opens: it has an answer about any image."""
+    """Return the teacher that every spec opens: it has an embedding of any image."""
     stub = Stub()
     monkeypatch.setattr("vl2v.embeddings.teaching.open_teacher", lambda spec, **options: stub)
     return stub
@@ -134,7 +134,7 @@ def test_views_of_another_size_are_not_bought_by_mistake(
 
 
 class WhiteBox(Stub):
-    """Counts the batches that it is asked about online."""
+    """Counts the batches that it is queried with online."""
 
     def __init__(self) -> None:
         super().__init__()

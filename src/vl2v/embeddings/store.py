@@ -308,7 +308,7 @@ class EmbeddingStore(Checked):
         """Copy one teacher's queries and embeddings; return how many are new."""
         number = self._require(teacher.fingerprint).number
         queried, own_question = self._queried(teacher.fingerprint), {}
-        for question, theirs in other._asked(teacher.fingerprint).items():
+        for question, theirs in other._queried(teacher.fingerprint).items():
             if question not in queried:
                 row = self._db.execute(
                     "INSERT INTO questions (teacher, asked_at, kind, count) VALUES (?, ?, ?, ?)", (number, *question)

@@ -29,7 +29,7 @@ from vl2v.runs.auto_loss import align_again, refit, settled
 from vl2v.runs.cache import SharedCache, stage_name
 from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.evaluate import classifier_logits, evaluate_images
-from vl2v.runs.features import KEPT, Features, Indices, new_backbone, new_student, rows_of, selected
+from vl2v.runs.features import CACHED, Features, Indices, new_backbone, new_student, rows_of, selected
 from vl2v.runs.folder import Run, locked, open_run, save_version
 from vl2v.runs.image_identity import predictions_of, same_images, save_images
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
@@ -552,7 +552,7 @@ class _Work:
             own = own_part(self.trainer.fabric, images)
             pixels = partial(clean_pixels, self.sources.dataset, own, size, workers=workers, fit=self.student.spec.fit)
             kept = cache(lambda: [x.clone() for x in pixels()])  # out of the loader's shared memory
-            batches = kept if len(own) * size**2 * 3 <= KEPT else pixels
+            batches = kept if len(own) * size**2 * 3 <= CACHED else pixels
             together = partial(put_together, self.trainer.fabric, total=len(images))
         return self._scored(images, batches, together)
 
