@@ -16,7 +16,7 @@ import vl2v
 from little import CLASSES, Interrupted, quick_settings, stopping
 from vl2v.cli.app import app
 from vl2v.embeddings import EmbeddingStore
-from vl2v.errors import ConfigError, RunError
+from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.runs.adapting import BEFORE, adapt
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.settings import resolve
@@ -164,6 +164,45 @@ def test_the_command_prints_before_and_after(parents: Any, place: Path, store: P
     done = CliRunner().invoke(app, command)
     assert done.exit_code == 0
     assert "before" in done.stdout and "paint *" in done.stdout and "6 queries" in done.stdout
+
+
+def test_a_servers_log_is_linked_and_stays_as_it_was_then(
+    parents: Any, place: Path, store: Path, tmp_path: Path
+) -> None:
+    log, out = Path(shutil.copytree(place, tmp_path / "log")), tmp_path / "out"
+    with pytest.raises(Interrupted):
+        adapt(parents(), None, out, log=log, select=4, store=store, progress=stopping("distill", 1))
+    shutil.rmtree(log)  # the server deletes old images
+    log.mkdir()
+    run = adapt(parents(), None, out, log=log, select=4, store=store).run
+    assert run is not None and run.config.data.unlabelled == [(tmp_path / "out-images").resolve()]
+    with pytest.raises(DataError, match="no images in it yet"):
+        adapt(parents(), None, tmp_path / "other", log=log, store=store)
+    with pytest.raises(ConfigError, match="--images"):
+        adapt(parents(), None, tmp_path / "other", store=store)
+
+
+def test_a_student_that_forgets_goes_back_towards_its_parent(
+    parents: Any, place: Path, store: Path, tmp_path: Path
+) -> None:
+    parent = parents()
+    wild = {"stages": {"distill": {"steps": 6, "lr": 1.0, "eval_every": 6}}, "train": {"select": "last"}}
+    run = adapt(parent, place, tmp_path / "wild", select=4, settings=wild, store=store).run
+    assert run is not None
+    before, after = (one.classifier.about["validation_accuracy"] for one in (parent, run))
+    assert after >= before - 0.0025
+    tame = {"stages": {"distill": {"steps": 1, "lr": 1e-6}}}
+    said: list[str] = []
+    adapt(
+        parent,
+        place,
+        tmp_path / "tame",
+        select=4,
+        settings=tame,
+        store=store,
+        progress=lambda task, *_: said.append(task),
+    )
+    assert any(line.startswith("100% of the way") for line in said)
 
 
 @pytest.mark.parametrize(("domains", "groups"), [("auto", 2), (1, 1), (3, 3)])

@@ -15,6 +15,7 @@ from loopback import Loopback
 from vl2v.deploy.runtime import Exported, load
 from vl2v.export import export_student
 from vl2v.serving.app import create_app
+from vl2v.serving.image_log import ImageLog
 from vl2v.serving.teacher_client import TeacherClient
 from vl2v.serving.traffic_log import TrafficLog
 from vl2v.teachers import Teacher, open_teacher
@@ -66,13 +67,14 @@ class Servers:
         teacher: Teacher | str | None = None,
         budget: float = 0,
         log: Path | None = None,
+        images: ImageLog | None = None,
         **more: Any,
     ) -> str:
         """Start a server and return its address."""
         student = student if isinstance(student, Exported) else load(student or self.opened, threads=1)
         asked = open_teacher(teacher) if isinstance(teacher, str) else teacher
         teacher_client = TeacherClient(student, self.store, asked, budget)
-        self.running.append(Loopback(create_app(student, teacher_client, TrafficLog(student, log), **more)))
+        self.running.append(Loopback(create_app(student, teacher_client, TrafficLog(student, log, images), **more)))
         return self.running[-1].url
 
     def stop(self) -> None:

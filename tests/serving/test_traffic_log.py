@@ -16,8 +16,9 @@ from typer.testing import CliRunner
 from little import no_file_larger_than
 from vl2v.cli.app import app
 from vl2v.deploy.runtime import load
-from vl2v.errors import DataError
+from vl2v.errors import ConfigError, DataError
 from vl2v.serving import traffic_log
+from vl2v.serving.image_log import ImageLog
 from vl2v.serving.traffic_log import TrafficLog, read_log
 
 from .conftest import Servers, http
@@ -140,3 +141,44 @@ def test_an_export_knows_its_training_domains(form: str, request: pytest.Fixture
     student = load(request.getfixturevalue(form))
     kept = student.card["reference"]
     assert set(kept["domains"]) == {"chalk", "ink"} and 0 <= kept["unknown"] <= 1
+
+
+def test_images_are_saved_once_each_as_they_came_and_only_where_that_is_wanted(
+    served: Servers, shapes: Path, tmp_path: Path
+) -> None:
+    sent = files(shapes / "ink")[:5]
+    http.post(f"{served()}/predict", files=sent).raise_for_status()
+    assert not list(tmp_path.rglob("*.png"))
+    folder = tmp_path / "traffic"
+    url = served(images=ImageLog(folder, 2**20))
+    for _ in range(2):
+        http.post(f"{url}/predict", files=sent).raise_for_status()
+    assert http.post(f"{url}/predict", files=[("image", b"no image")]).status_code == 400
+    served.stop()
+    saved = sorted(folder.iterdir())
+    assert {file.read_bytes() for file in saved} == {data for _, data in sent} and len(saved) == 5
+    assert all(file.suffix == ".png" and file.stat().st_mode & 0o077 == 0 for file in saved)
+
+
+def test_the_oldest_images_make_way_and_no_file_of_anyone_else_does(shapes: Path, tmp_path: Path) -> None:
+    sent = [data for _, data in files(shapes / "ink")]
+    most = sum(map(len, sent[-4:]))
+    log = ImageLog(tmp_path / "traffic", most)
+    log.add(sent)
+    assert {file.read_bytes() for file in log.folder.iterdir()} == set(sent[-4:])
+    (log.folder / f"{'0' * 64}.png.new").touch()  # of a server that was killed
+    again = ImageLog(log.folder, most - 1)
+    assert {file.read_bytes() for file in again.folder.iterdir()} < set(sent[-4:]), "counted when it is opened again"
+    (log.folder / "holiday.jpg").touch()
+    with pytest.raises(ConfigError, match=r"holds holiday\.jpg"):
+        ImageLog(log.folder, most)
+
+
+def test_a_full_disk_ends_the_saving_of_images_and_nothing_else(
+    served: Servers, image: bytes, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = ImageLog(tmp_path / "traffic", 2**20)
+    with no_file_larger_than(10):
+        log.add([image])
+    log.add([image])
+    assert not list(log.folder.iterdir()) and "no more images are saved" in caplog.text

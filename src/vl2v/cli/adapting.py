@@ -13,7 +13,12 @@ from vl2v.cli.show import say
 
 def adapt(
     run: Annotated[Path, typer.Argument(help="The run folder of the student.")],
-    images: Annotated[Path, typer.Option(help="A folder of images from the new domain; they need no labels.")],
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images from the new domain; they need no labels.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option("--from", help="In place of --images, the folder of `vl2v serve --log-images`.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="The new run's folder; by default RUN-adapted.")] = None,
     select: Annotated[int, typer.Option(min=1, help="How many of them to query the teacher about.")] = 200,
     strategy: Annotated[str, typer.Option(help="Which: kcenter, uncertainty or random.")] = "kcenter",
@@ -38,6 +43,7 @@ def adapt(
             run,
             images,
             out,
+            log=log,
             select=select,
             strategy=which,
             closed_form=closed_form,
@@ -52,6 +58,10 @@ def adapt(
         return
     for refusal in found.queries.refused:
         say(f"{refusal.path}: refused by the teacher: {refusal.reason}", err=True)
-    found.table().print()
+    assert found.run.evaluation is not None
+    if found.run.evaluation.rows:
+        found.table().print()
+    else:
+        say(*found.run.evaluation.notes)
     bill = f"; the bill so far: {found.queries.bill}" if found.queries.bill else ""
     say(f"{found.queries.plan.queries:,} queries{bill}; the student is in {found.run.folder}")

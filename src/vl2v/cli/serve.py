@@ -24,6 +24,13 @@ def serve(
     ] = 0,
     store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
     log: Annotated[Path | None, typer.Option(help="File to append embeddings of live traffic to.")] = None,
+    log_images: Annotated[
+        Path | None,
+        typer.Option(help="Folder to save predicted images in, for `vl2v adapt --from`; by default none is saved."),
+    ] = None,
+    log_images_mb: Annotated[
+        int, typer.Option(min=1, help="Largest size of that folder in MB; the oldest images make way.")
+    ] = 1024,
     origin: Annotated[
         list[str] | None, typer.Option(help="Origin of a web page that may send requests; may be repeated.")
     ] = None,
@@ -53,6 +60,8 @@ def serve(
         budget=budget,
         store=store,
         log=log,
+        log_images=log_images,
+        log_images_mb=log_images_mb,
         origins=origin or (),
         name=name,
         host=host,

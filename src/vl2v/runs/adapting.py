@@ -1,7 +1,8 @@
 """A deployed student meets a new domain: it is trained further on images from there, without labels.
 
 The teacher is queried about the most useful of them; the images that the run learnt from, and the embeddings in the
-store, stay beside them in every batch, so that nothing is forgotten.
+store, stay beside them in every batch. At last the weights go back towards the parent's as far as it takes to keep its
+accuracy on the source domains' validation images (`vl2v.runs.auto_loss.toward_parent`).
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from vl2v.embeddings import EmbeddingStore, Refusal
 from vl2v.embeddings.bill import asker, cost, with_budget
 from vl2v.embeddings.select import k_center_order, random_order, uncertain_order
 from vl2v.embeddings.teaching import fixed_views, the_teacher
-from vl2v.errors import ConfigError, RunError
+from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.evaluation import Evaluation
+from vl2v.io import NEW
 from vl2v.methods import find_method
 from vl2v.privacy import public_name
 from vl2v.progress import Progress, silent
@@ -75,9 +77,10 @@ class Adapted:
 
 def adapt(
     run: Run | Path | str,
-    images: Path | str,
+    images: Path | str | None,
     out: Path | str,
     *,
+    log: Path | str | None = None,
     select: int = 200,
     strategy: Strategy = "kcenter",
     closed_form: bool = False,
@@ -93,6 +96,8 @@ def adapt(
         run: the parent; it stays as it is. Its images and the store with their embeddings have to be where they were.
         images: a folder of images from the new domain.
         out: the new run's folder; an interrupted one is resumed.
+        log: in place of `images`, the folder of a server that saves what it predicts (`vl2v serve --log-images`). The
+            images of now are linked, or copied, into a folder beside the new run: the server goes on deleting old ones.
         select: how many of the images the teacher is queried about; those in the store already come for nothing.
         strategy: which: far from one another to the parent's eye ("kcenter"), least certain to it, or any.
         closed_form: fit the last layer alone, which takes seconds; the backbone stays as it is.
@@ -111,10 +116,16 @@ def adapt(
         >>> found = adapt("runs/student", "new-camera/", "runs/adapted", select=200)  # doctest: +SKIP
         >>> found.table().print()  # doctest: +SKIP
     """
-    parent = run if isinstance(run, Run) else Run(Path(run))
+    parent, out = run if isinstance(run, Run) else Run(Path(run)), Path(out)
+    if (images is None) == (log is None):
+        raise ConfigError("give either a folder of images (--images) or the folder of a server's log (--from)")
+    _check(parent, select, closed_form=closed_form)
+    folder = Path(images or log or "")
+    if log is not None and not dry_run:
+        folder = _linked(folder, out.with_name(f"{out.name}-images"))
     given = merge({"train": {"head": "only"}} if closed_form else {}, settings or {})
-    tree = _settings(parent, Path(images), given, select)
-    session, out = Session.of(store, budget, progress), Path(out)
+    tree = _settings(parent, folder, given)
+    session = Session.of(store, budget, progress)
     queried = _query(parent, resolve(tree), out, session, select, strategy, dry_run=dry_run)
     if dry_run:
         return Adapted(None, queried)
@@ -128,8 +139,8 @@ def adapt(
     return Adapted(made, queried)
 
 
-def _settings(parent: Run, images: Path, given: Mapping[str, Any], select: int) -> Tree:
-    """Return the new run's settings.
+def _check(parent: Run, select: int, *, closed_form: bool) -> None:
+    """Refuse what can't be adapted, before anything is copied.
 
     Raises:
         ConfigError, RunError: see `adapt`.
@@ -144,6 +155,49 @@ def _settings(parent: Run, images: Path, given: Mapping[str, Any], select: int) 
             f"{parent.folder}: method {config.method} learns nothing from images without labels that could be added "
             "to its student; adapt a run of adip, adip-plus, kd, fd, simkd or sd"
         )
+    if not closed_form and task.head != parent.classifier.student.head:
+        raise ConfigError(
+            f"{parent.folder}: its last layer was fitted to the class embeddings (train.head), which {config.method} "
+            "doesn't train; fit it again with --closed-form"
+        )
+
+
+def _linked(log: Path, folder: Path) -> Path:
+    """Return a folder with the images that a server's log has now, or had when an interrupted run began.
+
+    Raises:
+        DataError: there are none.
+    """
+    if folder.is_dir():
+        return folder
+    if not log.is_dir():
+        raise DataError(f"{log}: no such folder; `vl2v serve --log-images FOLDER` saves images in one")
+    unfinished = folder.with_name(f"{folder.name}{NEW}")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True, mode=0o700)
+    for image in sorted(log.iterdir()):
+        with suppress(FileNotFoundError):  # the server has just deleted it
+            if image.suffix != NEW and image.is_file():
+                _link(image, unfinished / image.name)
+    if not any(unfinished.iterdir()):
+        unfinished.rmdir()
+        raise DataError(f"{log}: no images in it yet")
+    unfinished.replace(folder)
+    return folder
+
+
+def _link(image: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(image)
+    except FileNotFoundError:
+        raise
+    except OSError:  # on another disk
+        shutil.copyfile(image, target)
+
+
+def _settings(parent: Run, images: Path, given: Mapping[str, Any]) -> Tree:
+    """Return the new run's settings."""
+    config, task = parent.config, find_method(parent.config.method)
     *_, last = task.stage_defaults
     stage = config.stages[last]
     before = config.data.unlabelled

@@ -25,7 +25,7 @@ from vl2v.errors import ConfigError, DataError, VL2VWarning
 from vl2v.evaluation import fit_temperature, unknown_threshold
 from vl2v.methods import Averager, Stage, Task, task_of, version_of
 from vl2v.progress import Progress, silent
-from vl2v.runs.auto_loss import align_again, refit, settled
+from vl2v.runs.auto_loss import align_again, refit, settled, toward_parent
 from vl2v.runs.cache import SharedCache, stage_name
 from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.evaluate import classifier_logits, evaluate_images
@@ -249,8 +249,9 @@ def train(
         spending = paid.enter_context(paying) if fabric.is_global_zero else None
         dim = from_first(fabric, lambda: dim_of(store, teacher) if teacher else 0)
         student = new_student(config, task, len(sources.dataset.classes), base, dim)
-        if config.student.parent is not None:
-            student.load_state_dict(Run(config.student.parent).classifier.student.state_dict())
+        parent = Run(config.student.parent).classifier.student if config.student.parent is not None else None
+        if parent is not None:
+            student.start_from(parent)
         trainer.prepare(student)
         if config.train.quick != "off":
             student.cut(config.train.quick)
@@ -290,7 +291,7 @@ def train(
     features.spread()
     task = settled(task, run.folder, sources, targets, features, fabric, progress)
     work = _Work(run, student, sources, targets, views, trainer, features, probabilities)
-    stages = task.stages if config.student.parent is None else task.stages[-1:]  # whose projector fits already
+    stages = task.stages if parent is None else task.stages[-1:]  # whose projector fits already
     stages = () if config.train.head == "only" else stages
     with ExitStack() as held:
         alone = fabric.world_size == 1
@@ -300,13 +301,19 @@ def train(
     if not fabric.is_global_zero:
         return
     student.fold()
+
+    def new_features(one: Student) -> Features:
+        return Features(one, sources.dataset, fabric, config.data.workers, progress)
+
     head = config.train.head
     if refits(config, task):
-        trained = Features(student, sources.dataset, fabric, config.data.workers, progress)
+        trained = new_features(student)
         if head != "method":
             progress(refit(student, task, sources, targets, trained, head), 1, 1, "")
         elif (best := align_again(student, sources, targets, trained)) is not None:
             progress(f"aligned again, lambda {best:g}", 1, 1, "")
+    if parent is not None:
+        progress(toward_parent(student, parent, sources, targets, new_features), 1, 1, "")
     texts = torch.from_numpy(targets.texts) if student.head == "text" and targets.texts is not None else None
     scale = targets.scale if student.head == "text" else 1.0
     classifier = Classifier(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vl2v.deploy.runtime import Exported, exports_in, load, load_current
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.secret import read_secret
+from vl2v.serving.image_log import ImageLog
 from vl2v.web.addresses import check_host
 from vl2v.web.freeze_gc import freeze_gc
 from vl2v.web.server import listen
@@ -55,6 +56,8 @@ def serve(
     budget: float = 0,
     store: Path | None = None,
     log: Path | None = None,
+    log_images: Path | None = None,
+    log_images_mb: int = 1024,
     origins: Sequence[str] = (),
     name: str = "student",
     host: str = "127.0.0.1",
@@ -71,6 +74,8 @@ def serve(
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
         store: of the teacher's answers; by default the one that all runs share.
         log: a file to which the network's outputs are added.
+        log_images: a folder in which the images are saved that are predicted; by default none is.
+        log_images_mb: megabytes of all of them; the oldest make way.
         origins: of pages elsewhere that may ask from a browser.
         name: of the model.
         host: to listen on.
@@ -83,6 +88,7 @@ def serve(
         StudentError: not an export.
         TeacherError: the teacher can't be opened.
         DataError: the log can't be written.
+        ConfigError: the folder of images holds other files.
         MissingExtra: fastapi, httptools, uvicorn, prometheus-client or python-multipart isn't installed.
 
     Examples:
@@ -100,7 +106,10 @@ def serve(
         )
     logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of every form that is broken
     student = load(file, threads=1)
-    app = application(student, teacher, budget, store, log, origins, name, key)
+    images = None if log_images is None else ImageLog(log_images, log_images_mb * 2**20)
+    if images is not None:
+        announce(f"every image that is predicted is saved in {log_images}, up to {log_images_mb} MB")
+    app = application(student, teacher, budget, store, log, origins, name, key, images)
     listen(app, host, port, lambda address: announce(f"{file} ({student.kind}) at {address}"), app.state.stopping)
 
 
@@ -113,6 +122,7 @@ def application(
     origins: Sequence[str],
     name: str,
     key: str,
+    images: ImageLog | None = None,
 ) -> FastAPI:
     """Return what is served; see `serve`."""
     from vl2v.serving.app import create_app
@@ -123,7 +133,7 @@ def application(
 
     asked = None if teacher is None else open_teacher(teacher)
     teacher_client = TeacherClient(student, store or default_store(), asked, budget)
-    app = create_app(student, teacher_client, TrafficLog(student, log), name=name, key=key, origins=origins)
+    app = create_app(student, teacher_client, TrafficLog(student, log, images), name=name, key=key, origins=origins)
     app.state.stopping = teacher_client.stop
     freeze_gc()
     return app

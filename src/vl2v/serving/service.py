@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,8 @@ class Service:
         rows = await self.network.outputs(await self.decoders.views(things, client), client)
         answers = self.student.predictions(rows)
         self.traffic_log.add(rows, answers)
+        if self.traffic_log.images is not None:
+            await asyncio.to_thread(self.traffic_log.images.add, [one for one in things if isinstance(one, bytes)])
         self.metrics.count(answers)
         return answers
 

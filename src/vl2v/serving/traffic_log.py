@@ -1,4 +1,4 @@
-"""What the server remembers of live traffic: the network's outputs, never images."""
+"""What the server remembers of live traffic: the network's outputs, and images only where that is wanted."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from vl2v.deploy.prediction import Prediction
 from vl2v.deploy.runtime import Exported
 from vl2v.errors import DataError, StudentError
 from vl2v.names import UNKNOWN
+from vl2v.serving.image_log import ImageLog
 
 FORMAT = 1
 HALF = 128 * 2**20  # bytes of a log, after which another is begun; the one before is kept
@@ -38,13 +39,15 @@ class TrafficLog:
         student: whose outputs.
         log: a file that lines are added to: time, answer, and the output in half precision. At 128 MB it is renamed to
             NAME.1, in the place of an older one, and a new one is begun.
+        images: where the images themselves are saved, if their owner wants that.
 
     Raises:
         DataError: the log can't be written, or is another student's.
     """
 
-    def __init__(self, student: Exported, log: Path | None = None) -> None:
+    def __init__(self, student: Exported, log: Path | None = None, images: ImageLog | None = None) -> None:
         self.student = student
+        self.images = images
         self._latest: deque[tuple[Rows, Prediction]] = deque(maxlen=WINDOW)
         self._path = log
         if log is not None and _older(log).is_file():  # it would be replaced one day

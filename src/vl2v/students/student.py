@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -102,6 +103,11 @@ class Student(nn.Module):
         with torch.no_grad():
             head.weight.copy_(texts)
             head.bias.zero_()
+
+    def start_from(self, parent: Student) -> None:
+        """Take another student's weights, and its last layer as it is: it may have been fitted as another head."""
+        self.projector, self.head = copy.deepcopy(parent.projector), parent.head
+        self.load_state_dict(parent.state_dict())
 
     def fold(self) -> None:
         """Make one linear layer of a linear head on a projector; what comes out is the same."""
