@@ -135,7 +135,12 @@ def test_a_plan_is_decided_once(unhurried: dict[str, Any], tmp_path: Path, monke
         vl2v.distill(settings, out, store=store, minutes=0.02)
 
 
-@pytest.mark.parametrize("method", ["adip-plus", "erm", "lp", "rise"])
-def test_every_kind_of_method_can_be_planned(method: str, shapes: Path, recording: Path, tmp_path: Path) -> None:
-    plan = plan_run(quick_settings(shapes, recording, method), store=tmp_path / "store", minutes=None)
+@pytest.mark.parametrize(
+    ("method", "quick"), [("adip-plus", "off"), ("adip-plus", "auto"), ("erm", "off"), ("lp", "off"), ("rise", "auto")]
+)
+def test_every_kind_of_method_can_be_planned(
+    method: str, quick: str, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    settings = merge(quick_settings(shapes, recording, method), {"train": {"quick": quick}})
+    plan = plan_run(settings, store=tmp_path / "store", minutes=None)
     assert not plan.chosen and plan.seconds[list(plan.config.stages)[-1]] > 0
