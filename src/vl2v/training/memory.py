@@ -87,17 +87,18 @@ def activation_bytes(student: Student, example: Tensor | None = None) -> int:
         return tensor
 
     modes = {module: module.training for module in student.modules()}
-    frozen = [weight for weight in student.parameters() if not weight.requires_grad]
+    trained = {weight: weight.requires_grad for weight in student.parameters()}
     try:
-        student.eval()
-        if example is None or example.dtype != torch.float16:
-            student.requires_grad_(True)
+        student.eval().requires_grad_(True)
+        if student.split is not None and example is not None and example.dtype == torch.float16:
+            student.split.freeze()
+        else:
             example = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             features = student.features(example)
     finally:
-        for weight in frozen:
-            weight.requires_grad_(False)
+        for weight, was in trained.items():
+            weight.requires_grad_(was)
         for module, mode in modes.items():
             module.training = mode
     del features
