@@ -84,7 +84,7 @@ def test_the_nearest_domain_is_named_and_a_mixture_of_them_is_near() -> None:
         found = told(drawn(rng, domain, np.ones(54), 500), known)
         assert found.nearest == name and not found.alarm and "no alarm" in found.verdict()
     far = told(drawn(rng, 3 * ELSEWHERE, np.ones(54), 500), known)
-    assert far.distance is not None and far.distance > 1 and "drift: look at some" in far.verdict()
+    assert far.distance is not None and far.distance > 1 and "drift: inspect some" in far.verdict()
 
 
 def test_the_same_image_again_and_again_is_no_evidence() -> None:
@@ -119,7 +119,7 @@ def test_a_small_reference_is_called_too_small_where_it_finds_nothing() -> None:
     near, far = (drawn(rng, DOMAINS["art"] + 3 * away * ELSEWHERE, np.ones(54), 400) for away in (0, 1))
     silent = told(near, few)
     assert not silent.alarm and silent.verdict().startswith("too few reference images to tell (51 of ")
-    assert told(far, few).alarm and "drift: look" in told(far, few).verdict()
+    assert told(far, few).alarm and "drift: inspect" in told(far, few).verdict()
     assert told(near, enough).wanted == 0 and "no alarm" in told(near, enough).verdict()
 
 

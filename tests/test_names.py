@@ -71,7 +71,10 @@ def test_names_are_checked_where_they_enter(tmp_path: Path) -> None:
         ("  \u3000", "no name"),
         (".", "stands for a folder"),
         (" .. ", "stands for a folder"),
-        *((name, "'unknown' is the answer") for name in ("unknown", "Unknown", "UNKNOWN ", "\uff35nknown", "Unknown_")),
+        *(
+            (name, "'unknown' is what is pred")
+            for name in ("unknown", "Unknown", "UNKNOWN ", "\uff35nknown", "Unknown_")
+        ),
         *(
             (name, "'air plane' is there")
             for name in ("air plane", "Air Plane", "air  plane", "air_plane", " AIR\u00a0PLANE")

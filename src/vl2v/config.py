@@ -34,7 +34,7 @@ LATER: Tree = {
 
 
 def at_home(path: Path) -> Path:
-    """Return a path with the home folder in place of a "~" at its start."""
+    """Return a path with the home folder instead of a "~" at its start."""
     return Path(os.path.expanduser(path))
 
 

@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 class VL2VError(Exception):
-    """A mistake in what was asked for, or in the data; the command line prints it and exits with 2."""
+    """A mistake in the settings or the data; the command line prints it and exits with 2."""
 
 
 class ConfigError(VL2VError):
@@ -23,11 +23,11 @@ class DataError(VL2VError):
 
 
 class TeacherError(VL2VError):
-    """A teacher that cannot be opened, or that cannot answer what it is asked."""
+    """A teacher that can't be opened, or can't embed what it is queried with."""
 
 
 class StoreError(VL2VError):
-    """An embedding store that is corrupt, unwritable, full, or lacks an answer."""
+    """An embedding store that is corrupt, unwritable, full, or lacks an embedding."""
 
 
 class StudentError(VL2VError):
@@ -47,7 +47,7 @@ class MissingExtra(VL2VError):
 
 
 class VL2VWarning(UserWarning):
-    """What a person should know though the work goes on; the command line prints it as a line."""
+    """A warning; the command line prints it as a line and continues."""
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Files that are there whole or not at all: replaced in one step and durably, with checksums and locks.
 
-The only place that puts a file where another was. What it has written survives a crash and a power cut: the new
+The only module that replaces a file. What it has written survives a crash and a power cut: the new
 content is on the disk before it takes the file's name, and the name before anything that it replaces is deleted.
 """
 
@@ -28,7 +28,7 @@ NEW = ".new"  # ends the name of a file that is being written
 
 @contextmanager
 def replacing(path: Path, error: type[VL2VError] = RunError, *, durable: bool = True) -> Iterator[Path]:
-    """Yield a temporary file's path; once the block has written it, it takes the place of `path`, durably.
+    """Yield a temporary file's path; once the block has written it, it replaces `path`, durably.
 
     If the block fails, `path` is as it was. Writers of one file at a time have to be one: see `locked`.
 

@@ -33,8 +33,8 @@ def new_class_name(name: str, classes: Sequence[str]) -> str:
     """Return the name under which a class joins others: in Unicode's composed form, with single spaces.
 
     Raises:
-        StudentError: it is empty, "." or "..", "unknown" (an answer), can't be seen, or can't be told from a class that
-            is there: case, spaces, underscores and forms of the same character (full width, ligatures) don't count.
+        StudentError: it is empty, "." or "..", "unknown" (a prediction), can't be seen, or equals a class that is
+            there: case, spaces, underscores and forms of the same character (full width, ligatures) don't count.
     """
     tidy = _SPACES.sub(" ", unicodedata.normalize("NFC", name)).strip(" ")
     try:
@@ -46,7 +46,7 @@ def new_class_name(name: str, classes: Sequence[str]) -> str:
     if tidy in (".", ".."):
         raise StudentError(f"{tidy!r} stands for a folder, in paths and addresses; choose another name for the class")
     if same_name(tidy) == UNKNOWN:
-        raise StudentError(f"{UNKNOWN!r} is the answer where none is likely enough; choose another name for the class")
+        raise StudentError(f"{UNKNOWN!r} is what is predicted where no class is likely; choose another name")
     there = {same_name(each): each for each in classes}.get(same_name(tidy))
     if there is not None:
         raise StudentError(f"class {there!r} is there already")

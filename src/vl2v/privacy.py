@@ -22,7 +22,7 @@ _SAFE = "!$&'()*+,;=:@/-._~"  # what may stand in a path as it is
 def public_name(spec: str) -> str:
     """Return a teacher's spec, or a setting's text, without the folders and the address that it has here.
 
-    Of a path the last part stays, of KIND:ADDRESS#MODEL the model: "recorded:/home/me/answers" is "recorded:answers".
+    Of a path the last part stays, of KIND:ADDRESS#MODEL the model: "recorded:/home/me/vendor" is "recorded:vendor".
     """
     spec = without_secrets(spec)
     kind, colon, what = spec.partition(":")

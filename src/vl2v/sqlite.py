@@ -35,7 +35,7 @@ def journal(db: sqlite3.Connection, file: Path) -> None:
 
     That takes memory which all who have the file open share, so on disks that other machines mount as well the older
     journal serves, with which they do wait. Of processes that open a new file at once, SQLite tells all but one that it
-    is locked, at once and whatever their timeout is (waiting there could be a deadlock): they ask again, for
+    is locked, at once and whatever their timeout is (waiting there could be a deadlock): they try again, for
     `BUSY_SECONDS`.
 
     Raises:
@@ -68,7 +68,7 @@ def transaction(db: sqlite3.Connection) -> Iterator[None]:
 
 @contextmanager
 def closed_on_error(db: sqlite3.Connection) -> Iterator[None]:
-    """Close a file that is being opened if the block fails, whatever the reason; the error goes on."""
+    """Close a file that is being opened if the block fails, whatever the reason; the error is raised again."""
     try:
         yield
     except BaseException:
@@ -97,7 +97,7 @@ class Format:
     """One kind of file, known by the numbers in its header.
 
     Attributes:
-        what: it is, and what to do where something else stands in its place.
+        what: it is, and what to do where the file is something else.
         application: the number of the kind.
         version: of the schema.
         schema: its statements.
@@ -114,7 +114,7 @@ class Format:
         Raises:
             StoreError: it is something else, or was written by a newer vl2v.
         """
-        # Whoever sees tables sees the numbers that came with them; asked the other way round, another process may
+        # Whoever sees tables sees the numbers that came with them; read the other way round, another process may
         # have made the file in between.
         (objects,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
         (application,) = db.execute("PRAGMA application_id").fetchone()
@@ -141,11 +141,11 @@ def is_shared(file: Path) -> bool:
         mounts = _MOUNTS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return False
-    place, found = file.resolve(), (0, "")
+    resolved, found = file.resolve(), (0, "")
     for line in mounts:
         _, root, kind, *_ = line.split(" ")
         root = root.replace("\\040", " ")
-        if place.is_relative_to(root) and len(root) >= found[0]:  # a later one hides an earlier one
+        if resolved.is_relative_to(root) and len(root) >= found[0]:  # a later one hides an earlier one
             found = len(root), kind
     return found[1].startswith(_SHARED)
 
@@ -155,14 +155,14 @@ def remedy(error: sqlite3.Error) -> str:
     code = getattr(error, "sqlite_errorcode", 0)
     match code & 0xFF:
         case sqlite3.SQLITE_FULL:
-            return "the disk is full; all that was acknowledged is kept: free some space, then run the command again"
+            return "the disk is full; all that was acknowledged is saved: free some space, then run the command again"
         case sqlite3.SQLITE_IOERR:
             return f"the disk is full or failing ({error}): free some space or check it, then run the command again"
         case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
             return f"another process has been writing for {BUSY_SECONDS:g} s: wait for it to end, or stop it"
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return (
-                f"the file is corrupt ({error}): put back a copy, or move it aside and `vl2v embed` asks again "
+                f"the file is corrupt ({error}): put back a copy, or move it aside and `vl2v embed` queries again "
                 "(`sqlite3 FILE .recover` may save part of it)"
             )
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:

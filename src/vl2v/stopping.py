@@ -37,7 +37,7 @@ class Stop:
         return self.signal is not None or not threading.main_thread().is_alive()
 
     def end(self) -> NoReturn:
-        """Raise what the signal asks for."""
+        """Raise the signal's exception."""
         raise Terminated if self.signal == signal.SIGTERM else Stopped
 
 

@@ -50,7 +50,7 @@ def test_three_students_and_their_teacher_are_compared(few: Path, capfd: pytest.
         assert [cell.strip() for cell in rows[name]] == [f"{100 * row[role]:.1f}" for role in ("seen", "unseen")]
     lead = {name: 100 * (results["adip"]["unseen"] - results[name]["unseen"]) for name in ("kd", "erm")}
     assert f"adip is {lead['kd']:+.1f} points against kd and {lead['erm']:+.1f} against erm" in told.stdout
-    for name in ("accuracy.png", "answers.png"):
+    for name in ("accuracy.png", "predictions.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 100
     assert f"page: python -m http.server --directory {out / 'page'} 8000" in " ".join(told.stdout.split())

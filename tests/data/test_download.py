@@ -130,7 +130,7 @@ def test_cut_connections_are_gone_on_with(server: Server, tmp_path: Path) -> Non
 def test_the_next_run_goes_on(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     server.cuts = [1_000_000]
     monkeypatch.setattr(download, "TRIES", 1)
-    with pytest.raises(DataError, match=r"closed connection.*; 1,000,000 bytes are kept, the same command goes on"):
+    with pytest.raises(DataError, match=r"closed connection.*; 1,000,000 bytes are saved, the same command resumes"):
         got(server, tmp_path / "set.zip")
     assert left(tmp_path) == {"set.zip.part", "set.zip.part.json"}
     got(server, tmp_path / "set.zip")

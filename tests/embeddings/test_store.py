@@ -224,7 +224,7 @@ def test_a_corrupt_file_is_named_with_its_remedy(filled: Path, damage: str) -> N
         case "pages":
             content[rows_module.PAGE_BYTES :] = os.urandom(len(content) - rows_module.PAGE_BYTES)
             file.write_bytes(content)
-    with pytest.raises(StoreError, match=r"answers.sqlite: the file is corrupt .*`vl2v embed` asks again"):  # noqa: SIM117
+    with pytest.raises(StoreError, match=r"answers.sqlite: the file is corrupt .*`vl2v embed` queries again"):  # noqa: SIM117
         with EmbeddingStore(filled) as store:
             store.get(ONE.fingerprint, some_keys(50))
 
@@ -250,7 +250,7 @@ def test_a_full_disk_keeps_all_that_was_acknowledged(tmp_path: Path) -> None:
         store.register(ONE)
         store._db.execute("PRAGMA max_page_count = 20")
         done = 0
-        with pytest.raises(StoreError, match="disk is full; all that was acknowledged is kept: free some space"):
+        with pytest.raises(StoreError, match="disk is full; all that was acknowledged is saved: free some space"):
             for done in range(0, 100_000, 500):
                 store.put(ONE.fingerprint, some_keys(500, done), unit_rows(500, done), kind="text")
         assert done > 0

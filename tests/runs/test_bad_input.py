@@ -255,7 +255,7 @@ def test_a_run_that_another_version_began_to_train(
 def test_a_corrupt_store(given: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     (tmp_path / "store" / FILE_NAME).write_bytes(b"images of cats" * 4096)
-    with refused(StoreError, r"answers.sqlite: the file is corrupt .*`vl2v embed` asks again"):
+    with refused(StoreError, r"answers.sqlite: the file is corrupt .*`vl2v embed` queries again"):
         vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
 
 

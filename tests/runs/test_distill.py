@@ -205,7 +205,7 @@ def test_predict_evaluate_and_add_a_class(run: vl2v.Run, shapes: Path, tmp_path:
         vl2v.add_class(vl2v.Run(run.folder), " ", store=tmp_path / "store")
     with pytest.raises(StudentError, match="'star' is there already"):
         vl2v.add_class(vl2v.Run(run.folder), "star", store=tmp_path / "store")
-    with pytest.raises(StudentError, match="'unknown' is the answer where none is likely enough; choose another name"):
+    with pytest.raises(StudentError, match="'unknown' is what is predicted where no class is likely"):
         vl2v.add_class(vl2v.Run(run.folder), "unknown", store=tmp_path / "store")
     with pytest.raises(TeacherError, match="no embedding of 1 of 1 texts: 'a photo of a comet'"):
         vl2v.add_class(vl2v.Run(run.folder), "comet", store=tmp_path / "store")

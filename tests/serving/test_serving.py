@@ -181,7 +181,7 @@ def test_classes_are_added_by_text_and_taken_away(served: Servers, recording: Pa
     unknown = http.post(f"{url}/classes", json={"name": "comet"})  # nothing of the teacher's words, or paths
     assert (unknown.status_code, unknown.json()["error"]) == (
         502,
-        "the teacher can't be asked; the server's log tells why",
+        "the teacher can't be queried; the server's log says why",
     )
     assert http.delete(f"{url}/classes/star").json()["classes"] == ["ball", "box", "cone"]
     assert http.delete(f"{url}/classes/star").status_code == 404
@@ -348,7 +348,7 @@ def test_a_failure_tells_nothing_of_the_machine(served: Servers, image: bytes, m
 
     monkeypatch.setattr(vl2v.deploy.runtime.Exported, "run", broken)
     answer = http.post(f"{url}/predict", files={"image": image})
-    assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log tells why"})
+    assert (answer.status_code, answer.json()) == (500, {"error": "the server failed; its log says why"})
 
 
 def test_metrics_count_answers(served: Servers, image: bytes) -> None:
@@ -487,7 +487,7 @@ def test_of_two_exports_one_is_served_and_the_other_named(
 
 
 def test_a_teacher_that_the_export_has_no_use_for_is_refused(served: Servers, closed: Path, recording: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--teacher: can't be asked, .* the same `vl2v export` command with --open"):
+    with pytest.raises(ConfigError, match=r"--teacher: can't be queried, .* the same `vl2v export` .* --open"):
         served(closed, teacher=f"recorded:{recording}")
 
 

@@ -100,7 +100,7 @@ def test_a_full_disk_ends_the_log_and_fails_no_request(
     answers.append(http.post(f"{url}/predict", files={"image": image}))  # there is room again
     assert [answer.status_code for answer in answers] == [200] * 4
     assert [record.message for record in caplog.records] == [
-        "the log ends here, what is served goes on: [Errno 27] File too large"
+        "the log ends here, serving continues: [Errno 27] File too large"
     ]
     served.stop()
     assert log.read_bytes()[: len(full)] == full and log.stat().st_size <= len(full) + 10

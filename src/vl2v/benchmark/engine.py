@@ -63,7 +63,7 @@ def _gpus() -> list[str]:
 
 @dataclass
 class Local:
-    """Processes of this machine. One that dies is started again and goes on with the job that it died at.
+    """Processes of this machine. One that dies is restarted and resumes the job that it died at.
 
     Attributes:
         processes: how many; by default one a GPU, or one a processor.

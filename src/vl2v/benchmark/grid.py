@@ -124,7 +124,7 @@ class Grid:
                         yield from self._cell(cell, domains, draw or _random)
 
     def _student(self, method: str, student: str) -> str:
-        """Return what a method trains in place of a student."""
+        """Return what a method trains instead of a student."""
         if METHODS[method].tower:
             return TOWER
         name = student if METHODS[method].stage_defaults else self.students[0]

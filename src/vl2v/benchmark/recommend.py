@@ -69,7 +69,7 @@ class Advice:
             ]
         else:
             lines = [
-                f"{self.method} and {self.runner_up} can't be told apart here ({points:+.1f} points, {interval}); "
+                f"{self.method} and {self.runner_up} can't be separated here ({points:+.1f} points, {interval}); "
                 f"{self.method} is a fair choice, and more minutes may separate them."
             ]
         teacher = self.over_teacher
@@ -103,7 +103,7 @@ def recommend(
     Args:
         data: images of at least three domains.
         teacher: as for `distill`.
-        out: a benchmark folder; a tournament that was interrupted goes on.
+        out: a benchmark folder; an interrupted tournament is resumed.
         minutes: that it may take, roughly; queries to the teacher come on top.
         methods: that compete, two or more; one that can't be trained drops out, and so does the zero-shot teacher,
             which is measured anyway.

@@ -10,7 +10,7 @@ from typing import Any
 
 
 def at_home(word: str) -> str:
-    """Return an argument with the home folder in place of "~" in `--option=~/path`, which no shell expands."""
+    """Return an argument with the home folder instead of "~" in `--option=~/path`, which no shell expands."""
     option, equals, value = word.partition("=")
     return f"{option}={os.path.expanduser(value)}" if equals and option.startswith("--") else word
 

@@ -77,7 +77,7 @@ def benchmark(
     from vl2v.benchmark.run import plan, run
     from vl2v.cli.show import progress_bars
 
-    place = engine_named(engine)
+    where = engine_named(engine)
     settings, spec = _taught(teacher, config, pairs)
     grid = Grid(
         data=_datasets(data or []),
@@ -102,10 +102,10 @@ def benchmark(
             from vl2v.cli.live import watching
 
             with progress_bars() as progress, watching(bench, progress, budget) as notify:
-                run(bench, engine=place, budget=budget, progress=progress, notify=notify)
+                run(bench, engine=where, budget=budget, progress=progress, notify=notify)
         left = len(bench.missing) if missing else 0
         done += missing - left
-    bench.work.show(grid.variant, bench.jobs)  # another command may have asked for other settings meanwhile
+    bench.work.show(grid.variant, bench.jobs)  # another command may have given other settings meanwhile
     failed = [job for job in bench.jobs if bench.work.failure(job)]
     say(f"{len(bench.jobs)} jobs: {len(bench.jobs) - done - left} were finished before, {left} are missing", err=True)
     for job in failed:

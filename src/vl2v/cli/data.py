@@ -84,7 +84,7 @@ def mistakes(
     """List labels that are probably wrong, by the teacher's stored embeddings; no query.
 
     A label is listed where the teacher and a linear student that never saw the image agree that it is wrong, the most
-    suspect first. Look through them: on clean data, most of them are hard images.
+    suspect first. Check them by eye: on clean data, most of them are hard images.
     """
     from vl2v.cli.show import progress_bars
     from vl2v.config import validate

@@ -40,8 +40,8 @@ def demo(
     title = f"accuracy %: classify icons of a style never seen in training ({target})"
     Table(["", "styles seen (validation)", "unseen style"], rows, title=title).print()
     accuracy_bars(results, out / "accuracy.png")
-    prediction_grid(found.runs, target, out / "answers.png")
-    say(f"figures: {out / 'accuracy.png'}, {out / 'answers.png'}; students: {', '.join(map(str, found.folders))}")
+    prediction_grid(found.runs, target, out / "predictions.png")
+    say(f"figures: {out / 'accuracy.png'}, {out / 'predictions.png'}; students: {', '.join(map(str, found.folders))}")
     say(*found.conclusion(target), page)
     typer.echo(_NEXT)
 

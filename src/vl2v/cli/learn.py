@@ -235,10 +235,10 @@ def _keep_export(run: "Run", store: Path | None, progress: "Progress") -> str:
     from vl2v.export import keep_export
 
     try:
-        kept = keep_export(run, store, progress)
+        exported = keep_export(run, store, progress)
     except VL2VError as error:
         return f"no export beside the student, so `vl2v predict` will start slowly: {error}"
-    return "" if kept else "with `pip install 'vl2v[export]'`, `vl2v predict` starts ten times faster"
+    return "" if exported else "with `pip install 'vl2v[export]'`, `vl2v predict` starts ten times faster"
 
 
 def methods() -> None:

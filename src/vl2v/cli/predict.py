@@ -46,15 +46,15 @@ def predict(
     from vl2v.runs import predict_files
 
     failed = 0
-    for path, answer in predict_files(run, images):
-        if isinstance(answer, str):
+    for path, found in predict_files(run, images):
+        if isinstance(found, str):
             failed += 1
-            say(f"{path}: skipped: {answer}", err=True)
+            say(f"{path}: skipped: {found}", err=True)
         elif json:
-            row = {"path": str(path), "label": answer.label, "probability": answer.probability}
-            typer.echo(as_json.dumps({**row, "probabilities": answer.probabilities}))
+            row = {"path": str(path), "label": found.label, "probability": found.probability}
+            typer.echo(as_json.dumps({**row, "probabilities": found.probabilities}))
         else:
-            typer.echo("\t".join(map(visible, (str(path), answer.label, f"{answer.probability:.3f}"))))
+            typer.echo("\t".join(map(visible, (str(path), found.label, f"{found.probability:.3f}"))))
     if failed:
         say(f"{failed} files skipped", err=True)
         raise typer.Exit(2)

@@ -82,11 +82,11 @@ def monitor(
     from dataclasses import asdict
 
     from vl2v.deploy.runtime import exports_in, load
-    from vl2v.serving.traffic_log import monitor as look
+    from vl2v.serving.traffic_log import monitor as monitor_log
     from vl2v.serving.traffic_log import owner
 
     student = owner(log, [load(file) for file in exports_in(_here(source))])
-    traffic, drift = look(log, student, last=last)
+    traffic, drift = monitor_log(log, student, last=last)
     if traffic.broken:
         say(f"{traffic.broken} broken lines skipped", err=True)
     first, latest = traffic.span or (None, None)
@@ -98,8 +98,8 @@ def monitor(
     if drift.distance is not None:
         say(f"distance {drift.distance:.2f} from the training domains (above 1: more than chance)")
     say(f"unknown {100 * drift.unknown:.1f}%, expected {100 * drift.expected:.1f}%, of {drift.images} images")
-    answers = Counter(traffic.labels).most_common(5)
-    say("predictions: " + ", ".join(f"{label} {100 * count / drift.images:.0f}%" for label, count in answers))
+    common = Counter(traffic.labels).most_common(5)
+    say("predictions: " + ", ".join(f"{label} {100 * count / drift.images:.0f}%" for label, count in common))
     say(drift.verdict())
 
 

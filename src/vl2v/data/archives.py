@@ -18,11 +18,11 @@ from vl2v.data.download import megabytes
 from vl2v.errors import DataError
 from vl2v.progress import Progress, silent
 
-Place = Callable[[str], list[str]]
+Placing = Callable[[str], list[str]]
 """Where a member goes: its path in the archive -> paths below the folder; none is to leave it out."""
 
 _CHUNK = 1024**2
-_BLOCK = 16 * 1024**2  # tarfile asks for a whole header at once, of whatever length the archive claims
+_BLOCK = 16 * 1024**2  # tarfile reads a whole header at once, of whatever length the archive claims
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError)
 
 
@@ -59,7 +59,7 @@ def unpack(
     archive: Path,
     folder: Path,
     *,
-    place: Place | None = None,
+    targets_of: Placing | None = None,
     limits: Limits | None = None,
     progress: Progress = silent,
 ) -> int:
@@ -68,9 +68,9 @@ def unpack(
     Hidden files and macOS' shadow folder are left out. Nothing is ever overwritten.
 
     Args:
-        archive: .zip, .tar, .tar.gz or .tgz, told apart by content.
+        archive: .zip, .tar, .tar.gz or .tgz, recognised by content.
         folder: exists; a fresh one.
-        place: where each file goes; by default where the archive has it.
+        targets_of: where each file goes; by default where the archive has it.
         limits: by default `limits_for(archive)`.
         progress: called with the megabytes of the archive that are read.
 
@@ -79,7 +79,7 @@ def unpack(
             the limits allow, truncated or damaged. What was written until then stays: the folder is the caller's.
     """
     limits = limits or limits_for(archive)
-    place = place or (lambda name: [name])
+    targets_of = targets_of or (lambda name: [name])
     inside = folder.resolve()
     written = members = unpacked = 0
     whole = archive.stat().st_size
@@ -90,7 +90,7 @@ def unpack(
                 unpacked += member.size
                 _check(archive, member, limits, members, unpacked)
                 if member.kind == "file" and not _hidden(member.name):
-                    written += _write(archive, member, inside, place)
+                    written += _write(archive, member, inside, targets_of)
                 progress(f"unpacking {archive.name}", megabytes(min(file.tell(), whole)), megabytes(whole), "MB")
     except _BROKEN as error:
         raise DataError(
@@ -197,9 +197,9 @@ def _hidden(name: str) -> bool:
     return any(part == "__MACOSX" or (part.startswith(".") and part not in (".", "..")) for part in name.split("/"))
 
 
-def _write(archive: Path, member: _Member, inside: Path, place: Place) -> int:
+def _write(archive: Path, member: _Member, inside: Path, targets_of: Placing) -> int:
     _inside(archive, inside, member.name)  # as it stands, also where it is to go elsewhere, or nowhere
-    targets = [_inside(archive, inside, path) for path in place(_plain(member.name))]
+    targets = [_inside(archive, inside, path) for path in targets_of(_plain(member.name))]
     if not targets:
         return 0
     first, *others = targets

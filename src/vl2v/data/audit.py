@@ -82,20 +82,20 @@ class Audit:
         """Return the audit of `dataset.subset(indices)`."""
         chosen = [int(i) for i in indices]
         problems, remarks = (
-            {place: told[i] for place, i in enumerate(chosen) if i in told} for told in (self.problems, self.remarks)
+            {index: found[i] for index, i in enumerate(chosen) if i in found} for found in (self.problems, self.remarks)
         )
         signatures = tuple(self.signatures[i] for i in chosen) if self.signatures else ()
         return Audit(tuple(self.sha256[i] for i in chosen), problems, remarks, signatures)
 
     def with_parts(self, indices: Sequence[int] | NDArray[np.int64], found: Audit) -> Audit:
-        """Return the audit with what was found of some images, `dataset.subset(indices)`, in their places."""
+        """Return the audit with what was found of some images, `dataset.subset(indices)`, filled in."""
         chosen = [int(i) for i in indices]
         sha256, signatures = list(self.sha256), list(self.signatures or (b"",) * len(self.sha256))
-        for place, i in enumerate(chosen):
-            sha256[i] = found.sha256[place]
-            signatures[i] = found.signatures[place] if found.signatures else b""
+        for index, i in enumerate(chosen):
+            sha256[i] = found.sha256[index]
+            signatures[i] = found.signatures[index] if found.signatures else b""
         problems, remarks = (
-            {**before, **{chosen[place]: words for place, words in now.items()}}
+            {**before, **{chosen[index]: words for index, words in now.items()}}
             for before, now in ((self.problems, found.problems), (self.remarks, found.remarks))
         )
         return Audit(tuple(sha256), problems, remarks, tuple(signatures))
@@ -111,7 +111,7 @@ def audit(
 ) -> Audit:
     """Read, hash and decode every file once.
 
-    Killed, it goes on where it was; several processes can share a cache.
+    Killed, it resumes where it was; several processes can share a cache.
 
     Args:
         dataset: whose files.
@@ -155,10 +155,10 @@ def _listed(listed: NDArray[np.uint8], unlisted: NDArray[np.int64], rest: Audit 
     hashes = [raw[start : start + 32] for start in range(0, len(raw), 32)]
     if rest is None:
         return Audit(tuple(hashes), {})
-    for place, i in enumerate(unlisted):
-        hashes[i] = rest.sha256[place]
+    for index, i in enumerate(unlisted):
+        hashes[i] = rest.sha256[index]
     problems, remarks = (
-        {int(unlisted[place]): why for place, why in told.items()} for told in (rest.problems, rest.remarks)
+        {int(unlisted[index]): why for index, why in found.items()} for found in (rest.problems, rest.remarks)
     )
     return Audit(tuple(hashes), problems, remarks)
 

@@ -24,7 +24,7 @@ _LEVELS = np.arange(256)
 def fitted(image: Image.Image, fit: Fit) -> Image.Image:
     """Return what of an image is resized to a square: a square already, or for "stretch" the image as it is.
 
-    The one place where this is decided, in training, evaluation, prediction and every export.
+    The only function that decides this, in training, evaluation, prediction and every export.
 
     Args:
         image: RGB.

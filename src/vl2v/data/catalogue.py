@@ -25,7 +25,7 @@ from vl2v.errors import DataError
 from vl2v.io import locked
 from vl2v.progress import Progress, silent
 
-"""Told (what is done, done, of)."""
+"""Called with (task, done, total)."""
 
 LOCK = "vl2v-data.lock.json"
 MANIFEST = "manifest.csv"
@@ -103,7 +103,7 @@ def obtain(
 ) -> tuple[Path, list[str]]:
     """Download what is missing of a benchmark, unpack it, lay it out and count it.
 
-    Killed, it goes on where it was. The dataset's folder appears whole or not at all; that the licence was accepted
+    Killed, it resumes where it was. The dataset's folder appears whole or not at all; that the licence was accepted
     is the caller's to see to.
 
     Args:
@@ -193,7 +193,7 @@ def _archives(
             )
         if known is None:
             notes.append(
-                f"{file.name}: SHA-256 {sha256}; nobody publishes it, so it is kept to compare later ones with"
+                f"{file.name}: SHA-256 {sha256}; nobody publishes it, so it is recorded to compare later ones with"
             )
         lock.keep(wanted.name, file.name, sha256, found[file.name].stat().st_size)
     return found
@@ -249,12 +249,12 @@ def _folders(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress
     omitted = _omitted(wanted, whole.parent)
     above = f"{wanted.strip}/" if wanted.strip else ""
 
-    def place(name: str) -> list[str]:
+    def targets_of(name: str) -> list[str]:
         below = name.removeprefix(above)
         return [below] if name.startswith(above) and below not in omitted else []
 
     for archive in archives.values():
-        if not unpack(archive, whole, place=place, progress=progress):
+        if not unpack(archive, whole, targets_of=targets_of, progress=progress):
             raise DataError(f"{archive}: nothing below {wanted.strip or 'it'}; it isn't {wanted.title}'s archive")
 
 
@@ -270,19 +270,19 @@ TERRA_CLASSES = ("bird", "bobcat", "cat", "coyote", "dog", "empty", "opossum", "
 
 
 def _terra(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress: Progress) -> None:
-    """DomainBed's choice of four places and ten classes from Caltech Camera Traps; the rest isn't unpacked."""
-    told, images = archives.values()
+    """DomainBed's choice of four locations and ten classes from Caltech Camera Traps; the rest isn't unpacked."""
+    labels, images = archives.values()
     scratch = whole.parent / "annotations"
     scratch.mkdir()
-    unpack(told, scratch)
-    places: dict[str, set[str]] = defaultdict(set)
+    unpack(labels, scratch)
+    targets: dict[str, set[str]] = defaultdict(set)
     for file in sorted(scratch.rglob("*.json")):
         for name, target in _terra_places(file):
-            places[name].add(target)
+            targets[name].add(target)
     unpack(
         images,
         whole,
-        place=lambda name: sorted(places.get(name.rsplit("/", 1)[-1], ())),
+        targets_of=lambda name: sorted(targets.get(name.rsplit("/", 1)[-1], ())),
         progress=progress,
     )
 
@@ -290,10 +290,10 @@ def _terra(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress: 
 def _terra_places(file: Path) -> Iterator[tuple[str, str]]:
     """Yield (image, where it goes); one with several animals goes to several classes, as in DomainBed."""
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-        classes = {row["id"]: row["name"] for row in told["categories"]}
-        images = {row["id"]: (str(row["location"]), row["file_name"]) for row in told["images"]}
-        for row in told["annotations"]:
+        labels = json.loads(file.read_text(encoding="utf-8"))
+        classes = {row["id"]: row["name"] for row in labels["categories"]}
+        images = {row["id"]: (str(row["location"]), row["file_name"]) for row in labels["images"]}
+        for row in labels["annotations"]:
             where, name = images[row["image_id"]]
             kind = classes[row["category_id"]]
             if where in TERRA_PLACES and kind in TERRA_CLASSES:
@@ -314,7 +314,7 @@ def _wilds(rows: Callable[[Path], Iterator[Row]]) -> Callable[[Benchmark, dict[s
     def arrange(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress: Progress) -> None:
         above = f"{wanted.folder}/"
         for archive in archives.values():
-            unpack(archive, whole, place=lambda name: [name.removeprefix(above)], progress=progress)
+            unpack(archive, whole, targets_of=lambda name: [name.removeprefix(above)], progress=progress)
         with (whole / MANIFEST).open("w", encoding="utf-8", newline="") as file:
             table = csv.writer(file)
             table.writerow(("path", "class", "domain", "split"))

@@ -59,7 +59,7 @@ def corrupt_dataset(
     """Write `{kind}-{severity}/class/image.jpg` below a folder, and the same images uncorrupted as `clean`.
 
     Every image is first shrunk until its shorter side has `size` pixels (smaller ones stay), then corrupted, then
-    saved as JPEG of quality 85, as ImageNet-C is. Killed, it goes on where it was; more kinds and severities can be
+    saved as JPEG of quality 85, as ImageNet-C is. Killed, it resumes where it was; more kinds and severities can be
     added to the folder later.
 
     Args:

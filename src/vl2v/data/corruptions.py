@@ -289,9 +289,9 @@ def _zooming(size: int, factor: float) -> NDArray[np.float32]:
     shown = math.ceil(size / factor)
     whole = round(shown * factor)
     at = np.arange(size) + (whole - size) // 2
-    place = at * (shown - 1) / max(whole - 1, 1)
-    left = np.minimum(place.astype(int), max(shown - 2, 0))
-    share = place - left
+    position = at * (shown - 1) / max(whole - 1, 1)
+    left = np.minimum(position.astype(int), max(shown - 2, 0))
+    share = position - left
     matrix = np.zeros((size, size))
     top = (size - shown) // 2
     matrix[np.arange(size), top + left] += 1 - share
@@ -411,10 +411,10 @@ def _at(x: Pixels, right: NDArray[Any], down: NDArray[Any], *, whole: bool) -> P
     return out
 
 
-def _mirrored(place: NDArray[Any], size: int, whole: bool) -> NDArray[np.float64]:
+def _mirrored(position: NDArray[Any], size: int, whole: bool) -> NDArray[np.float64]:
     shift, period = (0.0, max(2 * (size - 1), 1)) if whole else (0.5, 2 * size)
-    place = np.mod(place + shift, period)
-    inside: NDArray[np.float64] = (np.minimum(place, period - place) - shift).clip(0, size - 1)
+    position = np.mod(position + shift, period)
+    inside: NDArray[np.float64] = (np.minimum(position, period - position) - shift).clip(0, size - 1)
     return inside
 
 

@@ -40,7 +40,7 @@ class DomainDataset:
         splits: [n] "train", "val", "test" or None, where a manifest has them; else None.
         sha256: [n, 32] of the files' bytes, where a manifest has them (zeros where it hasn't); else None.
         excluded: what was set aside.
-        notes: what else is to be told about it, a line each.
+        notes: remarks on it, a line each.
     """
 
     root: Path
@@ -72,7 +72,7 @@ class DomainDataset:
         Raises:
             OSError: it can't be read, or is a link out of the dataset's folder.
         """
-        if self.sha256 is not None and self.sha256[index].any():  # nobody has looked where it leads
+        if self.sha256 is not None and self.sha256[index].any():  # nobody has checked where it leads
             inside = os.path.realpath(self.root) + os.sep
             if not os.path.realpath(self.file(index)).startswith(inside):
                 raise PermissionError(errno.EPERM, "a path out of the dataset's folder")
@@ -124,10 +124,10 @@ class DomainDataset:
 
     def without(self, reasons: Mapping[int, str]) -> DomainDataset:
         """Return the dataset with some images (index -> why) set aside."""
-        kept = self.subset([i for i in range(len(self)) if i not in reasons])
+        rest = self.subset([i for i in range(len(self)) if i not in reasons])
         gone = tuple(Excluded(self.paths[i], why) for i, why in sorted(reasons.items()))
-        return replace(kept, excluded=self.excluded + gone)
+        return replace(rest, excluded=self.excluded + gone)
 
     def noting(self, *notes: str) -> DomainDataset:
-        """Return the dataset with more to be told about it."""
+        """Return the dataset with another remark."""
         return replace(self, notes=self.notes + notes)

@@ -58,7 +58,7 @@ class _Part:
 
 
 class _TryAgain(Exception):
-    """The connection or the server failed; what has come so far is kept."""
+    """The connection or the server failed; what has arrived so far is saved."""
 
 
 class _Elsewhere(Exception):
@@ -76,11 +76,11 @@ def fetch(
 ) -> str:
     """Download a file and return its SHA-256 in hexadecimal; the file appears whole or not at all.
 
-    A part file beside it is gone on with, in the next run too, if the server says by its ETag or date that the file is
+    A part file beside it is resumed, in the next run too, if the server says by its ETag or date that the file is
     still the same; else it starts over.
 
     Args:
-        urls: the same file at one or several places, tried in order.
+        urls: the same file at one or several addresses, tried in order.
         target: where it goes; the folder exists.
         sha256: what it must be.
         most: bytes that it may have.
@@ -99,7 +99,7 @@ def fetch(
         except _Elsewhere as error:
             reasons.append(f"{urlsplit(url).hostname}: {error}")
     else:
-        rest = f"; {part.size:,} bytes are kept, the same command goes on from there" if part.size else ""
+        rest = f"; {part.size:,} bytes are saved, the same command resumes" if part.size else ""
         raise DataError(f"{target.name} can't be downloaded ({'; '.join(reasons)}){rest}")
     found = sha256_of(part.file)
     if sha256 is not None and found != sha256:
@@ -144,7 +144,7 @@ def _whole(url: str, part: _Part, most: int | None, progress: Progress, pause: f
 
 
 def _some(client: httpx2.Client, url: str, part: _Part, most: int | None, progress: Progress) -> None:
-    """Ask once, from where the part ends, and write what comes."""
+    """Request once, from where the part ends, and write what comes."""
     validator = part.validator(url)
     headers = {"Accept-Encoding": "identity"}
     if part.size and validator is not None:
@@ -179,7 +179,7 @@ def _follow(client: httpx2.Client, url: str, headers: dict[str, str]) -> httpx2.
 
 
 def _start(response: httpx2.Response, part: _Part) -> int | None:
-    """Return at which byte the answer begins: where the part ends, or 0: anew; nothing if the part is the whole."""
+    """Return at which byte the response begins: where the part ends, or 0: anew; nothing if the part is the whole."""
     status = response.status_code
     if status == 200:
         return 0
@@ -187,7 +187,7 @@ def _start(response: httpx2.Response, part: _Part) -> int | None:
         said = re.match(r"bytes (\d+)-", response.headers.get("Content-Range", ""))
         if said is None or int(said[1]) != part.size:
             part.remove()
-            raise _TryAgain("the server answered with another range than it was asked for")
+            raise _TryAgain("the server sent another range than was requested")
         return part.size
     if status == 416:
         if response.headers.get("Content-Range") == f"bytes */{part.size}":

@@ -48,7 +48,7 @@ def inspect(
     Args:
         dataset: as opened.
         found: its audit.
-        target: domains to be kept unseen; copies of their images in other domains are leakage.
+        target: domains that stay unseen; copies of their images in other domains are leakage.
         holdout: share of each source domain that validates.
         split_seed: DomainBed's trial seed.
 

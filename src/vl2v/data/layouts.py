@@ -122,7 +122,7 @@ def _likely_layout(path: Path, files: Sequence[tuple[str, ...]]) -> str:
     """Return where most images are.
 
     Raises:
-        DataError: most are too deep: what the outer folders mean can't be told, and a guess would be wrong labels.
+        DataError: most are too deep: what the outer folders mean isn't clear, and a guess would be wrong labels.
     """
     depths = Counter(len(parts) for parts in files)
     deep = sum(count for depth, count in depths.items() if depth > 3)
@@ -210,22 +210,22 @@ def _from_rows(
     Raises:
         DataError: a class or a domain whose name can't be seen as it is.
     """
-    kept = sorted(rows, key=lambda row: (row[2], row[1], *os.path.split(one_form(row[0]))))
-    classes = tuple(sorted({row[1] for row in kept if row[1]}))
-    domains = tuple(sorted({row[2] for row in kept}))
+    chosen = sorted(rows, key=lambda row: (row[2], row[1], *os.path.split(one_form(row[0]))))
+    classes = tuple(sorted({row[1] for row in chosen if row[1]}))
+    domains = tuple(sorted({row[2] for row in chosen}))
     for name in (*classes, *domains):
         check_name(name)
     label = {name: i for i, name in enumerate(classes)} | {"": -1}
-    place = {name: i for i, name in enumerate(domains)}
+    domain_id = {name: i for i, name in enumerate(domains)}
     return DomainDataset(
         root=root,
         classes=classes,
         domains=domains,
-        paths=tuple(row[0] for row in kept),
-        labels=np.array([label[row[1]] for row in kept], np.int64),
-        domain_ids=np.array([place[row[2]] for row in kept], np.int64),
-        splits=tuple(row[3] for row in kept) if any(row[3] for row in kept) else None,
-        sha256=_hashes(kept) if any(row[4] for row in kept) else None,
+        paths=tuple(row[0] for row in chosen),
+        labels=np.array([label[row[1]] for row in chosen], np.int64),
+        domain_ids=np.array([domain_id[row[2]] for row in chosen], np.int64),
+        splits=tuple(row[3] for row in chosen) if any(row[3] for row in chosen) else None,
+        sha256=_hashes(chosen) if any(row[4] for row in chosen) else None,
         excluded=tuple(excluded),
         notes=notes,
     )

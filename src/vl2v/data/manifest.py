@@ -240,7 +240,7 @@ def _read_parquet(path: Path) -> Iterable[tuple[str, dict[str, Any]]]:
 
 
 def without_listed(dataset: DomainDataset, path: Path) -> DomainDataset:
-    """Leave out the files of a list, one a line; a line that names none is told in the dataset's notes.
+    """Leave out the files of a list, one a line; a line that names none is a remark of the dataset.
 
     Paths may be relative to the dataset's folder, or begin with its own name, with "./" or be absolute; with slashes
     or as Windows writes them; in quotes; with more columns behind them.
@@ -274,8 +274,8 @@ def without_listed(dataset: DomainDataset, path: Path) -> DomainDataset:
         raise DataError(f"{path}: lists every image of {dataset.root}; nothing is left")
     if not unknown:
         return left
-    told = f"{path.name}: {len(unknown)} of {len(lines)} lines name no image of the dataset, first {unknown[0]}"
-    return left.noting(f"{told}; correct them, unless the files are gone already")
+    remark = f"{path.name}: {len(unknown)} of {len(lines)} lines name no image of the dataset, first {unknown[0]}"
+    return left.noting(f"{remark}; correct them, unless the files are gone already")
 
 
 def _names(line: str, root: Path) -> Iterator[str]:

@@ -21,7 +21,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])
 
 
 def signature_of(image: Image.Image) -> bytes:
-    """Return what near-copies are told by; b"" for an image of one colour only.
+    """Return the perceptual signature that near-copies share; b"" for an image of one colour only.
 
     That is 16 x 16 mean grey values, then the mean colours of 4 x 4 cells: 304 bytes.
     """
@@ -32,7 +32,7 @@ def signature_of(image: Image.Image) -> bytes:
 
 
 def lookalikes(signatures: Sequence[bytes], among: Sequence[bytes]) -> NDArray[np.int64]:
-    """Return, for each look, the first of others that is a near-copy, or -1: [n] indices in `among`.
+    """Return, for each signature, the first of others that is a near-copy, or -1: [n] indices in `among`.
 
     Near-copies are alike in their 16 x 16 grey values (correlation 0.99) and in their colours. Of PACS images that are
     saved again as JPEG of quality 10 to 90, scaled, squeezed or made grey, 99.8% or more are found; of its 50 million
@@ -59,7 +59,7 @@ def near_copies(signatures: Sequence[bytes]) -> NDArray[np.int64]:
 
 
 class _Index:
-    """Looks that are found by likeness: those that are on the same side of 16 random planes, in one of eight tables."""
+    """Signatures found by likeness: those on the same side of 16 random planes, in one of eight tables."""
 
     def __init__(self, signatures: Sequence[bytes]) -> None:
         self._signatures = signatures
@@ -68,7 +68,7 @@ class _Index:
         self._there: set[bytes] = {b""}
 
     def add(self, number: int) -> None:
-        """Have a look found from now on; of equal ones only the first is kept."""
+        """Index a signature; of equal ones only the first is found."""
         if self._signatures[number] in self._there:
             return
         self._there.add(self._signatures[number])

@@ -27,7 +27,7 @@ Item = tuple[bytes, str, str]
 def write_dataset(data: Any, folder: Path | str, *, domain: Callable[[int], str] | None = None) -> Path:
     """Write a dataset that is an object as files and a manifest, and return the manifest.
 
-    Files that are there already are kept, so that a second call with the same images writes the manifest only.
+    Files that are there already stay, so that a second call with the same images writes the manifest only.
 
     Args:
         data: a torchvision ImageFolder, any map-style dataset of (image, label), a Hugging Face datasets.Dataset with

@@ -17,7 +17,7 @@ _ATTRIBUTION = "ATTRIBUTION.csv"
 def icondg(root: Path | None = None) -> Path:
     """Return IconDG's folder (domain/class/image), unpacked at the first call.
 
-    The folder appears whole or not at all, so that processes may ask for it at the same time.
+    The folder appears whole or not at all, so that several processes may unpack it at the same time.
 
     Args:
         root: where to unpack it; without it, a folder in the user's cache that is named by the archive's hash.

@@ -38,7 +38,7 @@ def seed_hash(*parts: object) -> int:
 
 
 def domainbed_split(count: int, fraction: float, seed: int) -> tuple[Indices, Indices]:
-    """Return (training, validation) places in a domain of `count` images: the first share of a shuffle validates."""
+    """Return (training, validation) indices in a domain of `count` images: the first share of a shuffle validates."""
     order = list(range(count))
     np.random.RandomState(seed).shuffle(order)
     held_out = int(count * fraction)
@@ -53,7 +53,7 @@ def in_split(dataset: DomainDataset, domain: str, fraction: float, trial_seed: i
 
 
 def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float = 0.2, trial_seed: int = 0) -> Split:
-    """Split the source domains into training and validation; the target domains are kept apart whole.
+    """Split the source domains into training and validation; the target domains stay apart whole.
 
     A manifest's split column decides for the images that have one ("test" images of source domains are used for
     nothing); the others of a domain are split as DomainBed does.

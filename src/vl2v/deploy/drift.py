@@ -70,13 +70,13 @@ class Drift:
         if self.images < FEWEST:
             return f"too few images to tell ({self.images} of {FEWEST})"
         if self.distance is None:
-            where = "where images come from can't be told: the student learned from one domain"
+            where = "the nearest domain isn't known: the student learned from one only"
         elif self.distance < 1:
             where = f"images look like those of the training domains, most like {self.nearest}"
         else:
             where = f"images differ from those of the training domains, least from {self.nearest}"
         more = "more" if self.unknown - self.expected > POINTS else "not more"
-        advice = "drift: look at some of them, and measure the accuracy on a labelled sample"
+        advice = "drift: inspect some of them, and measure the accuracy on a labelled sample"
         return f"{where}; {more} unknown than expected; {advice if self.alarm else 'no alarm'}"
 
 
@@ -287,7 +287,7 @@ def _by_version_1(rows: Rows, best: Sequence[str], unknown: float, card: Mapping
         _distance_1(mean, error, means[rest], errors[rest])[0]
         for mean, error, rest in zip(means, errors, others, strict=True)
     ]
-    unit = max(float(np.median(apart)), math.sqrt(float(np.median(errors))))  # never finer than what can be told
+    unit = max(float(np.median(apart)), math.sqrt(float(np.median(errors))))  # never finer than what can be measured
     centres = card["centres"]
     named = [label if label in centres else "" for label in best]  # "": the mean of all
     left = rows - np.stack([_mean_1(centres[label]) for label in named])

@@ -57,7 +57,7 @@ class Prediction:
 
 
 def prediction(classes: list[str], probabilities: list[float], threshold: float) -> Prediction:
-    """Return the answer that follows from each class's probability."""
+    """Return the prediction that follows from each class's probability."""
     best = max(range(len(classes)), key=probabilities.__getitem__)
     name, probability = classes[best], probabilities[best]
     label = name if probability >= threshold else UNKNOWN

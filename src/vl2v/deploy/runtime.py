@@ -108,7 +108,7 @@ class Exported(Predictor):
         return softmax(self.logits(pixels) / self.card["temperature"])
 
     def predictions(self, out: NDArray[np.float32]) -> list[Prediction]:
-        """Return the answers that follow from what `run` gave, one a row."""
+        """Return the predictions that follow from what `run` gave, one a row."""
         rows = softmax(self._logits(out) / self.card["temperature"]).tolist()
         return [prediction(self.classes, row, self.card["threshold"]) for row in rows]
 

@@ -207,12 +207,12 @@ def choose_export(
     precisions = [False, True] if int8 is None and kind in INT8 else [bool(int8)]
     with tempfile.TemporaryDirectory() as folder:
         opened = [(run, open_images(run, store, progress)) for run in runs]
-        places = [(run, sources, size) for run, sources in opened for size in image_sizes or default_sizes(run)]
+        variants = [(run, sources, size) for run, sources in opened for size in image_sizes or default_sizes(run)]
         found: list[Candidate] = []
-        for done, (run, sources, size) in enumerate(places):
-            progress("exporting", done, len(places), f"{run.folder} at {size} px")
+        for done, (run, sources, size) in enumerate(variants):
+            progress("exporting", done, len(variants), f"{run.folder} at {size} px")
             found += _made(run, sources, size, Path(folder) / str(done), kind, form, precisions)
-        progress("exporting", len(places), len(places), "")
+        progress("exporting", len(variants), len(variants), "")
         candidates = _timed(found)
         best = best_of(candidates, target)
         assert best.made is not None

@@ -167,7 +167,7 @@ def _teacher(run: Run, against: str, folder: Path) -> Way:
         )
     tower, spec = teacher.image_tower()
     student = Student(tower, nn.Identity(), spec)
-    Classifier(student, ["anything"], torch.zeros(1, teacher.dim)).save(folder)  # it is timed, and asked about nothing
+    Classifier(student, ["anything"], torch.zeros(1, teacher.dim)).save(folder)  # it is only timed
     return Way(f"teacher, {spec.image_size} px", folder, spec.image_size)
 
 
@@ -179,8 +179,8 @@ def _plot(lines: list[Line]) -> bytes:
     panels = {
         f"ms an image, batch {first}": [1000 * line.speeds[0].p50 for line in lines],
         **{
-            f"images/s, batch {batch}": [line.speeds[place].rate for line in lines]
-            for place, batch in enumerate(others, 1)
+            f"images/s, batch {batch}": [line.speeds[index].rate for line in lines]
+            for index, batch in enumerate(others, 1)
         },
         "file, MB": [line.bytes / 1e6 for line in lines],
         "peak memory, MB": [(line.peak or 0) / 1e6 for line in lines],

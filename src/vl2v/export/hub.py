@@ -68,13 +68,13 @@ def push(run: Run, repo: str, *, private: bool = False, licence: str = "other") 
         changes += [CommitOperationAdd(name, data) for name, data in files.items()]
         try:
             commit = hub.create_commit(repo, changes, commit_message="A student of vl2v")
-        except ValueError as error:  # of its client, which has the hub look at the card
+        except ValueError as error:  # of its client, which has the hub check the card
             raise HubError(f"{PREFIX}{repo}: {' '.join(str(error).split())}") from None
     return f"{PREFIX}{repo}@{commit.oid}"
 
 
 def check_licence(licence: str) -> None:
-    """Ask the hub whether it knows a licence; of the student nothing is sent.
+    """Find out whether the hub knows a licence; nothing of the student is sent.
 
     Raises:
         HubError: it doesn't, or can't be reached.

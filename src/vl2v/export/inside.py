@@ -158,11 +158,11 @@ def _resize_axis(nodes: _Nodes, values: str, new: int) -> str:
     centres = add("Mul", number(2 * np.arange(new)[:, None] + 1), old)
     start = add("Sub", add("Add", centres, size), add("Mul", large, two))
     start = add("Max", add("Div", start, number(2 * new)), zero)
-    places = add("Add", start, taps)  # [new, taps]
-    places_2 = add("Add", add("Mul", places, two), one)
-    away = add("Abs", add("Sub", add("Mul", places_2, size), centres))
+    positions = add("Add", start, taps)  # [new, taps]
+    positions_2 = add("Add", add("Mul", positions, two), one)
+    away = add("Abs", add("Sub", add("Mul", positions_2, size), centres))
     weights = add("Max", add("Sub", add("Mul", large, two), away), zero)
-    weights = add("Where", add("Less", places, old), weights, zero)
+    weights = add("Where", add("Less", positions, old), weights, zero)
     whole = add("ReduceSum", weights, number([1]))
     shares, rest = zero, weights
     for bits in (8, 7, 7):  # long division: all numbers stay below 2^31, which OpenVINO computes in
@@ -179,7 +179,7 @@ def _resize_axis(nodes: _Nodes, values: str, new: int) -> str:
     axis = number([1])
     parts = [add("Unsqueeze", part, axis) for part in (high, middle, low)]
     bytes_ = add("Cast", add("Concat", *parts, axis=1), to=TensorProto.UINT8)  # [new, 3, taps]
-    inside = add("Min", places, add("Sub", old, one))
+    inside = add("Min", positions, add("Sub", old, one))
     rows = add("Reshape", values, number([0, -1]))
     near = add("Gather", rows, inside, axis=0)  # [new, taps, a * b * 3]
     sums = add("MatMulInteger", bytes_, near)  # [new, 3, a * b * 3]

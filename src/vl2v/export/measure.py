@@ -164,22 +164,22 @@ class Worker:
 
     def __call__(self, batch: int, seconds: float) -> list[float]:
         """Return the seconds of each call."""
-        times: list[float] = self._ask({"batch": batch, "seconds": seconds})
+        times: list[float] = self._call({"batch": batch, "seconds": seconds})
         return times
 
     @property
     def peak(self) -> int | None:
-        """The most bytes of memory that the process has had, libraries included; None where that can't be told."""
-        peak: int | None = self._ask({})
+        """The most bytes of memory that the process has had, libraries included; None where the system doesn't say."""
+        peak: int | None = self._call({})
         return peak
 
     def close(self) -> None:
         """End the process."""
         self._process.communicate()  # it ends with its input
 
-    def _ask(self, question: dict[str, float]) -> Any:
+    def _call(self, call_settings: dict[str, float]) -> Any:
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(question) + "\n")
+        self._process.stdin.write(json.dumps(call_settings) + "\n")
         self._process.stdin.flush()
         return self._answer()
 
@@ -188,10 +188,10 @@ class Worker:
         line = self._process.stdout.readline()
         if not line:
             raise StudentError(f"{self._name}: its process ended with code {self._process.wait()}")
-        answer = json.loads(line)
-        if "error" in answer:
-            raise StudentError(f"{self._name}: {answer['error']}")
-        return answer["value"]
+        reply = json.loads(line)
+        if "error" in reply:
+            raise StudentError(f"{self._name}: {reply['error']}")
+        return reply["value"]
 
 
 @contextmanager
@@ -206,25 +206,25 @@ def workers(ways: Sequence[Way], threads: int) -> Iterator[dict[str, Worker]]:
 
 
 def _work(given: dict[str, Any]) -> None:
-    """Answer a worker's questions until there are no more."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    """Serve a worker's calls until there are no more."""
+    replies = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no reply
 
-    def answer(**found: Any) -> None:
-        answers.write(json.dumps(found) + "\n")
-        answers.flush()
+    def reply(**found: Any) -> None:
+        replies.write(json.dumps(found) + "\n")
+        replies.flush()
 
     threads = given.pop("threads")
     way = Way(**{**given, "path": Path(given["path"])})
     try:
         call = way.open(threads)
     except VL2VError as error:
-        answer(error=str(error))
+        reply(error=str(error))
         return
-    answer(value=None)
+    reply(value=None)
     for line in sys.stdin:
-        question = json.loads(line)
-        answer(value=timed(call, way.image_size, **question) if question else _peak())
+        call_settings = json.loads(line)
+        reply(value=timed(call, way.image_size, **call_settings) if call_settings else _peak())
 
 
 def _peak() -> int | None:

@@ -87,7 +87,7 @@ def teacher_licence(name: str) -> str:
     kind = name.partition(":")[0]
     if kind in ADAPTERS:
         known = " (the published weights of jina-clip-v2 are under CC BY-NC 4.0)" if name == "jina:jina-clip-v2" else ""
-        return f"check its vendor's terms: some don't allow a model to be trained on their answers{known}"
+        return f"check its vendor's terms: some don't allow a model to be trained on their embeddings{known}"
     if name == "tiny":
         return "MIT"
     if name.startswith("hf:openai/clip-") or (kind == "open_clip" and name.endswith("/openai")):

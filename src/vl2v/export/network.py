@@ -85,7 +85,7 @@ def card_of(classifier: Classifier, form: str, precision: str) -> dict[str, Any]
         "preprocessing": PREPROCESSING,
         "about": public_about(classifier.about),
     }
-    if classifier.about.get("teacher"):  # what another class's text is asked of, and how
+    if classifier.about.get("teacher"):  # how another class's embedding is queried
         card["teacher"] = classifier.about["teacher"]["fingerprint"]
         card["prompts"] = classifier.about["prompts"]
     if form == "open" and classifier.texts is not None:

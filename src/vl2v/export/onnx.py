@@ -15,7 +15,7 @@ from vl2v.deploy.runtime import METADATA, onnxruntime_library
 from vl2v.export.network import Network
 from vl2v.export.parity import Pixels, parts
 
-KEPT = (1 / 8, 1 / 4, 1 / 2)  # of the layers, that stay in fp32 where fewer aren't enough
+EXEMPT = (1 / 8, 1 / 4, 1 / 2)  # of the layers, that stay in fp32 where fewer aren't enough
 RANKED = 8  # images that layers are compared on
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
@@ -81,15 +81,15 @@ def int8_trials(plain: Path, card: dict[str, Any], pixels: Pixels) -> Iterator[t
     ready = plain.with_name("ready.onnx")
     quant_pre_process(str(plain), str(ready), skip_symbolic_shape=True)
 
-    def trial(kept: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
-        made = plain.with_name(f"int8-{len(kept)}.onnx")
-        _quantise(ready, made, pixels, kept=kept)
+    def trial(exempt: tuple[str, ...]) -> tuple[Path, tuple[str, ...]]:
+        made = plain.with_name(f"int8-{len(exempt)}.onnx")
+        _quantise(ready, made, pixels, exempt=exempt)
         put_card(made, card)
-        return made, kept
+        return made, exempt
 
     yield trial(())
     layers = worst_first(ready, pixels)
-    for count in sorted({1, *(int(share * len(layers)) for share in KEPT)} - {0}):
+    for count in sorted({1, *(int(share * len(layers)) for share in EXEMPT)} - {0}):
         yield trial(tuple(layers[:count]))
 
 
@@ -109,8 +109,8 @@ def _output(path: Path, pixels: Pixels) -> NDArray[np.float32]:
     return np.asarray(session.run(None, {"pixels": pixels})[0])
 
 
-def _quantise(ready: Path, made: Path, pixels: Pixels, *, kept: Sequence[str] = (), only: str | None = None) -> None:
-    """Write a file in int8, but for the layers that are kept; or with a single layer in it.
+def _quantise(ready: Path, made: Path, pixels: Pixels, *, exempt: Sequence[str] = (), only: str | None = None) -> None:
+    """Write a file in int8, but for the layers that are exempt; or with a single layer in it.
 
     Weights have seven bits: processors without VNNI add two products of bytes in 16 bits, which those of eight bits
     overflow, so that the same file would give other classes there.
@@ -143,7 +143,7 @@ def _quantise(ready: Path, made: Path, pixels: Pixels, *, kept: Sequence[str] = 
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         nodes_to_quantize=None if only is None else [only],
-        nodes_to_exclude=[*kept, *outside],
+        nodes_to_exclude=[*exempt, *outside],
         calibrate_method=CalibrationMethod.MinMax,
     )
 

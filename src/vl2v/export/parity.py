@@ -1,4 +1,4 @@
-"""Whether an export does what its student does: both are asked about real images."""
+"""Whether an export predicts what its student does, on real images."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from vl2v.training.loading import read_image
 TOLERANCE = 1e-4  # of the largest logit, in fp32
 POINTS = 0.005  # that int8 may lose
 AGREED = 0.98  # of the classes in int8 that should be those in fp32; fewer where more layers in fp32 don't help
-MOST = 10_000  # times as many images, that are at most asked for
+MOST = 10_000  # times as many images, that are used, at most
 CALIBRATION = 200  # images that int8's ranges are taken from
 ODD = 200  # images that preprocessing inside a file is checked on
 INSIDE = 1e-3  # that probabilities may differ by there
-CHECKED = 500  # validation images of each domain that are looked at, at most
+CHECKED = 500  # validation images of each domain that are compared, at most
 
 Pixels = NDArray[np.uint8]
 
@@ -41,7 +41,7 @@ class Parity:
 
     Attributes:
         difference: the largest, of logits, as a share of the largest logit.
-        same: share of images with the same answer.
+        same: share of images with the same prediction.
         accuracy: domain -> (student's, export's), 0 to 1.
         images: domain -> how many that is of.
         changed: domain -> how many of these only the student has right, and how many only the export.
@@ -123,11 +123,10 @@ class Parity:
             count, apart = self.inside
             sizes = f"; takes images of any size ({count} odd ones: same classes, probabilities within {apart:.1e})"
         refused = f"; in fp32, because {self.refused}" if self.refused else ""
-        return (
-            f"{100 * self.same:.1f}% same predictions, accuracy % {domains}{kept}{self._told()}{gain}{sizes}{refused}"
-        )
+        changes = f"{kept}{self._changes()}{gain}{sizes}{refused}"
+        return f"{100 * self.same:.1f}% same predictions, accuracy % {domains}{changes}"
 
-    def _told(self) -> str:
+    def _changes(self) -> str:
         """Return how sure the accuracy of an export that isn't exact is."""
         if self.exact or self.worse or not self.changed:
             return ""

@@ -1,4 +1,4 @@
-"""A run's student as files for other places, each checked on real images before it is given out."""
+"""A run's student as files for other runtimes, each checked on real images before it is written."""
 
 from __future__ import annotations
 
@@ -122,8 +122,8 @@ class Exporter:
         """Return an export.
 
         Raises:
-            StudentError: it differs from the student, in fp32 by more than 1e-4 of the largest logit or in any answer,
-                in int8 by surely more than half a point of accuracy.
+            StudentError: it differs from the student, in fp32 by more than 1e-4 of the largest logit or in any
+                prediction, in int8 by surely more than half a point of accuracy.
             ConfigError: the format has no int8.
             MissingExtra: what writes the format is not installed.
         """
@@ -326,7 +326,7 @@ def export_student(
 
     Raises:
         StudentError: the export differs from the student, in fp32 by more than 1e-4 of the largest logit or in any
-            answer, in int8 by surely more than half a point of accuracy; or an open form of a fixed head.
+            prediction, in int8 by surely more than half a point of accuracy; or an open form of a fixed head.
         ConfigError: an unknown format, or a file name that doesn't fit it.
         MissingExtra: what writes the format is not installed.
 

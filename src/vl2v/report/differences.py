@@ -112,8 +112,8 @@ def disagreements(bench: Bench, progress: Progress) -> Iterator[dict[str, Any]]:
             continue
         result = min(mine, key=lambda result: result.seed)
         rows, other_rows = bench.of_target(result), teachers[*cell, result.content]
-        said = dict(zip(other_rows["index"].tolist(), other_rows["answer"].tolist(), strict=True))
-        teacher = np.array([said.get(index, -1) for index in rows["index"].tolist()])
+        predicted = dict(zip(other_rows["index"].tolist(), other_rows["answer"].tolist(), strict=True))
+        teacher = np.array([predicted.get(index, -1) for index in rows["index"].tolist()])
         student, other = rows["answer"] == rows["label"], teacher == rows["label"]
         queried = teacher >= 0
         groups = {
@@ -149,8 +149,8 @@ def _reader(bench: Bench, job: Job) -> Any:
                 "image": thumbnail(decode(dataset.read(int(rows["index"][index])))),
                 "alt": f"{truth}: the student says {student}, the teacher {other}",
                 "lines": [
-                    (f"{who}: {said}", "right" if said == truth else "wrong")
-                    for who, said in (("student", student), ("teacher", other))
+                    (f"{who}: {predicted}", "right" if predicted == truth else "wrong")
+                    for who, predicted in (("student", student), ("teacher", other))
                 ],
             }
 

@@ -19,7 +19,7 @@ from vl2v.training import clean_pixels
 IMAGES = 360
 SIDE, MARGIN = 400, 16  # of a panel, in the units of its view box
 THUMB, COLUMNS = 56, 20  # pixels a side, and images in a row of the sheet
-COLOURS = 8  # that can be told apart
+COLOURS = 8  # that can be distinguished
 LINE, LETTER = 10, 2.6  # height of a name's line, half the width of a letter
 NAMED = 12  # more classes than that get no words beside their texts
 

@@ -1,4 +1,4 @@
-"""Who may ask: whoever has the key, or this machine where there is none; and no page elsewhere."""
+"""Access: clients with the key, or this machine where there is none; and no page elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ OPEN = frozenset(("/", "/health", "/ready", "/v2/health/live", "/v2/health/ready
 
 
 def failure(status: int, message: str, code: str = "", headers: dict[str, str] | None = None) -> Response:
-    """Return an answer that says what is wrong, in the form of the KServe protocol."""
+    """Return a response that says what is wrong, in the form of the KServe protocol."""
     return JSONResponse({"error": message}, status, headers)
 
 
@@ -48,10 +48,10 @@ class _Guard(ABC):
 
 
 class Locked(_Guard):
-    """Every address wants the key, but for the page and for those that tell if the server is well.
+    """Every route wants the key, but for the page and the health checks.
 
-    Who sends too many wrong keys in a minute has no more of them compared until it is over; an address from which the
-    right key has come before isn't held up by what others behind the same proxy try.
+    A client that sends too many wrong keys in a minute has no more of them compared until it is over; an address from
+    which the right key has come before isn't slowed by what others behind the same proxy try.
 
     Args:
         app: what it is around.
@@ -99,7 +99,7 @@ class Locked(_Guard):
 class Local(_Guard):
     """Only what was addressed to this machine is taken: a page elsewhere could have its own name point here."""
 
-    refused = failure(400, "addressed to another machine; there is no key, so only this one may ask")
+    refused = failure(400, "addressed to another machine; there is no key, so only this one may send requests")
 
     def passes(self, scope: Any) -> bool:
         """Return whether a request was addressed to this machine."""
@@ -110,21 +110,21 @@ class Local(_Guard):
 
 
 class FromHere(_Guard):
-    """A page elsewhere may look at most: a browser sends forms for it, without asking first.
+    """A page elsewhere may only read: a browser sends its forms without a preflight request.
 
     Args:
         app: what it is around.
         origins: of pages elsewhere that may do more.
     """
 
-    refused = failure(403, "pages elsewhere may not ask; --origin allows one")
+    refused = failure(403, "pages elsewhere may not send requests; --origin allows one")
 
     def __init__(self, app: Any, origins: Sequence[str]) -> None:
         super().__init__(app)
         self._origins = frozenset(origins)
 
     def passes(self, scope: Any) -> bool:
-        """Return whether a request only looks, or comes from no page, the server's own or an allowed one."""
+        """Return whether a request only reads, or comes from no page, the server's own or an allowed one."""
         origin = _header(scope, b"origin")
         if scope["method"] in ("GET", "HEAD", "OPTIONS") or not origin or {origin, "*"} & self._origins:
             return True

@@ -37,7 +37,7 @@ class Network:
         most: images in a batch.
         waiting: images that may wait.
         seconds: that a request may wait for its turn.
-        observe: told the size of each batch.
+        observe: called with the size of each batch.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The HTTP side, put together: addresses, failures, and who may ask."""
+"""The HTTP application: routes, failures and access."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ def create_app(
     """Return the application.
 
     Args:
-        student: who answers; loaded with one thread.
+        student: the export; loaded with one thread.
         tutor: for new classes, and for what the teacher says.
         watch: is told the network's outputs.
         name: of the model.
         key: that clients need; "": none, and only requests that were addressed to this machine by name are taken.
-        origins: of pages elsewhere that may ask from a browser.
+        origins: of pages elsewhere that may send requests from a browser.
         waiting: images that may wait for their turn; more are answered with 429.
     """
     metrics = ServingMetrics()
@@ -106,7 +106,7 @@ def _guard(app: FastAPI, metrics: ServingMetrics, key: str, origins: Sequence[st
 
 
 def _tell_failures(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
-    """See to it that every failure is told in one form, and nothing of the machine with it."""
+    """Give every failure one form, which says nothing of the machine."""
     log = logging.getLogger(__name__)
 
     @app.exception_handler(HTTPException)
@@ -145,8 +145,8 @@ def _tell_failures(app: FastAPI, routes: Sequence[BaseRoute]) -> None:
     @app.exception_handler(StoreError)
     async def no_teacher(request: Request, error: Exception) -> Response:
         log.warning("%s", error)
-        return failure(502, "the teacher can't be asked; the server's log tells why")
+        return failure(502, "the teacher can't be queried; the server's log says why")
 
     @app.exception_handler(Exception)
     async def failed(request: Request, error: Exception) -> Response:
-        return failure(500, "the server failed; its log tells why")
+        return failure(500, "the server failed; its log says why")

@@ -31,7 +31,7 @@ WAITING = 16  # requests of a client that may wait
 _SMALL_FILE = 32 * 1024  # bytes: its header is read at once
 
 _ASKED = struct.Struct("<Qd")  # bytes of the file, seconds
-_TOLD = struct.Struct("<?Qd")  # whether it was decoded, bytes of pixels or of the reason, seconds used
+_HEAD = struct.Struct("<?Qd")  # whether it was decoded, bytes of pixels or of the reason, seconds used
 
 
 class Turns:
@@ -197,8 +197,8 @@ class _Process:
             self._process.stdin.write(_ASKED.pack(len(image), seconds))
             self._process.stdin.write(image)
             await self._process.stdin.drain()
-            told = await self._process.stdout.readexactly(_TOLD.size)
-            good, length, used = _TOLD.unpack(told)
+            content = await self._process.stdout.readexactly(_HEAD.size)
+            good, length, used = _HEAD.unpack(content)
             data = await self._process.stdout.readexactly(length)
         except (asyncio.IncompleteReadError, ConnectionError, OSError):
             with suppress(TimeoutError):
@@ -239,11 +239,11 @@ def run(size: int, fit: Fit) -> None:
         start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, seconds)  # nobody handles it: the process ends, whatever it does
         try:
-            good, told = True, evaluation_view(decode(data, most_bytes=MOST), size, fit).tobytes()
+            good, content = True, evaluation_view(decode(data, most_bytes=MOST), size, fit).tobytes()
         except (ImageError, MemoryError) as error:
-            good, told = False, (str(error) or "needs too much memory").encode()
+            good, content = False, (str(error) or "needs too much memory").encode()
         signal.setitimer(signal.ITIMER_PROF, 0)
-        sys.stdout.buffer.write(_TOLD.pack(good, len(told), time.process_time() - start) + told)
+        sys.stdout.buffer.write(_HEAD.pack(good, len(content), time.process_time() - start) + content)
         sys.stdout.buffer.flush()
 
 

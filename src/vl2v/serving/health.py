@@ -1,4 +1,4 @@
-"""Addresses that tell how the server is."""
+"""Routes for the server's state."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ def health_routes(service: Service) -> APIRouter:
     @routes.get("/health")
     @routes.get("/v2/health/live")
     async def health() -> dict[str, bool]:
-        """Tell that the server is there."""
+        """Report that the server is up."""
         return {"live": True}
 
     @routes.get("/ready", responses=failures(503))
     @routes.get("/v2/health/ready", responses=failures(503))
     async def ready(request: Request) -> dict[str, bool]:
-        """Tell whether the next image would be taken."""
+        """Report whether the next image would be taken."""
         service.check_ready(client_of(request))
         return {"ready": True}
 

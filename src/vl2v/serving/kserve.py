@@ -117,10 +117,10 @@ def kserve_routes(service: Service) -> APIRouter:
         """Say what is in images, in the terms of the KServe protocol."""
         _check(model, service.name)
         client = client_of(request)
-        service.look(client)
+        service.check_room(client)
         wanted, rest = await _inference(request)
-        answers = await service.predictions(_things(wanted, rest, service.student.card["image_size"]), client)
-        return _answer(wanted, answers, service.name, request.headers.get("accept-encoding", ""))
+        predictions = await service.predictions(_things(wanted, rest, service.student.card["image_size"]), client)
+        return _answer(wanted, predictions, service.name, request.headers.get("accept-encoding", ""))
 
     versioned = "/v2/models/{model}/versions/{version}"
 
@@ -274,9 +274,9 @@ def _pixels(data: list[Any] | None, shape: list[int]) -> NDArray[np.uint8]:
         raise HTTPException(400, f"inputs[0].data: integers from 0 to 255 that fill the shape {shape}") from None
 
 
-def _answer(wanted: Inference, answers: Sequence[Prediction], name: str, accepted: str) -> Response:
+def _answer(wanted: Inference, predictions: Sequence[Prediction], name: str, accepted: str) -> Response:
     outputs, tail = [], b""
-    for output, values in _outputs(answers):
+    for output, values in _outputs(predictions):
         binary = wanted.binary(output["name"])
         if binary is None:
             continue
@@ -299,10 +299,10 @@ def _answer(wanted: Inference, answers: Sequence[Prediction], name: str, accepte
     return Response(content, 200, headers, "application/octet-stream" if tail else "application/json")
 
 
-def _outputs(answers: Sequence[Prediction]) -> Iterator[tuple[dict[str, Any], list[Any]]]:
-    for name, words in (("label", [each.label for each in answers]), ("best", [each.best for each in answers])):
+def _outputs(predictions: Sequence[Prediction]) -> Iterator[tuple[dict[str, Any], list[Any]]]:
+    for name, words in (("label", [each.label for each in predictions]), ("best", [each.best for each in predictions])):
         yield {"name": name, "datatype": "BYTES", "shape": [len(words)]}, words
-    rows = [list(answer.probabilities.values()) for answer in answers]
+    rows = [list(prediction.probabilities.values()) for prediction in predictions]
     shape = [len(rows), len(rows[0])]
     yield {"name": "probabilities", "datatype": "FP32", "shape": shape}, [each for row in rows for each in row]
 
@@ -314,7 +314,7 @@ def _packed(values: list[Any]) -> bytes:
 
 
 def _coding(accepted: str) -> str:
-    """Return how an answer may be compressed, by Accept-Encoding; "": not at all."""
+    """Return how an prediction may be compressed, by Accept-Encoding; "": not at all."""
     given = {
         name.strip().lower(): rest.replace(" ", "")
         for name, _, rest in (each.partition(";") for each in accepted.split(","))

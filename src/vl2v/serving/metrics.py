@@ -1,4 +1,4 @@
-"""Prometheus metrics of answers and of drift."""
+"""Prometheus metrics of predictions and of drift."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vl2v.web.metrics import Metrics
 
 
 class ServingMetrics(Metrics):
-    """What every server counts, answers, and how far the latest images are from the training domains."""
+    """What every server counts, predictions, and how far the latest images are from the training domains."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,13 +31,13 @@ class ServingMetrics(Metrics):
             "vl2v_drift_unknown_expected", "that share on validation images of the same classes", **options
         )
 
-    def count(self, answers: Sequence[Prediction]) -> None:
-        """Count answers."""
-        self.images.inc(len(answers))
-        self.unknown.inc(sum(answer.label == UNKNOWN for answer in answers))
+    def count(self, predictions: Sequence[Prediction]) -> None:
+        """Count predictions."""
+        self.images.inc(len(predictions))
+        self.unknown.inc(sum(answer.label == UNKNOWN for answer in predictions))
 
     def watched(self, traffic_log: TrafficLog) -> None:
-        """Set the gauges of drift; what can't be told is NaN."""
+        """Set the gauges of drift; what isn't known is NaN."""
         found = traffic_log.drift()
         nan = float("nan")
         self.distance.set(nan if found is None or found.distance is None else found.distance)

@@ -1,4 +1,4 @@
-"""What is asked and answered, as the OpenAPI document describes it."""
+"""Requests and responses, as the OpenAPI document describes them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ STATUSES = {
     400: "an image can't be decoded, or the body isn't what its Content-Type says",
     401: "no key, or a wrong one",
     402: "the budget for the teacher is used up",
-    403: "a page elsewhere asks, whose origin isn't among those of --origin",
+    403: "the request is a page's elsewhere, whose origin isn't among those of --origin",
     404: "no such thing",
     408: "the body came too slowly",
     409: "not with this student, or not with what is known here",
@@ -22,7 +22,7 @@ STATUSES = {
     415: "another Content-Type is needed",
     422: "the body isn't of the form that is described here",
     429: "too much is waiting; Retry-After tells for how long",
-    502: "the teacher can't be asked; the server's log tells why",
+    502: "the teacher can't be queried; the server's log says why",
     503: "too much is waiting to take more",
 }
 
@@ -33,8 +33,8 @@ class Failure(BaseModel):
     error: str
 
 
-class Answer(BaseModel):
-    """What is said of an image; `label` is the best class, or "unknown"."""
+class Prediction(BaseModel):
+    """The prediction for an image; `label` is the best class, or "unknown"."""
 
     label: str
     best: str
@@ -42,11 +42,11 @@ class Answer(BaseModel):
     probabilities: dict[str, float]
 
 
-class Answers(BaseModel):
-    """One answer an image, in order."""
+class Predictions(BaseModel):
+    """One prediction an image, in order."""
 
     model: str
-    predictions: list[Answer]
+    predictions: list[Prediction]
 
 
 class Classes(BaseModel):
@@ -57,7 +57,7 @@ class Classes(BaseModel):
 
 
 class TeacherFacts(BaseModel):
-    """The teacher that can be asked, and what it was paid."""
+    """The teacher that can be queried, and its bill."""
 
     name: str
     paid: bool
@@ -65,7 +65,7 @@ class TeacherFacts(BaseModel):
 
 
 class About(BaseModel):
-    """What answers here."""
+    """The model that is served."""
 
     model: str
     form: Literal["open", "closed"]
@@ -78,14 +78,14 @@ class About(BaseModel):
 
 
 class Opinion(BaseModel):
-    """What the teacher says of an image, zero-shot."""
+    """The teacher's zero-shot prediction for an image."""
 
-    answer: Answer
+    answer: Prediction
     teacher: TeacherFacts
 
 
 def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe what else is answered."""
+    """Describe the responses other than success."""
     return {status: {"description": STATUSES[status], "model": Failure} for status in statuses}
 
 

@@ -70,13 +70,13 @@ def serve(
 
     Args:
         file: an export.
-        teacher: a teacher's spec, to ask about images and new classes; the one that the student learned from.
+        teacher: a teacher's spec, for new classes and its own predictions; the one that the student learned from.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
-        store: of the teacher's answers; by default the one that all runs share.
+        store: of the teacher's embeddings; by default the one that all runs share.
         log: a file to which the network's outputs are added.
         log_images: a folder in which the images are saved that are predicted; by default none is.
         log_images_mb: megabytes of all of them; the oldest make way.
-        origins: of pages elsewhere that may ask from a browser.
+        origins: of pages elsewhere that may send requests from a browser.
         name: of the model.
         host: to listen on.
         port: to listen on; 0 takes a free one.
@@ -131,8 +131,8 @@ def application(
     from vl2v.session import default_store
     from vl2v.teachers import open_teacher
 
-    asked = None if teacher is None else open_teacher(teacher)
-    teacher_client = TeacherClient(student, store or default_store(), asked, budget)
+    opened = None if teacher is None else open_teacher(teacher)
+    teacher_client = TeacherClient(student, store or default_store(), opened, budget)
     app = create_app(student, teacher_client, TrafficLog(student, log, images), name=name, key=key, origins=origins)
     app.state.stopping = teacher_client.stop
     freeze_gc()

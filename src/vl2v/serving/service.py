@@ -1,4 +1,4 @@
-"""What the addresses have in common: a student behind its queue, and who is told of its answers."""
+"""What the routes share: a student behind its queue, its traffic log and its metrics."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from starlette.requests import Request
 
 from vl2v.deploy.prediction import Prediction
 from vl2v.deploy.runtime import Exported
-from vl2v.serving.answers import Network, Thing
 from vl2v.serving.decoders import Decoders
+from vl2v.serving.found import Network, Thing
 from vl2v.serving.metrics import ServingMetrics
 from vl2v.serving.teacher_client import TeacherClient
 from vl2v.serving.traffic_log import TrafficLog
@@ -21,16 +21,16 @@ from vl2v.web.batches import Busy
 
 @dataclass(frozen=True)
 class Service:
-    """A student that answers.
+    """A student that serves predictions.
 
     Attributes:
         name: of the model.
-        student: who answers.
+        student: the loaded export.
         network: its queue.
         decoders: for images that are large.
-        tutor: its teacher.
-        watch: is told the network's outputs.
-        metrics: count the answers.
+        teacher_client: its teacher.
+        traffic_log: remembers the network's outputs.
+        metrics: count the predictions.
     """
 
     name: str
@@ -49,15 +49,15 @@ class Service:
             Busy, Waited: too much to do.
         """
         rows = await self.network.outputs(await self.decoders.views(things, client), client)
-        answers = self.student.predictions(rows)
-        self.traffic_log.add(rows, answers)
+        found = self.student.predictions(rows)
+        self.traffic_log.add(rows, found)
         if self.traffic_log.images is not None:
             await asyncio.to_thread(self.traffic_log.images.add, [one for one in things if isinstance(one, bytes)])
-        self.metrics.count(answers)
-        return answers
+        self.metrics.count(found)
+        return found
 
-    def look(self, client: str) -> None:
-        """Turn a request away before its body is read, if it will be turned away anyhow.
+    def check_room(self, client: str) -> None:
+        """Refuse a request before its body is read, if it will be refused anyhow.
 
         Raises:
             Busy: it will.
@@ -66,7 +66,7 @@ class Service:
             raise Busy("too many images are waiting")
 
     def check_ready(self, client: str) -> None:
-        """Tell whether the next image would be taken.
+        """Check that the next image would be taken.
 
         Raises:
             HTTPException: it wouldn't.

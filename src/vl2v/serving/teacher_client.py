@@ -1,4 +1,4 @@
-"""The teacher at the server's side: texts of new classes, and what it says of an image when somebody asks."""
+"""The server's teacher: embeddings of new classes, and its own prediction for an image."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ BUILT_IN = (
 
 
 class TeacherClient:
-    """What is known of the student's teacher: stored answers, and the teacher itself where one is given.
+    """The student's teacher: its cached embeddings, and the teacher itself where one is given.
 
     Args:
         student: whose teacher.
-        store: of answers.
+        store: of embeddings.
         teacher: None: only what is stored.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
 
@@ -55,7 +55,7 @@ class TeacherClient:
         if teacher is None:
             return
         if student.card["form"] != "open":
-            raise ConfigError(f"--teacher: can't be asked, {BUILT_IN}")
+            raise ConfigError(f"--teacher: can't be queried, {BUILT_IN}")
         if teacher.fingerprint != student.card.get("teacher"):
             name = public_name(teacher.name)
             raise ConfigError(f"--teacher {name}: not the one that the student learned from (another fingerprint)")
@@ -67,7 +67,7 @@ class TeacherClient:
         if self.student.card["form"] != "open":
             return BUILT_IN
         if "prompts" not in self.student.card:
-            return "the export doesn't tell how its classes were asked about; export again"
+            return "the export doesn't have its class prompts; export again"
         if self.teacher is None and not (self.store / FILE_NAME).is_file():
             return "there is no teacher, and nothing is stored; start with --teacher, or send the text's embedding"
         return None
@@ -77,7 +77,7 @@ class TeacherClient:
 
         Raises:
             StudentError: it can't be had; the message says why.
-            BudgetReached, TeacherError, StoreError: the teacher can't be asked, or the store be read.
+            BudgetReached, TeacherError, StoreError: the teacher can't be queried, or the store be read.
         """
         obstacle = self.obstacle()
         if obstacle is not None:
@@ -85,7 +85,7 @@ class TeacherClient:
         card = self.student.card
         with EmbeddingStore(self.store, read_only=self.teacher is None) as embeddings:
 
-            def ask(texts: list[str]) -> None:
+            def query(texts: list[str]) -> None:
                 if self.teacher is None:
                     raise StudentError(f"no text of {name!r} is stored; start with --teacher, or send its embedding")
                 with self._paying():
@@ -93,15 +93,15 @@ class TeacherClient:
                     self._checked = True
 
             prompts, sources = PromptConfig(**card["prompts"]), card["about"]["sources"]
-            return class_text(name, prompts, sources, card["teacher"], embeddings, ask)
+            return class_text(name, prompts, sources, card["teacher"], embeddings, query)
 
     def opinion(self, image: bytes) -> Prediction:
-        """Return what the teacher says of an image file's bytes, zero-shot; never "unknown".
+        """Return the teacher's zero-shot prediction for an image file's bytes; never "unknown".
 
         Raises:
             StudentError: there is no teacher.
             ImageError: it can't be decoded.
-            BudgetReached, TeacherError, StoreError: the teacher can't be asked.
+            BudgetReached, TeacherError, StoreError: the teacher can't be queried.
         """
         if self.teacher is None:
             raise StudentError("there is no teacher here; start with --teacher")
@@ -115,15 +115,15 @@ class TeacherClient:
         return prediction(classes, row, 0.0)
 
     def stop(self) -> None:
-        """End what is being asked of a rented teacher: the server is told to stop."""
+        """End the queries to a paid teacher: the server is stopping."""
         if self.teacher is not None and (paid := as_paid(self.teacher)) is not None:
             paid.stop()
 
     def about(self) -> dict[str, Any] | None:
-        """Return what people are told of the teacher, and of its bill; None: there is none to ask."""
+        """Return the teacher's public name and its bill; None: there is no teacher."""
         if self.teacher is None:
             return None
-        with spending_of(self.teacher, self._session, ASKER) as spending:  # a question may be in flight
+        with spending_of(self.teacher, self._session, ASKER) as spending:  # a query may be in flight
             bill = spending.bill() if spending else None
         return {"name": public_name(self.teacher.name), "paid": bill is not None, "bill": bill}
 

@@ -1,4 +1,4 @@
-"""Addresses that change the classes, and the one that asks the teacher."""
+"""Routes that change the classes, and the one that queries the teacher."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def teaching_routes(service: Service) -> APIRouter:
     """Return `/classes` and `/teacher`."""
     routes, student, teacher_client = APIRouter(), service.student, service.teacher_client
     most = len(student.classes) + ADDED
-    session = asyncio.Lock()  # one question to the teacher at a time
+    session = asyncio.Lock()  # one query to the teacher at a time
 
     @routes.get("/classes", response_model=Classes)
     async def classes() -> Any:
@@ -41,15 +41,15 @@ def teaching_routes(service: Service) -> APIRouter:
     )
     async def add_class(request: Request) -> Any:
         """Add a class, until the server is stopped."""
-        asked = await body_of(request, NewClass)
+        wanted = await body_of(request, NewClass)
         async with session:
-            name = student.check_new(asked.name)
+            name = student.check_new(wanted.name)
             if len(student.classes) >= most:
                 raise StudentError(f"there are {most} classes, as many as the server takes; remove one first")
-            if asked.embedding is None:
+            if wanted.embedding is None:
                 text = await asyncio.to_thread(teacher_client.text, name)
             else:
-                text = _unit(asked.embedding)
+                text = _unit(wanted.embedding)
             student.add_class(name, text)
         return await classes()
 
@@ -70,11 +70,11 @@ def teaching_routes(service: Service) -> APIRouter:
         responses=failures(*ANY_BODY, 402, 409, 502),
         openapi_extra=body(OneImage),
     )
-    async def ask_teacher(request: Request) -> Any:
-        """Say what the teacher says of an image; a rented one costs money, once an image."""
-        asked = await body_of(request, OneImage)
+    async def query_teacher(request: Request) -> Any:
+        """Return the teacher's prediction for an image; a paid one costs money, once an image."""
+        wanted = await body_of(request, OneImage)
         async with session:
-            opinion = await asyncio.to_thread(teacher_client.opinion, asked.file())
+            opinion = await asyncio.to_thread(teacher_client.opinion, wanted.file())
             return {"answer": asdict(opinion), "teacher": await asyncio.to_thread(teacher_client.about)}
 
     return routes

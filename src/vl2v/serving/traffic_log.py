@@ -27,7 +27,7 @@ from vl2v.names import UNKNOWN
 from vl2v.serving.image_log import ImageLog
 
 FORMAT = 1
-HALF = 128 * 2**20  # bytes of a log, after which another is begun; the one before is kept
+HALF = 128 * 2**20  # bytes of a log, after which another is begun; the one before stays
 
 Rows = NDArray[np.float32]
 
@@ -37,7 +37,7 @@ class TrafficLog:
 
     Args:
         student: whose outputs.
-        log: a file that lines are added to: time, answer, and the output in half precision. At 128 MB it is renamed to
+        log: a file that lines are added to: time, prediction, and the output in half precision. At 128 MB it is renamed to
             NAME.1, in the place of an older one, and a new one is begun.
         images: where the images themselves are saved, if their owner wants that.
 
@@ -55,19 +55,21 @@ class TrafficLog:
                 _check(opened.readline(), _older(log), student)
         self._log = None if log is None else _opened(log, student)
 
-    def add(self, rows: Rows, answers: Sequence[Prediction]) -> None:
-        """Remember outputs [n, d] and the answers that followed from them.
+    def add(self, rows: Rows, predictions: Sequence[Prediction]) -> None:
+        """Remember outputs [n, d] and the predictions that followed from them.
 
         A log that can't be written, as on a full disk, ends with a warning.
         """
-        self._latest.extend(zip(rows, answers, strict=True))
+        self._latest.extend(zip(rows, predictions, strict=True))
         if self._log is None:
             return
         now = round(time.time(), 3)
         half = np.clip(rows, -65504, 65504).astype("<f2")
         lines = [
-            json.dumps({"at": now, "label": answer.label, "best": answer.best, "out": base64.b64encode(row).decode()})
-            for row, answer in zip(half, answers, strict=True)
+            json.dumps(
+                {"at": now, "label": prediction.label, "best": prediction.best, "out": base64.b64encode(row).decode()}
+            )
+            for row, prediction in zip(half, predictions, strict=True)
         ]
         try:
             self._log.write(("\n".join(lines) + "\n").encode())
@@ -75,17 +77,17 @@ class TrafficLog:
             if self._log.tell() > HALF:
                 self._turn()
         except (OSError, DataError) as error:
-            logging.getLogger(__name__).warning("the log ends here, what is served goes on: %s", error)
+            logging.getLogger(__name__).warning("the log ends here, serving continues: %s", error)
             self.close()
 
     def drift(self) -> Drift | None:
         """Return how far the latest traffic is from the training domains; None: nothing is known of these."""
         if "reference" not in self.student.card or not self._latest:
             return None
-        rows, answers = zip(*self._latest, strict=True)
-        unknown = sum(answer.label == UNKNOWN for answer in answers) / len(answers)
-        best = [answer.best for answer in answers]
-        sure = [answer.probability for answer in answers]
+        rows, predictions = zip(*self._latest, strict=True)
+        unknown = sum(prediction.label == UNKNOWN for prediction in predictions) / len(predictions)
+        best = [prediction.best for prediction in predictions]
+        sure = [prediction.probability for prediction in predictions]
         return drift(np.stack(rows), best, sure, unknown, self.student.card["reference"])
 
     def close(self) -> None:
@@ -110,7 +112,7 @@ class Traffic:
     Attributes:
         rows: the network's outputs [n, d].
         times: of the images, seconds since the epoch.
-        labels: the answers.
+        labels: the predictions.
         best: the best class of each.
         broken: lines that can't be read: the server was killed while it wrote them.
     """

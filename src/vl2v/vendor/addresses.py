@@ -35,7 +35,7 @@ class Address:
 class Addresses:
     """What may be fetched.
 
-    The name is looked up once, what it stands for is checked, and that is what is connected to: a name that stands for
+    The name is resolved once, its address is checked, and that is what is connected to: a name that stands for
     something else a moment later helps nobody. Redirects are not followed, and no proxy of the environment is used.
 
     Args:
@@ -54,7 +54,9 @@ class Addresses:
         self._client = httpx2.AsyncClient(
             verify=context or ssl.create_default_context(),
             timeout=SECONDS,
-            limits=httpx2.Limits(max_connections=64, max_keepalive_connections=0),  # no host answers for another
+            limits=httpx2.Limits(
+                max_connections=64, max_keepalive_connections=0
+            ),  # no host's connection serves another
             trust_env=False,
         )
 
@@ -134,16 +136,16 @@ async def _checked(address: Address) -> IPv4Address | IPv6Address:
         found = await asyncio.to_thread(socket.getaddrinfo, address.host, address.port, type=socket.SOCK_STREAM)
     except OSError:
         raise Unfetched("no such host") from None
-    places = [ip_address(str(where[0]).partition("%")[0]) for *_, where in found]
-    if address.url.scheme == "http" and not all(place.is_loopback for place in places):
+    found_ips = [ip_address(str(where[0]).partition("%")[0]) for *_, where in found]
+    if address.url.scheme == "http" and not all(ip.is_loopback for ip in found_ips):
         raise Unfetched("only https is fetched")
-    if not address.named and not all(_public(place) for place in places):
+    if not address.named and not all(_public(ip) for ip in found_ips):
         raise Unfetched("its host is not public")
-    return places[0]
+    return found_ips[0]
 
 
-def _public(place: IPv4Address | IPv6Address) -> bool:
-    inner = getattr(place, "ipv4_mapped", None) or place
+def _public(ip: IPv4Address | IPv6Address) -> bool:
+    inner = getattr(ip, "ipv4_mapped", None) or ip
     return inner.is_global and not inner.is_multicast and not any(inner in net for net in _TUNNELS)
 
 

@@ -413,8 +413,8 @@ def _wrong_method(allowed: str) -> Reply:
     raise Refusal(405, f"only {allowed} is allowed here", "method_not_allowed", headers={"Allow": allowed})
 
 
-def _json(answer: Any) -> Reply:
-    return 200, _encoder.encode(answer), [_JSON]
+def _json(content: Any) -> Reply:
+    return 200, _encoder.encode(content), [_JSON]
 
 
 def _failure(refusal: Refusal) -> Reply:

@@ -71,7 +71,7 @@ class Keys:
     def find(self, given: str) -> Key | None:
         """Return whose key this is, unless it is revoked.
 
-        It is looked up by its hash, so that the time that takes says nothing about the key.
+        It is found by its hash, so that the time that takes says nothing about the key.
         """
         return self._valid.get(_digest(given))
 

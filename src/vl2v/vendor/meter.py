@@ -20,7 +20,7 @@ from vl2v.vendor.keys import Key
 
 Kind = Literal["image", "text"]
 MINUTE = 60.0
-KEPT = 24 * 3600.0  # seconds that a reply is saved for its Idempotency-Key
+SAVED = 24 * 3600.0  # seconds that a reply is saved for its Idempotency-Key
 REPLIES = 256 * 2**20  # bytes of a client's saved replies; the oldest go first
 OVERHEAD = 512  # bytes of a saved reply besides its embeddings
 VERSION = 2  # 1 had no replies
@@ -200,7 +200,7 @@ class Meter:
             "FROM replies r JOIN sold s USING (id) WHERE r.digest = ?",
             (digest,),
         ).fetchone()
-        if row is None or row[7] <= time.time() - KEPT:
+        if row is None or row[7] <= time.time() - SAVED:
             return None
         sale = Sale(*row[:-1])
         return sale, np.frombuffer(row[-1], "<f4").reshape(sale.count, -1)
@@ -227,7 +227,7 @@ class Meter:
         for client, saved in self._saved.items():
             left = saved.bytes
             for number, at, size, _ in saved.replies:
-                if at > now - KEPT and left <= REPLIES:
+                if at > now - SAVED and left <= REPLIES:
                     break
                 gone.append((client, number))
                 left -= size

@@ -28,8 +28,8 @@ class Bodies:
     Args:
         app: what it is around.
         most: bytes of a body.
-        refusal: makes the answer to a body that is refused before the app saw it, of status, message and code.
-        observe: told the status and the seconds of every answer.
+        refusal: makes the response to a body that is refused before the app sees it, of status, message and code.
+        observe: called with the status and the seconds of every response.
         seconds: that a body may take.
         together: bytes of all bodies that are held at once.
     """
@@ -77,7 +77,7 @@ class Bodies:
                 raise Refused(429, "too much is being sent, try again", "overloaded", **{"Retry-After": "1"})
             return message
 
-        async def told(message: Any) -> None:
+        async def timed(message: Any) -> None:
             if message["type"] == "http.response.start":
                 self.observe(message["status"], time.perf_counter() - started)
             await send(message)
@@ -86,9 +86,9 @@ class Bodies:
         try:
             if not length.isdigit() or int(length) > self.most:
                 refused = self._too_large()
-                await self.refusal(refused.status_code, refused.detail, refused.code)(scope, receive, told)
+                await self.refusal(refused.status_code, refused.detail, refused.code)(scope, receive, timed)
             else:
-                await self.app(scope, counted, told)
+                await self.app(scope, counted, timed)
         finally:
             self.held -= seen
 

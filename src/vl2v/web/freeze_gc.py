@@ -1,4 +1,4 @@
-"""What keeps answers equally quick."""
+"""Garbage collection that doesn't delay responses."""
 
 from __future__ import annotations
 

@@ -16,13 +16,13 @@ class Metrics:
         self.registry = CollectorRegistry()
         self._by_status: dict[int, Any] = {}
         options: dict[str, Any] = {"registry": self.registry}
-        self.requests = Counter("vl2v_requests", "answers by status", ["status"], **options)
-        self.seconds = Histogram("vl2v_request_seconds", "time to answer", **options)
+        self.requests = Counter("vl2v_requests", "responses by status", ["status"], **options)
+        self.seconds = Histogram("vl2v_request_seconds", "time to respond", **options)
         self.batches = Histogram("vl2v_batch_things", "things in a batch", buckets=(1, 2, 4, 8, 16, 32, 64), **options)
         self.queued = Gauge("vl2v_queued_things", "things that wait", **options)
 
     def answered(self, status: int, seconds: float) -> None:
-        """Count an answer."""
+        """Count a response."""
         counter = self._by_status.get(status)
         if counter is None:
             counter = self._by_status[status] = self.requests.labels(str(status))

@@ -179,7 +179,7 @@ def test_a_budget_needs_a_price_and_what_has_none_is_said(vendor, monkeypatch, c
     spec = "openai-compatible:http://localhost.example.invalid/v1#m"
     away = open_teacher(spec)
     away.budget = Budget(budget=10)
-    with pytest.raises(TeacherError, match=r'budget can\'t be kept.*put \[openai-compatible\.models\."m"\] price'):
+    with pytest.raises(TeacherError, match=r'budget can\'t be enforced.*put \[openai-compatible\.models\."m"\] price'):
         away.embed_texts(["a"])
     with pytest.raises(TeacherError, match="budget can't be enforced"):
         away.forecast("image", [(9, 9)])

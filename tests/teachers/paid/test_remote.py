@@ -595,7 +595,7 @@ def test_another_model_under_another_name_ends_the_session(same, rent, vendor):
 def test_a_model_that_is_never_asked_again_under_its_name_cannot_be_compared(rent, vendor):
     teacher = rent(more="images_a_request = 1\nin_flight = 1")
     vendor.faults = [lambda h, b: False, changed(lambda a: a.update(model="m-1-turbo"))]
-    with pytest.raises(TeacherError, match="from 'm-1' to 'm-1-turbo' while it was asked: and whether"):
+    with pytest.raises(TeacherError, match="from 'm-1' to 'm-1-turbo' during the session: and nothing shows whether"):
         teacher.embed_images(numbered(4))
 
 
