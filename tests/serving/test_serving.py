@@ -34,7 +34,7 @@ from vl2v.errors import ConfigError, StudentError
 from vl2v.serving import serve as serving
 from vl2v.serving import teaching
 from vl2v.serving.access import OPEN
-from vl2v.serving.answers import Network
+from vl2v.serving.network import Network
 from vl2v.serving.requests import BODY
 from vl2v.teachers import Teacher, open_teacher
 from vl2v.web.batches import Busy

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from vl2v.data.augment import Fit, evaluation_view
 from vl2v.data.decoding import ImageError, decode, decoding_bytes
-from vl2v.serving.answers import BadImage
+from vl2v.serving.network import BadImage
 from vl2v.system import processors
 from vl2v.web.batches import Busy, Waited
 

@@ -12,8 +12,8 @@ from starlette.requests import Request
 from vl2v.deploy.prediction import Prediction
 from vl2v.deploy.runtime import Exported
 from vl2v.serving.decoders import Decoders
-from vl2v.serving.found import Network, Thing
 from vl2v.serving.metrics import ServingMetrics
+from vl2v.serving.network import Network, Thing
 from vl2v.serving.teacher_client import TeacherClient
 from vl2v.serving.traffic_log import TrafficLog
 from vl2v.web.batches import Busy

@@ -37,8 +37,8 @@ class TrafficLog:
 
     Args:
         student: whose outputs.
-        log: a file that lines are added to: time, prediction, and the output in half precision. At 128 MB it is renamed to
-            NAME.1, in the place of an older one, and a new one is begun.
+        log: a file that lines are added to: time, prediction, and the output in half precision. At 128 MB it is renamed
+            to NAME.1, replacing an older one, and a new one is begun.
         images: where the images themselves are saved, if their owner wants that.
 
     Raises:
