@@ -21,9 +21,10 @@ import numpy as np
 from vl2v.benchmark.worklist import WorkList
 from vl2v.config import assignments
 from vl2v.data import open_dataset
-from vl2v.runs import Run, embed
 from vl2v.runs.adapting import BEFORE, adapt
+from vl2v.runs.folder import Run
 from vl2v.runs.predictions import Predictions
+from vl2v.runs.query import embed
 
 
 def main() -> None:

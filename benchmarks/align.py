@@ -18,20 +18,24 @@ import torch
 from lightning_fabric import Fabric
 
 from vl2v.config import assignments, merge
-from vl2v.embeddings import EmbeddingStore, Views, teaching
+from vl2v.embeddings import teaching
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.views import Views
 from vl2v.methods import Targets, task_of
 from vl2v.methods.adip import cosine_loss
 from vl2v.progress import silent
-from vl2v.runs import resolve
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import new_backbone
 from vl2v.runs.session import open_session
+from vl2v.runs.settings import resolve
 from vl2v.runs.train import new_student
 from vl2v.session import Session
-from vl2v.students import evaluating
-from vl2v.training import DomainBalancedSampler, FeatureBatches, batch_targets, clean_pixels, compute_features
+from vl2v.students.student import evaluating
+from vl2v.training.batches import FeatureBatches, batch_targets, clean_pixels
+from vl2v.training.features import compute_features
 from vl2v.training.learner import Learner
 from vl2v.training.processes import fabric_precision
+from vl2v.training.sampler import DomainBalancedSampler
 
 
 def main() -> None:

@@ -17,16 +17,18 @@ import torch
 from vl2v.benchmark.results import result_of
 from vl2v.benchmark.worklist import WorkList
 from vl2v.data import open_dataset
-from vl2v.embeddings import EmbeddingStore, Views, teaching
+from vl2v.embeddings import teaching
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.views import Views
 from vl2v.progress import silent
-from vl2v.runs import Run
 from vl2v.runs.auto_loss import align_again
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
+from vl2v.runs.folder import Run
 from vl2v.runs.session import open_session
 from vl2v.session import Session
-from vl2v.students import Student, new_projector
-from vl2v.training import new_fabric
+from vl2v.students.student import Student, new_projector
+from vl2v.training.processes import new_fabric
 
 
 def main() -> None:

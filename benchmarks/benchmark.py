@@ -36,7 +36,7 @@ from vl2v.benchmark.worklist import WorkList
 from vl2v.config import assignments, merge
 from vl2v.data.samples import icondg
 from vl2v.io import write_text
-from vl2v.runs import Run
+from vl2v.runs.folder import Run
 from vl2v.runs.predictions import Predictions
 
 IMAGES = 2000  # that a student of `resume` has answered about

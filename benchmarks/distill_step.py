@@ -19,14 +19,17 @@ from lightning_fabric import Fabric
 
 from vl2v.config import TrainConfig
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings import Views
 from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.views import Views
 from vl2v.methods import Targets
 from vl2v.methods.adip import cosine_loss
-from vl2v.students import Student, new_projector, pretrained_backbone, quick_depthwise
-from vl2v.training import DomainBalancedSampler, PixelBatches, Renderer
+from vl2v.students.backbone import pretrained_backbone
+from vl2v.students.depthwise import quick_depthwise
+from vl2v.students.student import Student, new_projector
+from vl2v.training.batches import PixelBatches, Renderer
 from vl2v.training.learner import Learner
 from vl2v.training.processes import fabric_precision
+from vl2v.training.sampler import DomainBalancedSampler
 
 
 def main() -> None:

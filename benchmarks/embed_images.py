@@ -28,7 +28,10 @@ from safetensors.torch import save_file
 
 from vl2v.data.audit import audit, set_aside
 from vl2v.data.layouts import open_dataset
-from vl2v.embeddings import EmbeddingStore, Views, fetch, plan
+from vl2v.embeddings.fetch import fetch
+from vl2v.embeddings.plan import plan
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.views import Views
 from vl2v.teachers import EncodedImage, open_teacher
 from vl2v.teachers.local import BATCH, LocalTeacher
 

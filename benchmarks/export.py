@@ -19,8 +19,9 @@ import time
 from pathlib import Path
 
 from vl2v.errors import StudentError
-from vl2v.export import bench_device, export_student
-from vl2v.runs import Run
+from vl2v.export.device import bench_device
+from vl2v.export.student import export_student
+from vl2v.runs.folder import Run
 
 
 def main() -> None:

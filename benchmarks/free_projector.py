@@ -18,7 +18,7 @@ import vl2v
 from vl2v.benchmark.worklist import WorkList
 from vl2v.methods import METHODS, Stage
 from vl2v.methods.adip import Adip
-from vl2v.runs import Run
+from vl2v.runs.folder import Run
 
 
 class Free(Adip):

@@ -17,16 +17,18 @@ import numpy as np
 from torch import nn
 
 from vl2v.config import assignments, merge
-from vl2v.embeddings import EmbeddingStore, Views, teaching
+from vl2v.embeddings import teaching
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.views import Views
 from vl2v.evaluation.ridge import LAMBDAS, Taught, accuracies, best_lambda, lambda_accuracies, moments_of
 from vl2v.progress import silent
-from vl2v.runs import resolve
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.session import open_session
+from vl2v.runs.settings import resolve
 from vl2v.session import Session
-from vl2v.students import Student
-from vl2v.training import new_fabric
+from vl2v.students.student import Student
+from vl2v.training.processes import new_fabric
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def measure(way: str) -> None:
     import timm
     import torch
 
-    from vl2v.students import quick_depthwise
+    from vl2v.students.depthwise import quick_depthwise
     from vl2v.system import reuse_freed_memory
 
     if way == "kept":

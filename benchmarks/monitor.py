@@ -23,7 +23,7 @@ from vl2v.deploy.drift import FEWEST, WINDOW, drift, reference
 from vl2v.deploy.runtime import Exported, load
 from vl2v.evaluation.intervals import wilson
 from vl2v.names import UNKNOWN
-from vl2v.runs import Run
+from vl2v.runs.folder import Run
 
 Change = Callable[[Image.Image], Image.Image]
 

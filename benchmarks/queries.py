@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 
 from vl2v.config import assignments, merge
-from vl2v.runs import distill, resolve
 from vl2v.runs.datasets import open_sources
+from vl2v.runs.settings import resolve
+from vl2v.runs.train import distill
 from vl2v.session import Session
 
 STRATEGIES = ("random", "balanced", "kcenter", "uncertainty")

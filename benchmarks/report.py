@@ -16,7 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from vl2v.runs import Run, default_store
+from vl2v.runs.folder import Run
+from vl2v.session import default_store
 
 TURNS = 3
 

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.embeddings import EmbeddingStore, image_key
+from vl2v.embeddings.store import EmbeddingStore, image_key
 
 Rows = list[tuple[bytes, bytes]]
 

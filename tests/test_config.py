@@ -10,7 +10,7 @@ import timm
 from vl2v.config import Section, assignments, merge, read_toml, toml_key, validate
 from vl2v.errors import ConfigError, StudentError, VL2VError
 from vl2v.runs.settings import resolve
-from vl2v.students import pretrained_backbone
+from vl2v.students.backbone import pretrained_backbone
 from vl2v.teachers import open_teacher
 
 DATA = {"data": {"path": "x"}}

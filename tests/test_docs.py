@@ -24,7 +24,7 @@ from vl2v.cli.app import app
 from vl2v.config import setting_names
 from vl2v.data.samples import icondg
 from vl2v.methods import METHODS
-from vl2v.runs import resolve
+from vl2v.runs.settings import resolve
 from vl2v.teachers.paid.adapters import ADAPTERS
 from vl2v.teachers.paid.limits import Limits
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vl2v.embeddings import EmbeddingStore, Ledger
+from vl2v.embeddings.ledger import Ledger
+from vl2v.embeddings.store import EmbeddingStore
 
 FILES = 50  # without its care, opening fails in one of thirty
 

@@ -49,7 +49,7 @@ def families() -> list[str]:
 def small_member(family: str) -> str:
     """Return the smallest, by its parameters, of a few models whose names sound small."""
     from vl2v.errors import StudentError
-    from vl2v.students import output_width
+    from vl2v.students.backbone import output_width
 
     def rank(name: str) -> tuple[int, str]:
         return next((place for place, part in enumerate(SMALL) if part in name), len(SMALL)), name
@@ -77,7 +77,7 @@ def size_for(name: str) -> int:
         StudentError: the model can't be a student.
     """
     from vl2v.errors import StudentError
-    from vl2v.students import output_width
+    from vl2v.students.backbone import output_width
 
     try:
         output_width(name, SIZE)
@@ -105,7 +105,7 @@ def draw_images(root: Path) -> None:
 def tried(family: str, work: Path) -> dict[str, Any]:
     """Return the row of a family."""
     from vl2v.errors import StudentError
-    from vl2v.students import output_width
+    from vl2v.students.backbone import output_width
 
     torch.set_num_threads(1)
     row: dict[str, Any] = dict.fromkeys(COLUMNS, "")
@@ -144,8 +144,8 @@ def _train(row: dict[str, Any], work: Path, folder: Path) -> None:
 
 def _export(row: dict[str, Any], work: Path, folder: Path) -> None:
     from vl2v.deploy.runtime import load
-    from vl2v.export import export_student
-    from vl2v.runs import Run
+    from vl2v.export.student import export_student
+    from vl2v.runs.folder import Run
 
     export_student(Run(folder / "run"), folder / "student.onnx", store=work / "store")
     (image, *_) = sorted((work / "images" / "chalk").rglob("*.png"))
@@ -160,7 +160,7 @@ def _quantise(row: dict[str, Any], work: Path, folder: Path) -> None:
     from vl2v.deploy.runtime import load
     from vl2v.export.network import card_of
     from vl2v.export.onnx import int8_trials
-    from vl2v.runs import Run
+    from vl2v.runs.folder import Run
 
     files = sorted((work / "images" / "ink").rglob("*.png"))
     images = [Image.open(file).convert("RGB").resize((row["size"],) * 2) for file in files]

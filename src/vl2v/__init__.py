@@ -14,28 +14,32 @@ if TYPE_CHECKING:
     from vl2v.data import open_dataset
     from vl2v.export.student import export_student as export
     from vl2v.report.write import write_report as report
-    from vl2v.runs import Run, adapt, add_class, distill, embed, load
+    from vl2v.runs.adapting import adapt
     from vl2v.runs.check import check_teacher as check
     from vl2v.runs.evaluate import evaluate
+    from vl2v.runs.folder import Run
+    from vl2v.runs.predict import add_class, load
     from vl2v.runs.predict import predict_files as predict
+    from vl2v.runs.query import embed
+    from vl2v.runs.train import distill
     from vl2v.serving.serve import serve
-    from vl2v.students import Classifier
+    from vl2v.students.classifier import Classifier
     from vl2v.teachers import open_teacher
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Classifier": "vl2v.students",
-    "Run": "vl2v.runs",
-    "adapt": "vl2v.runs",
-    "add_class": "vl2v.runs",
+    "Classifier": "vl2v.students.classifier",
+    "Run": "vl2v.runs.folder",
+    "adapt": "vl2v.runs.adapting",
+    "add_class": "vl2v.runs.predict",
     "benchmark": "vl2v.benchmark",
     "check": "vl2v.runs.check:check_teacher",
-    "distill": "vl2v.runs",
-    "embed": "vl2v.runs",
+    "distill": "vl2v.runs.train",
+    "embed": "vl2v.runs.query",
     "evaluate": "vl2v.runs.evaluate",
     "export": "vl2v.export",
-    "load": "vl2v.runs",
+    "load": "vl2v.runs.predict",
     "open_dataset": "vl2v.data",
     "open_teacher": "vl2v.teachers",
     "predict": "vl2v.runs.predict:predict_files",

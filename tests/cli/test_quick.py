@@ -15,8 +15,9 @@ import torch
 import vl2v
 from little import quick_settings
 from vl2v.deploy.beside import load_beside
-from vl2v.export import keep_export
-from vl2v.runs import Run, add_class, predict_files
+from vl2v.export.beside import keep_export
+from vl2v.runs.folder import Run
+from vl2v.runs.predict import add_class, predict_files
 
 HEAVY = "torch torchvision timm open_clip lightning_fabric transformers pandas scipy matplotlib sympy huggingface_hub"
 IMPORTED = f"""

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vl2v.embeddings import EmbeddingStore, Ledger
-from vl2v.embeddings.store import FILE_NAME
+from vl2v.embeddings.ledger import Ledger
+from vl2v.embeddings.store import FILE_NAME, EmbeddingStore
 from vl2v.errors import StoreError
 from vl2v.teachers.paid.teacher import Query
 

@@ -12,7 +12,11 @@ import pytest
 from PIL import Image
 
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings import EmbeddingStore, Ledger, LedgerBudget, Views, fetch, fetch_texts, plan
+from vl2v.embeddings.fetch import fetch, fetch_texts
+from vl2v.embeddings.ledger import Ledger, LedgerBudget
+from vl2v.embeddings.plan import plan
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.views import Views
 from vl2v.errors import TeacherError
 from vl2v.teachers.paid.teacher import (
     CANARY_IMAGE,
@@ -103,7 +107,7 @@ def test_every_answer_is_kept_paid_and_never_asked_for_again(store, ledger, imag
     assert ledger.committed(vendor.name) == PRICE * (12 + 2 + 2), "and the canaries"
     assert {entry.status for entry in ledger.entries()} == {"answered"}
     found = audit(images)
-    from vl2v.embeddings import image_key
+    from vl2v.embeddings.store import image_key
 
     kept = store.get(vendor.fingerprint, [image_key(sha256) for sha256 in found.sha256])
     expected = np.stack([vendor.row(images.read(i)) for i in range(12)])

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from vl2v.embeddings import Ledger, LedgerBudget, money
+from vl2v.embeddings.ledger import Ledger, LedgerBudget
 from vl2v.errors import StoreError
-from vl2v.teachers.paid.teacher import BudgetReached, Query
+from vl2v.teachers.paid.teacher import BudgetReached, Query, money
 
 
 def query(micro: int, count: int = 1) -> Query:
@@ -102,7 +102,7 @@ def test_many_threads_never_pass_the_budget(ledger: Ledger) -> None:
 SPENDER = """
 import sys
 from pathlib import Path
-from vl2v.embeddings import LedgerBudget, Ledger
+from vl2v.embeddings.ledger import LedgerBudget, Ledger
 from vl2v.teachers.paid.teacher import Query
 with Ledger(Path(sys.argv[1])) as ledger:
     spending = LedgerBudget(ledger, "vendor:a", "USD", None, "here")

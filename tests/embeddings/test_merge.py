@@ -12,7 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vl2v.cli.app import app
-from vl2v.embeddings import EmbeddingStore, Ledger, LedgerBudget, merge, text_key
+from vl2v.embeddings.ledger import Ledger, LedgerBudget
+from vl2v.embeddings.merge import merge
+from vl2v.embeddings.store import EmbeddingStore, text_key
 from vl2v.errors import StoreError
 from vl2v.teachers.paid.teacher import Query
 

@@ -14,7 +14,11 @@ from PIL import Image
 from vl2v.data.audit import Audit, audit
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.layouts import open_dataset
-from vl2v.embeddings import EmbeddingStore, Views, fetch, image_key, plan, targets, text_key
+from vl2v.embeddings.fetch import fetch
+from vl2v.embeddings.plan import plan
+from vl2v.embeddings.store import EmbeddingStore, image_key, text_key
+from vl2v.embeddings.targets import targets
+from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, DataError, StoreError, TeacherError
 from vl2v.teachers import EncodedImage
 

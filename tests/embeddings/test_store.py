@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vl2v.embeddings import EmbeddingStore, image_key, text_key
 from vl2v.embeddings import rows as rows_module
+from vl2v.embeddings.store import EmbeddingStore, image_key, text_key
 from vl2v.errors import StoreError
 from vl2v.sqlite import transaction
 
@@ -278,7 +278,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_store import ONE, some_keys, unit_rows
-from vl2v.embeddings import EmbeddingStore
+from vl2v.embeddings.store import EmbeddingStore
 store = EmbeddingStore(Path(sys.argv[1]))
 store.register(ONE)
 for batch in range(int(sys.argv[3]), 1_000_000):

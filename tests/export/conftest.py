@@ -15,7 +15,7 @@ from filelock import FileLock
 
 import vl2v
 from little import quick_settings
-from vl2v.export import export_student
+from vl2v.export.student import export_student
 
 
 @pytest.fixture(scope="session")

@@ -16,8 +16,7 @@ import vl2v
 import vl2v.deploy.runtime
 from vl2v.cli.app import app
 from vl2v.errors import ConfigError
-from vl2v.export import Choice, Target, TargetMissed, choose_export
-from vl2v.export.choose import best_of
+from vl2v.export.choose import Choice, Target, TargetMissed, best_of, choose_export
 
 
 @pytest.fixture(scope="module")

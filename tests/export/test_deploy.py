@@ -22,7 +22,7 @@ from PIL import ExifTags, Image, ImageOps
 import vl2v
 import vl2v.deploy.runtime
 from vl2v.deploy.prediction import Prediction
-from vl2v.export import export_student
+from vl2v.export.student import FORMATS, export_student
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -54,7 +54,7 @@ def assert_says(line: str, wanted: Prediction, *, apart: float) -> None:
 
 @pytest.mark.parametrize(("kind", "form"), [("onnx", "closed"), ("onnx", "open"), ("openvino", "closed")])
 def test_the_card_is_what_its_schema_says(kind: str, form: str, run: vl2v.Run, store: Path, tmp_path: Path) -> None:
-    file = tmp_path / f"student{vl2v.export.FORMATS[kind]}"
+    file = tmp_path / f"student{FORMATS[kind]}"
     parity = export_student(run, file, kind, form=form, store=store)
     card = json.loads((tmp_path / ("student.json" if kind == "onnx" else "student.xml.json")).read_text("utf-8"))
     jsonschema.Draft202012Validator(json.loads((DOCS / "student.schema.json").read_text("utf-8"))).validate(card)

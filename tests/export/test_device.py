@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 import vl2v
 from vl2v.cli.app import app
 from vl2v.errors import ConfigError, StudentError
-from vl2v.export import Device, bench_device
+from vl2v.export.device import Device, bench_device
 from vl2v.export.measure import Way, side_by_side, workers
 
 

@@ -19,10 +19,10 @@ import vl2v
 import vl2v.deploy.runtime
 from vl2v.cli.app import app
 from vl2v.errors import ConfigError, MissingExtra, StudentError, need_extra
-from vl2v.export import FORMATS, export_student
 from vl2v.export import student as making
 from vl2v.export.measure import Way
 from vl2v.export.others import write_openvino
+from vl2v.export.student import FORMATS, export_student
 
 OTHERS = ["openvino", "torchscript", pytest.param("executorch", marks=pytest.mark.filterwarnings("ignore"))]
 

@@ -26,10 +26,11 @@ from export.hub import Hub
 from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.errors import DataError, HubError, StudentError
-from vl2v.export import export_student, parcel, push
+from vl2v.export.hub import parcel, push
 from vl2v.export.model_card import model_card, teacher_licence
+from vl2v.export.student import export_student
 from vl2v.serving import serve as serving
-from vl2v.students import fetch_export
+from vl2v.students.hub import fetch_export
 
 TOKEN, KEY = "hf_planted0123456789", "sk-planted0123456789"
 REPO = "maker/shapes"

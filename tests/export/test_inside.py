@@ -23,9 +23,10 @@ from vl2v.cli.app import app
 from vl2v.data import evaluation_view
 from vl2v.data.augment import Fit
 from vl2v.errors import ConfigError, StudentError
-from vl2v.export import export_student, inside
+from vl2v.export import inside
 from vl2v.export import parity as checking
 from vl2v.export.parity import odd
+from vl2v.export.student import export_student
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome

@@ -25,10 +25,10 @@ from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.data import evaluation_view
 from vl2v.errors import DataError, StudentError
-from vl2v.export import export_student
 from vl2v.export import parity as checking
 from vl2v.export import student as making
 from vl2v.export.onnx import int8_trials, write_onnx
+from vl2v.export.student import export_student
 
 
 @pytest.mark.parametrize("form", ["closed", "opened"])

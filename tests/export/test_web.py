@@ -24,7 +24,8 @@ import vl2v
 import vl2v.deploy.runtime
 from browser import DROP, accessible, chromium
 from vl2v.errors import ConfigError
-from vl2v.export import export_student, parity
+from vl2v.export import parity
+from vl2v.export.student import export_student
 from vl2v.export.web import RUNTIME, runtime_files
 
 if TYPE_CHECKING:

@@ -126,7 +126,7 @@ def test_rise_adds_the_absolute_and_the_relative_distance(targets):
 
 
 def test_rise_uses_the_published_weights():
-    from vl2v.runs import resolve
+    from vl2v.runs.settings import resolve
 
     loss = resolve({"method": "rise", "data": {"path": "x"}}).loss
     assert loss == {"temperature": 3.0, "kd_weight": 0.9}

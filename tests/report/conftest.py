@@ -12,7 +12,8 @@ from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.run import plan, run
 from vl2v.config import merge
 from vl2v.report.write import write_report
-from vl2v.runs import distill, embed
+from vl2v.runs.query import embed
+from vl2v.runs.train import distill
 
 from .pages import NASTY, Written
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 
-from vl2v.runs import Run
+from vl2v.runs.folder import Run
 
 NASTY = {"ball": '<script>alert("x")', "box": "<b>box & co", "cone": "{{ cone }}"}
 

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from vl2v.report.insight import Plane, lit, occlusion
 from vl2v.report.page import sprite
-from vl2v.students import BackboneSpec, Classifier, Student
+from vl2v.students.classifier import Classifier
+from vl2v.students.student import Student
+from vl2v.teachers import BackboneSpec
 
 
 class Corner(nn.Module):

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from vl2v.benchmark.worklist import WorkList
 from vl2v.cli.app import app
-from vl2v.runs import add_class
+from vl2v.runs.predict import add_class
 from vl2v.runs.predictions import FILE
 
 from .pages import Written

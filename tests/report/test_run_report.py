@@ -15,16 +15,18 @@ from typer.testing import CliRunner
 from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.errors import RunError
-from vl2v.evaluation import measure
 from vl2v.evaluation.intervals import wilson
+from vl2v.evaluation.metrics import measure
 from vl2v.report.charts import calibration, coverage
 from vl2v.report.evaluated_run import open_evaluated
 from vl2v.report.page import lead
 from vl2v.report.write import write_report
-from vl2v.runs import Run, add_class, distill
 from vl2v.runs.evaluate import evaluate
+from vl2v.runs.folder import Run
+from vl2v.runs.predict import add_class
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.settings import without_paths
+from vl2v.runs.train import distill
 from vl2v.session import Session
 
 from .pages import NASTY, Page, Written

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import vl2v
 from little import CLASSES, Interrupted, quick_settings, stopping
 from vl2v.cli.app import app
-from vl2v.embeddings import EmbeddingStore
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.runs.adapting import BEFORE, adapt
 from vl2v.runs.datasets import open_sources

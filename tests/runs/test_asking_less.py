@@ -15,10 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import vl2v
-from vl2v.embeddings import EmbeddingStore, Ledger, LedgerBudget, Views, teaching
+from vl2v.embeddings import teaching
+from vl2v.embeddings.ledger import Ledger, LedgerBudget
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError
-from vl2v.runs import advise
 from vl2v.runs.datasets import open_sources
+from vl2v.runs.query_curve import advise
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
 from vl2v.session import Session

@@ -14,6 +14,7 @@ import vl2v
 from little import quick_settings
 from vl2v.runs import features
 from vl2v.runs.predictions import Predictions
+from vl2v.students.backbone import pretrained_backbone
 
 
 def weights(run: vl2v.Run) -> dict[str, torch.Tensor]:
@@ -39,7 +40,7 @@ def test_sharing_changes_no_weight(shapes: Path, recording: Path, tmp_path: Path
         return found
 
     monkeypatch.setattr(features, "compute_features", counted)
-    backbone, _ = vl2v.students.pretrained_backbone("test_efficientnet", "none", image_size=32)
+    backbone, _ = pretrained_backbone("test_efficientnet", "none", image_size=32)
     torch.save(backbone.state_dict(), tmp_path / "start.pth")
     shared_cache, store = tmp_path / "shelf", tmp_path / "store"
     for target in ("paint", "ink"):

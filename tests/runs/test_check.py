@@ -19,7 +19,7 @@ from filelock import FileLock
 from little import CLASSES, DIM
 from vl2v.cli import main
 from vl2v.config import validate
-from vl2v.embeddings import EmbeddingStore
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError, TeacherError
 from vl2v.runs.check import check_cost, check_teacher
 from vl2v.runs.teacher_verdict import Check

@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 
 from little import DOMAINS, processes
-from vl2v.embeddings import EmbeddingStore, merge
+from vl2v.embeddings.merge import merge
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError
-from vl2v.runs import embed
 from vl2v.runs.cluster import Cluster, cluster_named
+from vl2v.runs.query import embed
 
 
 @pytest.fixture(scope="module")

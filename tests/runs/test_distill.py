@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import vl2v
 from little import Interrupted, quick_settings, stopping
 from vl2v.errors import ConfigError, DataError, RunError, StudentError, TeacherError, VL2VError
-from vl2v.runs import predict_files
+from vl2v.runs.predict import predict_files
 from vl2v.runs.predictions import Predictions
 
 
@@ -145,7 +145,7 @@ def test_keywords_are_settings_and_win_over_the_tree(quick: dict[str, Any], calm
 
 
 def test_the_teacher_is_asked_once_whatever_is_run(quick: dict[str, Any], tmp_path: Path) -> None:
-    from vl2v.embeddings import EmbeddingStore
+    from vl2v.embeddings.store import EmbeddingStore
 
     for seed in (0, 1):
         for target in ("paint", "ink"):
@@ -327,7 +327,7 @@ def test_pretrained_weights_come_from_a_file(quick: dict[str, Any], tmp_path: Pa
     torch.manual_seed(5)
     model = timm.create_model("test_efficientnet", num_classes=10)
     torch.save({"state_dict": model.state_dict()}, tmp_path / "w.pth")
-    from vl2v.students import pretrained_backbone
+    from vl2v.students.backbone import pretrained_backbone
 
     backbone, _ = pretrained_backbone("test_efficientnet", str(tmp_path / "w.pth"))
     assert all(torch.equal(value, model.state_dict()[key]) for key, value in backbone.state_dict().items())
@@ -340,7 +340,7 @@ def test_students_of_every_kind_are_trained_exported_and_read_back(
     name: str, quick: dict[str, Any], shapes: Path, tmp_path: Path
 ) -> None:
     from vl2v.deploy.runtime import load
-    from vl2v.export import export_student
+    from vl2v.export.student import export_student
 
     quick["student"]["name"] = name
     quick["stages"] = {stage: {"steps": 2, "batch_per_domain": 2} for stage in ("align", "distill")}
@@ -355,7 +355,7 @@ def test_students_of_every_kind_are_trained_exported_and_read_back(
 def test_a_student_that_cannot_be_trained_is_refused_before_any_query(
     views: int, quick: dict[str, Any], tmp_path: Path
 ) -> None:
-    from vl2v.embeddings import EmbeddingStore
+    from vl2v.embeddings.store import EmbeddingStore
 
     quick["student"] |= {"name": "test_vit", "image_size": 40}
     quick["teacher"]["views"] = views

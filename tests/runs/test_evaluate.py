@@ -15,7 +15,7 @@ import vl2v
 import vl2v.runs
 from little import Interrupted, quick_settings, stopping
 from vl2v.errors import RunError
-from vl2v.evaluation import Evaluation
+from vl2v.evaluation.table import Evaluation
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +166,7 @@ def test_of_a_folder_that_is_predicted_on_what_training_would_take(run: vl2v.Run
         shutil.copy(some, tmp_path / "q" / junk)
     (tmp_path / "q" / "linked").symlink_to("real")
     (tmp_path / "q" / "out.png").symlink_to(shapes / "ink" / "box" / "00.png")
-    found = dict(vl2v.runs.predict_files(run, [tmp_path / "q"]))
+    found = dict(vl2v.predict(run, [tmp_path / "q"]))
     told = {path.relative_to(tmp_path / "q").as_posix(): answer for path, answer in found.items()}
     assert told.pop("out.png") == "a link out of the dataset's folder"
     assert sorted(told) == [f"{folder}/{number:02}.png" for folder in ("linked", "real") for number in range(12)]

@@ -15,7 +15,7 @@ from vl2v.progress import silent
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
 from vl2v.session import Session
-from vl2v.training import new_fabric
+from vl2v.training.processes import new_fabric
 
 
 def distilled(method: str, head: str, shapes: Path, recording: Path, tmp_path: Path) -> vl2v.Run:

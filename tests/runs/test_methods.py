@@ -15,7 +15,9 @@ from safetensors.torch import load_file
 
 import vl2v
 from little import Interrupted, quick_settings, stopping
-from vl2v.embeddings import EmbeddingStore, Views, teaching
+from vl2v.embeddings import teaching
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError
 from vl2v.evaluation.ridge import LAMBDAS, best_lambda
 from vl2v.methods import METHODS, find_method, version_of
@@ -25,7 +27,7 @@ from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
 from vl2v.runs.session import open_session
 from vl2v.session import Session
-from vl2v.training import new_fabric
+from vl2v.training.processes import new_fabric
 
 FIGURES = Path(__file__).with_name("trained.json")
 TRAINED: dict[str, list[float]] = json.loads(FIGURES.read_text())  # method and version -> losses

@@ -13,7 +13,7 @@ import vl2v
 from typed import typed
 from vl2v.config import validate
 from vl2v.data import open_dataset
-from vl2v.embeddings import EmbeddingStore
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import StoreError
 from vl2v.report.mistakes import mistakes_page
 from vl2v.runs.mistakes import find_mistakes

@@ -11,6 +11,7 @@ import pytest
 import vl2v
 from little import Interrupted, quick_settings, stopping
 from vl2v.config import RunConfig, merge
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import RunError
 from vl2v.runs import plan as plans
 from vl2v.runs.measure import Bench, Rates
@@ -110,7 +111,7 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(unhurried: dict[st
     assert "the full recipe (32 px, 1,000 steps of" in words[-1]
     assert plan.chosen["stages.distill.steps"] < 1000
     assert not list(tmp_path.glob("run*"))
-    with vl2v.embeddings.EmbeddingStore(tmp_path / "store") as store:
+    with EmbeddingStore(tmp_path / "store") as store:
         assert not store.teachers(), "nobody was queried for good"
 
 

@@ -14,7 +14,7 @@ from little import Interrupted, quick_settings, stopping
 from vl2v.config import merge
 from vl2v.errors import ConfigError, StudentError
 from vl2v.runs.settings import resolve
-from vl2v.students import pretrained_backbone
+from vl2v.students.backbone import pretrained_backbone
 from vl2v.students.split import cuts, split
 
 QUICK = {"train": {"quick": "blocks.3", "quick_views": 3}}

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 import vl2v
 from little import CLASSES, quick_settings
 from vl2v.cli.app import app
-from vl2v.embeddings import EmbeddingStore
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.settings import resolve

@@ -13,7 +13,7 @@ import vl2v
 from little import quick_settings
 from loopback import Loopback
 from vl2v.deploy.runtime import Exported, load
-from vl2v.export import export_student
+from vl2v.export.student import export_student
 from vl2v.serving.app import create_app
 from vl2v.serving.image_log import ImageLog
 from vl2v.serving.teacher_client import TeacherClient

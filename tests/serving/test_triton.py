@@ -9,7 +9,7 @@ import pytest
 
 from vl2v import Run
 from vl2v.deploy.runtime import load
-from vl2v.export import export_student
+from vl2v.export.student import export_student
 from vl2v.export.triton import BATCH, model_file, write_config
 
 from .conftest import Servers

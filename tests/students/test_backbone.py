@@ -12,7 +12,9 @@ from timm.models import register_model
 from torch import nn
 
 from vl2v.errors import StudentError
-from vl2v.students import Classifier, Student, new_projector, output_width, pretrained_backbone
+from vl2v.students.backbone import output_width, pretrained_backbone
+from vl2v.students.classifier import Classifier
+from vl2v.students.student import Student, new_projector
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import timm
 import torch
 from torch import nn
 
-from vl2v.students import quick_depthwise
+from vl2v.students.depthwise import quick_depthwise
 
 
 def gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from vl2v.students import BackboneSpec, Student, new_projector
+from vl2v.students.student import Student, new_projector
+from vl2v.teachers import BackboneSpec
 
 
 class Mean(nn.Module):

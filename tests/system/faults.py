@@ -26,8 +26,8 @@ from PIL import Image
 
 from vendor.rented import Running, Stub
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings import EmbeddingStore, Ledger, image_key
-from vl2v.embeddings.ledger import FILE_NAME
+from vl2v.embeddings.ledger import FILE_NAME, Ledger
+from vl2v.embeddings.store import EmbeddingStore, image_key
 
 PRICE, BATCH, IN_FLIGHT, IMAGES = 10, 4, 4, 48
 CALM = "calm"
@@ -40,7 +40,11 @@ import sys
 from pathlib import Path
 import stamina
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings import LedgerBudget, EmbeddingStore, Ledger, Views, fetch, plan
+from vl2v.embeddings.ledger import LedgerBudget, Ledger
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.views import Views
+from vl2v.embeddings.fetch import fetch
+from vl2v.embeddings.plan import plan
 from vl2v.errors import TeacherError
 from vl2v.teachers import open_teacher
 from vl2v.teachers.paid.teacher import BudgetReached

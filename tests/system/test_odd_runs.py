@@ -17,7 +17,8 @@ import vl2v
 from typed import typed
 from vl2v.config import PromptConfig
 from vl2v.data import audit, inspect, leave_out, open_dataset
-from vl2v.students import Classifier, Student
+from vl2v.students.classifier import Classifier
+from vl2v.students.student import Student
 from vl2v.teachers import BackboneSpec, prompts_for
 
 CLASSES = {"ink": ("ball", "box"), "chalk": ("cone", "box"), "paint": ("ball", "cone")}  # none has all

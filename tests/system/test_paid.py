@@ -16,7 +16,7 @@ import tomli_w
 from little import quick_settings
 from typed import Said, typed
 from vendor.rented import row, running
-from vl2v.embeddings import EmbeddingStore
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.runs.query import embed
 
 PRICE = 20

@@ -18,7 +18,8 @@ from PIL import Image
 
 from teachers.paid.vendor import KEY, Vendor
 from vendor.rented import running
-from vl2v.embeddings import EmbeddingStore, Entry, Ledger
+from vl2v.embeddings.ledger import Entry, Ledger
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_TEXT
 
 TABLE = """

@@ -23,13 +23,15 @@ from safetensors.torch import load_file
 import vl2v
 from little import Interrupted, quick_settings, stopping
 from vl2v.config import TrainConfig, merge, validate
-from vl2v.embeddings import EmbeddingStore
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError
-from vl2v.evaluation import Evaluation
+from vl2v.evaluation.table import Evaluation
 from vl2v.methods import find_method
 from vl2v.runs.train import _check_parts
-from vl2v.students import Student, new_projector, pretrained_backbone
-from vl2v.training import DomainBalancedSampler, Trainer
+from vl2v.students.backbone import pretrained_backbone
+from vl2v.students.student import Student, new_projector
+from vl2v.training.loop import Trainer
+from vl2v.training.sampler import DomainBalancedSampler
 from vl2v.training.sharding import shard
 
 STRATEGIES = ["ddp", "fsdp"]

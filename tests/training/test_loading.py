@@ -17,7 +17,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from vl2v.data import open_dataset
 from vl2v.errors import RunError, VL2VWarning
-from vl2v.training import clean_pixels, loading
+from vl2v.training import loading
+from vl2v.training.batches import clean_pixels
 from vl2v.training.loading import loaded, read_image
 
 

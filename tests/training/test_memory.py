@@ -16,11 +16,12 @@ from vl2v.config import StageConfig, TrainConfig
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.methods import Stage, Targets
 from vl2v.methods.registry import find_method
-from vl2v.students import Student, new_projector, pretrained_backbone
-from vl2v.training import StageWork, Trainer, Validation
+from vl2v.students.backbone import pretrained_backbone
+from vl2v.students.student import Student, new_projector
+from vl2v.training.loop import Trainer
 from vl2v.training.measure import MadeUpBatches
 from vl2v.training.memory import activation_bytes, images_at_once, is_out_of_memory, pieces, smaller
-from vl2v.training.stage import StageRun
+from vl2v.training.stage import StageRun, StageWork, Validation
 
 DIM, CLASSES, DOMAINS, EACH = 16, 3, 3, 4
 

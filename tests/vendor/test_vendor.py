@@ -96,7 +96,7 @@ def test_openais_own_client_talks_to_it(vendor):
 
 
 def test_our_own_client_and_the_vendor_agree_to_the_query(vendor, tmp_path, monkeypatch):
-    from vl2v.embeddings import Ledger, LedgerBudget
+    from vl2v.embeddings.ledger import Ledger, LedgerBudget
 
     monkeypatch.setenv("VL2V_API_KEY", vendor.key)
     teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")

@@ -12,11 +12,13 @@ import numpy as np
 
 from vl2v.data import decode, open_dataset
 from vl2v.data.samples import icondg
-from vl2v.evaluation import Evaluation
+from vl2v.evaluation.table import Evaluation
 from vl2v.io import write_text
 from vl2v.progress import Progress, silent
-from vl2v.runs import Run, distill, embed
 from vl2v.runs.evaluate import evaluate
+from vl2v.runs.folder import Run
+from vl2v.runs.query import embed
+from vl2v.runs.train import distill
 
 METHODS = ("erm", "kd", "adip")
 TARGET = "outline"

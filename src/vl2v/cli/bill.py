@@ -8,7 +8,7 @@ import typer
 from vl2v.cli.show import say
 
 if TYPE_CHECKING:
-    from vl2v.embeddings import Entry
+    from vl2v.embeddings.ledger import Entry
 
 
 def bill(
@@ -18,8 +18,8 @@ def bill(
     store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
 ) -> None:
     """Show who queried which teacher, when, and at what cost; queries of free teachers are listed, too."""
-    from vl2v.embeddings import Entry
-    from vl2v.runs import free_queries, read_bill
+    from vl2v.embeddings.bill import free_queries, read_bill
+    from vl2v.embeddings.ledger import Entry
     from vl2v.session import default_store
 
     store = store or default_store()
@@ -41,9 +41,9 @@ def bill(
 
 
 def _show(entries: "list[Entry]") -> None:
-    from vl2v.embeddings import money
-    from vl2v.runs import totals
+    from vl2v.embeddings.bill import totals
     from vl2v.table import Table
+    from vl2v.teachers.paid.teacher import money
 
     if not entries:
         say("no paid queries")

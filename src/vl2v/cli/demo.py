@@ -9,7 +9,7 @@ from vl2v.cli.show import say
 
 if TYPE_CHECKING:
     from vl2v.progress import Progress
-    from vl2v.runs import Run
+    from vl2v.runs.folder import Run
 
 NEW_CLASSES = ("dog", "heart", "pizza")  # that people can add in the page
 
@@ -49,8 +49,8 @@ def demo(
 def demo_page(run: "Run", out: Path, progress: "Progress") -> str:
     """Write a run's page, unless it is there, and return how to open it, or why there is none."""
     from vl2v.errors import DataError, MissingExtra
-    from vl2v.export import export_student
-    from vl2v.runs import class_embeddings
+    from vl2v.export.student import export_student
+    from vl2v.runs.predict import class_embeddings
 
     page, store = out / "page", out / "store"
     try:

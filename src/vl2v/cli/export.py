@@ -55,10 +55,11 @@ def export(
     from vl2v.cli.show import progress_bars
     from vl2v.deploy.runtime import size_of
     from vl2v.errors import ConfigError
-    from vl2v.export import Target, TargetMissed, choose_export, export_student
-    from vl2v.export.student import default_name
+    from vl2v.export.choose import Target, TargetMissed, choose_export
+    from vl2v.export.student import default_name, export_student
     from vl2v.export.triton import model_file, write_config
-    from vl2v.runs import Run, class_embeddings
+    from vl2v.runs.folder import Run
+    from vl2v.runs.predict import class_embeddings
 
     target = Target(
         _amount("--target-latency", target_latency, {"ms": 1e-3, "s": 1}),
@@ -137,8 +138,8 @@ def bench_device(
     import json as as_json
 
     from vl2v.cli.show import progress_bars
-    from vl2v.export import bench_device as measure
-    from vl2v.runs import Run
+    from vl2v.export.device import bench_device as measure
+    from vl2v.runs.folder import Run
 
     with progress_bars() as progress:
         found = measure(

@@ -10,7 +10,7 @@ from vl2v.cli.show import say
 
 if TYPE_CHECKING:
     from vl2v.progress import Progress
-    from vl2v.runs import Run
+    from vl2v.runs.folder import Run
 
 Data = Annotated[Path | None, typer.Option(help="Images: folders domain/class/image or class/image, or a manifest.")]
 TeacherSpec = Annotated[
@@ -96,8 +96,8 @@ def embed(
     Use the options of the `vl2v distill` command that will follow: some of them decide what is queried.
     """
     from vl2v.cli.show import print_advice, progress_bars
-    from vl2v.runs import embed as run_embed
     from vl2v.runs.cluster import cluster_named
+    from vl2v.runs.query import embed as run_embed
 
     cluster = cluster_named(engine)
 
@@ -117,7 +117,7 @@ def embed(
     }
     settings = settings_of(config, pairs, options)
     if advise:
-        from vl2v.runs import advise as advice  # brings torch
+        from vl2v.runs.query_curve import advise as advice  # brings torch
 
         with progress_bars() as progress:
             found = advice(settings, preset=preset, store=store, progress=progress)
@@ -181,8 +181,8 @@ def distill(
 ) -> None:
     """Train a student, evaluate it on every domain and save everything in a run folder."""
     from vl2v.cli.show import note, progress_bars, run_log
-    from vl2v.runs import distill as train
-    from vl2v.runs import plan_run
+    from vl2v.runs.plan import plan_run
+    from vl2v.runs.train import distill as train
     from vl2v.system import rank
 
     options = {
@@ -232,7 +232,7 @@ def distill(
 def _keep_export(run: "Run", store: Path | None, progress: "Progress") -> str:
     """Keep an export beside a student, for `vl2v predict`; return why there is none, "" where there is."""
     from vl2v.errors import VL2VError
-    from vl2v.export import keep_export
+    from vl2v.export.beside import keep_export
 
     try:
         exported = keep_export(run, store, progress)

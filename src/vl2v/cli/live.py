@@ -52,9 +52,8 @@ def watching(bench: Benchmark, progress: Progress, budget: float = 0) -> Iterato
 
 def _bill(bench: Benchmark, budget: float) -> str:
     """Return what the benchmark's store has paid, and what is left of the budget; "" where nothing was paid."""
-    from vl2v.embeddings import money
-    from vl2v.runs import read_bill, totals
-    from vl2v.teachers.paid.teacher import micro_of
+    from vl2v.embeddings.bill import read_bill, totals
+    from vl2v.teachers.paid.teacher import micro_of, money
 
     lines = totals(read_bill(bench.work.folder / "store"))
     paid = {

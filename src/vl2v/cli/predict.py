@@ -43,7 +43,7 @@ def predict(
     """Classify images: class and probability, or "unknown"."""
     import json as as_json
 
-    from vl2v.runs import predict_files
+    from vl2v.runs.predict import predict_files
 
     failed = 0
     for path, found in predict_files(run, images):
@@ -63,7 +63,7 @@ def predict(
 @classes.command("list")
 def list_classes(run: Student) -> None:
     """Print a student's classes."""
-    from vl2v.runs import classes_of
+    from vl2v.runs.predict import classes_of
 
     say(*classes_of(run))
 
@@ -79,7 +79,7 @@ def add_class(
     ] = 0,
 ) -> None:
     """Add a class by name: the embedding of its prompts joins the classifier, without training."""
-    from vl2v.runs import add_class as add
+    from vl2v.runs.predict import add_class as add
 
     classifier = add(run, name, store=store, budget=budget)
     say(f"{name} added; {run} now has {len(classifier.classes)} classes")

@@ -22,10 +22,9 @@ def push(
     ] = False,
 ) -> None:
     """Share a student on the Hugging Face hub: weights, exports and a model card; no images, paths or keys."""
-    from vl2v.export import parcel
-    from vl2v.export import push as send
-    from vl2v.export.hub import check_licence
-    from vl2v.runs import Run
+    from vl2v.export.hub import check_licence, parcel
+    from vl2v.export.hub import push as send
+    from vl2v.runs.folder import Run
 
     if dry_run:
         check_licence(license_)

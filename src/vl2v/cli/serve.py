@@ -120,8 +120,8 @@ def _here(source: str) -> Path:
 def _export(run: Path, store: Path | None) -> None:
     """Export a run, in the open form where there is one."""
     from vl2v.cli.show import progress_bars
-    from vl2v.export import export_student
-    from vl2v.runs import Run
+    from vl2v.export.student import export_student
+    from vl2v.runs.folder import Run
 
     opened, file = Run(run), run / "student.onnx"
     form = "closed" if opened.classifier.texts is None else "open"

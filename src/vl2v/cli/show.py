@@ -16,7 +16,7 @@ from vl2v.table import Table, visible
 
 if TYPE_CHECKING:
     from vl2v.progress import Progress
-    from vl2v.runs import Advice
+    from vl2v.runs.query_curve import Advice
 
 
 LEVEL = 0  # -1: --quiet, 1: --verbose

@@ -125,7 +125,7 @@ def merge(
     into: Annotated[Path, typer.Option(help="Store to copy embeddings and bills into.")],
 ) -> None:
     """Merge stores that were filled separately; merging again changes nothing."""
-    from vl2v.embeddings import merge as put_together
+    from vl2v.embeddings.merge import merge as put_together
 
     for shard in shards:
         merged = put_together(shard, into)

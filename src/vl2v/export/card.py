@@ -14,7 +14,7 @@ import numpy as np
 from vl2v.deploy.runtime import files_of, load
 from vl2v.export.parity import Parity
 from vl2v.io import write_text
-from vl2v.students import Classifier
+from vl2v.students.classifier import Classifier
 
 SCHEMA = 1
 VERSIONS = ("vl2v", "torch", "timm", "onnx", "onnxruntime", "openvino")

@@ -21,7 +21,8 @@ from vl2v.export.student import Exporter, open_images
 from vl2v.io import write_bytes, write_text
 from vl2v.progress import Progress, silent
 from vl2v.runs.folder import Run
-from vl2v.students import Classifier, Student
+from vl2v.students.classifier import Classifier
+from vl2v.students.student import Student
 from vl2v.system import processors
 from vl2v.table import Table
 from vl2v.teachers import gives_weights

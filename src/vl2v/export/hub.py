@@ -10,8 +10,8 @@ from vl2v.deploy.runtime import load_current
 from vl2v.errors import HubError
 from vl2v.export.model_card import model_card, public_about
 from vl2v.privacy import public_name
-from vl2v.runs import Run
-from vl2v.students import Classifier
+from vl2v.runs.folder import Run
+from vl2v.students.classifier import Classifier
 from vl2v.students.hub import PREFIX, check_repo, one_line
 
 

@@ -63,7 +63,7 @@ class Way:
     def _eager(self, threads: int) -> Call:
         import torch
 
-        from vl2v.students import Classifier
+        from vl2v.students.classifier import Classifier
 
         torch.set_num_threads(threads)
         student = Classifier.load(self.path).student.eval()

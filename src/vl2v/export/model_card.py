@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from vl2v.config import TOWER
 from vl2v.evaluation.intervals import wilson
 from vl2v.privacy import public_name
-from vl2v.runs import Run
+from vl2v.runs.folder import Run
 from vl2v.table import Table, markdown
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
     from vl2v.config import StudentConfig
-    from vl2v.evaluation import Evaluation, Row
+    from vl2v.evaluation.table import Evaluation, Row
 
 PUBLIC = ("method", "seed", "sources", "target", "images", "validation_accuracy", "validation_agreement")
 PAPER = ("adip", "sd")  # the methods of arXiv 2310.08255

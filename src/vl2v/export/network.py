@@ -18,7 +18,7 @@ from vl2v.deploy.runtime import FORMAT, Exported
 from vl2v.export.model_card import public_about
 from vl2v.export.parity import Domain, Pixels, parts
 from vl2v.names import UNKNOWN
-from vl2v.students import Classifier
+from vl2v.students.classifier import Classifier
 
 PREPROCESSING = {
     "orientation": "EXIF orientation is applied",

@@ -20,7 +20,7 @@ from vl2v.evaluation.intervals import paired_interval
 from vl2v.io import retried
 from vl2v.runs.datasets import Sources
 from vl2v.seeds import derive
-from vl2v.students import Classifier
+from vl2v.students.classifier import Classifier
 from vl2v.training.loading import read_image
 
 TOLERANCE = 1e-4  # of the largest logit, in fp32

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vl2v.deploy.runtime import FORMAT_INSIDE, files_of, load, openvino_library, size_of
 from vl2v.errors import ConfigError, StudentError, need_extra
-from vl2v.evaluation import fit_temperature, unknown_threshold
+from vl2v.evaluation.metrics import fit_temperature, unknown_threshold
 from vl2v.export import inside
 from vl2v.export.card import public_card, write_card
 from vl2v.export.measure import side_by_side, timed
@@ -39,7 +39,7 @@ from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.folder import Run
 from vl2v.session import Session
-from vl2v.students import Classifier, at_size
+from vl2v.students.classifier import Classifier, at_size
 from vl2v.system import processors
 
 FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt", "executorch": ".pte", "web": ""}

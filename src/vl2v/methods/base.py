@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from vl2v.students import Student
+    from vl2v.students.student import Student
 
 
 class Output(NamedTuple):

@@ -20,7 +20,7 @@ from vl2v.methods.registry import register
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vl2v.students import Student
+    from vl2v.students.student import Student
 
 QUICKER = 10.0  # the variances' learning rate, as in the authors' code
 

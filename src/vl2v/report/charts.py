@@ -161,7 +161,7 @@ class Calibration:
         counts: [bins] predictions with a probability in each.
         confidence: [bins] their mean probability; 0 where there is none.
         accuracy: [bins] the share of them that is right.
-        ece: the expected calibration error (Guo et al., ICML 2017), as `vl2v.evaluation.measure` has it.
+        ece: the expected calibration error (Guo et al., ICML 2017), as `vl2v.evaluation.metrics.measure` has it.
     """
 
     counts: NDArray[np.int64]

@@ -12,19 +12,20 @@ import torch
 from numpy.typing import NDArray
 
 from vl2v.data import Audit, DomainDataset, decode
-from vl2v.embeddings import EmbeddingStore, clean_view, image_key
-from vl2v.embeddings.store import FILE_NAME
+from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key
+from vl2v.embeddings.views import clean_view
 from vl2v.errors import DataError, RunError
-from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.evaluation.alignment import accuracy_by_group
 from vl2v.evaluation.intervals import paired_difference, wilson
+from vl2v.evaluation.metrics import measure
+from vl2v.evaluation.table import Evaluation, Role, Row
 from vl2v.report.page import lead, percent, thumbnail
-from vl2v.runs import Run
 from vl2v.runs.datasets import Images
 from vl2v.runs.evaluate import STUDENT, TEACHER, evaluate_images, zero_shot_logits
+from vl2v.runs.folder import Run
 from vl2v.runs.predictions import Predictions, content
 from vl2v.session import Session
-from vl2v.students import Classifier
+from vl2v.students.classifier import Classifier
 
 Indices = NDArray[np.int64]
 NAMED = 3  # weak classes in a verdict

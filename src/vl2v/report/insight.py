@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from vl2v.progress import Progress, silent
-from vl2v.students import Classifier, evaluating
+from vl2v.students.classifier import Classifier
+from vl2v.students.student import evaluating
 
 Vectors = NDArray[np.floating]
 GREY = 128

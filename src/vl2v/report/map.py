@@ -14,7 +14,7 @@ from vl2v.report.evaluated_run import EvaluatedRun
 from vl2v.report.insight import Plane, embeddings
 from vl2v.report.page import sprite
 from vl2v.seeds import derive
-from vl2v.training import clean_pixels
+from vl2v.training.batches import clean_pixels
 
 IMAGES = 360
 SIDE, MARGIN = 400, 16  # of a panel, in the units of its view box

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vl2v.errors import RunError
 from vl2v.io import write_text
 from vl2v.progress import Progress, silent
-from vl2v.runs import Run
+from vl2v.runs.folder import Run
 from vl2v.session import Session
 
 if TYPE_CHECKING:

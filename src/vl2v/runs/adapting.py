@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import RunConfig, Tree, merge
-from vl2v.embeddings import EmbeddingStore, Refusal
 from vl2v.embeddings.bill import asker, cost, with_budget
+from vl2v.embeddings.fetch import Refusal
 from vl2v.embeddings.select import k_center_order, random_order, uncertain_order
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.teaching import fixed_views, the_teacher
 from vl2v.errors import ConfigError, DataError, RunError
-from vl2v.evaluation import Evaluation
+from vl2v.evaluation.table import Evaluation
 from vl2v.io import NEW
 from vl2v.methods import find_method
 from vl2v.privacy import public_name
@@ -38,7 +39,7 @@ from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
 from vl2v.session import Session
 from vl2v.table import Table
-from vl2v.training import new_fabric
+from vl2v.training.processes import new_fabric
 
 Strategy = Literal["random", "kcenter", "uncertainty"]
 

@@ -22,8 +22,9 @@ from vl2v.progress import Progress
 from vl2v.runs.datasets import Sources
 from vl2v.runs.features import Features
 from vl2v.runs.zero_shot import adapted_teacher
-from vl2v.students import Student
-from vl2v.training import batch_targets, from_first
+from vl2v.students.student import Student
+from vl2v.training.batches import batch_targets
+from vl2v.training.processes import from_first
 
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of the way from a parent's weights to those of the student adapted from it
 FORGOTTEN = 0.0025  # of the validation images: what the student may lose of its parent's accuracy on them

@@ -19,7 +19,7 @@ from torch import Tensor
 from vl2v.config import RunConfig, deciding
 from vl2v.io import locked, write_tensors
 from vl2v.methods import LOOP, Stage
-from vl2v.students import Student
+from vl2v.students.student import Student
 
 
 class SharedCache:

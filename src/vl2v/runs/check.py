@@ -14,21 +14,15 @@ from numpy.typing import NDArray
 from torch import nn
 
 from vl2v.config import PromptConfig, RunConfig
-from vl2v.embeddings import (
-    EmbeddingStore,
-    LedgerBudget,
-    Plan,
-    Refusal,
-    clean_view,
-    fetch,
-    fetch_texts,
-    image_key,
-    plan,
-    text_targets,
-)
 from vl2v.embeddings.bill import cost, with_budget
+from vl2v.embeddings.fetch import Refusal, fetch, fetch_texts
+from vl2v.embeddings.ledger import LedgerBudget
+from vl2v.embeddings.plan import Plan, plan
 from vl2v.embeddings.session import buying
+from vl2v.embeddings.store import EmbeddingStore, image_key
+from vl2v.embeddings.targets import text_targets
 from vl2v.embeddings.teaching import clean_images, the_teacher
+from vl2v.embeddings.views import clean_view
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
 from vl2v.progress import Progress, silent
@@ -38,10 +32,10 @@ from vl2v.runs.sample import Sample, draw_sample
 from vl2v.runs.settings import resolve
 from vl2v.runs.teacher_verdict import Check, Skipped, verdict_of
 from vl2v.session import Session
-from vl2v.students import Student
+from vl2v.students.student import Student
 from vl2v.teachers import Teacher, check_prompts, prompts_for
 from vl2v.teachers.paid.teacher import as_paid
-from vl2v.training import new_fabric
+from vl2v.training.processes import new_fabric
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]

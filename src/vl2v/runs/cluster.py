@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from vl2v.config import TeacherConfig
-from vl2v.embeddings import EmbeddingStore, Plan, Refusal, fetch, merge
+from vl2v.embeddings.fetch import Refusal, fetch
+from vl2v.embeddings.merge import merge
+from vl2v.embeddings.plan import Plan
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.teaching import the_teacher
 from vl2v.errors import ConfigError, StoreError, TeacherError, VL2VError, need_extra
 from vl2v.io import locked

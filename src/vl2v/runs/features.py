@@ -27,20 +27,15 @@ from vl2v.runs.datasets import Sources
 from vl2v.runs.settings import has_tower, resolve
 from vl2v.runs.unlabelled import labelled_by_teacher
 from vl2v.seeds import derive
-from vl2v.students import BackboneSpec, Student, new_projector, output_width, pretrained_backbone
-from vl2v.training import (
-    DomainBalancedSampler,
-    FeatureBatches,
-    Rendering,
-    StageWork,
-    Trainer,
-    Validation,
-    clean_pixels,
-    compute_features,
-    from_first,
-    own_part,
-    put_together,
-)
+from vl2v.students.backbone import output_width, pretrained_backbone
+from vl2v.students.student import Student, new_projector
+from vl2v.teachers import BackboneSpec
+from vl2v.training.batches import FeatureBatches, Rendering, clean_pixels
+from vl2v.training.features import compute_features
+from vl2v.training.loop import Trainer
+from vl2v.training.processes import from_first, own_part, put_together
+from vl2v.training.sampler import DomainBalancedSampler
+from vl2v.training.stage import StageWork, Validation
 
 Indices = NDArray[np.int64]
 

@@ -21,9 +21,9 @@ from vl2v.runs.settings import REMOVED, from_earlier
 from vl2v.table import Table
 
 if TYPE_CHECKING:
-    from vl2v.embeddings import Refusal
-    from vl2v.evaluation import Evaluation
-    from vl2v.students import Classifier
+    from vl2v.embeddings.fetch import Refusal
+    from vl2v.evaluation.table import Evaluation
+    from vl2v.students.classifier import Classifier
 
 IMAGES = "pictures.sha256"  # a digest of those that a run learns from
 
@@ -100,7 +100,7 @@ class Run:
         """
         if not self.finished:
             raise RunError(f"{self.folder}: no student yet; give the same `vl2v distill` command again to finish it")
-        from vl2v.students import Classifier
+        from vl2v.students.classifier import Classifier
 
         return Classifier.load(self.folder / "student")
 
@@ -118,7 +118,7 @@ class Run:
         Raises:
             RunError: the file is corrupt.
         """
-        from vl2v.evaluation import Evaluation
+        from vl2v.evaluation.table import Evaluation
 
         path = self.folder / "evaluation.json"
         try:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from vl2v.config import RunConfig, StageConfig
 from vl2v.data.augment import domainbed_augment, evaluation_view
-from vl2v.embeddings import EmbeddingStore, Plan, teaching
+from vl2v.embeddings import teaching
 from vl2v.embeddings.bill import cost, with_budget
+from vl2v.embeddings.plan import Plan
 from vl2v.embeddings.session import dim_of
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.errors import StudentError
 from vl2v.methods import Stage, Task
@@ -26,13 +28,13 @@ from vl2v.runs.features import CACHED, new_backbone, new_student
 from vl2v.runs.session import open_session, queries_online
 from vl2v.runs.settings import has_tower, refits
 from vl2v.session import Session
-from vl2v.students import Student, evaluating, output_width
-from vl2v.students.backbone import image_size_of
+from vl2v.students.backbone import image_size_of, output_width
+from vl2v.students.student import Student, evaluating
 from vl2v.system import processors, resident_bytes
 from vl2v.teachers import EncodedImage, Teacher
 from vl2v.teachers.paid.teacher import as_paid
-from vl2v.training import Trainer
 from vl2v.training.loading import read_image
+from vl2v.training.loop import Trainer
 from vl2v.training.measure import MadeUpBatches, seconds_a_step, seconds_an_image
 from vl2v.training.memory import SLACK, WEIGHT, activation_bytes, images_at_once
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from vl2v.config import RunConfig
 from vl2v.data import DomainDataset
-from vl2v.embeddings import EmbeddingStore, clean_view, image_key, text_key, text_targets
 from vl2v.embeddings.maintain import find_teacher
-from vl2v.embeddings.store import FILE_NAME
+from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key, text_key
+from vl2v.embeddings.targets import text_targets
+from vl2v.embeddings.views import clean_view
 from vl2v.errors import DataError, StoreError
 from vl2v.evaluation.mistakes import Suspect, suspects
 from vl2v.io import write_text

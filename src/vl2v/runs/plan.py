@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from vl2v.config import RunConfig, StageConfig, Tree, deciding, flat, merge, nested
-from vl2v.embeddings import EmbeddingStore
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.io import read_json, write_text
 from vl2v.methods import task_of
 from vl2v.progress import Progress, silent

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from vl2v.students import Classifier
+    from vl2v.students.classifier import Classifier
 
 
 def load(student: Run | Path | str) -> Classifier:
@@ -42,7 +42,7 @@ def load(student: Run | Path | str) -> Classifier:
     if isinstance(student, Run):
         return student.classifier
     if is_on_hub(student):
-        from vl2v.students import Classifier
+        from vl2v.students.classifier import Classifier
 
         return Classifier.load(fetch(str(student)))
     return Run(student).classifier
@@ -132,8 +132,9 @@ def class_embeddings(
 
     Args and Raises: as for `add_class`.
     """
-    from vl2v.embeddings import EmbeddingStore, fetch_texts
     from vl2v.embeddings.bill import asker, with_budget
+    from vl2v.embeddings.fetch import fetch_texts
+    from vl2v.embeddings.store import EmbeddingStore
     from vl2v.embeddings.teaching import class_text, the_teacher
     from vl2v.session import Session
 

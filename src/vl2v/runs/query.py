@@ -12,10 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
-from vl2v.embeddings import EmbeddingStore, Plan, Refusal, Views
 from vl2v.embeddings.bill import Cost, cost, with_budget
+from vl2v.embeddings.fetch import Refusal
+from vl2v.embeddings.plan import Plan
 from vl2v.embeddings.session import TeacherSession
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.teaching import clean_images, fixed_views, the_teacher, tower
+from vl2v.embeddings.views import Views
 from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_everything, open_sources
@@ -129,8 +132,8 @@ def free_features(config: RunConfig, sources: Sources, progress: Progress) -> Fe
     from torch import nn
 
     from vl2v.runs.features import Features, new_backbone
-    from vl2v.students import Student
-    from vl2v.training import new_fabric
+    from vl2v.students.student import Student
+    from vl2v.training.processes import new_fabric
 
     backbone, spec = new_backbone(config)
     fabric = new_fabric(config.train)

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from vl2v.embeddings import EmbeddingStore
 from vl2v.embeddings.bill import Cost, cost, with_budget
 from vl2v.embeddings.select import random_order
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.teaching import clean_images, the_teacher
 from vl2v.errors import ConfigError
 from vl2v.progress import Progress, silent

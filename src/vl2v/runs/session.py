@@ -9,9 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
-from vl2v.embeddings import EmbeddingStore, LedgerBudget, Views
+from vl2v.embeddings.ledger import LedgerBudget
 from vl2v.embeddings.session import TeacherSession
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.teaching import online
+from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, VL2VWarning
 from vl2v.methods import find_method
 from vl2v.progress import Progress
@@ -57,7 +59,7 @@ def fit_scale(cosines: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     """
     import torch
 
-    from vl2v.evaluation import fit_temperature
+    from vl2v.evaluation.metrics import fit_temperature
 
     return 1 / fit_temperature(torch.from_numpy(cosines), torch.from_numpy(labels))
 

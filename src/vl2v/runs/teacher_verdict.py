@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import RunConfig, toml_key
-from vl2v.embeddings import Refusal
+from vl2v.embeddings.fetch import Refusal
 from vl2v.evaluation.adapted import Embedded, left_out_predictions
 from vl2v.evaluation.alignment import Alignment, accuracy_by_group, align, confusions, probe
 from vl2v.evaluation.intervals import Difference, Right, Share, paired_difference

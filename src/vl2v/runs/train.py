@@ -17,12 +17,14 @@ import torch
 from torch import Tensor
 
 from vl2v.config import RunConfig
-from vl2v.embeddings import EmbeddingStore, Views, teaching, text_targets
+from vl2v.embeddings import teaching
 from vl2v.embeddings.bill import asker, with_budget
 from vl2v.embeddings.session import dim_of
-from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.targets import TeacherTargets, text_targets
+from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, DataError, VL2VWarning
-from vl2v.evaluation import fit_temperature, unknown_threshold
+from vl2v.evaluation.metrics import fit_temperature, unknown_threshold
 from vl2v.methods import Averager, Stage, Task, task_of, version_of
 from vl2v.progress import Progress, silent
 from vl2v.runs.auto_loss import align_again, refit, settled, toward_parent
@@ -39,26 +41,17 @@ from vl2v.runs.unlabelled import labelled_by_teacher
 from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
 from vl2v.session import Session
-from vl2v.students import Classifier, Student
 from vl2v.students.backbone import weights_of
+from vl2v.students.classifier import Classifier
+from vl2v.students.student import Student
 from vl2v.system import rank, world_size
 from vl2v.teachers import Teacher, prompts_for
-from vl2v.training import (
-    DomainBalancedSampler,
-    FeatureBatches,
-    PixelBatches,
-    Renderer,
-    Rendering,
-    StageWork,
-    Trainer,
-    Validation,
-    cached_activations,
-    clean_pixels,
-    from_first,
-    own_part,
-    put_together,
-    viewed_pixels,
-)
+from vl2v.training.batches import FeatureBatches, PixelBatches, Renderer, Rendering, clean_pixels, viewed_pixels
+from vl2v.training.features import cached_activations
+from vl2v.training.loop import Trainer
+from vl2v.training.processes import from_first, own_part, put_together
+from vl2v.training.sampler import DomainBalancedSampler
+from vl2v.training.stage import StageWork, Validation
 from vl2v.training.swad import Swad
 
 ACTIVATIONS = "activations"  # folder of a run that trains the upper blocks only, until it ends

@@ -11,11 +11,11 @@ from torch import Tensor
 from vl2v.data import Audit
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.errors import DataError
-from vl2v.evaluation import Row
 from vl2v.evaluation.intervals import wilson
+from vl2v.evaluation.table import Row
 from vl2v.runs.datasets import Sources
-from vl2v.students import Classifier
-from vl2v.training import batch_targets
+from vl2v.students.classifier import Classifier
+from vl2v.training.batches import batch_targets
 
 
 def labelled_by_teacher(sources: Sources, targets: TeacherTargets) -> tuple[Sources, Tensor]:

@@ -13,13 +13,14 @@ import torch
 from numpy.typing import NDArray
 
 from vl2v.data import DomainDataset, leave_out
-from vl2v.embeddings import EmbeddingStore, image_key
 from vl2v.embeddings.session import TeacherSession
+from vl2v.embeddings.store import EmbeddingStore, image_key
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.embeddings.teaching import clean_images, the_teacher
 from vl2v.errors import TeacherError
-from vl2v.evaluation import Evaluation, Role, Row, measure
 from vl2v.evaluation.adapted import AdaptedTeacher, Embedded, adapted
+from vl2v.evaluation.metrics import measure
+from vl2v.evaluation.table import Evaluation, Role, Row
 from vl2v.io import write_text
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_data, usable

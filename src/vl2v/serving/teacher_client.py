@@ -15,9 +15,9 @@ from vl2v.config import PromptConfig
 from vl2v.data.decoding import decode
 from vl2v.deploy.prediction import Prediction, prediction
 from vl2v.deploy.runtime import Exported, softmax
-from vl2v.embeddings import EmbeddingStore, fetch_image, fetch_texts, image_key
 from vl2v.embeddings.bill import spending_of, with_budget
-from vl2v.embeddings.store import FILE_NAME
+from vl2v.embeddings.fetch import fetch_image, fetch_texts
+from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key
 from vl2v.embeddings.teaching import class_text
 from vl2v.errors import ConfigError, StudentError
 from vl2v.privacy import public_name

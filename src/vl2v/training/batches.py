@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 
 from vl2v.data.augment import Fit, domainbed_augment, evaluation_view
 from vl2v.data.dataset import DomainDataset
-from vl2v.embeddings import Views
 from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.views import Views
 from vl2v.methods import Targets
 from vl2v.seeds import derive
 from vl2v.training.loading import loaded, read_image

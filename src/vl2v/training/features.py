@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vl2v.io import replacing
 from vl2v.progress import Progress, silent
-from vl2v.students import Student, evaluating
+from vl2v.students.student import Student, evaluating
 
 BATCH = 64  # always as many at a time: with another number the last digits are others
 

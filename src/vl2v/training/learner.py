@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from vl2v.methods import Output
-from vl2v.students import Student
+from vl2v.students.student import Student
 
 
 class Learner(nn.Module):

@@ -14,7 +14,7 @@ from torch import Tensor
 from vl2v.config import StageConfig
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.methods import Stage, Targets
-from vl2v.students import Student, evaluating
+from vl2v.students.student import Student, evaluating
 from vl2v.training.batches import batch_targets
 from vl2v.training.loop import Trainer
 from vl2v.training.stage import StageRun, StageWork, Validation

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vl2v.methods import Targets
-from vl2v.students import Student
+from vl2v.students.student import Student
 from vl2v.system import available_memory
 
 MOST = 3e9  # bytes that training takes of the computer's memory

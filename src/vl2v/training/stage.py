@@ -17,7 +17,7 @@ from vl2v.errors import RunError, VL2VWarning
 from vl2v.methods import Stage, Targets
 from vl2v.methods.averaging import Scores, Weights
 from vl2v.seeds import derive
-from vl2v.students import Student, as_logits, evaluating
+from vl2v.students.student import Student, as_logits, evaluating
 from vl2v.training.batches import Batches
 from vl2v.training.checkpoint import Checkpoint, save_checkpoint
 from vl2v.training.learner import Learner

@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from vl2v.embeddings import EmbeddingStore, Ledger, fetch_texts, text_key
-from vl2v.embeddings.ledger import LedgerBudget
+from vl2v.embeddings.fetch import fetch_texts
+from vl2v.embeddings.ledger import Ledger, LedgerBudget
+from vl2v.embeddings.store import EmbeddingStore, text_key
 from vl2v.errors import ConfigError, TeacherError, VL2VWarning
 from vl2v.privacy import canonical_url, is_loopback, public_name, without_secrets
 from vl2v.runs.folder import Run, open_run

@@ -24,8 +24,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vl2v.embeddings import EmbeddingStore, fetch_texts, text_key
 from vl2v.embeddings.bill import Cost
+from vl2v.embeddings.fetch import fetch_texts
+from vl2v.embeddings.store import EmbeddingStore, text_key
 from vl2v.errors import ConfigError, StoreError, TeacherError
 from vl2v.teachers import EncodedImage, check_prompts, open_teacher
 from vl2v.teachers.paid import client
