@@ -64,7 +64,7 @@ def test_what_two_nodes_asked_is_in_one_store_and_again_changes_nothing(tmp_path
     first, second = fill(tmp_path / "a", range(2500)), fill(tmp_path / "b", range(2400, 3000))
     fill(second, range(10), TWO)
     into = tmp_path / "all"
-    assert [merge(first, into).answers, merge(second, into).answers] == [2500, 510]
+    assert [merge(first, into).embeddings, merge(second, into).embeddings] == [2500, 510]
     whole = contents(into)
     assert whole["vendor:a"] == [list(range(3000)), rows(range(3000)).astype(np.float16).tobytes()]
     assert whole["vendor:b"] == [list(range(10)), rows(range(10), 8).astype(np.float16).tobytes()]
@@ -73,9 +73,9 @@ def test_what_two_nodes_asked_is_in_one_store_and_again_changes_nothing(tmp_path
         ("vendor:a", 600),
         ("vendor:b", 10),
     ]
-    assert merge(first, into).answers == merge(second, into).answers == 0 and contents(into) == whole
+    assert merge(first, into).embeddings == merge(second, into).embeddings == 0 and contents(into) == whole
     fill(first, range(2990, 3000))  # it grew: ten answers that are known elsewhere, and the question that brought them
-    assert merge(first, into).answers == 0
+    assert merge(first, into).embeddings == 0
     assert [count for *_, count in contents(into)["questions"]] == [2500, 600, 10, 10]
 
 
@@ -117,7 +117,7 @@ def test_rounding_is_no_contradiction_and_the_first_answer_stays(tmp_path: Path)
         close = rows([0]) + 1e-3
         store.put(ONE.fingerprint, keys([0]), close / np.linalg.norm(close), kind="text")
     before = contents(into)["vendor:a"]
-    assert merge(other, into).answers == 0 and contents(into)["vendor:a"] == before != contents(other)["vendor:a"]
+    assert merge(other, into).embeddings == 0 and contents(into)["vendor:a"] == before != contents(other)["vendor:a"]
 
 
 def test_damage_is_not_spread(tmp_path: Path) -> None:

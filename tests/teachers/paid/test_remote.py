@@ -130,7 +130,7 @@ def test_nothing_is_asked_without_a_purse_or_a_price(rent, vendor):
         teacher.embed_texts(["a"])
     teacher = rent()
     teacher.budget = None
-    with pytest.raises(TeacherError, match="is paid: query it with"):
+    with pytest.raises(TeacherError, match="is a paid teacher: query it with"):
         teacher.embed_texts(["a"])
     assert vendor.requests == []
 
@@ -343,7 +343,7 @@ def test_an_unknown_models_dimension_is_not_what_its_first_answer_says(rent, ven
     teacher = rent()
     vendor.faults = [changed(short)]
     with EmbeddingStore(tmp_path / "store") as store:
-        with pytest.raises(TeacherError, match=r"can't be used \(vectors of shape \(12,\), not \(11,\)\)"):
+        with pytest.raises(TeacherError, match=r"unusable response \(vectors of shape \(12,\), not \(11,\)\)"):
             fetch_texts(store, teacher, ["a cat"])
         assert store.teachers() == [] and teacher.budget.statuses() == ["answered", *["wrong"] * 8], (
             "all is on the bill"
@@ -912,7 +912,8 @@ def test_images_are_scaled_to_the_sides_that_a_vendor_takes() -> None:
         ("azure-vision:https://a.example#2023-04-15", 71, False),
         ("gemini:gemini-embedding-2", 8192, True),
         ("gemini:gemini-embedding-2", 8193, False),
-        ("jina:jina-clip-v2", 9000, True),  # no limit is documented
+        ("jina:jina-clip-v2", 8192, True),
+        ("jina:jina-clip-v2", 8193, False),
     ],
 )
 def test_texts_longer_than_a_vendor_documents_are_refused_before_the_first_query(
