@@ -49,7 +49,7 @@ class Student(nn.Module):
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return F(x) [n, p] of uint8 pixels [n, s, s, 3] (0 to 255), or of `activations` of a student that is cut."""
-        if self.split is not None and pixels.dtype == torch.float16:
+        if self.split is not None and pixels.is_floating_point():
             x = pixels.to(self.mean.device).float()
             return self.split.upper(x.permute(0, 3, 1, 2) if x.ndim == 4 else x).float()
         features: Tensor = self.backbone(self._normalised(pixels))

@@ -90,7 +90,7 @@ def activation_bytes(student: Student, example: Tensor | None = None) -> int:
     trained = {weight: weight.requires_grad for weight in student.parameters()}
     try:
         student.eval().requires_grad_(True)
-        if student.split is not None and example is not None and example.dtype == torch.float16:
+        if student.split is not None and example is not None and example.is_floating_point():
             student.split.freeze()
         else:
             example = torch.zeros(1, size, size, 3, dtype=torch.uint8, device=device)
