@@ -32,9 +32,9 @@ from vl2v.runs.train import new_student
 from vl2v.session import Session
 from vl2v.students.student import evaluating
 from vl2v.training.batches import FeatureBatches, batch_targets, clean_pixels
+from vl2v.training.device import precision_name
 from vl2v.training.features import compute_features
 from vl2v.training.learner import Learner
-from vl2v.training.processes import fabric_precision
 from vl2v.training.sampler import DomainBalancedSampler
 
 
@@ -55,7 +55,7 @@ def main() -> None:
     }
     config = resolve(merge(tree, assignments(given.pairs)))
     settings = config.stages["align"]
-    fabric = Fabric(accelerator="cpu", devices=1, precision=fabric_precision(config.train))
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision_name(config.train))
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
         sources = open_sources(config, Session(Path(folder)))
         teacher = teaching.the_teacher(config.teacher)

@@ -28,7 +28,7 @@ from vl2v.runs.folder import Run
 from vl2v.runs.session import open_session
 from vl2v.session import Session
 from vl2v.students.student import Student, new_projector
-from vl2v.training.processes import new_fabric
+from vl2v.training.device import OneDevice
 
 
 def main() -> None:
@@ -58,7 +58,7 @@ def refitted(run: Run, store: Path) -> tuple[float, float | None]:
         answers = open_session(config, known, teacher, None, sources, Views(), silent).targets()
     if student.head != "text":
         student = Student(student.backbone, new_projector(student.width, answers.texts.shape[1], 0), student.spec)
-    fabric, workers = new_fabric(config.train), config.data.workers
+    fabric, workers = OneDevice(config.train), config.data.workers
     lam = align_again(student, sources, answers, Features(student, sources.dataset, fabric, workers, silent))
     everything = open_dataset(config.data.path, layout=config.data.layout, exclude=config.data.exclude)
     unseen = np.concatenate([everything.indices(domain) for domain in config.data.target])

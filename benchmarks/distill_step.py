@@ -27,8 +27,8 @@ from vl2v.students.backbone import pretrained_backbone
 from vl2v.students.depthwise import quick_depthwise
 from vl2v.students.student import Student, new_projector
 from vl2v.training.batches import PixelBatches, Renderer
+from vl2v.training.device import precision_name
 from vl2v.training.learner import Learner
-from vl2v.training.processes import fabric_precision
 from vl2v.training.sampler import DomainBalancedSampler
 
 
@@ -59,7 +59,7 @@ def main() -> None:
     backbone, spec = pretrained_backbone("tf_efficientnet_lite0", "none", image_size=given.size)
     student = Student(backbone, new_projector(1280, dim, 0), spec).eval().to(memory_format=torch.channels_last)
     quick_depthwise(student)
-    fabric = Fabric(accelerator="cpu", devices=1, precision=fabric_precision(TrainConfig()))
+    fabric = Fabric(accelerator="cpu", devices=1, precision=precision_name(TrainConfig()))
     optimizer = torch.optim.AdamW(student.backbone.parameters(), lr=1e-6)
     model, wrapped = fabric.setup(Learner(student), optimizer)
     loss_of = cosine_loss(0.5)
@@ -89,7 +89,7 @@ def main() -> None:
         ratios.append(bare / real)
         rates.append((given.steps * len(memory[0]) / bare, given.steps * len(memory[0]) / real))
     bare_rate, real_rate = (statistics.median(rate[i] for rate in rates) for i in (0, 1))
-    print(f"Lite0, {given.size} px, batch {len(memory[0])}, {given.workers} workers, {fabric_precision(TrainConfig())}")
+    print(f"Lite0, {given.size} px, batch {len(memory[0])}, {given.workers} workers, {precision_name(TrainConfig())}")
     print("| | images/s | ratio (of each repeat) |")
     print("| --- | --- | --- |")
     print(f"| tensor in memory | {bare_rate:.0f} | 1 |")

@@ -28,7 +28,7 @@ from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
 from vl2v.session import Session
 from vl2v.students.student import Student
-from vl2v.training.processes import new_fabric
+from vl2v.training.device import OneDevice
 
 
 def main() -> None:
@@ -53,7 +53,7 @@ def main() -> None:
     assert answers.images is not None and answers.texts is not None
     backbone, spec = new_backbone(config)
     student = Student(backbone, nn.Identity(), spec)
-    features = Features(student, sources.dataset, new_fabric(config.train), config.data.workers, silent).of(indices)
+    features = Features(student, sources.dataset, OneDevice(config.train), config.data.workers, silent).of(indices)
     x, images, texts = features.numpy(), answers.images[indices, 0].astype(np.float32), answers.texts
     labels, domains = answers.labels[indices], sources.dataset.domain_ids[indices]
     names, targets = sources.dataset.domains, np.hstack([images, texts[labels]])

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
+from importlib.machinery import ModuleSpec
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
 
@@ -52,3 +55,36 @@ def make_callable(package: str, home: str) -> None:
             return inspect.signature(getattr(import_module(module), name))
 
     sys.modules[package].__class__ = CallablePackage
+
+
+@contextmanager
+def lightly() -> Iterator[None]:
+    """Let timm or open_clip be imported without PyTorch's compiler, which doubles the time until a run's first step.
+
+    They use a few files of torchvision, whose `__init__` imports all of its models, and with them the compiler. While
+    this lasts, its packages are searched for these files, but their `__init__` isn't run; models aren't found, nor is
+    wandb, both of which timm does without; and a function that must not be compiled isn't marked as such, which imports
+    the compiler. Afterwards torchvision is imported whole by whoever imports it.
+    """
+    import torch.compiler
+
+    if "torchvision" in sys.modules or (spec := find_spec("torchvision")) is None:
+        yield
+        return
+    (folder,) = spec.submodule_search_locations or [""]
+    stand_ins: dict[str, ModuleType | None] = {"torchvision.models": None}
+    if "wandb" not in sys.modules:
+        stand_ins["wandb"] = None
+    for name in ("torchvision", "torchvision.ops"):
+        stand_ins[name] = package = ModuleType(name)
+        package.__spec__ = ModuleSpec(name, None, is_package=True)
+        package.__path__ = [folder + name.removeprefix("torchvision").replace(".", "/")]
+    sys.modules.update(stand_ins)  # type: ignore[arg-type]  # None: not found
+    marking = torch.compiler.disable
+    torch.compiler.disable = lambda function=None, **_: function or (lambda marked: marked)
+    try:
+        yield
+    finally:
+        torch.compiler.disable = marking
+        for name in stand_ins:
+            del sys.modules[name]

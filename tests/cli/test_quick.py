@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from vl2v.deploy.beside import load_beside
 from vl2v.export.beside import keep_export
 from vl2v.runs.folder import Run
 from vl2v.runs.predict import add_class, predict_files
+from vl2v.students.backbone import LITE_WIDTH, PACKAGED, _measured, output_width
 
 HEAVY = "torch torchvision timm open_clip lightning_fabric transformers pandas scipy matplotlib sympy huggingface_hub"
 IMPORTED = f"""
@@ -71,6 +73,52 @@ def test_commands_that_look_import_no_torch(words: str, runs: dict[str, Path], s
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
     assert done.stderr.strip() == ""
+
+
+FIRST_STEP = """
+import json, sys
+import vl2v
+
+class FirstStep(Exception):
+    pass
+
+def progress(stage, done, total, remark):
+    if stage == "distill" and done:
+        raise FirstStep
+
+settings, out, store = json.loads(sys.argv[1]), *sys.argv[2:]
+try:
+    vl2v.distill(settings, out, store=store, progress=progress)
+except FirstStep:
+    print(json.dumps(list(sys.modules)))
+"""
+
+
+def test_a_run_takes_its_first_step_without_the_compiler(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    settings = quick_settings(shapes, recording)
+    settings["student"] = {"name": "tf_efficientnet_lite0", "weights": "package", "image_size": 32}
+    command = [sys.executable, "-c", FIRST_STEP, json.dumps(settings), tmp_path / "run", tmp_path / "store"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    imported = json.loads(done.stdout)
+    heavy = ["torch._dynamo", "torch._inductor", "sympy", "torchvision", "lightning_fabric", "wandb", "matplotlib"]
+    assert not {*heavy, "transformers", "open_clip", "torch.distributed.fsdp"} & {*imported}
+    assert len(imported) < 2600, "3,448 before"
+
+
+def test_the_default_student_is_as_wide_as_it_is_taken_to_be() -> None:
+    for name in PACKAGED:
+        assert {_measured(name, size) for size in (16, 33, 64, 224)} == {LITE_WIDTH} == {output_width(name, 64)}
+
+
+def test_torchvision_is_whole_for_whoever_imports_it_later() -> None:
+    words = """
+import vl2v.students.backbone, torchvision, torch
+from torchvision.models import resnet18
+assert torchvision.ops.nms(torch.rand(3, 4), torch.rand(3), 0.5) is not None
+assert torchvision.transforms.ToTensor and torchvision.datasets.ImageFolder and resnet18
+assert torch.compiler.disable.__module__ == "torch.compiler"
+"""
+    subprocess.run([sys.executable, "-c", words], check=True)
 
 
 def answers(run: Path, images: Path) -> list[tuple[Path, str, np.ndarray[Any, Any]]]:

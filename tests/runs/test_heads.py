@@ -15,7 +15,7 @@ from vl2v.progress import silent
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
 from vl2v.session import Session
-from vl2v.training.processes import new_fabric
+from vl2v.training.device import OneDevice
 
 
 def distilled(method: str, head: str, shapes: Path, recording: Path, tmp_path: Path) -> vl2v.Run:
@@ -39,7 +39,7 @@ def test_a_linear_head_is_the_ridge_regression_of_the_labels(shapes: Path, recor
     run = distilled("erm", "refit", shapes, recording, tmp_path)
     sources = open_sources(run.config, Session(tmp_path / "store"))
     student, train = run.classifier.student, sources.split.train
-    features = Features(student, sources.dataset, new_fabric(run.config.train), 0, silent).of(train).numpy()
+    features = Features(student, sources.dataset, OneDevice(run.config.train), 0, silent).of(train).numpy()
     fit = fitted_head(features, sources.dataset.labels[train], sources.dataset.domain_ids[train], 3)
     np.testing.assert_allclose(student.projector.weight.detach(), fit.weight, atol=5e-3)
 

@@ -27,7 +27,7 @@ from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
 from vl2v.runs.session import open_session
 from vl2v.session import Session
-from vl2v.training.processes import new_fabric
+from vl2v.training.device import OneDevice
 
 FIGURES = Path(__file__).with_name("trained.json")
 TRAINED: dict[str, list[float]] = json.loads(FIGURES.read_text())  # method and version -> losses
@@ -252,7 +252,7 @@ def test_vl2v_fits_its_projector_to_the_backbone_it_ends_with(shapes: Path, reco
     before, others = weights(run), sources.training[::2]
     with torch.no_grad():
         student.projector.weight.zero_()
-    found = Features(student, sources.dataset, new_fabric(config.train), 0, silent)
+    found = Features(student, sources.dataset, OneDevice(config.train), 0, silent)
     share = align_again(student, sources, answers, found)
     assert share in LAMBDAS
     assert torch.allclose(student.projector.weight, before["projector.weight"], rtol=1e-2, atol=1e-2)

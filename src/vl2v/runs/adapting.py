@@ -39,7 +39,7 @@ from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
 from vl2v.session import Session
 from vl2v.table import Table
-from vl2v.training.processes import new_fabric
+from vl2v.training.device import OneDevice
 
 Strategy = Literal["random", "kcenter", "uncertainty"]
 
@@ -249,7 +249,7 @@ def _chosen(
     count = min(select, len(images))
     if strategy == "random":
         return np.sort(images[random_order(len(images), config.seed)[:count]])
-    fabric = new_fabric(config.train)
+    fabric = OneDevice(config.train)
     student = parent.classifier.student.to(fabric.device)
     found = Features(student, sources.dataset, fabric, config.data.workers, progress).of(images)
     if strategy == "kcenter":

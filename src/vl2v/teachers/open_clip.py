@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vl2v.errors import TeacherError
+from vl2v.lazy import lightly
 from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import BackboneSpec
 
@@ -25,7 +26,8 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
     Raises:
         TeacherError: an unknown model or pretraining, a folder that isn't a model, weights that can't be fetched.
     """
-    import open_clip
+    with lightly():
+        import open_clip
 
     local = rest.startswith(LOCAL)
     model_name, pretrained = (rest, None) if local or "/" not in rest else rest.rsplit("/", 1)

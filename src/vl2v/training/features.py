@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor
 
 from vl2v.io import replacing
 from vl2v.progress import Progress, silent
 from vl2v.students.student import Student, evaluating
+from vl2v.training.device import Device
 
 BATCH = 64  # always as many at a time: with another number the last digits are others
 
 
 def compute_features(
-    student: Student, pixels: Iterable[Tensor], fabric: Fabric, total: int = 0, progress: Progress = silent
+    student: Student, pixels: Iterable[Tensor], fabric: Device, total: int = 0, progress: Progress = silent
 ) -> Tensor:
     """Return F(x) [N, p] in float32 on the CPU, of batches of uint8 pixels [n, s, s, 3], n at most `BATCH`.
 
@@ -44,7 +44,7 @@ def compute_features(
 def cached_activations(
     student: Student,
     pixels: Callable[[], Iterable[Tensor]],
-    fabric: Fabric,
+    fabric: Device,
     file: Path,
     rows: int,
     progress: Progress = silent,

@@ -20,8 +20,9 @@ from vl2v.students.depthwise import quick_depthwise
 from vl2v.students.student import Student
 from vl2v.system import reuse_freed_memory
 from vl2v.training.checkpoint import load_checkpoint
+from vl2v.training.device import Device, OneDevice
 from vl2v.training.log import MetricsLog
-from vl2v.training.processes import from_first, launched_fabric, new_fabric
+from vl2v.training.processes import from_first, launched_fabric
 from vl2v.training.sharding import refuse_scalars
 from vl2v.training.stage import StageRun, StageWork, load, under
 
@@ -57,7 +58,7 @@ class Trainer:
         self.batch_norm = batch_norm
         self.average = average
         self.progress = progress
-        self.fabric = new_fabric(config) if alone else launched_fabric(config)
+        self.fabric: Device = OneDevice(config) if alone else launched_fabric(config)
         if self.fabric.device.type == "cpu":
             reuse_freed_memory()
         self.log = MetricsLog(folder, tensorboard=config.tensorboard and self.fabric.is_global_zero)

@@ -5,47 +5,28 @@ Without torchrun there is one process, and everything here does nothing.
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 from torch import Tensor
 
 from vl2v.config import TrainConfig
 from vl2v.errors import ConfigError, RunError
-from vl2v.system import best_device, has_bfloat16, world_size
+from vl2v.system import best_device, world_size
+from vl2v.training.device import Device, OneDevice, precision_name
 from vl2v.training.sampler import Indices
-from vl2v.training.sharding import shard
 
 PATIENCE = timedelta(days=30)  # of ranks that wait while rank 0 queries a teacher
 
 T = TypeVar("T")
 
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes on precision would stand among our bars
 
-
-def new_fabric(config: TrainConfig) -> Fabric:
-    """Return Fabric on one device, in the configuration's precision.
-
-    Raises:
-        ConfigError: no such accelerator, or none in this machine.
-    """
-    try:
-        return Fabric(accelerator=config.accelerator, devices=1, precision=fabric_precision(config))
-    except (ValueError, RuntimeError):
-        raise ConfigError(
-            f"train.accelerator = {config.accelerator!r}: this machine has no such device; use auto, or cpu"
-        ) from None
-
-
-def launched_fabric(config: TrainConfig) -> Fabric:
+def launched_fabric(config: TrainConfig) -> Device:
     """Return Fabric on all devices of a run: data-parallel where torchrun has started several processes.
 
     Raises:
@@ -53,7 +34,15 @@ def launched_fabric(config: TrainConfig) -> Fabric:
     """
     world = world_size()
     if world == 1:
-        return new_fabric(config)
+        return OneDevice(config)
+    import logging
+
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+
+    from vl2v.training.sharding import shard
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would stand among our bars
     here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
     device = best_device() if config.accelerator in ("auto", "gpu") else config.accelerator
     if device not in ("cpu", "cuda"):
@@ -69,7 +58,7 @@ def launched_fabric(config: TrainConfig) -> Fabric:
         strategy=DDPStrategy(timeout=PATIENCE, broadcast_buffers=False)
         if config.strategy == "ddp"
         else ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1, timeout=PATIENCE),
-        precision=fabric_precision(config),
+        precision=precision_name(config),
     )
     fabric.launch()
     return fabric
@@ -83,15 +72,7 @@ def _stay_on_this_machine() -> None:
             os.environ.setdefault(f"{backend}_SOCKET_IFNAME", loopback)
 
 
-def fabric_precision(config: TrainConfig) -> Literal["32-true", "bf16-mixed"]:
-    """Return Fabric's name of the precision; "auto" is bf16 where the device computes in it."""
-    if config.precision == "auto":
-        device = "cpu" if config.accelerator == "cpu" else best_device()
-        return "bf16-mixed" if has_bfloat16(device) else "32-true"
-    return "bf16-mixed" if config.precision == "bf16" else "32-true"
-
-
-def from_first(fabric: Fabric, work: Callable[[], T]) -> T:
+def from_first(fabric: Device, work: Callable[[], T]) -> T:
     """Return what the first process makes of something; the others wait for it, and get a copy.
 
     Raises:
@@ -113,7 +94,7 @@ def from_first(fabric: Fabric, work: Callable[[], T]) -> T:
     return made
 
 
-def own_part(fabric: Fabric, images: Indices) -> Indices:
+def own_part(fabric: Device, images: Indices) -> Indices:
     """Return this process's part of images, as many as every other's: the last ones may be there twice."""
     if fabric.world_size == 1:
         return images
@@ -123,10 +104,11 @@ def own_part(fabric: Fabric, images: Indices) -> Indices:
     return part
 
 
-def put_together(fabric: Fabric, rows: Tensor, total: int) -> Tensor:
+def put_together(fabric: Device, rows: Tensor, total: int) -> Tensor:
     """Return the rows [total, p] that all processes made of their own parts, in order, on the CPU."""
     if fabric.world_size == 1:
         return rows
+    assert not isinstance(fabric, OneDevice)
     found = fabric.all_gather(rows.to(fabric.device))
     assert isinstance(found, Tensor)
     return found.flatten(0, 1)[:total].cpu()

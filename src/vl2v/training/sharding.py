@@ -8,17 +8,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from copy import deepcopy
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import ModelParallelStrategy
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vl2v.errors import ConfigError
+from vl2v.training.device import Device, OneDevice
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -30,6 +29,8 @@ def shard(model: M, mesh: DeviceMesh) -> M:
 
     Those of a block are put together while it is called, in training and in evaluation, and are parts again after it.
     """
+    from torch.distributed.fsdp import fully_shard
+
     modules: list[nn.Module] = [*_blocks(model), model]
     for module in modules:
         fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)
@@ -45,13 +46,13 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child)
 
 
-def refuse_scalars(fabric: Fabric, model: nn.Module) -> None:
+def refuse_scalars(fabric: Device, model: nn.Module) -> None:
     """Refuse a model that is to be sharded and has a parameter without a dimension, which has no parts.
 
     Raises:
         ConfigError: it has one.
     """
-    if isinstance(fabric.strategy, ModelParallelStrategy):
+    if _shards(fabric):
         for name, parameter in model.named_parameters():
             if not parameter.ndim:
                 raise ConfigError(
@@ -60,12 +61,20 @@ def refuse_scalars(fabric: Fabric, model: nn.Module) -> None:
                 )
 
 
-def set_up(fabric: Fabric, model: M) -> tuple[nn.Module, M]:
+def _shards(fabric: Device) -> bool:
+    if isinstance(fabric, OneDevice):
+        return False
+    from lightning_fabric.strategies import ModelParallelStrategy
+
+    return isinstance(fabric.strategy, ModelParallelStrategy)
+
+
+def set_up(fabric: Device, model: M) -> tuple[nn.Module, M]:
     """Return what is called to train a model, and the model whose parameters are trained.
 
     It is the same model, or where they are sharded a copy; the model is empty then until `make_whole`.
     """
-    if not isinstance(fabric.strategy, ModelParallelStrategy):
+    if not _shards(fabric):
         return fabric.setup_module(model), model
     trained = deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
     for parameter in trained.parameters():
@@ -86,11 +95,14 @@ def make_whole(model: nn.Module, trained: nn.Module) -> None:
 
 def whole(tensor: Tensor) -> Tensor:
     """Return a tensor whole; every process has to call this for one that is sharded."""
-    return tensor.full_tensor().detach() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor().detach() if hasattr(tensor, "full_tensor") else tensor  # a DTensor
 
 
 def like(tensor: Tensor, other: Tensor) -> Tensor:
     """Return a copy of a whole tensor, on the device and in the layout of another; if that is sharded, of our part."""
-    if isinstance(other, DTensor):
+    if hasattr(other, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(other, DTensor)
         tensor = distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
     return torch.empty_like(other).copy_(tensor)

@@ -20,6 +20,7 @@ from vl2v.seeds import derive
 from vl2v.students.student import Student, as_logits, evaluating
 from vl2v.training.batches import Batches
 from vl2v.training.checkpoint import Checkpoint, save_checkpoint
+from vl2v.training.device import Adam, AdamW
 from vl2v.training.learner import Learner
 from vl2v.training.memory import images_at_once, is_out_of_memory, pieces, smaller
 from vl2v.training.sharding import like, make_whole, set_up, whole
@@ -420,8 +421,8 @@ def _set_trainable(student: Student, trains: str) -> None:
 
 def _new_optimizer(groups: list[dict[str, Any]], settings: StageConfig) -> torch.optim.Optimizer:
     """Return the optimiser of groups of weights; each group's learning rate is `rate` times the settings'."""
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    kind: type[torch.optim.Adam] = kinds[settings.optimizer]
+    kinds = {"adam": Adam, "adamw": AdamW}
+    kind: type[Adam] = kinds[settings.optimizer]
     return kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
 
 
