@@ -22,11 +22,12 @@ import torch
 from vl2v.config import StageConfig, TrainConfig
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.methods.registry import find_method
-from vl2v.students import Student, evaluating, new_projector, pretrained_backbone
+from vl2v.students.backbone import pretrained_backbone
 from vl2v.students.split import cuts
-from vl2v.training import StageWork, Trainer, Validation
+from vl2v.students.student import Student, evaluating, new_projector
+from vl2v.training.loop import Trainer
 from vl2v.training.measure import MadeUpBatches
-from vl2v.training.stage import StageRun
+from vl2v.training.stage import StageRun, StageWork, Validation
 
 DIM, CLASSES = 384, 7
 
