@@ -323,11 +323,33 @@ def test_saved_replies_are_bounded_by_age_and_by_client(tmp_path, monkeypatch):
     monkeypatch.setattr(meters, "KEPT", 0.0)
     assert meter.reply(digests[-1]) is None
     one(meter, "b", 2)
-    assert len(meter._digests) == 1
+    assert len(meter._numbers) == 1
     meter.close()
     with closing(sqlite3.connect(tmp_path / "sold.sqlite")) as db:
-        assert db.execute("SELECT count(*) FROM replies").fetchone() == (1,)
+        assert db.execute("SELECT count(*) FROM saved_replies").fetchone() == (1,)
         assert db.execute("SELECT count(*) FROM sold").fetchone() == (9,)
+
+
+def test_replies_that_an_earlier_version_saved_are_found(tmp_path):
+    file, sale = tmp_path / "ledger.sqlite", Sale("a", "text", 1, 5, "r-1", b"k" * 32, b"b" * 32)
+    meter = Meter(file)
+    meter.write([(sale, row(b"x")[None])])
+    meter.close()
+    with closing(sqlite3.connect(file)) as db:
+        db.execute(
+            "CREATE TABLE replies (id INTEGER PRIMARY KEY REFERENCES sold (id), client TEXT NOT NULL, "
+            "digest BLOB NOT NULL UNIQUE, asked BLOB NOT NULL, vectors BLOB NOT NULL) STRICT"
+        )
+        db.execute("INSERT INTO replies SELECT * FROM saved_replies")
+        db.execute("CREATE INDEX replies_of ON replies (client, id)")
+        db.execute("DROP TABLE saved_replies")
+        db.execute("PRAGMA user_version = 2")
+        db.commit()
+    for _ in range(2):
+        meter = Meter(file)
+        found = meter.reply(b"k" * 32)
+        assert found is not None and found[0] == sale and np.array_equal(found[1], row(b"x")[None])
+        meter.close()
 
 
 def test_a_ledger_from_before_replies_is_gone_on_with(tmp_path):

@@ -29,8 +29,10 @@ Runs = Mapping[tuple[str, str], Mapping[int, Marks]]
 """(Dataset, target) -> seed -> what was right."""
 
 _NORMAL = student_t(np.inf)
-_NOISE = 0.1  # of the standard error of the targets' covariances, which luck common to all has to pass
-_MOST = 30.0  # square of the largest quantile used for that luck
+# Of benchmarks/intervals.py, so that every row there holds the truth in 93 to 97% of the rounds:
+_SHRINK = 0.86  # the other parts' share of the square, where luck common to all targets is looked for as well
+_OF_TWO_SEEDS, _OF_MORE = (22.0, 0.6), (13.5, 0.3)  # that luck's factor, and standard errors added to its estimate
+_LEAST = 0.01  # of what images explain of a seed's mean: the least luck that is assumed
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,9 @@ def lead(one: Runs, other: Runs, *, seed: int | None = None) -> Lead | None:
       the normal quantile.
     - luck of a target's seeds: what the variance of its seeds' means has beyond those. Pooled over targets; Student's
       t with Satterthwaite's degrees of freedom, of targets that count alike the k - 1 of each together.
-    - luck of a seed that all targets share: covariances between targets, what their sum has above a tenth of its
-      standard error without such luck; Student's t of k - 1, but 5.5 at most: two seeds say too little about it.
+    - luck of a seed that all targets share: covariances between targets. Of few seeds they are as much noise as
+      signal, so it counts with the geometric mean of their sum and of the standard error that the sum has without such
+      luck, times a factor that was fitted to simulations (benchmarks/intervals.py; docs/findings.md has its table).
 
     With a single seed everywhere, only images are in it, and the luck of the training isn't. Where some targets have a
     single seed, its luck is taken to be as large as the others'.
@@ -189,33 +192,41 @@ def _half_width(pairs: _Pairs) -> float:
     counts = weights**2 / seeds
     parts = counts[several] * (residual + max(luck.mean(), 0))[several]
     free = parts.sum() ** 2 / (parts**2 / freedom[several]).sum() if parts.sum() else freedom.sum()
-    square = _NORMAL**2 * chance + student_t(free) ** 2 * max(counts @ luck, 0.0)
-    covariance, shared = _common(pairs, weights)
-    if shared > 1:
-        spread = (weights**2 * between)[several]
-        error = 2 / shared * np.sqrt(((spread.sum() ** 2 - (spread**2).sum()) / 2) / (shared - 1))
-        square += min(student_t(shared - 1) ** 2, _MOST) * max(covariance - _NOISE * error, 0.0)
+    luck_part = max(counts @ luck, _LEAST * (counts @ residual))
+    square = _NORMAL**2 * chance + student_t(free) ** 2 * luck_part
+    covariance, error, shared = _common(pairs, weights)
+    if error > 0:  # of one target, nobody can tell
+        factor, more = _OF_TWO_SEEDS if shared < 2.5 else _OF_MORE
+        likely = factor * np.sqrt(error * max(covariance + more * error, 0.0))
+        square = _SHRINK * square + max(likely, _NORMAL**2 * covariance)  # many seeds tell it exactly
     return float(np.sqrt(square))
 
 
-def _common(pairs: _Pairs, weights: NDArray[np.float64]) -> tuple[float, int]:
-    """Return what the covariances of the targets' seeds add to the mean's variance, and of how many seeds they are."""
+def _common(pairs: _Pairs, weights: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Return what luck that targets share seems to add to the mean's variance.
+
+    Returns:
+        The sum of the targets' covariances over seeds, its standard error without such luck, and the mean number of
+        seeds that two targets share; zeros where no two share several.
+    """
     all_seeds = sorted({seed for paired in pairs.values() for seed in paired})
     means = np.full((len(pairs), len(all_seeds)), np.nan)
     for row, paired in zip(means, pairs.values(), strict=True):
         for seed, pair in paired.items():
             row[all_seeds.index(seed)] = pair.difference.mean()
     there = ~np.isnan(means)
-    total, fewest = 0.0, len(all_seeds)
+    total, square, counts = 0.0, 0.0, []
     for one in range(len(means)):
         for other in range(one):
             both = there[one] & there[other]
             if (shared := int(both.sum())) < 2:
                 continue
-            covariance = np.cov(means[one, both], means[other, both])[0, 1]
-            total += 2 * weights[one] * weights[other] * shared * covariance / (there[one].sum() * there[other].sum())
-            fewest = min(fewest, shared)
-    return float(total), fewest
+            of_one, between, of_other = np.cov(means[one, both], means[other, both])[[0, 0, 1], [0, 1, 1]]
+            share = 2 * weights[one] * weights[other] * shared / (there[one].sum() * there[other].sum())
+            total += share * between
+            square += share**2 * of_one * of_other / (shared - 1)
+            counts.append(shared)
+    return float(total), float(np.sqrt(square)), float(np.mean(counts)) if counts else 0.0
 
 
 def leads(methods: Mapping[str, Runs], reference: str) -> dict[str, Lead]:

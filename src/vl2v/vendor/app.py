@@ -11,14 +11,15 @@ import sys
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import Counter
+from prometheus_client.core import CounterMetricFamily
 
 from vl2v.teachers import Teacher
 from vl2v.vendor import requests
@@ -57,9 +58,52 @@ class _Gone(Exception):
 
 class _Counts(Metrics):
     def __init__(self) -> None:
+        self.embedded = {"text": 0, "image": 0}
         super().__init__()
-        self.queries = Counter("vl2v_questions", "items embedded", ["kind"], registry=self.registry)
-        self.kinds = {kind: self.queries.labels(kind) for kind in ("text", "image")}
+
+    def collect(self) -> Iterator[Any]:
+        yield from super().collect()
+        queries = CounterMetricFamily("vl2v_questions", "items embedded", labels=["kind"])
+        for kind, items in self.embedded.items():
+            queries.add_metric([kind], items)
+        yield queries
+
+
+class _Deadlines:
+    """Ends requests whose body takes over `BODY_SECONDS`, with one timer for all: most bodies are there at once."""
+
+    def __init__(self) -> None:
+        self._due: dict[asyncio.Task[Any], float] = {}  # in the order in which they are due
+        self._late: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        """Raise TimeoutError if the block, of one task, takes too long."""
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
+        assert task is not None
+        self._due[task] = loop.time() + BODY_SECONDS
+        if self._timer is None:
+            self._timer = loop.call_later(BODY_SECONDS, self._end_late, loop)
+        try:
+            yield
+        except asyncio.CancelledError:
+            if task in self._late and not task.uncancel():
+                raise TimeoutError from None
+            raise
+        finally:
+            self._late.discard(task)
+            self._due.pop(task, None)
+
+    def _end_late(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        for task, due in [*self._due.items()]:
+            if due > loop.time():
+                self._timer = loop.call_at(due, self._end_late, loop)
+                return
+            del self._due[task]
+            self._late.add(task)
+            task.cancel()
 
 
 def create_app(
@@ -104,6 +148,7 @@ class App:
         self.running: dict[bytes, tuple[bytes, asyncio.Future[bytes]]] = {}  # by the digest of the Idempotency-Key
         self.held: dict[str, int] = defaultdict(int)  # bytes of bodies by client
         self.together = 0
+        self.deadlines = _Deadlines()
         self.paced: dict[str, float] = {}  # when a client's bodies would have arrived at PACE
         self.document = document()
 
@@ -227,7 +272,7 @@ class App:
         """
         left = BODY
         try:
-            async with asyncio.timeout(BODY_SECONDS):
+            with self.deadlines():
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
@@ -330,7 +375,7 @@ class App:
             if isinstance(error, Exception):
                 raise _why(error) from None
             raise
-        self.metrics.kinds[request.kind].inc(request.count)
+        self.metrics.embedded[request.kind] += request.count
         return await self._encoded(request, sale, rows)
 
     async def _fetched(self, images: list[Image | Address]) -> list[Image]:

@@ -99,6 +99,9 @@ class FairQueue(Generic[Item, Result]):
         self._level = 0.0  # cost of the client that was served last
         self._limits: dict[str, float] = {}  # cost of a batch that takes `hold` seconds, by kind
         self._alone: dict[str, float] = {}  # seconds of the quickest of the latest batches of one item, by kind
+        self._arrived: list[Job[Item, Result]] = []  # in this turn of the event loop
+        self._due: deque[tuple[float, Job[Item, Result]]] = deque()  # until when each may wait, in order
+        self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._changed = threading.Condition()
         self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
@@ -116,18 +119,9 @@ class FairQueue(Generic[Item, Result]):
         """
         loop = asyncio.get_running_loop()
         job: Job[Item, Result] = Job(client, kind, items, costs, context, loop.create_future())
-        with self._changed:
-            if self._closed:
-                raise Stopped("the server is being stopped")
-            waiting = self._jobs.get(client)
-            if waiting is None:
-                self._jobs[client] = deque([job])
-                self._served[client] = max(self._served.get(client, 0.0), self._level)
-            else:
-                waiting.append(job)
-            self.queued += len(items)
-            self._changed.notify()
-        timer = loop.call_later(self.seconds, self._expire, job)
+        if not self._arrived:
+            loop.call_soon(self._enqueue, loop)
+        self._arrived.append(job)
         try:
             return await job.future
         except asyncio.CancelledError:  # the client has left
@@ -136,8 +130,32 @@ class FairQueue(Generic[Item, Result]):
                     job.error = Stopped("the server is being stopped")
                     self._drop(job)
             raise
-        finally:
-            timer.cancel()
+
+    def _enqueue(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Put what arrived in one turn of the event loop into the queue: threads are woken once for all of it."""
+        arrived, self._arrived = self._arrived, []
+        due = loop.time() + self.seconds
+        with self._changed:
+            for job in arrived:
+                if job.over():
+                    continue
+                if self._closed:
+                    job.error = Stopped("the server is being stopped")
+                    continue
+                waiting = self._jobs.get(job.client)
+                if waiting is None:
+                    self._jobs[job.client] = deque([job])
+                    self._served[job.client] = max(self._served.get(job.client, 0.0), self._level)
+                else:
+                    waiting.append(job)
+                self.queued += len(job.items)
+            self._changed.notify(len(arrived))
+        _deliver([job for job in arrived if job.error is not None])
+        while self._due and self._due[0][1].future.done():
+            self._due.popleft()
+        self._due.extend((due, job) for job in arrived)
+        if self._timer is None:
+            self._timer = loop.call_at(due, self._expire, loop)
 
     def close(self) -> None:
         """Stop the threads once their batches are done; what still waits fails with `Stopped`."""
@@ -152,13 +170,19 @@ class FairQueue(Generic[Item, Result]):
             thread.join()
         _deliver(left)
 
-    def _expire(self, job: Job[Item, Result]) -> None:
+    def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give up what has waited for too long; one timer is for all."""
+        self._timer, late = None, []
+        while self._due and (self._due[0][1].future.done() or self._due[0][0] <= loop.time()):
+            late.append(self._due.popleft()[1])
         with self._changed:
-            if job.taken or job.over():
-                return
-            job.error = Waited(f"waited for {self.seconds:g} s")
-            self._drop(job)
-        _deliver([job])
+            late = [job for job in late if not job.taken and not job.over()]
+            for job in late:
+                job.error = Waited(f"waited for {self.seconds:g} s")
+                self._drop(job)
+        _deliver(late)
+        if self._due:
+            self._timer = loop.call_at(self._due[0][0], self._expire, loop)
 
     def _drop(self, job: Job[Item, Result]) -> None:
         """Remove a job from its queue, with the items that are left of it."""

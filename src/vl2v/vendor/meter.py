@@ -23,7 +23,8 @@ MINUTE = 60.0
 SAVED = 24 * 3600.0  # seconds that a reply is saved for its Idempotency-Key
 REPLIES = 256 * 2**20  # bytes of a client's saved replies; the oldest go first
 OVERHEAD = 512  # bytes of a saved reply besides its embeddings
-VERSION = 2  # 1 had no replies
+VERSION = 3  # 1 had no replies, 2 an index over them
+PAGE_BYTES = 16384  # several replies; a commit writes whole pages
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS sold (
@@ -37,15 +38,15 @@ CREATE TABLE IF NOT EXISTS sold (
 ) STRICT;
 CREATE TRIGGER IF NOT EXISTS kept BEFORE DELETE ON sold BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
 CREATE TRIGGER IF NOT EXISTS fixed BEFORE UPDATE ON sold BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-CREATE TABLE IF NOT EXISTS replies (
+CREATE TABLE IF NOT EXISTS saved_replies (
     id INTEGER PRIMARY KEY REFERENCES sold (id),
     client TEXT NOT NULL,
-    digest BLOB NOT NULL UNIQUE,
+    digest BLOB NOT NULL,
     asked BLOB NOT NULL,
     vectors BLOB NOT NULL
-) STRICT;
-CREATE INDEX IF NOT EXISTS replies_of ON replies (client, id)
+) STRICT
 """
+_FROM_2 = ("INSERT INTO saved_replies SELECT id, client, digest, asked, vectors FROM replies", "DROP TABLE replies")
 
 
 @dataclass
@@ -97,22 +98,26 @@ class Meter:
         self._held: dict[str, int] = defaultdict(int)  # reserved items
         self._requests: dict[str, deque[float]] = defaultdict(deque)
         self._saved: dict[str, _Saved] = defaultdict(lambda: _Saved(deque()))
-        self._digests: set[bytes] = set()  # of all saved replies
+        self._numbers: dict[bytes, int] = {}  # of all saved replies, by digest: an index would cost a page each
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+            self._db.execute(f"PRAGMA page_size = {PAGE_BYTES}")  # of a new file
             journal(self._db, file)
             self._db.execute("PRAGMA synchronous = FULL")
             (version,) = self._db.execute("PRAGMA user_version").fetchone()
             if version > VERSION:
                 raise StoreError(f"{file}: was written by a newer vl2v (schema {version}): upgrade vl2v")
-            for statement in statements(_SCHEMA):
-                self._db.execute(statement)
-            self._db.execute(f"PRAGMA user_version = {VERSION}")
+            with transaction(self._db):
+                for statement in (*statements(_SCHEMA), *(_FROM_2 if version == 2 else ())):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {VERSION}")
             self._reading = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             rows = self._db.execute("SELECT client, sum(count) FROM sold GROUP BY client")
             self._sold: dict[str, int] = defaultdict(int, rows)
-            found = "SELECT r.client, r.id, s.at, length(r.vectors), r.digest FROM replies r JOIN sold s USING (id) "
+            found = (
+                "SELECT r.client, r.id, s.at, length(r.vectors), r.digest FROM saved_replies r JOIN sold s USING (id) "
+            )
             for row in self._db.execute(found + "ORDER BY r.id"):
                 self._note(*row)
         except (sqlite3.Error, OSError) as error:
@@ -162,7 +167,7 @@ class Meter:
         with self._writing:
             with transaction(self._db):
                 if gone:
-                    self._db.executemany("DELETE FROM replies WHERE id = ?", [(number,) for _, number in gone])
+                    self._db.executemany("DELETE FROM saved_replies WHERE id = ?", [(number,) for _, number in gone])
                 (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM sold").fetchone()
                 for number, (sale, vectors) in enumerate(sales, last + 1):
                     sold += (number, now, sale.client, sale.kind, sale.count, sale.micro, sale.request)
@@ -173,12 +178,13 @@ class Meter:
                 # All rows in one statement: each costs a turn of the interpreter's lock.
                 self._db.execute(f"INSERT INTO sold VALUES {_rows(len(sales), 7)}", sold)
                 if added:
-                    self._db.execute(f"INSERT OR REPLACE INTO replies VALUES {_rows(len(added), 5)}", replies)
+                    self._db.execute(f"INSERT INTO saved_replies VALUES {_rows(len(added), 5)}", replies)
             for client, _ in gone:
                 saved = self._saved[client]
-                _, _, size, digest = saved.replies.popleft()
+                number, _, size, digest = saved.replies.popleft()
                 saved.bytes -= size
-                self._digests.discard(digest)
+                if self._numbers.get(digest) == number:
+                    del self._numbers[digest]
             for client, number, size, digest in added:
                 self._note(client, number, now, size, digest)
         with self._lock:
@@ -193,12 +199,13 @@ class Meter:
         Raises:
             sqlite3.Error: the file can't be read.
         """
-        if digest not in self._digests:
+        number = self._numbers.get(digest)
+        if number is None:
             return None
         row: Any = self._reading.execute(
             "SELECT s.client, s.kind, s.count, s.micro, s.request, r.digest, r.asked, s.at, r.vectors "
-            "FROM replies r JOIN sold s USING (id) WHERE r.digest = ?",
-            (digest,),
+            "FROM saved_replies r JOIN sold s USING (id) WHERE r.id = ?",
+            (number,),
         ).fetchone()
         if row is None or row[7] <= time.time() - SAVED:
             return None
@@ -218,7 +225,7 @@ class Meter:
     def _note(self, client: str, number: int, at: float, size: int, digest: bytes) -> None:
         saved = self._saved[client]
         saved.replies.append((number, at, size + OVERHEAD, digest))
-        self._digests.add(digest)
+        self._numbers[digest] = number
         saved.bytes += size + OVERHEAD
 
     def _expired(self, now: float) -> list[tuple[str, int]]:
