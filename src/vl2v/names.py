@@ -14,6 +14,27 @@ _INVISIBLE = frozenset(("Cc", "Cf", "Cs", "Zl", "Zp"))  # controls, format (zero
 _SPACES = re.compile(r"[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")  # other white space is a control character
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # joiners, fillers: letters that show nothing
 
+# Letters of other alphabets that look like Latin ones, and those.
+_LOOKS = str.maketrans(
+    "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u03bf\u03b1\u03bd", "aeopcyxijsoav"
+)
+_MUTE = re.compile(
+    r"(?:(?:class|category|label|cls|id|type|group|c)[ .-]*)?\d+(?:\.0+)?|n\d{8}|[0-9a-f]{16,}|[a-z]|[ -/:-@[-`{-~]+"
+    r"|true|false|yes|no",
+    re.IGNORECASE,
+)
+
+
+def says_nothing(name: str) -> bool:
+    """Whether a class's name tells nobody what is to be seen: a number, a letter, a code such as n02084071."""
+    return _MUTE.fullmatch(name.replace("_", " ").strip() or "-") is not None
+
+
+def look_of(name: str) -> str:
+    """Return what names have in common that look alike: no case, letters and digits alone, Latin where they look so."""
+    folded = unicodedata.normalize("NFKC", name).casefold().translate(_LOOKS)
+    return "".join(letter for letter in folded if letter.isalnum()) or name
+
 
 def check_name(name: str) -> str:
     """Return a class's or domain's name, if all of it can be seen, in the order in which it is written.

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import io
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -301,3 +303,174 @@ def test_bytes_of_zero_in_a_manifest_are_no_traceback(tmp_path: Path) -> None:
     text = "path,class,domain\n" + "\n".join(f"{number}.png,cat,d" for number in range(6)) + "\n" + "\0" * 50
     with pytest.raises(DataError, match=r"m\.csv"):
         open_dataset(manifest(tmp_path, text))
+
+
+# More of each kind
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("trainval", "test"),
+        ("trn", "tst"),
+        ("train_set1", "holdout"),
+        ("bounding_box_train", "bounding_box_test"),
+        ("query", "gallery"),
+        ("fold1", "fold2"),
+        ("split_0", "split_1"),
+        ("train", "test", "unlabeled"),
+        ("train", "extra"),
+        ("Trainingsdaten", "Testdaten"),
+    ],
+)
+def test_splits_by_other_names_are_no_domains(tmp_path: Path, names: tuple[str, ...]) -> None:
+    """Market-1501, SVHN, STL-10, Kaggle's folds."""
+    with pytest.raises(DataError, match="look like splits of the data, not like domains; open one of them"):
+        open_dataset(folder(tmp_path / "data", domains=names))
+
+
+@pytest.mark.parametrize("names", [("train", "plane"), ("test_track", "road"), ("all", "extra"), ("folding", "still")])
+def test_names_that_only_begin_like_splits_are_domains(tmp_path: Path, names: tuple[str, ...]) -> None:
+    assert open_dataset(folder(tmp_path, domains=names)).domains == tuple(sorted(names))
+
+
+def png(**options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((40, 40), 90).convert("RGB").save(buffer, "PNG", **options)
+    return buffer.getvalue()
+
+
+NO_IMAGES = {
+    "Photoshop": (b"8BPS\0\1" + bytes(300), "a file in another format (Photoshop)"),
+    "icon": (b"\0\0\1\0\1\0" + bytes(300), "a file in another format (an icon)"),
+    "PPM": (b"P6\n2 2\n255\n" + bytes(12), "a file in another format (PPM)"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n", "a file in another format (PostScript)"),
+    "DICOM": (bytes(128) + b"DICM" + bytes(90), "a file in another format (DICOM)"),
+    "NumPy": (b"\x93NUMPY\1\0" + bytes(90), "a file in another format (NumPy)"),
+    "HDF5": (b"\x89HDF\r\n\x1a\n" + bytes(90), "a file in another format (HDF5 or NetCDF)"),
+    "video": (b"\0\0\0\x18ftypisom" + bytes(90), "a file in another format (a video)"),
+    "Matroska": (b"\x1aE\xdf\xa3" + bytes(90), "a file in another format (a video)"),
+    "Canon": (b"II*\0\x10\0\0\0CR\2\0" + bytes(90), "a file in another format (a camera's raw file)"),
+    "zip": (b"PK\3\4" + bytes(90), "not the image itself: an archive; unpack it"),
+    "gzip": (gzip.compress(b"x" * 90), "not the image itself: an archive; unpack it"),
+    "resource fork": (b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(90), "a Mac's resource fork; delete it"),
+    "copied as text": (png().replace(b"\r\n", b"\n"), "a PNG that was copied as text; copy it again as binary"),
+    "copied to Windows": (png().replace(b"\n", b"\r\n"), "a PNG that was copied as text; copy it again as binary"),
+    "Base64": (base64.b64encode(png()), "not the image itself: Base64 text; decode it"),
+    "Base64 in lines": (base64.encodebytes(png()), "not the image itself: Base64 text; decode it"),
+    "data URI": (b"data:image/png;base64," + base64.b64encode(png()), "not the image itself: Base64 text; decode it"),
+    "blank line": (b"\r\n" + png(), "a text mark or blanks before its first byte; remove them"),
+    "BOM": (b"\xef\xbb\xbf" + png(), "a text mark or blanks before its first byte; remove them"),
+    "JSON": (b'{"error": "quota"}', "JSON, perhaps a server's error; download it again"),
+    "words": (b"404 Not Found\n", "a text, perhaps a server's error; download it again"),
+    "zeros": (bytes(5000), "zeros only, as of a copy that broke off; copy it again"),
+    "noise": (b"\x01\x02\x03\x04" * 50, "not an image (JPEG, PNG, WEBP, BMP, GIF or TIFF)"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_IMAGES)
+def test_what_lies_in_an_images_place_is_named(kind: str) -> None:
+    data, reason = NO_IMAGES[kind]
+    with pytest.raises(ImageError) as error:
+        decode(data)
+    assert str(error.value).endswith(reason)
+
+
+def test_what_lies_in_an_images_place_is_counted_with_its_remedy(tmp_path: Path) -> None:
+    folder(tmp_path)
+    for number, kind in enumerate(("zeros", "video", "Photoshop", "words")):
+        (tmp_path / f"d1/cat/x{number}.jpg").write_bytes(NO_IMAGES[kind][0])
+    findings = report(open_dataset(tmp_path))
+    assert "2 files set aside: a file in another format, first d1/cat/x1.jpg; convert them to JPEG or PNG" in findings
+    assert (
+        "1 file set aside: not the image itself: zeros only, as of a copy that broke off; copy it again, first"
+        in findings
+    )
+    assert "perhaps a server's error; download it again, first d1/cat/x3.jpg" in findings
+
+
+ROWS = [f"{number}.png,{'cat' if number % 2 else 'dog'},d{number // 6}" for number in range(12)]
+
+
+HEAD = "path,class,domain"
+MISTAKES = {
+    "quote": ([HEAD, '"0.png,dog,d0', *ROWS], r'line 2: a cell goes on over several lines; is a " missing'),
+    "line": ([HEAD, '0.png,"a\ncat",d0', *ROWS], "line 2: a cell goes on over several lines"),
+    "length": ([HEAD, f"0.png,{'x' * 200_000},d0", *ROWS], r"field limit .*; is a \" missing"),
+    "columns": (ROWS, "its first line names an image, not the columns; put a line path,class,domain above it"),
+    "twice": ([f"{HEAD},class", *(f"{row},z" for row in ROWS)], "two columns are named 'class'; rename one"),
+    "split": ([f"{HEAD},split", *(f"{row},fold1" for row in ROWS)], "line 2: split 'fold1'; it is train, val"),
+}
+
+
+@pytest.mark.parametrize("kind", MISTAKES)
+def test_mistakes_in_manifests_are_named(tmp_path: Path, kind: str) -> None:
+    lines, message = MISTAKES[kind]
+    with pytest.raises(DataError, match=message):
+        open_dataset(manifest(tmp_path, "\n".join(lines)))
+
+
+@pytest.mark.parametrize(
+    ("head", "change"),
+    [
+        ("path|class|domain", lambda row: row.replace(",", "|")),
+        ("path,class,domain", lambda row: row.replace("dog", "1.0").replace("cat", "0")),
+        ("path,class,domain", lambda row: row.replace("dog", "1").replace("cat", "0.00")),
+        ("path,class,domain,split", lambda row: f"{row},{'Training' if '1' in row else 'VALID'}"),
+    ],
+)
+def test_other_ways_to_write_a_manifest_are_read(tmp_path: Path, head: str, change: Callable[[str], str]) -> None:
+    dataset = open_dataset(manifest(tmp_path, "\n".join([head, *map(change, ROWS)])))
+    assert len(dataset) == 12 and len(dataset.classes) == 2 and ".0" not in "".join(dataset.classes)
+    assert dataset.splits is None or set(dataset.splits) == {"train", "val"}
+
+
+def test_files_may_be_given_by_their_addresses(tmp_path: Path) -> None:
+    rows = [f"{(tmp_path / f'{number} é.png').as_uri()},cat,d1" for number in range(3)]
+    for number in range(3):
+        draw(tmp_path / f"{number} é.png", number)
+    dataset = open_dataset(manifest(tmp_path, "\n".join(["path,class,domain", *rows, *ROWS])))
+    assert len(dataset) == 15 and "0 é.png" in dataset.paths and not dataset.excluded
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ("d1/cat/0.png".encode("utf-16"), "isn't text in UTF-8; save it as that"),
+        (None, r"can't be read \(No such file or directory\)"),
+    ],
+)
+def test_a_list_of_files_that_cant_be_read(tmp_path: Path, data: bytes | None, message: str) -> None:
+    listed = tmp_path / "list.txt"
+    if data is not None:
+        listed.write_bytes(data)
+    with pytest.raises(DataError, match=message):
+        open_dataset(folder(tmp_path / "data"), exclude=listed)
+
+
+@pytest.mark.parametrize(
+    ("classes", "words"),
+    [
+        (("0", "1"), "classes 0, 1: names that say nothing to a teacher"),
+        (("n02084071", "n02121808"), "names that say nothing to a teacher"),
+        (("class_1", "Label 2"), "names that say nothing to a teacher"),
+        (("a", "cat"), "classes a: names that say nothing to a teacher"),
+        (("--", "cat"), "classes --: names that say nothing to a teacher"),
+        (("yes", "no"), "names that say nothing to a teacher"),
+        (("001.Black_footed_Albatross", "002.Sooty_Albatross"), "numbers before the names become part of the prompts"),
+        (("cat", "c\u0430t"), "look like the same; rename one if they are"),  # a Cyrillic letter
+        (("Straße", "strasse"), "look like the same; rename one if they are"),
+        (("\uff43at", "cat"), "look like the same; rename one if they are"),  # full width
+    ],
+)
+def test_names_that_a_teacher_or_a_person_cant_tell(tmp_path: Path, classes: tuple[str, ...], words: str) -> None:
+    """pytorch/vision#5230: the classes of an ImageNet folder are codes."""
+    assert words in report(open_dataset(folder(tmp_path, classes=classes)))
+
+
+@pytest.mark.parametrize(
+    "classes", [("cat_2", "cat"), ("café", "cafe"), ("other", "cat"), ("7-Up", "Cola"), ("cats", "cat")]
+)
+def test_names_that_say_something_are_left_alone(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    found = report(open_dataset(folder(tmp_path, classes=classes)))
+    assert "say nothing" not in found and "look like" not in found and "numbers before" not in found

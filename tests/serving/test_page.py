@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Callable
+import shutil
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -195,18 +199,57 @@ BROKEN = {
     "without words": "new Response('{}', { status: 400 })",
     "of a proxy": "new Response('<html>', { status: 502 })",
     "aborted": "new Response(new ReadableStream({ start(c) { c.error(new TypeError('network error')); } }))",
+    "stopped": "new Response(new ReadableStream({ start(c) { c.error(new DOMException('stop', 'AbortError')); } }))",
+    "stopped before": "Promise.reject(new DOMException('stop', 'AbortError'))",
+    "cut off by the network": "real(address)",
 }
 
 
+@pytest.fixture
+def broken_off() -> Iterator[str]:
+    """Return the address of a server that promises a thousand bytes, sends ten, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        head = b"HTTP/1.1 200 OK\r\nAccess-Control-Allow-Origin: *\r\nContent-Length: 1000\r\n\r\n"
+
+        def serve() -> None:
+            with suppress(OSError):  # the end of the test
+                while True:
+                    connection, _ = bound.accept()
+                    with connection:
+                        connection.recv(2**16)
+                        connection.sendall(head + b'{"predicti')
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{bound.getsockname()[1]}/"
+        bound.shutdown(socket.SHUT_RDWR)
+    thread.join()
+
+
 @pytest.mark.parametrize("how", BROKEN)
-def test_an_answer_that_is_none_is_told(how: str, browser: Chrome, served: Servers, image: bytes) -> None:
+def test_an_answer_that_is_none_is_told(
+    how: str, browser: Chrome, served: Servers, image: bytes, broken_off: str
+) -> None:
     page = Page(browser, served())
     page.until(lambda: page.shown("classes"))
     browser.execute_script(
         f"window.failed = []; addEventListener('unhandledrejection', event => failed.push(String(event.reason)));"
-        f"window.fetch = async () => {BROKEN[how]};"
+        f"const [address] = arguments, real = window.fetch; window.fetch = async () => {BROKEN[how]};",
+        broken_off,
     )
     page.give(image, "drop")
     page.until(lambda: page.shown("problem"))
     assert page.text("problem-words") and not page.shown("answer")
     assert browser.execute_script("return failed") == []
+
+
+def test_an_image_that_is_gone_is_told(browser: Chrome, served: Servers, shapes: Path, tmp_path: Path) -> None:
+    page = Page(browser, served())
+    page.until(lambda: page.shown("classes"))
+    file = Path(shutil.copy(shapes / "paint" / "ball" / "00.png", tmp_path))
+    browser.find_element(By.ID, "file").send_keys(str(file))
+    page.until(lambda: page.shown("answer"))
+    file.unlink()
+    browser.execute_script("attempt(predict)()")
+    page.until(lambda: page.shown("problem"))
+    assert page.text("problem-words") == "The image can't be read any more." and not page.shown("answer")

@@ -199,3 +199,19 @@ def test_a_text_that_just_fits_is_not_cut() -> None:
     assert cut == sorted(cut) and not cut[0] and cut[-1]
     whole = [tokens for (tokens, was_cut) in tiny.read_texts(texts) if not was_cut]
     assert len(set(whole)) == len(whole), "no two of those that fit are read alike"
+
+
+@pytest.mark.parametrize(
+    ("names", "overrides", "mute"),
+    [
+        (["0", "dog"], {}, "classes 0: the teacher is queried with names that say nothing, such as 'a photo of a 0'"),
+        (["class_1", "n02084071"], {}, "classes class_1, n02084071: "),
+        (["10", "11", "12", "13"], {}, "classes 10, 11, 12 and 1 more: "),
+        (["10", "11"], {"10": ["cat"], "11": ["dog"]}, ""),
+        (["cat", "dog"], {}, ""),
+    ],
+)
+def test_names_that_tell_a_teacher_nothing_are_reported(names, overrides, mute):
+    prompts = PromptConfig(templates=["a photo of a {class}"], overrides=overrides)
+    found = "".join(check_prompts(names, prompts_for(names, prompts)))
+    assert mute in found and bool(found) == bool(mute)

@@ -27,6 +27,9 @@ REPAIRED = (NO_ALPHA, FEWER_BITS)
 _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
+CONVERT = "a file in another format"
+NOT_WHOLE = "not the image itself"
+_STARTS = rb"(\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|RIFF.{4}WEBP|BM)"
 _OTHERS = (
     (re.compile(rb".{4}ftyp.{0,32}avi[fs]", re.DOTALL), "an AVIF image"),
     (re.compile(rb".{4}ftyp(hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL), "a HEIC photo"),
@@ -36,6 +39,35 @@ _OTHERS = (
     (
         re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype|html|\?xml|svg|head|!--)", re.IGNORECASE),
         "a web page or SVG, not an image",
+    ),
+    *(
+        (re.compile(start, re.DOTALL), f"{CONVERT} ({what})")
+        for start, what in (
+            (rb"8BPS", "Photoshop"),
+            (rb"\0\0\x01\0[\x01-\x20]\0", "an icon"),
+            (rb"P[1-7][\s#]", "PPM"),
+            (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript"),
+            (rb"DDS ", "DDS"),
+            (rb"v/1\x01", "OpenEXR"),
+            (rb".{128}DICM", "DICOM"),
+            (rb"\x93NUMPY", "NumPy"),
+            (rb"\x89HDF|CDF[\x01\x02\x05]", "HDF5 or NetCDF"),
+            (rb"II\*\0.{4}CR|.{4}ftypcrx|FUJIFILMCCD-RAW|IIU\0|IIRO", "a camera's raw file"),
+            (rb".{4}ftyp|\x1aE\xdf\xa3|RIFF.{4}AVI |\0\0\x01\xba|FLV\x01", "a video"),
+        )
+    ),
+    *(
+        (re.compile(start, re.DOTALL | re.IGNORECASE), f"{NOT_WHOLE}: {what}")
+        for start, what in (
+            (rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "an archive; unpack it"),
+            (rb"\0\x05\x16[\0\x07]", "a Mac's resource fork; delete it"),
+            (rb"\x89PNG(\n\x1a\n|\r\r\n)", "a PNG that was copied as text; copy it again as binary"),
+            (rb"data:image|[A-Za-z0-9+/\r\n]{64,}=*\s*\Z", "Base64 text; decode it"),
+            (rb"(\xef\xbb\xbf|\s){1,64}" + _STARTS, "a text mark or blanks before its first byte; remove them"),
+            (rb"(\xef\xbb\xbf)?\s*[{\[]", "JSON, perhaps a server's error; download it again"),
+            (rb"\0+\Z", "zeros only, as of a copy that broke off; copy it again"),
+            (rb"[\t\n\r -~]+\Z", "a text, perhaps a server's error; download it again"),
+        )
     ),
 )  # fmt: skip
 """How files begin that people take for images: what they are."""

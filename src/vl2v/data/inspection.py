@@ -12,13 +12,13 @@ import numpy as np
 
 from vl2v.data.audit import Audit
 from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
-from vl2v.data.decoding import FEWER_BITS, NO_ALPHA, NO_END
+from vl2v.data.decoding import CONVERT, FEWER_BITS, NO_ALPHA, NO_END, NOT_WHOLE
 from vl2v.data.files import PASSED_OVER
 from vl2v.data.layouts import split_like
 from vl2v.data.near_duplicates import near_copies
 from vl2v.data.splits import leave_out
 from vl2v.errors import DataError
-from vl2v.names import UNKNOWN, same_name
+from vl2v.names import UNKNOWN, look_of, same_name, says_nothing
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,8 @@ _REMEDIES = {
     "an AVIF image": "convert them to JPEG or PNG",
     "a JPEG XL image": "convert them to JPEG or PNG",
     "a JPEG 2000 image": "convert them to JPEG or PNG",
+    CONVERT: "convert them to JPEG or PNG",
+    NOT_WHOLE: "",
     "its name": "rename it",
     "can't be read": "check its permissions",
     "listed": "",
@@ -283,13 +285,16 @@ _PARTS = re.compile(
 )
 
 
+_NUMBERED = re.compile(r"\d+\s*[._ -]+\s*[^\W\d]")
+
+
 def _names(dataset: DomainDataset) -> Iterator[str]:
     if len(dataset.classes) < 2:
         yield f"only one class ({', '.join(dataset.classes)}): a classifier needs two; add images of another"
     for names, kind in ((dataset.classes, "classes"), (dataset.domains, "domains")):
         alike: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            alike["".join(letter for letter in name.lower() if letter.isalnum()) or name].append(name)
+            alike[look_of(name)].append(name)
         for group in alike.values():
             if len(group) > 1:
                 yield f"{kind} {' and '.join(map(repr, group))} look like the same; rename one if they are"
@@ -303,6 +308,16 @@ def _names(dataset: DomainDataset) -> Iterator[str]:
                 f"{kind} {', '.join(parts)}: named like masks or annotations of the images; if they are, delete them, "
                 "or open the folder of the images alone"
             )
+    if mute := [name for name in dataset.classes if says_nothing(name)]:
+        yield (
+            f"classes {_some(mute)}: names that say nothing to a teacher, which is queried with them; rename them, or "
+            "write what they are into prompts.overrides (methods without a teacher don't mind)"
+        )
+    elif len(dataset.classes) > 1 and all(map(_NUMBERED.match, dataset.classes)):
+        yield (
+            f"classes {_some(dataset.classes)}: numbers before the names become part of the prompts; rename the "
+            "folders, or set prompts.overrides"
+        )
     if odd := [name for name in dataset.classes if name.lower() in ("none", "na", "unlabeled", "unlabelled")]:
         yield f"class {', '.join(odd)}: if it means a missing label, leave the manifest's cell empty"
     if taken := [name for name in dataset.classes if same_name(name) == UNKNOWN]:

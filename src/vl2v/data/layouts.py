@@ -28,8 +28,17 @@ from vl2v.names import check_name
 SAMPLE = Path("icondg")
 LAYOUTS = ("auto", "domains", "classes", "manifest")
 DOMAINBED = ("pacs", "vlcs", "officehome", "terraincognita", "domainnet")
-_SPLIT_NAMES = frozenset(("train", "training", "val", "valid", "validation", "dev", "test", "testing", "eval"))
-_OF_SPLITS = frozenset(("set", "data", "dataset", "image", "images", "img", "imgs", "split", "files"))
+_SPLIT_NAMES = frozenset(
+    (
+        *("train", "training", "trn", "trainval", "trainset", "trainingsdaten", "entrenamiento"),
+        *("val", "valid", "validate", "validation", "valset", "dev", "holdout", "heldout", "fold", "folds"),
+        *("test", "testing", "tst", "testset", "testdaten", "prueba", "eval", "evaluation", "query", "gallery"),
+    )
+)
+_BESIDE_SPLITS = frozenset(("unlabeled", "unlabelled", "extra", "all", "rest", "predict", "submission"))
+_OF_SPLITS = frozenset(
+    ("set", "data", "dataset", "image", "images", "img", "imgs", "split", "splits", "files", "bounding", "box", "crops")
+)
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _CONTAINERS = frozenset((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".parquet", ".csv"))
 
@@ -160,7 +169,7 @@ def split_like(names: Iterable[str]) -> list[str]:
 def _is_split(name: str) -> bool:
     """Whether a name is a split's, whatever surrounds it: train2017, test_images, Training Set."""
     words = [word for word in re.findall(r"[^\W\d_]+", name.lower()) if word not in _OF_SPLITS]
-    return bool(words) and all(word in _SPLIT_NAMES for word in words)
+    return (bool(words) or "split" in name.lower()) and all(word in _SPLIT_NAMES for word in words)
 
 
 def _check_splits(path: Path, rows: Sequence[Row]) -> None:
@@ -170,7 +179,8 @@ def _check_splits(path: Path, rows: Sequence[Row]) -> None:
         DataError: all domains, or all classes, are called like splits.
     """
     for what, names in (("domains", {row[2] for row in rows}), ("classes", {row[1] for row in rows})):
-        if len(names) > 1 and len(split_like(names)) == len(names):
+        splits = split_like(names)
+        if len(names) > 1 and splits and all(name in splits or name.lower() in _BESIDE_SPLITS for name in names):
             first, *_ = sorted(names, key=lambda name: ("train" not in name.lower(), name))
             raise DataError(
                 f"{path}: {', '.join(sorted(names))} look like splits of the data, not like {what}; open one of them "

@@ -11,12 +11,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from sys import intern
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from vl2v.data.dataset import DomainDataset, Excluded
-from vl2v.data.files import one_form, printable
+from vl2v.data.files import SUFFIXES, one_form, printable
 from vl2v.errors import DataError, need_extra
 
 SPLITS = ("train", "val", "test")
+_SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev", "id_val"), "val"),
+    **dict.fromkeys(("test", "testing", "tst", "id_test"), "test"),
+}
 COLUMNS = {
     "path": ("path", "filename", "image_path", "file", "file_name", "filepath", "file_path", "img_path", "image"),
     "class": ("class", "category", "label", "y", "class_name", "label_name", "choice", "target"),
@@ -32,6 +38,7 @@ Row = tuple[str, str, str, str | None, str]
 
 _HEX = frozenset("0123456789abcdef")
 _HEAD = 4096
+_WHOLE = re.compile(r"^(-?\d+)\.0+$")
 _KINDS = (
     (re.compile(rb"PK\x03\x04.*\bxl/", re.DOTALL), "a spreadsheet", "save it as CSV (UTF-8)"),
     (re.compile(rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd"),
@@ -147,6 +154,10 @@ def _manifest_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
     columns = _columns(heads)
     for name in ("path", "class") if labelled else ("path",):
         if heads and columns[name] not in heads:
+            if any(Path(str(head)).suffix.lower() in SUFFIXES for head in heads):
+                raise DataError(
+                    f"{path}: its first line names an image, not the columns; put a line path,class,domain above it"
+                )
             raise DataError(
                 f"{path}: no {name} column among {', '.join(map(str, heads)):.200}; the columns are path, class, "
                 f"domain[, split], or {', '.join(COLUMNS[name][1:])} for {name}"
@@ -158,15 +169,17 @@ def _manifest_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
         for name in ("path", "class", "domain"):
             if columns[name] in heads and (columns[name] not in row or (name != "class" and not values[name])):
                 raise DataError(f"{path}: {where} has no {name}; the columns are path, class, domain[, split]")
-        split = values["split"] or None
-        split = WILDS_SPLITS.get(split, split) if split else None
-        if split not in (None, *SPLITS):
-            raise DataError(f"{path}: {where}: split {split!r}; it is {', '.join(SPLITS)} or empty")
+        split = _SPLIT_WORDS.get(values["split"].lower())
+        if split is None and values["split"]:
+            raise DataError(f"{path}: {where}: split {values['split']!r}; it is {', '.join(SPLITS)} or empty")
         sha256 = values["sha256"].lower()
         if sha256 and (len(sha256) != 64 or not _HEX.issuperset(sha256)):
             raise DataError(f"{path}: {where}: sha256 {sha256!r}; it must be 64 hexadecimal digits, or empty")
-        name, domain = (intern(one_form(values[key])) for key in ("class", "domain"))
+        # of whole numbers with a gap among them programs write decimals: 3.0
+        name, domain = (intern(one_form(_WHOLE.sub(r"\1", values[key]))) for key in ("class", "domain"))
         name_of_file = values["path"]
+        if name_of_file.lower().startswith("file://"):
+            name_of_file = unquote(urlsplit(name_of_file).path)
         yield name_of_file if "://" in name_of_file else os.path.normpath(name_of_file), name, domain, split, sha256
     if empty:
         raise DataError(f"{path}: an empty manifest; it needs one line per image: path,class,domain[,split]")
@@ -203,25 +216,34 @@ def _columns(row: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
-    """Yield (which line, its cells by column), the columns alone first; commas, semicolons or tabs are between them."""
+    """Yield (which line, its cells by column), the columns alone first; the first line tells the separator."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             first = file.readline()
             file.seek(0)
-            delimiter = max(",;\t", key=first.count)
+            delimiter = max(",;\t|", key=first.count)
             table = csv.reader(file, delimiter=delimiter, skipinitialspace=True)
             heads = next(table, [])
+            names = [head.strip().lower() for head in heads if head.strip()]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise DataError(f"{path}: two columns are named {twice!r}; rename one")
             yield "line 1", dict.fromkeys(heads)
+            last = table.line_num
             for cells in table:
+                begin, last = last + 1, table.line_num
                 if not any(cell.strip() for cell in cells):
                     continue
+                if any("\n" in cell.strip() or "\r" in cell.strip() for cell in cells):
+                    raise DataError(f'{path}: line {begin}: a cell goes on over several lines; is a " missing?')
                 if any(cell.strip() for cell in cells[len(heads) :]):
                     raise DataError(
                         f"{path}: line {table.line_num} has {len(cells)} cells, the first line {len(heads)}; "
                         f'put a text with a "{delimiter}" in it into quotes'
                     )
                 yield f"line {table.line_num}", dict(zip(heads, cells, strict=False))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except csv.Error as error:
+        raise DataError(f"{path}: can't be read as CSV ({error}); is a \" missing?") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read as CSV ({error}); save it as UTF-8") from None
 
 
@@ -250,8 +272,10 @@ def without_listed(dataset: DomainDataset, path: Path) -> DomainDataset:
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: the list of files to leave out can't be read ({error})") from None
+    except OSError as error:
+        raise DataError(f"{path}: the list of files to leave out can't be read ({error.strerror})") from None
+    except UnicodeDecodeError:
+        raise DataError(f"{path}: the list of files to leave out isn't text in UTF-8; save it as that") from None
     numbers = {one_form(name): i for i, name in enumerate(dataset.paths)}
     left_out: dict[int, str] = {}
     unknown: list[str] = []

@@ -26,7 +26,7 @@ WINDOW = 1000  # the latest images, which are compared
 POINTS = 0.05  # rise of the share of "unknown" that is mentioned
 
 LEVEL, STRICT = 0.95, 0.99  # nominal, of each of the two tests; strict with few reference images. docs/monitoring.md
-MOST = 24  # directions
+MOST = 32  # directions
 EACH = 8  # degrees of freedom per direction
 KEPT = 48  # directions of the reference's scatter in a card
 CONFUSED = 0.05  # variance of a predicted class's mean due to the other true classes in it, in units of an image's

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vl2v.config import PromptConfig, toml_key
 from vl2v.data.files import one_form
 from vl2v.errors import ConfigError
-from vl2v.names import same_name
+from vl2v.names import same_name, says_nothing
 
 DOMAIN_TEMPLATE = "a {domain} of a {class}"
 
@@ -50,7 +50,7 @@ def prompts_for(classes: Sequence[str], prompts: PromptConfig, domains: Sequence
 def check_prompts(
     classes: Sequence[str], groups: Sequence[Sequence[str]], teacher: object = None, *, refuse: bool = True
 ) -> list[str]:
-    """Return a line about each class of whose prompts the teacher reads the beginning only.
+    """Return a line about each class of whose prompts the teacher reads the beginning only, and about mute names.
 
     Args:
         classes: names.
@@ -68,7 +68,26 @@ def check_prompts(
     alike = long_prompts(classes, groups, teacher) + alike
     if refuse and alike:
         raise ConfigError(alike[0])
-    return alike + cut
+    return alike + cut + _mute_names(classes, groups)
+
+
+def _mute_names(classes: Sequence[str], groups: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line about the classes whose prompts have a name in them that tells no teacher what to look for."""
+    spoken = {
+        name: re.compile(rf"(?<!\w){re.escape(name.replace('_', ' '))}(?!\w)") for name in classes if len(name) > 1
+    }
+    mute = [
+        name
+        for name, texts in zip(classes, groups, strict=True)
+        if says_nothing(name) and name in spoken and any(map(spoken[name].search, texts))
+    ]
+    if not mute:
+        return []
+    more = f" and {len(mute) - 3} more" if len(mute) > 3 else ""
+    return [
+        f"classes {', '.join(mute[:3])}{more}: the teacher is queried with names that say nothing, such as "
+        f"{groups[classes.index(mute[0])][0]!r}; write what they are into prompts.overrides"
+    ]
 
 
 def same_prompts(classes: Sequence[str], groups: Sequence[Sequence[str]]) -> list[str]:
