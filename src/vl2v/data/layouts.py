@@ -6,6 +6,7 @@ dataset, or a folder that holds only one of them, can be opened.
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import os
 import re
@@ -85,7 +86,7 @@ def open_dataset(
     if not path.exists():
         if _ADDRESS.match(str(path)):
             raise DataError(f"{path}: an address; download the images, and give their folder or manifest")
-        raise DataError(f"{path}: no such folder or manifest")
+        raise DataError(f"{path}: no such folder or manifest{_meant(path)}")
     if path.is_file() != (layout == "manifest") and layout != "auto":
         raise DataError(f"{path}: layout {layout} needs {'a .csv or .parquet file' if path.is_dir() else 'a folder'}")
     is_file = path.is_file()
@@ -101,6 +102,16 @@ def open_dataset(
     if exclude is not None:
         dataset = without_listed(dataset, exclude)
     return _with_unlabelled(dataset, folders) if folders else dataset
+
+
+def _meant(path: Path) -> str:
+    """Return what a path that isn't there may have been meant to be."""
+    try:
+        there = {entry.name.casefold(): entry.name for entry in path.parent.iterdir()}
+    except OSError:
+        return f"; there is no folder {path.parent} either" if path.parent.name and not path.parent.exists() else ""
+    near = difflib.get_close_matches(path.name.casefold(), there, n=1, cutoff=0.75)
+    return f"; did you mean {path.parent / there[near[0]]}?" if near else ""
 
 
 def _from_folder(path: Path, layout: str, besides: Sequence[Path]) -> DomainDataset:
