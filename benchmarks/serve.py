@@ -83,7 +83,10 @@ def paced(file: Path, rate: float, seconds: float, pipe: Connection) -> None:
     pipe.send(times)
 
 
-def serve(file: Path | None, pipe: Connection) -> None:
+H11 = {"http": "h11", "loop": "asyncio"}  # uvicorn's plain parser and loop
+
+
+def serve(file: Path | None, options: dict[str, str], pipe: Connection) -> None:
     """Serve a student, or (None) an answer that is always the same; send the port, and processor seconds when asked."""
     import threading
 
@@ -112,7 +115,7 @@ def serve(file: Path | None, pipe: Connection) -> None:
         pipe.send(port)
         threading.Thread(target=tell, daemon=True).start()
 
-    serve_app(app, told)
+    serve_app(app, told, **options)
 
 
 def requests_of(batch: int, *, as_json: bool = False) -> list[bytes]:
@@ -156,9 +159,11 @@ class Process:
         self.process.join()
 
 
-def saturate(file: Path, batch: int, seconds: float) -> tuple[float, float]:
+def saturate(
+    file: Path | None, batch: int, seconds: float, options: dict[str, str] | None = None
+) -> tuple[float, float]:
     """Return the server's images a second, and its processor seconds an image."""
-    with Process(serve, file) as server:
+    with Process(serve, file, options or {}) as server:
         connections = max(4, CONNECTIONS // batch)
         asyncio.run(load(server.first, requests_of(batch), connections, 1))
         used, start = server.ask(), time.perf_counter()
@@ -169,9 +174,18 @@ def saturate(file: Path, batch: int, seconds: float) -> tuple[float, float]:
         return done / took, (server.ask() - used) / done
 
 
+def parsers(file: Path, turns: int, seconds: float) -> None:
+    """Print the processor time a request of one image, by parser and loop, also of a route that does nothing."""
+    print("| ms of processor time a request | h11, asyncio | httptools, uvloop | saved |\n" + "| --- " * 4 + "|")
+    for turn in range(turns):
+        for name, served in (("a route that does nothing", None), ("the server", file)):
+            plain, ours = (1000 * saturate(served, 1, seconds, options)[1] for options in (H11, {}))
+            print(f"| {turn + 1}: {name} | {plain:.2f} | {ours:.2f} | {plain - ours:.2f} |", flush=True)
+
+
 def bare(file: Path, batch: int, threads: int, seconds: float, rate: float) -> tuple[float, float]:
     """Return the loop's images a second, and its processor seconds an image, beside a load of the same rate."""
-    with Process(serve, None) as idle, Process(loop, file, batch, threads, seconds) as process:
+    with Process(serve, None, {}) as idle, Process(loop, file, batch, threads, seconds) as process:
         process.pipe.send("go")
         asyncio.run(load(idle.first, requests_of(batch), 8, seconds, rate / batch))
         found: tuple[float, float] = process.pipe.recv()
@@ -183,7 +197,11 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--seconds", type=float, default=4)
     parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--parsers", action="store_true", help="only uvicorn's parsers and loops, side by side")
     given = parser.parse_args()
+    if given.parsers:
+        parsers(given.file, given.turns, given.seconds)
+        return
     rate = 0.0
     print("| images a request | loop, images/s | server, images/s | ratio | ratio of processor time |")
     print("| --- | --- | --- | --- | --- |")
@@ -208,7 +226,7 @@ def main() -> None:
 
 
 def at_rate(file: Path, rate: float, connections: int, seconds: float) -> tuple[Counter[int], list[float]]:
-    with Process(serve, file) as server:
+    with Process(serve, file, {}) as server:
         asyncio.run(load(server.first, requests_of(1), CONNECTIONS, 1))
         return asyncio.run(load(server.first, requests_of(1), connections, seconds, rate))
 
