@@ -28,7 +28,10 @@ def test_every_row_reaches_the_hook_and_the_tool(quick: dict[str, Any], tmp_path
         vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store", on_metrics=on_metrics)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert heard == rows and {row["stage"] for row in rows} == {"align", "distill"}
-    assert {"loss", "image", "text", "lr", "seconds", "val_accuracy", "val_loss"} <= rows[-1].keys()
+    assert {"loss", "image", "text", "lr", "images_per_second", "seconds", "val_accuracy", "val_loss"} <= rows[
+        -1
+    ].keys()
+    assert all(row["images_per_second"] > 0 for row in rows)
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     for name in ("loss", "lr", "val_accuracy"):
         logged = [(event.step, event.value) for event in events.Scalars(f"distill/{name}")]

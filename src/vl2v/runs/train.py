@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vl2v.config import RunConfig
+from vl2v.data.objects import write_dataset
 from vl2v.embeddings import teaching
 from vl2v.embeddings.bill import asker, with_budget
 from vl2v.embeddings.session import dim_of
@@ -61,7 +62,7 @@ def distill(
     settings: Mapping[str, Any] | None = None,
     out: Path | str = "runs/student",
     *,
-    data: Path | str | Mapping[str, Any] | None = None,
+    data: Path | str | Mapping[str, Any] | object | None = None,
     teacher: str | Mapping[str, Any] | None = None,
     student: str | Mapping[str, Any] | None = None,
     method: str | None = None,
@@ -69,6 +70,7 @@ def distill(
     preset: str = "default",
     store: Path | str | None = None,
     budget: float = 0,
+    domain: Callable[[int], str] | None = None,
     shared_cache: Path | None = None,
     minutes: Minutes = "auto",
     on_plan: Callable[[RunPlan], None] | None = None,
@@ -81,7 +83,8 @@ def distill(
     Args:
         settings: a tree of `RunConfig`'s keys, for all that has no keyword; the keywords are laid over it.
         out: the run folder.
-        data: a folder of images or a manifest; or the tree's section of that name, as for the next two.
+        data: a folder of images or a manifest; or the tree's section of that name, as for the next two; or a dataset
+            that is an object (see `vl2v.data.write_dataset`), which is written into `OUT-data`, beside the run.
         teacher: for example "open_clip:ViT-B-16/openai".
         student: a timm model.
         method: see `vl2v methods`.
@@ -89,6 +92,7 @@ def distill(
         preset: "default" or "paper" (the published recipe with the oddities of its code).
         store: the folder of the embedding store; by default the one that all runs share.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
+        domain: the domain of an image of such an object by its index.
         shared_cache: a folder in which runs on the same images share what they compute alike; changes no result.
         minutes: what the run has to fit in; "auto": 20 where there is no GPU and the settings give neither steps nor
             image size; None: the settings as they are.
@@ -114,6 +118,7 @@ def distill(
         >>> run.finished, run.evaluation.of(role="unseen")[0].domain
         (True, 'paint')
     """
+    data = _written(data, Path(out), domain)
     given = settings_of(settings, data=data, teacher=teacher, student=student, method=method, target=target, **options)
     config = resolve(given, preset)
     out = Path(out)
@@ -150,6 +155,15 @@ def distill(
                 train(run, trainer, session, embeddings, images, shared)
         from_first(trainer.fabric, lambda: _evaluated(run, images, session))
     return run
+
+
+def _written(data: object, out: Path, domain: Callable[[int], str] | None) -> Path | str | Mapping[str, Any] | None:
+    """Return data for the settings: a dataset that is an object is written beside the run folder."""
+    if data is None or isinstance(data, Path | str | Mapping):
+        if domain is not None:
+            raise ConfigError("domain: gives the domains of a dataset that is an object; files have theirs")
+        return data
+    return write_dataset(data, out.with_name(f"{out.name}-data"), domain=domain)
 
 
 def _opened(out: Path, config: RunConfig, session: Session) -> tuple[Run, bool]:

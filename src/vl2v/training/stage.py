@@ -114,6 +114,7 @@ class StageRun:
         )
         self.at_once = 0  # images of each domain; 0: not chosen yet
         self.step = 0
+        self.images = 0  # seen since the last evaluation
         self.best: Scores | None = None
         self.best_weights: Weights = {}
 
@@ -142,10 +143,11 @@ class StageRun:
                     "lr": rate,
                     "seconds": meter.seconds(),
                     "evaluation_seconds": meter.seconds() - trained,
+                    "images_per_second": self.images / trained,
                 }
                 if self.trainer.fabric.is_global_zero:
                     self.trainer.log.write({**row, "val_accuracy": scores.accuracy, "val_loss": scores.loss})
-                meter = _Meter()
+                meter, self.images = _Meter(), 0
                 if self.step < settings.steps:
                     self._save()
             so_far = f", validation {self.best.accuracy:.1%}" if self.best else ""
@@ -192,6 +194,7 @@ class StageRun:
         """Take one optimiser step; return the loss and its terms."""
         settings, stage, fabric = self.work.settings, self.work.stage, self.trainer.fabric
         drawn = [next(batches) for _ in range(settings.accumulate)]  # before the seed: a new loader draws from it
+        self.images += sum(len(x) for x, _ in drawn) * fabric.world_size
         whose = (fabric.global_rank,) if fabric.global_rank else ()
         torch.manual_seed(
             derive(self.trainer.seed, "step", stage.name, self.step, *whose)
