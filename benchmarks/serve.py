@@ -127,7 +127,7 @@ def requests_of(batch: int, *, as_json: bool = False) -> list[bytes]:
         return [f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
     for start in range(0, IMAGES, batch):
         parts = [
-            b'--x\r\nContent-Disposition: form-data; name="p"; filename="p.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+            b'--x\r\nContent-Disposition: form-data; name="images"; filename="p.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
             + data
             + b"\r\n"
             for data in files[start : start + batch]

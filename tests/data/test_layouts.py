@@ -213,7 +213,7 @@ def test_one_image_has_one_label(tmp_path: Path) -> None:
         ("path,class,domain\n", "an empty manifest"),
         ("path,class,domain\n1.png\n", "line 2 has no class"),
         ("path,class,domain\n1.png,cat,\n", "line 2 has no domain"),
-        ("path,class,domain,split\n1.png,cat,a,dev\n", "split 'dev'; it is train, val, test or empty"),
+        ("path,class,domain,split\n1.png,cat,a,fold1\n", "split 'fold1'; it is train, val, test or empty"),
         ("path,class,domain\nno.png,cat,a\n", r"none of its 1 images can be used \(no.png: no such file\)"),
         ("path,class,domain\n\0.png,cat,a\n", "no such file"),
         ("\udcff", "can't be read as CSV"),
