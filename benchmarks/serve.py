@@ -91,14 +91,15 @@ def serve(file: Path | None, options: dict[str, str], pipe: Connection) -> None:
     import threading
 
     if file is None:
-        from fastapi import FastAPI, Request, Response
+        from starlette.applications import Starlette
+        from starlette.responses import Response
+        from starlette.routing import Route
 
-        app = FastAPI()
-
-        @app.post("/predict")
-        async def predict(request: Request) -> Response:
+        async def predict(request: Any) -> Response:
             await request.body()
             return Response(b"{}", media_type="application/json")
+
+        app: Any = Starlette(routes=[Route("/predict", predict, methods=["POST"])])
     else:
         from vl2v.deploy.runtime import load
         from vl2v.serving.serve import application
@@ -127,7 +128,7 @@ def requests_of(batch: int, *, as_json: bool = False) -> list[bytes]:
         return [f"{head}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body for body in bodies]
     for start in range(0, IMAGES, batch):
         parts = [
-            b'--x\r\nContent-Disposition: form-data; name="images"; filename="p.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
+            b'--x\r\nContent-Disposition: form-data; name="image"; filename="p.jpg"\r\nContent-Type: image/jpeg\r\n\r\n'
             + data
             + b"\r\n"
             for data in files[start : start + batch]

@@ -90,3 +90,17 @@ def test_twelve_hundred_classes(tmp_path: Path) -> None:
     texts = nn.functional.normalize(torch.randn(1200, 32), dim=1)
     made = Classifier(student, list(dataset.classes), texts, scale=20.0).predict([dataset.file(0)])
     assert len(made[0].probabilities) == 1200 and abs(sum(made[0].probabilities.values()) - 1) < 1e-3
+
+    run = vl2v.distill(
+        data={"path": str(tmp_path / "m.csv"), "target": ["oil"], "workers": 0},
+        method="erm",
+        student={"name": "test_efficientnet", "weights": "none"},
+        image_size=32,
+        stages={"finetune": {"steps": 2, "batch_per_domain": 8}},
+        out=tmp_path / "run",
+        store=tmp_path / "store",
+    )
+    assert len(run.classifier.classes) == 1200 and run.classifier.predict([dataset.file(0)])[0].best in names
+    (unseen,) = run.evaluation.of(role="unseen")
+    assert unseen.domain == "oil" and unseen.metrics.images == 1200
+    strict((run.folder / "evaluation.json").read_text(encoding="utf-8"))
