@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,7 @@ from vl2v.progress import Progress, silent
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.query import QueryReport
 from vl2v.runs.sample import Sample, draw_sample
-from vl2v.runs.settings import resolve
+from vl2v.runs.settings import Options, resolve, settings_of
 from vl2v.runs.teacher_verdict import Check, Skipped, verdict_of
 from vl2v.session import Session
 from vl2v.students.student import Student
@@ -52,25 +52,35 @@ FREE = 1000  # labelled images for the probe on the untrained student: they cost
 
 
 def check_teacher(
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
     *,
+    data: Path | str | Mapping[str, Any] | None = None,
+    teacher: str | Mapping[str, Any] | None = None,
+    student: str | Mapping[str, Any] | None = None,
+    target: str | Sequence[str] | None = None,
     images: int = 200,
     store: Path | str | None = None,
     budget: float = 0,
     before: Callable[[str], None] = lambda line: None,
     progress: Progress = silent,
+    **options: Unpack[Options],
 ) -> Check:
     """Evaluate a teacher on a small labelled sample, balanced over classes and domains.
 
     Its embeddings are saved and never queried again. The domains in `data.target` stay unseen.
 
     Args:
-        settings: as for `distill`; `seed` draws the sample.
+        settings: as for `distill`; `seed` draws the sample. So are the keywords, which are laid over it.
+        data: the images.
+        teacher: to check.
+        student: whose untrained features the teacher is compared with.
+        target: domains that stay unseen.
         images: how many to query, at most.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
         before: called with each line of the forecast, and of the notes, before the first query.
         progress: called with the progress.
+        **options: see `vl2v.runs.settings.Options`.
 
     Raises:
         ConfigError: not a positive number of images.
@@ -78,25 +88,27 @@ def check_teacher(
         BudgetReached: every embedding paid for is saved; the same call with a larger budget resumes.
 
     Examples:
-        >>> found = check_teacher({"data": {"path": "images"}, "teacher": {"spec": "recorded:vendor"},
-        ...     "student": {"name": "test_efficientnet", "weights": "none"}}, images=12)
+        >>> import vl2v
+        >>> found = vl2v.check(data="images", teacher="recorded:vendor", images=12,
+        ...     student={"name": "test_efficientnet", "weights": "none"})
         >>> 0 <= found.everything.accuracy <= 1
         True
     """
-    with _opened(settings, images, store, budget, progress) as opened:
+    given = settings_of(settings, data=data, teacher=teacher, student=student, target=target, **options)
+    with _opened(given, images, store, budget, progress) as opened:
         for line in (*opened.notes, opened.everything().summary()):
             before(line)
         refused, skipped = _query(opened, progress)
-        embeddings, teacher, sample = opened.store, opened.teacher, opened.sample
+        embeddings, source, sample = opened.store, opened.teacher, opened.sample
         texts = _embeddable(opened.wordings, skipped, opened.config.prompts, sample)
-        tables = {setting: text_targets(embeddings, teacher.fingerprint, groups) for setting, groups in texts.items()}
+        tables = {setting: text_targets(embeddings, source.fingerprint, groups) for setting, groups in texts.items()}
         keys = [image_key(sha256, clean_view(opened.config.teacher.fit)) for sha256 in sample.audit.contents]
-        covered = np.flatnonzero(embeddings.cached(teacher.fingerprint, keys))
+        covered = np.flatnonzero(embeddings.cached(source.fingerprint, keys))
         if not len(covered):
-            raise TeacherError(f"{teacher.name}: refused all {len(keys)} images, first: {refused[0].reason}")
-        vectors = embeddings.get(teacher.fingerprint, [keys[i] for i in covered])
+            raise TeacherError(f"{source.name}: refused all {len(keys)} images, first: {refused[0].reason}")
+        vectors = embeddings.get(source.fingerprint, [keys[i] for i in covered])
     free = _probe_student(opened.config, opened.drawn, progress)
-    found = verdict_of(opened.config, teacher, sample.of(covered), vectors, tables, free, refused, skipped)
+    found = verdict_of(opened.config, source, sample.of(covered), vectors, tables, free, refused, skipped)
     return replace(found, notes=(*opened.notes, *found.notes))
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,7 @@ from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_everything, open_sources
 from vl2v.runs.session import open_session
-from vl2v.runs.settings import has_tower, resolve
+from vl2v.runs.settings import Options, has_tower, resolve, settings_of
 from vl2v.session import Session
 from vl2v.teachers import Teacher
 
@@ -54,27 +54,40 @@ class QueryReport:
 
 
 def embed(
-    settings: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
     *,
+    data: Path | str | Mapping[str, Any] | None = None,
+    teacher: str | Mapping[str, Any] | None = None,
+    student: str | Mapping[str, Any] | None = None,
+    method: str | None = None,
+    target: str | Sequence[str] | None = None,
     preset: str = "default",
     store: Path | str | None = None,
     budget: float = 0,
     dry_run: bool = False,
     cluster: Cluster | None = None,
     progress: Progress = silent,
+    **options: Unpack[Options],
 ) -> QueryReport:
     """Query every image of a dataset (`data.target` left out) and every class prompt, once.
 
     With `teacher.select`, the selected training images only.
 
     Args:
-        settings: as for `distill`, all of them: views, for example, are of the student's input size.
+        settings: as for `distill`, all of them: views, for example, are of the student's input size. So are the
+            keywords, which are laid over it.
+        data: the images.
+        teacher: to query.
+        student: that will be trained.
+        method: that will train it.
+        target: left out, as it will be of training.
         preset: as for `distill`.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
         dry_run: only plan, query nothing. ("uncertainty" can't select its images before some are queried.)
         cluster: where the images are embedded; by default in this process.
         progress: called with the progress.
+        **options: see `vl2v.runs.settings.Options`.
 
     Raises:
         BudgetReached: every embedding paid for is saved; the same call with a larger budget resumes.
@@ -82,23 +95,24 @@ def embed(
         StudentError: a student that can't be trained; nothing is queried then.
 
     Examples:
-        >>> queried = embed({"data": {"path": "images"}, "teacher": {"spec": "recorded:vendor"}}, dry_run=True)
+        >>> queried = embed(data="images", teacher="recorded:vendor", dry_run=True)
         >>> queried.cost is None  # a recording costs nothing
         True
     """
-    config = resolve(settings, preset)
+    given = settings_of(settings, data=data, teacher=teacher, student=student, method=method, target=target, **options)
+    config = resolve(given, preset)
     session = Session.of(store, budget, progress)
     opened = open_everything if config.teacher.select is None else open_sources
     sources = opened(config, session)
-    teacher = the_teacher(config.teacher)
-    views = _views(config, teacher)
-    with EmbeddingStore(session.store) as embeddings, with_budget(teacher, session, "vl2v embed") as spending:
-        queries = open_session(config, embeddings, teacher, spending, sources, views, progress)
+    source = the_teacher(config.teacher)
+    views = _views(config, source)
+    with EmbeddingStore(session.store) as embeddings, with_budget(source, session, "vl2v embed") as spending:
+        queries = open_session(config, embeddings, source, spending, sources, views, progress)
         if cluster is not None:
             queries = replace(queries, fetch=partial(cluster.fetch, config=config.teacher))
         chosen = _chosen(queries, sources, dry_run=dry_run)
         plan = queries.plan(chosen)
-        forecast = cost(plan, teacher, spending)
+        forecast = cost(plan, source, spending)
         refused = [] if dry_run else queries.query(chosen)
         return QueryReport(plan, forecast, tuple(refused), spending.bill() if spending else "")
 
