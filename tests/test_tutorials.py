@@ -71,7 +71,7 @@ def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Followed]:
 
 
 def test_there_are_tutorials() -> None:
-    assert set(PAGES) == {"paper", "phone", "rented"}
+    assert set(PAGES) == {"paper", "phone", "paid"}
 
 
 def test_own_folder_to_phone(followed: Followed) -> None:
@@ -84,7 +84,7 @@ def test_own_folder_to_phone(followed: Followed) -> None:
 
 
 def test_a_rented_api_on_five_dollars(followed: Followed) -> None:
-    folder, page = followed["rented"]
+    folder, page = followed["paid"]
     printed = page.result()
     (spent,) = re.findall(r"total: ([\d.]+) USD", printed)
     assert 0 < float(spent) <= 5

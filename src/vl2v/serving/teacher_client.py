@@ -51,7 +51,7 @@ class TeacherClient:
         self.store = store
         self.teacher = teacher
         self._session = Session(store, budget)
-        self._checked = False  # that a rented teacher is the model that it was: it costs, and is done once
+        self._checked = False  # that a paid teacher is the model that it was: it costs, and is done once
         if teacher is None:
             return
         if student.card["form"] != "open":
