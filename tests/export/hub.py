@@ -127,7 +127,7 @@ def _app(hub: Hub) -> FastAPI:
         made = hub.commit(repo, files)
         return JSONResponse({"commitUrl": f"{hub.url}/{repo}/commit/{made}", "commitOid": made, "success": True})
 
-    @app.api_route("/{user}/{name}/resolve/{revision}/{path}", methods=["GET", "HEAD"])
+    @app.api_route("/{user}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
     def resolve(user: str, name: str, revision: str, path: str, request: Request) -> Response:
         repo = f"{user}/{name}"
         if refused := closed(repo, request):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -24,14 +25,15 @@ from vl2v.export.measure import Way
 from vl2v.export.others import write_openvino
 from vl2v.export.student import FORMATS, export_student
 
-OTHERS = ["openvino", "torchscript", pytest.param("executorch", marks=pytest.mark.filterwarnings("ignore"))]
+QUIET = pytest.mark.filterwarnings("ignore")
+OTHERS = ["openvino", "torchscript", *(pytest.param(name, marks=QUIET) for name in ("executorch", "litert"))]
 
 
 @pytest.fixture(scope="session", params=OTHERS)
 def other(request: pytest.FixtureRequest, run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return an export in another format."""
-    if request.param == "executorch":
-        pytest.importorskip("executorch")
+    if request.param in ("executorch", "litert"):
+        pytest.importorskip({"litert": "litert_torch"}.get(request.param, request.param))
     file = tmp_path_factory.mktemp(request.param) / f"student{FORMATS[request.param]}"
     assert export_student(run, file, request.param, store=store).exact
     return file
@@ -74,6 +76,31 @@ def test_openvino_has_int8(run: vl2v.Run, store: Path, closed: Path, tmp_path: P
     write_openvino(closed, {}, tmp_path / "fp32.xml")
     small, large = (path.with_suffix(".bin").stat().st_size for path in (file, tmp_path / "fp32.xml"))
     assert small < 0.6 * large and 'type="FakeQuantize"' in file.read_text()
+
+
+@QUIET
+def test_litert_has_int8(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("litert_torch")
+    file = tmp_path / "int8.tflite"
+    parity = export_student(run, file, "litert", int8=True, store=store)
+    assert not parity.worse and parity.gain is not None
+    assert vl2v.deploy.runtime.load(file).card["precision"] == "int8"
+
+
+@QUIET
+def test_core_ml_describes_the_student_and_says_that_it_was_not_run(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
+    tools = pytest.importorskip("coremltools")
+    file = tmp_path / "student.mlpackage"
+    for _ in range(2):  # an earlier one is replaced
+        parity = export_student(run, file, "coreml", store=store)
+    assert "not its predictions: Core ML runs on a Mac" in parity.summary()
+    model = tools.models.MLModel(str(file), skip_model_load=True)
+    image = model.get_spec().description.input[0].type.imageType
+    assert (image.width, image.height) == (32, 32)
+    card = json.loads(model.user_defined_metadata["vl2v"])
+    assert card["classes"] == run.classifier.classes and card["threshold"] == run.classifier.threshold
+    with pytest.raises(StudentError, match="no open form"):
+        export_student(run, tmp_path / "open.mlpackage", "coreml", form="open", store=store)
 
 
 def test_openvino_files_without_a_card_or_weights_are_refused(

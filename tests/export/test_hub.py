@@ -13,9 +13,11 @@ from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import timm
 import torch
 import yaml
 from huggingface_hub.utils import close_session
+from PIL import Image
 from safetensors.torch import load_file, save
 from typer.testing import CliRunner
 
@@ -26,9 +28,11 @@ from export.hub import Hub
 from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.errors import DataError, HubError, StudentError
+from vl2v.export.elsewhere import as_timm
 from vl2v.export.hub import parcel, push
 from vl2v.export.model_card import model_card, teacher_licence
-from vl2v.export.student import export_student
+from vl2v.export.parity import source_domains
+from vl2v.export.student import export_student, open_images
 from vl2v.serving import serve as serving
 from vl2v.students.hub import fetch_export
 
@@ -64,12 +68,57 @@ def test_what_was_pushed_predicts_what_the_run_does(hub: Hub, run: vl2v.Run, sha
     reference = push(run, REPO)
     commit, files = hub.head(REPO)
     assert reference == f"hf:{REPO}@{commit}"
-    assert set(files) == {".gitattributes", "README.md", "student.json", "student.safetensors", "student.onnx"}
+    own = {".gitattributes", "README.md", "student.json", "student.safetensors", "student.onnx"}
+    assert set(files) == own | {"config.json", "model.safetensors", "onnx/model.onnx", "preprocessor_config.json"}
     images = sorted((shapes / "paint").rglob("*.png"))
     wanted = run.classifier.predict(images)
     assert vl2v.load(reference).predict(images) == vl2v.load(f"hf:{REPO}").predict(images) == wanted
     (tmp_path / "student.onnx").write_bytes(files["student.onnx"])
     assert vl2v.deploy.runtime.load(tmp_path / "student.onnx").predict(images)[0].label == wanted[0].label
+
+
+def test_timm_loads_what_was_pushed(hub: Hub, run: vl2v.Run, shapes: Path) -> None:
+    push(run, REPO)
+    model = timm.create_model(f"hf-hub:{REPO}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    images = sorted((shapes / "paint").rglob("*.png"))
+    with torch.inference_mode():
+        found = [int(model(transform(Image.open(image).convert("RGB"))[None]).argmax()) for image in images]
+    classes = model.pretrained_cfg["label_names"]
+    assert [classes[index] for index in found] == [one.best for one in run.classifier.predict(images)]
+    assert "validation images it gives the same classes there." in hub.head(REPO)[1]["README.md"].decode()
+
+
+def test_a_linear_head_is_the_same_in_timm(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    run = vl2v.distill(quick_settings(shapes, recording, "erm"), tmp_path / "erm", store=tmp_path / "store")
+    domains = list(source_domains(run.classifier, open_images(run, tmp_path / "store")))
+    made = as_timm(run.classifier, domains)
+    assert made.images == sum(len(domain.labels) for domain in domains) and made.apart < 1e-5
+
+
+def test_timm_is_left_out_where_it_can_not_be(run: vl2v.Run, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(run.classifier.student.spec.build, "kind", "open_clip")
+    files = parcel(run, REPO)
+    assert "model.safetensors" not in files and "onnx/model.onnx" in files
+    assert "timm can't load it: its backbone isn't a model of timm." in files["README.md"].decode()
+
+
+def test_transformers_js_gives_the_same_probabilities(
+    hub: Hub, run: vl2v.Run, shapes: Path, node_modules: Path, tmp_path: Path
+) -> None:
+    push(run, REPO)
+    images = sorted(shapes.rglob("*.png"))[::7]
+    for number, image in enumerate(images[::2]):  # of another size
+        with Image.open(image) as opened:
+            opened.resize((31 + 9 * number, 150)).save(tmp_path / f"{number}.png")
+    images += sorted(tmp_path.glob("*.png"))
+    program = node_modules.parent / "transformers.mjs"
+    words = ["node", program, hub.url, REPO, tmp_path / "cache", "fp32", *images]
+    done = subprocess.run([*map(str, words)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for said, wanted in zip(json.loads(done.stdout), run.classifier.predict(images), strict=True):
+        assert said[0]["label"] == wanted.best
+        assert {row["label"]: row["score"] for row in said} == pytest.approx(wanted.probabilities, abs=1e-3)
 
 
 def test_nothing_of_its_maker_is_sent(run: vl2v.Run, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +143,7 @@ def test_the_card_says_what_the_run_knows(run: vl2v.Run) -> None:
     card = parcel(run, REPO, licence="mit")["README.md"].decode()
     _, front, text = card.split("---\n", 2)
     data = yaml.safe_load(front)
-    assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("mit", "vl2v", "image-classification")
+    assert (data["license"], data["library_name"], data["pipeline_tag"]) == ("mit", "timm", "image-classification")
     assert {"vl2v", "adip", "onnx"} <= set(data["tags"]) and "base_model" not in data  # it started from random weights
     (model,) = data["model-index"]
     found = {one["dataset"]["config"]: one["metrics"][0]["value"] for one in model["results"]}

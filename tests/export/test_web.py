@@ -212,7 +212,7 @@ def test_images_are_dropped_pasted_and_photographed(
 
 
 def test_nothing_of_the_page_is_elsewhere_and_it_is_small(folder: Path) -> None:
-    assert sum(file.stat().st_size for file in folder.iterdir()) < 20e6
+    assert sum(file.stat().st_size for file in folder.iterdir()) < 5e6  # a student of nothing, so that 15 MB are left
     for name in ("index.html", "student.js", "sw.js", "manifest.webmanifest"):
         text = (folder / name).read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text and "https:" not in text

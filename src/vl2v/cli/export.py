@@ -14,7 +14,7 @@ def export(
         list[Path], typer.Argument(metavar="RUN...", help="Run folder; several with --target-latency or --target-size.")
     ],
     kind: Annotated[
-        str, typer.Option("--format", help="Format: onnx, openvino, torchscript, executorch or web.")
+        str, typer.Option("--format", help="Format: onnx, openvino, torchscript, executorch, litert, coreml or web.")
     ] = "onnx",
     int8: Annotated[
         bool | None,

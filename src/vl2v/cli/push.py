@@ -20,6 +20,7 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the files and the model card, upload nothing.")
     ] = False,
+    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
 ) -> None:
     """Share a student on the Hugging Face hub: weights, exports and a model card; no images, paths or keys."""
     from vl2v.export.hub import check_licence, parcel
@@ -28,10 +29,10 @@ def push(
 
     if dry_run:
         check_licence(license_)
-        files = parcel(Run(run), repo, licence=license_)
+        files = parcel(Run(run), repo, licence=license_, store=store)
         for name, data in files.items():
             say(f"{name}: {len(data):,} bytes", err=True)
         typer.echo(files["README.md"].decode())
         return
-    reference = send(Run(run), repo, private=private, licence=license_)
+    reference = send(Run(run), repo, private=private, licence=license_, store=store)
     say(f"{reference}; try: vl2v predict hf:{repo} IMAGE")

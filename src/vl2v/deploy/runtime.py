@@ -197,7 +197,8 @@ def load(path: Path | str, *, threads: int | None = None) -> Exported:
     A file of TorchScript is a program, so load only what comes from where you trust; ONNX and OpenVINO files are data.
 
     Args:
-        path: what `vl2v export` wrote: .onnx, .xml (OpenVINO), .pt (TorchScript) or .pte (ExecuTorch).
+        path: what `vl2v export` wrote: .onnx, .xml (OpenVINO), .pt (TorchScript), .pte (ExecuTorch) or .tflite
+            (LiteRT).
         threads: that it computes with; by default as many as the library likes. TorchScript and ExecuTorch have one
             number for the whole process.
 
@@ -301,4 +302,26 @@ def _executorch(path: Path, threads: int | None) -> tuple[Network, str]:
     return network, card.execute([])[0]
 
 
-_READERS = {".onnx": _onnx, ".xml": _openvino, ".pt": _torchscript, ".pte": _executorch}
+def _litert(path: Path, threads: int | None) -> tuple[Network, str]:
+    library = need_extra("ai_edge_litert.interpreter", "litert")
+    schema = need_extra("ai_edge_litert.schema_py_generated", "litert")
+    data = path.read_bytes()
+    interpreter = library.Interpreter(model_content=data, num_threads=threads)
+    model = schema.Model.GetRootAs(data)
+    entries = {entry.Name(): entry.Buffer() for entry in map(model.Metadata, range(model.MetadataLength()))}
+    card = model.Buffers(entries[METADATA.encode()]).DataAsNumpy().tobytes().decode()
+    interpreter.allocate_tensors()
+    (into,), (out,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def network(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
+        rows = []
+        for one in pixels:
+            interpreter.set_tensor(into["index"], one[None])
+            interpreter.invoke()
+            rows.append(interpreter.get_tensor(out["index"]))
+        return np.concatenate(rows)
+
+    return network, card
+
+
+_READERS = {".onnx": _onnx, ".xml": _openvino, ".pt": _torchscript, ".pte": _executorch, ".tflite": _litert}

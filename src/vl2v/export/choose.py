@@ -198,8 +198,8 @@ def choose_export(
         ConfigError: runs whose accuracies can't be compared, a format that has no int8, or a file name that doesn't fit
             it.
     """
-    if kind == "web":
-        raise ConfigError("--format web: not with a target; choose an onnx export, then write its page")
+    if kind in ("web", "coreml"):
+        raise ConfigError(f"--format {kind}: not with a target; choose an onnx export, then write that run's {kind}")
     check_format(kind, int8=bool(int8), preprocess=preprocess)
     if out is not None:
         check_name(out, kind)

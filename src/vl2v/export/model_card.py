@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vl2v.config import StudentConfig
     from vl2v.evaluation.table import Evaluation, Row
+    from vl2v.export.elsewhere import AsTimm
 
 PUBLIC = ("method", "seed", "sources", "target", "images", "validation_accuracy", "validation_agreement")
 PAPER = ("adip", "sd")  # the methods of arXiv 2310.08255
@@ -27,7 +28,15 @@ def public_about(about: dict[str, Any]) -> dict[str, Any]:
     return {name: about[name] for name in PUBLIC if name in about}
 
 
-def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[str, ...] = ()) -> str:
+def model_card(
+    run: Run,
+    repo: str,
+    *,
+    licence: str = "other",
+    exports: tuple[str, ...] = (),
+    timm: AsTimm | str = "",
+    transformers_js: bool = False,
+) -> str:
     """Return the card of a finished run's student, in Markdown with the hub's metadata.
 
     Args:
@@ -35,6 +44,8 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
         repo: USER/REPO.
         licence: the hub's identifier of the one it is shared under.
         exports: names of .onnx files beside it.
+        timm: how it compares as a timm model, or why it is none.
+        transformers_js: whether there are files for transformers.js.
 
     Raises:
         RunError: the run isn't finished.
@@ -53,7 +64,15 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
     current = competed in ([], classifier.classes)
     return str(
         ModelCard.from_template(
-            _metadata(repo, licence, about["method"], base, evaluation if current else None, exports),
+            _metadata(
+                repo,
+                licence,
+                about["method"],
+                base,
+                evaluation if current else None,
+                library="vl2v" if isinstance(timm, str) else "timm",
+                tags=[*(["onnx"] if exports else []), *(["transformers.js"] if transformers_js else [])],
+            ),
             template_str=files("vl2v.export").joinpath("model_card.md").read_text(encoding="utf-8"),
             repo=repo,
             licence=licence,
@@ -75,6 +94,9 @@ def model_card(run: Run, repo: str, *, licence: str = "other", exports: tuple[st
             unseen=any(row.role == "unseen" for row in rows),
             competed=[] if current else [markdown(name) for name in competed],
             exports=exports,
+            timm=None if isinstance(timm, str) else timm,
+            why_not_timm=timm,
+            transformers_js=transformers_js,
             paper=about["method"] in PAPER,
         )
     )
@@ -117,7 +139,14 @@ def _base(student: StudentConfig, teacher: str | None) -> tuple[str | None, str]
 
 
 def _metadata(
-    repo: str, licence: str, method: str, base: str | None, evaluation: Evaluation | None, exports: tuple[str, ...]
+    repo: str,
+    licence: str,
+    method: str,
+    base: str | None,
+    evaluation: Evaluation | None,
+    *,
+    library: str,
+    tags: Sequence[str],
 ) -> ModelCardData:
     from huggingface_hub import EvalResult, ModelCardData
 
@@ -133,13 +162,12 @@ def _metadata(
         )
         for row in (evaluation.of() if evaluation else [])
     ]
-    tags = ["vl2v", "domain-generalization", "knowledge-distillation", method, *(["onnx"] if exports else [])]
     return ModelCardData(
         license=licence,
-        library_name="vl2v",
+        library_name=library,
         pipeline_tag="image-classification",
         base_model=base,
-        tags=tags,
+        tags=["vl2v", "domain-generalization", "knowledge-distillation", method, *tags],
         metrics=["accuracy"],
         model_name=repo.rpartition("/")[2],
         eval_results=results or None,

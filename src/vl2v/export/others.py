@@ -1,4 +1,4 @@
-"""The other formats: OpenVINO from an ONNX file, TorchScript and ExecuTorch from the network."""
+"""The other formats: OpenVINO from an ONNX file; TorchScript, ExecuTorch, LiteRT and Core ML from the network."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
 from vl2v.deploy.runtime import METADATA, openvino_library
-from vl2v.errors import need_extra
+from vl2v.errors import StudentError, need_extra
 from vl2v.export.network import Network
+from vl2v.export.parity import Pixels
 
 
 def write_openvino(source: Path, card: dict[str, Any], path: Path) -> None:
@@ -59,3 +62,90 @@ def write_executorch(network: Network, card: dict[str, Any], path: Path) -> None
         program, partitioner=[XnnpackPartitioner()], constant_methods={METADATA: json.dumps(card)}
     )
     path.write_bytes(lowered.to_executorch().buffer)
+
+
+def write_litert(network: Network, path: Path) -> None:
+    """Write a network for LiteRT (TensorFlow Lite's successor); one image at a time."""
+    need_extra("litert_torch", "litert").convert(network, (network.example[:1],)).export(str(path))
+
+
+def write_litert_int8(source: Path, path: Path, pixels: Pixels) -> None:
+    """Write a LiteRT file in int8: weights per channel, ranges of activations from images [n, s, s, 3]."""
+    quantizer = need_extra("ai_edge_quantizer.quantizer", "litert")
+    recipe = need_extra("ai_edge_quantizer.recipe", "litert")
+    made = quantizer.Quantizer(str(source))
+    made.load_quantization_recipe(recipe.static_wi8_ai8())
+    name = "serving_default"
+    ranges = made.calibrate({name: [{"args_0": image[None]} for image in pixels]}, num_threads=1)
+    made.quantize(ranges).export_model(path, overwrite=True)
+
+
+def put_litert_card(path: Path, card: dict[str, Any]) -> None:
+    """Write a card into a LiteRT file, as the metadata entry `vl2v`; an earlier one is replaced."""
+    schema = need_extra("ai_edge_litert.schema_py_generated", "litert")
+    flatbuffers = need_extra("flatbuffers", "litert")
+    model = schema.ModelT.InitFromPackedBuf(path.read_bytes(), 0)
+    buffer, entry = schema.BufferT(), schema.MetadataT()
+    buffer.data = np.frombuffer(json.dumps(card).encode(), np.uint8)
+    entry.name, entry.buffer = METADATA, len(model.buffers)
+    model.buffers.append(buffer)
+    model.metadata = [*(each for each in model.metadata or [] if each.name != METADATA.encode()), entry]
+    builder = flatbuffers.Builder(path.stat().st_size)
+    builder.Finish(model.Pack(builder), b"TFL3")
+    path.write_bytes(builder.Output())
+
+
+class _Probabilities(nn.Module):
+    """Images [1, 3, s, s], 0 to 255, to calibrated probabilities [1, C]."""
+
+    def __init__(self, network: Network, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Return the probabilities."""
+        logits: Tensor = self.network(image.permute(0, 2, 3, 1))
+        return (logits / self.temperature).softmax(-1)
+
+
+def write_coreml(network: Network, card: dict[str, Any], path: Path) -> None:
+    """Write a network as a Core ML classifier, a folder: an RGB image in, its class and all probabilities out.
+
+    Core ML runs on Apple's systems only: what can be checked elsewhere is what the file says of itself.
+
+    Raises:
+        StudentError: an open form; or the file's own description isn't that of this student.
+    """
+    if card["form"] == "open":
+        raise StudentError("Core ML: there is no open form; its classifier has fixed classes")
+    tools = need_extra("coremltools", "coreml")
+    size = network.size
+    example = torch.zeros(1, 3, size, size)
+    with torch.no_grad():
+        program = torch.export.export(_Probabilities(network, card["temperature"]).eval(), (example,))
+    made = tools.convert(
+        program.run_decompositions({}),
+        inputs=[tools.ImageType(name="image", shape=example.shape, color_layout=tools.colorlayout.RGB)],
+        classifier_config=tools.ClassifierConfig(card["classes"]),
+        convert_to="mlprogram",
+        compute_precision=tools.precision.FLOAT32,
+        minimum_deployment_target=tools.target.iOS16,
+        skip_model_load=True,
+    )
+    made.user_defined_metadata[METADATA] = json.dumps(card)
+    made.save(str(path))
+    spec = tools.models.MLModel(str(path), skip_model_load=True).get_spec()
+    (image,), outputs = spec.description.input, {each.name for each in spec.description.output}
+    found = (image.name, image.type.imageType.width, image.type.imageType.height)
+    said = {spec.description.predictedFeatureName, spec.description.predictedProbabilitiesName}
+    if found != ("image", size, size) or outputs != said or _classes(spec) != card["classes"]:
+        raise StudentError(f"Core ML: the file describes {found} and {sorted(outputs)}, which isn't this student")
+
+
+def _classes(spec: Any) -> list[str]:
+    """Return the classes of a Core ML program, in the order of its probabilities."""
+    functions = spec.mlProgram.functions.values()
+    blocks = [block for function in functions for block in function.block_specializations.values()]
+    (last,) = [node for block in blocks for node in block.operations if node.type == "classify"]
+    names = last.inputs["classes"].arguments[0].value.immediateValue.list.values
+    return [name.immediateValue.tensor.strings.values[0] for name in names]

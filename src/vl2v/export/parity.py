@@ -47,6 +47,7 @@ class Parity:
         changed: domain -> how many of these only the student has right, and how many only the export.
         kept: layers that int8 was not used for, because accuracy fell.
         gain: of int8: how many times as quick as fp32 it is on this machine, one image at a time.
+        unrun: why the figures are of the network before it was converted, where the file can't be run here.
         refused: of a file in fp32: why it isn't in int8, where that was wanted first.
         inside: of a file that resizes images itself: odd images that it was checked on, and the largest difference of a
             probability from the same file without that.
@@ -59,6 +60,7 @@ class Parity:
     changed: dict[str, tuple[int, int]]
     kept: tuple[str, ...] = ()
     gain: float | None = None
+    unrun: str = ""
     refused: str = ""
     inside: tuple[int, float] | None = None
 
@@ -122,9 +124,12 @@ class Parity:
         if self.inside is not None:
             count, apart = self.inside
             sizes = f"; takes images of any size ({count} odd ones: same classes, probabilities within {apart:.1e})"
-        refused = f"; in fp32, because {self.refused}" if self.refused else ""
-        changes = f"{kept}{self._changes()}{gain}{sizes}{refused}"
-        return f"{100 * self.same:.1f}% same predictions, accuracy % {domains}{changes}"
+        words = f"{100 * self.same:.1f}% same predictions, accuracy % {domains}{kept}{self._changes()}{gain}{sizes}"
+        if self.refused:
+            words += f"; in fp32, because {self.refused}"
+        if self.unrun:
+            words += f"; only its description was checked, not its predictions: {self.unrun}"
+        return words
 
     def _changes(self) -> str:
         """Return how sure the accuracy of an export that isn't exact is."""

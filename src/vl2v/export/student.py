@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -14,14 +15,22 @@ import torch
 from numpy.typing import NDArray
 
 from vl2v.deploy.runtime import FORMAT_INSIDE, files_of, load, openvino_library, size_of
-from vl2v.errors import ConfigError, StudentError, need_extra
+from vl2v.errors import ConfigError, RunError, StudentError, need_extra, writing
 from vl2v.evaluation.metrics import fit_temperature, unknown_threshold
 from vl2v.export import inside
 from vl2v.export.card import public_card, write_card
 from vl2v.export.measure import side_by_side, timed
 from vl2v.export.network import Network, as_export, card_of, with_reference
 from vl2v.export.onnx import int8_trials, put_card, write_onnx
-from vl2v.export.others import write_executorch, write_openvino, write_torchscript
+from vl2v.export.others import (
+    put_litert_card,
+    write_coreml,
+    write_executorch,
+    write_litert,
+    write_litert_int8,
+    write_openvino,
+    write_torchscript,
+)
 from vl2v.export.parity import (
     POINTS,
     Domain,
@@ -42,14 +51,24 @@ from vl2v.session import Session
 from vl2v.students.classifier import Classifier, at_size
 from vl2v.system import processors
 
-FORMATS = {"onnx": ".onnx", "openvino": ".xml", "torchscript": ".pt", "executorch": ".pte", "web": ""}
-INT8 = ("onnx", "openvino", "web")  # formats that have it
+FORMATS = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "torchscript": ".pt",
+    "executorch": ".pte",
+    "litert": ".tflite",
+    "coreml": ".mlpackage",
+    "web": "",
+}
+INT8 = ("onnx", "openvino", "web", "litert")  # formats that have it
 _NEEDED = {
     "onnx": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
     "openvino": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
     "torchscript": {},
     "web": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
     "executorch": {"torch": "", "executorch.exir": "executorch"},
+    "litert": {"ai_edge_litert.interpreter": "litert", "litert_torch": "litert"},
+    "coreml": {"coremltools": "coreml"},
 }
 
 
@@ -78,6 +97,11 @@ class Export:
         Raises:
             RunError: that can't be written.
         """
+        if self.path.is_dir():
+            with writing(path, RunError):
+                shutil.rmtree(path, ignore_errors=True)
+                shutil.copytree(self.path, path)
+            return
         for source, file in zip(files_of(self.path), files_of(path), strict=True):
             write_bytes(file, source.read_bytes())
 
@@ -104,6 +128,7 @@ class Exporter:
                 f"{run.folder}: its head is fixed; only students that classify by texts have an open form"
             )
         self.run, self.folder, self.form, self._sources = run, folder, form, sources
+        self._others: dict[str, Export] = {}
         size = image_size or run.classifier.student.spec.image_size
         self.classifier: Classifier = at_size(run.classifier, size)
         if self.classifier is not run.classifier:
@@ -130,7 +155,14 @@ class Exporter:
         check_format(kind, int8=int8)
         if int8:
             return self._made_int8(kind)
-        return self._plain if kind == "onnx" else self._checked(self._write(kind))
+        if kind == "coreml":  # it can't be run here
+            parity = compare(as_export(self._network, self._card), self.domains)
+            return Export.of(self._write(kind), replace(parity, unrun="Core ML runs on a Mac, iPhone or iPad only"))
+        if kind == "onnx":
+            return self._plain
+        if kind not in self._others:
+            self._others[kind] = self._checked(self._write(kind))
+        return self._others[kind]
 
     def small(self) -> Export:
         """Return an ONNX file in int8 if it keeps accuracy and predictions, else in fp32, which says why.
@@ -170,6 +202,11 @@ class Exporter:
             write_openvino(self._plain.path, card, path)
         elif kind == "torchscript":
             write_torchscript(self._network, card, path)
+        elif kind == "litert":
+            write_litert(self._network, path)
+            put_litert_card(path, card)
+        elif kind == "coreml":
+            write_coreml(self._network, card, path)
         else:
             write_executorch(self._network, card, path)
         return path
@@ -208,6 +245,12 @@ class Exporter:
 
     def _int8_files(self, kind: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
         card = card_of(self.classifier, self.form, "int8")
+        if kind == "litert":
+            path = self.folder / "student-int8.tflite"
+            write_litert_int8(self.make(kind).path, path, self._calibration)
+            put_litert_card(path, card)
+            yield path, ()
+            return
         for made, kept in int8_trials(self._plain.path, card, self._calibration):
             if kind == "onnx":
                 yield made, kept
@@ -219,6 +262,8 @@ class Exporter:
     def _put_card(self, path: Path, card: dict[str, Any]) -> None:
         if path.suffix == FORMATS["onnx"]:
             put_card(path, card)
+        elif path.suffix == FORMATS["litert"]:
+            put_litert_card(path, card)
         else:
             write_openvino(path.with_suffix(FORMATS["onnx"]), card, path)
 
@@ -311,7 +356,7 @@ def export_student(
     Args:
         run: a finished run or its folder, its images at hand.
         out: the file; by default `default_name` in the run folder.
-        kind: "onnx", "openvino", "torchscript", "executorch" or "web" (a folder, a finished page).
+        kind: "onnx", "openvino", "torchscript", "executorch", "litert", "coreml" or "web" (a folder, a finished page).
         form: "closed", or "open" for students that classify by texts: classes can be added later.
         int8: static quantisation, per channel; layers at which accuracy falls stay as they are. None: of a page, where
             that keeps accuracy and 98% of the predictions; of a file, no.
@@ -354,7 +399,7 @@ def export_student(
             write_web(final.path, told, out, others=others, runtime=runtime, progress=progress)
         else:
             final.copy(out)
-            if card:
+            if card and kind != "coreml":
                 write_card(out, exporter.classifier, parity)
         if int8:
             parity = replace(parity, gain=_gain(exporter.make(kind).path, made.path, exporter.classifier))

@@ -38,7 +38,7 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
     """
     build = spec.build
     if build["kind"] == "timm":
-        return _timm_model(build["name"], spec.image_size)
+        return timm_model(build["name"], spec.image_size)
     tower: nn.Module = build_tower(build)
     return tower
 
@@ -62,7 +62,7 @@ def pretrained_backbone(
     size = image_size_of(name, image_size)
     output_width(name, size)
     source = _source(name, weights)
-    model = _timm_model(name, size, pretrained=source == "hub")
+    model = timm_model(name, size, pretrained=source == "hub")
     if source not in ("hub", "none"):
         load_weights(model, _weights_file(name, source))
     config = timm.data.resolve_data_config({}, model=model)
@@ -144,7 +144,7 @@ def _measured(name: str, size: int) -> int | str:
     """Return the number of features that a model gives, or why it gives none."""
     try:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
-            model = _timm_model(name, size).to(memory_format=torch.channels_last)  # as it is trained
+            model = timm_model(name, size).to(memory_format=torch.channels_last)  # as it is trained
             pixels = torch.zeros(2, 3, size, size).to(memory_format=torch.channels_last)
             with torch.no_grad():
                 features = model.eval()(pixels)
@@ -209,10 +209,15 @@ def _read_state(path: Path) -> dict[str, Tensor]:
         raise StudentError(f"{path}: not readable as weights ({type(error).__name__})") from None
 
 
-def _timm_model(name: str, size: int, *, pretrained: bool = False) -> nn.Module:
+def timm_model(name: str, size: int, *, classes: int = 0, pretrained: bool = False) -> nn.Module:
+    """Return a timm model for images of a size, with a last layer for some classes, or without one.
+
+    Raises:
+        StudentError: there is no such model, or its pretrained weights can't be fetched.
+    """
     if not timm.is_model(name):
         raise StudentError(f"student {name!r}: this timm has no such model")
-    kwargs: dict[str, Any] = {"num_classes": 0, "pretrained": pretrained}
+    kwargs: dict[str, Any] = {"num_classes": classes, "pretrained": pretrained}
     model: nn.Module
     try:
         try:

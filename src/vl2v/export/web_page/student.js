@@ -25,6 +25,8 @@
     const [card, more] = await Promise.all(["student.json", "classes.json"].map(async name => (await network(name)).json()));
     ort.env.wasm.numThreads = 1;  // more would need headers that static hosts don't send
     ort.env.wasm.wasmPaths = new URL("./", document.baseURI).href;
+    const packed = (await network("ort-wasm.bin")).body.pipeThrough(new DecompressionStream("gzip"));
+    ort.env.wasm.wasmBinary = await new Response(packed).arrayBuffer();
     const session = await ort.InferenceSession.create(card.files[0].name);
     const open = card.form === "open";
     const width = open ? floats(card.class_embeddings).length / card.classes.length : 0;
