@@ -10,3 +10,31 @@ Progress = Callable[[str, int, int, str], None]
 
 def silent(task: str, done: int, total: int, remark: str) -> None:
     """Show nothing."""
+
+
+def in_notebook() -> Progress:
+    """Return progress that is shown as bars below a notebook's cell.
+
+    Examples:
+        >>> import vl2v
+        >>> from vl2v.progress import in_notebook
+        >>> run = vl2v.distill(data="images", method="erm", out="runs/n", progress=in_notebook())  # doctest: +SKIP
+    """
+    import time
+    from html import escape
+
+    from IPython.display import HTML, display
+
+    bars: dict[str, str] = {}
+    shown = display(HTML(""), display_id=True)
+    last = 0.0
+
+    def progress(task: str, done: int, total: int, remark: str) -> None:
+        nonlocal last
+        bar = f"<progress value='{done}' max='{total}'></progress>" if total else ""
+        bars[task] = f"<tr><td>{escape(task)}</td><td>{bar}</td><td>{done:,}</td><td>{escape(remark)}</td></tr>"
+        if done == total or time.monotonic() - last > 0.2:  # seconds
+            last = time.monotonic()
+            shown.update(HTML(f"<table>{''.join(bars.values())}</table>"))
+
+    return progress
