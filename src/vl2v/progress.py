@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 Progress = Callable[[str, int, int, str], None]
 """Called with (what is being done, how much of it is done, of how much (0: unknown), a remark or "")."""
@@ -22,11 +23,11 @@ def in_notebook() -> Progress:
     """
     import time
     from html import escape
+    from importlib import import_module
 
-    from IPython.display import HTML, display
-
+    ipython: Any = import_module("IPython.display")
     bars: dict[str, str] = {}
-    shown = display(HTML(""), display_id=True)
+    shown = ipython.display(ipython.HTML(""), display_id=True)
     last = 0.0
 
     def progress(task: str, done: int, total: int, remark: str) -> None:
@@ -35,6 +36,6 @@ def in_notebook() -> Progress:
         bars[task] = f"<tr><td>{escape(task)}</td><td>{bar}</td><td>{done:,}</td><td>{escape(remark)}</td></tr>"
         if done == total or time.monotonic() - last > 0.2:  # seconds
             last = time.monotonic()
-            shown.update(HTML(f"<table>{''.join(bars.values())}</table>"))
+            shown.update(ipython.HTML(f"<table>{''.join(bars.values())}</table>"))
 
     return progress
