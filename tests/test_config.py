@@ -119,6 +119,14 @@ def test_toml_may_be_saved_by_any_editor(encoding: str, tmp_path: Path) -> None:
         ("name = 'caf\u00e9'".encode("latin-1"), "neither UTF-8 nor UTF-16; save it as UTF-8"),
         (b"\xff\xfea", "neither UTF-8 nor UTF-16; save it as UTF-8"),
         (b"\n\n\nseed 1", "not a TOML file: .*line 4"),
+        (b'[data]\npath = "C:\\images"', "not a TOML file: .*; write paths of Windows in single quotes, or with /"),
+        (b'{"data": {"path": "p"}}', "not a TOML file: .*; it is JSON: write it as TOML"),
+        (b"data:\n  path: p\n", "not a TOML file: .*; it looks like YAML: write NAME = VALUE"),
+        (b"[data]\npath = p\n", "not a TOML file: .*; texts need quotes"),
+        (
+            "[data]\npath = \u201cp\u201d\n".encode(),
+            "not a TOML file: .*; it has typographic quotes: write straight ones",
+        ),
         (b"\r\n\r\nseed 1\r\n", "not a TOML file: .*line 3"),
     ],
 )

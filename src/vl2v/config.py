@@ -392,11 +392,26 @@ def read_toml(path: Path) -> Tree:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); give a TOML file") from None
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' editors and shells save
     try:
-        return tomllib.loads(data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n"))
+        text = data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: neither UTF-8 nor UTF-16; save it as UTF-8") from None
+    try:
+        return tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+        raise ConfigError(f"{path}: not a TOML file: {error}{_toml_hint(text, str(error))}") from None
+
+
+def _toml_hint(text: str, error: str) -> str:
+    """Return what people who meet an error of TOML have mostly done, and what to do instead; "" if that isn't clear."""
+    if text.lstrip().startswith("{"):
+        return "; it is JSON: write it as TOML (docs/settings.md)"
+    if re.search("[\u201c\u201d\u201e\u2018\u2019]", text):
+        return "; it has typographic quotes: write straight ones"
+    if "Unescaped '\\'" in error or "hex value" in error:
+        return "; write paths of Windows in single quotes, or with /"
+    if re.search(r"^\s*[\w.-]+:\s", text, re.MULTILINE):
+        return "; it looks like YAML: write NAME = VALUE (docs/settings.md)"
+    return "; texts need quotes" if "Invalid value" in error else ""
 
 
 def validate(tree: Mapping[str, Any]) -> RunConfig:

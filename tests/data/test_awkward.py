@@ -394,8 +394,12 @@ ROWS = [f"{number}.png,{'cat' if number % 2 else 'dog'},d{number // 6}" for numb
 
 HEAD = "path,class,domain"
 MISTAKES = {
-    "quote": ([HEAD, '"0.png,dog,d0', *ROWS], r'line 2: a cell goes on over several lines; is a " missing'),
-    "line": ([HEAD, '0.png,"a\ncat",d0', *ROWS], "line 2: a cell goes on over several lines"),
+    "quote": ([HEAD, '"0.png,dog,d0', *ROWS], r'line 2: a cell goes on over several rows; is a " missing'),
+    "line": ([HEAD, '0.png,"a\ncat",d0', *ROWS], 'line 2: a class goes on over several lines; is a " missing'),
+    "notes": (
+        [f"{HEAD},notes", f'{ROWS[0]},"he said', *(f"{row},x" for row in ROWS[1:])],
+        "line 2: a cell goes on over",
+    ),
     "length": ([HEAD, f"0.png,{'x' * 200_000},d0", *ROWS], r"field limit .*; is a \" missing"),
     "columns": (ROWS, "its first line names an image, not the columns; put a line path,class,domain above it"),
     "twice": ([f"{HEAD},class", *(f"{row},z" for row in ROWS)], "two columns are named 'class'; rename one"),
@@ -474,3 +478,8 @@ def test_names_that_a_teacher_or_a_person_cant_tell(tmp_path: Path, classes: tup
 def test_names_that_say_something_are_left_alone(tmp_path: Path, classes: tuple[str, ...]) -> None:
     found = report(open_dataset(folder(tmp_path, classes=classes)))
     assert "say nothing" not in found and "look like" not in found and "numbers before" not in found
+
+
+def test_notes_in_a_manifest_may_have_several_lines(tmp_path: Path) -> None:
+    rows = [f'{row},"seen, twice\non Monday"' for row in ROWS]
+    assert len(open_dataset(manifest(tmp_path, "\n".join([f"{HEAD},notes", *rows])))) == 12

@@ -471,7 +471,7 @@ def test_one_file_by_two_paths_is_one_image_with_one_class(tmp_path: Path) -> No
 
 def test_an_error_names_the_line_as_an_editor_counts_it(tmp_path: Path) -> None:
     put(tmp_path, "1.png")
-    (tmp_path / "m.csv").write_text('path,class,domain\n\n1.png,"a\nb",x\n\n\n1.png,cat\n')
+    (tmp_path / "m.csv").write_text('path,class,domain\n\n1.png,"a",x\n\n\n\n1.png,cat\n')
     with pytest.raises(DataError, match="line 7 has no domain"):
         open_dataset(tmp_path / "m.csv")
     (tmp_path / "m.csv").write_text("path,class,domain\n1.png,cat, feline,x\n")
@@ -486,3 +486,20 @@ def test_labels_follow_their_names_into_other_classes(tmp_path: Path) -> None:
     dataset = open_dataset(manifest(tmp_path / "m.csv", "1.png,cat,a", "2.png,dog,a", "3.png,,a"))
     named = dict(zip(dataset.paths, dataset.of_classes(["dog", "eel", "cat"]).labels.tolist(), strict=True))
     assert named == {"1.png": 2, "2.png": 0, "3.png": -1}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("Fotos", r"Fotos: no such folder or manifest; did you mean .*fotos\?"),
+        ("fotoz", r"did you mean .*fotos\?"),
+        ("m.cvs", r"did you mean .*m\.csv\?"),
+        ("C:\new\table", r"C:\\new\\table: no such .* \(a backslash .* write it in single quotes, or with /\)"),
+        ("quite another", r"no such folder or manifest$"),
+    ],
+)
+def test_a_path_that_leads_nowhere_may_be_a_misspelt_one(tmp_path: Path, given: str, message: str) -> None:
+    (tmp_path / "fotos").mkdir()
+    (tmp_path / "m.csv").touch()
+    with pytest.raises(DataError, match=message):
+        open_dataset(tmp_path / given)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
-from vl2v.data.files import SUFFIXES, image_files, one_form
+from vl2v.data.files import SUFFIXES, image_files, one_form, printable
 from vl2v.data.manifest import Row, read_manifest, without_listed
 from vl2v.data.objects import HUB, ONE_DOMAIN, hub_dataset
 from vl2v.data.samples import icondg
@@ -41,6 +41,7 @@ _OF_SPLITS = frozenset(
     ("set", "data", "dataset", "image", "images", "img", "imgs", "split", "splits", "files", "bounding", "box", "crops")
 )
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+_CONTROLS = re.compile(r"[\a\b\f\n\r\t\v]")  # what is left of a path of Windows in double quotes
 _CONTAINERS = frozenset((".zip", ".tar", ".gz", ".tgz", ".7z", ".rar", ".parquet", ".csv"))
 
 
@@ -86,7 +87,7 @@ def open_dataset(
     if not path.exists():
         if _ADDRESS.match(str(path)):
             raise DataError(f"{path}: an address; download the images, and give their folder or manifest")
-        raise DataError(f"{path}: no such folder or manifest{_meant(path)}")
+        raise DataError(f"{_shown(path)}: no such folder or manifest{_meant(path)}")
     if path.is_file() != (layout == "manifest") and layout != "auto":
         raise DataError(f"{path}: layout {layout} needs {'a .csv or .parquet file' if path.is_dir() else 'a folder'}")
     is_file = path.is_file()
@@ -104,8 +105,14 @@ def open_dataset(
     return _with_unlabelled(dataset, folders) if folders else dataset
 
 
+def _shown(path: Path) -> str:
+    return repr(str(path))[1:-1] if _CONTROLS.search(str(path)) else printable(str(path))
+
+
 def _meant(path: Path) -> str:
     """Return what a path that isn't there may have been meant to be."""
+    if _CONTROLS.search(str(path)):
+        return " (a backslash of it was read as a sign of its own: write it in single quotes, or with /)"
     try:
         there = {entry.name.casefold(): entry.name for entry in path.parent.iterdir()}
     except OSError:

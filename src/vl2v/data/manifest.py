@@ -169,6 +169,8 @@ def _manifest_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
         for name in ("path", "class", "domain"):
             if columns[name] in heads and (columns[name] not in row or (name != "class" and not values[name])):
                 raise DataError(f"{path}: {where} has no {name}; the columns are path, class, domain[, split]")
+        if broken := next((name for name, value in values.items() if "\n" in value or "\r" in value), None):
+            raise DataError(f'{path}: {where}: a {broken} goes on over several lines; is a " missing?')
         split = _SPLIT_WORDS.get(values["split"].lower())
         if split is None and values["split"]:
             raise DataError(f"{path}: {where}: split {values['split']!r}; it is {', '.join(SPLITS)} or empty")
@@ -233,14 +235,15 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
                 begin, last = last + 1, table.line_num
                 if not any(cell.strip() for cell in cells):
                     continue
-                if any("\n" in cell.strip() or "\r" in cell.strip() for cell in cells):
-                    raise DataError(f'{path}: line {begin}: a cell goes on over several lines; is a " missing?')
+                lines = [line for cell in cells for line in cell.splitlines()[1:]]
+                if any(line.count(delimiter) >= len(heads) - 1 > 0 for line in lines):
+                    raise DataError(f'{path}: line {begin}: a cell goes on over several rows; is a " missing?')
                 if any(cell.strip() for cell in cells[len(heads) :]):
                     raise DataError(
-                        f"{path}: line {table.line_num} has {len(cells)} cells, the first line {len(heads)}; "
+                        f"{path}: line {begin} has {len(cells)} cells, the first line {len(heads)}; "
                         f'put a text with a "{delimiter}" in it into quotes'
                     )
-                yield f"line {table.line_num}", dict(zip(heads, cells, strict=False))
+                yield f"line {begin}", dict(zip(heads, cells, strict=False))
     except csv.Error as error:
         raise DataError(f"{path}: can't be read as CSV ({error}); is a \" missing?") from None
     except (OSError, UnicodeDecodeError) as error:
