@@ -320,7 +320,7 @@ def test_saved_replies_are_bounded_by_age_and_by_client(tmp_path, monkeypatch):
     assert [found is not None for found in saved] == [False] * 3 + [True] * 3
     np.testing.assert_array_equal(saved[-1][1], np.full((1, DIM), 5, np.float32))
     assert meter.reply(other) is not None, "another client's flood drives out nobody's"
-    monkeypatch.setattr(meters, "KEPT", 0.0)
+    monkeypatch.setattr(meters, "SAVED", 0.0)
     assert meter.reply(digests[-1]) is None
     one(meter, "b", 2)
     assert len(meter._numbers) == 1
