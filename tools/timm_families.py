@@ -32,7 +32,7 @@ CSV = Path(__file__).with_name("timm_families.csv")
 PAGE = Path(__file__).parents[1] / "docs" / "students.md"
 COLUMNS = ("family", "model", "size", "free_size", "width", "trains", "exports", "quantises", "why")
 SIZE = 64
-CANDIDATES = 3
+CONSIDERED, CANDIDATES = 12, 3
 MEMORY = 8 * 2**30  # bytes a family
 # Parts of names that say how large a model is, the smallest first.
 SMALL = (
@@ -54,12 +54,12 @@ def small_member(family: str) -> str:
     def rank(name: str) -> tuple[int, str]:
         return next((place for place, part in enumerate(SMALL) if part in name), len(SMALL)), name
 
-    names = sorted(timm.list_models(module=family), key=rank)[:CANDIDATES]
     sizes = {}
-    for name in names:
+    for name in sorted(timm.list_models(module=family), key=rank)[:CONSIDERED]:
         with contextlib.suppress(Exception), torch.device("meta"):
             sizes[name] = sum(weights.numel() for weights in timm.create_model(name, num_classes=0).parameters())
-    fit = [name for name in sizes if _runs(name, output_width, StudentError)]
+    names = sorted(sizes, key=sizes.__getitem__)[:CANDIDATES] or timm.list_models(module=family)[:1]
+    fit = [name for name in names if _runs(name, output_width, StudentError)]
     return min(fit or sizes or names, key=lambda name: sizes.get(name, 0))
 
 
@@ -205,7 +205,7 @@ def table() -> str:
         cells = [f"`{row['family']}`", f"`{row['model']}`", row["width"], size]
         why = f": {row['why']}" if row["why"] else ""
         told = [row[column] or "" for column in ("trains", "exports", "quantises")]
-        told = [f"{word}{why}" if word in ("no", "refused", "too slow") else word for word in told]
+        told = [f"{word}{why}" if word in ("no", "refused", "too slow", "not tried") else word for word in told]
         lines.append("| " + " | ".join((*cells, *(word.replace("|", "\\|") for word in told))) + " |")
     return "\n".join(lines)
 
