@@ -74,6 +74,11 @@ def test_references_are_current(target: str) -> None:
     assert {path.name: text for path, text in pages.items()}[target] == (DOCS / target).read_text("utf-8"), said
 
 
+def test_the_tables_of_findings_are_those_of_the_csv() -> None:
+    made = runpy.run_path(str(ROOT / "tools" / "findings.py"))
+    assert made["page"]() == made["PAGE"].read_text(encoding="utf-8"), "run python tools/findings.py"
+
+
 def test_the_readmes_settings_are_settings() -> None:
     (example,) = blocks(ROOT / "README.md", "python")
     names: dict[str, object] = {}

@@ -28,6 +28,8 @@ LATER: Tree = {
     "student.parent": None,
     "data.unlabelled_domains": "auto",
     "train.head": "method",
+    "train.steps": "set",
+    "train.retrain": "method",
     "train.quick": "off",
     "train.quick_views": 4,
 }  # settings that came later, as runs before them were trained
@@ -117,8 +119,8 @@ class TeacherConfig(Section):
         default=None,
         description="how many training images to query, or 'known': those with cached embeddings; default: all",
     )
-    strategy: Literal["random", "balanced", "kcenter", "uncertainty"] = Field(
-        default="kcenter", description="which images are selected"
+    strategy: Literal["random", "balanced", "kcenter", "uncertainty", "nearest"] = Field(
+        default="kcenter", description="which images are selected; nearest: to the class embeddings"
     )
     online: bool = Field(
         default=False,
@@ -192,6 +194,16 @@ class TrainConfig(Section):
     )
     quick_views: int = Field(
         default=4, ge=1, description="augmented views of each image whose activations are cached (train.quick)"
+    )
+    steps: Literal["set", "auto"] = Field(
+        default="set",
+        description="auto: the learning rate stays constant, and a stage that trains the backbone ends where five "
+        "validations in a row are no better; stages.*.steps is the most",
+    )
+    retrain: Literal["method", "on", "off"] = Field(
+        default="method",
+        description="on: train once more on all source images, those that validated as well, for as many steps as "
+        "validation chose (as ERM++ does)",
     )
     swad: bool = Field(default=False, description="average weights over the validation-loss valley")
     select: Literal["best", "last"] = Field(

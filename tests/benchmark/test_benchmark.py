@@ -1110,7 +1110,7 @@ def test_recommend_answers_plainly(
     methods = ("erm", "adip")
     data = tmp_path / "my images"
     data.symlink_to(shapes)
-    how: dict[str, Any] = {"minutes": 0.02, "student": "test_efficientnet", "settings": settings, "engine": Here()}
+    how: dict[str, Any] = {"minutes": 0.02, "students": "test_efficientnet", "settings": settings, "engine": Here()}
     # rise wants texts that this recording doesn't have
     advice = recommend(data, teacher, tmp_path / "bench", methods=(*methods, "rise"), **how)
     assert {advice.method, advice.runner_up} == set(methods) and advice.steps == 3

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vl2v.embeddings.select import balanced_order, k_center_order, random_order, uncertain_order
+from vl2v.embeddings.select import balanced_order, k_center_order, nearest_order, random_order, uncertain_order
 
 
 @pytest.fixture
@@ -58,3 +58,8 @@ def test_k_center_of_all_copies_and_of_all():
 def test_uncertain_puts_the_closest_calls_first():
     logits = np.array([[9, 0, 0], [3, 2.9, 0], [0, 1, 3], [1, 1, 1]], np.float32)
     assert uncertain_order(logits).tolist() == [3, 1, 2, 0]
+
+
+def test_the_nearest_come_first_and_what_is_of_no_class_last() -> None:
+    cosines = np.array([[0.1, 0.2], [0.9, 0.1], [0.0, 0.05], [0.3, 0.95]], np.float32)
+    assert nearest_order(cosines).tolist() == [3, 1, 0, 2]

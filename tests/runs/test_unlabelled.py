@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 import vl2v
-from little import CLASSES, quick_settings
+from little import CLASSES, quick_settings, record
 from vl2v.cli.app import app
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError
@@ -136,6 +138,37 @@ def test_a_manifest_lists_unlabelled_images_too(shapes: Path, pool: Path, tmp_pa
     new = np.flatnonzero(dataset.labels < 0)
     assert sorted(dataset.file(i).resolve() for i in new) == [image.resolve() for image in listed]
     assert [gone.reason for gone in dataset.excluded] == ["no such file"]
+
+
+def test_images_of_none_of_the_classes_teach_too(shapes: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for domain in ("chalk", "ink"):
+        for name in CLASSES:
+            shutil.copytree(shapes / domain / name, tmp_path / "all" / "data" / domain / name)
+    for folder, count in (("pool", 24), ("rest", 12)):
+        (tmp_path / "all" / folder / "star").mkdir(parents=True)
+        for number in range(count):
+            image = Image.new("RGB", (40, 40), "white")
+            x, y = rng.integers(4, 10, 2).tolist()
+            corners = [(x + 11 + (11 - 7 * (k % 2)) * np.sin(k * np.pi / 4), y + 11) for k in range(8)]
+            points = [(a, y + 11 - (11 - 7 * (k % 2)) * np.cos(k * np.pi / 4)) for k, (a, _) in enumerate(corners)]
+            ImageDraw.Draw(image).polygon(points, fill="black")
+            image.putpixel((39, 39), tuple(rng.integers(0, 256, 3).tolist()))
+            image.save(tmp_path / "all" / folder / "star" / f"{number:02}.png")
+    recording = record(tmp_path / "all", tmp_path / "recording")
+    settings = quick_settings(tmp_path / "all" / "data", recording)
+    settings["data"] |= {"target": []}
+    settings["stages"] = {"align": {"steps": 300, "lr": 1e-2}, "distill": {"steps": 1, "lr": 1e-9}}
+    texts = np.load(recording / "text_embeddings.npy").astype(np.float32)
+    star = texts[-1] / np.linalg.norm(texts[-1])
+    cosines = []
+    for number, extra in enumerate(({}, {"unlabelled": [str(tmp_path / "all" / "pool")]})):
+        data = settings["data"] | extra
+        run = vl2v.distill(settings | {"data": data}, tmp_path / f"{number}", store=tmp_path / "store")
+        pixels = [np.asarray(Image.open(file).resize((32, 32))) for file in sorted(tmp_path.glob("all/rest/star/*"))]
+        with torch.no_grad():
+            cosines.append((run.classifier.student.embed(torch.from_numpy(np.stack(pixels))).numpy() @ star).mean())
+    assert cosines[1] > cosines[0] + 0.2, "embeddings of what nobody named come nearer to the teacher's"
 
 
 def test_the_command_says_what_is_known(pool: Path, recording: Path, tmp_path: Path) -> None:

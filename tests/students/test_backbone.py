@@ -12,7 +12,7 @@ from timm.models import register_model
 from torch import nn
 
 from vl2v.errors import StudentError
-from vl2v.students.backbone import output_width, pretrained_backbone
+from vl2v.students.backbone import licence_of, output_width, pretrained_backbone
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student, new_projector
 
@@ -143,3 +143,17 @@ def test_a_re_parameterised_student_is_exported_fused(name: str) -> None:
 def test_what_would_crash_is_refused_by_name() -> None:
     with pytest.raises(StudentError, match="fastvit_t8: its training crashes PyTorch on a CPU"):
         output_width("fastvit_t8", 224)
+
+
+def test_the_starts_that_the_docs_name_can_be_built_and_have_the_licence_that_they_name() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "students.md").read_text()
+    table = page.split("<!-- starts -->")[1].split("<!-- end of starts -->")[0]
+    rows = [[cell.strip(" `") for cell in line.split("|")[1:-1]] for line in table.splitlines() if "`" in line][1:]
+    assert len(rows) == 7
+    for name, _, licence, on_cpu in rows:
+        assert licence_of(name) == licence
+        with torch.device("meta"):  # no memory, no weights
+            backbone = timm.create_model(name, num_classes=0)
+            assert backbone(torch.zeros(1, 3, 224, 224)).ndim == 2
+        if on_cpu == "yes":
+            assert output_width(name, 224) > 0

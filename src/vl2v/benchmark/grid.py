@@ -116,14 +116,14 @@ class Grid:
             for seed in range(self.first_seed, self.first_seed + self.seeds):
                 for target in targets:
                     cells = dict.fromkeys(
-                        Cell(dataset, target, method, self._student(method, student), seed)
+                        Cell(dataset, target, method, self.student_of(method, student), seed)
                         for student in self.students
                         for method in methods
                     )
                     for cell in cells:
                         yield from self._cell(cell, domains, draw or _random)
 
-    def _student(self, method: str, student: str) -> str:
+    def student_of(self, method: str, student: str) -> str:
         """Return what a method trains instead of a student."""
         if METHODS[method].tower:
             return TOWER

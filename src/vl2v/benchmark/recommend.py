@@ -1,4 +1,4 @@
-"""Which method on these images? A small tournament, every domain left out once, in the time that there is."""
+"""Which method, and which student? A small tournament, every domain left out once, in the time that there is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from typing import Any
 
 from vl2v.benchmark.engine import Engine, Local
@@ -16,12 +16,13 @@ from vl2v.benchmark.jobs import ZERO_SHOT
 from vl2v.benchmark.results import Result, mean_and_error, of, of_same_images, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import runs_of
-from vl2v.config import Tree, flat, merge
+from vl2v.config import TOWER, Tree, flat, merge
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation.compare import Lead, lead
 from vl2v.methods import find_method
 from vl2v.progress import Progress, silent
 from vl2v.runs.settings import applicable
+from vl2v.students.backbone import licence_of
 from vl2v.teachers import is_white_box
 from vl2v.training.log import MetricsLog
 
@@ -32,6 +33,8 @@ EVALUATIONS = 10  # of a stage, where its settings don't say otherwise
 BATCH = 16  # images of each source domain
 FINALISTS = 2
 
+Candidate = tuple[str, str]  # (method, student)
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -39,7 +42,10 @@ class Advice:
 
     Attributes:
         method: to be used.
-        runner_up: the best other one.
+        student: to be used, as tables call it.
+        runner_up: the best other one, in words.
+        reference: its method.
+        licence: of the weights that the student starts from.
         accuracy: of the method on domains left out, the mean.
         ahead: its lead over the runner-up.
         over_teacher: and over the zero-shot teacher.
@@ -50,7 +56,10 @@ class Advice:
     """
 
     method: str
+    student: str
     runner_up: str
+    reference: str
+    licence: str
     accuracy: float
     ahead: Lead
     over_teacher: Lead | None
@@ -61,24 +70,23 @@ class Advice:
 
     def verdict(self) -> str:
         """Return the recommendation in words."""
-        points = 100 * self.ahead.mean
+        points, best = 100 * self.ahead.mean, f"{self.method} on {self.student}"
         interval = f"[{100 * self.ahead.low:+.1f}, {100 * self.ahead.high:+.1f}]"
         if self.ahead.sure:
-            lines = [
-                f"Use {self.method}: {points:.1f} points ahead of {self.runner_up} {interval} on domains left out."
-            ]
+            lines = [f"Use {best}: {points:.1f} points ahead of {self.runner_up} {interval} on domains left out."]
         else:
             lines = [
-                f"{self.method} and {self.runner_up} can't be separated here ({points:+.1f} points, {interval}); "
-                f"{self.method} is a fair choice, and more minutes may separate them."
+                f"{best} and {self.runner_up} can't be separated here ({points:+.1f} points, {interval}); "
+                f"{best} is a fair choice, and more minutes may separate them."
             ]
+        lines.append(f"Licence of the weights that {self.student} starts from: {self.licence}.")
         teacher = self.over_teacher
         if teacher is not None and teacher.high < 0:
             lines.append(f"The zero-shot teacher itself is {-100 * teacher.mean:.1f} points better: train for longer.")
         lines.append(
             f"On an unseen domain expect about {100 * self.accuracy:.0f}%, after {self.steps} steps; more help."
         )
-        lines += [f"{method} didn't compete: {why}" for method, why in self.failed.items()]
+        lines += [f"{one} didn't compete: {why}" for one, why in self.failed.items()]
         return "\n".join([*lines, f"Then: {self.command}"])
 
 
@@ -89,7 +97,7 @@ def recommend(
     *,
     minutes: float,
     methods: Sequence[str] = CANDIDATES,
-    student: str = "lite0",
+    students: str | Sequence[str] = "lite0",
     settings: Tree | None = None,
     engine: Engine | None = None,
     budget: float = 0,
@@ -98,16 +106,17 @@ def recommend(
 ) -> Advice:
     """Hold a tournament: half of the time all candidates, with one seed, then the best two with two others.
 
-    Every domain is left out in turn. How many steps a run has follows from the time that a trial run takes.
+    Every domain is left out in turn. How many steps a run has, the same for all students, follows from the time that
+    trial runs take.
 
     Args:
         data: images of at least three domains.
         teacher: as for `distill`.
         out: a benchmark folder; an interrupted tournament is resumed.
         minutes: that it may take, roughly; queries to the teacher come on top.
-        methods: that compete, two or more; one that can't be trained drops out, and so does the zero-shot teacher,
-            which is measured anyway.
-        student: that is to be trained.
+        methods: that compete; one that can't be trained drops out, and so does the zero-shot teacher, which is
+            measured anyway.
+        students: that compete; of methods and students together two or more.
         settings: of every run.
         engine: where the runs run.
         budget: lifetime spending limit of the folder's store for a paid teacher.
@@ -121,11 +130,12 @@ def recommend(
     methods = [
         method for method in dict.fromkeys(methods) if find_method(method).stage_defaults
     ]  # the teacher isn't one
-    if len(methods) < FINALISTS:
+    students = [students] if isinstance(students, str) else list(dict.fromkeys(students))
+    if len(methods) * len(students) < FINALISTS or not methods:
         raise ConfigError(f"--methods: a tournament takes {FINALISTS} or more, for example {','.join(CANDIDATES)}")
     whole = merge(_quick(), settings or {}, {"teacher": {"spec": teacher}})
     name = data.resolve().name
-    grid = Grid({name: str(data)}, [], methods, [student], 1, settings=whole, batch=BATCH)
+    grid = Grid({name: str(data)}, [], methods, students, 1, settings=whole, batch=BATCH)
     domains = grid.datasets[name].labelled_domains
     if len(domains) < 3:
         raise DataError(
@@ -133,50 +143,78 @@ def recommend(
             "Sort the images into domain/class/ folders, by source or style"
         )
     engine = engine or Local()
-    reasons: dict[str, str] = {}
-    towers = [method for method in methods if find_method(method).tower]
-    if towers and not is_white_box(teacher):
-        reasons = dict.fromkeys(towers, f"it starts from the teacher's weights, and {teacher} is a black box")
+    reasons: dict[Candidate, str] = {}
+    candidates = list(dict.fromkeys((m, grid.student_of(m, s)) for s in students for m in methods))
+    if not is_white_box(teacher):
+        why = f"it starts from the teacher's weights, and {teacher} is a black box"
+        reasons = {one: why for one in candidates if find_method(one[0]).tower}
 
-    def hold(methods: Sequence[str], steps: int, seeds: range) -> list[Result]:
-        part = replace(grid, methods=methods, first_seed=seeds.start, seeds=len(seeds), steps=steps)
-        bench = plan(part, out)
-        run(bench, engine=engine, budget=budget, progress=progress, notify=notify)
-        names = {bench.work.folder_of(job) for job in bench.jobs}
-        for job in bench.missing:
-            reasons.setdefault(job.method, bench.work.failure(job) or "another process has its runs")
-        found = [one for one in results(bench.work) if one.folder in names and one.method not in reasons]
-        return of_same_images(found)[0]
+    def hold(those: Sequence[Candidate], steps: int, seeds: range) -> list[Result]:
+        names, work = set(), None
+        for student in dict.fromkeys(student for _, student in those):
+            own = [method for method, other in those if other == student]
+            part = replace(grid, methods=own, first_seed=seeds.start, seeds=len(seeds), steps=steps)
+            bench = plan(replace(part, students=students[:1] if student == TOWER else [student]), out)
+            run(bench, engine=engine, budget=budget, progress=progress, notify=notify)
+            names |= {bench.work.folder_of(job) for job in bench.jobs}
+            for job in bench.missing:
+                failed = bench.work.failure(job) or "another process has its runs"
+                reasons.setdefault((job.method, job.student), failed)
+            work = bench.work
+        found = [] if work is None else [one for one in results(work) if one.folder in names]
+        return of_same_images([one for one in found if (one.method, one.student) not in reasons])[0]
 
-    def enough(methods: Sequence[str], wanted: int) -> list[str]:
-        left = [method for method in methods if method not in reasons]
+    def of_one(found: Sequence[Result], one: Candidate) -> list[Result]:
+        return of(found, method=one[0]) if one[0] == ZERO_SHOT else of(found, method=one[0], student=one[1])
+
+    def enough(those: Sequence[Candidate], wanted: int) -> list[Candidate]:
+        left = [one for one in those if one not in reasons]
         if len(left) < wanted:
-            raise ConfigError("; ".join(f"{method}: {why}" for method, why in reasons.items()))
+            raise ConfigError("; ".join(f"{_words(one, students)}: {why}" for one, why in reasons.items()))
         return left
 
-    tried = [method for method in dict.fromkeys(["erm", *methods]) if method not in reasons]
-    trials = (hold([method], TRIAL_STEPS, range(1)) for method in tried)
-    trial = next(filter(None, trials), [])  # of the first that can be trained
-    left = enough(methods, FINALISTS)
-    paces = _paces(trial)
+    paces = []
+    for student in dict.fromkeys(student for _, student in candidates):
+        tried = [("erm", student), *(one for one in candidates if one[1] == student)]
+        trials = (hold([one], TRIAL_STEPS, range(1)) for one in dict.fromkeys(tried) if one not in reasons)
+        if trial := next(filter(None, trials), []):  # of the first that can be trained
+            paces.append(_paces(trial))
+    left = enough(candidates, FINALISTS)
+    teacher_itself = (ZERO_SHOT, left[0][1])
+    pace = (mean(step for step, _ in paces), mean(evaluation for _, evaluation in paces))
     half = 60 * minutes / 2
-    first = _steps(half, paces, len(left) * len(domains), engine)
-    opening = hold([ZERO_SHOT, *left], first, range(1))
-    ranked = sorted(enough(left, FINALISTS), key=lambda method: -mean_and_error(of(opening, method=method))[0])
-    last = max(first, _steps(half, paces, FINALISTS * 2 * len(domains), engine))
-    final = hold([ZERO_SHOT, *ranked[:FINALISTS]], last, range(1, 3))  # by others than chose the finalists
-    best, second = sorted(
-        enough(ranked[:FINALISTS], FINALISTS), key=lambda method: -mean_and_error(of(final, method=method))[0]
-    )
-    runs = {method: runs_of(of(final, method=method)) for method in (best, second, ZERO_SHOT)}
+    first = _steps(half, pace, len(left) * len(domains), engine)
+    opening = hold([teacher_itself, *left], first, range(1))
+    ranked = sorted(enough(left, FINALISTS), key=lambda one: -mean_and_error(of_one(opening, one))[0])
+    last = max(first, _steps(half, pace, FINALISTS * 2 * len(domains), engine))
+    final = hold([teacher_itself, *ranked[:FINALISTS]], last, range(1, 3))  # by others than chose the finalists
+    best, second = sorted(enough(ranked[:FINALISTS], FINALISTS), key=lambda one: -mean_and_error(of_one(final, one))[0])
+    runs = {one: runs_of(of_one(final, one)) for one in (best, second, teacher_itself)}
     ahead = lead(runs[best], runs[second])
     assert ahead is not None
-    *_, stage = find_method(best).stage_defaults
+    method, student = best
+    *_, stage = find_method(method).stage_defaults
     sizes = {"stages": {stage: {"steps": max(1000, last), "batch_per_domain": BATCH}}}
-    command = _command(data, STUDENTS.get(student, student), best, merge(whole, sizes), out / "store")
-    accuracy = mean_and_error(of(final, method=best))[0]
-    failed = {method: why for method, why in reasons.items() if method in methods}
-    return Advice(best, second, accuracy, ahead, lead(runs[best], runs[ZERO_SHOT]), final, last, command, failed)
+    name = STUDENTS.get(student, student)
+    return Advice(
+        method=method,
+        student=student,
+        runner_up=_words(second, students),
+        reference=second[0],
+        licence=licence_of(name),
+        accuracy=mean_and_error(of_one(final, best))[0],
+        ahead=ahead,
+        over_teacher=lead(runs[best], runs[teacher_itself]),
+        table=final,
+        steps=last,
+        command=_command(data, name, method, merge(whole, sizes), out / "store"),
+        failed={_words(one, students): why for one, why in reasons.items() if one in candidates},
+    )
+
+
+def _words(one: Candidate, students: Sequence[str]) -> str:
+    """Return what a candidate is called: by its method, and by its student where there are several."""
+    return one[0] if len(students) == 1 else f"{one[0]} on {one[1]}"
 
 
 def _command(data: Path, student: str, method: str, settings: Tree, store: Path) -> str:

@@ -102,7 +102,7 @@ def as_table(
     if shown:
         notes.append(
             "Published, with CLIP ViT-B/16 as the teacher, on the whole datasets: black, a ViT-B/16 that starts from "
-            "ImageNet; white, the teacher's own tower. Not comparable with the rest."
+            "ImageNet; white, the teacher's own tower; resnet50, from ImageNet. Not comparable with the rest."
         )
     return Table(heads, rows, tuple(bold), notes, left=("student", "method"))
 
@@ -211,7 +211,7 @@ def _published(datasets: set[str]) -> Callable[[str, str], str]:
     def figure(student: str, method: str) -> str:
         entry = METHODS.get(method)
         starts_there = entry is not None and (not entry.stage_defaults or entry.tower)
-        box = "white" if student == TOWER or starts_there else "black"
+        box = "white" if student == TOWER or starts_there else "resnet50" if student == "resnet50" else "black"
         found = tree[box].get(method, {}).get(column)
         return "" if found is None else f"{found:.1f} {box}"
 

@@ -168,14 +168,16 @@ def recommend(
     methods: Annotated[
         str, typer.Option(help="Methods to compare, separated by commas.")
     ] = "lp-ft,erm,kd,adip,adip-plus",
-    student: Annotated[str, typer.Option(help="Student to train.")] = "lite0",
+    students: Annotated[
+        str, typer.Option("--students", "--student", help="Students to compare, separated by commas.")
+    ] = "lite0",
     out: Annotated[Path, typer.Option(help="Folder for the tournament's runs.")] = Path("runs/recommend"),
     engine: Engine = "local",
     budget: Budget = 0,
     config: ConfigFile = None,
     pairs: Set = None,
 ) -> None:
-    """Run a small tournament of methods on your own images and recommend one."""
+    """Run a small tournament of methods and students on your own images and recommend one."""
     from vl2v.benchmark.engine import engine_named
     from vl2v.benchmark.grid import methods_for, split_names
     from vl2v.benchmark.recommend import recommend as hold
@@ -195,14 +197,14 @@ def recommend(
             out,
             minutes=minutes,
             methods=methods_for(split_names(methods), spec),
-            student=student,
+            students=split_names(students),
             settings=settings,
             engine=engine_named(engine),
             budget=budget,
             progress=progress,
             notify=notify,
         )
-    typer.echo(as_table(advice.table, reference=advice.runner_up, published=False).render("md"))
+    typer.echo(as_table(advice.table, reference=advice.reference, published=False).render("md"))
     typer.echo()
     say(advice.verdict())
 

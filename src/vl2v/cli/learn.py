@@ -41,7 +41,7 @@ Select = Annotated[
     str | None, typer.Option(help="Number of training images to query, or 'known' for cached embeddings only.")
 ]
 Strategy = Annotated[
-    str | None, typer.Option(help="How images are selected: random, balanced, kcenter or uncertainty.")
+    str | None, typer.Option(help="How images are selected: random, balanced, kcenter, uncertainty or nearest.")
 ]
 Method = Annotated[str | None, typer.Option(help="Training method, adip by default; see `vl2v methods`.")]
 Student = Annotated[str | None, typer.Option(help="Student: a timm model.")]

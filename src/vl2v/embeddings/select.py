@@ -1,7 +1,7 @@
 """Which training images a teacher is queried about, when not all are: orders of images, the first ones first.
 
-Every order is a function of its arguments and the seed alone, and all but `uncertain_order` are nested: the first 100
-of 1,000 are the 100. So a larger number queries only the difference.
+Every order is a function of its arguments and the seed alone, and all but those of `BY_STUDENT` are nested: the first
+100 of 1,000 are the 100. So a larger number queries only the difference.
 """
 
 from __future__ import annotations
@@ -83,6 +83,19 @@ def uncertain_order(logits: NDArray[np.float32]) -> Indices:
     return np.argsort(best[:, 1] - best[:, 0], kind="stable")
 
 
+def nearest_order(logits: NDArray[np.float32]) -> Indices:
+    """Return the images by how near the best class is, the nearest first: of a pool, what is of none comes last.
+
+    Args:
+        logits: [n, C], cosines of a first student's embeddings and the class embeddings, or a multiple of them.
+    """
+    return np.argsort(-logits.max(1), kind="stable")
+
+
+BY_STUDENT = {"uncertainty": uncertain_order, "nearest": nearest_order}
+"""Strategies that go by a first student, trained on half of the images: the order of the others by its logits."""
+
+
 def select_images(
     session: TeacherSession,
     training: Indices,
@@ -99,7 +112,7 @@ def select_images(
         session: the teacher and the images.
         training: the images to select from (dataset indices, sorted).
         features: for the strategies that depend on images.
-        classify: for the strategy "uncertainty".
+        classify: for the strategies that go by a first student (`BY_STUDENT`).
         run: the run folder.
     """
     wanted = session.config.teacher.select
@@ -139,16 +152,16 @@ def _select(session: TeacherSession, training: Indices, features: FeaturesOf, cl
     rows = features(training)[np.searchsorted(training, images)]  # of all: Align needs them anyway
     if config.teacher.strategy == "kcenter":
         return images[k_center_order(rows, count)]
-    return _uncertain(session, images, rows, classify, count)
+    return _by_student(session, images, rows, classify, count)
 
 
-def _uncertain(session: TeacherSession, images: Indices, rows: Rows, classify: Classify, count: int) -> Indices:
-    """Return half of the images by k-center, then those that a student trained on these is least certain of."""
+def _by_student(session: TeacherSession, images: Indices, rows: Rows, classify: Classify, count: int) -> Indices:
+    """Return half of the images by k-center, then those that come first by a student trained on these."""
     half = k_center_order(rows, count // 2)
     session.query(images[half])
     rest = np.setdiff1d(np.arange(len(images)), half)
     logits = classify(session.targets(images[half]), rows[rest])
-    more = rest[uncertain_order(logits)[: count - len(half)]]
+    more = rest[BY_STUDENT[session.config.teacher.strategy](logits)[: count - len(half)]]
     return np.concatenate([images[half], images[more]])
 
 

@@ -116,6 +116,50 @@ class BetaAverage(Averager):
         self.mean = dict(tensors)
 
 
+class TailAverage(Averager):
+    """Average the weights of all steps but the first ones alike, at a constant learning rate.
+
+    Arpit et al., "Ensemble of Averages", NeurIPS 2022, section 3; in ERM++ (Teterwak et al., arXiv 2304.01973).
+
+    Args:
+        after: steps that don't count; half of the stage's, if it has fewer than twice as many.
+    """
+
+    over_steps = True
+
+    def __init__(self, after: int) -> None:
+        super().__init__()
+        self.after = after
+        self.taken = 0
+        self.mean: Weights = {}
+
+    def begin(self, weights: Mapping[str, Tensor], steps: int) -> None:
+        """Take the length of the stage."""
+        self.after = min(self.after, steps // 2)
+
+    def step(self, weights: Mapping[str, Tensor]) -> None:
+        """Take the weights after an optimiser step into the mean."""
+        self.taken += 1
+        count = self.taken - self.after
+        if count == 1:
+            self.mean = {key: value.detach().clone() for key, value in weights.items()}
+        elif count > 1:
+            for key, value in self.mean.items():
+                value.lerp_(weights[key].detach(), 1 / count)
+
+    def finish(self, trained: Weights, start: Weights, score: Callable[[Weights], Scores]) -> Weights:
+        """Return the mean."""
+        return self.mean or trained
+
+    def state(self) -> tuple[dict[str, Any], Weights]:
+        """Return the number of steps, and the mean."""
+        return {"taken": self.taken}, self.mean
+
+    def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned."""
+        self.taken, self.mean = numbers["taken"], dict(tensors)
+
+
 class Interpolation(Averager):
     """End at start + t (trained - start); of several t at the one with the best source validation.
 

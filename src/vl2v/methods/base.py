@@ -181,6 +181,7 @@ class Task:
         class_term: whether it reads the teacher's logits (`Targets.logits`), which `teacher.adapt` changes.
         anchors: whether the teacher is also queried about every class in each source domain's words.
         refits: whether the projector is fitted anew, in closed form, to the backbone that the stages end with.
+        retrains: whether it is trained once more, on the validation images as well (`train.retrain`).
         stage_defaults: the stages' settings where the user gives none, by stage; none: nothing is trained.
         Settings: the type of the method's own settings, `[loss]` of a configuration.
     """
@@ -194,6 +195,7 @@ class Task:
     class_term: ClassVar[bool] = False
     anchors: ClassVar[bool] = False
     refits: ClassVar[bool] = False
+    retrains: ClassVar[bool] = False
     stage_defaults: ClassVar[Mapping[str, Any]] = {}
 
     Settings: ClassVar[type[Section]] = Section

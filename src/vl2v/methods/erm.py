@@ -6,6 +6,9 @@ ICLR 2022.
 
 from __future__ import annotations
 
+from functools import partial
+
+from vl2v.methods.averaging import TailAverage
 from vl2v.methods.base import Output, Stage, Targets, Task, Terms
 from vl2v.methods.registry import register
 
@@ -76,6 +79,26 @@ class LpFt(Erm):
     def stages(self) -> tuple[Stage, ...]:
         """The head alone, then everything."""
         return (PROBE, *super().stages)
+
+
+@register("erm++")
+class ErmPlusPlus(Finetuning):
+    """The head first, then everything at a constant rate, averaged; then once more on all source images.
+
+    Teterwak et al., "ERM++: An Improved Baseline for Domain Generalization", arXiv 2304.01973, section 3, with the
+    public code's 500 steps of the head alone and 100 more before the average begins. Where validation chooses the
+    number of steps, it is that of single weights, not of their average. Batch norms stay in eval mode unless
+    `student.batch_norm` says otherwise, and the start is whatever `student.weights` are.
+    """
+
+    title = "the head first, then constant-rate averaging, then all source images"
+    retrains = True
+    stage_defaults = {"probe": {"steps": 500, "lr": 1e-3}, "finetune": {**FINETUNE, "schedule": "constant"}}
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The head alone, then everything."""
+        return PROBE, Stage("finetune", "all", cross_entropy, averagers=(partial(TailAverage, 100),))
 
 
 @register("erm-text")

@@ -70,6 +70,12 @@ class Sources:
         """The images that the teacher may be queried about, sorted: without any label the held-out ones, too."""
         return self.training if self.labelled else np.sort(np.concatenate([self.training, self.split.val]))
 
+    def with_validation(self) -> Sources:
+        """Return the same, with the validation images among those to learn from, too."""
+        name = "train" if self.labelled else "unlabelled"
+        more = np.sort(np.concatenate([getattr(self.split, name), self.split.val]))
+        return replace(self, split=replace(self.split, **{name: more}))
+
     @property
     def labelled(self) -> bool:
         """Whether there are images with labels to learn from; else the teacher's word stands for them."""

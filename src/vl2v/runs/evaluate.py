@@ -124,6 +124,8 @@ def evaluate_images(
     if own and run is not None:
         notes = _of_sources(run, images)
         notes = [agreement_note(classifier), *notes] if unlabelled else notes
+        if "retrained" in classifier.about:
+            notes.append("accuracy on source domains is that of images which it was trained on at last (train.retrain)")
     elif unlabelled and run is not None:
         mine = [row for row in rows if row.who == STUDENT]
         notes += sample_notes(mine, found, Images(run.config.data, session).sources.audit)

@@ -15,6 +15,7 @@ from vl2v.config import RunConfig
 from vl2v.embeddings.bill import Cost, cost, with_budget
 from vl2v.embeddings.fetch import Refusal
 from vl2v.embeddings.plan import Plan
+from vl2v.embeddings.select import BY_STUDENT
 from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.teaching import clean_images, fixed_views, the_teacher, tower
@@ -84,7 +85,8 @@ def embed(
         preset: as for `distill`.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
-        dry_run: only plan, query nothing. ("uncertainty" can't select its images before some are queried.)
+        dry_run: only plan, query nothing. (A strategy that goes by a first student can't select its
+            images before some are queried.)
         cluster: where the images are embedded; by default in this process.
         progress: called with the progress.
         **options: see `vl2v.runs.settings.Options`.
@@ -135,7 +137,7 @@ def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDAr
         return None
     from vl2v.runs.features import selected
 
-    if dry_run and config.teacher.strategy == "uncertainty":  # as many, though not the same
+    if dry_run and config.teacher.strategy in BY_STUDENT:  # as many, though not the same
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"strategy": "random"})})
         session = replace(session, config=config)
     return selected(session, sources, free_features(config, sources, session.progress))

@@ -115,13 +115,14 @@ def advise(
                 f"{plan.texts} texts are queried; query at least {FEWEST} images first, for example with "
                 "--select 300"
             )
+        held = sources.queried[:0] if sources.labelled else sources.split.val  # which the teacher's word validates
         features = free_features(config, sources, progress)
         points = []
         for share in SHARES:
             count = round(share * len(cached))
             accuracies = []
             for seed in range(SEEDS):
-                drawn = np.sort(cached[random_order(len(cached), seed)[:count]])
+                drawn = np.union1d(cached[random_order(len(cached), seed)[:count]], held)
                 _, scores = aligned(config, sources, features, session.targets(drawn), seed, steps=300)
                 accuracies.append(scores.accuracy)
             error = float(np.std(accuracies, ddof=1) / SEEDS**0.5)

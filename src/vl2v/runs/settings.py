@@ -39,6 +39,7 @@ _OPTIONS = {
     "quick": "train.quick",
 }
 _OF_LABELS = ("data.target", "data.layout", "teacher.adapt")
+_NOT_TWICE = ("train.swad", "train.quick")
 _NEEDS = {
     "teacher.view_seed": "teacher.views",
     "teacher.strategy": "teacher.select",
@@ -55,7 +56,7 @@ class Options(TypedDict, total=False):
         image_size: the student's pixels a side.
         views: fixed augmented views of each image to query, too.
         select: how many training images to query, or "known" for those with cached embeddings.
-        strategy: "random", "balanced", "kcenter" or "uncertainty".
+        strategy: "random", "balanced", "kcenter", "uncertainty" or "nearest".
         online_teacher: query every augmented batch anew (white boxes only).
         quick: "auto": train the upper blocks only, on cached activations of the lower ones; or the first block trained.
         prompts: a section of `vl2v.config.RunConfig`, as a mapping; so are the following.
@@ -69,7 +70,7 @@ class Options(TypedDict, total=False):
     image_size: int
     views: int
     select: int | Literal["known"]
-    strategy: Literal["random", "balanced", "kcenter", "uncertainty"]
+    strategy: Literal["random", "balanced", "kcenter", "uncertainty", "nearest"]
     online_teacher: bool
     quick: str
     prompts: Mapping[str, Any]
@@ -187,6 +188,10 @@ def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
             reasons[name] = "no image has a label (data.classes)"
         elif name == "teacher.adapt" and not task.class_term:
             reasons[name] = f"the loss of method {task.name} has no term of the teacher's logits, which it changes"
+        elif (
+            name in _NOT_TWICE and value != "off" and task.retrains and given.get("train.retrain", "method") == "method"
+        ):
+            reasons[name] = f"method {task.name} is trained once more on all source images (train.retrain)"
         elif name in _NEEDS and not given.get(_NEEDS[name]):
             reasons[name] = f"only with {_NEEDS[name]}"
     return reasons
@@ -246,6 +251,11 @@ def without_paths(tree: Any) -> Any:
 def refits(config: RunConfig, task: Task | type[Task]) -> bool:
     """Return whether a run's last layer is fitted in closed form at its end."""
     return config.train.head in ("refit", "auto", "only") or (task.refits and config.train.head == "method")
+
+
+def retrains(config: RunConfig, task: Task | type[Task]) -> bool:
+    """Return whether a run is trained once more, on the validation images as well."""
+    return config.train.retrain == "on" or (task.retrains and config.train.retrain == "method")
 
 
 def has_tower(config: RunConfig, task: Task | type[Task]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import shutil
 import warnings
@@ -37,7 +38,7 @@ from vl2v.runs.folder import Run, locked, open_run, save_version
 from vl2v.runs.image_identity import predictions_of, same_images, save_images
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
 from vl2v.runs.session import open_session, queries_online
-from vl2v.runs.settings import Options, has_tower, refits, resolve, settings_of
+from vl2v.runs.settings import Options, has_tower, refits, resolve, retrains, settings_of
 from vl2v.runs.unlabelled import labelled_by_teacher
 from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
@@ -56,6 +57,8 @@ from vl2v.training.stage import StageWork, Validation
 from vl2v.training.swad import Swad
 
 ACTIVATIONS = "activations"  # folder of a run that trains the upper blocks only, until it ends
+
+AGAIN = "again"  # the folder, in a run's, of the training on all source images
 
 
 def distill(
@@ -183,7 +186,11 @@ def _evaluated(run: Run, images: Images, session: Session) -> None:
         evaluation, predictions = evaluate_images(run, session=session, images=images)
         predictions.save(run.folder)
         run.save_evaluation(evaluation)
-    for temporary in ("checkpoints", ACTIVATIONS):  # the former is five times the student's size
+    for temporary in (
+        "checkpoints",
+        f"{AGAIN}/checkpoints",
+        ACTIVATIONS,
+    ):  # the former is five times the student's size
         shutil.rmtree(run.folder / temporary, ignore_errors=True)
 
 
@@ -298,6 +305,8 @@ def train(
     features.spread()
     task = settled(task, run.folder, sources, targets, features, fabric, progress)
     work = _Work(run, student, sources, targets, views, trainer, features, probabilities)
+    again = retrains(config, task)
+    start = copy.deepcopy(student) if again else student
     stages = task.stages if parent is None else task.stages[-1:]  # whose projector fits already
     stages = () if config.train.head == "only" else stages
     with ExitStack() as held:
@@ -307,36 +316,56 @@ def train(
             trainer.fit(student, [(stage, partial(work.of, stage)) for stage in stages], keep)
     if not fabric.is_global_zero:
         return
-    student.fold()
 
     def new_features(one: Student) -> Features:
         return Features(one, sources.dataset, fabric, config.data.workers, progress)
 
-    head = config.train.head
-    if refits(config, task):
-        trained = new_features(student)
-        if head != "method":
-            progress(refit(student, task, sources, targets, trained, head), 1, 1, "")
-        elif (best := align_again(student, sources, targets, trained)) is not None:
-            progress(f"aligned again, lambda {best:g}", 1, 1, "")
-    if parent is not None:
-        progress(toward_parent(student, parent, sources, targets, new_features), 1, 1, "")
-    texts = torch.from_numpy(targets.texts) if student.head == "text" and targets.texts is not None else None
-    scale = targets.scale if student.head == "text" else 1.0
-    classifier = Classifier(
-        student,
-        list(sources.dataset.classes),
-        texts,
-        scale=scale,
-        about=_about(config, sources, teacher, targets, own_tower=own_tower),
-    )
+    def classifier_of(student: Student, sources: Sources) -> Classifier:
+        student.fold()
+        head = config.train.head
+        if refits(config, task):
+            trained = new_features(student)
+            if head != "method":
+                progress(refit(student, task, sources, targets, trained, head), 1, 1, "")
+            elif (best := align_again(student, sources, targets, trained)) is not None:
+                progress(f"aligned again, lambda {best:g}", 1, 1, "")
+        if parent is not None:
+            progress(toward_parent(student, parent, sources, targets, new_features), 1, 1, "")
+        texts = torch.from_numpy(targets.texts) if student.head == "text" and targets.texts is not None else None
+        scale = targets.scale if student.head == "text" else 1.0
+        about = _about(config, sources, teacher, targets, own_tower=own_tower)
+        return Classifier(student, list(sources.dataset.classes), texts, scale=scale, about=about)
+
+    classifier = classifier_of(student, sources)
     _calibrate(classifier, sources, config.data.workers, probabilities)
+    if again and stages:
+        best = config.train.select == "best"
+        steps = trainer.log.best_step(stages[-1].name) if best else trainer.log.rows()[-1]["step"]
+        progress(f"once more, {steps:,} steps on all source images", 1, 1, "")
+        everything = sources.with_validation()
+        (run.folder / AGAIN).mkdir(exist_ok=True)
+        second = _new_trainer(run.folder / AGAIN, _retraining(config), progress)
+        second.prepare(start)
+        work = replace(
+            work, student=start, sources=everything, trainer=second, features=new_features(start), steps=steps
+        )
+        second.fit(start, [(stage, partial(work.of, stage)) for stage in stages])
+        first, classifier = classifier, classifier_of(start, everything)
+        classifier.temperature, classifier.threshold = first.temperature, first.threshold
+        classifier.about = {**first.about, "images": everything.counts, "retrained": steps}
+    texts = classifier.texts
     if texts is not None and sources.others and teacher is not None:
         prompts = prompts_for(sources.others, config.prompts, sources.names)
         others = torch.from_numpy(text_targets(store, teacher.fingerprint, prompts))
         classifier.texts = torch.cat([texts, others.to(texts)])
         classifier.classes += sources.others
     classifier.save(run.folder / "student")
+
+
+def _retraining(config: RunConfig) -> RunConfig:
+    """Return the settings of a training that nothing validates any more."""
+    train = config.train.model_copy(update={"select": "last", "steps": "set", "swad": False, "tensorboard": False})
+    return config.model_copy(update={"train": train})
 
 
 def _about(
@@ -429,6 +458,12 @@ def _check_parts(config: RunConfig, task: Task, devices: int) -> None:
     Raises:
         ConfigError: it can't.
     """
+    if retrains(config, task):
+        for name, clashes in (("swad", config.train.swad), ("quick", config.train.quick != "off")):
+            if clashes:
+                raise ConfigError(f"train.{name}: doesn't go with training once more; set train.retrain='off'")
+        if devices > 1:
+            raise ConfigError("train.retrain: a run on several devices isn't trained once more; set it to 'off'")
     if devices == 1:
         return
     if config.train.quick != "off":
@@ -460,11 +495,17 @@ class _Work:
     trainer: Trainer
     features: Features
     probabilities: Tensor | None = None
+    steps: int | None = None  # of the last stage, where validation has chosen them
 
     def of(self, stage: Stage) -> StageWork:
         config = self.run.config
         cached = stage.trains == "projector" and not config.published.align_through_backbone
         settings = config.stages[stage.key]
+        if config.train.steps == "auto" and stage.trains != "projector":
+            every = settings.eval_every or max(1, min(100, settings.steps // 10))
+            settings = settings.model_copy(update={"schedule": "constant", "eval_every": every})
+        if self.steps is not None and stage.name == task_of(config).stages[-1].name:
+            settings = settings.model_copy(update={"steps": self.steps})
         targets = self.targets
         groups = self.sources.groups(targets.queried(self.sources.split.unlabelled))
         seed, part = derive(config.seed, stage.name), self.trainer.part

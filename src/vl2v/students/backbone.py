@@ -95,6 +95,19 @@ def weights_of(name: str, weights: str) -> str:
     return "random" if source == "none" else public_name(source)
 
 
+def licence_of(name: str) -> str:
+    """Return the licence of a timm model's pretrained weights, as timm has it.
+
+    Examples:
+        >>> licence_of("mobilenetv4_conv_small.e2400_r224_in1k")
+        'apache-2.0'
+    """
+    known = timm.get_pretrained_cfg(name)
+    if known is None or not known.hf_hub_id:
+        return "unknown: check it where they come from"
+    return known.license or f"unknown: check it at {known.hf_hub_id}"
+
+
 def image_size_of(name: str, wanted: int | None) -> int:
     """Return the wanted input size in pixels, or the model's own.
 

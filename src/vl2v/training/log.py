@@ -59,6 +59,12 @@ class MetricsLog:
         if self.on_metrics is not None:
             self.on_metrics(row)
 
+    def best_step(self, stage: str) -> int:
+        """Return the step of a stage whose weights validate best, as the loop prefers them."""
+        rows = [row for row in self.rows() if row["stage"] == stage]
+        best = max(rows, key=lambda row: (row["val_accuracy"], -row["val_loss"], -row["step"]))
+        return int(best["step"])
+
     def rows(self) -> list[Row]:
         """Return all rows; a last line that was cut off by a crash is left out."""
         if not self.path.exists():

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from vl2v.training.loop import Trainer
 
 
+PATIENCE = 5  # validations in a row that are no better end a stage, where that is wanted
+
+
 @dataclass(frozen=True)
 class Validation:
     """The source domains' validation images.
@@ -115,6 +118,8 @@ class StageRun:
         self.at_once = 0  # images of each domain; 0: not chosen yet
         self.step = 0
         self.images = 0  # seen since the last evaluation
+        self.ends_early = trainer.config.steps == "auto" and work.stage.trains != "projector"
+        self.no_better = 0  # validations since the best one
         self.best: Scores | None = None
         self.best_weights: Weights = {}
 
@@ -126,7 +131,7 @@ class StageRun:
         meter = _Meter()
         self._train_mode()  # evaluations give it back
         self.trainer.progress(name, self.step, settings.steps, "")
-        while self.step < settings.steps:
+        while self.step < settings.steps and not (self.ends_early and self.no_better >= PATIENCE):
             terms = self._optimise(batches)
             self.step += 1
             meter.add(terms)
@@ -174,6 +179,7 @@ class StageRun:
         if not state["step"]:
             return
         self.step = state["step"]
+        self.no_better = state.get("no_better", 0)
         self.at_once = state.get("at_once", self.work.settings.batch_per_domain)  # another number: other last digits
         self.start = under("start/", tensors)
         with torch.no_grad():
@@ -319,7 +325,9 @@ class StageRun:
 
     def _evaluate(self) -> Scores:
         scores = self._scores()
+        self.no_better += 1
         if scores.better_than(self.best):
+            self.no_better = 0
             self.best = scores
             self.best_weights = _copied(self.weights)
         for averager in self.averagers:
@@ -347,6 +355,7 @@ class StageRun:
                 "best": best,
                 "averagers": [n for n, _ in states],
                 "at_once": self.at_once,
+                "no_better": self.no_better,
             },
             model=self.student.state_dict(),
             best=self.best_weights,

@@ -1,0 +1,133 @@
+"""The tables of docs/findings.md, made from docs/findings.csv: a line a run, with the version that trained it.
+
+    python tools/findings.py add NAME BENCH...   # finished runs of benchmark folders, in place of table NAME's lines
+    python tools/findings.py                     # write the tables between <!-- table NAME --> and <!-- end -->
+    python tools/findings.py --check             # exit with 1 if that would change the page
+
+`<!-- table NAME reference=kd -->` counts leads from a method. Each line of the CSV has what a run got right of its
+unseen domain, image by image (as the bits of a hexadecimal number), so that intervals are computed anew. Of a folder,
+the runs of the settings that were given last are taken, whichever version trained them; of several draws the first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vl2v.benchmark.results import Result, of_same_images
+from vl2v.benchmark.results import result_of as result_of_job
+from vl2v.benchmark.table import as_table
+from vl2v.benchmark.worklist import WorkList
+from vl2v.evaluation.compare import Marks
+from vl2v.io import read_json
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+PAGE, DATA = DOCS / "findings.md", DOCS / "findings.csv"
+FIGURES = ("accuracy", "in_split", "seen", "seconds")
+HEADS = ("table", "dataset", "target", "student", "method", "seed", "version", *FIGURES, "images", "right")
+PLACE = re.compile(r"(<!-- table (\S+)(?: reference=(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def line_of(table: str, result: Result, version: str) -> dict[str, str]:
+    """Return a run as a line of the CSV."""
+    figures = {name: f"{getattr(result, name):.6g}" for name in FIGURES}
+    marks = result.marks
+    return {
+        "table": table,
+        **{name: str(getattr(result, name)) for name in HEADS[1:6]},
+        "version": version,
+        **figures,
+        "images": "" if marks is None else _ranges(marks.images),
+        "right": "" if marks is None else np.packbits(marks.right).tobytes().hex(),
+    }
+
+
+def result_of(line: dict[str, str]) -> Result:
+    """Return the run of a line."""
+    marks = None
+    if line["images"]:
+        images = np.concatenate([np.arange(a, b + 1) for a, b in map(_range, line["images"].split())])
+        right = np.unpackbits(np.frombuffer(bytes.fromhex(line["right"]), np.uint8), count=len(images))
+        marks = Marks(images.astype(np.int64), right.astype(np.bool_))
+    names = {name: line[name] for name in HEADS[1:5]}
+    figures = {name: float(line[name]) for name in FIGURES}
+    return Result(**names, seed=int(line["seed"]), **figures, folder=DATA, marks=marks)
+
+
+def _range(text: str) -> tuple[int, int]:
+    first, _, last = text.partition("-")
+    return int(first), int(last or first)
+
+
+def _ranges(images: np.ndarray) -> str:
+    """Return rising numbers as ranges: "3-7 9"."""
+    cuts = np.flatnonzero(np.diff(images) != 1) + 1
+    return " ".join(
+        f"{part[0]}-{part[-1]}" if len(part) > 1 else f"{part[0]}" for part in np.split(images, cuts) if len(part)
+    )
+
+
+def read() -> list[dict[str, str]]:
+    """Return the lines of the CSV."""
+    with DATA.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def add(table: str, benches: Sequence[Path]) -> None:
+    """Put the runs of benchmark folders in place of a table's lines."""
+    found: dict[Path, tuple[Result, str]] = {}
+    for work in map(WorkList, benches):
+        shown = read_json(work.folder / "shown.json")
+        names = set(shown["jobs"][shown["variant"]])
+        for job in work.jobs():
+            if job.name in names and not job.held and not job.draw and work.trained(job):
+                result = result_of_job(work, job)
+                if result is not None:
+                    found[result.folder] = result, job.version
+    same = of_same_images([result for result, _ in found.values()])[0]
+    lines = [line for line in read() if line["table"] != table] if DATA.exists() else []
+    lines += [line_of(table, one, found[one.folder][1]) for one in same]
+    with DATA.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, HEADS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    print(f"{len(same)} runs in table {table}")
+
+
+def page() -> str:
+    """Return the page with its tables made anew."""
+    lines = read()
+
+    def table(place: re.Match[str]) -> str:
+        found = [result_of(line) for line in lines if line["table"] == place[2]]
+        return f"{place[1]}\n{as_table(found, reference=place[3], published=False).render('md')}\n\n{place[4]}"
+
+    return PLACE.sub(table, PAGE.read_text(encoding="utf-8"))
+
+
+def main() -> int:
+    """Do what the command line says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    verbs = parser.add_subparsers(dest="verb")
+    adding = verbs.add_parser("add")
+    adding.add_argument("table")
+    adding.add_argument("benches", type=Path, nargs="+")
+    given = parser.parse_args()
+    if given.verb == "add":
+        add(given.table, given.benches)
+    made, there = page(), PAGE.read_text(encoding="utf-8")
+    if given.check:
+        return int(made != there)
+    PAGE.write_text(made, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
