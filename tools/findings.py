@@ -15,6 +15,7 @@ import argparse
 import csv
 import re
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -106,7 +107,9 @@ def page() -> str:
 
     def table(place: re.Match[str]) -> str:
         found = [result_of(line) for line in lines if line["table"] == place[2]]
-        return f"{place[1]}\n{as_table(found, reference=place[3], published=False).render('md')}\n\n{place[4]}"
+        text = as_table(found, reference=place[3], published=False).render("md")
+        lines_of = (line if line.startswith("|") else textwrap.fill(line, 120) for line in text.split("\n"))
+        return f"{place[1]}\n{chr(10).join(lines_of)}\n\n{place[4]}"
 
     return PLACE.sub(table, PAGE.read_text(encoding="utf-8"))
 
