@@ -578,7 +578,7 @@ def test_told_to_stop_it_answers_and_bills_what_it_accepted(tmp_path):
     try:
         url = f"http://127.0.0.1:{port}"
         _until_up(url, process)
-        body = {"model": "tiny", "input": [uri(image(i)) for i in range(32)], "modality": "image"}
+        body = {"model": "tiny", "input": [uri(image(i)) for i in range(8)], "modality": "image"}
         headers = {"Authorization": f"Bearer {key}"}
         (tmp_path / "broken").write_text("[[key")
         keys = (tmp_path / "keys.toml").read_bytes()
@@ -596,7 +596,7 @@ def test_told_to_stop_it_answers_and_bills_what_it_accepted(tmp_path):
                 pool.submit(httpx2.post, f"{url}/v1/embeddings", json=body, headers=headers, timeout=300)
                 for _ in range(4)
             ]
-            until_accepted(url, 128)
+            until_accepted(url, 32)
             process.send_signal(signal.SIGTERM)
             answers = [future.result() for future in futures]
         assert process.wait(300) in (0, -signal.SIGTERM)
@@ -604,7 +604,7 @@ def test_told_to_stop_it_answers_and_bills_what_it_accepted(tmp_path):
         process.kill()
     assert [answer.status_code for answer in answers] == [200] * 4
     with sqlite3.connect(tmp_path / "sold.sqlite") as db:
-        assert db.execute("SELECT sum(count) FROM sold").fetchone() == (128,)
+        assert db.execute("SELECT sum(count) FROM sold").fetchone() == (32,)
     assert "Traceback" not in process.stderr.read()
 
 
