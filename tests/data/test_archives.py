@@ -77,7 +77,7 @@ def test_files_come_out_as_they_were(tmp_path: Path, folder: Path, name: str) ->
 def test_files_go_where_they_are_placed(tmp_path: Path, folder: Path) -> None:
     archive = zipped(tmp_path / "a.zip", {"all/1.jpg": b"1", "all/2.jpg": b"2", "notes.txt": b"n"})
     places = {"all/1.jpg": ["x/1.jpg", "y/1.jpg"], "all/2.jpg": ["x/2.jpg"]}
-    assert unpack(archive, folder, place=lambda name: places.get(name, [])) == 3
+    assert unpack(archive, folder, targets_of=lambda name: places.get(name, [])) == 3
     assert inside(folder) == {"x/1.jpg": b"1", "y/1.jpg": b"1", "x/2.jpg": b"2"}
 
 
@@ -97,7 +97,7 @@ def test_nothing_leaves_the_folder(tmp_path: Path, folder: Path, name: str, kind
 def test_a_hostile_name_is_refused_even_where_it_would_not_be_written(tmp_path: Path, folder: Path) -> None:
     archive = zipped(tmp_path / "bad.zip", {"../up.jpg": b"evil"})
     with pytest.raises(DataError, match="leads out"):
-        unpack(archive, folder, place=lambda _name: [])
+        unpack(archive, folder, targets_of=lambda _name: [])
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_on_ray_with_a_worker_killed(
     killed: list[int] = []
 
     def kill_once(what: str, done: int, total: int, words: str) -> None:
-        if "querying" in what and 3 < done < total and not killed and (workers := processes("ray::_ask")):
+        if "querying" in what and 3 < done < total and not killed and (workers := processes("ray::_query_part")):
             killed.append(workers[0])
             os.kill(workers[0], signal.SIGKILL)
 
