@@ -101,8 +101,8 @@ def test_two_nodes_with_their_own_stores(shapes: Path, recording: Path, tmp_path
     second = [*command, "--target", paint, "--store", str(tmp_path / "b")]
     nodes = [subprocess.Popen(node, stdout=subprocess.DEVNULL) for node in (first, second)]
     assert [node.wait() for node in nodes] == [0, 0]
-    assert merge(tmp_path / "a", tmp_path / "all").answers == 36 + 3
-    assert merge(tmp_path / "b", tmp_path / "all").answers == 72
+    assert merge(tmp_path / "a", tmp_path / "all").embeddings == 36 + 3
+    assert merge(tmp_path / "b", tmp_path / "all").embeddings == 72
     assert same(tmp_path / "all", tmp_path / "calm")
 
 
