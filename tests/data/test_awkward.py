@@ -351,14 +351,14 @@ NO_IMAGES = {
     "video": (b"\0\0\0\x18ftypisom" + bytes(90), "a file in another format (a video)"),
     "Matroska": (b"\x1aE\xdf\xa3" + bytes(90), "a file in another format (a video)"),
     "Canon": (b"II*\0\x10\0\0\0CR\2\0" + bytes(90), "a file in another format (a camera's raw file)"),
-    "zip": (b"PK\3\4" + bytes(90), "not the image itself: an archive; unpack it"),
-    "gzip": (gzip.compress(b"x" * 90), "not the image itself: an archive; unpack it"),
+    "zip": (b"PK\3\4" + bytes(90), "not an image: an archive; unpack it"),
+    "gzip": (gzip.compress(b"x" * 90), "not an image: an archive; unpack it"),
     "resource fork": (b"\0\5\x16\7\0\2\0\0Mac OS X        " + bytes(90), "a Mac's resource fork; delete it"),
     "copied as text": (png().replace(b"\r\n", b"\n"), "a PNG that was copied as text; copy it again as binary"),
     "copied to Windows": (png().replace(b"\n", b"\r\n"), "a PNG that was copied as text; copy it again as binary"),
-    "Base64": (base64.b64encode(png()), "not the image itself: Base64 text; decode it"),
-    "Base64 in lines": (base64.encodebytes(png()), "not the image itself: Base64 text; decode it"),
-    "data URI": (b"data:image/png;base64," + base64.b64encode(png()), "not the image itself: Base64 text; decode it"),
+    "Base64": (base64.b64encode(png()), "not an image: Base64 text; decode it"),
+    "Base64 in lines": (base64.encodebytes(png()), "not an image: Base64 text; decode it"),
+    "data URI": (b"data:image/png;base64," + base64.b64encode(png()), "not an image: Base64 text; decode it"),
     "blank line": (b"\r\n" + png(), "a text mark or blanks before its first byte; remove them"),
     "BOM": (b"\xef\xbb\xbf" + png(), "a text mark or blanks before its first byte; remove them"),
     "JSON": (b'{"error": "quota"}', "JSON, perhaps a server's error; download it again"),
@@ -382,10 +382,7 @@ def test_what_lies_in_an_images_place_is_counted_with_its_remedy(tmp_path: Path)
         (tmp_path / f"d1/cat/x{number}.jpg").write_bytes(NO_IMAGES[kind][0])
     findings = report(open_dataset(tmp_path))
     assert "2 files set aside: a file in another format, first d1/cat/x1.jpg; convert them to JPEG or PNG" in findings
-    assert (
-        "1 file set aside: not the image itself: zeros only, as of a copy that broke off; copy it again, first"
-        in findings
-    )
+    assert "1 file set aside: not an image: zeros only, as of a copy that broke off; copy it again, first" in findings
     assert "perhaps a server's error; download it again, first d1/cat/x3.jpg" in findings
 
 

@@ -28,7 +28,7 @@ _JPEG = b"\xff\xd8"
 _PNG = b"\x89PNG\r\n\x1a\n"
 _TEXTS = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
 CONVERT = "a file in another format"
-NOT_WHOLE = "not the image itself"
+NOT_WHOLE = "not an image:"
 _STARTS = rb"(\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8|RIFF.{4}WEBP|BM)"
 _OTHERS = (
     (re.compile(rb".{4}ftyp.{0,32}avi[fs]", re.DOTALL), "an AVIF image"),
@@ -57,7 +57,7 @@ _OTHERS = (
         )
     ),
     *(
-        (re.compile(start, re.DOTALL | re.IGNORECASE), f"{NOT_WHOLE}: {what}")
+        (re.compile(start, re.DOTALL | re.IGNORECASE), f"{NOT_WHOLE} {what}")
         for start, what in (
             (rb"PK\x03\x04|PK\x05\x06|\x1f\x8b|BZh|\xfd7zXZ|7z\xbc\xaf|Rar!|\x28\xb5\x2f\xfd", "an archive; unpack it"),
             (rb"\0\x05\x16[\0\x07]", "a Mac's resource fork; delete it"),

@@ -79,6 +79,7 @@ def inspect(
 
 _REMEDIES = {
     "not at": "move them to where the others are, or use a manifest",
+    NOT_WHOLE: "",
     "not an image": "convert them to JPEG or PNG, or delete them",
     "a link to nothing": "fetch the files it points to (git annex get, dvc checkout), or delete it",
     "a link": "copy the images into the folder (cp -rL)",
@@ -92,7 +93,6 @@ _REMEDIES = {
     "a JPEG XL image": "convert them to JPEG or PNG",
     "a JPEG 2000 image": "convert them to JPEG or PNG",
     CONVERT: "convert them to JPEG or PNG",
-    NOT_WHOLE: "",
     "its name": "rename it",
     "can't be read": "check its permissions",
     "listed": "",
