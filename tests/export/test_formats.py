@@ -221,5 +221,5 @@ def test_what_a_format_lacks_is_said_before_work_begins(run: vl2v.Run, tmp_path:
         export_student(run, tmp_path / "x.pt", "torchscript", int8=True)
     with pytest.raises(ConfigError, match=r"ends in \.xml"):
         export_student(run, tmp_path / "x.onnx", "openvino")
-    told = CliRunner().invoke(app, ["export", str(run.folder), "--format", "coreml"])
+    told = CliRunner().invoke(app, ["export", str(run.folder), "--format", "caffe"])
     assert isinstance(told.exception, ConfigError) and "onnx, openvino, torchscript, executorch" in str(told.exception)

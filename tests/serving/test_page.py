@@ -104,7 +104,7 @@ def test_a_class_is_added_with_the_keyboard_and_the_teacher_asked(
     assert "ball" in page.text("agreement") and not page.shown("bill")
     browser.find_element(By.ID, "name").send_keys("comet", Keys.ENTER)
     page.until(lambda: page.shown("problem"))
-    assert page.text("problem-words").startswith("The teacher can't be asked")
+    assert page.text("problem-words").startswith("The teacher can't be queried")
 
 
 def test_what_is_lost_on_the_way_is_told_and_tried_again(browser: Chrome, served: Servers, image: bytes) -> None:

@@ -68,7 +68,7 @@ def fetch(
         BudgetReached: a paid teacher's next query could pass the budget; every embedding paid for is saved.
         DataError: an image has changed or vanished since the audit.
         TeacherError: the teacher's output has the wrong shape, or rows that are not finite unit vectors; a paid
-            teacher can't be asked, or isn't the model any more that it was.
+            teacher can't be queried, or isn't the model any more that it was.
         StoreError: the store cannot take the embeddings.
     """
     from vl2v.teachers.paid.teacher import as_paid
