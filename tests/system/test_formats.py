@@ -47,7 +47,7 @@ def test_a_finished_run_is_opened(earlier: Path, capfd: pytest.CaptureFixture[st
 
 def test_stored_embeddings_are_found(earlier: Path, capfd: pytest.CaptureFixture[str]) -> None:
     words = ("embed", "--data", "data", "--target", "photo", "--set", "teacher.precision=fp32", "--dry-run")
-    assert " 0 to " in typed(capfd, *words, "--store", "store").stdout
+    assert " 0 pending" in typed(capfd, *words, "--store", "store").stdout
 
 
 def test_paid_embeddings_and_their_bill_are_found(
@@ -56,7 +56,7 @@ def test_paid_embeddings_and_their_bill_are_found(
     monkeypatch.setenv("OPENAI_API_KEY", "unused")
     assert "0.028 USD" in typed(capfd, "bill", "--store", "paid").stdout
     words = ("embed", "--data", "data", "--target", "photo", "--teacher", TEACHER, "--dry-run")
-    assert " 0 to " in typed(capfd, *words, "--store", "paid").stdout
+    assert " 0 pending" in typed(capfd, *words, "--store", "paid").stdout
 
 
 def test_an_interrupted_run_is_resumed_or_refused_in_a_line(earlier: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -74,7 +74,9 @@ def check_prompts(
 def _mute_names(classes: Sequence[str], groups: Sequence[Sequence[str]]) -> list[str]:
     """Return a line about the classes whose prompts have a name in them that tells no teacher what to look for."""
     spoken = {
-        name: re.compile(rf"(?<!\w){re.escape(name.replace('_', ' '))}(?!\w)") for name in classes if len(name) > 1
+        name: re.compile(rf"(?<!\w){re.escape(name.replace('_', ' '))}(?!\w)")
+        for name in classes
+        if len(name) > 1 or name.isdigit()  # "a" is in every prompt
     }
     mute = [
         name
