@@ -136,7 +136,7 @@ def test_what_a_server_can_try(gallery: Gallery, tmp_path: Path, monkeypatch: py
         "moved.png": r"can't be fetched \(status 302\)",
         "none.png": r"can't be fetched \(status 404\)",
         "large.png": "too large: at most 1048576 bytes a request",
-        "page.png": r"input\[0\] can't be decoded: a web page or SVG, not an image",
+        "page.png": r"input\[0\] can't be decoded: not an image",
         "slow.png": "not fetched within 0.5 s",
     }
     place = f"127.0.0.1:{gallery.port}"
