@@ -123,7 +123,8 @@ def tried(family: str, work: Path) -> dict[str, Any]:
                 row[step] = "yes"
     except Exception as error:
         row[step] = "no"
-        row["why"] = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+        said = " ".join(str(error).split()).replace(f"{tempfile.gettempdir()}/", "")
+        row["why"] = f"{type(error).__name__}: {said[:160]}"
     return row
 
 
