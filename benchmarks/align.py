@@ -18,18 +18,17 @@ import torch
 from lightning_fabric import Fabric
 
 from vl2v.config import assignments, merge
-from vl2v.embeddings import teaching
 from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import Views
 from vl2v.methods import Targets, task_of
 from vl2v.methods.adip import cosine_loss
-from vl2v.progress import silent
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import new_backbone
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import new_student
-from vl2v.session import Session
+from vl2v.session import Session, silent
 from vl2v.students.student import evaluating
 from vl2v.training.batches import FeatureBatches, batch_targets, clean_pixels
 from vl2v.training.device import precision_name
@@ -58,7 +57,7 @@ def main() -> None:
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision_name(config.train))
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
         sources = open_sources(config, Session(Path(folder)))
-        teacher = teaching.the_teacher(config.teacher)
+        teacher = the_teacher(config.teacher)
         session = open_session(config, store, teacher, None, sources, Views(), silent)
         session.query()
         answers = session.targets()

@@ -17,16 +17,15 @@ import torch
 from vl2v.benchmark.results import result_of
 from vl2v.benchmark.worklist import WorkList
 from vl2v.data import open_dataset
-from vl2v.embeddings import teaching
 from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import Views
-from vl2v.progress import silent
 from vl2v.runs.auto_loss import align_again
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
 from vl2v.runs.folder import Run
 from vl2v.runs.session import open_session
-from vl2v.session import Session
+from vl2v.session import Session, silent
 from vl2v.students.student import Student, new_projector
 from vl2v.training.device import OneDevice
 
@@ -54,7 +53,7 @@ def refitted(run: Run, store: Path) -> tuple[float, float | None]:
     config, student = run.config, run.classifier.student.eval()
     sources = open_sources(config, Session(store))
     with EmbeddingStore(store, read_only=True) as known:
-        teacher = teaching.the_teacher(config.teacher)
+        teacher = the_teacher(config.teacher)
         answers = open_session(config, known, teacher, None, sources, Views(), silent).targets()
     if student.head != "text":
         student = Student(student.backbone, new_projector(student.width, answers.texts.shape[1], 0), student.spec)

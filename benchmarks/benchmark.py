@@ -34,7 +34,7 @@ from vl2v.benchmark.results import results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.worklist import WorkList
 from vl2v.config import assignments, merge
-from vl2v.data.samples import icondg
+from vl2v.data.archives import icondg
 from vl2v.io import write_text
 from vl2v.runs.folder import Run
 from vl2v.runs.predictions import Predictions

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from vl2v.config import assignments, merge
-from vl2v.data.samples import icondg
+from vl2v.data.archives import icondg
 from vl2v.runs.evaluate import evaluate
 from vl2v.runs.folder import Run
 from vl2v.runs.query import embed

@@ -17,16 +17,15 @@ import numpy as np
 from torch import nn
 
 from vl2v.config import assignments, merge
-from vl2v.embeddings import teaching
 from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import Views
 from vl2v.evaluation.ridge import LAMBDAS, Taught, accuracies, best_lambda, lambda_accuracies, moments_of
-from vl2v.progress import silent
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features, new_backbone
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
-from vl2v.session import Session
+from vl2v.session import Session, silent
 from vl2v.students.student import Student
 from vl2v.training.device import OneDevice
 
@@ -46,7 +45,7 @@ def main() -> None:
     config = resolve(merge(tree, assignments(given.pairs)))
     with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
         sources = open_sources(config, Session(Path(folder)))
-        session = open_session(config, store, teaching.the_teacher(config.teacher), None, sources, Views(), silent)
+        session = open_session(config, store, the_teacher(config.teacher), None, sources, Views(), silent)
         session.query()
         answers = session.targets()
     indices = sources.training

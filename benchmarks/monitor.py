@@ -18,7 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from vl2v.data import decode, evaluation_view, leave_out, open_dataset
+from vl2v.data import leave_out, open_dataset
+from vl2v.data.augment import evaluation_view
+from vl2v.data.decoding import decode
 from vl2v.deploy.drift import FEWEST, WINDOW, drift, reference
 from vl2v.deploy.runtime import Exported, load
 from vl2v.evaluation.intervals import wilson

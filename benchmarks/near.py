@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from vl2v.data import audit, decode, open_dataset
+from vl2v.data import audit, open_dataset
+from vl2v.data.decoding import decode
 from vl2v.data.near_duplicates import lookalikes, near_copies, signature_of
 
 EVERY = 25  # images of which one is changed

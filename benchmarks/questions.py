@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
-from vl2v.data.audit import audit, set_aside
+from vl2v.data.auditing import audit, set_aside
 from vl2v.data.layouts import open_dataset
 from vl2v.data.splits import leave_out
 from vl2v.embeddings.fetch import fetch
@@ -25,8 +25,9 @@ from vl2v.embeddings.plan import plan
 from vl2v.embeddings.store import EmbeddingStore, text_key
 from vl2v.embeddings.targets import targets
 from vl2v.embeddings.views import Views
-from vl2v.teachers import EncodedImage, Teacher, open_teacher
+from vl2v.teachers import open_teacher
 from vl2v.teachers.prompts import prompts_for
+from vl2v.teachers.protocol import EncodedImage, Teacher
 
 
 class Counted:

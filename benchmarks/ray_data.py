@@ -27,17 +27,17 @@ from typing import Any
 import numpy as np
 
 from vl2v.config import TeacherConfig
-from vl2v.data import decode
-from vl2v.data.audit import audit
+from vl2v.data.archives import icondg
+from vl2v.data.auditing import audit
+from vl2v.data.decoding import decode
 from vl2v.data.layouts import open_dataset
-from vl2v.data.samples import icondg
 from vl2v.embeddings.fetch import CHUNK, _encoded, fetch
 from vl2v.embeddings.plan import Plan, plan
 from vl2v.embeddings.store import EmbeddingStore, image_key
-from vl2v.embeddings.teaching import the_teacher
+from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import Views
-from vl2v.progress import silent
 from vl2v.runs.cluster import Cluster, _take_over, settle_in
+from vl2v.session import silent
 from vl2v.teachers.local import BATCH
 
 

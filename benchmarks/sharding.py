@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from vl2v.config import TrainConfig
 from vl2v.students.student import Student, new_projector
-from vl2v.teachers import BackboneSpec
+from vl2v.teachers.protocol import BackboneSpec
 from vl2v.training.learner import Learner
 from vl2v.training.processes import launched_fabric
 from vl2v.training.sharding import set_up

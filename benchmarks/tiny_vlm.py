@@ -19,9 +19,10 @@ import numpy as np
 
 from vl2v.config import PromptConfig
 from vl2v.data import open_dataset
-from vl2v.data.samples import icondg
-from vl2v.teachers import EncodedImage, open_teacher
+from vl2v.data.archives import icondg
+from vl2v.teachers import open_teacher
 from vl2v.teachers.prompts import prompts_for, text_classifier
+from vl2v.teachers.protocol import EncodedImage
 
 CHUNK = 256
 

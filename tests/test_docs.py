@@ -22,7 +22,7 @@ import vl2v.export
 import vl2v.runs
 from vl2v.cli.app import app
 from vl2v.config import setting_names
-from vl2v.data.samples import icondg
+from vl2v.data.archives import icondg
 from vl2v.methods import METHODS
 from vl2v.runs.settings import resolve
 from vl2v.teachers.paid.adapters import ADAPTERS

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
 from vl2v.data import open_dataset
-from vl2v.data.samples import icondg, tiny_vlm
-from vl2v.teachers import EncodedImage, Teacher, open_teacher, prompts_for, text_classifier
+from vl2v.data.archives import icondg
+from vl2v.teachers import open_teacher
+from vl2v.teachers.open_clip import tiny_vlm
+from vl2v.teachers.prompts import prompts_for, text_classifier
+from vl2v.teachers.protocol import EncodedImage, Teacher
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from vl2v.lazy import lazily
 
 if TYPE_CHECKING:
     from vl2v.benchmark.run import benchmark
-    from vl2v.data import open_dataset
+    from vl2v.data.layouts import open_dataset
     from vl2v.export.student import export_student as export
     from vl2v.report.write import write_report as report
     from vl2v.runs.adapting import adapt

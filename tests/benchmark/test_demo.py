@@ -12,7 +12,7 @@ from PIL import Image
 
 from typed import typed
 from vl2v.benchmark import demo
-from vl2v.data.samples import icondg
+from vl2v.data.archives import icondg
 
 
 @pytest.fixture

@@ -114,7 +114,7 @@ def test_a_cache_that_cannot_be_written_is_named(shapes: Path, tmp_path: Path) -
 
 
 def test_stopped_it_goes_on_where_it_was(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = sys.modules["vl2v.data.audit"]
+    module = sys.modules["vl2v.data.auditing"]
     monkeypatch.setattr(module, "_CHUNK", 10)
 
     def stop(task: str, done: int, total: int, remark: str) -> None:

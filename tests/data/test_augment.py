@@ -10,8 +10,8 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as theirs
 
-from vl2v.data import augment, domainbed_augment, evaluation_view
-from vl2v.data.augment import PADDING, Fit, fitted
+from vl2v.data import augment
+from vl2v.data.augment import PADDING, Fit, domainbed_augment, evaluation_view, fitted
 
 
 @pytest.fixture

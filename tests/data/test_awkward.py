@@ -15,8 +15,9 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from vl2v.data import DomainDataset, audit, decode, inspect, open_dataset
-from vl2v.data.decoding import ImageError
+from vl2v.data import audit, inspect, open_dataset
+from vl2v.data.dataset import DomainDataset
+from vl2v.data.decoding import ImageError, decode
 from vl2v.errors import DataError
 
 

@@ -16,8 +16,8 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from vl2v.data import ImageError, decode, decoding
-from vl2v.data.decoding import FEWER_BITS, NO_ALPHA, NO_END, decode_with_remark
+from vl2v.data import decoding
+from vl2v.data.decoding import FEWER_BITS, NO_ALPHA, NO_END, ImageError, decode, decode_with_remark
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

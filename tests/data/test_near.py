@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vl2v.data import audit, decode, open_dataset
+from vl2v.data import audit, open_dataset
+from vl2v.data.decoding import decode
 from vl2v.data.near_duplicates import lookalikes, near_copies, signature_of
 
 
@@ -48,7 +49,7 @@ def test_looks_come_with_the_audit_and_out_of_its_cache(images, tmp_path: Path, 
     cache = tmp_path / "cache.sqlite"
     first = audit(images, cache=cache)
     monkeypatch.setattr(
-        sys.modules["vl2v.data.audit"], "decode_with_remark", None
+        sys.modules["vl2v.data.auditing"], "decode_with_remark", None
     )  # the second time nothing is decoded
     assert audit(images, cache=cache) == first
     some = np.array([2, 5])

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 from torchvision.datasets import ImageFolder
 
-from vl2v.data import DomainDataset, decode, open_dataset, write_dataset
+from vl2v.data import open_dataset, write_dataset
+from vl2v.data.dataset import DomainDataset
+from vl2v.data.decoding import decode
 from vl2v.errors import DataError
 
 

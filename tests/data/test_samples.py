@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vl2v.data import audit, inspect, open_dataset, samples
+from vl2v.data import archives, audit, inspect, open_dataset
 from vl2v.errors import DataError
+from vl2v.teachers import open_clip
 
 ARCHIVE = Path(str(files("vl2v").joinpath("assets", "icondg.zip")))
 DOMAINS = ("emoji", "outline", "pixel", "silhouette", "solid")
@@ -26,7 +27,7 @@ OPEN = {"MIT", "Apache-2.0", "CC0-1.0", "ISC", "CC-BY-4.0", "CC-BY-3.0"}
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return samples.icondg(tmp_path_factory.mktemp("samples") / "icondg")
+    return archives.icondg(tmp_path_factory.mktemp("samples") / "icondg")
 
 
 def test_every_cell_has_at_least_five_images(folder: Path) -> None:
@@ -83,7 +84,7 @@ def test_members_are_stored_in_order_and_plain() -> None:
 
 
 def test_two_processes_unpack_at_once(tmp_path: Path) -> None:
-    call = "from vl2v.data.samples import icondg; print(icondg())"
+    call = "from vl2v.data.archives import icondg; print(icondg())"
     env = os.environ | {"XDG_CACHE_HOME": str(tmp_path), "HOME": str(tmp_path), "OMP_NUM_THREADS": "1"}
     both = [
         subprocess.Popen(
@@ -103,34 +104,35 @@ def test_two_processes_unpack_at_once(tmp_path: Path) -> None:
 
 def test_it_is_unpacked_once(folder: Path) -> None:
     before = (folder / "ATTRIBUTION.csv").stat().st_mtime_ns
-    assert samples.icondg(folder) == folder
+    assert archives.icondg(folder) == folder
     assert (folder / "ATTRIBUTION.csv").stat().st_mtime_ns == before
 
 
 def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(DataError, match="empty, writable folder"):
-        samples.icondg(tmp_path)
+        archives.icondg(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
 
 
 def test_a_damaged_archive_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "files", lambda _: tmp_path)
+    monkeypatch.setattr(archives, "files", lambda _: tmp_path)
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "icondg.zip").write_bytes(ARCHIVE.read_bytes()[:100_000])
     with pytest.raises(DataError, match=r"icondg\.zip: truncated or damaged .*reinstall vl2v"):
-        samples.icondg(tmp_path / "out" / "icondg")
+        archives.icondg(tmp_path / "out" / "icondg")
     assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_the_tiny_vlm_is_there_or_its_absence_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "files", lambda _: tmp_path)
+    for module in (archives, open_clip):
+        monkeypatch.setattr(module, "files", lambda _: tmp_path)
     with pytest.raises(DataError, match="tiny VLM is not in this installation"):
-        samples.tiny_vlm()
+        open_clip.tiny_vlm()
     (tmp_path / "assets" / "tiny-vlm").mkdir(parents=True)
-    assert samples.tiny_vlm() == tmp_path / "assets" / "tiny-vlm"
+    assert open_clip.tiny_vlm() == tmp_path / "assets" / "tiny-vlm"
     with pytest.raises(DataError, match=r"assets/icondg\.zip is missing"):
-        samples.icondg(tmp_path / "icondg")
+        archives.icondg(tmp_path / "icondg")
 
 
 def test_icondg_is_opened_by_name_unless_a_folder_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

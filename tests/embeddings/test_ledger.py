@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from vl2v.embeddings.ledger import Ledger, LedgerBudget
+from vl2v.embeddings.bill import LedgerBudget
+from vl2v.embeddings.ledger import Ledger
 from vl2v.errors import StoreError
 from vl2v.teachers.paid.teacher import BudgetReached, Query, money
 

@@ -12,8 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from vl2v.cli.app import app
-from vl2v.embeddings.ledger import Ledger, LedgerBudget
-from vl2v.embeddings.merge import merge
+from vl2v.embeddings.bill import LedgerBudget
+from vl2v.embeddings.ledger import Ledger
+from vl2v.embeddings.maintain import merge
 from vl2v.embeddings.store import EmbeddingStore, text_key
 from vl2v.errors import StoreError
 from vl2v.teachers.paid.teacher import Query

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from vl2v.data.audit import Audit, audit
+from vl2v.data.auditing import Audit, audit
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.layouts import open_dataset
 from vl2v.embeddings.fetch import fetch
@@ -20,7 +20,7 @@ from vl2v.embeddings.store import EmbeddingStore, image_key, text_key
 from vl2v.embeddings.targets import targets
 from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, DataError, StoreError, TeacherError
-from vl2v.teachers import EncodedImage
+from vl2v.teachers.protocol import EncodedImage
 
 FETCH = import_module("vl2v.embeddings.fetch")  # the package's own name `fetch` is the function
 TEXTS = ["a photo of a cat", "a photo of a dog", "a photo of a cat"]

@@ -20,8 +20,7 @@ from typer.testing import CliRunner
 import vl2v
 import vl2v.deploy.runtime
 from vl2v.cli.app import app
-from vl2v.data import evaluation_view
-from vl2v.data.augment import Fit
+from vl2v.data.augment import Fit, evaluation_view
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export import inside
 from vl2v.export import parity as checking

@@ -23,7 +23,7 @@ import vl2v
 import vl2v.deploy.runtime
 from little import quick_settings
 from vl2v.cli.app import app
-from vl2v.data import evaluation_view
+from vl2v.data.augment import evaluation_view
 from vl2v.errors import DataError, StudentError
 from vl2v.export import parity as checking
 from vl2v.export import student as making

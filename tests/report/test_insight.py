@@ -14,7 +14,7 @@ from vl2v.report.insight import Plane, lit, occlusion
 from vl2v.report.page import sprite
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
-from vl2v.teachers import BackboneSpec
+from vl2v.teachers.protocol import BackboneSpec
 
 
 class Corner(nn.Module):

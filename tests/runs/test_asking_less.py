@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 import vl2v
-from vl2v.embeddings import teaching
-from vl2v.embeddings.ledger import Ledger, LedgerBudget
+from vl2v.embeddings.bill import LedgerBudget
+from vl2v.embeddings.ledger import Ledger
 from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError
 from vl2v.runs.datasets import open_sources
@@ -25,7 +26,7 @@ from vl2v.runs.query_curve import advise
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
 from vl2v.session import Session
-from vl2v.teachers import EncodedImage
+from vl2v.teachers.protocol import EncodedImage
 
 
 def asked(store: Path) -> dict[str, int]:
@@ -126,7 +127,7 @@ def test_what_a_process_is_buying_another_does_not_buy_as_well(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = resolve(quick)
-    teacher = teaching.the_teacher(config.teacher)
+    teacher = the_teacher(config.teacher)
     sources = open_sources(config, Session(tmp_path))
     begun, waits = threading.Event(), threading.Event()
     bought: list[int] = []

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from little import DOMAINS, processes
-from vl2v.embeddings.merge import merge
+from vl2v.embeddings.maintain import merge
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError
 from vl2v.runs.cluster import Cluster, cluster_named

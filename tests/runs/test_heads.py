@@ -11,10 +11,9 @@ import torch
 import vl2v
 from little import quick_settings
 from vl2v.evaluation.ridge import fitted_head
-from vl2v.progress import silent
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
-from vl2v.session import Session
+from vl2v.session import Session, silent
 from vl2v.training.device import OneDevice
 
 

@@ -15,18 +15,17 @@ from safetensors.torch import load_file
 
 import vl2v
 from little import Interrupted, quick_settings, stopping
-from vl2v.embeddings import teaching
 from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError
 from vl2v.evaluation.ridge import LAMBDAS, best_lambda
 from vl2v.methods import METHODS, find_method, version_of
-from vl2v.progress import silent
 from vl2v.runs.auto_loss import align_again
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
 from vl2v.runs.session import open_session
-from vl2v.session import Session
+from vl2v.session import Session, silent
 from vl2v.training.device import OneDevice
 
 FIGURES = Path(__file__).with_name("trained.json")
@@ -247,7 +246,7 @@ def test_vl2v_fits_its_projector_to_the_backbone_it_ends_with(shapes: Path, reco
     config, student = run.config, run.classifier.student
     sources = open_sources(config, Session(tmp_path))
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:
-        teacher = teaching.the_teacher(config.teacher)
+        teacher = the_teacher(config.teacher)
         answers = open_session(config, store, teacher, None, sources, Views(), silent).targets()
     before, others = weights(run), sources.training[::2]
     with torch.no_grad():

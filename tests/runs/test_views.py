@@ -15,8 +15,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 import vl2v
 from vendor.rented import Stub, running
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings import teaching
 from vl2v.embeddings.store import EmbeddingStore, image_key
+from vl2v.embeddings.targets import online_teacher, the_teacher, tower_of
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.network import Network, as_export, card_of
 from vl2v.methods import task_of
@@ -28,7 +28,7 @@ from vl2v.runs.train import new_student
 def teacher(monkeypatch: pytest.MonkeyPatch) -> Stub:
     """Return the teacher that every spec opens: it has an embedding of any image."""
     stub = Stub()
-    monkeypatch.setattr("vl2v.embeddings.teaching.open_teacher", lambda spec, **options: stub)
+    monkeypatch.setattr("vl2v.embeddings.targets.open_teacher", lambda spec, **options: stub)
     return stub
 
 
@@ -153,7 +153,7 @@ class WhiteBox(Stub):
 @pytest.fixture
 def white(monkeypatch: pytest.MonkeyPatch) -> WhiteBox:
     box = WhiteBox()
-    monkeypatch.setattr("vl2v.embeddings.teaching.open_teacher", lambda spec, **options: box)
+    monkeypatch.setattr("vl2v.embeddings.targets.open_teacher", lambda spec, **options: box)
     return box
 
 
@@ -188,14 +188,14 @@ def test_views_cannot_be_both_fixed_and_asked_anew(quick: dict[str, Any], white:
 def test_teacher_and_student_of_self_distillation_agree_before_any_step_as_published() -> None:
     """Both see ImageNet's statistics; with the tower's own for one of them they would not."""
     config = resolve({"method": "sd", "data": {"path": "."}, "teacher": {"spec": "tiny"}}, "paper")
-    teacher = teaching.the_teacher(config.teacher)
-    base = teaching.tower(teacher, config.student.statistics)
+    teacher = the_teacher(config.teacher)
+    base = tower_of(teacher, config.student.statistics)
     student = new_student(config, task_of(config), 3, base, teacher.dim).eval()
     assert student.spec.mean == IMAGENET_DEFAULT_MEAN and student.spec.std == IMAGENET_DEFAULT_STD
     size = student.spec.image_size
     pixels = torch.randint(0, 256, (4, size, size, 3), generator=torch.manual_seed(0), dtype=torch.uint8)
     with torch.no_grad():
-        agreed = (student(pixels) * teaching.online(config.teacher, teacher)(pixels)).sum(-1)
-        own = teaching.online(config.teacher.model_copy(update={"statistics": "own"}), teacher)(pixels)
+        agreed = (student(pixels) * online_teacher(config.teacher, teacher)(pixels)).sum(-1)
+        own = online_teacher(config.teacher.model_copy(update={"statistics": "own"}), teacher)(pixels)
         apart = (student(pixels) * own).sum(-1)
     assert agreed.min() > 1 - 1e-5 and apart.max() < 1 - 1e-4

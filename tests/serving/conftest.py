@@ -18,7 +18,8 @@ from vl2v.serving.app import create_app
 from vl2v.serving.image_log import ImageLog
 from vl2v.serving.teacher_client import TeacherClient
 from vl2v.serving.traffic_log import TrafficLog
-from vl2v.teachers import Teacher, open_teacher
+from vl2v.teachers import open_teacher
+from vl2v.teachers.protocol import Teacher
 
 
 @pytest.fixture(scope="session")

@@ -36,7 +36,8 @@ from vl2v.serving import teaching
 from vl2v.serving.access import OPEN
 from vl2v.serving.network import Network
 from vl2v.serving.requests import BODY
-from vl2v.teachers import Teacher, open_teacher
+from vl2v.teachers import open_teacher
+from vl2v.teachers.protocol import Teacher
 from vl2v.web.batches import Busy
 
 from .conftest import Servers, http

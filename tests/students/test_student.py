@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from vl2v.students.student import Student, new_projector
-from vl2v.teachers import BackboneSpec
+from vl2v.teachers.protocol import BackboneSpec
 
 
 class Mean(nn.Module):

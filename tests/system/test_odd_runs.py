@@ -19,7 +19,8 @@ from vl2v.config import PromptConfig
 from vl2v.data import audit, inspect, leave_out, open_dataset
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
-from vl2v.teachers import BackboneSpec, prompts_for
+from vl2v.teachers.prompts import prompts_for
+from vl2v.teachers.protocol import BackboneSpec
 
 CLASSES = {"ink": ("ball", "box"), "chalk": ("cone", "box"), "paint": ("ball", "cone")}  # none has all
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from vl2v.errors import TeacherError
-from vl2v.teachers import EncodedImage, Teacher, gives_weights, open_teacher
+from vl2v.teachers import open_teacher
+from vl2v.teachers.protocol import EncodedImage, Teacher, gives_weights
 
 TEXTS = ["a photo of a dog", "a photo of an elephant", "a long text of scissors, umbrellas, hours and unicorns " * 3]
 KINDS = ["vit", "timm", "coca", "clip", "siglip", "recorded"]

@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 
 from vl2v.errors import MissingExtra, TeacherError
-from vl2v.teachers import EncodedImage, open_teacher
+from vl2v.teachers import open_teacher
+from vl2v.teachers.protocol import EncodedImage
 
 pytest.importorskip("transformers")
 

@@ -5,7 +5,8 @@ import pytest
 
 from vl2v.config import PromptConfig
 from vl2v.errors import ConfigError
-from vl2v.teachers import check_prompts, open_teacher, prompts_for, text_classifier
+from vl2v.teachers import open_teacher
+from vl2v.teachers.prompts import check_prompts, prompts_for, text_classifier
 
 
 def said(name: str, **settings) -> list[str]:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vl2v.errors import TeacherError
-from vl2v.teachers import EncodedImage, gives_weights, open_teacher
+from vl2v.teachers import open_teacher
+from vl2v.teachers.protocol import EncodedImage, gives_weights
 
 VENDOR = Path(__file__).parents[3] / "shared/data/pacs-vendor"
 PACS = Path(__file__).parents[3] / "shared/data/PACS"

@@ -7,8 +7,10 @@ from importlib.metadata import EntryPoint
 import numpy as np
 import pytest
 
+from vl2v import teachers
 from vl2v.errors import TeacherError
-from vl2v.teachers import Teacher, is_white_box, open_teacher, registry, teacher_kinds
+from vl2v.teachers import is_white_box, open_teacher, teacher_kinds
+from vl2v.teachers.protocol import Teacher
 
 
 class Constant:
@@ -32,15 +34,15 @@ class Constant:
 def third_party(monkeypatch):
     """Install entry points, without a package."""
     points = [
-        EntryPoint("constant", f"{__name__}:Constant", registry.GROUP),
-        EntryPoint("broken", "no_such_package_of_ours:open", registry.GROUP),
+        EntryPoint("constant", f"{__name__}:Constant", teachers.GROUP),
+        EntryPoint("broken", "no_such_package_of_ours:open", teachers.GROUP),
     ]
     monkeypatch.setitem(sys.modules, __name__, sys.modules.get(__name__) or sys.modules[Constant.__module__])
 
     def entry_points(*, group: str, name: str | None = None):
         return [point for point in points if point.group == group and name in (None, point.name)]
 
-    monkeypatch.setattr(registry, "entry_points", entry_points)
+    monkeypatch.setattr(teachers, "entry_points", entry_points)
 
 
 def test_a_third_partys_teacher(third_party):

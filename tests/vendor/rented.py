@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from loopback import Loopback
-from vl2v.data import decode
-from vl2v.teachers import EncodedImage
+from vl2v.data.decoding import decode
+from vl2v.teachers.protocol import EncodedImage
 from vl2v.vendor.app import create_app
 from vl2v.vendor.keys import add_key, read_keys
 from vl2v.vendor.meter import Meter

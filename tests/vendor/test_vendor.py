@@ -25,7 +25,8 @@ from PIL import Image
 
 from loopback import until, until_accepted
 from vl2v.errors import ConfigError, StoreError
-from vl2v.teachers import EncodedImage, open_teacher
+from vl2v.teachers import open_teacher
+from vl2v.teachers.protocol import EncodedImage
 from vl2v.vendor import meter as meters
 from vl2v.vendor.keys import add_key, read_keys, revoke_key
 from vl2v.vendor.meter import Meter, Sale
@@ -96,7 +97,8 @@ def test_openais_own_client_talks_to_it(vendor):
 
 
 def test_our_own_client_and_the_vendor_agree_to_the_query(vendor, tmp_path, monkeypatch):
-    from vl2v.embeddings.ledger import Ledger, LedgerBudget
+    from vl2v.embeddings.bill import LedgerBudget
+    from vl2v.embeddings.ledger import Ledger
 
     monkeypatch.setenv("VL2V_API_KEY", vendor.key)
     teacher = open_teacher(f"openai-compatible:{vendor.url}/v1#stub:m")

@@ -10,15 +10,16 @@ from typing import Any
 
 import numpy as np
 
-from vl2v.data import decode, open_dataset
-from vl2v.data.samples import icondg
+from vl2v.data.archives import icondg
+from vl2v.data.decoding import decode
+from vl2v.data.layouts import open_dataset
 from vl2v.evaluation.table import Evaluation
 from vl2v.io import write_text
-from vl2v.progress import Progress, silent
 from vl2v.runs.evaluate import evaluate
 from vl2v.runs.folder import Run
 from vl2v.runs.query import embed
 from vl2v.runs.train import distill
+from vl2v.session import Progress, silent
 
 METHODS = ("erm", "kd", "adip")
 TARGET = "outline"

@@ -16,7 +16,7 @@ from vl2v.runs.settings import applicable, foreign, recipe
 from vl2v.teachers import is_white_box
 
 if TYPE_CHECKING:
-    from vl2v.data import DomainDataset
+    from vl2v.data.dataset import DomainDataset
 
 Search = Literal["random", "optuna"]
 STUDENTS = {
@@ -182,7 +182,7 @@ class Grid:
         Raises:
             DataError: no such domain, or what is left can't be learnt from.
         """
-        from vl2v.data import leave_out
+        from vl2v.data.splits import leave_out
 
         images, holdout = self.datasets[dataset], self._data_of(dataset).holdout
         trains = any(METHODS[method].stage_defaults for method in self.methods)

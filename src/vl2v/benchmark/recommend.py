@@ -20,8 +20,8 @@ from vl2v.config import TOWER, Tree, flat, merge
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation.compare import Lead, lead
 from vl2v.methods import find_method
-from vl2v.progress import Progress, silent
 from vl2v.runs.settings import applicable
+from vl2v.session import Progress, silent
 from vl2v.students.backbone import licence_of
 from vl2v.teachers import is_white_box
 from vl2v.training.log import MetricsLog

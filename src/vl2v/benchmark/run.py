@@ -22,15 +22,15 @@ from vl2v.config import TOWER, Tree, merge
 from vl2v.errors import ConfigError, RunError, need_extra
 from vl2v.io import read_json, write_text
 from vl2v.methods import find_method
-from vl2v.progress import Progress, silent
 from vl2v.runs.cluster import Cluster
 from vl2v.runs.query import embed
 from vl2v.runs.settings import applicable, has_tower, resolve
+from vl2v.session import Progress, silent
 from vl2v.teachers import is_white_box
 
 if TYPE_CHECKING:
     from vl2v.benchmark.table import Metric
-    from vl2v.data import DomainDataset
+    from vl2v.data.dataset import DomainDataset
     from vl2v.table import Table
 
 

@@ -19,9 +19,9 @@ from vl2v.benchmark.worklist import WorkList
 from vl2v.config import merge
 from vl2v.errors import RunError, VL2VError
 from vl2v.io import locked, read_json, write_text
-from vl2v.progress import Progress, silent
 from vl2v.runs.folder import follow
 from vl2v.runs.settings import resolve
+from vl2v.session import Progress, silent
 
 Notify = Callable[[dict[str, Any]], None]
 SAVED_EVERY = 5  # seconds

@@ -51,7 +51,7 @@ def inspect(
     run = validate(settings)
     reader = None
     if "spec" in settings.get("teacher", {}):
-        from vl2v.embeddings.teaching import the_teacher  # local ones bring torch
+        from vl2v.embeddings.targets import the_teacher
 
         reader = the_teacher(run.teacher)
     with progress_bars() as progress:
@@ -115,7 +115,7 @@ def sample(
     out: Annotated[Path | None, typer.Option(help="Folder to unpack into; default: the cache folder.")] = None,
 ) -> None:
     """Unpack IconDG, the sample benchmark, and print its folder."""
-    from vl2v.data.samples import icondg
+    from vl2v.data.archives import icondg
 
     say(str(icondg(out)))
 
@@ -184,9 +184,9 @@ def corrupt(
 ) -> None:
     """Write corrupted images (ImageNet-C) as a dataset for `vl2v evaluate`, one domain per type and severity."""
     from vl2v.cli.show import progress_bars
-    from vl2v.data import open_dataset
     from vl2v.data.corrupted import corrupt_dataset
     from vl2v.data.corruptions import kinds_named
+    from vl2v.data.layouts import open_dataset
     from vl2v.errors import ConfigError
 
     try:

@@ -8,8 +8,8 @@ import typer
 from vl2v.cli.show import say
 
 if TYPE_CHECKING:
-    from vl2v.progress import Progress
     from vl2v.runs.folder import Run
+    from vl2v.session import Progress
 
 NEW_CLASSES = ("dog", "heart", "pizza")  # that people can add in the page
 

@@ -9,8 +9,8 @@ import typer
 from vl2v.cli.show import say
 
 if TYPE_CHECKING:
-    from vl2v.progress import Progress
     from vl2v.runs.folder import Run
+    from vl2v.session import Progress
 
 Data = Annotated[Path | None, typer.Option(help="Images: folders domain/class/image or class/image, or a manifest.")]
 TeacherSpec = Annotated[

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vl2v.benchmark.run import Benchmark
-    from vl2v.progress import Progress
+    from vl2v.session import Progress
 
 
 @contextmanager

@@ -15,8 +15,8 @@ from vl2v.privacy import without_secrets
 from vl2v.table import Table, visible
 
 if TYPE_CHECKING:
-    from vl2v.progress import Progress
     from vl2v.runs.query_curve import Advice
+    from vl2v.session import Progress
 
 
 LEVEL = 0  # -1: --quiet, 1: --verbose
@@ -41,7 +41,7 @@ def progress_bars() -> Iterator[Progress]:
     Where that isn't a terminal, remarks are printed as lines, and with --verbose the start and end of every task.
     Of several processes of a run only the first one shows any.
     """
-    from vl2v.progress import silent
+    from vl2v.session import silent
     from vl2v.system import rank
 
     if rank() or LEVEL < 0:

@@ -79,7 +79,8 @@ def export(
 
     hashes: tuple[bytes, ...] = ()
     if data is not None:
-        from vl2v.data import audit, open_dataset
+        from vl2v.data.auditing import audit
+        from vl2v.data.layouts import open_dataset
 
         hashes = tuple(one for one in audit(open_dataset(data)).contents if len(one) == 32)
     with EmbeddingStore(_folder(store), read_only=True) as opened:
@@ -125,7 +126,7 @@ def merge(
     into: Annotated[Path, typer.Option(help="Store to copy embeddings and bills into.")],
 ) -> None:
     """Merge stores that were filled separately; merging again changes nothing."""
-    from vl2v.embeddings.merge import merge as put_together
+    from vl2v.embeddings.maintain import merge as put_together
 
     for shard in shards:
         merged = put_together(shard, into)

@@ -1,33 +1,28 @@
 """Data: where images come from, how they are split, decoded, augmented and audited."""
 
-from vl2v.data.audit import Audit, audit, set_aside
-from vl2v.data.augment import domainbed_augment, evaluation_view
-from vl2v.data.dataset import DomainDataset, Excluded
-from vl2v.data.decoding import ImageError, decode, image_size
-from vl2v.data.inspection import Inspection, inspect
-from vl2v.data.layouts import open_dataset
-from vl2v.data.objects import write_dataset
-from vl2v.data.splits import Split, domainbed_split, hold_out, in_split, leave_out, seed_hash
+from __future__ import annotations
 
-__all__ = [
-    "Audit",
-    "DomainDataset",
-    "Excluded",
-    "ImageError",
-    "Inspection",
-    "Split",
-    "audit",
-    "decode",
-    "domainbed_augment",
-    "domainbed_split",
-    "evaluation_view",
-    "hold_out",
-    "image_size",
-    "in_split",
-    "inspect",
-    "leave_out",
-    "open_dataset",
-    "seed_hash",
-    "set_aside",
-    "write_dataset",
-]
+from typing import TYPE_CHECKING
+
+from vl2v.lazy import lazily
+
+if TYPE_CHECKING:
+    from vl2v.data.auditing import audit, set_aside
+    from vl2v.data.inspection import inspect
+    from vl2v.data.layouts import open_dataset
+    from vl2v.data.objects import write_dataset
+    from vl2v.data.splits import leave_out
+
+__all__ = ["audit", "inspect", "leave_out", "open_dataset", "set_aside", "write_dataset"]
+
+__getattr__ = lazily(
+    __name__,
+    {
+        "audit": "vl2v.data.auditing",
+        "inspect": "vl2v.data.inspection",
+        "leave_out": "vl2v.data.splits",
+        "open_dataset": "vl2v.data.layouts",
+        "set_aside": "vl2v.data.auditing",
+        "write_dataset": "vl2v.data.objects",
+    },
+)

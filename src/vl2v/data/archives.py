@@ -1,26 +1,31 @@
-"""Zip and tar archives from strangers: only regular files, only inside the folder, only so much."""
+"""Zip and tar archives from strangers: only regular files, only inside the folder, only so much; and IconDG's own."""
 
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
+import os
 import shutil
 import stat
 import tarfile
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO
 
 from vl2v.data.download import megabytes
 from vl2v.errors import DataError
-from vl2v.progress import Progress, silent
+from vl2v.session import Progress, silent
 
 Placing = Callable[[str], list[str]]
 """Where a member goes: its path in the archive -> paths below the folder; none is to leave it out."""
 
+_ATTRIBUTION = "ATTRIBUTION.csv"
 _CHUNK = 1024**2
 _BLOCK = 16 * 1024**2  # tarfile reads a whole header at once, of whatever length the archive claims
 _BROKEN = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, gzip.BadGzipFile, NotImplementedError)
@@ -232,3 +237,49 @@ def _inside(archive: Path, folder: Path, name: str) -> Path:
     if bad or folder not in target.parents:
         raise DataError(f"{archive}: {name!r} leads out of the folder; not unpacked")
     return target
+
+
+def icondg(root: Path | None = None) -> Path:
+    """Return IconDG's folder (domain/class/image), unpacked at the first call.
+
+    The folder appears whole or not at all, so that several processes may unpack it at the same time.
+
+    Args:
+        root: where to unpack it; without it, a folder in the user's cache that is named by the archive's hash.
+
+    Raises:
+        DataError: the archive is missing or not what it should be, `root` holds something else, or the disk refuses.
+    """
+    archive = Path(str(files("vl2v").joinpath("assets", "icondg.zip")))
+    if not archive.is_file():
+        raise DataError("IconDG is not in this installation: assets/icondg.zip is missing; reinstall vl2v")
+    if root is None:
+        from platformdirs import user_cache_dir  # here: an exported student runs without it
+
+        digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+        root = Path(user_cache_dir("vl2v", appauthor=False)) / f"icondg-{digest[:12]}"
+    if not (root / _ATTRIBUTION).is_file():
+        _unpack_whole(archive, root)
+    return root
+
+
+def _unpack_whole(archive: Path, root: Path) -> None:
+    """Unpack an archive beside `root`, then move it there in one step."""
+    try:
+        root.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{root.name}-", dir=root.parent) as temporary:
+            whole = Path(temporary) / root.name
+            whole.mkdir()
+            unpack(archive, whole)
+            try:
+                os.replace(whole, root)
+            except OSError:
+                # Another process was faster: its folder is as good as ours.
+                if not (root / _ATTRIBUTION).is_file():
+                    raise
+    except DataError as error:
+        raise DataError(f"{error}; reinstall vl2v") from None
+    except OSError as error:
+        raise DataError(
+            f"IconDG can't be unpacked to {root} ({error.strerror}); give it an empty, writable folder"
+        ) from None

@@ -23,7 +23,7 @@ from vl2v.data.layouts import open_dataset
 from vl2v.data.manifest import WILDS_SPLITS
 from vl2v.errors import DataError
 from vl2v.io import locked
-from vl2v.progress import Progress, silent
+from vl2v.session import Progress, silent
 
 """Called with (task, done, total)."""
 

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from vl2v.errors import DataError, writing
 from vl2v.io import locked, write_text
-from vl2v.progress import Progress, silent
+from vl2v.session import Progress, silent
 
 if TYPE_CHECKING:
     import httpx2

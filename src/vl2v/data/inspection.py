@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from vl2v.data.audit import Audit
+from vl2v.data.auditing import Audit
 from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
 from vl2v.data.decoding import CONVERT, FEWER_BITS, NO_ALPHA, NO_END, NOT_WHOLE
 from vl2v.data.files import PASSED_OVER

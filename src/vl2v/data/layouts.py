@@ -22,7 +22,6 @@ from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
 from vl2v.data.files import SUFFIXES, image_files, one_form, printable
 from vl2v.data.manifest import Row, read_manifest, without_listed
 from vl2v.data.objects import HUB, ONE_DOMAIN, hub_dataset
-from vl2v.data.samples import icondg
 from vl2v.errors import DataError
 from vl2v.names import check_name
 
@@ -83,6 +82,8 @@ def open_dataset(
     if layout not in LAYOUTS:
         raise DataError(f"layout {layout!r}: choose one of {', '.join(LAYOUTS)}")
     if path == SAMPLE and not path.exists():
+        from vl2v.data.archives import icondg
+
         path = icondg()
     if not path.exists():
         if _ADDRESS.match(str(path)):

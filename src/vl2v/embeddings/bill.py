@@ -11,16 +11,28 @@ from pathlib import Path
 
 import numpy as np
 
-from vl2v.data import DomainDataset, ImageError, image_size
+from vl2v.data.dataset import DomainDataset
+from vl2v.data.decoding import ImageError, image_size
 from vl2v.embeddings.ledger import FILE_NAME as LEDGER
-from vl2v.embeddings.ledger import Entry, Ledger, LedgerBudget
+from vl2v.embeddings.ledger import Entry, Ledger
 from vl2v.embeddings.plan import Plan
 from vl2v.embeddings.store import FILE_NAME as STORE
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import RunError
 from vl2v.session import Session
-from vl2v.teachers import Teacher
-from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_SIZE, CANARY_TEXT, Forecast, as_paid, micro_of, money
+from vl2v.teachers.paid.teacher import (
+    CANARY_IMAGE,
+    CANARY_SIZE,
+    CANARY_TEXT,
+    BudgetReached,
+    Forecast,
+    Query,
+    Status,
+    as_paid,
+    micro_of,
+    money,
+)
+from vl2v.teachers.protocol import Teacher
 
 SAMPLED = 256  # images whose size is read for a forecast
 
@@ -88,6 +100,61 @@ def totals(entries: Sequence[Entry]) -> list[Total]:
         )
         for group, queries in groups.items()
     ]
+
+
+@dataclass(frozen=True)
+class LedgerBudget:
+    """The budget of one teacher: every reservation and settlement is a row of the ledger.
+
+    Attributes:
+        ledger: where it is written.
+        teacher: the teacher's name; the budget counts all that it was ever paid by this ledger.
+        currency: of its prices.
+        budget: in millionths; None: without limit, for teachers that cost nothing.
+        asker: the run folder, or the command.
+    """
+
+    ledger: Ledger
+    teacher: str
+    currency: str
+    budget: int | None
+    asker: str
+
+    @property
+    def committed(self) -> int:
+        """What is spent and reserved, in millionths."""
+        return self.ledger.committed(self.teacher)
+
+    def reserve(self, query: Query) -> int:
+        """See `vl2v.teachers.paid.teacher.Budget`."""
+        return self.ledger.reserve(self.teacher, self.asker, self.currency, query, self.budget)
+
+    def settle(
+        self,
+        number: int,
+        status: Status,
+        *,
+        tokens: int | None = None,
+        micro: int | None = None,
+        model: str = "",
+        note: str = "",
+    ) -> None:
+        """See `vl2v.teachers.paid.teacher.Budget`."""
+        over = self.ledger.settle(number, status, tokens, micro, model, note, self.budget)
+        if over:
+            raise BudgetReached(
+                f"{self.teacher}: a query cost {money(over, self.currency)} more than the budget had left, by the "
+                "vendor's own word; all embeddings are saved: check its bill and its prices, then raise --budget"
+            )
+
+    def key_of(self, digest: str) -> str | None:
+        """See `vl2v.teachers.paid.teacher.Budget`."""
+        return self.ledger.key_of(self.teacher, digest)
+
+    def bill(self) -> str:
+        """Return the bill so far in a few words: "0.12 of 5.00 USD"."""
+        spent = money(self.committed, self.currency)
+        return spent if self.budget is None else f"{spent} of {money(self.budget, self.currency)}"
 
 
 @contextmanager

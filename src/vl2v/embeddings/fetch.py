@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from vl2v.embeddings.store import EmbeddingStore, flaw, image_key, text_key
 from vl2v.errors import DataError, TeacherError
 from vl2v.io import retried
-from vl2v.progress import Progress, silent
+from vl2v.session import Progress, silent
 from vl2v.teachers.paid.teacher import SAME
 
 if TYPE_CHECKING:
     from vl2v.embeddings.plan import Plan
-    from vl2v.teachers import EncodedImage, Teacher
     from vl2v.teachers.paid.teacher import Embedded, Kind, PaidTeacher, Refused
+    from vl2v.teachers.protocol import EncodedImage, Teacher
 
 T = TypeVar("T")
 Pending = tuple[int, int]  # dataset index, view
@@ -140,8 +140,8 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
     Raises:
         BudgetReached, TeacherError, StoreError: as `fetch` does.
     """
-    from vl2v.teachers import EncodedImage
     from vl2v.teachers.paid.teacher import as_paid
+    from vl2v.teachers.protocol import EncodedImage
 
     key, image = image_key(hashlib.sha256(data).digest()), EncodedImage("the image", data)
     store.recognise(teacher)
@@ -229,8 +229,8 @@ def same_model(store: EmbeddingStore, teacher: PaidTeacher) -> None:
     Raises:
         TeacherError: the embeddings are another model's.
     """
-    from vl2v.teachers import EncodedImage
     from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_TEXT, Embedded
+    from vl2v.teachers.protocol import EncodedImage
 
     canaries: tuple[tuple[Kind, bytes, Sequence[str] | Sequence[EncodedImage]], ...] = (
         ("text", text_key(CANARY_TEXT), [CANARY_TEXT]),
@@ -310,7 +310,7 @@ def _chunks(plan: Plan) -> Iterator[tuple[list[Pending], list[EncodedImage]]]:
 
 def _encoded(plan: Plan) -> Iterator[tuple[Pending, EncodedImage]]:
     """Yield every query with what the teacher is sent; an image is read and decoded once for all its views."""
-    from vl2v.teachers import EncodedImage
+    from vl2v.teachers.protocol import EncodedImage
 
     for index, group in groupby(plan.pending, key=lambda question: question[0]):
         views = tuple(view for _, view in group)

@@ -10,72 +10,23 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-import zlib
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
+from vl2v.embeddings.schema import COLUMNS, LEDGER_FORMAT, RESERVED, entry_crc, upgrade_ledger
 from vl2v.errors import StoreError
 from vl2v.privacy import without_secrets
-from vl2v.sqlite import BUSY_SECONDS, Format, closed_on_error, explained, journal, transaction
+from vl2v.sqlite import BUSY_SECONDS, closed_on_error, explained, journal, transaction
 from vl2v.teachers.paid.limits import canonical_spec
 from vl2v.teachers.paid.teacher import BudgetReached, Kind, Query, Status, money
 
 FILE_NAME = "ledger.sqlite"
-RESERVED = "reserved"
 REMEMBERED = 24 * 3600.0  # seconds for which vendors that honour an Idempotency-Key usually know it
 
-_SCHEMA = """
-CREATE TABLE entries (
-    id INTEGER PRIMARY KEY,
-    at REAL NOT NULL,
-    query INTEGER NOT NULL,
-    teacher TEXT NOT NULL,
-    asker TEXT NOT NULL,
-    kind TEXT NOT NULL CHECK (kind IN ('image', 'text')),
-    status TEXT NOT NULL CHECK (status IN ('reserved', 'answered', 'wrong', 'lost', 'rejected')),
-    count INTEGER NOT NULL,
-    tokens INTEGER NOT NULL,
-    micro INTEGER NOT NULL,
-    currency TEXT NOT NULL,
-    balance INTEGER NOT NULL,
-    model TEXT NOT NULL,
-    note TEXT NOT NULL,
-    digest TEXT NOT NULL DEFAULT '',
-    key TEXT NOT NULL DEFAULT '',
-    crc INTEGER
-) STRICT;
-CREATE INDEX by_teacher ON entries (teacher, id);
-CREATE UNIQUE INDEX once ON entries (query) WHERE status != 'reserved';
-CREATE INDEX by_digest ON entries (digest) WHERE digest != '';
-CREATE TRIGGER kept BEFORE DELETE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END;
-"""
-_FIXED = "CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'the ledger is append-only'); END"
-# How many entries there are, and the checksum of the last: written with each, so that one cut off at the end is missed.
-_TAIL = (
-    "CREATE TABLE IF NOT EXISTS tail (one INTEGER PRIMARY KEY CHECK (one = 1), entries INTEGER NOT NULL, crc INTEGER)"
-)
-_SCHEMA += f"{_FIXED};\n{_TAIL} STRICT"
-_FORMAT = Format("a ledger of vl2v: move it aside", 0x564C3242, 5, _SCHEMA)  # "VL2B"
-_FROM_1 = (
-    "ALTER TABLE entries ADD COLUMN digest TEXT NOT NULL DEFAULT ''",
-    "ALTER TABLE entries ADD COLUMN key TEXT NOT NULL DEFAULT ''",
-    "CREATE INDEX by_digest ON entries (digest) WHERE digest != ''",
-    "PRAGMA user_version = 2",
-)
-_FROM_4 = (
-    _TAIL,
-    "INSERT OR REPLACE INTO tail SELECT 1, id, crc FROM entries ORDER BY id DESC LIMIT 1",
-)
-_FROM_2 = ("ALTER TABLE entries ADD COLUMN crc INTEGER", "PRAGMA user_version = 3")  # rows before have no checksum
-
-_COLUMNS = (
-    "at, query, teacher, asker, kind, status, count, tokens, micro, currency, balance, model, note, digest, key, crc"
-)
-_WORDS = ("teacher", "asker", "model", "note")  # earlier versions let addresses with passwords into these
-_INSERT = f"INSERT INTO entries ({_COLUMNS}) VALUES ({', '.join('?' * 16)})"
-_BALANCE = f"SELECT balance, {_COLUMNS} FROM entries WHERE teacher = ? ORDER BY id DESC LIMIT 1"
+_INSERT = f"INSERT INTO entries ({COLUMNS}) VALUES ({', '.join('?' * 16)})"
+_BALANCE = f"SELECT balance, {COLUMNS} FROM entries WHERE teacher = ? ORDER BY id DESC LIMIT 1"
 _TEACHERS = """
 WITH RECURSIVE names (teacher) AS (
     SELECT min(teacher) FROM entries
@@ -184,7 +135,7 @@ class Ledger:
     def entries(self, asker: str | None = None) -> list[Entry]:
         """Return every query, oldest first; only one asker's if wanted."""
         with explained(self.file):
-            for row in self._db.execute(f"SELECT {_COLUMNS} FROM entries"):
+            for row in self._db.execute(f"SELECT {COLUMNS} FROM entries"):
                 self._check(row)
             rows = self._db.execute(_QUERIES, (asker,)).fetchall()
         return [Entry(at, canonical_spec(without_secrets(teacher)), *row) for at, teacher, *row in rows]
@@ -286,11 +237,11 @@ class Ledger:
         return int(row[0])
 
     def _check(self, row: tuple[object, ...]) -> None:
-        if row[-1] is not None and row[-1] != _crc(row[:-1]):
+        if row[-1] is not None and row[-1] != entry_crc(row[:-1]):
             raise StoreError(f"{self.file}: the entry of query {row[1]} is damaged: put back a copy, or move it aside")
 
     def _insert(self, row: tuple[object, ...]) -> None:
-        crc = _crc(row)
+        crc = entry_crc(row)
         number = self._db.execute(_INSERT, (*row, crc)).lastrowid
         self._db.execute("INSERT OR REPLACE INTO tail VALUES (1, ?, ?)", (number, crc))
 
@@ -328,71 +279,8 @@ class Ledger:
     def _prepare(self) -> None:
         journal(self._db, self.file)
         self._db.execute("PRAGMA synchronous = FULL")
-        _FORMAT.make(self._db, self.file)
-        if self._version() == 1:
-            with transaction(self._db):
-                for statement in _FROM_1 if self._version() == 1 else ():  # another process may have been faster
-                    self._db.execute(statement)
-        if self._version() == 2:
-            with transaction(self._db):
-                for statement in _FROM_2 if self._version() == 2 else ():
-                    self._db.execute(statement)
-
-        if self._version() == 3:
-            self._clean()
-        if self._version() < 5:
-            with transaction(self._db):
-                for statement in _FROM_4 if (version := self._version()) < 5 else ():
-                    self._db.execute(statement)
-                if version == 4:
-                    self._db.execute("PRAGMA user_version = 5")
-
-    def _clean(self) -> None:
-        """Take passwords and keys out of the addresses that an earlier version wrote, and their traces out of the file.
-
-        It counts as done when no copy is left, so that what was killed or held up is done again.
-        """
-        with transaction(self._db):
-            self._db.execute("DROP TRIGGER fixed")
-            merged: set[str] = set()
-            for number, *row in self._db.execute(f"SELECT id, {_COLUMNS} FROM entries").fetchall():
-                words = dict(zip(_COLUMNS.split(", "), row, strict=True))
-                clean = words | {name: without_secrets(words[name]) for name in _WORDS}
-                if clean != words:
-                    merged.add(clean["teacher"])
-                    self._rewrite(number, words, clean)
-            for teacher in merged:
-                self._rebalance(teacher)
-            self._db.execute(_FIXED)
-        self._db.execute("VACUUM")
-        (waits, *_) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if not waits:  # for someone who still reads the old pages
-            self._db.execute("PRAGMA user_version = 4")
-
-    def _rewrite(self, number: int, before: dict[str, Any], after: dict[str, Any]) -> None:
-        """Change an entry and its checksum; where that was wrong, or there was none, it stays so."""
-        *old, crc = before.values()
-        *new, _ = after.values()
-        if crc is not None and crc == _crc(tuple(old)):
-            crc = _crc(tuple(new))
-        names = ", ".join(f"{name} = ?" for name in after)
-        self._db.execute(f"UPDATE entries SET {names} WHERE id = ?", (*new, crc, number))
-
-    def _rebalance(self, teacher: str) -> None:
-        """Have the balance of a teacher run through all its entries: it may have had several passwords."""
-        balance = 0
-        reserved: dict[int, int] = {}
-        entries = f"SELECT id, {_COLUMNS} FROM entries WHERE teacher = ? ORDER BY id"
-        for number, *row in self._db.execute(entries, (teacher,)).fetchall():
-            words = dict(zip(_COLUMNS.split(", "), row, strict=True))
-            query, micro = words["query"], words["micro"]
-            if words["status"] == RESERVED:
-                reserved[query] = micro
-                balance += micro
-            else:
-                balance += micro - reserved.get(query, 0)
-            if words["balance"] != balance:
-                self._rewrite(number, words, words | {"balance": balance})
+        LEDGER_FORMAT.make(self._db, self.file)
+        upgrade_ledger(self._db)
 
     def _check_count(self) -> None:
         """Check that no entry is gone: they are numbered without gaps, and `tail` says which is the last.
@@ -411,67 +299,3 @@ class Ledger:
             )
         if count == entries and crc != last_crc:
             raise StoreError(f"{self.file}: the last entry is damaged: put back a copy, or move it aside")
-
-    def _version(self) -> int:
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        return int(version)
-
-
-@dataclass(frozen=True)
-class LedgerBudget:
-    """The budget of one teacher: every reservation and settlement is a row of the ledger.
-
-    Attributes:
-        ledger: where it is written.
-        teacher: the teacher's name; the budget counts all that it was ever paid by this ledger.
-        currency: of its prices.
-        budget: in millionths; None: without limit, for teachers that cost nothing.
-        asker: the run folder, or the command.
-    """
-
-    ledger: Ledger
-    teacher: str
-    currency: str
-    budget: int | None
-    asker: str
-
-    @property
-    def committed(self) -> int:
-        """What is spent and reserved, in millionths."""
-        return self.ledger.committed(self.teacher)
-
-    def reserve(self, query: Query) -> int:
-        """See `vl2v.teachers.paid.teacher.Budget`."""
-        return self.ledger.reserve(self.teacher, self.asker, self.currency, query, self.budget)
-
-    def settle(
-        self,
-        number: int,
-        status: Status,
-        *,
-        tokens: int | None = None,
-        micro: int | None = None,
-        model: str = "",
-        note: str = "",
-    ) -> None:
-        """See `vl2v.teachers.paid.teacher.Budget`."""
-        over = self.ledger.settle(number, status, tokens, micro, model, note, self.budget)
-        if over:
-            raise BudgetReached(
-                f"{self.teacher}: a query cost {money(over, self.currency)} more than the budget had left, by the "
-                "vendor's own word; all embeddings are saved: check its bill and its prices, then raise --budget"
-            )
-
-    def key_of(self, digest: str) -> str | None:
-        """See `vl2v.teachers.paid.teacher.Budget`."""
-        return self.ledger.key_of(self.teacher, digest)
-
-    def bill(self) -> str:
-        """Return the bill so far in a few words: "0.12 of 5.00 USD"."""
-        spent = money(self.committed, self.currency)
-        return spent if self.budget is None else f"{spent} of {money(self.budget, self.currency)}"
-
-
-def _crc(row: tuple[object, ...]) -> int:
-    """Return the checksum of a row, times as SQLite gives them back."""
-    return zlib.crc32(repr((float(str(row[0])), *row[1:])).encode())

@@ -1,8 +1,9 @@
-"""What a person does with a store by hand: list it, export it, remove a teacher, reclaim space."""
+"""What a person does with a store by hand: list it, export it, merge it, remove a teacher, reclaim space."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,3 +134,34 @@ def collect(store: EmbeddingStore) -> int:
     before = store.file.stat().st_size
     store.compact()
     return before - store.file.stat().st_size
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a store took over from another: embeddings and paid queries that it didn't have."""
+
+    embeddings: int
+    queries: int
+
+
+def merge(shard: Path, into: Path) -> Merged:
+    """Put everything that one store has into another, made if it isn't there; the first one is left as it is.
+
+    What is there already stays as it is. Merging again adds nothing; killed, it can be given again.
+
+    Args:
+        shard: a store's folder, with or without a ledger.
+        into: another's.
+
+    Raises:
+        StoreError: not a store, a damaged embedding, or embeddings that differ; nothing is taken over then.
+    """
+    if shard.resolve() == into.resolve():
+        raise StoreError(f"{shard}: can't be merged into itself; give another --into")
+    with ExitStack() as opened:
+        theirs = opened.enter_context(EmbeddingStore(shard, read_only=True))
+        ours = opened.enter_context(EmbeddingStore(into))
+        bills = [opened.enter_context(Ledger(path)) for path in (shard, into) if (shard / LEDGER).is_file()]
+        with ours.absorbing(theirs) as embeddings:  # durable after the bill: a crash counts too much, never too little
+            queries = bills[1].absorb(bills[0]) if bills else 0
+        return Merged(embeddings, queries)

@@ -13,7 +13,7 @@ from vl2v.embeddings.views import Views
 from vl2v.errors import DataError
 
 if TYPE_CHECKING:
-    from vl2v.data.audit import Audit
+    from vl2v.data.auditing import Audit
     from vl2v.data.dataset import DomainDataset
     from vl2v.embeddings.store import TeacherFacts
 

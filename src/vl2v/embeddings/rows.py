@@ -1,4 +1,4 @@
-"""The rows of an embedding store: teachers, embeddings, the index over them, and the file that holds them.
+"""The rows of an embedding store, counted and checksummed: what is lost is missed, what is damaged isn't returned.
 
 The layout was chosen by measuring; docs/store.md has the figures. Rows are appended in the order of arrival, so that
 the large part of the file never moves. Keys are random, so an index over them is written all over its pages; it is
@@ -11,8 +11,9 @@ import json
 import logging
 import os
 import sqlite3
-from collections.abc import Callable, Sequence
-from contextlib import closing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -111,6 +112,61 @@ class Rows:
         with explained(self.file):
             rows = self._db.execute("SELECT fingerprint, name, dim, logit_scale FROM teachers ORDER BY id")
             return [TeacherRecord(fingerprint, without_secrets(name), *row) for fingerprint, name, *row in rows]
+
+    def check(self, fingerprint: str) -> None:
+        """Check that all embeddings of a teacher are there and undamaged; once while the store is open.
+
+        Raises:
+            StoreError: they aren't; the message counts them.
+        """
+        if fingerprint in self._complete or self._version() == 1:
+            return
+        self._check_teachers()
+        teacher = self._require(fingerprint)
+        with explained(self.file), self._snapshot():
+            found, due = self._intact(teacher), self._due(teacher)
+        if found < due:
+            raise StoreError(
+                f"{self.file}: {due - found} of {due} embeddings of {teacher.record.name} are lost or damaged: put "
+                "back a copy, or save what is left with `vl2v store repair`, then `vl2v embed` queries the others again"
+            )
+        self._complete.add(fingerprint)
+
+    def repair(self) -> int:
+        """Drop the embeddings that fail their checksum, so that `vl2v embed` queries them again; return how many.
+
+        What the index had lost is found again. Embeddings that are gone altogether are no longer missed.
+        """
+        with explained(self.file), transaction(self._db):
+            rows = self._db.execute(
+                "SELECT answers.id, key, vector, crc, (SELECT fingerprint FROM questions JOIN teachers "
+                "ON teachers.id = questions.teacher WHERE questions.id = question) FROM answers"
+            )
+            bad = [(*row[:4],) for row in rows if row[4] is None or crc(row[4], *row[1:3]) != row[3]]
+            teachers = self._db.execute("SELECT id, fingerprint FROM teachers").fetchall()
+            lost = []
+            for number, key, vector, found in bad:
+                of = next((teacher for teacher, name in teachers if crc(name, key, vector) == found), None)
+                if of is None:
+                    lost.append((number,))
+                else:  # only its question was lost
+                    self._db.execute("UPDATE answers SET question = ? WHERE id = ?", (self._question_of(of), number))
+            self._db.executemany("DELETE FROM answers WHERE id = ?", lost)
+            self._db.execute("DELETE FROM places")
+            self._db.execute("DELETE FROM new_places")
+            rows = self._db.execute(
+                "SELECT teacher, key, answers.id FROM answers JOIN questions ON questions.id = question"
+            )
+            places = ((teacher, half_of(key), number) for teacher, key, number in rows)
+            self._db.executemany("INSERT INTO new_places VALUES (?, ?, ?)", places)
+            self._gather()
+            for (number,) in self._db.execute("SELECT id FROM teachers").fetchall():
+                count = "SELECT count(*) FROM places WHERE teacher = ?1"
+                self._db.execute(f"UPDATE teachers SET answers = ({count}) WHERE id = ?1", (number,))
+                self._sign(number)
+        self._teachers.clear()
+        self._complete.clear()
+        return len(lost)
 
     def _enrol(self, teacher: TeacherFacts, dim: int) -> TeacherRow:
         with explained(self.file), transaction(self._db):
@@ -232,6 +288,50 @@ class Rows:
         rows = self._db.execute("SELECT id, fingerprint FROM teachers")
         fingerprints: dict[int, str] = dict(rows)
         return lambda number, key, vector: crc("" if old else fingerprints.get(number, "?"), key, vector)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Read one state of the file, whoever writes meanwhile."""
+        if self._db.in_transaction:
+            yield
+            return
+        self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def _due(self, teacher: TeacherRow) -> int:
+        """Return how many embeddings were ever saved of a teacher."""
+        sql = "SELECT sum(answers) FROM teachers WHERE id IN (SELECT value FROM json_each(?))"
+        return int(self._db.execute(sql, (teacher.group,)).fetchone()[0])
+
+    def _intact(self, teacher: TeacherRow) -> int:
+        """Return how many embeddings of a teacher are there, undamaged, and found by their key."""
+        crc_of, find = self._checksums(teacher.record.fingerprint), FIND.format(columns="id")
+        rows = self._db.execute(
+            "SELECT answers.id, teacher, key, crc, vector FROM answers CROSS JOIN questions ON questions.id = question "
+            "WHERE teacher IN (SELECT value FROM json_each(?))",
+            (teacher.group,),
+        )
+        intact = 0
+        while chunk := rows.fetchmany(CHUNK):
+            good = [(n, key) for n, of, key, crc, vector in chunk if crc == crc_of(of, key, vector)]
+            keys = [key for _, key in good]
+            there = (
+                {number for _, number in self._db.execute(find, (teacher.group, halves_of(keys)))} if good else set()
+            )
+            intact += sum(number in there for number, _ in good)
+        return intact
+
+    def _question_of(self, teacher: int) -> int:
+        """Return the last batch of queries to a teacher, made up if all are lost."""
+        sql = "SELECT max(id) FROM questions WHERE teacher = ?"
+        (found,) = self._db.execute(sql, (teacher,)).fetchone()
+        if found is None:
+            made = "INSERT INTO questions (asked_at, teacher, kind, count) VALUES (?, ?, 'image', 0)"
+            found = self._db.execute(made, (time.time(), teacher)).lastrowid
+        return int(found)
 
     def _version(self) -> int:
         with explained(self.file):

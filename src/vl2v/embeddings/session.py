@@ -12,20 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import RunConfig, toml_key
-from vl2v.data import Audit, DomainDataset
+from vl2v.data.auditing import Audit
+from vl2v.data.dataset import DomainDataset
+from vl2v.embeddings.bill import LedgerBudget
 from vl2v.embeddings.fetch import Refusal, fetch, same_model
-from vl2v.embeddings.ledger import LedgerBudget
 from vl2v.embeddings.plan import Plan, plan
 from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key, text_key
-from vl2v.embeddings.targets import TeacherTargets, targets, text_targets
-from vl2v.embeddings.teaching import anchor_prompts
+from vl2v.embeddings.targets import TeacherTargets, anchor_prompts, targets, text_targets
 from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, StoreError, TeacherError
 from vl2v.io import locked
-from vl2v.progress import Progress
-from vl2v.session import default_store
-from vl2v.teachers import Teacher, prompts_for
+from vl2v.session import Progress, default_store
 from vl2v.teachers.paid.teacher import PaidTeacher, as_paid
+from vl2v.teachers.prompts import prompts_for
+from vl2v.teachers.protocol import Teacher
 
 SIZES = range(16, 1025)  # that students' images may have, in pixels
 

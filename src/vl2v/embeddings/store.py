@@ -11,8 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.embeddings.integrity import Checked
-from vl2v.embeddings.rows import CHUNK, FILE_NAME, FIND, TeacherFacts, TeacherRecord, TeacherRow
+from vl2v.embeddings.rows import CHUNK, FILE_NAME, FIND, Rows, TeacherFacts, TeacherRecord, TeacherRow
 from vl2v.embeddings.schema import UNNAMED, crc, halves_of, image_key, text_key
 from vl2v.embeddings.views import CLEAN
 from vl2v.errors import StoreError
@@ -51,7 +50,7 @@ def flaw(vectors: NDArray[np.floating], shape: tuple[int, int]) -> str | None:
     return None
 
 
-class EmbeddingStore(Checked):
+class EmbeddingStore(Rows):
     """The embeddings of any number of teachers, in a folder; one writer at a time, any number of readers.
 
     A vector is stored in half precision with a CRC-32 over its teacher, its key and itself; a teacher's row has one,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from PIL import Image
 from vl2v.data.augment import Fit
 from vl2v.errors import ConfigError
 from vl2v.seeds import derive
+
+if TYPE_CHECKING:
+    from vl2v.config import RunConfig
 
 CLEAN = "clean"
 LARGEST = 1024  # pixels a side of a clean view that is made square: no teacher takes more
@@ -97,6 +100,19 @@ class Views:
 def clean_view(fit: Fit | Literal["own"]) -> str:
     """Return the name of the clean view, as it enters the store's keys."""
     return CLEAN if fit == "own" else f"{CLEAN}/{fit}"
+
+
+def clean_images(config: RunConfig) -> Views:
+    """Return the clean view alone, as the teacher gets it."""
+    return Views(clean_fit=config.teacher.fit)
+
+
+def fixed_views(config: RunConfig, image_size: int) -> Views:
+    """Return the views that the teacher is queried about, for a student of this input size in pixels."""
+    wanted = config.teacher
+    if not wanted.views:
+        return clean_images(config)
+    return Views(wanted.views, wanted.view_seed, image_size, config.data.fit, wanted.fit)
 
 
 def _square(image: Image.Image, fit: Fit | Literal["own"]) -> NDArray[np.uint8]:

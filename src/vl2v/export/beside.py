@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vl2v.deploy.beside import export_of
 from vl2v.export.student import export_student
-from vl2v.progress import Progress, silent
 from vl2v.runs.folder import Run
+from vl2v.session import Progress, silent
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 

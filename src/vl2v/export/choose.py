@@ -24,9 +24,9 @@ from vl2v.export.student import (
     with_preprocessing,
 )
 from vl2v.io import write_bytes, write_text
-from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources
 from vl2v.runs.folder import Run
+from vl2v.session import Progress, silent
 from vl2v.students.classifier import at_size
 from vl2v.system import processors
 from vl2v.table import Table

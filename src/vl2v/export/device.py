@@ -14,18 +14,18 @@ import torch
 from torch import nn
 
 from vl2v.config import TeacherConfig
-from vl2v.embeddings.teaching import the_teacher
+from vl2v.embeddings.targets import the_teacher
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import SECONDS, TURNS, Speed, Way, png, side_by_side, workers
 from vl2v.export.student import Exporter, open_images
 from vl2v.io import write_bytes, write_text
-from vl2v.progress import Progress, silent
 from vl2v.runs.folder import Run
+from vl2v.session import Progress, silent
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
 from vl2v.system import processors
 from vl2v.table import Table
-from vl2v.teachers import gives_weights
+from vl2v.teachers.protocol import gives_weights
 
 REFERENCE = "eager fp32"
 BATCHES = (1, 32)

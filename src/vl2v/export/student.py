@@ -44,10 +44,9 @@ from vl2v.export.parity import (
 )
 from vl2v.export.web import check_folder, write_web
 from vl2v.io import write_bytes
-from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.folder import Run
-from vl2v.session import Session
+from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier, at_size
 from vl2v.system import processors
 

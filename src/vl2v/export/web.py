@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from vl2v.data.download import fetch, sha256_of
 from vl2v.errors import ConfigError, DataError, StudentError
 from vl2v.io import write_bytes
-from vl2v.progress import Progress, silent
+from vl2v.session import Progress, silent
 
 RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web
 RUNTIME = {

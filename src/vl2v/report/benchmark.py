@@ -16,7 +16,6 @@ from vl2v.benchmark.worklist import WorkList
 from vl2v.config import Tree, flat
 from vl2v.errors import RunError
 from vl2v.evaluation.compare import Lead
-from vl2v.progress import Progress
 from vl2v.report.bench import Bench, Model
 from vl2v.report.charts import Span, axis
 from vl2v.report.costs import costs
@@ -24,6 +23,7 @@ from vl2v.report.differences import by_class, by_domain, confidence, curves, dis
 from vl2v.report.page import duration, lead, page, percent
 from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.settings import resolve, without_paths
+from vl2v.session import Progress
 
 OWN = {"method", "seed", "data.path", "data.target", "data.split_seed", "student.name"}  # what the table itself shows
 

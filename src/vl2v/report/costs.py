@@ -14,7 +14,7 @@ from safetensors import safe_open
 from vl2v.benchmark.jobs import TEACHERS, Job
 from vl2v.benchmark.results import mean_and_error, result_of
 from vl2v.config import deciding
-from vl2v.data import leave_out
+from vl2v.data.splits import leave_out
 from vl2v.errors import DataError
 from vl2v.io import read_json
 from vl2v.report.bench import Bench, Model

@@ -12,9 +12,8 @@ from numpy.typing import NDArray
 
 from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.results import Result, mean_and_error, of
-from vl2v.data import decode
+from vl2v.data.decoding import decode
 from vl2v.errors import DataError
-from vl2v.progress import Progress
 from vl2v.report.bench import Bench
 from vl2v.report.charts import Chart, Heat, Series, axis, calibration, heat
 from vl2v.report.page import percent, thumbnail
@@ -22,7 +21,7 @@ from vl2v.runs.datasets import open_data, usable
 from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.predictions import content
 from vl2v.runs.settings import resolve
-from vl2v.session import Session
+from vl2v.session import Progress, Session
 from vl2v.training.log import MetricsLog
 
 SHOWN = 5  # images of each kind of disagreement

@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vl2v.data import Audit, DomainDataset, decode
+from vl2v.data.auditing import Audit
+from vl2v.data.dataset import DomainDataset
+from vl2v.data.decoding import decode
 from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key
 from vl2v.embeddings.views import clean_view
 from vl2v.errors import DataError, RunError

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from vl2v.progress import Progress, silent
+from vl2v.session import Progress, silent
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import evaluating
 

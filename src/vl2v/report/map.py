@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.progress import Progress
 from vl2v.report.evaluated_run import EvaluatedRun
 from vl2v.report.insight import Plane, embeddings
 from vl2v.report.page import sprite
 from vl2v.seeds import derive
+from vl2v.session import Progress
 from vl2v.training.batches import clean_pixels
 
 IMAGES = 360

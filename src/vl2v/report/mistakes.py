@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from vl2v.data import decode
+from vl2v.data.decoding import decode
 from vl2v.errors import DataError
 from vl2v.report.page import page, percent, thumbnail
 from vl2v.runs.mistakes import Mistakes

@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 
 from vl2v.errors import RunError
 from vl2v.io import write_text
-from vl2v.progress import Progress, silent
 from vl2v.runs.folder import Run
-from vl2v.session import Session
+from vl2v.session import Progress, Session, silent
 
 if TYPE_CHECKING:
     from vl2v.benchmark.jobs import Selection

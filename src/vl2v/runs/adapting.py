@@ -22,13 +22,13 @@ from vl2v.embeddings.bill import asker, cost, with_budget
 from vl2v.embeddings.fetch import Refusal
 from vl2v.embeddings.select import k_center_order, random_order, uncertain_order
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.teaching import fixed_views, the_teacher
+from vl2v.embeddings.targets import the_teacher
+from vl2v.embeddings.views import fixed_views
 from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.evaluation.table import Evaluation
 from vl2v.io import NEW
 from vl2v.methods import find_method
 from vl2v.privacy import public_name
-from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.evaluate import STUDENT
 from vl2v.runs.features import Features
@@ -37,7 +37,7 @@ from vl2v.runs.query import QueryReport
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
-from vl2v.session import Session
+from vl2v.session import Progress, Session, silent
 from vl2v.table import Table
 from vl2v.training.device import OneDevice
 

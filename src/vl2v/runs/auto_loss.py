@@ -17,10 +17,10 @@ from vl2v.evaluation.ridge import Fit, Taught, best_lambda, fitted, fitted_head,
 from vl2v.evaluation.temperature import soft_temperature
 from vl2v.io import read_json, write_text
 from vl2v.methods import Task
-from vl2v.progress import Progress
 from vl2v.runs.datasets import Sources
 from vl2v.runs.features import Features
 from vl2v.runs.zero_shot import adapted_teacher
+from vl2v.session import Progress
 from vl2v.students.student import Student
 from vl2v.training.batches import batch_targets
 from vl2v.training.device import Device

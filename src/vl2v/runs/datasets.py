@@ -10,22 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import DataConfig, RunConfig
-from vl2v.data import (
-    Audit,
-    DomainDataset,
-    Inspection,
-    Split,
-    audit,
-    hold_out,
-    inspect,
-    leave_out,
-    open_dataset,
-    set_aside,
-)
+from vl2v.data.auditing import Audit, audit, set_aside
+from vl2v.data.dataset import DomainDataset
+from vl2v.data.inspection import Inspection, inspect
+from vl2v.data.layouts import open_dataset
+from vl2v.data.splits import Split, hold_out, leave_out
 from vl2v.errors import DataError
 from vl2v.names import UNKNOWN, same_name
-from vl2v.progress import Progress, silent
-from vl2v.session import Session
+from vl2v.session import Progress, Session, silent
 from vl2v.teachers.prompts import prompts_for, read_prompts, same_prompts
 
 

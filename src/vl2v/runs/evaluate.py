@@ -12,28 +12,29 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vl2v.config import DataConfig, PromptConfig, RunConfig
-from vl2v.data import Audit, DomainDataset, in_split, leave_out
+from vl2v.data.auditing import Audit
+from vl2v.data.dataset import DomainDataset
 from vl2v.data.files import one_form
 from vl2v.data.near_duplicates import lookalikes
+from vl2v.data.splits import in_split, leave_out
 from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key, text_key
 from vl2v.embeddings.targets import text_targets
 from vl2v.embeddings.views import clean_view
 from vl2v.errors import DataError
 from vl2v.evaluation.metrics import measure
 from vl2v.evaluation.table import Evaluation, Role, Row
-from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.folder import Run
 from vl2v.runs.image_identity import have_changed, same_images
 from vl2v.runs.predict import load
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.unlabelled import agreement_note, sample_notes
-from vl2v.session import Session
+from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier
 from vl2v.students.hub import is_on_hub
 from vl2v.students.student import Student
 from vl2v.system import best_device, reuse_freed_memory
-from vl2v.teachers import prompts_for
+from vl2v.teachers.prompts import prompts_for
 from vl2v.training.batches import clean_pixels
 
 STUDENT, TEACHER = "student", "teacher, zero-shot"

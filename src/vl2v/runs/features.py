@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vl2v.config import RunConfig
-from vl2v.data import DomainDataset
+from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings.select import select_images
 from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.methods import Task
 from vl2v.methods.adip import align
 from vl2v.methods.averaging import Scores
-from vl2v.progress import Progress
 from vl2v.runs.cache import SharedCache, backbone_name
 from vl2v.runs.datasets import Sources
 from vl2v.runs.settings import has_tower, resolve
 from vl2v.runs.unlabelled import labelled_by_teacher
 from vl2v.seeds import derive
+from vl2v.session import Progress
 from vl2v.students.backbone import output_width, pretrained_backbone
 from vl2v.students.student import Student, new_projector
-from vl2v.teachers import BackboneSpec
+from vl2v.teachers.protocol import BackboneSpec
 from vl2v.training.batches import FeatureBatches, Rendering, clean_pixels
 from vl2v.training.device import Device
 from vl2v.training.features import compute_features
@@ -63,7 +63,7 @@ def new_student(config: RunConfig, task: Task, classes: int, base: tuple[nn.Modu
         config: of the run.
         task: how it learns.
         classes: how many.
-        base: its backbone and spec: `new_backbone`'s, or `teaching.tower`'s for methods that start from that.
+        base: its backbone and spec: `new_backbone`'s, or `tower_of`'s for methods that start from that.
         dim: d of the teacher's space.
     """
     own_tower = has_tower(config, task)

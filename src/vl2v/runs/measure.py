@@ -14,25 +14,24 @@ from torch import Tensor
 
 from vl2v.config import RunConfig, StageConfig
 from vl2v.data.augment import domainbed_augment, evaluation_view
-from vl2v.embeddings import teaching
 from vl2v.embeddings.bill import cost, with_budget
 from vl2v.embeddings.plan import Plan
 from vl2v.embeddings.session import dim_of
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.targets import TeacherTargets, online_teacher, the_teacher, tower_of
+from vl2v.embeddings.views import fixed_views
 from vl2v.errors import StudentError
 from vl2v.methods import Stage, Task
-from vl2v.progress import Progress
 from vl2v.runs.datasets import Sources, open_data
 from vl2v.runs.features import CACHED, new_backbone, new_student
 from vl2v.runs.session import open_session, queries_online
 from vl2v.runs.settings import has_tower, refits
-from vl2v.session import Session
+from vl2v.session import Progress, Session
 from vl2v.students.backbone import image_size_of, output_width
 from vl2v.students.student import Student, evaluating
 from vl2v.system import processors, resident_bytes
-from vl2v.teachers import EncodedImage, Teacher
 from vl2v.teachers.paid.teacher import as_paid
+from vl2v.teachers.protocol import EncodedImage, Teacher
 from vl2v.training.loading import read_image
 from vl2v.training.loop import Trainer
 from vl2v.training.measure import MadeUpBatches, seconds_a_step, seconds_an_image
@@ -72,12 +71,12 @@ def teaching_of(
     """Return the queries of a run, its teacher, and d of the teacher's space; nothing is put into the store."""
     if task.queries == "nothing" and not has_tower(config, task):
         return Teaching(), None, 0
-    teacher = teaching.the_teacher(config.teacher)
+    teacher = the_teacher(config.teacher)
     with with_budget(teacher, Session(store.path, budget), "vl2v distill") as spending:
         if task.queries == "nothing":
             return Teaching(), teacher, dim_of(store, teacher)
         size = image_size_of(config.student.name, config.student.image_size) if config.teacher.views else 0
-        views = teaching.fixed_views(config, size)
+        views = fixed_views(config, size)
         session = open_session(config, store, teacher, spending, sources, views, progress)
         wanted = _queried(config, task, sources)
         if config.teacher.select == "known":
@@ -192,7 +191,7 @@ class Bench:
         """The image size of the teacher's own tower; 0: the student isn't that."""
         if not has_tower(self.config, self.task) or self.teacher is None:
             return 0
-        return teaching.tower(self.teacher)[1].image_size
+        return tower_of(self.teacher)[1].image_size
 
     def size_of(self, config: RunConfig) -> int:
         """Return the student's image size."""
@@ -252,7 +251,7 @@ class Bench:
             config = self.config
             if self.tower:
                 assert self.teacher is not None
-                base = teaching.tower(self.teacher, config.student.statistics)
+                base = tower_of(self.teacher, config.student.statistics)
             else:
                 sized = config.student.model_copy(update={"image_size": size})
                 base = new_backbone(config.model_copy(update={"student": sized}))
@@ -282,10 +281,8 @@ class Bench:
         self, student: Student, stage: Stage, settings: StageConfig, per_domain: int, shape: tuple[int, ...], steps: int
     ) -> float:
         online = queries_online(self.config) and self.teacher is not None and len(shape) == 3
-        online_teacher = (
-            teaching.online(self.config.teacher, self.teacher) if online and self.teacher is not None else None
-        )
-        like = TeacherTargets(self.sources.dataset.labels, scale=10.0, online=online_teacher)
+        embed = online_teacher(self.config.teacher, self.teacher) if online and self.teacher is not None else None
+        like = TeacherTargets(self.sources.dataset.labels, scale=10.0, online=embed)
         dim = self.dim if self.task.queries != "nothing" else 0
         classes = len(self.sources.dataset.classes)
         cached = self.quick and len(shape) > 1

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from vl2v.config import RunConfig
-from vl2v.data import DomainDataset
+from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings.maintain import find_teacher
 from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key, text_key
 from vl2v.embeddings.targets import text_targets
@@ -18,9 +18,8 @@ from vl2v.embeddings.views import clean_view
 from vl2v.errors import DataError, StoreError
 from vl2v.evaluation.mistakes import Suspect, suspects
 from vl2v.io import write_text
-from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import open_data, usable
-from vl2v.session import Session
+from vl2v.session import Progress, Session, silent
 from vl2v.teachers.prompts import prompts_for
 
 HEAD = ("path", "class", "domain", "suggested", "probability", "probability_of_suggested")

@@ -18,12 +18,11 @@ from vl2v.config import RunConfig, StageConfig, Tree, deciding, flat, merge, nes
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.io import read_json, write_text
 from vl2v.methods import task_of
-from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Images
 from vl2v.runs.folder import PLAN
 from vl2v.runs.measure import Bench, Rates, Teaching, teaching_of
 from vl2v.runs.settings import has_tower, recipe, resolve
-from vl2v.session import Session, default_store
+from vl2v.session import Progress, Session, default_store, silent
 from vl2v.system import best_device, world_size
 
 Minutes = float | Literal["auto"] | None

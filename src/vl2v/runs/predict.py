@@ -135,7 +135,7 @@ def class_embeddings(
     from vl2v.embeddings.bill import asker, with_budget
     from vl2v.embeddings.fetch import fetch_texts
     from vl2v.embeddings.store import EmbeddingStore
-    from vl2v.embeddings.teaching import class_text, the_teacher
+    from vl2v.embeddings.targets import class_text, the_teacher
     from vl2v.session import Session
 
     run = run if isinstance(run, Run) else Run(run)

@@ -20,7 +20,8 @@ from vl2v.io import checksum, write_bytes
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vl2v.data import Audit, DomainDataset
+    from vl2v.data.auditing import Audit
+    from vl2v.data.dataset import DomainDataset
 
 FILE = "predictions.safetensors"
 

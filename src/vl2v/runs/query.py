@@ -18,15 +18,14 @@ from vl2v.embeddings.plan import Plan
 from vl2v.embeddings.select import BY_STUDENT
 from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.teaching import clean_images, fixed_views, the_teacher, tower
-from vl2v.embeddings.views import Views
+from vl2v.embeddings.targets import the_teacher, tower_of
+from vl2v.embeddings.views import Views, clean_images, fixed_views
 from vl2v.methods import find_method
-from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_everything, open_sources
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import Options, has_tower, resolve, settings_of
-from vl2v.session import Session
-from vl2v.teachers import Teacher
+from vl2v.session import Progress, Session, silent
+from vl2v.teachers.protocol import Teacher
 
 if TYPE_CHECKING:
     from vl2v.runs.cluster import Cluster
@@ -127,7 +126,7 @@ def _views(config: RunConfig, teacher: Teacher) -> Views:
         size = image_size_of(config.student.name, config.student.image_size)
         output_width(config.student.name, size)
     elif config.teacher.views:
-        size = tower(teacher)[1].image_size
+        size = tower_of(teacher)[1].image_size
     return fixed_views(config, size) if config.teacher.views else clean_images(config)
 
 

@@ -12,15 +12,15 @@ import numpy as np
 from vl2v.embeddings.bill import Cost, cost, with_budget
 from vl2v.embeddings.select import random_order
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.teaching import clean_images, the_teacher
+from vl2v.embeddings.targets import the_teacher
+from vl2v.embeddings.views import clean_images
 from vl2v.errors import ConfigError
-from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import aligned
 from vl2v.runs.query import free_features
 from vl2v.runs.session import open_session
 from vl2v.runs.settings import resolve
-from vl2v.session import Session
+from vl2v.session import Progress, Session, silent
 
 FEWEST = 64  # embeddings that a curve needs
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)

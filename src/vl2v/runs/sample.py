@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
-from vl2v.data import Audit, DomainDataset, audit
+from vl2v.data.auditing import Audit, audit
+from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings.select import random_order
 from vl2v.errors import DataError
 from vl2v.evaluation.ridge import held_out

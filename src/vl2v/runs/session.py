@@ -9,16 +9,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
-from vl2v.embeddings.ledger import LedgerBudget
+from vl2v.embeddings.bill import LedgerBudget
 from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.teaching import online
+from vl2v.embeddings.targets import online_teacher
 from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, VL2VWarning
 from vl2v.methods import find_method
-from vl2v.progress import Progress
 from vl2v.runs.datasets import Sources
-from vl2v.teachers import Teacher, check_prompts, prompts_for
+from vl2v.session import Progress
+from vl2v.teachers.prompts import check_prompts, prompts_for
+from vl2v.teachers.protocol import Teacher
 
 
 def open_session(
@@ -37,7 +38,7 @@ def open_session(
     """
     wanted = config.teacher
     if queries_online(config):
-        online(wanted, teacher)  # refuses a black box before anything is paid
+        online_teacher(wanted, teacher)  # refuses a black box before anything is paid
     if wanted.online and wanted.views:
         raise ConfigError("teacher.online and teacher.views exclude one another; set teacher.online=false, or no views")
     dataset = sources.dataset

@@ -15,7 +15,7 @@ from vl2v.evaluation.adapted import Embedded, left_out_predictions
 from vl2v.evaluation.alignment import Alignment, accuracy_by_group, align, confusions, probe
 from vl2v.evaluation.intervals import Difference, Right, Share, paired_difference
 from vl2v.runs.sample import Sample
-from vl2v.teachers import Teacher
+from vl2v.teachers.protocol import Teacher
 
 Indices = NDArray[np.int64]
 Vectors = NDArray[np.float32]

@@ -19,16 +19,14 @@ from torch import Tensor
 
 from vl2v.config import RunConfig
 from vl2v.data.objects import write_dataset
-from vl2v.embeddings import teaching
 from vl2v.embeddings.bill import asker, with_budget
 from vl2v.embeddings.session import dim_of
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import TeacherTargets, text_targets
-from vl2v.embeddings.views import Views
+from vl2v.embeddings.targets import TeacherTargets, online_teacher, text_targets, the_teacher, tower_of
+from vl2v.embeddings.views import Views, clean_images, fixed_views
 from vl2v.errors import ConfigError, DataError, VL2VWarning
 from vl2v.evaluation.metrics import fit_temperature, unknown_threshold
 from vl2v.methods import Averager, Stage, Task, task_of, version_of
-from vl2v.progress import Progress, silent
 from vl2v.runs.auto_loss import align_again, refit, settled, toward_parent
 from vl2v.runs.cache import SharedCache, stage_name
 from vl2v.runs.datasets import Images, Sources
@@ -42,12 +40,13 @@ from vl2v.runs.settings import Options, has_tower, refits, resolve, retrains, se
 from vl2v.runs.unlabelled import labelled_by_teacher
 from vl2v.runs.zero_shot import with_adapted_teacher
 from vl2v.seeds import derive
-from vl2v.session import Session
+from vl2v.session import Progress, Session, silent
 from vl2v.students.backbone import weights_of
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
 from vl2v.system import rank, world_size
-from vl2v.teachers import Teacher, prompts_for
+from vl2v.teachers.prompts import prompts_for
+from vl2v.teachers.protocol import Teacher
 from vl2v.training.batches import FeatureBatches, PixelBatches, Renderer, Rendering, clean_pixels, viewed_pixels
 from vl2v.training.features import cached_activations
 from vl2v.training.loop import Trainer
@@ -250,14 +249,10 @@ def train(
     own_tower = has_tower(config, task)
     wanted = task.queries != "nothing" or own_tower
     needed = fabric.is_global_zero or own_tower or queries_online(config)
-    teacher = teaching.the_teacher(config.teacher) if wanted and needed else None
+    teacher = the_teacher(config.teacher) if wanted and needed else None
     if queries_online(config) and teacher is not None:
-        teaching.online(config.teacher, teacher)  # refuses a black box, before it is paid for anything
-    base = (
-        teaching.tower(teacher, config.student.statistics)
-        if own_tower and teacher is not None
-        else new_backbone(config)
-    )
+        online_teacher(config.teacher, teacher)  # refuses a black box, before it is paid for anything
+    base = tower_of(teacher, config.student.statistics) if own_tower and teacher is not None else new_backbone(config)
     with ExitStack() as paid:
         paying = with_budget(teacher, session, asker(run.folder)) if teacher else nullcontext()
         spending = paid.enter_context(paying) if fabric.is_global_zero else None
@@ -278,10 +273,10 @@ def train(
             shared_cache,
             sources.audit.contents,
         )
-        views = teaching.clean_images(config)
+        views = clean_images(config)
         targets = TeacherTargets(sources.dataset.labels, domains=sources.dataset.domain_ids)
         if task.queries != "nothing":
-            views = teaching.fixed_views(config, student.spec.image_size)
+            views = fixed_views(config, student.spec.image_size)
 
             def queried() -> TeacherTargets:
                 assert teacher is not None
@@ -295,7 +290,7 @@ def train(
 
             targets = from_first(fabric, queried)
             if queries_online(config) and teacher is not None:
-                targets = replace(targets, online=teaching.online(config.teacher, teacher))
+                targets = replace(targets, online=online_teacher(config.teacher, teacher))
     probabilities = None  # the teacher's, that validate where there is no label
     if not sources.labelled:
         sources, probabilities = labelled_by_teacher(sources, targets)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 from torch import Tensor
 
-from vl2v.data import Audit
+from vl2v.data.auditing import Audit
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.errors import DataError
 from vl2v.evaluation.intervals import wilson

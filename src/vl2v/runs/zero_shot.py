@@ -12,23 +12,23 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vl2v.data import DomainDataset, leave_out
+from vl2v.data.dataset import DomainDataset
+from vl2v.data.splits import leave_out
 from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore, image_key
-from vl2v.embeddings.targets import TeacherTargets
-from vl2v.embeddings.teaching import clean_images, the_teacher
+from vl2v.embeddings.targets import TeacherTargets, the_teacher
+from vl2v.embeddings.views import clean_images
 from vl2v.errors import TeacherError
 from vl2v.evaluation.adapted import AdaptedTeacher, Embedded, adapted
 from vl2v.evaluation.metrics import measure
 from vl2v.evaluation.table import Evaluation, Role, Row
 from vl2v.io import write_text
-from vl2v.progress import Progress, silent
 from vl2v.runs.datasets import Sources, open_data, usable
 from vl2v.runs.evaluate import TEACHER, measured, validation
 from vl2v.runs.predictions import Predictions, content
 from vl2v.runs.session import fit_scale
 from vl2v.runs.settings import resolve
-from vl2v.session import Session
+from vl2v.session import Progress, Session, silent
 
 FEW = 10  # images with a label and an embedding; fewer adapt nothing
 CLIP_SCALE = 100.0  # of a teacher that reports none: calibration depends on it, accuracy doesn't

@@ -18,13 +18,13 @@ from vl2v.deploy.runtime import Exported, softmax
 from vl2v.embeddings.bill import spending_of, with_budget
 from vl2v.embeddings.fetch import fetch_image, fetch_texts
 from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key
-from vl2v.embeddings.teaching import class_text
+from vl2v.embeddings.targets import class_text
 from vl2v.errors import ConfigError, StudentError
 from vl2v.privacy import public_name
 from vl2v.serving.decoders import MOST
 from vl2v.session import Session
-from vl2v.teachers import Teacher
 from vl2v.teachers.paid.teacher import as_paid
+from vl2v.teachers.protocol import Teacher
 
 ASKER = "vl2v serve"
 BUILT_IN = (

@@ -17,7 +17,8 @@ from vl2v.config import at_home
 from vl2v.errors import MissingExtra, StudentError
 from vl2v.lazy import lightly
 from vl2v.privacy import public_name
-from vl2v.teachers import BackboneSpec, build_tower
+from vl2v.teachers import build_tower
+from vl2v.teachers.protocol import BackboneSpec
 
 with lightly():
     import timm

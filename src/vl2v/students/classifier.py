@@ -25,7 +25,7 @@ from vl2v.privacy import HIDDEN, without_secrets
 from vl2v.students.backbone import build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
 from vl2v.table import Table
-from vl2v.teachers import BackboneSpec
+from vl2v.teachers.protocol import BackboneSpec
 
 FORMAT = 1
 LARGEST = 4096  # pixels a side

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vl2v.students.split import Split, split
-from vl2v.teachers import BackboneSpec
+from vl2v.teachers.protocol import BackboneSpec
 
 
 class Student(nn.Module):

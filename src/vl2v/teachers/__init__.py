@@ -1,15 +1,72 @@
-"""Teachers: frozen vision-language models, one file each, behind one small protocol."""
+"""Teachers: frozen vision-language models, one file each, behind one small protocol; opened by name, "kind:rest".
+
+Others join by an entry point of the group "vl2v.teachers".
+"""
 
 from __future__ import annotations
 
+import difflib
+import importlib
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from vl2v.teachers.prompts import check_prompts, domain_template, prompts_for, text_classifier
-from vl2v.teachers.protocol import BackboneSpec, EncodedImage, Teacher, WhiteBox, gives_weights
-from vl2v.teachers.registry import is_white_box, open_teacher, teacher_kinds
+from vl2v.errors import TeacherError
+from vl2v.teachers.protocol import Teacher, gives_weights
 
 if TYPE_CHECKING:
     from torch import nn
+
+GROUP = "vl2v.teachers"
+_PAID = ("openai-compatible", "jina", "cohere", "voyage", "gemini", "bedrock", "vllm", "azure-vision")
+_BUILTIN = {
+    "open_clip": "vl2v.teachers.open_clip:open_open_clip",
+    "hf": "vl2v.teachers.hf:open_hf",
+    "recorded": "vl2v.teachers.recorded:open_recorded",
+    "tiny": "vl2v.teachers.open_clip:open_tiny",
+    **dict.fromkeys(_PAID, "vl2v.teachers.paid.client:open_remote"),
+}
+_WHITE = ("open_clip", "hf", "tiny")
+
+
+def open_teacher(spec: str, **options: Any) -> Teacher:
+    """Return a teacher.
+
+    Args:
+        spec: "open_clip:MODEL/PRETRAINED", "open_clip:local-dir:PATH", "hf:REPO_OR_PATH", "recorded:FOLDER", "tiny",
+            "openai-compatible:URL#MODEL", "jina:MODEL", "cohere:MODEL", "voyage:MODEL", "gemini:MODEL",
+            "bedrock:MODEL", "vllm:URL#MODEL", "azure-vision:URL#MODEL", or a kind that an installed package brings.
+        options: of that kind, for example `precision`.
+
+    Raises:
+        TeacherError: unknown kind, or a teacher that can't be opened.
+        MissingExtra: an optional dependency that isn't installed.
+
+    Examples:
+        >>> teacher = open_teacher("recorded:vendor")
+        >>> teacher.embed_texts(["a photo of a ball", "a photo of a box"]).shape
+        (2, 16)
+    """
+    kind, _, rest = spec.partition(":")
+    before, colon, path = rest.rpartition(":")
+    return _factory(kind)(before + colon + os.path.expanduser(path), **options)
+
+
+def is_white_box(spec: str) -> bool:
+    """Return whether a teacher's weights are at hand; one that an installed package brings is opened to see.
+
+    Raises:
+        TeacherError: as `open_teacher` does.
+    """
+    kind = spec.partition(":")[0]
+    return kind in _WHITE if kind in _BUILTIN else gives_weights(open_teacher(spec))
+
+
+def teacher_kinds() -> list[str]:
+    """Return all kinds that can be opened."""
+    return [*_BUILTIN, *(point.name for point in entry_points(group=GROUP))]
 
 
 def build_tower(build: dict[str, Any]) -> nn.Module:
@@ -23,18 +80,19 @@ def build_tower(build: dict[str, Any]) -> nn.Module:
     return build_hf_tower(build)
 
 
-__all__ = [
-    "BackboneSpec",
-    "EncodedImage",
-    "Teacher",
-    "WhiteBox",
-    "build_tower",
-    "check_prompts",
-    "domain_template",
-    "gives_weights",
-    "is_white_box",
-    "open_teacher",
-    "prompts_for",
-    "teacher_kinds",
-    "text_classifier",
-]
+def _factory(kind: str) -> Callable[..., Teacher]:
+    factory: Callable[..., Teacher]
+    if kind in _BUILTIN:
+        module, _, name = _BUILTIN[kind].partition(":")
+        factory = getattr(importlib.import_module(module), name)
+        return partial(factory, kind) if kind in _PAID else factory
+    found: list[EntryPoint] = list(entry_points(group=GROUP, name=kind))
+    if not found:
+        close = difflib.get_close_matches(kind, teacher_kinds(), n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(teacher_kinds())}"
+        raise TeacherError(f"teacher {kind!r}: unknown kind; {hint}")
+    try:
+        factory = found[0].load()
+    except (ImportError, AttributeError) as error:
+        raise TeacherError(f"teacher {kind!r}: {found[0].value} can't be loaded ({error}); reinstall it") from error
+    return factory

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vl2v.data import ImageError, decode
+from vl2v.data.decoding import ImageError, decode
 from vl2v.errors import TeacherError
 from vl2v.system import best_device, has_bfloat16, reuse_freed_memory
 from vl2v.teachers.protocol import ANSWER_VERSION, BackboneSpec, EncodedImage, Vectors

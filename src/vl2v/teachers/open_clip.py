@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from vl2v.errors import TeacherError
+from vl2v.errors import DataError, TeacherError
 from vl2v.lazy import lightly
 from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import BackboneSpec
@@ -87,11 +88,21 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
 
 def open_tiny(rest: str, **options: Any) -> LocalTeacher:
     """Open the tiny model that comes with vl2v: for trying and testing, not for work."""
-    from vl2v.data.samples import tiny_vlm
-
     teacher = open_open_clip(f"local-dir:{tiny_vlm()}", **options)
     teacher.name = "tiny"
     return teacher
+
+
+def tiny_vlm() -> Path:
+    """Return the folder of the tiny VLM, an open_clip model (configuration, weights, tokenizer).
+
+    Raises:
+        DataError: this installation has none.
+    """
+    folder = Path(str(files("vl2v").joinpath("assets", "tiny-vlm")))
+    if not folder.is_dir():
+        raise DataError("the tiny VLM is not in this installation: assets/tiny-vlm is missing; reinstall vl2v")
+    return folder
 
 
 def build_open_clip_tower(build: dict[str, Any]) -> nn.Module:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from vl2v.io import replacing
-from vl2v.progress import Progress, silent
+from vl2v.session import Progress, silent
 from vl2v.students.student import Student, evaluating
 from vl2v.training.device import Device
 

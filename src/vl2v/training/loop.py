@@ -15,7 +15,7 @@ import torch
 from vl2v.config import TrainConfig
 from vl2v.methods import Averager, Stage
 from vl2v.methods.averaging import Scores
-from vl2v.progress import Progress, silent
+from vl2v.session import Progress, silent
 from vl2v.students.depthwise import quick_depthwise
 from vl2v.students.student import Student
 from vl2v.system import reuse_freed_memory

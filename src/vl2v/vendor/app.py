@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from prometheus_client.core import CounterMetricFamily
 
-from vl2v.teachers import Teacher
+from vl2v.teachers.protocol import Teacher
 from vl2v.vendor import requests
 from vl2v.vendor.addresses import Address, Addresses, Unfetched
 from vl2v.vendor.batching import BadImage, Batcher, Image, TooExpensive, Unbilled

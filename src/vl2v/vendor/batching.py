@@ -18,7 +18,7 @@ from vl2v.vendor.meter import Meter, Sale
 from vl2v.web.batches import Busy
 
 if TYPE_CHECKING:
-    from vl2v.teachers import EncodedImage, Teacher
+    from vl2v.teachers.protocol import EncodedImage, Teacher
 
 Rows = NDArray[np.float32]
 SECONDS = 10.0  # of processor time for the images of a request, until its last one is begun

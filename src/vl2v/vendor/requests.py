@@ -14,7 +14,7 @@ import msgspec
 
 from vl2v.data import decoding
 from vl2v.data.decoding import ImageError, image_size
-from vl2v.teachers import EncodedImage
+from vl2v.teachers.protocol import EncodedImage
 from vl2v.vendor.addresses import Address, Addresses, Unfetched
 from vl2v.vendor.batching import Image
 

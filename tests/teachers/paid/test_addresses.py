@@ -7,14 +7,14 @@ import threading
 
 import pytest
 
+from vl2v.embeddings.bill import LedgerBudget
 from vl2v.embeddings.fetch import fetch_texts
-from vl2v.embeddings.ledger import Ledger, LedgerBudget
+from vl2v.embeddings.ledger import Ledger
 from vl2v.embeddings.store import EmbeddingStore, text_key
 from vl2v.errors import ConfigError, TeacherError, VL2VWarning
-from vl2v.privacy import canonical_url, is_loopback, public_name, without_secrets
+from vl2v.privacy import canonical_url, is_loopback, public_name, read_secret, without_secrets
 from vl2v.runs.folder import Run, open_run
 from vl2v.runs.settings import resolve
-from vl2v.secret import read_secret
 from vl2v.teachers import open_teacher
 from vl2v.teachers.paid.client import _fingerprint
 from vl2v.teachers.paid.limits import canonical_spec

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from vl2v.teachers.paid.rate_limit import RateLimit
+from vl2v.teachers.paid.limits import RateLimit
 
 
 class Clock:

@@ -28,13 +28,15 @@ from vl2v.embeddings.bill import Cost
 from vl2v.embeddings.fetch import fetch_texts
 from vl2v.embeddings.store import EmbeddingStore, text_key
 from vl2v.errors import ConfigError, StoreError, TeacherError
-from vl2v.teachers import EncodedImage, check_prompts, open_teacher
-from vl2v.teachers.paid import client
+from vl2v.teachers import open_teacher
+from vl2v.teachers.paid import attempts
 from vl2v.teachers.paid.failures import retry_after
-from vl2v.teachers.paid.images import prepare
+from vl2v.teachers.paid.limits import RateLimit
 from vl2v.teachers.paid.line import Reply
-from vl2v.teachers.paid.rate_limit import RateLimit
+from vl2v.teachers.paid.requests import prepare
 from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_TEXT, BudgetReached, Embedded, Refused
+from vl2v.teachers.prompts import check_prompts
+from vl2v.teachers.protocol import EncodedImage
 
 from .test_pace import Clock
 from .vendor import DIM, KEY, Budget, Vendor, row
@@ -284,7 +286,7 @@ def test_what_goes_wrong_is_asked_again_and_stays_on_the_bill(name, rent, vendor
 
 
 def test_an_answer_that_does_not_come_in_time_may_have_been_counted(rent, vendor, monkeypatch):
-    monkeypatch.setattr(client, "TIMEOUT", 0.3)
+    monkeypatch.setattr(attempts, "TIMEOUT", 0.3)
     over = threading.Event()
     vendor.faults = [lambda handler, body: over.wait(60)]
     teacher = rent()
@@ -533,7 +535,7 @@ def test_no_request_is_larger_than_the_vendor_takes(kind, rent, vendor):
 @pytest.mark.parametrize("limit", ["tokens_a_request = 35", "tokens_a_minute = 35", "items_a_minute = 3"])
 def test_no_request_has_more_than_is_allowed_at_once(limit, rent, vendor, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(client, "RateLimit", partial(RateLimit, clock=clock, sleep=clock.sleep))
+    monkeypatch.setattr(attempts, "RateLimit", partial(RateLimit, clock=clock, sleep=clock.sleep))
     teacher = rent(more=f"tokens_an_image = 10\nimages_a_request = 16\nin_flight = 1\n{limit}")
     teacher.embed_images(numbered(7))
     assert [len(body["input"]) for _, body in vendor.requests] == [3, 3, 1]
@@ -542,7 +544,7 @@ def test_no_request_has_more_than_is_allowed_at_once(limit, rent, vendor, monkey
 @pytest.mark.parametrize("limit", ["requests_a_minute = 2", "items_a_minute = 4", "tokens_a_minute = 40"])
 def test_a_minute_has_no_more_than_the_vendor_allows(limit, rent, vendor, monkeypatch):
     clock, times = Clock(), []
-    monkeypatch.setattr(client, "RateLimit", partial(RateLimit, clock=clock, sleep=clock.sleep))
+    monkeypatch.setattr(attempts, "RateLimit", partial(RateLimit, clock=clock, sleep=clock.sleep))
     teacher = rent(more=f"tokens_an_image = 10\nimages_a_request = 2\nin_flight = 1\n{limit}")
     assert teacher.forecast("image", [(9, 9)] * 12).seconds == 180
     vendor.always = lambda handler, body: times.append(clock.now)
@@ -660,7 +662,7 @@ def test_a_first_answer_that_cannot_be_true_counts_as_reserved(rent, vendor):
 
 
 def test_an_answer_without_end_is_broken_off(rent, vendor, monkeypatch):
-    monkeypatch.setattr(client, "TIMEOUT", 0.5)
+    monkeypatch.setattr(attempts, "TIMEOUT", 0.5)
 
     def trickling(handler, body):
         handler.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")
@@ -706,7 +708,7 @@ def test_packed_answers_are_understood(rent, vendor):
 
 def test_what_the_budget_does_not_allow_does_not_wait_for_its_turn(rent, vendor, monkeypatch):
     clock = Clock()
-    monkeypatch.setattr(client, "RateLimit", partial(RateLimit, clock=clock, sleep=clock.sleep))
+    monkeypatch.setattr(attempts, "RateLimit", partial(RateLimit, clock=clock, sleep=clock.sleep))
     more = "tokens_an_image = 10\nimages_a_request = 1\nin_flight = 4\ntokens_a_minute = 10"
     teacher = rent(more=more, budget=2000)
     with pytest.raises(BudgetReached):

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vl2v.teachers import EncodedImage, open_teacher
+from vl2v.teachers import open_teacher
 from vl2v.teachers.paid.limits import find_limits
+from vl2v.teachers.protocol import EncodedImage
 
 from .vendor import KEY, Budget, row
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.teachers.paid.images import SentImage
+from vl2v.teachers.paid.requests import SentImage
 from vl2v.teachers.paid.teacher import Kind
 
 Things = Sequence[SentImage] | Sequence[str]

@@ -1,4 +1,4 @@
-"""A vendor's response other than 200: its error message, and how long it wants no request."""
+"""How an attempt may come to nothing: what a vendor's response other than 200 says, and whether to try again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,29 @@ from vl2v.teachers.paid.line import Reply
 
 WORDS = 300  # of a vendor's own words, characters that are shown
 RESET = "x-ratelimit-reset"
+
+STALE = 4  # signs that a vendor has tied something useless to an Idempotency-Key
+
+
+class TryAgain(Exception):
+    """An attempt that came to nothing.
+
+    Args:
+        reason: in words.
+        after: seconds for which the vendor wants no request.
+        counted: whether it stays on the bill.
+        stale: how much it speaks for another Idempotency-Key, of `STALE`.
+    """
+
+    def __init__(self, reason: str, after: float | None = None, *, counted: bool = False, stale: int = 0) -> None:
+        super().__init__(reason)
+        self.after = after
+        self.counted = counted
+        self.stale = stale
+
+
+class Rejected(Exception):
+    """A request that the vendor won't take as it is: one of its items may be at fault."""
 
 
 def words_of(reply: Reply) -> str:

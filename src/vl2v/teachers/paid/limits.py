@@ -1,12 +1,16 @@
-"""A vendor's terms: its prices and limits, from a dated table that the person can override."""
+"""A vendor's prices and limits, from a dated table that the person can override; and its rate limits, respected."""
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import math
 import os
 import re
+import time
 import tomllib
+from collections import deque
+from collections.abc import Awaitable, Callable
 from functools import cache, lru_cache
 from importlib import resources
 from pathlib import Path
@@ -21,6 +25,7 @@ from vl2v.privacy import HIDDEN, canonical_url
 from vl2v.teachers.paid.teacher import MICRO, Kind
 
 MILLION = 1_000_000
+MINUTE = 60.0
 
 
 class _Table(BaseModel):
@@ -102,6 +107,54 @@ class Limits(_Table):
     def most_tokens(self) -> float:
         """How many tokens a request may have; no more than a minute may."""
         return min(self.tokens_a_request or math.inf, self.tokens_a_minute or math.inf)
+
+
+class RateLimit:
+    """At most so many requests, items and tokens in any 60 seconds; for one event loop.
+
+    Args:
+        limits: requests, items and tokens a minute; None: no limit.
+        clock: seconds.
+        sleep: waits so many.
+    """
+
+    def __init__(
+        self,
+        *limits: int | None,
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+    ) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._sleep = sleep
+        self._sent: deque[tuple[float, tuple[int, ...]]] = deque()
+        self._not_before = 0.0
+
+    async def wait(self, *counts: int) -> None:
+        """Wait until so many requests, items and tokens may leave, and count them."""
+        while (delay := self._delay(counts)) > 0:
+            await self._sleep(delay)
+        self._sent.append((self._clock(), counts))
+
+    def hold(self, seconds: float) -> None:
+        """Let nothing leave for a while: the vendor said so."""
+        self._not_before = max(self._not_before, self._clock() + seconds)
+
+    def _delay(self, counts: tuple[int, ...]) -> float:
+        now = self._clock()
+        while self._sent and self._sent[0][0] <= now - MINUTE:
+            self._sent.popleft()
+        delay = self._not_before - now
+        for which, limit in enumerate(self.limits):
+            if limit is None:
+                continue
+            over = sum(sent[which] for _, sent in self._sent) + counts[which] - limit
+            for at, sent in self._sent:  # what has to be a minute old before there is room
+                if over <= 0:
+                    break
+                over -= sent[which]
+                delay = max(delay, at + MINUTE - now)
+        return delay
 
 
 def find_limits(kind: str, model: str, url: str | None) -> Limits:

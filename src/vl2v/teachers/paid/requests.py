@@ -1,42 +1,48 @@
-"""What a request is made of, how many items fit into one, and how an attempt at it may come to nothing."""
+"""What a request is made of: images as a vendor takes them, items, and how many of them fit into one."""
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from PIL import ExifTags, Image
+
+from vl2v.data.decoding import decode, open_image
 from vl2v.errors import DataError
-from vl2v.teachers.paid.images import SentImage, prepare
+from vl2v.teachers.paid.failures import STALE, TryAgain
 from vl2v.teachers.paid.limits import Limits
 from vl2v.teachers.paid.teacher import Kind
 from vl2v.teachers.protocol import EncodedImage
 
 HEAD = 512  # bytes of a request beside its items, and of each item beside its text or image, at most
 FRAME = 128
-STALE = 4  # signs that a vendor has tied something useless to an Idempotency-Key
+IMAGE_VERSION = 1  # part of the fingerprint: changes when an image would be sent otherwise than before
+QUALITY = 95
+_PLAIN = {"JPEG": ("RGB", "L"), "PNG": ("RGB", "L"), "WEBP": ("RGB",), "GIF": ()}
 
 
-class TryAgain(Exception):
-    """An attempt that came to nothing.
+@dataclass(frozen=True)
+class SentImage:
+    """An image as it is sent."""
 
-    Args:
-        reason: in words.
-        after: seconds for which the vendor wants no request.
-        counted: whether it stays on the bill.
-        stale: how much it speaks for another Idempotency-Key, of `STALE`.
-    """
+    data: bytes
+    mime: str
+    width: int
+    height: int
 
-    def __init__(self, reason: str, after: float | None = None, *, counted: bool = False, stale: int = 0) -> None:
-        super().__init__(reason)
-        self.after = after
-        self.counted = counted
-        self.stale = stale
+    @property
+    def base64(self) -> str:
+        """The bytes in base64."""
+        return base64.b64encode(self.data).decode()
 
-
-class Rejected(Exception):
-    """A request that the vendor won't take as it is: one of its items may be at fault."""
+    @property
+    def uri(self) -> str:
+        """The bytes as a data URI."""
+        return f"data:{self.mime};base64,{self.base64}"
 
 
 @dataclass(frozen=True)
@@ -115,3 +121,53 @@ def item_of(limits: Limits, position: int, thing: EncodedImage | str) -> Item:
     except DataError as error:
         raise DataError(f"{thing.name}: {error}") from None
     return Item(position, image, limits.tokens("image", (image.width, image.height)))
+
+
+def prepare(
+    data: bytes, formats: tuple[str, ...], max_bytes: int, max_pixels: int, sides: tuple[int, int] | None = None
+) -> SentImage:
+    """Return an image as a vendor takes it.
+
+    The file's own bytes, if they are of a format that it takes, not too large, and they can be read in one way only:
+    8-bit grey or RGB, upright, not animated, without transparency. Else the image as `decode` sees it: PNG, or
+    JPEG where that is too large, scaled to the limits.
+
+    Args:
+        data: an image file.
+        formats: Pillow's names of what the vendor takes.
+        max_bytes: of an image.
+        max_pixels: width x height.
+        sides: the shortest and the longest side that it takes, in pixels.
+
+    Raises:
+        ImageError: not an image, or corrupt.
+    """
+    least, most = sides or (1, max_pixels)
+    with open_image(data) as opened:
+        width, height = opened.size
+        fits = len(data) <= max_bytes and width * height <= max_pixels
+        fits = fits and least <= min(width, height) and max(width, height) <= most
+        if fits and opened.format in formats and _plain(opened):
+            return SentImage(data, f"image/{opened.format.lower()}", width, height)
+    image = decode(data)
+    while True:
+        scale = min(1, (max_pixels / (image.width * image.height)) ** 0.5, most / max(image.size))
+        scale = max(scale, least / min(image.size))
+        if scale != 1:
+            width, height = (min(most, max(least, int(side * scale))) for side in image.size)
+            image = image.resize((width, height))
+        for name, options in (("PNG", {"compress_level": 1}), ("JPEG", {"quality": QUALITY})):
+            buffer = io.BytesIO()
+            image.save(buffer, name, **options)
+            if name in formats and buffer.tell() <= max_bytes:
+                return SentImage(buffer.getvalue(), f"image/{name.lower()}", image.width, image.height)
+        max_pixels = image.width * image.height // 2
+
+
+def _plain(image: Image.Image) -> bool:
+    return (
+        image.mode in _PLAIN.get(image.format or "", ())
+        and "transparency" not in image.info
+        and getattr(image, "n_frames", 1) == 1
+        and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+    )

@@ -21,7 +21,7 @@ from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import REPAIRED, ImageError, decode_with_remark
 from vl2v.data.near_duplicates import signature_of
 from vl2v.errors import DataError
-from vl2v.progress import Progress, silent
+from vl2v.session import Progress, silent
 from vl2v.sqlite import BUSY_SECONDS, closed_on_error, journal
 
 _CHUNK = 256
