@@ -163,12 +163,12 @@ def test_defocus_is_the_disks_convolution() -> None:
         kernel = corruptions._disk(*given)
         assert abs(kernel.sum() - 1) < 0.02
         wanted = ndimage.convolve(x, kernel[..., None], mode="mirror")
-        assert np.abs(corruptions._defocus_blur(x, np.random.default_rng(0), given) - wanted).max() < 1e-5
+        assert np.abs(corruptions._defocus_blur(x, np.random.default_rng(0), *given) - wanted).max() < 1e-5
 
 
 def test_an_affine_map_that_goes_nowhere_changes_nothing() -> None:
     x = np.asarray(LITTLE, np.float32) / 255
-    out = corruptions._elastic_transform(x, np.random.default_rng(0), (0, 1, 0))
+    out = corruptions._elastic_transform(x, np.random.default_rng(0), 0, 1, 0)
     assert np.abs(out - x).max() < 1e-5
 
 

@@ -13,7 +13,7 @@ import io
 import math
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,27 +25,13 @@ from vl2v.seeds import derive
 Pixels = NDArray[np.floating[Any]]
 """[height, width, 3], 0 to 1."""
 
-BENCHMARK = (
-    "gaussian_noise",
-    "shot_noise",
-    "impulse_noise",
-    "defocus_blur",
-    "glass_blur",
-    "motion_blur",
-    "zoom_blur",
-    "snow",
-    "fog",
-    "brightness",
-    "contrast",
-    "elastic_transform",
-    "pixelate",
-    "jpeg_compression",
-)
-EXTRA = ("speckle_noise", "gaussian_blur", "saturate")
-CORRUPTIONS = BENCHMARK + EXTRA
 SEVERITIES = (1, 2, 3, 4, 5)
 SMALL = 120
 """Images whose shorter side has fewer pixels get the 64 px version's severities; 120 is halfway, by ratio."""
+
+_Corruption = Callable[..., Any]
+_KINDS: dict[str, tuple[_Corruption, tuple[Any, ...], tuple[Any, ...]]] = {}
+"""name -> (the corruption, its parameters of severity 1 to 5 at 224 px, and at 64 px)"""
 
 
 def corrupt(image: Image.Image, kind: str, severity: int, seed: int) -> Image.Image:
@@ -63,11 +49,12 @@ def corrupt(image: Image.Image, kind: str, severity: int, seed: int) -> Image.Im
     check(kind, severity)
     rng = np.random.default_rng(derive(seed, "corrupt", kind, severity))
     large = min(image.size) >= SMALL
-    given = _PARAMETERS[kind][0 if large else 1][severity - 1]
+    change, at_224, at_64 = _KINDS[kind]
+    given = (at_224 if large else at_64)[severity - 1]
+    given = given if isinstance(given, tuple) else (given,)
     if kind in _OF_IMAGES:
-        return _OF_IMAGES[kind](image, given)
-    pixels = np.asarray(image, np.float32) / 255
-    changed = _OF_PIXELS[kind](pixels, rng, given)
+        return cast("Image.Image", change(image, *given))
+    changed = change(np.asarray(image, np.float32) / 255, rng, *given)
     return Image.fromarray((np.clip(changed, 0, 1) * 255).astype(np.uint8))
 
 
@@ -97,92 +84,31 @@ def kinds_named(names: str) -> tuple[str, ...]:
     return kinds
 
 
-# kind -> (at 224 px, at 64 px) -> severity 1 to 5
-_PARAMETERS: dict[str, tuple[tuple[Any, ...], tuple[Any, ...]]] = {
-    "gaussian_noise": ((0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.08, 0.12, 0.15, 0.18)),  # standard deviation
-    "shot_noise": ((60, 25, 12, 5, 3), (250, 100, 50, 30, 15)),  # photons
-    "impulse_noise": ((0.03, 0.06, 0.09, 0.17, 0.27), (0.01, 0.02, 0.05, 0.08, 0.14)),  # share
-    "speckle_noise": ((0.15, 0.2, 0.35, 0.45, 0.6), (0.15, 0.2, 0.25, 0.3, 0.35)),  # standard deviation
-    "gaussian_blur": ((1, 2, 3, 4, 6), (0.5, 0.75, 1, 1.25, 1.5)),  # sigma
-    "defocus_blur": (  # radius, sigma of the disk's own blur
-        ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)),
-        ((0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1)),
-    ),
-    "glass_blur": (  # sigma, distance, times
-        ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
-        ((0.1, 1, 1), (0.5, 1, 1), (0.6, 1, 2), (0.7, 2, 1), (0.9, 2, 2)),
-    ),
-    "motion_blur": (  # radius, sigma
-        ((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)),
-        ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)),
-    ),
-    "zoom_blur": (  # up to, by steps of
-        ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
-        ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
-    ),
-    "snow": (  # flakes' mean, deviation, zoom, threshold; radius and sigma of their motion; the image's share
-        (
-            (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
-            (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
-            (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
-            (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
-            (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
-        ),
-        (
-            (0.1, 0.2, 1, 0.6, 8, 3, 0.8),
-            (0.1, 0.2, 1, 0.5, 10, 4, 0.8),
-            (0.15, 0.3, 1.75, 0.55, 10, 4, 0.7),
-            (0.25, 0.3, 2.25, 0.6, 12, 6, 0.65),
-            (0.3, 0.3, 1.25, 0.65, 14, 12, 0.6),
-        ),
-    ),
-    "fog": (  # weight, how fast the fractal's roughness falls
-        ((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)),
-        ((0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)),
-    ),
-    "brightness": ((0.1, 0.2, 0.3, 0.4, 0.5), (0.1, 0.2, 0.3, 0.4, 0.5)),  # added to HSV's value
-    "contrast": ((0.4, 0.3, 0.2, 0.1, 0.05), (0.4, 0.3, 0.2, 0.1, 0.05)),  # factor
-    "saturate": (  # factor, and what is added to HSV's saturation
-        ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)),
-        ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (30, 0.2)),
-    ),
-    "elastic_transform": (  # strength and sigma of the ripples, reach of the affine part; 244 is ImageNet-C's own
-        tuple(
-            (244 * a, 244 * b, 244 * c)
-            for a, b, c in (
-                (2, 0.7, 0.1),
-                (2, 0.08, 0.2),
-                (0.05, 0.01, 0.02),
-                (0.07, 0.01, 0.02),
-                (0.12, 0.01, 0.02),
-            )
-        ),
-        tuple(
-            (64 * a, 64 * b, 64 * c)
-            for a, b, c in ((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02))
-        ),
-    ),
-    "pixelate": ((0.6, 0.5, 0.4, 0.3, 0.25), (0.9, 0.8, 0.7, 0.6, 0.5)),  # factor
-    "jpeg_compression": ((25, 18, 15, 10, 7), (65, 58, 50, 40, 25)),  # quality
-}
+def _corruption(at_224: tuple[Any, ...], at_64: tuple[Any, ...] = ()) -> Callable[[_Corruption], _Corruption]:
+    """Enter a corruption under its function's name, with its parameters of severity 1 to 5; by default one for both."""
+
+    def enter(change: _Corruption) -> _Corruption:
+        _KINDS[change.__name__.removeprefix("_")] = change, at_224, at_64 or at_224
+        return change
+
+    return enter
 
 
+@_corruption((0.08, 0.12, 0.18, 0.26, 0.38), (0.04, 0.08, 0.12, 0.15, 0.18))
 def _gaussian_noise(x: Pixels, rng: np.random.Generator, deviation: float) -> Pixels:
     return x + deviation * rng.standard_normal(x.shape, np.float32)
 
 
+@_corruption((60, 25, 12, 5, 3), (250, 100, 50, 30, 15))
 def _shot_noise(x: Pixels, rng: np.random.Generator, photons: float) -> Pixels:
     return (rng.poisson(x * photons) / photons).astype(np.float32)
 
 
+@_corruption((0.03, 0.06, 0.09, 0.17, 0.27), (0.01, 0.02, 0.05, 0.08, 0.14))
 def _impulse_noise(x: Pixels, rng: np.random.Generator, share: float) -> Pixels:
     """Salt and pepper, channel by channel."""
     hit, salt = rng.random(x.shape, np.float32) < share, rng.random(x.shape, np.float32) < 0.5
     return np.where(hit, salt.astype(np.float32), x)
-
-
-def _speckle_noise(x: Pixels, rng: np.random.Generator, deviation: float) -> Pixels:
-    return x + x * deviation * rng.standard_normal(x.shape, np.float32)
 
 
 @lru_cache(maxsize=64)
@@ -212,10 +138,6 @@ def _blurred(x: Pixels, sigma: float, truncate: float = 4, reflect: bool = False
     return _across(_smoothing(height, sigma, truncate, reflect), _smoothing(width, sigma, truncate, reflect), x)
 
 
-def _gaussian_blur(x: Pixels, _rng: np.random.Generator, sigma: float) -> Pixels:
-    return _blurred(x, sigma)
-
-
 @lru_cache(maxsize=16)
 def _disk(radius: float, alias: float) -> NDArray[np.float32]:
     """Return a disk's kernel, its rim softened by a small Gaussian; of 10 px it fills its grid and sums to 1.01."""
@@ -231,9 +153,12 @@ def _disk(radius: float, alias: float) -> NDArray[np.float32]:
     return padded.astype(np.float32)
 
 
-def _defocus_blur(x: Pixels, _rng: np.random.Generator, given: tuple[float, float]) -> Pixels:
+@_corruption(
+    ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)), ((0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1))
+)
+def _defocus_blur(x: Pixels, _rng: np.random.Generator, radius: float, alias: float) -> Pixels:
     """The disk, by Fourier; the image is mirrored beyond its edge."""
-    kernel = _disk(*given)
+    kernel = _disk(radius, alias)
     reach = kernel.shape[0] // 2
     padded = np.pad(x, ((reach, reach), (reach, reach), (0, 0)), "reflect" if min(x.shape[:2]) > reach else "edge")
     shape = tuple(side + 2 * reach for side in padded.shape[:2])
@@ -242,12 +167,15 @@ def _defocus_blur(x: Pixels, _rng: np.random.Generator, given: tuple[float, floa
     return full[2 * reach :, 2 * reach :][: x.shape[0], : x.shape[1]].astype(np.float32)
 
 
-def _glass_blur(x: Pixels, rng: np.random.Generator, given: tuple[float, int, int]) -> Pixels:
+@_corruption(
+    ((0.7, 1, 2), (0.9, 2, 1), (1, 2, 3), (1.1, 3, 2), (1.5, 4, 2)),
+    ((0.1, 1, 1), (0.5, 1, 1), (0.6, 1, 2), (0.7, 2, 1), (0.9, 2, 2)),
+)
+def _glass_blur(x: Pixels, rng: np.random.Generator, sigma: float, reach: int, times: int) -> Pixels:
     """Pixels take their neighbours' colour, in a blurred image that is blurred again.
 
     ImageNet-C's code means to swap two pixels but copies one over the other; its published images are made so.
     """
-    sigma, reach, times = given
     height, width = x.shape[:2]
     soft = np.floor(_blurred(x, sigma).clip(0, 1) * 255) / 255
     source = list(range(height * width))
@@ -279,8 +207,9 @@ def _moved(x: Pixels, radius: int, sigma: float, angle: float) -> Pixels:
     return out
 
 
-def _motion_blur(x: Pixels, rng: np.random.Generator, given: tuple[int, float]) -> Pixels:
-    return _moved(x, *given, rng.uniform(-45, 45))
+@_corruption(((10, 3), (15, 5), (15, 8), (15, 12), (20, 15)), ((10, 1), (10, 1.5), (10, 2), (10, 2.5), (12, 3)))
+def _motion_blur(x: Pixels, rng: np.random.Generator, radius: int, sigma: float) -> Pixels:
+    return _moved(x, radius, sigma, rng.uniform(-45, 45))
 
 
 @lru_cache(maxsize=128)
@@ -303,22 +232,42 @@ def _zoomed(x: Pixels, factor: float) -> Pixels:
     return _across(_zooming(x.shape[0], factor), _zooming(x.shape[1], factor), x)
 
 
-def _zoom_blur(x: Pixels, _rng: np.random.Generator, given: tuple[float, float]) -> Pixels:
-    factors = np.arange(1, *given).tolist()
-    out: Pixels = np.mean([x, *(_zoomed(x, factor) for factor in factors)], axis=0)
-    return out
+@_corruption(
+    ((1.11, 0.01), (1.16, 0.01), (1.21, 0.02), (1.26, 0.02), (1.31, 0.03)),
+    ((1.06, 0.01), (1.11, 0.01), (1.16, 0.01), (1.21, 0.01), (1.26, 0.01)),
+)
+def _zoom_blur(x: Pixels, _rng: np.random.Generator, most: float, step: float) -> Pixels:
+    factors = np.arange(1, most, step).tolist()
+    return np.asarray(np.mean([x, *(_zoomed(x, factor) for factor in factors)], axis=0))
 
 
-def _snow(x: Pixels, rng: np.random.Generator, given: tuple[float, float, float, float, int, float, float]) -> Pixels:
-    mean, deviation, zoom, threshold, radius, sigma, share = given
+@_corruption(
+    (
+        (0.1, 0.3, 3, 0.5, 10, 4, 0.8),
+        (0.2, 0.3, 2, 0.5, 12, 4, 0.7),
+        (0.55, 0.3, 4, 0.9, 12, 8, 0.7),
+        (0.55, 0.3, 4.5, 0.85, 12, 8, 0.65),
+        (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55),
+    ),
+    (
+        (0.1, 0.2, 1, 0.6, 8, 3, 0.8),
+        (0.1, 0.2, 1, 0.5, 10, 4, 0.8),
+        (0.15, 0.3, 1.75, 0.55, 10, 4, 0.7),
+        (0.25, 0.3, 2.25, 0.6, 12, 6, 0.65),
+        (0.3, 0.3, 1.25, 0.65, 14, 12, 0.6),
+    ),
+)
+def _snow(x: Pixels, rng: np.random.Generator, *given: Any) -> Pixels:
+    mean, deviation, zoom, threshold, radius, sigma, share = (
+        given  # radius and sigma: of the motion; share: the image's
+    )
     flakes = mean + deviation * rng.standard_normal((*x.shape[:2], 1), np.float32)
     flakes = _zoomed(flakes, zoom)
     flakes = np.where(flakes < threshold, 0, flakes).clip(0, 1).astype(np.float32)
     flakes = _moved(flakes, radius, sigma, rng.uniform(-135, -45))
     gray = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
     paler = share * x + (1 - share) * np.maximum(x, gray * 1.5 + 0.5)
-    out: Pixels = paler + flakes + flakes[::-1, ::-1]
-    return out
+    return np.asarray(paler + flakes + flakes[::-1, ::-1])
 
 
 def _fractal(size: int, decay: float, rng: np.random.Generator) -> NDArray[np.float32]:
@@ -346,8 +295,8 @@ def _fractal(size: int, decay: float, rng: np.random.Generator) -> NDArray[np.fl
     return plane.astype(np.float32)
 
 
-def _fog(x: Pixels, rng: np.random.Generator, given: tuple[float, float]) -> Pixels:
-    weight, decay = given
+@_corruption(((1.5, 2), (2, 2), (2.5, 1.7), (2.5, 1.5), (3, 1.4)), ((0.4, 3), (0.7, 3), (1, 2.5), (1.5, 2), (2, 1.75)))
+def _fog(x: Pixels, rng: np.random.Generator, weight: float, decay: float) -> Pixels:
     height, width = x.shape[:2]
     size = 2 ** math.ceil(math.log2(max(height, width, 2)))
     most = float(x.max())
@@ -355,33 +304,51 @@ def _fog(x: Pixels, rng: np.random.Generator, given: tuple[float, float]) -> Pix
     return (x + mist) * (most / (most + weight))
 
 
+@_corruption((0.1, 0.2, 0.3, 0.4, 0.5))  # added to HSV's value
 def _brightness(x: Pixels, _rng: np.random.Generator, more: float) -> Pixels:
     """HSV's value raised: the colour scaled; black, which has no colour, becomes gray."""
     value: Pixels = x.max(2, keepdims=True)
     raised = np.minimum(value + more, 1)
-    out: Pixels = np.where(value > 0, x * raised / np.maximum(value, 1e-6), raised)
-    return out
+    return np.asarray(np.where(value > 0, x * raised / np.maximum(value, 1e-6), raised))
 
 
-def _saturate(x: Pixels, _rng: np.random.Generator, given: tuple[float, float]) -> Pixels:
-    """HSV's saturation scaled and raised; gray has the hue 0, which is red."""
-    factor, more = given
-    value, least = x.max(2, keepdims=True), x.min(2, keepdims=True)
-    saturation = (value - least) / np.maximum(value, 1e-6)
-    wanted = np.clip(saturation * factor + more, 0, 1)
-    towards = np.where(saturation > 0, (value - x) / np.maximum(saturation, 1e-6), value * np.array([0, 1, 1]))
-    out: Pixels = value - towards * wanted
-    return out
-
-
+@_corruption((0.4, 0.3, 0.2, 0.1, 0.05))
 def _contrast(x: Pixels, _rng: np.random.Generator, factor: float) -> Pixels:
-    means: Pixels = x.mean((0, 1), keepdims=True)
+    means = np.asarray(x.mean((0, 1), keepdims=True))
     return (x - means) * factor + means
 
 
-def _elastic_transform(x: Pixels, rng: np.random.Generator, given: tuple[float, float, float]) -> Pixels:
+def _at(x: Pixels, right: NDArray[Any], down: NDArray[Any], *, whole: bool) -> Pixels:
+    """Return the values at points, linear between pixels, mirrored about the last ones (whole) or their outer edge."""
+    height, width = x.shape[:2]
+    right, down = _mirrored(right, width, whole), _mirrored(down, height, whole)
+    left, top = np.minimum(right.astype(int), max(width - 2, 0)), np.minimum(down.astype(int), max(height - 2, 0))
+    across = (right - left).clip(0, 1)[..., None].astype(np.float32)
+    along = (down - top).clip(0, 1)[..., None].astype(np.float32)
+    beside, below = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
+    upper = x[top, left] * (1 - across) + x[top, beside] * across
+    lower = x[below, left] * (1 - across) + x[below, beside] * across
+    return np.asarray(upper * (1 - along) + lower * along)
+
+
+def _mirrored(position: NDArray[Any], size: int, whole: bool) -> NDArray[np.float64]:
+    shift, period = (0.0, max(2 * (size - 1), 1)) if whole else (0.5, 2 * size)
+    position = np.mod(position + shift, period)
+    return np.asarray((np.minimum(position, period - position) - shift).clip(0, size - 1))
+
+
+@_corruption(
+    tuple(
+        (244 * a, 244 * b, 244 * c)
+        for a, b, c in ((2, 0.7, 0.1), (2, 0.08, 0.2), (0.05, 0.01, 0.02), (0.07, 0.01, 0.02), (0.12, 0.01, 0.02))
+    ),
+    tuple(
+        (64 * a, 64 * b, 64 * c)
+        for a, b, c in ((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02))
+    ),
+)  # strength and sigma of the ripples, reach of the affine part; 244 is ImageNet-C's own
+def _elastic_transform(x: Pixels, rng: np.random.Generator, strength: float, sigma: float, reach: float) -> Pixels:
     """A random affine map of three points about the middle, then smooth ripples."""
-    strength, sigma, reach = given
     height, width = x.shape[:2]
     middle, side = np.array([width // 2, height // 2]), min(height, width) // 3
     before = middle + side * np.array([[1, 1], [1, -1], [-1, -1]])
@@ -395,34 +362,13 @@ def _elastic_transform(x: Pixels, rng: np.random.Generator, given: tuple[float, 
     return _at(turned, columns + ripples[..., 0], rows + ripples[..., 1], whole=False)
 
 
-def _at(x: Pixels, right: NDArray[Any], down: NDArray[Any], *, whole: bool) -> Pixels:
-    """Return the image's values at points, with straight lines between pixels; mirrored about its last pixels (whole)
-    or about their outer edge.
-    """
-    height, width = x.shape[:2]
-    right, down = _mirrored(right, width, whole), _mirrored(down, height, whole)
-    left, top = np.minimum(right.astype(int), max(width - 2, 0)), np.minimum(down.astype(int), max(height - 2, 0))
-    across = (right - left).clip(0, 1)[..., None].astype(np.float32)
-    along = (down - top).clip(0, 1)[..., None].astype(np.float32)
-    beside, below = np.minimum(left + 1, width - 1), np.minimum(top + 1, height - 1)
-    upper = x[top, left] * (1 - across) + x[top, beside] * across
-    lower = x[below, left] * (1 - across) + x[below, beside] * across
-    out: Pixels = upper * (1 - along) + lower * along
-    return out
-
-
-def _mirrored(position: NDArray[Any], size: int, whole: bool) -> NDArray[np.float64]:
-    shift, period = (0.0, max(2 * (size - 1), 1)) if whole else (0.5, 2 * size)
-    position = np.mod(position + shift, period)
-    inside: NDArray[np.float64] = (np.minimum(position, period - position) - shift).clip(0, size - 1)
-    return inside
-
-
+@_corruption((0.6, 0.5, 0.4, 0.3, 0.25), (0.9, 0.8, 0.7, 0.6, 0.5))
 def _pixelate(image: Image.Image, factor: float) -> Image.Image:
     width, height = (max(1, int(side * factor)) for side in image.size)
     return image.resize((width, height), Image.Resampling.BOX).resize(image.size, Image.Resampling.BOX)
 
 
+@_corruption((25, 18, 15, 10, 7), (65, 58, 50, 40, 25))
 def _jpeg_compression(image: Image.Image, quality: int) -> Image.Image:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=quality)
@@ -430,24 +376,27 @@ def _jpeg_compression(image: Image.Image, quality: int) -> Image.Image:
         return opened.convert("RGB")
 
 
-_OF_IMAGES: dict[str, Callable[[Image.Image, Any], Image.Image]] = {
-    "pixelate": _pixelate,
-    "jpeg_compression": _jpeg_compression,
-}
-_OF_PIXELS: dict[str, Callable[[Pixels, np.random.Generator, Any], Pixels]] = {
-    "gaussian_noise": _gaussian_noise,
-    "shot_noise": _shot_noise,
-    "impulse_noise": _impulse_noise,
-    "defocus_blur": _defocus_blur,
-    "glass_blur": _glass_blur,
-    "motion_blur": _motion_blur,
-    "zoom_blur": _zoom_blur,
-    "snow": _snow,
-    "fog": _fog,
-    "brightness": _brightness,
-    "contrast": _contrast,
-    "elastic_transform": _elastic_transform,
-    "speckle_noise": _speckle_noise,
-    "gaussian_blur": _gaussian_blur,
-    "saturate": _saturate,
-}
+@_corruption((0.15, 0.2, 0.35, 0.45, 0.6), (0.15, 0.2, 0.25, 0.3, 0.35))
+def _speckle_noise(x: Pixels, rng: np.random.Generator, deviation: float) -> Pixels:
+    return x + x * deviation * rng.standard_normal(x.shape, np.float32)
+
+
+@_corruption((1, 2, 3, 4, 6), (0.5, 0.75, 1, 1.25, 1.5))
+def _gaussian_blur(x: Pixels, _rng: np.random.Generator, sigma: float) -> Pixels:
+    return _blurred(x, sigma)
+
+
+@_corruption(((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)), ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (30, 0.2)))
+def _saturate(x: Pixels, _rng: np.random.Generator, factor: float, more: float) -> Pixels:
+    """HSV's saturation scaled and raised; gray has the hue 0, which is red."""
+    value, least = x.max(2, keepdims=True), x.min(2, keepdims=True)
+    saturation = (value - least) / np.maximum(value, 1e-6)
+    wanted = np.clip(saturation * factor + more, 0, 1)
+    towards = np.where(saturation > 0, (value - x) / np.maximum(saturation, 1e-6), value * np.array([0, 1, 1]))
+    return np.asarray(value - towards * wanted)
+
+
+CORRUPTIONS = tuple(_KINDS)
+EXTRA = ("speckle_noise", "gaussian_blur", "saturate")
+BENCHMARK = tuple(kind for kind in CORRUPTIONS if kind not in EXTRA)
+_OF_IMAGES = ("pixelate", "jpeg_compression")
