@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
@@ -57,21 +58,49 @@ def make_callable(package: str, home: str) -> None:
     sys.modules[package].__class__ = CallablePackage
 
 
-@contextmanager
-def lightly() -> Iterator[None]:
-    """Let timm or open_clip be imported without PyTorch's compiler, which doubles the time until a run's first step.
+_one_at_a_time = threading.Lock()
 
-    They use a few files of torchvision, whose `__init__` imports all of its models, and with them the compiler. While
-    this lasts, its packages are searched for these files, but their `__init__` isn't run; models aren't found, nor is
-    wandb, both of which timm does without; and a function that must not be compiled isn't marked as such, which imports
-    the compiler. Afterwards torchvision is imported whole by whoever imports it.
+
+def import_lightly(*modules: str) -> None:
+    """Import modules of timm or open_clip without PyTorch's compiler, which doubles the time until a run's first step.
+
+    They use a few files of torchvision, whose `__init__` imports all of its models, and with them the compiler. What
+    they import here are these very files, from packages whose `__init__` isn't run (see `_stand_ins`); whoever imports
+    torchvision afterwards gets it whole. Where it is imported already, or a version of theirs needs more of it, they
+    are imported as ever. Only a thread of someone else that imports torchvision within this second would find too
+    little of it; no thread of ours imports it.
+
+    Args:
+        modules: in the order in which they are imported.
+    """
+    with _one_at_a_time:
+        before = set(sys.modules)
+        if "torchvision" not in before:
+            try:
+                with _stand_ins():
+                    for name in modules:
+                        import_module(name)
+                return
+            except (ImportError, AttributeError):
+                begun = {"torchvision", *(name.partition(".")[0] for name in modules)}
+                for name in sys.modules.keys() - before:
+                    if name.partition(".")[0] in begun:
+                        del sys.modules[name]
+        for name in modules:
+            import_module(name)
+
+
+@contextmanager
+def _stand_ins() -> Iterator[None]:
+    """Find torchvision's files without running the `__init__` of torchvision and torchvision.ops.
+
+    Its models aren't found, nor is wandb, both of which timm does without, and a function that must not be compiled
+    isn't marked as such, since marking imports the compiler.
     """
     import torch.compiler
 
-    if "torchvision" in sys.modules or (spec := find_spec("torchvision")) is None:
-        yield
-        return
-    (folder,) = spec.submodule_search_locations or [""]
+    spec = find_spec("torchvision")
+    (folder,) = (spec and spec.submodule_search_locations) or [""]
     stand_ins: dict[str, ModuleType | None] = {"torchvision.models": None}
     if "wandb" not in sys.modules:
         stand_ins["wandb"] = None
@@ -87,4 +116,4 @@ def lightly() -> Iterator[None]:
     finally:
         torch.compiler.disable = marking
         for name in stand_ins:
-            del sys.modules[name]
+            sys.modules.pop(name, None)

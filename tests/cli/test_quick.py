@@ -121,6 +121,19 @@ assert torch.compiler.disable.__module__ == "torch.compiler"
     subprocess.run([sys.executable, "-c", words], check=True)
 
 
+def test_what_needs_more_of_torchvision_is_imported_with_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "needy.py").write_text("from torchvision.ops import nms\nfrom torchvision.models import resnet18\n")
+    words = """
+import sys
+from vl2v.lazy import import_lightly
+import_lightly("needy")
+import needy, torchvision, torch
+assert needy.nms is torchvision.ops.nms and needy.resnet18 is torchvision.models.resnet18
+assert torch.compiler.disable.__module__ == "torch.compiler" and sys.modules.get("wandb", 1) is not None
+"""
+    subprocess.run([sys.executable, "-c", words], check=True, cwd=tmp_path)
+
+
 def answers(run: Path, images: Path) -> list[tuple[Path, str, np.ndarray[Any, Any]]]:
     made = []
     for path, prediction in predict_files(run, [images]):

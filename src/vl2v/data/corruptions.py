@@ -258,9 +258,7 @@ def _zoom_blur(x: Pixels, _rng: np.random.Generator, most: float, step: float) -
     ),
 )
 def _snow(x: Pixels, rng: np.random.Generator, *given: Any) -> Pixels:
-    mean, deviation, zoom, threshold, radius, sigma, share = (
-        given  # radius and sigma: of the motion; share: the image's
-    )
+    mean, deviation, zoom, threshold, radius, sigma, share = given  # radius, sigma: of the motion
     flakes = mean + deviation * rng.standard_normal((*x.shape[:2], 1), np.float32)
     flakes = _zoomed(flakes, zoom)
     flakes = np.where(flakes < threshold, 0, flakes).clip(0, 1).astype(np.float32)

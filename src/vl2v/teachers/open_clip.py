@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vl2v.errors import DataError, TeacherError
-from vl2v.lazy import lightly
+from vl2v.lazy import import_lightly
 from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import BackboneSpec
 
@@ -27,8 +27,8 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
     Raises:
         TeacherError: an unknown model or pretraining, a folder that isn't a model, weights that can't be fetched.
     """
-    with lightly():
-        import open_clip
+    import_lightly("open_clip")
+    import open_clip
 
     local = rest.startswith(LOCAL)
     model_name, pretrained = (rest, None) if local or "/" not in rest else rest.rsplit("/", 1)
