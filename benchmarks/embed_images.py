@@ -82,7 +82,7 @@ def compare(teacher: LocalTeacher, data: Path, folder: Path, images: int, repeat
     def bare() -> Speed:
         def forward() -> None:
             for batch in batches:
-                teacher._answers(teacher._encode_images, batch)
+                teacher._encode(teacher._encode_images, batch)
 
         return timed(forward, len(encoded))
 

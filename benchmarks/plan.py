@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vl2v.embeddings.store import EmbeddingStore, image_key
+from vl2v.embeddings.schema import image_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.teachers import open_teacher
 
 CLASSES, DOMAINS, CHUNK = 100, 4, 5000

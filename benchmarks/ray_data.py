@@ -33,7 +33,8 @@ from vl2v.data.decoding import decode
 from vl2v.data.layouts import open_dataset
 from vl2v.embeddings.fetch import CHUNK, _encoded, fetch
 from vl2v.embeddings.plan import Plan, plan
-from vl2v.embeddings.store import EmbeddingStore, image_key
+from vl2v.embeddings.schema import image_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import Views
 from vl2v.runs.cluster import Cluster, _take_over, settle_in
@@ -132,7 +133,7 @@ class Embedding(TeacherSession):
         import torch
 
         inputs = torch.from_numpy(np.array(batch["input"])).to(self.teacher.device)
-        vectors = self.teacher._checked([self.teacher._answers(self.teacher._encode_images, inputs)])
+        vectors = self.teacher._checked([self.teacher._encode(self.teacher._encode_images, inputs)])
         with EmbeddingStore(self.shard) as store:
             store.register(self.teacher)
             store.put(self.teacher.fingerprint, [bytes.fromhex(key) for key in batch["key"]], vectors, kind="image")

@@ -30,7 +30,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.embeddings.store import EmbeddingStore, image_key
+from vl2v.embeddings.schema import image_key
+from vl2v.embeddings.store import EmbeddingStore
 
 Rows = list[tuple[bytes, bytes]]
 

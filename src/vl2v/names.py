@@ -45,8 +45,8 @@ def check_name(name: str) -> str:
     """
     for sign in name:
         if unicodedata.category(sign) in _INVISIBLE or sign in _BLANK:
-            known = unicodedata.name(sign, "a control character")
-            raise DataError(f"the name {name!r} has U+{ord(sign):04X} in it ({known}), which can't be seen; rename it")
+            sort = unicodedata.name(sign, "a control character")
+            raise DataError(f"the name {name!r} has U+{ord(sign):04X} in it ({sort}), which can't be seen; rename it")
     return name
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Iterator
@@ -13,29 +14,15 @@ from vl2v.errors import StoreError
 
 BUSY_SECONDS = 30.0
 _MOUNTS = Path("/proc/self/mounts")
-_SHARED = (
-    "nfs",
-    "cifs",
-    "smb",
-    "lustre",
-    "gpfs",
-    "ceph",
-    "beegfs",
-    "afs",
-    "orangefs",
-    "fuse.",
-    "9p",
-    "virtiofs",
-    "vboxsf",
-)
+_SHARED = re.compile(r"nfs|cifs|smb|lustre|gpfs|ceph|beegfs|afs|orangefs|fuse\.|9p|virtiofs|vboxsf")
 
 
 def journal(db: sqlite3.Connection, file: Path) -> None:
     """Have a file written ahead: readers and a writer don't wait for each other. It lasts.
 
     That takes memory which all who have the file open share, so on disks that other machines mount as well the older
-    journal serves, with which they do wait. Of processes that open a new file at once, SQLite tells all but one that it
-    is locked, at once and whatever their timeout is (waiting there could be a deadlock): they try again, for
+    journal serves, with which they do wait. Of processes that open a new file at once, SQLite reports to all but one
+    that it is locked, at once and whatever their timeout is (waiting there could be a deadlock): they try again, for
     `BUSY_SECONDS`.
 
     Raises:
@@ -147,7 +134,7 @@ def is_shared(file: Path) -> bool:
         root = root.replace("\\040", " ")
         if resolved.is_relative_to(root) and len(root) >= found[0]:  # a later one hides an earlier one
             found = len(root), kind
-    return found[1].startswith(_SHARED)
+    return _SHARED.match(found[1]) is not None
 
 
 def remedy(error: sqlite3.Error) -> str:

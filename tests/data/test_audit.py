@@ -125,8 +125,8 @@ def test_stopped_it_goes_on_where_it_was(shapes: Path, tmp_path: Path, monkeypat
     with pytest.raises(KeyboardInterrupt):
         audit(dataset, cache=cache, progress=stop)
     evaluated: list[str] = []
-    look = module._look
-    monkeypatch.setattr(module, "_look", lambda key: evaluated.append(key[0]) or look(key))
+    look = module._read
+    monkeypatch.setattr(module, "_read", lambda key: evaluated.append(key[0]) or look(key))
     again = audit(dataset, cache=cache)
     assert len(evaluated) == len(dataset) - 40 and again == audit(dataset)
 

@@ -264,8 +264,8 @@ def test_more_than_there_should_be_is_refused(server: Server, tmp_path: Path) ->
 def test_the_lock_keeps_the_first_hash(tmp_path: Path) -> None:
     lock = Lock(tmp_path / "lock.json")
     assert lock.sha256("pacs", "PACS.zip") is None
-    lock.keep("pacs", "PACS.zip", "ab" * 32, 7)
-    lock.keep("vlcs", "VLCS.tar.gz", "cd" * 32, 8)
+    lock.add("pacs", "PACS.zip", "ab" * 32, 7)
+    lock.add("vlcs", "VLCS.tar.gz", "cd" * 32, 8)
     assert Lock(tmp_path / "lock.json").sha256("pacs", "PACS.zip") == "ab" * 32
     assert left(tmp_path) == {"lock.json", ".lock.json.lock"}
     (tmp_path / "lock.json").write_text("{")
@@ -275,12 +275,12 @@ def test_the_lock_keeps_the_first_hash(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_told_where_the_hash_can_not_be_kept(tmp_path: Path) -> None:
     lock = Lock(tmp_path / "lock.json")
-    lock.keep("pacs", "PACS.zip", "ab" * 32, 7)
+    lock.add("pacs", "PACS.zip", "ab" * 32, 7)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
     try:
         with pytest.raises(DataError, match=r"lock\.json: can't be written .*free some space"):
-            lock.keep("vlcs", "VLCS.tar.gz", "cd" * 32, 8)
+            lock.add("vlcs", "VLCS.tar.gz", "cd" * 32, 8)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert lock.sha256("pacs", "PACS.zip") == "ab" * 32

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from vl2v.embeddings.ledger import Ledger
-from vl2v.embeddings.store import FILE_NAME, EmbeddingStore
+from vl2v.embeddings.rows import FILE_NAME
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import StoreError
 from vl2v.teachers.paid.teacher import Query
 

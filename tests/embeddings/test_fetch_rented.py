@@ -108,7 +108,7 @@ def test_every_answer_is_kept_paid_and_never_asked_for_again(store, ledger, imag
     assert ledger.committed(vendor.name) == PRICE * (12 + 2 + 2), "and the canaries"
     assert {entry.status for entry in ledger.entries()} == {"answered"}
     found = audit(images)
-    from vl2v.embeddings.store import image_key
+    from vl2v.embeddings.schema import image_key
 
     kept = store.get(vendor.fingerprint, [image_key(sha256) for sha256 in found.sha256])
     expected = np.stack([vendor.row(images.read(i)) for i in range(12)])

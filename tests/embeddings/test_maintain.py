@@ -13,7 +13,8 @@ from tests.embeddings.test_store import ONE, TWO, Facts, some_keys, unit_rows
 from typer.testing import CliRunner
 
 from vl2v.cli.app import app
-from vl2v.embeddings.store import EmbeddingStore, image_key
+from vl2v.embeddings.schema import image_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import StoreError
 
 PAID = Facts(name="jina:jina-clip-v2", fingerprint="aaaa456789abcdef")

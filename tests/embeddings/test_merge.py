@@ -15,7 +15,8 @@ from vl2v.cli.app import app
 from vl2v.embeddings.bill import LedgerBudget
 from vl2v.embeddings.ledger import Ledger
 from vl2v.embeddings.maintain import merge
-from vl2v.embeddings.store import EmbeddingStore, text_key
+from vl2v.embeddings.schema import text_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import StoreError
 from vl2v.teachers.paid.teacher import Query
 

@@ -17,7 +17,8 @@ import pytest
 from numpy.typing import NDArray
 
 from vl2v.embeddings import rows as rows_module
-from vl2v.embeddings.store import EmbeddingStore, image_key, text_key
+from vl2v.embeddings.schema import image_key, text_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import StoreError
 from vl2v.sqlite import transaction
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 import vl2v
 from little import Interrupted, no_file_larger_than, quick_settings, stopping
 from vendor.rented import Stub
-from vl2v.embeddings.store import FILE_NAME
+from vl2v.embeddings.rows import FILE_NAME
 from vl2v.errors import DataError, RunError, StoreError, StudentError, TeacherError, VL2VError
 from vl2v.methods import version_of
 from vl2v.runs.folder import locked

@@ -15,7 +15,8 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 import vl2v
 from vendor.rented import Stub, running
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings.store import EmbeddingStore, image_key
+from vl2v.embeddings.schema import image_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import online_teacher, the_teacher, tower_of
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.network import Network, as_export, card_of

@@ -29,7 +29,8 @@ from vendor.rented import Running, running
 from vl2v.cli.app import app
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
-from vl2v.embeddings.store import EmbeddingStore, text_key
+from vl2v.embeddings.schema import text_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, StudentError
 from vl2v.serving import serve as serving
 from vl2v.serving import teaching

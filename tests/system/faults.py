@@ -27,7 +27,8 @@ from PIL import Image
 from vendor.rented import Running, Stub
 from vl2v.data import audit, open_dataset
 from vl2v.embeddings.ledger import FILE_NAME, Ledger
-from vl2v.embeddings.store import EmbeddingStore, image_key
+from vl2v.embeddings.schema import image_key
+from vl2v.embeddings.store import EmbeddingStore
 
 PRICE, BATCH, IN_FLIGHT, IMAGES = 10, 4, 4, 48
 CALM = "calm"

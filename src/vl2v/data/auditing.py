@@ -26,7 +26,7 @@ from vl2v.sqlite import BUSY_SECONDS, closed_on_error, journal
 
 _CHUNK = 256
 _MAX_BYTES = 512 * 1024**2
-_TABLE = "files_3"  # another number when files are read or judged otherwise than before
+_TABLE = "files_3"  # another number when files are read or decoded otherwise than before
 
 
 class _Key(NamedTuple):
@@ -115,7 +115,7 @@ def audit(
 
     Args:
         dataset: whose files.
-        trust: don't read files whose SHA-256 a manifest tells: enough to plan, not to train.
+        trust: don't read files whose SHA-256 is in a manifest: enough to plan, not to train.
         cache: a SQLite file that remembers files by path, size, times and inode, so that the next time is quick.
         workers: threads; reading, hashing and decoding run beside one another.
         progress: called with the files that are read.
@@ -187,14 +187,14 @@ def _key(path: Path) -> _Key:
     return _Key(str(path.absolute()), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino % 2**63)
 
 
-def _look_at(keys: Sequence[_Key], workers: int) -> dict[_Key, _Verdict]:
+def _read_all(keys: Sequence[_Key], workers: int) -> dict[_Key, _Verdict]:
     # The warnings' filters belong to the whole process: changed here, once, and not in the threads.
     with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
         warnings.simplefilter("ignore")
-        return dict(zip(keys, pool.map(_look, keys), strict=True))
+        return dict(zip(keys, pool.map(_read, keys), strict=True))
 
 
-def _look(key: _Key) -> _Verdict:
+def _read(key: _Key) -> _Verdict:
     if key.size > _MAX_BYTES:
         return _Verdict(b"", f"too large ({key.size / 1024**2:.0f} MB)", "", b"")
     try:
@@ -211,12 +211,12 @@ def _look(key: _Key) -> _Verdict:
 
 def _verdicts(keys: Sequence[_Key], cache: Path | None, workers: int, progress: Progress) -> dict[_Key, _Verdict]:
     with closing(_open(cache)) as db:
-        found = _known(db, keys)
+        found = _cached(db, keys)
         todo = [key for key in keys if key not in found]
         for start in range(0, len(todo), _CHUNK):
-            fresh = _look_at(todo[start : start + _CHUNK], workers)
+            fresh = _read_all(todo[start : start + _CHUNK], workers)
             found |= fresh
-            _remember(db, fresh)
+            _save(db, fresh)
             progress("reading images", len(keys) - len(todo) + start + len(fresh), len(keys), "")
     return found
 
@@ -251,20 +251,20 @@ def _open(cache: Path | None) -> sqlite3.Connection:
     return db
 
 
-def _known(db: sqlite3.Connection, keys: Sequence[_Key]) -> dict[_Key, _Verdict]:
-    known = {}
+def _cached(db: sqlite3.Connection, keys: Sequence[_Key]) -> dict[_Key, _Verdict]:
+    cached = {}
     wanted = set(keys)
     for start in range(0, len(keys), 500):
         paths = [key.path for key in keys[start : start + 500]]
         marks = ",".join("?" * len(paths))
         for row in db.execute(f"SELECT * FROM {_TABLE} WHERE path IN ({marks})", paths):
             if (key := _Key(*row[:5])) in wanted:
-                known[key] = _Verdict(*row[5:])
-    return known
+                cached[key] = _Verdict(*row[5:])
+    return cached
 
 
-def _remember(db: sqlite3.Connection, found: dict[_Key, _Verdict]) -> None:
-    """Keep what can't change while the file doesn't; that a file can't be read may be over in a moment."""
+def _save(db: sqlite3.Connection, found: dict[_Key, _Verdict]) -> None:
+    """Save what can't change while the file doesn't; that a file can't be read may be over in a moment."""
     rows = [(*key, *verdict) for key, verdict in found.items() if verdict.sha256]
     with db:
         db.executemany(f"INSERT OR REPLACE INTO {_TABLE} VALUES ({','.join('?' * 9)})", rows)

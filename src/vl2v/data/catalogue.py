@@ -182,20 +182,20 @@ def _archives(
     lock = Lock(out / LOCK)
     found = {}
     for file in wanted.files:
-        known = file.sha256 or lock.sha256(wanted.name, file.name)
+        expected = file.sha256 or lock.sha256(wanted.name, file.name)
         here = given.get(file.name)
         found[file.name], sha256 = (here, sha256_of(here)) if here else _downloaded(wanted, file, out, progress)
-        if known not in (None, sha256):
+        if expected not in (None, sha256):
             whose = "the published one is" if file.sha256 else f"at its first download it was, says {out / LOCK},"
             raise DataError(
-                f"{found[file.name]}: SHA-256 is {sha256}, but {whose} {known}; download it again, or, if its source "
-                "has changed it, delete it and its entry in the lock file"
+                f"{found[file.name]}: SHA-256 is {sha256}, but {whose} {expected}; download it again, or, if its "
+                "source has changed it, delete it and its entry in the lock file"
             )
-        if known is None:
+        if expected is None:
             notes.append(
                 f"{file.name}: SHA-256 {sha256}; nobody publishes it, so it is recorded to compare later ones with"
             )
-        lock.keep(wanted.name, file.name, sha256, found[file.name].stat().st_size)
+        lock.add(wanted.name, file.name, sha256, found[file.name].stat().st_size)
     return found
 
 

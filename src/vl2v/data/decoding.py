@@ -163,13 +163,13 @@ def _without_texts(data: bytes) -> bytes:
     """Return a PNG without its texts and its colour profile; what isn't a PNG as it is."""
     if not data.startswith(_PNG):
         return data
-    kept, place = [_PNG], len(_PNG)
-    while place < len(data):
-        end = place + 12 + int.from_bytes(data[place : place + 4], "big")
-        if data[place + 4 : place + 8] not in _TEXTS:
-            kept.append(data[place:end])
-        place = end
-    return b"".join(kept)
+    parts, start = [_PNG], len(_PNG)
+    while start < len(data):
+        end = start + 12 + int.from_bytes(data[start : start + 4], "big")
+        if data[start + 4 : start + 8] not in _TEXTS:
+            parts.append(data[start:end])
+        start = end
+    return b"".join(parts)
 
 
 def _decoded(data: bytes, most_bytes: int | None) -> tuple[Image.Image, str]:

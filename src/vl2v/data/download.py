@@ -28,7 +28,7 @@ _REDIRECTS = 5
 
 @dataclass(frozen=True)
 class _Part:
-    """What is there of a file, and by what the server tells that it is still the same file."""
+    """What is there of a file, and what the server says to show that it is still the same file."""
 
     file: Path
 
@@ -248,33 +248,33 @@ class Lock:
         self.file = file
 
     def read(self) -> dict[str, Any]:
-        """Return dataset -> file -> what is known of it.
+        """Return dataset -> file -> its hash and size.
 
         Raises:
             DataError: the file is broken.
         """
         try:
-            known = json.loads(self.file.read_text(encoding="utf-8"))
+            entries = json.loads(self.file.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as error:
             raise DataError(f"{self.file}: can't be read ({error}); delete it to trust the next download") from None
-        if not isinstance(known, dict):
+        if not isinstance(entries, dict):
             raise DataError(f"{self.file}: not a lock file; delete it to trust the next download")
-        return known
+        return entries
 
     def sha256(self, dataset: str, name: str) -> str | None:
         """Return the hash of a file at its first download."""
-        known: str | None = self.read().get(dataset, {}).get(name, {}).get("sha256")
-        return known
+        sha256: str | None = self.read().get(dataset, {}).get(name, {}).get("sha256")
+        return sha256
 
-    def keep(self, dataset: str, name: str, sha256: str, size: int) -> None:
-        """Remember a file.
+    def add(self, dataset: str, name: str, sha256: str, size: int) -> None:
+        """Note a file's hash.
 
         Raises:
             DataError: the file of hashes is broken, or can't be written.
         """
         with locked(self.file.with_name(f".{self.file.name}.lock")):  # another dataset may be downloaded beside
-            known = self.read()
-            known.setdefault(dataset, {})[name] = {"sha256": sha256, "bytes": size}
-            write_text(self.file, json.dumps(known, indent=2, sort_keys=True) + "\n", DataError)
+            entries = self.read()
+            entries.setdefault(dataset, {})[name] = {"sha256": sha256, "bytes": size}
+            write_text(self.file, json.dumps(entries, indent=2, sort_keys=True) + "\n", DataError)

@@ -214,7 +214,7 @@ def _columns(row: Mapping[str, Any]) -> dict[str, str]:
     """Return path, class, domain, split and sha256 -> the column that has it, maybe under another name."""
     names = {**COLUMNS, "split": ("split",), "sha256": ("sha256",)}
     plain = {column.strip().lower(): column for column in reversed(list(row))}
-    return {key: next((plain[name] for name in known if name in plain), key) for key, known in names.items()}
+    return {key: next((plain[name] for name in others if name in plain), key) for key, others in names.items()}
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:

@@ -53,12 +53,12 @@ def write_dataset(data: Any, folder: Path | str, *, domain: Callable[[int], str]
     rows = csv.writer(table, lineterminator="\n")
     rows.writerow(("path", "class", "domain"))
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    for index, (content, label, place) in enumerate(_items(data)):
+    for index, (content, label, own) in enumerate(_items(data)):
         name = f"images/{index:06d}-{hashlib.sha256(content).hexdigest()[:16]}{_suffix(content)}"
         if not (folder / name).is_file():
             with replacing(folder / name, DataError, durable=False) as temporary:
                 temporary.write_bytes(content)
-        rows.writerow((name, label, domain(index) if domain else place))
+        rows.writerow((name, label, domain(index) if domain else own))
     write_text(folder / MANIFEST, table.getvalue())
     return folder / MANIFEST
 
@@ -118,12 +118,12 @@ def _of_columns(data: Any) -> Iterator[Item]:
     labels = [name for name in names if kinds[name] == "ClassLabel"]
     image = images[0] if images else _column(names, "path")
     label = labels[0] if labels else _column(names, "class")
-    place = next((name for name in names if name.lower() in COLUMNS["domain"]), None)
+    column = next((name for name in names if name.lower() in COLUMNS["domain"]), None)
     if images:
         data = data.cast_column(image, type(features[image])(decode=False))
     for row in data:
-        value, domain = row[label], row[place] if place else ONE_DOMAIN
-        for name in (label, place):
+        value, domain = row[label], row[column] if column else ONE_DOMAIN
+        for name in (label, column):
             if name is not None and kinds[name] == "ClassLabel":
                 text = "" if row[name] in (None, -1) else features[name].int2str(row[name])
                 value, domain = (text, domain) if name == label else (value, text)
@@ -134,13 +134,13 @@ def _of_frame(data: Any) -> Iterator[Item]:
     """Yield the rows of a pandas frame; its paths are relative to the working folder."""
     names = [str(name) for name in data.columns]
     path, label = _column(names, "path"), _column(names, "class")
-    place = next((name for name in names if name.lower() in COLUMNS["domain"]), None)
+    column = next((name for name in names if name.lower() in COLUMNS["domain"]), None)
     for row in data.to_dict("records"):
         value = row[label]
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # in a column of whole numbers with a gap, all become decimals
         missing = value is None or value != value
-        yield _content(row[path]), "" if missing else str(value), str(row[place]) if place else ONE_DOMAIN
+        yield _content(row[path]), "" if missing else str(value), str(row[column]) if column else ONE_DOMAIN
 
 
 def _of_pairs(data: Any) -> Iterator[Item]:

@@ -16,7 +16,7 @@ from vl2v.data.decoding import ImageError, image_size
 from vl2v.embeddings.ledger import FILE_NAME as LEDGER
 from vl2v.embeddings.ledger import Entry, Ledger
 from vl2v.embeddings.plan import Plan
-from vl2v.embeddings.store import FILE_NAME as STORE
+from vl2v.embeddings.rows import FILE_NAME as STORE
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import RunError
 from vl2v.session import Session

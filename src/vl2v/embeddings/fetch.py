@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.embeddings.store import EmbeddingStore, flaw, image_key, text_key
+from vl2v.embeddings.schema import image_key, text_key
+from vl2v.embeddings.store import EmbeddingStore, flaw
 from vl2v.errors import DataError, TeacherError
 from vl2v.io import retried
 from vl2v.session import Progress, silent
@@ -115,7 +116,7 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *
 
     store.recognise(teacher)
     keys = [text_key(text) for text in texts]
-    missing = [text for text, known in zip(texts, store.cached(teacher.fingerprint, keys), strict=True) if not known]
+    missing = [text for text, cached in zip(texts, store.cached(teacher.fingerprint, keys), strict=True) if not cached]
     paid = as_paid(teacher)
     if missing and paid is not None:
         if not checked:
@@ -297,8 +298,8 @@ def _chunks(plan: Plan) -> Iterator[tuple[list[Pending], list[EncodedImage]]]:
     queries: list[Pending] = []
     images: list[EncodedImage] = []
     size = 0
-    for question, image in _encoded(plan):
-        queries.append(question)
+    for query, image in _encoded(plan):
+        queries.append(query)
         images.append(image)
         size += len(image.data)
         if len(images) == CHUNK or size >= CHUNK_BYTES:
@@ -312,7 +313,7 @@ def _encoded(plan: Plan) -> Iterator[tuple[Pending, EncodedImage]]:
     """Yield every query with what the teacher is sent; an image is read and decoded once for all its views."""
     from vl2v.teachers.protocol import EncodedImage
 
-    for index, group in groupby(plan.pending, key=lambda question: question[0]):
+    for index, group in groupby(plan.pending, key=lambda query: query[0]):
         views = tuple(view for _, view in group)
         name = plan.dataset.paths[index]
         sent = plan.views.encoded(_unchanged(plan, index), plan.sha256[index], views)

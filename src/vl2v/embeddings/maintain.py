@@ -12,7 +12,9 @@ import numpy as np
 
 from vl2v.embeddings.ledger import FILE_NAME as LEDGER
 from vl2v.embeddings.ledger import Ledger
-from vl2v.embeddings.store import EmbeddingStore, TeacherRecord, image_key
+from vl2v.embeddings.rows import TeacherRecord
+from vl2v.embeddings.schema import image_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import StoreError, need_extra
 from vl2v.io import replacing
 from vl2v.teachers.paid.limits import canonical_spec
@@ -52,15 +54,15 @@ def find_teacher(store: EmbeddingStore, wanted: str | None) -> Summary:
     Raises:
         StoreError: there is none, or more than one.
     """
-    known = summaries(store)
+    teachers = summaries(store)
     found = [
-        one for one in known
+        one for one in teachers
         if wanted is None or one.teacher.name == wanted or (wanted and one.teacher.fingerprint.startswith(wanted))
     ]  # fmt: skip
     if len(found) == 1:
         return found[0]
     what = f"no teacher {wanted}" if wanted and not found else f"{len(found)} teachers fit"
-    names = ", ".join(f"{one.teacher.name} ({one.teacher.fingerprint})" for one in found or known) or "none"
+    names = ", ".join(f"{one.teacher.name} ({one.teacher.fingerprint})" for one in found or teachers) or "none"
     raise StoreError(f"{store.path}: {what}; give a name or a fingerprint: {names}")
 
 
@@ -84,7 +86,7 @@ def export(store: EmbeddingStore, file: Path, wanted: str | None = None, hashes:
     """Write a teacher's embeddings as .npz or .parquet; return how many.
 
     A row has the embedding (float32 [dim], a unit vector), its key in the store, and whether it is of an image or a
-    text. Keys are one-way: an image's SHA-256 is known only if it is among `hashes`, its view is the clean one then.
+    text. Keys are one-way: an image's SHA-256 is given only if it is among `hashes`, its view is the clean one then.
 
     Args:
         store: whose embeddings.

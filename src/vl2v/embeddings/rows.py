@@ -149,7 +149,7 @@ class Rows:
                 of = next((teacher for teacher, name in teachers if crc(name, key, vector) == found), None)
                 if of is None:
                     lost.append((number,))
-                else:  # only its question was lost
+                else:  # only its batch of queries was lost
                     self._db.execute("UPDATE answers SET question = ? WHERE id = ?", (self._question_of(of), number))
             self._db.executemany("DELETE FROM answers WHERE id = ?", lost)
             self._db.execute("DELETE FROM places")
@@ -236,7 +236,7 @@ class Rows:
         return found
 
     def _append(self, teacher: int, embeddings: Sequence[tuple[object, bytes, int, bytes, int | None]]) -> None:
-        """Add rows of (question, key, checksum, vector, view)."""
+        """Add rows of (batch of queries, key, checksum, vector, view)."""
         (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM answers").fetchone()
         numbered = list(enumerate(embeddings, last + 1))
         self._db.executemany(
@@ -256,8 +256,8 @@ class Rows:
         """Return the number of each view's name, noted if it is new."""
         for name in dict.fromkeys(names):
             self._db.execute("INSERT OR IGNORE INTO views (name) VALUES (?)", (name,))
-        known = {name: number for number, name in self._db.execute("SELECT id, name FROM views")}
-        return [known[name] for name in names]
+        numbers = {name: number for number, name in self._db.execute("SELECT id, name FROM views")}
+        return [numbers[name] for name in names]
 
     @property
     def _view_of(self) -> str:

@@ -65,8 +65,8 @@ def k_center_order(features: NDArray[np.float32], count: int) -> Indices:
     chosen = np.empty(count, np.int64)
     nearest = np.full(len(unit), -np.inf, np.float32)  # largest cosine to what is chosen
     following = int(np.argmax(unit @ unit.mean(0))) if len(unit) else 0
-    for place in range(count):
-        chosen[place] = following
+    for i in range(count):
+        chosen[i] = following
         np.maximum(nearest, unit @ unit[following], out=nearest)
         nearest[following] = np.inf
         following = int(np.argmin(nearest))

@@ -17,7 +17,9 @@ from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings.bill import LedgerBudget
 from vl2v.embeddings.fetch import Refusal, fetch, same_model
 from vl2v.embeddings.plan import Plan, plan
-from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key, text_key
+from vl2v.embeddings.rows import FILE_NAME
+from vl2v.embeddings.schema import image_key, text_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import TeacherTargets, anchor_prompts, targets, text_targets
 from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, StoreError, TeacherError
@@ -156,13 +158,13 @@ class TeacherSession:
     def _query(self, queries: Plan) -> list[Refusal]:
         about, others = "", self.other_sizes(queries)
         if others:
-            known = f"views of {self.views.size} px, those cached are of {', '.join(map(str, others))} px"
+            sizes = f"views of {self.views.size} px, those cached are of {', '.join(map(str, others))} px"
             if self.spending and not self.buys_new_sizes:
                 raise ConfigError(
-                    f"teacher.views = {self.views.k}: {known}; give student.image_size={others[0]}, "
+                    f"teacher.views = {self.views.k}: {sizes}; give student.image_size={others[0]}, "
                     "or buy these first: `vl2v embed` with the settings of this run"
                 )
-            about = f" about {known}"
+            about = f" about {sizes}"
 
         def progress(task: str, done: int, total: int, remark: str) -> None:
             self.progress(task + about, done, total, self.spending.bill() if self.spending else remark)

@@ -11,21 +11,19 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.embeddings.rows import CHUNK, FILE_NAME, FIND, Rows, TeacherFacts, TeacherRecord, TeacherRow
-from vl2v.embeddings.schema import UNNAMED, crc, halves_of, image_key, text_key
+from vl2v.embeddings.rows import CHUNK, FIND, Rows, TeacherFacts, TeacherRecord, TeacherRow
+from vl2v.embeddings.schema import UNNAMED, crc, halves_of
 from vl2v.embeddings.views import CLEAN
 from vl2v.errors import StoreError
 from vl2v.privacy import without_secrets
 from vl2v.sqlite import explained, transaction
 from vl2v.teachers.paid.teacher import SAME
 
-__all__ = ["FILE_NAME", "EmbeddingStore", "Question", "TeacherFacts", "TeacherRecord", "flaw", "image_key", "text_key"]
-
 Kind = Literal["image", "text"]
 
 
 @dataclass(frozen=True)
-class Question:
+class QueryBatch:
     """One batch of queries: when (seconds since the epoch), to which teacher, of what kind, and how many."""
 
     asked_at: float
@@ -71,13 +69,13 @@ class EmbeddingStore(Rows):
         Raises:
             StoreError: the fingerprint is there with another dimension.
         """
-        known = self._teacher(teacher.fingerprint)
-        if known is None:
-            known = self._enrol(teacher, teacher.dim)
-        if known.record.dim != teacher.dim:
+        row = self._teacher(teacher.fingerprint)
+        if row is None:
+            row = self._enrol(teacher, teacher.dim)
+        if row.record.dim != teacher.dim:
             raise StoreError(
                 f"{self.file}: teacher {teacher.name} ({teacher.fingerprint}) embeddings have {teacher.dim} numbers, "
-                f"those here have {known.record.dim}: give it a store of its own"
+                f"those here have {row.record.dim}: give it a store of its own"
             )
         self.recognise(teacher)
 
@@ -89,33 +87,33 @@ class EmbeddingStore(Rows):
         spelt = getattr(teacher, "was_spelt", None)
         if spelt is None:
             return
-        known = self._teacher(teacher.fingerprint)
+        row = self._teacher(teacher.fingerprint)
         records = [one for one in self.teachers() if one.fingerprint != teacher.fingerprint]
         others = [self._require(one.fingerprint) for one in records if spelt(one.name, one.fingerprint)]
         numbers = {number for row in others for number in row.numbers}
-        if not numbers or (known is not None and numbers <= set(known.numbers)):
+        if not numbers or (row is not None and numbers <= set(row.numbers)):
             return
         if not self.read_only:
-            known = known or self._enrol(teacher, others[0].record.dim)
+            row = row or self._enrol(teacher, others[0].record.dim)
             with explained(self.file), transaction(self._db):
                 for number in sorted(numbers):
-                    self._db.execute("UPDATE teachers SET same_as = ? WHERE id = ?", (known.number, number))
+                    self._db.execute("UPDATE teachers SET same_as = ? WHERE id = ?", (row.number, number))
                     self._sign(number)
             self._teachers.clear()
             return
-        own = known or others[0]
+        own = row or others[0]
         record = TeacherRecord(teacher.fingerprint, teacher.name, own.record.dim, own.record.logit_scale)
-        together = tuple(sorted({*numbers, *(known.numbers if known else ())}))
+        together = tuple(sorted({*numbers, *(row.numbers if row else ())}))
         self._teachers[teacher.fingerprint] = TeacherRow(own.number, record, together)
 
-    def queries(self) -> list[Question]:
+    def queries(self) -> list[QueryBatch]:
         """Return every batch of queries there ever was, oldest first."""
         with explained(self.file):
             rows = self._db.execute(
                 "SELECT asked_at, fingerprint, name, kind, count FROM questions "
                 "JOIN teachers ON teachers.id = questions.teacher ORDER BY questions.id"
             )
-            return [Question(at, of, without_secrets(name), *row) for at, of, name, *row in rows]
+            return [QueryBatch(at, of, without_secrets(name), *row) for at, of, name, *row in rows]
 
     def cached(self, fingerprint: str, keys: Sequence[bytes]) -> NDArray[np.bool_]:
         """Return, for each of the n keys, whether its embedding is here: bool [n].
@@ -193,7 +191,7 @@ class EmbeddingStore(Rows):
                     f"{self.file}: teacher {teacher.record.name} was removed meanwhile: run the command again"
                 )
             there = self._present(teacher, keys)
-            question = self._db.execute(
+            batch = self._db.execute(
                 "INSERT INTO questions (asked_at, teacher, kind, count) VALUES (?, ?, ?, ?)",
                 (time.time(), teacher.number, kind, len(keys)),
             ).lastrowid
@@ -204,7 +202,7 @@ class EmbeddingStore(Rows):
                 if key not in there:
                     there.add(key)
                     vector = raw[i * width : (i + 1) * width]
-                    rows.append((question, key, crc(fingerprint, key, vector), vector, numbers[i]))
+                    rows.append((batch, key, crc(fingerprint, key, vector), vector, numbers[i]))
             self._append(teacher.number, rows)
 
     @contextmanager
@@ -234,7 +232,7 @@ class EmbeddingStore(Rows):
             yield sum(self._absorb(other, teacher) for teacher in wanted)
 
     def keys(self, fingerprint: str) -> list[tuple[bytes, Kind, str]]:
-        """Return (key, kind, view) of every embedding of a teacher, oldest first; "" where no view is known."""
+        """Return (key, kind, view) of every embedding of a teacher, oldest first; "" where no view is recorded."""
         sql = (
             f"SELECT key, kind, coalesce({self._view_of}, '') FROM answers "
             "CROSS JOIN questions ON questions.id = question "
@@ -306,27 +304,27 @@ class EmbeddingStore(Rows):
     def _absorb(self, other: EmbeddingStore, teacher: TeacherRecord) -> int:
         """Copy one teacher's queries and embeddings; return how many are new."""
         number = self._require(teacher.fingerprint).number
-        queried, own_question = self._queried(teacher.fingerprint), {}
-        for question, theirs in other._queried(teacher.fingerprint).items():
-            if question not in queried:
+        queried, own_batch = self._queried(teacher.fingerprint), {}
+        for batch, theirs in other._queried(teacher.fingerprint).items():
+            if batch not in queried:
                 row = self._db.execute(
-                    "INSERT INTO questions (teacher, asked_at, kind, count) VALUES (?, ?, ?, ?)", (number, *question)
+                    "INSERT INTO questions (teacher, asked_at, kind, count) VALUES (?, ?, ?, ?)", (number, *batch)
                 )
-                queried[question] = row.lastrowid or 0
-            own_question[theirs] = queried[question]
+                queried[batch] = row.lastrowid or 0
+            own_batch[theirs] = queried[batch]
         new = 0
         if other.views() is None:
             self._view_ids([UNNAMED])
         for found in other._saved(teacher.fingerprint):
-            rows = [row for row in found if row[1] in own_question]  # others are newer
+            rows = [row for row in found if row[1] in own_batch]  # others are newer
             keys = [key for key, _, _ in rows]
             vectors, there = other.get_half(teacher.fingerprint, keys), self.cached(teacher.fingerprint, keys)
             self._agree(other, teacher, [keys[i] for i in np.flatnonzero(there)], vectors[there])
             fresh = []
             for i in np.flatnonzero(~there):
-                (key, question_of, view), vector = rows[i], vectors[i].tobytes()
+                (key, batch_of, view), vector = rows[i], vectors[i].tobytes()
                 number_of = None if view is None else self._view_ids([view])[0]
-                fresh.append((own_question[question_of], key, crc(teacher.fingerprint, key, vector), vector, number_of))
+                fresh.append((own_batch[batch_of], key, crc(teacher.fingerprint, key, vector), vector, number_of))
             self._append(number, fresh)
             new += len(fresh)
         return new

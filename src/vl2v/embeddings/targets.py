@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig, TeacherConfig
-from vl2v.embeddings.store import EmbeddingStore, image_key, text_key
+from vl2v.embeddings.schema import image_key, text_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError
 from vl2v.teachers import open_teacher

@@ -17,8 +17,9 @@ from vl2v.config import PromptConfig, RunConfig
 from vl2v.embeddings.bill import LedgerBudget, cost, with_budget
 from vl2v.embeddings.fetch import Refusal, fetch, fetch_texts
 from vl2v.embeddings.plan import Plan, plan
+from vl2v.embeddings.schema import image_key
 from vl2v.embeddings.session import buying
-from vl2v.embeddings.store import EmbeddingStore, image_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import text_targets, the_teacher
 from vl2v.embeddings.views import clean_images, clean_view
 from vl2v.errors import ConfigError, StudentError, TeacherError

@@ -17,7 +17,9 @@ from vl2v.data.dataset import DomainDataset
 from vl2v.data.files import one_form
 from vl2v.data.near_duplicates import lookalikes
 from vl2v.data.splits import in_split, leave_out
-from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key, text_key
+from vl2v.embeddings.rows import FILE_NAME
+from vl2v.embeddings.schema import image_key, text_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import text_targets
 from vl2v.embeddings.views import clean_view
 from vl2v.errors import DataError

@@ -12,7 +12,9 @@ import numpy as np
 from vl2v.config import RunConfig
 from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings.maintain import find_teacher
-from vl2v.embeddings.store import FILE_NAME, EmbeddingStore, image_key, text_key
+from vl2v.embeddings.rows import FILE_NAME
+from vl2v.embeddings.schema import image_key, text_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import text_targets
 from vl2v.embeddings.views import clean_view
 from vl2v.errors import DataError, StoreError

@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.splits import leave_out
+from vl2v.embeddings.schema import image_key
 from vl2v.embeddings.session import TeacherSession
-from vl2v.embeddings.store import EmbeddingStore, image_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import TeacherTargets, the_teacher
 from vl2v.embeddings.views import clean_images
 from vl2v.errors import TeacherError

@@ -102,9 +102,9 @@ class HFTower(nn.Module):
         import transformers
 
         if model_type == "clip":
-            self.vision = transformers.CLIPVisionModelWithProjection(_known(transformers.CLIPVisionConfig, config))
+            self.vision = transformers.CLIPVisionModelWithProjection(_config(transformers.CLIPVisionConfig, config))
         else:
-            self.vision = transformers.SiglipVisionModel(_known(transformers.SiglipVisionConfig, config))
+            self.vision = transformers.SiglipVisionModel(_config(transformers.SiglipVisionConfig, config))
 
     def forward(self, pixels: Tensor) -> Tensor:
         """Return [n, d], not normalised."""
@@ -127,7 +127,7 @@ def vision_settings(config: Any) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if isinstance(value, int | float | str | bool)}
 
 
-def _known(kind: Any, settings: dict[str, Any]) -> Any:
+def _config(kind: Any, settings: dict[str, Any]) -> Any:
     """Return a configuration of the fields it has: others can name code that transformers would fetch and run."""
     fields = kind().to_dict()
     return kind(**{key: value for key, value in settings.items() if key in fields and key not in _ELSEWHERE})

@@ -17,7 +17,7 @@ from torch.nn import functional
 from vl2v.data.decoding import ImageError, decode
 from vl2v.errors import TeacherError
 from vl2v.system import best_device, has_bfloat16, reuse_freed_memory
-from vl2v.teachers.protocol import ANSWER_VERSION, BackboneSpec, EncodedImage, Vectors
+from vl2v.teachers.protocol import EMBEDDING_VERSION, BackboneSpec, EncodedImage, Vectors
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -47,7 +47,7 @@ class LocalTeacher:
         mean: the model's own, of pixels between 0 and 1.
         std: likewise.
         about: what else could change the embeddings: preprocessing, versions.
-        read_texts: how it reads texts; None: that isn't known.
+        read_texts: how it reads texts; None: it doesn't say.
         precision: "bf16" computes in bfloat16, "auto" where the device is quick in it.
         device: for example "cuda"; by default the best there is.
     """
@@ -78,7 +78,7 @@ class LocalTeacher:
         if self._kind == "cpu":
             reuse_freed_memory()
         self.bfloat16 = has_bfloat16(self._kind) if precision == "auto" else precision == "bf16"
-        facts = {**about, "bfloat16": self.bfloat16, "version": ANSWER_VERSION, "weights": digest(model)}
+        facts = {**about, "bfloat16": self.bfloat16, "version": EMBEDDING_VERSION, "weights": digest(model)}
         self.fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()[:32]
         self.model = model.eval().requires_grad_(False).to(self.device)
         # Autocast would round all weights anew for each batch: on CPUs that takes longer than the batch (2.3 times
@@ -91,17 +91,17 @@ class LocalTeacher:
         self._tower = tower
         self.read_texts = read_texts
         self._size, self._mean, self._std = size, tuple(mean), tuple(std)
-        self.dim = self._answers(encode_texts, ["a photo"]).shape[1]
+        self.dim = self._encode(encode_texts, ["a photo"]).shape[1]
 
     def embed_images(self, images: Sequence[EncodedImage]) -> Vectors:
-        """Return I(x) [n, d], unit rows; a few batches are decoded and answered side by side.
+        """Return I(x) [n, d], unit rows; a few batches are decoded and embedded side by side.
 
         Raises:
             TeacherError: an image that can't be decoded, or an embedding that isn't finite.
         """
         batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         with _lanes(len(batches), self._kind) as lanes:
-            return self._checked(list(lanes.map(self._answers_to_files, batches)))
+            return self._checked(list(lanes.map(self._encode_files, batches)))
 
     def prepare_image(self, image: EncodedImage) -> Tensor:
         """Return the model's input [3, s, s] of an image, for `embed_prepared`; may run beside it in other threads.
@@ -115,13 +115,13 @@ class LocalTeacher:
         """Return I(x) [n, d], unit rows, of what `prepare_image` returned."""
         chunks = [inputs[start : start + BATCH] for start in range(0, len(inputs), BATCH)]
         return self._checked(
-            [self._answers(self._encode_images, torch.stack(list(chunk)).to(self.device)) for chunk in chunks]
+            [self._encode(self._encode_images, torch.stack(list(chunk)).to(self.device)) for chunk in chunks]
         )
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Return the texts' embeddings [n, d], unit rows."""
         chunks = [texts[start : start + BATCH] for start in range(0, len(texts), BATCH)]
-        return self._checked([self._answers(self._encode_texts, chunk) for chunk in chunks])
+        return self._checked([self._encode(self._encode_texts, chunk) for chunk in chunks])
 
     def embed_pixels(
         self, pixels: Tensor, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
@@ -139,7 +139,7 @@ class LocalTeacher:
         shift, scale = (
             torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (mean or self._mean, std or self._std)
         )
-        return self._answers(self._encode_images, (x - shift) / scale)
+        return self._encode(self._encode_images, (x - shift) / scale)
 
     def image_tower(self) -> tuple[nn.Module, BackboneSpec]:
         """Return a copy of the image encoder, normalised pixels [n, 3, s, s] -> [n, d], and what rebuilds it."""
@@ -147,8 +147,8 @@ class LocalTeacher:
             tower, spec = self._tower()
         return tower.requires_grad_(True).train(), spec
 
-    def _answers_to_files(self, images: Sequence[EncodedImage]) -> Tensor:
-        return self._answers(self._encode_images, self._inputs(images))
+    def _encode_files(self, images: Sequence[EncodedImage]) -> Tensor:
+        return self._encode(self._encode_images, self._inputs(images))
 
     def _inputs(self, images: Sequence[EncodedImage]) -> Tensor:
         return torch.stack([self._input(image) for image in images]).to(self.device)
@@ -159,7 +159,7 @@ class LocalTeacher:
         except ImageError as error:
             raise TeacherError(f"{image.name}: {error}") from None
 
-    def _answers(self, encode: Callable[[Any], Tensor], inputs: Any) -> Tensor:
+    def _encode(self, encode: Callable[[Any], Tensor], inputs: Any) -> Tensor:
         with torch.inference_mode(), torch.autocast(self._kind, torch.bfloat16, enabled=self.bfloat16):
             embeddings = encode(inputs)
         return functional.normalize(embeddings.float(), dim=-1).clone()  # a normal tensor, for training

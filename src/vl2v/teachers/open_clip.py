@@ -137,8 +137,8 @@ def _image_half(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _trained_quick(open_clip: Any, model_name: str, pretrained: str | None) -> bool:
     """Return whether the weights were trained with QuickGELU, which open_clip only warns of."""
-    known = open_clip.get_pretrained_cfg(model_name, pretrained) if pretrained else {}
-    return bool(known.get("quick_gelu", False))
+    published = open_clip.get_pretrained_cfg(model_name, pretrained) if pretrained else {}
+    return bool(published.get("quick_gelu", False))
 
 
 def _is_quick(model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 # Part of every fingerprint: raised when our own handling of images, texts or responses changes an embedding.
-ANSWER_VERSION = 1
+EMBEDDING_VERSION = 1
 
 Vectors = NDArray[np.float32]
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from vl2v.data.files import one_form
 from vl2v.errors import TeacherError, need_extra
-from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
+from vl2v.teachers.protocol import EMBEDDING_VERSION, EncodedImage, Vectors
 
 BLOCK = 65_536  # rows checked at a time
 
@@ -37,7 +37,7 @@ class RecordedTeacher:
     """A teacher that can only repeat what was recorded.
 
     An image is found by the SHA-256 of its file where the recording has it, else by its path, or by the only path of
-    the recording that ends in it. By a path alone only one content is answered for: never an augmented view of it.
+    the recording that ends in it. A path alone stands for one content only, never for an augmented view of it.
     Names and texts are compared in one Unicode form.
     """
 
@@ -64,7 +64,7 @@ class RecordedTeacher:
         self._images = images
         self._texts = texts
         self._suffixes = _suffixes(images.rows)
-        self._contents: dict[int, str] = {}  # of the rows that were answered by path
+        self._contents: dict[int, str] = {}  # of the rows that were found by path
 
     def embed_images(self, images: Sequence[EncodedImage]) -> Vectors:
         """Return I(x) [n, d], unit rows.
@@ -94,11 +94,11 @@ class RecordedTeacher:
         missing = [text for text in texts if text not in self._texts.rows]
         if missing:
             more = f" (and {len(missing) - 3} more)" if len(missing) > 3 else ""
-            known = list(self._texts.rows)
+            there = list(self._texts.rows)
             raise TeacherError(
                 f"recorded:{self._folder}: no embedding of {len(missing)} of {len(texts)} texts: "
-                f"{', '.join(map(repr, missing[:3]))}{more}; it has {len(known)} texts: "
-                f"{', '.join(map(repr, known[:8]))}{', ...' if len(known) > 8 else ''}; choose prompts.templates among "
+                f"{', '.join(map(repr, missing[:3]))}{more}; it has {len(there)} texts: "
+                f"{', '.join(map(repr, there[:8]))}{', ...' if len(there) > 8 else ''}; choose prompts.templates among "
                 "them (prompts.articles=false writes 'a elephant')"
             )
         return _unit(self._texts.vectors[[self._texts.rows[text] for text in texts]])
@@ -262,7 +262,7 @@ def _unit(rows: NDArray[Any]) -> Vectors:
 
 
 def _digest(files: Sequence[Path]) -> str:
-    sha = hashlib.sha256(f"recorded {ANSWER_VERSION}".encode())
+    sha = hashlib.sha256(f"recorded {EMBEDDING_VERSION}".encode())
     for file in files:
         with file.open("rb") as opened:
             sha.update(hashlib.file_digest(opened, "sha256").digest())

@@ -10,7 +10,8 @@ import pytest
 from vl2v.embeddings.bill import LedgerBudget
 from vl2v.embeddings.fetch import fetch_texts
 from vl2v.embeddings.ledger import Ledger
-from vl2v.embeddings.store import EmbeddingStore, text_key
+from vl2v.embeddings.schema import text_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, TeacherError, VL2VWarning
 from vl2v.privacy import canonical_url, is_loopback, public_name, read_secret, without_secrets
 from vl2v.runs.folder import Run, open_run

@@ -26,7 +26,8 @@ from PIL import Image
 
 from vl2v.embeddings.bill import Cost
 from vl2v.embeddings.fetch import fetch_texts
-from vl2v.embeddings.store import EmbeddingStore, text_key
+from vl2v.embeddings.schema import text_key
+from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, StoreError, TeacherError
 from vl2v.teachers import open_teacher
 from vl2v.teachers.paid import attempts

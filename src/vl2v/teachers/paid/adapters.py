@@ -27,13 +27,13 @@ class Adapter:
     Attributes:
         path: of the embedding end point, after the base URL; {model} stands for the model, {kind} for Image or Text.
         key: the environment variable of the API key.
-        key_needed: whether nothing is answered without one.
+        key_needed: whether every request needs one.
         body: (model, kind, things, dimensions) -> the request; bytes go as they are, anything else as JSON.
         rows: response -> the vectors as they were sent, in the order of the items.
         tokens: response -> tokens that are billed, to be summed up, as the vendor gives them; none where it doesn't.
         micro: response -> what it cost, where a vendor says so itself; None where it doesn't.
         modality: whether a field of the request alone says that its items are images: some servers overlook it.
-        prices: whether GET /models may tell prices and the dimension, as `vl2v vendor serve` does.
+        prices: whether GET /models may list prices and the dimension, as `vl2v vendor serve` does.
         header: of HTTP in which the key goes, up to the key.
         hint: what to say of a request that was refused, beside the vendor's own words.
     """

@@ -63,7 +63,7 @@ class Attempts:
 
     Attributes:
         budget: that attempts are reserved from; None: nothing may be queried.
-        answered: kinds of which a usable response came.
+        responded: kinds of which a usable response came.
         dim: d, where it is known.
         key: of the API; "" without one, and until the line is open.
     """
@@ -75,7 +75,7 @@ class Attempts:
         self.url = url.rstrip("/")
         self.limits = limits
         self.budget: Budget | None = None
-        self.answered: set[Kind] = set()
+        self.responded: set[Kind] = set()
         self.dim = dimensions or limits.dim
         self.key = ""
         self._adapter = adapter
@@ -127,7 +127,7 @@ class Attempts:
                 pass  # the first half is there
         return found, trouble
 
-    async def _request(self, session: Session, kind: Kind, batch: list[Item], *, known: bool = False) -> Outcome:
+    async def _request(self, session: Session, kind: Kind, batch: list[Item], *, canary: bool = False) -> Outcome:
         """Try until there is a usable response.
 
         Raises:
@@ -142,7 +142,7 @@ class Attempts:
         body = body if isinstance(body, bytes) else json.dumps(body).encode()
         digest = hashlib.sha256(body).hexdigest()
         before = self.budget.key_of(digest)
-        sent = Sent(kind, batch, body, digest, before or str(uuid.uuid4()), before is not None, known=known)
+        sent = Sent(kind, batch, body, digest, before or str(uuid.uuid4()), before is not None, canary=canary)
         backoff = {"wait_initial": 0.2, "wait_max": 30.0, "wait_jitter": 1.0}
         async for attempt in stamina.retry_context(on=_again, attempts=ATTEMPTS, timeout=PATIENCE, **backoff):
             with attempt:
@@ -200,7 +200,7 @@ class Attempts:
             raise TryAgain("the response isn't JSON", counted=True, stale=STALE // 2) from None
         said = self._clean(str(found.get("model") or found.get("modelVersion") or ""))
         sized = self.limits.tokens(kind, (8, 8)) > 0
-        cost = self._usage.count(query, tokens, price, self._price, first=kind not in self.answered, sized=sized)
+        cost = self._usage.count(query, tokens, price, self._price, first=kind not in self.responded, sized=sized)
         used, micro, note = cost.tokens, cost.micro, cost.doubt or (self.limits.unverified if price is None else "")
         if sent.counted and reply.headers.get("idempotent-replayed", "").lower() == "true":
             used, micro, note = 0, 0, "billed with an earlier attempt"
@@ -212,13 +212,13 @@ class Attempts:
             budget.settle(number, "wrong", tokens=used, micro=micro, model=said, note=wrong)
             raise TryAgain(wrong, counted=True, stale=STALE // 2) from None
         self._names.hear(kind, sent.batch, said, vectors)
-        if not sent.known:
+        if not sent.canary:
             try:
                 await self._names.prove(said, partial(self._canary, session))
             except TeacherError:
                 budget.settle(number, "wrong", tokens=used, micro=micro, model=said, note="another name of the model")
                 raise
-        self.answered.add(kind)
+        self.responded.add(kind)
 
         def settle() -> None:
             budget.settle(number, "answered", tokens=used, micro=micro, model=said, note=note)
@@ -236,9 +236,9 @@ class Attempts:
             self._doubted.add(sort)
             _log.warning("%s: %s; the note of each query in `vl2v bill --csv` says where", self.name, doubt)
 
-    async def _canary(self, session: Session, kind: Kind, canary: Item) -> None:
+    async def _canary(self, session: Session, kind: Kind, item: Item) -> None:
         """Query a canary; its embedding goes to `self._names`."""
-        found, trouble = await self._request(session, kind, [canary], known=True)
+        found, trouble = await self._request(session, kind, [item], canary=True)
         for reply in found:
             if isinstance(reply, Embedded):
                 reply.settle()

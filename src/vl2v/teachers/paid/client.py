@@ -22,7 +22,7 @@ from vl2v.teachers.paid.line import CONNECT, Line, Unusable
 from vl2v.teachers.paid.requests import IMAGE_VERSION, batched, prepare
 from vl2v.teachers.paid.session import Session
 from vl2v.teachers.paid.teacher import MICRO, Budget, Embedded, Forecast, Kind, Refused
-from vl2v.teachers.protocol import ANSWER_VERSION, EncodedImage, Vectors
+from vl2v.teachers.protocol import EMBEDDING_VERSION, EncodedImage, Vectors
 
 _log = logging.getLogger(__name__)
 
@@ -185,7 +185,7 @@ class RemoteTeacher:
         with heeding() as stop:
             session = Session(line, lambda: stop.wanted or self._ended.is_set())
             send, most = partial(self._attempts.handle, session, kind), self.limits.in_flight
-            first = most if kind in self._attempts.answered else 1  # the first one shows what others may cost
+            first = most if kind in self._attempts.responded else 1  # the first one shows what others may cost
             try:
                 yield from session.run(batched(self.limits, kind, items), send, first, most)
             except VL2VError:
@@ -291,5 +291,5 @@ class RemoteTeacher:
 def _fingerprint(name: str, url: str, model: str, dimensions: int | None, limits: Limits) -> str:
     kind = name.partition(":")[0]
     sent = [IMAGE_VERSION, limits.formats, limits.image_bytes, limits.image_pixels]
-    decides = [kind, url, model, dimensions, *sent, ANSWER_VERSION]
+    decides = [kind, url, model, dimensions, *sent, EMBEDDING_VERSION]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]

@@ -72,7 +72,7 @@ class Sent:
         key: a vendor that honours it bills the attempts at one request once.
         counted: whether an attempt with this key is on the bill already.
         stale: see `TryAgain`.
-        known: whether the model's name in the response needs no proof.
+        canary: whether it proves a model's name, so that the name in its response needs no proof.
     """
 
     kind: Kind
@@ -82,7 +82,7 @@ class Sent:
     key: str
     counted: bool
     stale: int = 0
-    known: bool = False
+    canary: bool = False
 
     def failed(self, attempt: TryAgain) -> None:
         """Note it; a response that is useless again and again may be what the vendor has cached for the key."""

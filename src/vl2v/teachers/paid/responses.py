@@ -117,7 +117,7 @@ class Names:
 
     def __init__(self, teacher: str, limits: Limits) -> None:
         self._teacher = teacher
-        self._known: list[str] = []
+        self._proved: list[str] = []
         self._proving = asyncio.Lock()
         self._canaries: dict[tuple[Kind, str], Vectors] = {}  # by the response's model name
         self._canary = cache(lambda kind: item_of(limits, 0, _CANARIES[kind]))
@@ -128,7 +128,7 @@ class Names:
             self._canaries[kind, said] = vectors[0]
 
     async def prove(self, said: str, query: Canary) -> None:
-        """Find out whether a name is of the same model as those known.
+        """Find out whether a name is of the same model as those proved.
 
         Args:
             said: the name; "" where a response has none.
@@ -137,29 +137,29 @@ class Names:
         Raises:
             TeacherError: under this name a canary is embedded differently, or not at all.
         """
-        if said in self._known or not said:
+        if said in self._proved or not said:
             return
         async with self._proving:
-            if said in self._known:
+            if said in self._proved:
                 return
-            if self._known:
-                changed = f"{self._teacher}: the model changed from {self._known[0]!r} to {said!r} during the session"
-                if len(self._known) == MOST:
+            if self._proved:
+                changed = f"{self._teacher}: the model changed from {self._proved[0]!r} to {said!r} during the session"
+                if len(self._proved) == MOST:
                     raise TeacherError(f"{changed}: too many names for one model")
                 for kind in KINDS:
                     await self._compare(kind, said, changed, query)
-                if len(self._known) == 1:
+                if len(self._proved) == 1:
                     words = "%s: names its model %r and %r; it is one model: a known text and image are embedded alike"
-                    _log.warning(words, self._teacher, self._known[0], said)
-            self._known.append(said)
+                    _log.warning(words, self._teacher, self._proved[0], said)
+            self._proved.append(said)
 
     async def _compare(self, kind: Kind, said: str, changed: str, query: Canary) -> None:
-        """Query until a canary was embedded under the new name and under a known one."""
+        """Query until a canary was embedded under the new name and under a proved one."""
         for _ in range(2 * MOST):
-            known = [vector for (of, name), vector in self._canaries.items() if of == kind and name in self._known]
+            before = [vector for (of, name), vector in self._canaries.items() if of == kind and name in self._proved]
             new = self._canaries.get((kind, said))
-            if known and new is not None:
-                cosine = float(known[0] @ new)
+            if before and new is not None:
+                cosine = float(before[0] @ new)
                 if cosine < SAME:
                     raise TeacherError(f"{changed}: it embeds a known {kind} differently (cosine {cosine:.3f})")
                 return

@@ -92,7 +92,7 @@ class Budget(Protocol):
             status: how it ended; what was rejected costs nothing.
             tokens: as the vendor reports them.
             micro: the price.
-            model: the model's name as the vendor answers with it.
+            model: the model's name in the response.
             note: a few words; never a key, never an image.
 
         Raises:
@@ -103,7 +103,7 @@ class Budget(Protocol):
 
 @dataclass(frozen=True)
 class Forecast:
-    """What asking would take: at most, by what is known before."""
+    """What queries would take, at most."""
 
     requests: int
     tokens: int
