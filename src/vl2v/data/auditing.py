@@ -114,7 +114,6 @@ def audit(
     Killed, it resumes where it was; several processes can share a cache.
 
     Args:
-        dataset: whose files.
         trust: don't read files whose SHA-256 is in a manifest: enough to plan, not to train.
         cache: a SQLite file that remembers files by path, size, times and inode, so that the next time is quick.
         workers: threads; reading, hashing and decoding run beside one another.

@@ -107,7 +107,6 @@ def obtain(
     is the caller's to see to.
 
     Args:
-        wanted: which.
         out: the folder of datasets; beside them stands a lock file with the hash of every archive.
         files: archives that are here already.
         progress: called with the megabytes that are downloaded and unpacked.

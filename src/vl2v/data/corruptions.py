@@ -40,8 +40,6 @@ def corrupt(image: Image.Image, kind: str, severity: int, seed: int) -> Image.Im
     Args:
         image: RGB, of any shape. The severities are for about 224 px (or 64, see SMALL): shrink larger images.
         kind: one of CORRUPTIONS.
-        severity: 1 to 5.
-        seed: of all that is random.
 
     Raises:
         ConfigError: an unknown kind or severity.

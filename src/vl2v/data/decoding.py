@@ -97,7 +97,6 @@ def decode(data: bytes, *, most_bytes: int | None = None) -> Image.Image:
     """Return the image as 8-bit RGB, without metadata; see `decode_with_remark`.
 
     Args:
-        data: the file.
         most_bytes: of memory that decoding may need, by `decoding_bytes`; None: any.
 
     Raises:
@@ -113,10 +112,6 @@ def decode_with_remark(data: bytes, *, most_bytes: int | None = None) -> tuple[I
     EXIF orientation is applied; CMYK is converted; of 16 bits the upper 8 of those in use are taken; palettes are
     resolved; transparency is laid on white, but an alpha channel of zeros only is ignored; of an animation the first
     frame is taken, of a TIFF the first page; a JPEG that lacks nothing but its end mark is taken as whole.
-
-    Args:
-        data: the file.
-        most_bytes: as for `decode`.
 
     Raises:
         ImageError: as `decode` does.
@@ -310,7 +305,6 @@ def _rgb(image: Image.Image, lower: Image.Image | None) -> tuple[Image.Image, st
     """Return an image as RGB, converted strip by strip: what a conversion needs on the way is bounded.
 
     Args:
-        image: loaded.
         lower: the lower 8 bits of its 16, if they count.
     """
     if _is_plain(image) and lower is None:

@@ -46,11 +46,8 @@ def inspect(
     """Count images by class and domain, and look for what would spoil a training.
 
     Args:
-        dataset: as opened.
-        found: its audit.
         target: domains that stay unseen; copies of their images in other domains are leakage.
         holdout: share of each source domain that validates.
-        split_seed: DomainBed's trial seed.
 
     Raises:
         DataError: an unknown target.

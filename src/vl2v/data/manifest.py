@@ -60,7 +60,6 @@ def read_manifest(
     """Return a manifest's rows, those that are set aside (paths that lead out of the folder, or nowhere), and notes.
 
     Args:
-        path: of the manifest.
         root: the folder that its paths are relative to.
         one_domain: of all images where the manifest has no column for it.
         labelled: whether the images' classes and domains matter; else only their paths do.

@@ -159,13 +159,7 @@ class LedgerBudget:
 
 @contextmanager
 def with_budget(teacher: Teacher, session: Session, asker: str) -> Iterator[LedgerBudget | None]:
-    """Give a paid teacher its budget while the block lasts; a teacher that costs nothing needs none.
-
-    Args:
-        teacher: to be queried.
-        session: whose store has the ledger, and the budget.
-        asker: the run folder, or the command, for the bill.
-    """
+    """Give a paid teacher its budget while the block lasts; a teacher that costs nothing needs none."""
     paid = as_paid(teacher)
     with spending_of(teacher, session, asker) as spending:
         if paid is None:
@@ -180,10 +174,7 @@ def with_budget(teacher: Teacher, session: Session, asker: str) -> Iterator[Ledg
 
 @contextmanager
 def spending_of(teacher: Teacher, session: Session, asker: str) -> Iterator[LedgerBudget | None]:
-    """Yield a paid teacher's spending, to read its bill while others query it; None: the teacher costs nothing.
-
-    Args: as for `with_budget`.
-    """
+    """Yield a paid teacher's spending, to read its bill while others query it; None: the teacher costs nothing."""
     paid, limit = as_paid(teacher), micro_of(session.budget)
     if paid is None:
         yield None

@@ -56,9 +56,6 @@ def fetch(
     plan queries only what had not arrived.
 
     Args:
-        plan: from `vl2v.embeddings.plan` with the same store and teacher.
-        store: opened for writing.
-        teacher: is queried; a paid one has its budget.
         progress: called with the queries done, at the start and after each chunk.
         check_texts: called when all texts are in the store, before the first image is queried; may raise.
 
@@ -104,9 +101,6 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *
     """Query the texts that aren't cached, and save their embeddings.
 
     Args:
-        store: opened for writing.
-        teacher: is queried; a paid one has its budget.
-        texts: what it is queried about.
         checked: a paid teacher was found to be the model that it was, in this session.
 
     Raises:
@@ -133,9 +127,6 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
     """Return the embedding [d] of an image file's bytes, queried and saved if it isn't cached.
 
     Args:
-        store: opened for writing.
-        teacher: is queried; a paid one has its budget.
-        data: what it is queried about.
         checked: a paid teacher was found to be the model that it was, in this session.
 
     Raises:

@@ -177,12 +177,7 @@ class Ledger:
         """Write how a query ended; what is None stays as it was reserved, what was rejected costs nothing.
 
         Args:
-            number: from `reserve`.
-            status: how it ended.
-            tokens: as the vendor counts them.
             micro: the price; where it is higher than reserved, what passes the budget isn't counted.
-            model: the model's name in the reply.
-            note: a few words.
             budget: None: without limit.
 
         Returns:

@@ -89,7 +89,6 @@ def export(store: EmbeddingStore, file: Path, wanted: str | None = None, hashes:
     text. Keys are one-way: an image's SHA-256 is given only if it is among `hashes`, its view is the clean one then.
 
     Args:
-        store: whose embeddings.
         file: ends with .npz or .parquet; replaced in one step.
         wanted: as for `find_teacher`.
         hashes: SHA-256 of images that may be among them.
@@ -150,10 +149,6 @@ def merge(shard: Path, into: Path) -> Merged:
     """Put everything that one store has into another, made if it isn't there; the first one is left as it is.
 
     What is there already stays as it is. Merging again adds nothing; killed, it can be given again.
-
-    Args:
-        shard: a store's folder, with or without a ledger.
-        into: another's.
 
     Raises:
         StoreError: not a store, a damaged embedding, or embeddings that differ; nothing is taken over then.

@@ -91,11 +91,9 @@ def plan(
 
     Args:
         store: None where there is no store yet: nothing is cached then.
-        teacher: to be queried.
         dataset: the images, the unreadable ones set aside.
         audit: of this very dataset: the contents' hashes.
         texts: all prompts of all classes; repeated ones count once.
-        views: which views of each image.
 
     Raises:
         DataError: the audit found an image unreadable that is still in the dataset.

@@ -39,7 +39,6 @@ def balanced_order(labels: Sequence[int] | Indices, domains: Sequence[int] | Ind
     Args:
         labels: class of each image [n], -1 for none.
         domains: domain of each image [n].
-        seed: of the draws.
     """
     order = random_order(len(labels), seed)
     cells = np.stack([np.asarray(labels), np.asarray(domains)], 1)[order]
@@ -109,11 +108,9 @@ def select_images(
     so that a run that is resumed learns from the very images that it began with.
 
     Args:
-        session: the teacher and the images.
         training: the images to select from (dataset indices, sorted).
         features: for the strategies that depend on images.
         classify: for the strategies that go by a first student (`BY_STUDENT`).
-        run: the run folder.
     """
     wanted = session.config.teacher.select
     if wanted is None:

@@ -52,9 +52,6 @@ def copy_from_shared(queries: Plan, store: EmbeddingStore, teacher: PaidTeacher,
 
     Args:
         queries: that are due; where the shared store has none of them, nothing is copied.
-        store: gets the embeddings.
-        teacher: has its budget.
-        progress: called with what was copied.
     """
     shared = default_store()
     if not (shared / FILE_NAME).is_file() or shared.resolve() == store.path.resolve():

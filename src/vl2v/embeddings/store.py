@@ -174,7 +174,6 @@ class EmbeddingStore(Rows):
             fingerprint: of a registered teacher.
             keys: n keys of 16 bytes, from `image_key` or `text_key`.
             vectors: [n, dim], unit rows.
-            kind: what they are of.
             views: of images, the names of the views; by default all are clean.
 
         Raises:

@@ -68,10 +68,6 @@ def targets(
     """Return the image targets I(x) of training: float16 [n, 1 + k, dim], the clean view first, unit rows.
 
     Args:
-        store: with the embeddings.
-        fingerprint: the teacher's.
-        audit: of the dataset whose images are meant.
-        views: as they were queried.
         indices: n of the audit's images; None: all of them.
 
     Raises:
@@ -87,8 +83,6 @@ def text_targets(store: EmbeddingStore, fingerprint: str, prompts: Sequence[Sequ
     """Return the class targets T [C, d] of training, unit rows.
 
     Args:
-        store: with the embeddings.
-        fingerprint: the teacher's.
         prompts: every text of each class.
 
     Raises:
@@ -114,11 +108,8 @@ def class_text(
     """Return the text embedding [d] of a class, a unit vector.
 
     Args:
-        name: of the class.
         prompts: settings of the run's class prompts.
         domains: the run's source domains, for domain prompts.
-        fingerprint: of the run's teacher.
-        store: of its embeddings.
         query: called with the class's prompts if some aren't cached; saves their embeddings.
 
     Raises:
@@ -164,7 +155,6 @@ def tower_of(teacher: Teacher, statistics: str = "own") -> tuple[nn.Module, Back
     """Return a copy of the teacher's image tower and its spec, for students that start from it.
 
     Args:
-        teacher: a white box.
         statistics: of the pixels, "own" or "imagenet".
 
     Raises:

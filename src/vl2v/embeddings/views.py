@@ -70,7 +70,6 @@ class Views:
 
         Args:
             image: RGB, from `vl2v.data.decoding.decode`.
-            sha256: of the image file's bytes.
             view: which one; view 0 is the file itself and has no pixels of its own.
         """
         from vl2v.data.augment import domainbed_augment

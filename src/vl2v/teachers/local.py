@@ -36,13 +36,11 @@ class LocalTeacher:
     """A vision-language model in this process.
 
     Args:
-        name: its spec.
         model: the whole model; hashed for the fingerprint.
         preprocess: a decoded image -> the model's input [3, s, s], as the model's own makers do it.
         encode_images: input [n, 3, s, s] -> [n, d], not yet normalised.
         encode_texts: texts -> [n, d], not yet normalised.
         tower: makes a copy of the image encoder, and what rebuilds it.
-        logit_scale: s.
         size: s, in pixels.
         mean: the model's own, of pixels between 0 and 1.
         std: likewise.

@@ -22,7 +22,6 @@ def prompts_for(classes: Sequence[str], prompts: PromptConfig, domains: Sequence
 
     Args:
         classes: names; underscores are read as spaces.
-        prompts: templates and overrides.
         domains: the source domains; used by domain prompts only.
 
     Raises:
@@ -53,8 +52,6 @@ def check_prompts(
     """Return a line about each class of whose prompts the teacher reads the beginning only, and about mute names.
 
     Args:
-        classes: names.
-        groups: each class's prompts.
         teacher: of one with `read_texts` it is checked how it reads them.
         refuse: classes that only this teacher can't tell apart; else they are reported.
 
@@ -122,10 +119,7 @@ def long_prompts(classes: Sequence[str], groups: Sequence[Sequence[str]], teache
 def read_prompts(
     classes: Sequence[str], groups: Sequence[Sequence[str]], teacher: object
 ) -> tuple[list[str], list[str]]:
-    """Return lines about classes that are the same to a teacher, and about those whose prompts it cuts off.
-
-    Args: as for `check_prompts`.
-    """
+    """Return lines about classes that are the same to a teacher, and about those whose prompts it cuts off."""
     read_texts = getattr(teacher, "read_texts", None)
     alike: list[str] = []
     shortened: list[str] = []

@@ -55,10 +55,6 @@ class Attempts:
 
     Args:
         name: the teacher's, for messages.
-        adapter: the vendor's request and response format.
-        limits: prices and limits.
-        url: base URL.
-        model: its name.
         dimensions: wanted, where the vendor offers a choice.
 
     Attributes:

@@ -70,14 +70,6 @@ class RemoteTeacher:
     """A teacher behind a vendor's API.
 
     Nothing is queried without a budget; `fingerprint` needs no network, and `forecast` costs nothing.
-
-    Args:
-        name: its spec, as the user gave it.
-        adapter: the vendor's request and response format.
-        limits: prices and limits.
-        url: base URL.
-        model: its name.
-        dimensions: wanted, where the vendor offers a choice.
     """
 
     logit_scale: float | None = None

@@ -20,7 +20,6 @@ class TryAgain(Exception):
     """An attempt that came to nothing.
 
     Args:
-        reason: in words.
         after: seconds for which the vendor wants no request.
         counted: whether it stays on the bill.
         stale: how much it speaks for another Idempotency-Key, of `STALE`.

@@ -114,8 +114,6 @@ class RateLimit:
 
     Args:
         limits: requests, items and tokens a minute; None: no limit.
-        clock: seconds.
-        sleep: waits so many.
     """
 
     def __init__(
@@ -161,8 +159,6 @@ def find_limits(kind: str, model: str, url: str | None) -> Limits:
     """Return the terms of a model: the package's table, the person's laid over it.
 
     Args:
-        kind: of teacher, for example "jina".
-        model: its name.
         url: another base URL than the vendor's own, where the person's table may have "URL#MODEL".
 
     Raises:

@@ -46,7 +46,6 @@ class Line:
     """A client of HTTP and the thread in which it works; ends with its owner, and keeps no process alive.
 
     Args:
-        owner: whose it is.
         auth: what puts the key into a request; None: there is none.
         in_flight: connections, at most.
     """
@@ -85,10 +84,6 @@ class Line:
         """Return the response to a request.
 
         Args:
-            method: of HTTP.
-            url: where to.
-            headers: beside the key.
-            body: of the request.
             seconds: that all of it may take; a large request gets more.
             most: bytes that the body of a 200 may have, unpacked.
 

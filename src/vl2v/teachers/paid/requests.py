@@ -133,7 +133,6 @@ def prepare(
     JPEG where that is too large, scaled to the limits.
 
     Args:
-        data: an image file.
         formats: Pillow's names of what the vendor takes.
         max_bytes: of an image.
         max_pixels: width x height.

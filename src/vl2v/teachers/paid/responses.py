@@ -68,7 +68,6 @@ class Usage:
         """Return what counts of a response, and learn from it.
 
         Args:
-            query: as it was reserved.
             tokens: the vendor's counts, to be summed up; none if it gives none.
             micro: what it says that it cost; None if it doesn't.
             price: by which tokens are charged.
@@ -108,12 +107,7 @@ def whole(number: Any) -> int | None:
 
 
 class Names:
-    """The names of one model, each but the first proved by the canaries' embeddings under it.
-
-    Args:
-        teacher: its name, for messages.
-        limits: by which canaries are sent.
-    """
+    """The names of one model, each but the first proved by the canaries' embeddings under it."""
 
     def __init__(self, teacher: str, limits: Limits) -> None:
         self._teacher = teacher

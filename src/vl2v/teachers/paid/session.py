@@ -22,12 +22,7 @@ TICK = 0.1  # seconds between two checks whether somebody does
 
 
 class Session:
-    """The requests of one round.
-
-    Args:
-        line: that they take.
-        stop: whether somebody wants an end.
-    """
+    """The requests of one round."""
 
     def __init__(self, line: Line, stop: Callable[[], bool]) -> None:
         self.over = False  # nothing more may leave

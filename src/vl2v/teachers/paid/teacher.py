@@ -88,10 +88,8 @@ class Budget(Protocol):
         """Note how a query ended and what it cost: None leaves the reserved figure, as for lost queries.
 
         Args:
-            number: from `reserve`.
             status: how it ended; what was rejected costs nothing.
             tokens: as the vendor reports them.
-            micro: the price.
             model: the model's name in the response.
             note: a few words; never a key, never an image.
 
