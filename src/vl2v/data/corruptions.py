@@ -57,11 +57,7 @@ def corrupt(image: Image.Image, kind: str, severity: int, seed: int) -> Image.Im
 
 
 def check(kind: str, severity: int) -> None:
-    """See that there is such a corruption.
-
-    Raises:
-        ConfigError: there isn't.
-    """
+    """Raise a ConfigError where there is no such corruption."""
     if kind in ("frost", "spatter"):
         raise ConfigError(f"corruption {kind!r} is left out: it can't be made faithfully without what it was made with")
     if kind not in CORRUPTIONS:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vl2v.errors import DataError
 
 UNLABELLED = "unlabelled"
+ONE_DOMAIN = "all"  # of images without domains
 
 
 @dataclass(frozen=True)

@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
+from vl2v.data.dataset import ONE_DOMAIN, UNLABELLED, DomainDataset, Excluded
 from vl2v.data.files import SUFFIXES, image_files, one_form, printable
 from vl2v.data.manifest import Row, read_manifest, without_listed
-from vl2v.data.objects import HUB, ONE_DOMAIN, hub_dataset
 from vl2v.errors import DataError
 from vl2v.names import check_name
 
@@ -76,7 +75,9 @@ def open_dataset(
         >>> len(dataset), dataset.domains, dataset.classes
         (108, ('chalk', 'ink', 'paint'), ('ball', 'box', 'cone'))
     """
-    if str(path).startswith(HUB):
+    if str(path).startswith("hf:"):
+        from vl2v.data.objects import hub_dataset
+
         path = hub_dataset(str(path))
     path = Path(path)
     if layout not in LAYOUTS:

@@ -11,14 +11,13 @@ from typing import Any
 
 from PIL import Image
 
+from vl2v.data.dataset import ONE_DOMAIN
 from vl2v.data.manifest import COLUMNS
 from vl2v.errors import DataError, need_extra
 from vl2v.io import replacing, write_text
 
 MANIFEST = "manifest.csv"
-ONE_DOMAIN = "all"
 _AS_PNG = ("RGB", "L", "RGBA", "LA", "P", "1", "I;16")
-HUB = "hf:"
 
 Item = tuple[bytes, str, str]
 """(an image file's bytes, class, domain); class "" is none."""
@@ -73,7 +72,7 @@ def hub_dataset(address: str) -> Path:
         MissingExtra: `datasets` isn't installed.
         DataError: it can't be had, or isn't a dataset of labelled images.
     """
-    name, _, split = address.removeprefix(HUB).partition("@")
+    name, _, split = address.removeprefix("hf:").partition("@")
     split = split or "train"
     key = hashlib.sha256(f"{name}@{split}".encode()).hexdigest()[:16]
     import platformdirs
