@@ -11,22 +11,19 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v.embeddings.plan import Plan
 from vl2v.embeddings.schema import image_key, text_key
 from vl2v.embeddings.store import EmbeddingStore, flaw
 from vl2v.errors import DataError, TeacherError
 from vl2v.io import retried
 from vl2v.session import Progress, silent
-from vl2v.teachers.paid.teacher import SAME
-
-if TYPE_CHECKING:
-    from vl2v.embeddings.plan import Plan
-    from vl2v.teachers.paid.teacher import Embedded, Kind, PaidTeacher, Refused
-    from vl2v.teachers.protocol import EncodedImage, Teacher
+from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_TEXT, SAME, Embedded, Kind, PaidTeacher, Refused, as_paid
+from vl2v.teachers.protocol import EncodedImage, Teacher
 
 T = TypeVar("T")
 Pending = tuple[int, int]  # dataset index, view
@@ -69,7 +66,6 @@ def fetch(
             teacher can't be queried, or isn't the model any more that it was.
         StoreError: the store cannot take the embeddings.
     """
-    from vl2v.teachers.paid.teacher import as_paid
 
     task = f"querying {teacher.name}"
     progress(task, 0, plan.queries, "")
@@ -106,7 +102,6 @@ def fetch_texts(store: EmbeddingStore, teacher: Teacher, texts: Sequence[str], *
     Raises:
         BudgetReached, TeacherError, StoreError: as `fetch` does.
     """
-    from vl2v.teachers.paid.teacher import as_paid
 
     store.recognise(teacher)
     keys = [text_key(text) for text in texts]
@@ -132,8 +127,6 @@ def fetch_image(store: EmbeddingStore, teacher: Teacher, data: bytes, *, checked
     Raises:
         BudgetReached, TeacherError, StoreError: as `fetch` does.
     """
-    from vl2v.teachers.paid.teacher import as_paid
-    from vl2v.teachers.protocol import EncodedImage
 
     key, image = image_key(hashlib.sha256(data).digest()), EncodedImage("the image", data)
     store.recognise(teacher)
@@ -200,7 +193,6 @@ def _saved(
     views: Sequence[str] = (),
 ) -> Iterator[int | Refused]:
     """Query all items and save the embeddings; yield how many of a reply were saved, or what is refused."""
-    from vl2v.teachers.paid.teacher import Refused
 
     for reply in teacher.query(kind, items):
         if isinstance(reply, Refused):
@@ -221,8 +213,6 @@ def same_model(store: EmbeddingStore, teacher: PaidTeacher) -> None:
     Raises:
         TeacherError: the embeddings are another model's.
     """
-    from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_TEXT, Embedded
-    from vl2v.teachers.protocol import EncodedImage
 
     canaries: tuple[tuple[Kind, bytes, Sequence[str] | Sequence[EncodedImage]], ...] = (
         ("text", text_key(CANARY_TEXT), [CANARY_TEXT]),
@@ -250,7 +240,6 @@ def _seen(store: EmbeddingStore, teacher: PaidTeacher, canary: Embedded) -> Iter
     Raises:
         TeacherError: it has the image's embedding, so images are taken for texts.
     """
-    from vl2v.teachers.paid.teacher import CANARY_IMAGE, Embedded
 
     of_image: Callable[[bytes], str | None] | None = getattr(teacher, "image_as_text", None)
     text = of_image(CANARY_IMAGE) if of_image else None
@@ -302,7 +291,6 @@ def _chunks(plan: Plan) -> Iterator[tuple[list[Pending], list[EncodedImage]]]:
 
 def _encoded(plan: Plan) -> Iterator[tuple[Pending, EncodedImage]]:
     """Yield every query with what the teacher is sent; an image is read and decoded once for all its views."""
-    from vl2v.teachers.protocol import EncodedImage
 
     for index, group in groupby(plan.pending, key=lambda query: query[0]):
         views = tuple(view for _, view in group)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vl2v.data.auditing import Audit
+from vl2v.data.dataset import DomainDataset
+from vl2v.embeddings.rows import TeacherFacts
 from vl2v.embeddings.schema import image_key, text_key
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.views import Views
 from vl2v.errors import DataError
-
-if TYPE_CHECKING:
-    from vl2v.data.auditing import Audit
-    from vl2v.data.dataset import DomainDataset
-    from vl2v.embeddings.rows import TeacherFacts
 
 
 @dataclass(frozen=True)

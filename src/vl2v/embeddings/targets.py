@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig, TeacherConfig
+from vl2v.data.auditing import Audit
 from vl2v.embeddings.schema import image_key, text_key
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.views import Views
@@ -21,7 +22,6 @@ from vl2v.teachers.protocol import BackboneSpec, Teacher, gives_weights
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from vl2v.data.auditing import Audit
 
 Indices = NDArray[np.int64]
 OnlineTeacher = Callable[["Tensor"], "Tensor"]

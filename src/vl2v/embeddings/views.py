@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vl2v.data.augment import Fit
+from vl2v.data.augment import Fit, domainbed_augment, fitted
+from vl2v.data.decoding import decode
 from vl2v.errors import ConfigError
 from vl2v.seeds import derive
 
@@ -72,8 +73,6 @@ class Views:
             image: RGB, from `vl2v.data.decoding.decode`.
             view: which one; view 0 is the file itself and has no pixels of its own.
         """
-        from vl2v.data.augment import domainbed_augment
-
         if not 1 <= view <= self.k:
             raise IndexError(f"view {view} of {self.k} augmented ones")
         return domainbed_augment(image, self.size, derive(self.seed, "view", sha256.hex(), view - 1), self.fit)
@@ -84,8 +83,6 @@ class Views:
         Raises:
             vl2v.errors.DataError: the file cannot be decoded (where its own bytes don't do).
         """
-        from vl2v.data.decoding import decode
-
         as_it_is = self.clean_fit == "own"
         image = None if as_it_is and not any(views) else decode(data)
         return [
@@ -116,8 +113,6 @@ def fixed_views(config: RunConfig, image_size: int) -> Views:
 
 def _square(image: Image.Image, fit: Fit | Literal["own"]) -> NDArray[np.uint8]:
     """Return an image as a square of the side it has by then (the longer one if it is stretched), at most `LARGEST`."""
-    from vl2v.data.augment import fitted
-
     assert fit != "own"
     square = fitted(image, fit)
     side = min(max(square.size), LARGEST)
