@@ -306,7 +306,7 @@ def _brightness(x: Pixels, _rng: np.random.Generator, more: float) -> Pixels:
 
 @_corruption((0.4, 0.3, 0.2, 0.1, 0.05))
 def _contrast(x: Pixels, _rng: np.random.Generator, factor: float) -> Pixels:
-    means = np.asarray(x.mean((0, 1), keepdims=True))
+    means: Pixels = x.mean((0, 1), keepdims=True)
     return (x - means) * factor + means
 
 

@@ -221,9 +221,9 @@ class Attempts:
 
         embedded: list[Embedded | Refused] = [Embedded(tuple(item.position for item in sent.batch), vectors, settle)]
         return embedded, None if cost.said is None else TeacherError(
-            f"{self.name}: says that a query cost {money(cost.said, self.currency)}, where "
-            f"{money(query.micro, self.currency)} was possible: its counting can't be trusted, and what was possible "
-            "is counted; all embeddings are saved: check its prices and its bill before you resume"
+            f"{self.name}: says that a query cost {money(cost.said, self.limits.currency)}, where "
+            f"{money(query.micro, self.limits.currency)} was possible: its counting can't be trusted, and what was "
+            "possible is counted; all embeddings are saved: check its prices and its bill before you resume"
         )
 
     def _doubt(self, doubt: str) -> None:
