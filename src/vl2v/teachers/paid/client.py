@@ -105,6 +105,10 @@ class RemoteTeacher:
         """The vendor's prices and limits."""
         return self._attempts.limits
 
+    @limits.setter
+    def limits(self, limits: Limits) -> None:
+        self._attempts.limits = limits
+
     @property
     def _kind(self) -> str:
         return self.name.partition(":")[0]
@@ -225,12 +229,12 @@ class RemoteTeacher:
         except (ValueError, KeyError, TypeError, StopIteration):
             pass
         else:
-            self._attempts.limits = self.limits.model_copy(update={"price": Price(**price), "unverified": ""})
+            self.limits = self.limits.model_copy(update={"price": Price(**price), "unverified": ""})
             self._attempts.dim = self._attempts.dim or dim
         if said and self.limits.unverified:
             before, _, _ = self.limits.unverified.partition("; its list")
             doubt = f"{before}; its list of prices failed: {said}"
-            self._attempts.limits = self.limits.model_copy(update={"unverified": doubt})
+            self.limits = self.limits.model_copy(update={"unverified": doubt})
 
     def _price(self) -> Price:
         if self.limits.price is None:
