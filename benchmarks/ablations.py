@@ -23,7 +23,7 @@ from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.results import Result, result_of
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
-from vl2v.config import assignments, merge
+from vl2v.tree import assignments, merge
 
 AS_IT_IS = "as it is"
 

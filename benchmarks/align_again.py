@@ -20,11 +20,11 @@ from vl2v.data import open_dataset
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import Views
-from vl2v.runs.auto_loss import align_again
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
 from vl2v.runs.folder import Run
-from vl2v.runs.session import open_session
+from vl2v.runs.heads import align_again
+from vl2v.runs.query import open_session
 from vl2v.session import Session, silent
 from vl2v.students.student import Student, new_projector
 from vl2v.training.device import OneDevice

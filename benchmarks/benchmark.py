@@ -33,11 +33,11 @@ from vl2v.benchmark.grid import Grid, methods_for
 from vl2v.benchmark.results import results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.worklist import WorkList
-from vl2v.config import assignments, merge
 from vl2v.data.archives import icondg
 from vl2v.io import write_text
 from vl2v.runs.folder import Run
 from vl2v.runs.predictions import Predictions
+from vl2v.tree import assignments, merge
 
 IMAGES = 2000  # that a student of `resume` has answered about
 

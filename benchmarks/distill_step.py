@@ -26,10 +26,9 @@ from vl2v.methods.adip import cosine_loss
 from vl2v.students.backbone import pretrained_backbone
 from vl2v.students.depthwise import quick_depthwise
 from vl2v.students.student import Student, new_projector
-from vl2v.training.batches import PixelBatches, Renderer
+from vl2v.training.batches import DomainBalancedSampler, PixelBatches, Renderer
 from vl2v.training.device import precision_name
 from vl2v.training.learner import Learner
-from vl2v.training.sampler import DomainBalancedSampler
 
 
 def main() -> None:

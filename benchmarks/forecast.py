@@ -51,8 +51,8 @@ def main() -> None:
 def measure(data: str, teacher: str, target: str, wanted: dict[str, Any]) -> None:
     """Print the forecast and the figures of one run, as JSON."""
     import vl2v
-    from vl2v.config import nested
     from vl2v.runs.plan import RunPlan
+    from vl2v.tree import nested
 
     student = wanted.get("student", "tf_efficientnet_lite0")
     values = {"data.path": data, "data.target": [target], "teacher.spec": teacher, "student.name": student}

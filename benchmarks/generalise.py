@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from vl2v.config import assignments, merge
 from vl2v.data.archives import icondg
 from vl2v.runs.evaluate import evaluate
 from vl2v.runs.folder import Run
 from vl2v.runs.query import embed
 from vl2v.runs.train import distill
+from vl2v.tree import assignments, merge
 
 LAST = {"erm": "finetune", "lp": "probe", "lp-ft": "finetune", "kd": "distill", "adip": "distill"}
 RATES = {"erm": (1e-4, 3e-4, 1e-3), "kd": (1e-4, 3e-4, 1e-3), "adip": (3e-4, 1e-3, 3e-3)}

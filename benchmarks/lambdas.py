@@ -16,18 +16,19 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from vl2v.config import assignments, merge
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import Views
 from vl2v.evaluation.ridge import LAMBDAS, Taught, accuracies, best_lambda, lambda_accuracies, moments_of
 from vl2v.runs.datasets import open_sources
-from vl2v.runs.features import Features, new_backbone
-from vl2v.runs.session import open_session
+from vl2v.runs.features import Features
+from vl2v.runs.first_student import new_backbone
+from vl2v.runs.query import open_session
 from vl2v.runs.settings import resolve
 from vl2v.session import Session, silent
 from vl2v.students.student import Student
 from vl2v.training.device import OneDevice
+from vl2v.tree import assignments, merge
 
 
 def main() -> None:

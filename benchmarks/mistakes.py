@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vl2v.evaluation import mistakes
+from vl2v.runs import mistakes
 
 SHARES = (0.01, 0.05, 0.1)
 SEEDS = range(3)

@@ -23,7 +23,7 @@ from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
 from vl2v.deploy.drift import FEWEST, WINDOW, drift, reference
 from vl2v.deploy.runtime import Exported, load
-from vl2v.evaluation.intervals import wilson
+from vl2v.evaluation.compare import wilson
 from vl2v.names import UNKNOWN
 from vl2v.runs.folder import Run
 

@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from vl2v.config import assignments, merge
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
 from vl2v.session import Session
+from vl2v.tree import assignments, merge
 
 STRATEGIES = ("random", "balanced", "kcenter", "uncertainty")
 SHARES = (0.01, 0.02, 0.05, 0.10, 0.25, 0.50)

@@ -21,13 +21,13 @@ import torch
 
 from vl2v.config import StageConfig, TrainConfig
 from vl2v.embeddings.targets import TeacherTargets
-from vl2v.methods.registry import find_method
+from vl2v.methods.base import find_method
+from vl2v.runs.measure import MadeUpBatches
 from vl2v.students.backbone import pretrained_backbone
-from vl2v.students.split import cuts
-from vl2v.students.student import Student, evaluating, new_projector
+from vl2v.students.student import Student, cuts, evaluating, new_projector
+from vl2v.training.learner import StageWork, Validation
 from vl2v.training.loop import Trainer
-from vl2v.training.measure import MadeUpBatches
-from vl2v.training.stage import StageRun, StageWork, Validation
+from vl2v.training.stage import StageRun
 
 DIM, CLASSES = 384, 7
 

@@ -19,9 +19,8 @@ from torch.distributed.tensor import DTensor
 from vl2v.config import TrainConfig
 from vl2v.students.student import Student, new_projector
 from vl2v.teachers.protocol import BackboneSpec
+from vl2v.training.device import launched_fabric, set_up
 from vl2v.training.learner import Learner
-from vl2v.training.processes import launched_fabric
-from vl2v.training.sharding import set_up
 
 NAME, SIZE, MB = "vit_base_patch16_224", 224, 1e6
 

@@ -21,9 +21,8 @@ from vl2v.methods import METHODS
 if TYPE_CHECKING:
     import pytest
 
-    from vl2v.benchmark.jobs import Job
     from vl2v.benchmark.work import Notify
-    from vl2v.benchmark.worklist import WorkList
+    from vl2v.benchmark.worklist import Job, WorkList
 
 CLASSES = ("ball", "box", "cone")
 DOMAINS = ("chalk", "ink", "paint")

@@ -7,11 +7,12 @@ from typing import Any, get_args
 import pytest
 import timm
 
-from vl2v.config import Section, assignments, merge, read_toml, toml_key, validate
+from vl2v.config import Section, validate
 from vl2v.errors import ConfigError, StudentError, VL2VError
 from vl2v.runs.settings import resolve
 from vl2v.students.backbone import pretrained_backbone
 from vl2v.teachers import open_teacher
+from vl2v.tree import assignments, merge, read_toml, toml_key
 
 DATA = {"data": {"path": "x"}}
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from vl2v.benchmark.run import benchmark
     from vl2v.data.layouts import open_dataset
     from vl2v.export.student import export_student as export
-    from vl2v.report.write import write_report as report
+    from vl2v.report.page import write_report as report
     from vl2v.runs.adapting import adapt
     from vl2v.runs.check import check_teacher as check
     from vl2v.runs.evaluate import evaluate

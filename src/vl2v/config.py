@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import codecs
-import json
 import os
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,10 +12,12 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from vl2v.errors import ConfigError
 from vl2v.privacy import without_secrets
+from vl2v.tree import Tree, flat
 
-Tree = dict[str, Any]
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
+
 FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change no weight
+
 LATER: Tree = {
     "data.classes": [],
     "data.fit": "stretch",
@@ -310,120 +308,10 @@ def paper_preset(stages: Iterable[str], student: str = "") -> Tree:
     }
 
 
-def merge(*trees: Mapping[str, Any]) -> Tree:
-    """Return the trees laid over one another; later ones win, key by key."""
-    merged: Tree = {}
-    for tree in trees:
-        for key, value in tree.items():
-            old = merged.get(key)
-            if isinstance(old, Mapping) and isinstance(value, Mapping):
-                merged[key] = merge(old, value)
-            else:
-                merged[key] = value
-    return merged
-
-
-def assignments(pairs: Iterable[str]) -> Tree:
-    """Return `["stages.distill.lr=1e-3", ...]` as a tree; keys and values are TOML, else plain text.
-
-    Raises:
-        ConfigError: a pair without `=`.
-    """
-    values: Tree = {}
-    for pair in pairs:
-        key, equals, text = pair.partition("=")
-        if not equals or not key.strip():
-            raise ConfigError(f"--set {pair!r}: write it as key=value, for example stages.distill.lr=1e-3")
-        values.pop(key.strip(), None)  # the later one stands later
-        values[key.strip()] = _toml_value(text.strip())
-    return nested(values)
-
-
-def nested(values: Mapping[str, Any]) -> Tree:
-    """Return settings with dotted names as a tree; later ones win."""
-    tree: Tree = {}
-    for name, value in values.items():
-        for part in reversed(_parts(name)):
-            value = {part: value}
-        tree = merge(tree, value)
-    return tree
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> Tree:
-    """Return a tree of settings as one level with dotted names, for example `teacher.views`; an empty table stays."""
-    values: Tree = {}
-    for key, value in tree.items():
-        name = prefix + toml_key(key)
-        values |= flat(value, f"{name}.") if isinstance(value, Mapping) and value else {name: value}
-    return values
-
-
 def deciding(tree: Mapping[str, Any]) -> Tree:
     """Return the settings that decide a run's weights, with dotted names; an empty table decides nothing."""
     given = flat(tree).items()
     return {name: value for name, value in given if name not in FREE and value != LATER.get(name, {})}
-
-
-@cache
-def toml_key(name: str) -> str:
-    """Return a part of a dotted name, in quotes where it needs them: a class may be called anything."""
-    plain = name.isascii() and name.replace("_", "").replace("-", "").isalnum()
-    return name if plain else json.dumps(name, ensure_ascii=False)
-
-
-def _parts(key: str) -> list[str]:
-    try:
-        tree: Any = tomllib.loads(f"{key} = 0")
-    except tomllib.TOMLDecodeError:
-        return key.split(".")
-    parts = []
-    while isinstance(tree, dict):
-        ((part, tree),) = tree.items()
-        parts.append(part)
-    return parts
-
-
-def _toml_value(text: str) -> object:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text
-
-
-def read_toml(path: Path) -> Tree:
-    """Return a TOML file (UTF-8 or UTF-16, with or without a byte order mark) as a tree.
-
-    Raises:
-        ConfigError: the file is missing, can't be read or isn't TOML.
-    """
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such configuration file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: can't be read ({error.strerror}); give a TOML file") from None
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' editors and shells save
-    try:
-        text = data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
-    except UnicodeDecodeError:
-        raise ConfigError(f"{path}: neither UTF-8 nor UTF-16; save it as UTF-8") from None
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}{_toml_hint(text, str(error))}") from None
-
-
-def _toml_hint(text: str, error: str) -> str:
-    """Return what people who meet an error of TOML have mostly done, and what to do instead; "" if that isn't clear."""
-    if text.lstrip().startswith("{"):
-        return "; it is JSON: write it as TOML (docs/settings.md)"
-    if re.search("[\u201c\u201d\u201e\u2018\u2019]", text):
-        return "; it has typographic quotes: write straight ones"
-    if "Unescaped '\\'" in error or "hex value" in error:
-        return "; write paths of Windows in single quotes, or with /"
-    if re.search(r"^\s*[\w.-]+:\s", text, re.MULTILINE):
-        return "; it looks like YAML: write NAME = VALUE (docs/settings.md)"
-    return "; texts need quotes" if "Invalid value" in error else ""
 
 
 def validate(tree: Mapping[str, Any]) -> RunConfig:

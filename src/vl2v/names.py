@@ -26,7 +26,7 @@ _MUTE = re.compile(
 
 
 def says_nothing(name: str) -> bool:
-    """Whether a class's name tells nobody what is to be seen: a number, a letter, a code such as n02084071."""
+    """Whether a class's name doesn't say what is to be seen: a number, a letter, a code such as n02084071."""
     return _MUTE.fullmatch(name.replace("_", " ").strip() or "-") is not None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,6 +44,12 @@ def in_notebook() -> Progress:
             shown.update(ipython.HTML(f"<table>{''.join(bars.values())}</table>"))
 
     return progress
+
+
+def derive(seed: int, *purpose: object) -> int:
+    """Return a 63-bit seed for one purpose, for example `derive(0, "augment", epoch, image)`."""
+    digest = hashlib.blake2b(repr((seed, *purpose)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 def default_store() -> Path:

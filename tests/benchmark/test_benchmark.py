@@ -33,14 +33,12 @@ from vl2v.benchmark.domainbed import read_domainbed
 from vl2v.benchmark.draws import Range, drawn, ranges, suggested
 from vl2v.benchmark.engine import Local, Ray, _Worker, engine_named
 from vl2v.benchmark.grid import Grid, methods_for
-from vl2v.benchmark.jobs import Job, Selection
 from vl2v.benchmark.results import Result, gather, of, of_same_images, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import as_table
 from vl2v.benchmark.work import attempt, claimed, do, fail
-from vl2v.benchmark.worklist import Corruptions, WorkList
+from vl2v.benchmark.worklist import Corruptions, Job, Selection, WorkList
 from vl2v.cli.app import app
-from vl2v.config import assignments, merge
 from vl2v.data import open_dataset
 from vl2v.data.corrupted import corrupt_dataset
 from vl2v.errors import ConfigError, DataError, RunError, StudentError
@@ -52,6 +50,7 @@ from vl2v.runs.evaluate import evaluate
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.query import embed
 from vl2v.runs.settings import resolve
+from vl2v.tree import assignments, merge
 
 
 @pytest.fixture(scope="module")
@@ -844,7 +843,7 @@ def test_results_of_older_code_are_done_again_and_not_shown(
     bench = plan(grid, work.folder)
     assert [job.method for job in bench.missing] == ["erm", "erm"]
     assert {result.method for result in results(work)} == {"zero-shot", "adip"}
-    monkeypatch.setattr("vl2v.methods.registry.LOOP", LOOP + 1)
+    monkeypatch.setattr("vl2v.methods.base.LOOP", LOOP + 1)
     assert len(plan(grid, work.folder).missing) == 6 and not results(work)
     monkeypatch.undo()
     assert not plan(grid, work.folder).missing and accuracies(work) == accuracies(calm)

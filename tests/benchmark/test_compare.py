@@ -12,8 +12,7 @@ import pytest
 from scipy import stats
 
 from vl2v.evaluation import compare
-from vl2v.evaluation.compare import Marks, Runs, best_is_sure, lead
-from vl2v.evaluation.intervals import student_t
+from vl2v.evaluation.compare import Marks, Runs, best_is_sure, lead, student_t
 
 _SPEC = spec_from_file_location("simulated_intervals", Path(__file__).parents[2] / "benchmarks" / "intervals.py")
 assert _SPEC is not None and _SPEC.loader is not None

@@ -19,8 +19,8 @@ from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.work import fail
 from vl2v.benchmark.worklist import WorkList
 from vl2v.cli.app import app
-from vl2v.config import assignments, merge
 from vl2v.errors import ConfigError, DataError, RunError
+from vl2v.tree import assignments, merge
 
 SETTINGS: dict[str, Any] = {
     "student": {"weights": "none", "image_size": 32},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vl2v.evaluation.intervals import Share, paired_difference, wilson
+from vl2v.evaluation.compare import Share, paired_difference, wilson
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vl2v.evaluation.metrics import Metrics, fit_temperature, measure, unknown_threshold
-from vl2v.evaluation.table import Evaluation, Row
+from vl2v.evaluation.metrics import Evaluation, Metrics, Row, fit_temperature, measure, unknown_threshold
 
 
 def test_balanced_accuracy_weighs_classes_that_occur_equally() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vl2v.evaluation.temperature import SOFTNESS, soft_temperature, softness
+from vl2v.evaluation.metrics import SOFTNESS, soft_temperature, softness
 
 
 def units(rng: np.random.Generator, *shape: int) -> np.ndarray:

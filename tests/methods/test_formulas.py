@@ -17,12 +17,9 @@ from torch.nn.functional import normalize
 from vl2v.methods import Output, Targets, find_method, own_settings
 from vl2v.methods.adip import cosine_loss
 from vl2v.methods.averaging import BetaAverage, Interpolation, Scores, Soup
-from vl2v.methods.erm import cross_entropy, text_cross_entropy
-from vl2v.methods.fd import cosine_distance, squared_distance
-from vl2v.methods.kd import kd_loss
-from vl2v.methods.miro import oracle
-from vl2v.methods.mixup import between_domains, mixed_cross_entropy
-from vl2v.methods.sam import climb
+from vl2v.methods.distillation import cosine_distance, kd_loss, squared_distance
+from vl2v.methods.finetuning import cross_entropy, text_cross_entropy
+from vl2v.methods.regularized import between_domains, climb, mixed_cross_entropy, oracle
 
 N, D, C, P = 6, 5, 3, 4
 LABELS = torch.tensor([0, 2, 1, 2, 0, 1])

@@ -11,7 +11,7 @@ import torch
 from vl2v.errors import ConfigError
 from vl2v.methods import METHODS, Output, Targets, find_method, own_settings
 from vl2v.methods.adip import cosine_loss
-from vl2v.methods.kd import kd_loss
+from vl2v.methods.distillation import kd_loss
 
 
 def unit(rows: torch.Tensor) -> torch.Tensor:

@@ -11,10 +11,10 @@ import pytest
 
 import vl2v
 from little import quick_settings
-from vl2v.config import merge, nested, read_toml
 from vl2v.errors import ConfigError
 from vl2v.methods import METHODS, find_method, load_method
 from vl2v.runs.settings import from_earlier, resolve
+from vl2v.tree import merge, nested, read_toml
 
 DATA: dict[str, Any] = {"data": {"path": "images"}}
 DOCS = Path(__file__).parents[2] / "docs" / "methods.md"

@@ -10,10 +10,10 @@ import pytest
 from little import Here, quick_settings
 from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.run import plan, run
-from vl2v.config import merge
-from vl2v.report.write import write_report
+from vl2v.report.page import write_report
 from vl2v.runs.query import embed
 from vl2v.runs.train import distill
+from vl2v.tree import merge
 
 from .pages import NASTY, Written
 

@@ -18,7 +18,7 @@ from vl2v.errors import RunError
 from vl2v.evaluation.compare import lead
 from vl2v.report import charts
 from vl2v.report.charts import Chart, Series, axis
-from vl2v.report.write import write_report
+from vl2v.report.page import write_report
 from vl2v.runs.predictions import Predictions
 
 from .pages import Page, Written

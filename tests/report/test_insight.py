@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from vl2v.report.insight import Plane, lit, occlusion
+from vl2v.report.map import Plane, lit, occlusion
 from vl2v.report.page import sprite
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student

@@ -15,12 +15,11 @@ from typer.testing import CliRunner
 from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.errors import RunError
-from vl2v.evaluation.intervals import wilson
+from vl2v.evaluation.compare import wilson
 from vl2v.evaluation.metrics import measure
 from vl2v.report.charts import calibration, coverage
 from vl2v.report.evaluated_run import open_evaluated
-from vl2v.report.page import lead
-from vl2v.report.write import write_report
+from vl2v.report.page import lead, write_report
 from vl2v.runs.evaluate import evaluate
 from vl2v.runs.folder import Run
 from vl2v.runs.predict import add_class

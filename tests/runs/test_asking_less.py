@@ -22,8 +22,7 @@ from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError
 from vl2v.runs.datasets import open_sources
-from vl2v.runs.query_curve import advise
-from vl2v.runs.session import open_session
+from vl2v.runs.query import advise, open_session
 from vl2v.runs.settings import resolve
 from vl2v.session import Session
 from vl2v.teachers.protocol import EncodedImage
@@ -104,7 +103,7 @@ def test_advice_is_a_curve_and_a_verdict(
     assert asked(tmp_path / "store") == {"image": 64, "text": 3}
     del quick["teacher"]["select"]
     vl2v.embed(quick, store=tmp_path / "store")
-    monkeypatch.setattr("vl2v.runs.query_curve.SHARES", (1,))  # the curve isn't looked at
+    monkeypatch.setattr("vl2v.runs.query.SHARES", (1,))  # the curve isn't looked at
     assert "nothing left" in advise(quick, store=tmp_path / "store").verdict()
 
 
@@ -117,7 +116,7 @@ def test_advice_is_a_curve_and_a_verdict(
     ],
 )
 def test_verdicts(curve: tuple[float, ...], left: int, verdict: str) -> None:
-    from vl2v.runs.query_curve import Advice, Point
+    from vl2v.runs.query import Advice, Point
 
     points = tuple(Point(125 * 2**i, accuracy, 0.001) for i, accuracy in enumerate(curve))
     assert Advice(points, left, None).verdict().startswith(verdict)

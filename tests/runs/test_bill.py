@@ -12,7 +12,7 @@ import pytest
 
 import vl2v
 from typed import Said, typed
-from vl2v.cli.bill import bill as show_bill
+from vl2v.cli.store import bill as show_bill
 from vl2v.embeddings.bill import LedgerBudget, asker
 from vl2v.embeddings.ledger import Entry, Ledger
 from vl2v.teachers.paid.teacher import Query

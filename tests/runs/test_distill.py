@@ -117,7 +117,7 @@ def test_the_images_are_listed_once_and_each_is_audited_once(
 
     monkeypatch.setattr(datasets, "open_dataset", opening)
     monkeypatch.setattr(datasets, "audit", auditing)
-    run = vl2v.distill(quick, tmp_path / "run", data=str(data), store=tmp_path / "store")
+    run = vl2v.distill(quick, tmp_path / "run", data=str(data), store=tmp_path / "store", minutes=5)
     assert len(listed) == 1 and set(audited.values()) == {1} and len(audited) == len(list(data.rglob("*.png")))
     assert run.evaluation is not None and "2 files set aside" in run.evaluation.notes
 

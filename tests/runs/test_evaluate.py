@@ -15,7 +15,7 @@ import vl2v
 import vl2v.runs
 from little import Interrupted, quick_settings, stopping
 from vl2v.errors import RunError
-from vl2v.evaluation.table import Evaluation
+from vl2v.evaluation.metrics import Evaluation
 
 
 @pytest.fixture(scope="module")

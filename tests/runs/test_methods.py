@@ -21,10 +21,10 @@ from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError
 from vl2v.evaluation.ridge import LAMBDAS, best_lambda
 from vl2v.methods import METHODS, find_method, version_of
-from vl2v.runs.auto_loss import align_again
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
-from vl2v.runs.session import open_session
+from vl2v.runs.heads import align_again
+from vl2v.runs.query import open_session
 from vl2v.session import Session, silent
 from vl2v.training.device import OneDevice
 
@@ -226,10 +226,10 @@ def test_wise_ft_ends_halfway_to_the_zero_shot_weights(shapes: Path, recording: 
 def test_adip_plus_ends_where_source_validation_is_best(
     shapes: Path, recording: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("vl2v.runs.train.align_again", lambda *_: None)  # else P is another one than was judged
+    monkeypatch.setattr("vl2v.runs.heads.align_again", lambda *_: None)  # else P is another one than was judged
 
     def trained(*ways: float) -> tuple[dict[str, torch.Tensor], float]:
-        monkeypatch.setattr("vl2v.methods.adip_plus.INTERPOLATE", ways)
+        monkeypatch.setattr("vl2v.methods.adip.INTERPOLATE", ways)
         settings = quick_settings(shapes, recording, "adip-plus")
         run = vl2v.distill(settings, tmp_path / "-".join(map(str, ways)), store=tmp_path / "store")
         return weights(run), run.classifier.about["validation_accuracy"]

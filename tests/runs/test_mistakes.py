@@ -15,7 +15,7 @@ from vl2v.config import validate
 from vl2v.data import open_dataset
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import StoreError
-from vl2v.report.mistakes import mistakes_page
+from vl2v.report.page import mistakes_page
 from vl2v.runs.mistakes import find_mistakes
 
 MOVED = ("ink/ball/03.png", "paint/box/05.png", "chalk/cone/07.png")

@@ -12,8 +12,8 @@ from torchvision.datasets import ImageFolder
 
 import vl2v
 from little import CLASSES, DOMAINS
-from vl2v.config import merge
 from vl2v.errors import ConfigError
+from vl2v.tree import merge
 
 BRIEF = {
     "method": "erm",

@@ -10,13 +10,14 @@ import pytest
 
 import vl2v
 from little import Interrupted, quick_settings, stopping
-from vl2v.config import RunConfig, merge
+from vl2v.config import RunConfig
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import RunError
 from vl2v.runs import plan as plans
 from vl2v.runs.measure import Bench, Rates
 from vl2v.runs.plan import RunPlan, limit_of, plan_run
 from vl2v.runs.settings import resolve
+from vl2v.tree import merge
 
 
 class Known(Bench):

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 
 import vl2v
 from little import Interrupted, quick_settings, stopping
-from vl2v.config import merge
 from vl2v.errors import ConfigError, StudentError
 from vl2v.runs.settings import resolve
 from vl2v.students.backbone import pretrained_backbone
-from vl2v.students.split import cuts, split
+from vl2v.students.student import cuts, split
+from vl2v.tree import merge
 
 QUICK = {"train": {"quick": "blocks.3", "quick_views": 3}}
 
@@ -51,7 +51,7 @@ def test_only_the_upper_blocks_learn_and_a_killed_run_ends_the_same(
 
 
 def pretrained(run: vl2v.Run) -> tuple[dict[str, torch.Tensor], Any]:
-    from vl2v.runs.features import new_backbone
+    from vl2v.runs.first_student import new_backbone
 
     backbone, spec = new_backbone(run.config)
     return backbone.state_dict(), spec

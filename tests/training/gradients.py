@@ -14,10 +14,10 @@ from torch.distributed.tensor import DTensor
 import vl2v
 from vl2v.methods import Stage, register
 from vl2v.methods.averaging import BetaAverage, Interpolation, Soup
-from vl2v.methods.erm import Finetuning, cross_entropy
-from vl2v.methods.miro import oracle
+from vl2v.methods.finetuning import Finetuning, cross_entropy
+from vl2v.methods.regularized import oracle
 from vl2v.training import stage
-from vl2v.training.sharding import whole
+from vl2v.training.device import whole
 
 _backward = stage.StageRun._backward
 

@@ -22,17 +22,17 @@ from safetensors.torch import load_file
 
 import vl2v
 from little import Interrupted, quick_settings, stopping
-from vl2v.config import TrainConfig, merge, validate
+from vl2v.config import TrainConfig, validate
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError
-from vl2v.evaluation.table import Evaluation
-from vl2v.methods import find_method
-from vl2v.runs.train import _check_parts
+from vl2v.evaluation.metrics import Evaluation
+from vl2v.runs.stages import check_trainable
 from vl2v.students.backbone import pretrained_backbone
 from vl2v.students.student import Student, new_projector
+from vl2v.training.batches import DomainBalancedSampler
+from vl2v.training.device import shard
 from vl2v.training.loop import Trainer
-from vl2v.training.sampler import DomainBalancedSampler
-from vl2v.training.sharding import shard
+from vl2v.tree import merge
 
 STRATEGIES = ["ddp", "fsdp"]
 SCRIPT = Path(__file__).with_name("gradients.py")
@@ -170,10 +170,9 @@ def test_what_cannot_be_learnt_in_parts_is_refused(
     method: str, change: dict[str, Any], message: str, shapes: Path, recording: Path
 ) -> None:
     config = validate(merge(quick_settings(shapes, recording, method), change))
-    made = find_method(method)()
-    _check_parts(config, made, 1)
+    check_trainable(config, 1)
     with pytest.raises(ConfigError, match=message):
-        _check_parts(config, made, 2)
+        check_trainable(config, 2)
 
 
 def test_a_student_that_cannot_be_sharded_is_refused(tmp_path: Path) -> None:

@@ -17,9 +17,8 @@ from torch.utils.data import Dataset, get_worker_info
 
 from vl2v.data import open_dataset
 from vl2v.errors import RunError, VL2VWarning
-from vl2v.training import loading
-from vl2v.training.batches import clean_pixels
-from vl2v.training.loading import loaded, read_image
+from vl2v.training import batches
+from vl2v.training.batches import clean_pixels, loaded, read_image
 
 
 @pytest.fixture
@@ -101,14 +100,14 @@ def test_helpers_that_fail_are_done_without(end: Callable[[], object], workers: 
 def test_a_connection_that_breaks_off_without_a_word_is_named(
     error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    started, broken = loading._started, iter([error()])
+    started, broken = batches._started, iter([error()])
 
     def breaking_once(loader: Any) -> Iterator[Any]:
         for wordless in broken:
             raise wordless
         return started(loader)
 
-    monkeypatch.setattr(loading, "_started", breaking_once)
+    monkeypatch.setattr(batches, "_started", breaking_once)
     with pytest.warns(VL2VWarning, match=error.__name__):
         assert [int(item) for item in loaded(Squares(killed), range(3), workers=1)] == [0, 1, 4]
 

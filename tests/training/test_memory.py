@@ -15,13 +15,14 @@ from torch import Tensor
 from vl2v.config import StageConfig, TrainConfig
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.methods import Stage, Targets
-from vl2v.methods.registry import find_method
+from vl2v.methods.base import find_method
+from vl2v.runs.measure import MadeUpBatches
 from vl2v.students.backbone import pretrained_backbone
 from vl2v.students.student import Student, new_projector
+from vl2v.training.learner import StageWork, Validation
 from vl2v.training.loop import Trainer
-from vl2v.training.measure import MadeUpBatches
 from vl2v.training.memory import activation_bytes, images_at_once, is_out_of_memory, pieces, smaller
-from vl2v.training.stage import StageRun, StageWork, Validation
+from vl2v.training.stage import StageRun
 
 DIM, CLASSES, DOMAINS, EACH = 16, 3, 3, 4
 
@@ -137,7 +138,7 @@ def test_a_step_that_does_not_fit_goes_on_in_smaller_pieces(tmp_path: Path, monk
         return features(self, pixels)
 
     monkeypatch.setattr(Student, "features", scarce)
-    with pytest.warns(UserWarning, match="too little memory; a step goes on with 2 images of each domain"):
+    with pytest.warns(UserWarning, match="too little memory; a step now takes 2 images of each domain"):
         cut, same_loss = gradients("adip", EACH, tmp_path)
     assert same_loss == pytest.approx(loss, rel=1e-5)
     assert all((value - cut[key]).norm() <= 1e-4 * value.norm() + 1e-7 for key, value in whole.items())

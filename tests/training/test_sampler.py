@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vl2v.training.sampler import DomainBalancedSampler
+from vl2v.training.batches import DomainBalancedSampler
 
 GROUPS = [np.arange(10), np.arange(10, 13), np.arange(13, 40)]
 

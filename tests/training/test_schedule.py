@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from vl2v.config import StageConfig
-from vl2v.training.stage import learning_rate
+from vl2v.training.learner import learning_rate
 
 
 def test_cosine_goes_from_the_rate_to_nearly_zero() -> None:

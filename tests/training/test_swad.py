@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vl2v.training.swad import Swad
+from vl2v.methods.averaging import Swad
 
 
 def run(losses: list[float], swad: Swad) -> Swad:

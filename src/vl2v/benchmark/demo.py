@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from vl2v.data import open_dataset
 from vl2v.data.archives import icondg
 from vl2v.data.decoding import decode
-from vl2v.data.layouts import open_dataset
-from vl2v.evaluation.table import Evaluation
+from vl2v.evaluation.metrics import Evaluation
 from vl2v.io import write_text
 from vl2v.runs.evaluate import evaluate
 from vl2v.runs.folder import Run
@@ -168,9 +168,9 @@ def prediction_grid(runs: Mapping[str, Run], domain: str, path: Path, *, rows: i
         truth = dataset.classes[dataset.labels[index]]
         cell.imshow(decode(data))
         cell.set_title(truth, fontsize=9, fontweight="bold", pad=3)
-        for line, (name, said) in enumerate(predictions.items()):
-            colour = _RIGHT if said[number] == truth else _WRONG
-            words = f"{name}: {said[number]}"
+        for line, (name, predicted) in enumerate(predictions.items()):
+            colour = _RIGHT if predicted[number] == truth else _WRONG
+            words = f"{name}: {predicted[number]}"
             cell.text(
                 0.5,
                 -0.06 - 0.15 * line,
@@ -181,5 +181,5 @@ def prediction_grid(runs: Mapping[str, Run], domain: str, path: Path, *, rows: i
                 color=colour,
                 fontsize=7.5,
             )
-    figure.suptitle(f"images of the unseen domain ({domain}), and what each student says", fontsize=11)
+    figure.suptitle(f"images of the unseen domain ({domain}), with each student's prediction", fontsize=11)
     figure.savefig(path, dpi=110)

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vl2v.benchmark.jobs import Selection
 from vl2v.benchmark.results import Result
+from vl2v.benchmark.worklist import Selection
 from vl2v.errors import DataError
 
 DOMAINS = {
@@ -62,7 +62,7 @@ class _Line:
 
 
 def read_domainbed(path: Path, selection: Selection = "training") -> tuple[list[Result], list[str]]:
-    """Return results of DomainBed's own program (its `results.jsonl` files), and what is to be said about them.
+    """Return results of DomainBed's own program (its `results.jsonl` files), and notes on them.
 
     Of a cell's runs and steps its rule of that name selects one: "training", the best mean accuracy on the source
     domains' validation splits; "leave-one-out", the best mean on each source domain in turn, of runs that left it out

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from vl2v.config import RunConfig, Tree, flat, nested
+from vl2v.config import RunConfig
 from vl2v.errors import need_extra
 from vl2v.methods import METHODS
-from vl2v.seeds import derive
+from vl2v.session import derive
+from vl2v.tree import Tree, flat, nested
 
 STARTUP = 4  # results, before which Optuna's suggestions are random as well
 RATES = dict.fromkeys(("adip", "adip-plus", "fd", "simkd", "lp"), 1) | dict.fromkeys(("sd", "wise-ft", "clipood"), -1)

@@ -15,13 +15,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.work import Notify, attempt, fail, given_up, seldom
-from vl2v.benchmark.worklist import WorkList
+from vl2v.benchmark.worklist import Job, WorkList
 from vl2v.errors import ConfigError
 from vl2v.runs.cluster import Cluster, settle_in
-from vl2v.stopping import sigterm_raised
-from vl2v.system import processors
+from vl2v.system import processors, sigterm_raised
 
 CRASHES = 2  # a job at which the process died so often is given up
 
@@ -95,13 +93,13 @@ class Local:
                         crashes[worker.job] = crashes.get(worker.job, 0) + 1
                         if crashes[worker.job] >= CRASHES:
                             reason = f"the process died at it {CRASHES} times (exit code {event['code']})"
-                            fail(work, by_name[worker.job], reason, worker.said())
+                            fail(work, by_name[worker.job], reason, worker.last_errors())
                             notify({"event": "failed", "job": worker.job})
                         workers.append(_Worker(worker.number, count, order, events))
                     elif event["code"] and worker.started:  # it died between two jobs
                         workers.append(_Worker(worker.number, count, order, events))
                     elif event["code"] and not workers and any(not given_up(work, job, since) for job in jobs):
-                        raise RuntimeError(f"a worker can't start: {worker.said()}")
+                        raise RuntimeError(f"a worker can't start: {worker.last_errors()}")
                     continue
                 worker.started = True
                 worker.job = event["job"] if event["event"] in ("started", "progress") else None
@@ -149,7 +147,7 @@ class _Worker:
             thread.start()
         threading.Thread(target=self._wait, args=(listeners,), daemon=True).start()
 
-    def said(self) -> str:
+    def last_errors(self) -> str:
         """Return the last of what the process printed as errors."""
         return "".join(self.errors[-50:])
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from vl2v.benchmark.engine import Engine, Local
 from vl2v.benchmark.grid import STUDENTS, Grid
-from vl2v.benchmark.jobs import ZERO_SHOT
 from vl2v.benchmark.results import Result, mean_and_error, of, of_same_images, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.table import runs_of
-from vl2v.config import TOWER, Tree, flat, merge
+from vl2v.benchmark.worklist import ZERO_SHOT
+from vl2v.config import TOWER
 from vl2v.errors import ConfigError, DataError
 from vl2v.evaluation.compare import Lead, lead
 from vl2v.methods import find_method
@@ -25,6 +25,7 @@ from vl2v.session import Progress, silent
 from vl2v.students.backbone import licence_of
 from vl2v.teachers import is_white_box
 from vl2v.training.log import MetricsLog
+from vl2v.tree import Tree, flat, merge
 
 CANDIDATES = ("lp-ft", "erm", "kd", "adip", "adip-plus")
 FEWEST_STEPS, MOST_STEPS = 20, 2000
@@ -38,7 +39,7 @@ Candidate = tuple[str, str]  # (method, student)
 
 @dataclass(frozen=True)
 class Advice:
-    """What a tournament says.
+    """The outcome of a tournament.
 
     Attributes:
         method: to be used.
@@ -222,9 +223,9 @@ def _command(data: Path, student: str, method: str, settings: Tree, store: Path)
     own = applicable(settings, find_method(method))
     spec = own["teacher"]["spec"]
     words = ["vl2v", "distill", "--data", str(data), "--teacher", spec, "--student", student, "--method", method]
-    said = ("teacher.spec", "student.name", "method", "data.path", "data.target")
+    options = ("teacher.spec", "student.name", "method", "data.path", "data.target")
     for key, value in flat(own).items():
-        if key not in said:
+        if key not in options:
             words += ["--set", f"{key}={json.dumps(value, default=str, ensure_ascii=False)}"]
     return shlex.join([*words, "--store", str(store), "--out", f"runs/{method}"])
 

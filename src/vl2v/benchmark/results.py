@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import TEACHERS, Cell, Job, Selection
-from vl2v.benchmark.worklist import WorkList, predictions_in
+from vl2v.benchmark.worklist import TEACHERS, Cell, Job, Selection, WorkList, predictions_in
 from vl2v.errors import ConfigError
 from vl2v.evaluation.compare import Marks, target_weights
 from vl2v.io import read_json
@@ -105,7 +104,7 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
 
 
 def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[list[Result], list[str]]:
-    """Return the results of benchmark folders that are to stand in one table, and what is to be said about them.
+    """Return the results of benchmark folders that are to stand in one table, and notes on them.
 
     The zero-shot teacher stands once, beside the first student. Runs on other files than the most of their target
     have no `marks`: their predictions can't be compared image by image.
@@ -262,13 +261,13 @@ def mean_and_error(found: Iterable[Result], metric: str = "accuracy") -> tuple[f
 
 def leakage(found: Iterable[Result]) -> list[str]:
     """Return a line for each unseen domain of which source domains have images, too, as its runs noticed."""
-    said: dict[tuple[str, str], list[str]] = {}
+    noted: dict[tuple[str, str], list[str]] = {}
     for result in found:
         cell = result.dataset, result.target
-        if result.method not in TEACHERS and cell not in said:
+        if result.method not in TEACHERS and cell not in noted:
             notes = read_json(result.folder / "evaluation.json", {"notes": []})["notes"]
-            said[cell] = [note for note in notes if note.startswith("leakage")]
-    return [f"{dataset} {target}: {note}" for (dataset, target), notes in said.items() for note in notes]
+            noted[cell] = [note for note in notes if note.startswith("leakage")]
+    return [f"{dataset} {target}: {note}" for (dataset, target), notes in noted.items() for note in notes]
 
 
 def of(found: Sequence[Result], **wanted: object) -> list[Result]:

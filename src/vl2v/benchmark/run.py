@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from vl2v.benchmark.draws import repeated, suggested
 from vl2v.benchmark.engine import Engine, Local, engine_named
 from vl2v.benchmark.grid import Draw, Grid, methods_for
-from vl2v.benchmark.jobs import TEACHERS, Cell, Job
 from vl2v.benchmark.results import by_cell, merit
 from vl2v.benchmark.work import Notify
-from vl2v.benchmark.worklist import Corruptions, WorkList
-from vl2v.config import TOWER, Tree, merge
+from vl2v.benchmark.worklist import TEACHERS, Cell, Corruptions, Job, WorkList
+from vl2v.config import TOWER
 from vl2v.errors import ConfigError, RunError, need_extra
 from vl2v.io import read_json, write_text
 from vl2v.methods import find_method
@@ -27,6 +26,7 @@ from vl2v.runs.query import embed
 from vl2v.runs.settings import applicable, has_tower, resolve
 from vl2v.session import Progress, silent
 from vl2v.teachers import is_white_box
+from vl2v.tree import Tree, merge
 
 if TYPE_CHECKING:
     from vl2v.benchmark.table import Metric
@@ -212,8 +212,8 @@ def _searching(work: WorkList, grid: Grid) -> Draw:
 
 def _check_students(jobs: Sequence[Job]) -> None:
     """Make each student once, as its run will; refuse those that a black box can't teach."""
-    from vl2v.runs.features import new_backbone
-    from vl2v.runs.session import queries_online
+    from vl2v.runs.first_student import new_backbone
+    from vl2v.runs.query import queries_online
 
     trained = [job for job in jobs if find_method(job.method).stage_defaults]
     kinds = {json.dumps([job.method, job.settings["student"]], sort_keys=True, default=str): job for job in trained}

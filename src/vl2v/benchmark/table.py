@@ -12,8 +12,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import TEACHERS, ZERO_SHOT
 from vl2v.benchmark.results import Result, mean_and_error, of
+from vl2v.benchmark.worklist import TEACHERS, ZERO_SHOT
 from vl2v.config import TOWER
 from vl2v.evaluation.compare import Lead, Marks, best_is_sure, leads
 from vl2v.methods import METHODS

@@ -14,14 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from vl2v.benchmark.jobs import ADAPTED, TEACHERS, Job
-from vl2v.benchmark.worklist import WorkList
-from vl2v.config import merge
+from vl2v.benchmark.worklist import ADAPTED, TEACHERS, Job, WorkList
 from vl2v.errors import RunError, VL2VError
 from vl2v.io import locked, read_json, write_text
 from vl2v.runs.folder import follow
 from vl2v.runs.settings import resolve
 from vl2v.session import Progress, silent
+from vl2v.tree import merge
 
 Notify = Callable[[dict[str, Any]], None]
 SAVED_EVERY = 5  # seconds
@@ -38,8 +37,8 @@ def do(work: WorkList, job: Job, *, budget: float = 0, progress: Progress = sile
         budget: of a paid teacher, in all.
         progress: called with the progress.
     """
+    from vl2v.runs.evaluate import measure_teacher
     from vl2v.runs.train import distill
-    from vl2v.runs.zero_shot import measure_teacher
 
     folder, start = work.folder_of(job), time.perf_counter()
     before = _spent(folder)

@@ -20,7 +20,7 @@ def main() -> None:
     from vl2v.cli.app import app
     from vl2v.cli.show import note
     from vl2v.errors import VL2VError, VL2VWarning
-    from vl2v.stopping import Stopped
+    from vl2v.system import Stopped
     from vl2v.table import visible
 
     for stream in (sys.stdout, sys.stderr):

@@ -8,13 +8,11 @@ import typer
 from typer.core import TyperGroup
 
 from vl2v.cli import benchmark, data, learn, predict, show, store, teacher, vendor
-from vl2v.cli.adapting import adapt
-from vl2v.cli.bill import bill
-from vl2v.cli.demo import demo
-from vl2v.cli.export import bench_device, export
-from vl2v.cli.push import push
-from vl2v.cli.report import report
+from vl2v.cli.export import bench_device, export, push
+from vl2v.cli.learn import adapt, demo
+from vl2v.cli.predict import report
 from vl2v.cli.serve import monitor, serve
+from vl2v.cli.store import bill
 from vl2v.table import visible
 
 

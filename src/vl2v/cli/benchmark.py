@@ -1,26 +1,36 @@
 """`vl2v benchmark`, `vl2v recommend`: many students under the same conditions."""
 
+from __future__ import annotations
+
 import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec, settings_of
+from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec
 from vl2v.cli.show import say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vl2v.benchmark.run import Benchmark
     from vl2v.benchmark.worklist import Corruptions
+    from vl2v.session import Progress
 
 app = typer.Typer(help="Compare methods under one protocol, on any number of machines.", invoke_without_command=True)
 
 Folder = Annotated[Path, typer.Argument(help="A benchmark folder.")]
+
 Engine = Annotated[
     str, typer.Option(help="Where jobs run: local, local:N (processes), ray or ray:N (processors per job).")
 ]
+
 RULES = ("training", "leave-one-out", "oracle")
+
 Selection = Annotated[str, typer.Option(help="Model selection: training, leave-one-out or oracle.")]
 
 
@@ -99,8 +109,6 @@ def benchmark(
         bench = plan(part, out, shift)
         missing = len(bench.missing)
         if missing:
-            from vl2v.cli.live import watching
-
             with progress_bars() as progress, watching(bench, progress, budget) as notify:
                 run(bench, engine=where, budget=budget, progress=progress, notify=notify)
         left = len(bench.missing) if missing else 0
@@ -210,12 +218,12 @@ def recommend(
 
 
 def _print_table(
-    folders: "Sequence[Path]",
+    folders: Sequence[Path],
     form: str,
     metric: str,
     selection: str,
     reference: str | None,
-    domainbed: "Sequence[Path]" = (),
+    domainbed: Sequence[Path] = (),
 ) -> None:
     from vl2v.benchmark.domainbed import read_domainbed
     from vl2v.benchmark.results import gather, leakage
@@ -240,9 +248,9 @@ def _print_table(
                 err=True,
             )
     for path in domainbed:
-        imported, said = read_domainbed(path, rule)
+        imported, more = read_domainbed(path, rule)
         found += imported
-        notes += said
+        notes += more
     if reference is not None and reference not in {result.method for result in found}:
         raise ConfigError(f"--reference {reference}: not in this table")
     if not found:
@@ -282,8 +290,10 @@ _VARIED = ("method", "seed", "student.name", "data.path", "data.target", "data.s
 
 def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> tuple[dict[str, Any], str]:
     """Return the settings of every run, and the teacher that they name."""
-    from vl2v.config import assignments, flat, merge, read_toml, validate
+    from vl2v.config import validate
     from vl2v.errors import ConfigError
+    from vl2v.runs.settings import settings_of
+    from vl2v.tree import assignments, flat, merge, read_toml
 
     changed, written = flat(assignments(pairs or [])), flat(read_toml(file) if file else {})
     for key in _VARIED:
@@ -294,14 +304,14 @@ def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> 
                 f"{file}: {key}: the runs of a benchmark differ in it; keep only what all methods share in the file "
                 "(`vl2v config` prints the settings of one method, which don't suit the others)"
             )
-    given = settings_of(file, pairs, {"teacher.spec": teacher})
+    given = settings_of(file, pairs or (), teacher=teacher)
     data = given.get("data", {})
     data = {"path": ".", **data} if isinstance(data, dict) else data
     spec = validate({**given, "data": data, "stages": {}}).teacher.spec  # which stages there are depends on the method
     return merge(given, {"teacher": {"spec": spec}}), spec
 
 
-def _corruptions(kinds: str | None, severity: int) -> "Corruptions | None":
+def _corruptions(kinds: str | None, severity: int) -> Corruptions | None:
     from vl2v.benchmark.worklist import Corruptions
     from vl2v.data.corruptions import check, kinds_named
 
@@ -323,3 +333,58 @@ def one_of(value: str, allowed: tuple[str, ...], option: str) -> Any:
     if value not in allowed:
         raise ConfigError(f"{option} {value}: choose one of {', '.join(allowed)}")
     return value
+
+
+@contextmanager
+def watching(bench: Benchmark, progress: Progress, budget: float = 0) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Yield a callback for events of jobs, which shows a bar for all jobs and one for each that runs."""
+    total, start = len(bench.jobs), time.monotonic()
+    before = total - len(bench.missing)
+    counts = {"done": 0, "failed": 0}
+    running: dict[str, str] = {}
+
+    def overall() -> None:
+        finished = counts["done"] + counts["failed"]
+        words = [f"{len(running)} running"]
+        if counts["failed"]:
+            words.append(f"{counts['failed']} failed")
+        if finished:
+            left = (time.monotonic() - start) / finished * (total - before - finished)
+            words.append(f"about {left / 60:.0f} min left")
+        if bill := _bill(bench, budget):
+            words.append(f"bill so far: {bill}")
+        progress("jobs", before + counts["done"], total, ", ".join(words))
+
+    def notify(event: dict[str, Any]) -> None:
+        name, kind = event["job"], event["event"]
+        if kind == "progress":
+            running[name] = event["what"]
+            progress(name, event["done"], event["total"], f"{event['what']} {event['words']}")
+            return
+        if kind == "started":
+            running[name] = ""
+        else:
+            counts[kind] += 1
+            running.pop(name, None)
+            progress(name, 1, 1, kind)
+        overall()
+
+    overall()
+    yield notify
+
+
+def _bill(bench: Benchmark, budget: float) -> str:
+    """Return what the benchmark's store has paid, and what is left of the budget; "" where nothing was paid."""
+    from vl2v.embeddings.bill import read_bill, totals
+    from vl2v.teachers.paid.teacher import micro_of, money
+
+    lines = totals(read_bill(bench.work.folder / "store"))
+    paid = {
+        one: sum(line.micro for line in lines if line.currency == one)
+        for one in sorted({line.currency for line in lines})
+    }
+    words = [money(micro, currency) for currency, micro in paid.items()]
+    if budget and len(paid) == 1:
+        ((currency, micro),) = paid.items()
+        words.append(f"{money(max(0, micro_of(budget) - micro), currency)} left of the budget")
+    return ", ".join(words)

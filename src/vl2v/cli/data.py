@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vl2v.cli.learn import ConfigFile, Set, Store, settings_of
+from vl2v.cli.learn import ConfigFile, Set, Store
 from vl2v.cli.show import say
 
 SHOWN = 20  # suspect labels in the terminal
@@ -37,17 +37,12 @@ def inspect(
     from vl2v.cli.show import progress_bars
     from vl2v.config import validate
     from vl2v.runs.datasets import inspect_data
+    from vl2v.runs.settings import settings_of
     from vl2v.session import default_store
     from vl2v.table import Table
 
-    options = {
-        "data.path": path,
-        "data.target": target,
-        "data.layout": layout,
-        "data.exclude": exclude,
-        "teacher.spec": teacher,
-    }
-    settings = settings_of(config, pairs, options)
+    own = {"data.layout": layout, "data.exclude": exclude}
+    settings = settings_of(config, pairs or (), data=path, target=target, teacher=teacher, **own)
     run = validate(settings)
     reader = None
     if "spec" in settings.get("teacher", {}):
@@ -89,10 +84,11 @@ def mistakes(
     from vl2v.cli.show import progress_bars
     from vl2v.config import validate
     from vl2v.runs.mistakes import find_mistakes
+    from vl2v.runs.settings import settings_of
     from vl2v.session import default_store
     from vl2v.table import Table
 
-    run = validate(settings_of(config, pairs, {"data.path": path, "data.layout": layout}))
+    run = validate(settings_of(config, pairs or (), data=path, **{"data.layout": layout}))
     with progress_bars() as progress:
         found = find_mistakes(run, store or default_store(), teacher=teacher, progress=progress)
     found.write_csv(out)
@@ -104,7 +100,7 @@ def mistakes(
     say(f"{len(found.suspects):,} of {found.checked:,} labels are suspect{unknown}: {out}")
     if page is not None:
         from vl2v.io import write_text
-        from vl2v.report.mistakes import mistakes_page
+        from vl2v.report.page import mistakes_page
 
         write_text(page, mistakes_page(found))
         say(f"thumbnails: {page}")

@@ -1,5 +1,7 @@
 """`vl2v embed`, `vl2v distill`, `vl2v config`: from images and a teacher to a student."""
 
+from __future__ import annotations
+
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,20 +15,27 @@ if TYPE_CHECKING:
     from vl2v.session import Progress
 
 Data = Annotated[Path | None, typer.Option(help="Images: folders domain/class/image or class/image, or a manifest.")]
+
 TeacherSpec = Annotated[
     str | None,
     typer.Option(help="Teacher: open_clip:MODEL/PRETRAINED, hf:REPO, jina:MODEL, recorded:FOLDER, tiny and more."),
 ]
+
 Target = Annotated[list[str] | None, typer.Option(help="Domain to keep unseen; may be repeated.")]
+
 Views = Annotated[int | None, typer.Option(help="Number of fixed augmented views of each image to query.")]
+
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")]
+
 Set = Annotated[
     list[str] | None, typer.Option("--set", help="Override a setting, such as stages.distill.lr=1e-3; may be repeated.")
 ]
+
 Classes = Annotated[
     str | None,
     typer.Option(help="Class names of images without labels, separated by commas, or a .txt file with one a line."),
 ]
+
 Unlabelled = Annotated[
     list[Path] | None,
     typer.Option(
@@ -34,30 +43,30 @@ Unlabelled = Annotated[
         "repeated."
     ),
 ]
+
 Budget = Annotated[
     float, typer.Option(help="Lifetime spending limit of this store for the paid teacher, in the vendor's currency.")
 ]
+
 Select = Annotated[
     str | None, typer.Option(help="Number of training images to query, or 'known' for cached embeddings only.")
 ]
+
 Strategy = Annotated[
     str | None, typer.Option(help="How images are selected: random, balanced, kcenter, uncertainty or nearest.")
 ]
+
 Method = Annotated[str | None, typer.Option(help="Training method, adip by default; see `vl2v methods`.")]
+
 Student = Annotated[str | None, typer.Option(help="Student: a timm model.")]
+
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
+
 ImageSize = Annotated[int | None, typer.Option(help="Student's image size in pixels.")]
+
 Preset = Annotated[str, typer.Option(help="Preset: default, or paper (as published, oddities included).")]
+
 Store = Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")]
-
-
-def settings_of(file: Path | None, pairs: list[str] | None, options: dict[str, Any]) -> dict[str, Any]:
-    """Return the file's settings, under the options that were given, under `--set`."""
-    from vl2v.config import assignments, merge, nested, read_toml
-    from vl2v.runs.settings import from_earlier
-
-    given = nested({key: value for key, value in options.items() if value is not None})
-    return merge(from_earlier(read_toml(file)) if file else {}, given, assignments(pairs or []))
 
 
 def embed(
@@ -98,26 +107,28 @@ def embed(
     from vl2v.cli.show import print_advice, progress_bars
     from vl2v.runs.cluster import cluster_named
     from vl2v.runs.query import embed as run_embed
+    from vl2v.runs.settings import settings_of
 
     cluster = cluster_named(engine)
 
-    options = {
-        "data.path": data,
-        "data.target": target,
-        "data.classes": classes,
-        "data.unlabelled": unlabelled or None,
-        "teacher.spec": teacher,
-        "teacher.views": views,
-        "teacher.select": _number(select),
-        "teacher.strategy": strategy,
-        "student.name": student,
-        "student.image_size": image_size,
-        "method": method,
-        "seed": seed,
-    }
-    settings = settings_of(config, pairs, options)
+    settings = settings_of(
+        config,
+        pairs or (),
+        data=data,
+        target=target,
+        classes=classes,
+        unlabelled=unlabelled or None,
+        teacher=teacher,
+        views=views,
+        select=_number(select),
+        strategy=strategy,
+        student=student,
+        image_size=image_size,
+        method=method,
+        seed=seed,
+    )
     if advise:
-        from vl2v.runs.query_curve import advise as advice  # brings torch
+        from vl2v.runs.query import advise as advice  # brings torch
 
         with progress_bars() as progress:
             found = advice(settings, preset=preset, store=store, progress=progress)
@@ -182,26 +193,28 @@ def distill(
     """Train a student, evaluate it on every domain and save everything in a run folder."""
     from vl2v.cli.show import note, progress_bars, run_log
     from vl2v.runs.plan import plan_run
+    from vl2v.runs.settings import settings_of
     from vl2v.runs.train import distill as train
     from vl2v.system import rank
 
-    options = {
-        "data.path": data,
-        "data.target": target,
-        "data.classes": classes,
-        "data.unlabelled": unlabelled or None,
-        "teacher.spec": teacher,
-        "teacher.views": views,
-        "teacher.online": online_teacher,
-        "train.quick": "auto" if quick else None,
-        "teacher.select": _number(select),
-        "teacher.strategy": strategy,
-        "student.name": student,
-        "student.image_size": image_size,
-        "method": method,
-        "seed": seed,
-    }
-    settings = settings_of(config, pairs, options)
+    settings = settings_of(
+        config,
+        pairs or (),
+        data=data,
+        target=target,
+        classes=classes,
+        unlabelled=unlabelled or None,
+        teacher=teacher,
+        views=views,
+        online_teacher=online_teacher,
+        quick="auto" if quick else None,
+        select=_number(select),
+        strategy=strategy,
+        student=student,
+        image_size=image_size,
+        method=method,
+        seed=seed,
+    )
     common: dict[str, Any] = {"preset": preset, "store": store, "budget": budget}
     common["minutes"] = "auto" if minutes is None else minutes
     if dry_run:
@@ -212,7 +225,7 @@ def distill(
     with ExitStack() as stack:
         progress = stack.enter_context(run_log(out, stack.enter_context(progress_bars())))
         if log is not None and not rank():
-            from vl2v.training.trackers import tracking
+            from vl2v.training.log import tracking
 
             common["on_metrics"] = stack.enter_context(tracking(log, out))
         run = train(settings, out, on_plan=lambda plan: say(*plan.summary()), **common, progress=progress)
@@ -229,7 +242,7 @@ def distill(
     say(f"student saved in {run.folder}; try: vl2v predict {run.folder} IMAGE")
 
 
-def _keep_export(run: "Run", store: Path | None, progress: "Progress") -> str:
+def _keep_export(run: Run, store: Path | None, progress: Progress) -> str:
     """Keep an export beside a student, for `vl2v predict`; return why there is none, "" where there is."""
     from vl2v.errors import VL2VError
     from vl2v.export.beside import keep_export
@@ -268,3 +281,112 @@ def config(
     from vl2v.runs.settings import resolve
 
     typer.echo(resolve({"method": method, "data": {"path": "PATH"}}, preset).to_toml())
+
+
+def adapt(
+    run: Annotated[Path, typer.Argument(help="The run folder of the student.")],
+    images: Annotated[
+        Path | None, typer.Option(help="A folder of images from the new domain; they need no labels.")
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option("--from", help="In place of --images, the folder of `vl2v serve --log-images`.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The new run's folder; by default RUN-adapted.")] = None,
+    select: Annotated[int, typer.Option(min=1, help="How many of them to query the teacher about.")] = 200,
+    strategy: Annotated[str, typer.Option(help="Which: kcenter, uncertainty or random.")] = "kcenter",
+    closed_form: Annotated[
+        bool, typer.Option("--closed-form", help="Fit the last layer alone, in seconds; the backbone stays.")
+    ] = False,
+    budget: Budget = 0,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be queried and its price, then stop.")
+    ] = False,
+    pairs: Set = None,
+    store: Store = None,
+) -> None:
+    """Train a student further on images of a new domain without labels; print the accuracy before and after."""
+    from vl2v.cli.benchmark import one_of
+    from vl2v.cli.show import progress_bars
+    from vl2v.runs.adapting import adapt as adapted
+    from vl2v.tree import assignments
+
+    out = out or run.with_name(f"{run.resolve().name}-adapted")
+    which = one_of(strategy, ("kcenter", "uncertainty", "random"), "--strategy")
+    with progress_bars() as progress:
+        found = adapted(
+            run,
+            images,
+            out,
+            log=log,
+            select=select,
+            strategy=which,
+            closed_form=closed_form,
+            settings=assignments(pairs or []),
+            store=store,
+            budget=budget,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if found.run is None:
+        say(*found.queries.summary().split("\n"))
+        return
+    for refusal in found.queries.refused:
+        say(f"{refusal.path}: refused by the teacher: {refusal.reason}", err=True)
+    assert found.run.evaluation is not None
+    if found.run.evaluation.rows:
+        found.table().print()
+    else:
+        say(*found.run.evaluation.notes)
+    bill = f"; the bill so far: {found.queries.bill}" if found.queries.bill else ""
+    say(f"{found.queries.plan.queries:,} queries{bill}; the student is in {found.run.folder}")
+
+
+NEW_CLASSES = ("dog", "heart", "pizza")  # that people can add in the page
+
+_NEXT = """
+With your own images, in folders domain/class/image:
+  vl2v data inspect PATH
+  vl2v distill --data PATH --teacher open_clip:ViT-B-16/openai --target DOMAIN --out runs/mine
+  vl2v predict runs/mine IMAGE"""
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for runs and figures.")] = Path("runs/demo"),
+    target: Annotated[str, typer.Option(help="Drawing style to leave out of training.")] = "outline",
+) -> None:
+    """Train three students on the embedded sample with one drawing style left out, and compare them."""
+    from vl2v.benchmark.demo import accuracy_bars, prediction_grid, run_demo
+    from vl2v.cli.show import progress_bars
+    from vl2v.table import Table
+
+    with progress_bars() as progress:
+        found = run_demo(out, target=target, progress=progress)
+        page = demo_page(found.runs["adip"], out, progress)
+    results = found.results()
+    rows = [
+        [name, *("-" if share is None else f"{100 * share:.1f}" for share in row.values())]
+        for name, row in results.items()
+    ]
+    title = f"accuracy %: classify icons of a style never seen in training ({target})"
+    Table(["", "styles seen (validation)", "unseen style"], rows, title=title).print()
+    accuracy_bars(results, out / "accuracy.png")
+    prediction_grid(found.runs, target, out / "predictions.png")
+    say(f"figures: {out / 'accuracy.png'}, {out / 'predictions.png'}; students: {', '.join(map(str, found.folders))}")
+    say(*found.conclusion(target), page)
+    typer.echo(_NEXT)
+
+
+def demo_page(run: Run, out: Path, progress: Progress) -> str:
+    """Write a run's page, unless it is there, and return how to open it, or why there is none."""
+    from vl2v.errors import DataError, MissingExtra
+    from vl2v.export.student import export_student
+    from vl2v.runs.predict import class_embeddings
+
+    page, store = out / "page", out / "store"
+    try:
+        if not page.exists():
+            others = class_embeddings(run, NEW_CLASSES, store=store)
+            export_student(run, page, "web", form="open", others=others, store=store, progress=progress)
+    except (DataError, MissingExtra) as error:
+        return f"no page for the browser: {error}"
+    return f"page: python -m http.server --directory {page} 8000, then open http://localhost:8000"

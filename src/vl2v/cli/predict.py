@@ -5,11 +5,14 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.benchmark import RULES, Selection, one_of
 from vl2v.cli.show import say
 from vl2v.table import visible
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
+
 Student = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or hf:USER/REPO[@REVISION].")]
+
 classes = typer.Typer(help="List a student's classes, and add new ones.", no_args_is_help=True)
 
 
@@ -83,3 +86,19 @@ def add_class(
 
     classifier = add(run, name, store=store, budget=budget)
     say(f"{name} added; {run} now has {len(classifier.classes)} classes")
+
+
+def report(
+    folder: Annotated[Path, typer.Argument(help="Run folder or benchmark folder.")],
+    out: Annotated[Path | None, typer.Option(help="Output file; default: report.html in the folder.")] = None,
+    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
+    selection: Selection = "training",
+) -> None:
+    """Write a self-contained HTML report: results, mistakes, confidence, curves, settings."""
+    from vl2v.cli.show import progress_bars
+    from vl2v.report.page import write_report
+
+    rule = one_of(selection, RULES, "--selection")
+    with progress_bars() as progress:
+        path = write_report(folder, out, store=store, selection=rule, progress=progress)
+    say(f"{path}: {path.stat().st_size / 1e6:.2f} MB")

@@ -15,7 +15,7 @@ from vl2v.privacy import without_secrets
 from vl2v.table import Table, visible
 
 if TYPE_CHECKING:
-    from vl2v.runs.query_curve import Advice
+    from vl2v.runs.query import Advice
     from vl2v.session import Progress
 
 
@@ -126,7 +126,7 @@ def run_log(folder: Path, progress: Progress) -> Iterator[Progress]:
 
 
 def print_advice(advice: Advice) -> None:
-    """Print the curve of accuracy against queries and what it says about more of them."""
+    """Print the curve of accuracy against queries and the verdict on more of them."""
     rows = [[f"{p.images:,}", f"{100 * p.accuracy:.1f}", f"{100 * p.error:.1f}"] for p in advice.points]
     title = "a first student's accuracy % on the source domains' validation images"
     heads = ["images queried", "accuracy", "standard error"]

@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vl2v.cli.learn import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec, settings_of
+from vl2v.cli.learn import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec
 from vl2v.cli.show import say
 from vl2v.table import Table
 
 if TYPE_CHECKING:
-    from vl2v.evaluation.intervals import Share
+    from vl2v.evaluation.compare import Share
     from vl2v.runs.teacher_verdict import Check
 
 app = typer.Typer(help="Check a teacher before paying for all of its embeddings.", no_args_is_help=True)
@@ -42,8 +42,9 @@ def check(
 
     from vl2v.cli.show import progress_bars
     from vl2v.runs.check import check_cost, check_teacher
+    from vl2v.runs.settings import settings_of
 
-    settings = settings_of(config, pairs, {"data.path": data, "teacher.spec": teacher, "data.target": target})
+    settings = settings_of(config, pairs or (), data=data, teacher=teacher, target=target)
     if dry_run:
         with progress_bars() as progress:
             queried = check_cost(settings, images=images, store=store, progress=progress)

@@ -19,8 +19,7 @@ from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import ImageError, decode
 from vl2v.errors import ConfigError, DataError
 from vl2v.io import write_bytes, write_text
-from vl2v.seeds import derive
-from vl2v.session import Progress, silent
+from vl2v.session import Progress, derive, silent
 
 CLEAN = "clean"
 QUALITY = 85  # as ImageNet-C was saved

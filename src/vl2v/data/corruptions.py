@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vl2v.errors import ConfigError
-from vl2v.seeds import derive
+from vl2v.session import derive
 
 Pixels = NDArray[np.floating[Any]]
 """[height, width, 3], 0 to 1."""

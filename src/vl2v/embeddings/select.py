@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.targets import TeacherTargets
 from vl2v.io import locked, read_json, write_text
-from vl2v.seeds import derive
+from vl2v.session import derive
 
 Indices = NDArray[np.int64]
 Rows = NDArray[np.float32]

@@ -11,7 +11,7 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.config import RunConfig, toml_key
+from vl2v.config import RunConfig
 from vl2v.data.auditing import Audit
 from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings.bill import LedgerBudget
@@ -28,6 +28,7 @@ from vl2v.session import Progress, default_store
 from vl2v.teachers.paid.teacher import PaidTeacher, as_paid
 from vl2v.teachers.prompts import prompts_for
 from vl2v.teachers.protocol import Teacher
+from vl2v.tree import toml_key
 
 SIZES = range(16, 1025)  # that students' images may have, in pixels
 

@@ -13,7 +13,7 @@ from PIL import Image
 from vl2v.data.augment import Fit, domainbed_augment, fitted
 from vl2v.data.decoding import decode
 from vl2v.errors import ConfigError
-from vl2v.seeds import derive
+from vl2v.session import derive
 
 if TYPE_CHECKING:
     from vl2v.config import RunConfig

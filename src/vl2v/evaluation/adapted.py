@@ -68,7 +68,7 @@ class AdaptedTeacher(NamedTuple):
 def adapted(embedded: Embedded) -> AdaptedTeacher:
     """Return the teacher that is best for groups left out, each group weighted alike.
 
-    A class without images keeps its text: the discriminant tells nothing about it. The blended logits are scaled to be
+    A class without images keeps its text: the discriminant knows nothing of it. The blended logits are scaled to be
     calibrated on the groups left out. With blend 0 they are exactly s I(x) . T^T.
 
     Examples:
@@ -89,7 +89,7 @@ def adapted(embedded: Embedded) -> AdaptedTeacher:
 
     groups = held_out(embedded.groups)
     moments = _moments(embedded, groups)
-    several = len(moments) > 1  # one image alone tells nothing
+    several = len(moments) > 1  # one image alone isn't enough
     shrinkage, blend = _best(_left_out(embedded, groups, moments)) if several else (SHRINKAGES[-1], 0.0)
     if blend == 0:
         same = (embedded.scale * embedded.texts).astype(np.float32)

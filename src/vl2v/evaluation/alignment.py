@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.evaluation.intervals import Right, Share
+from vl2v.evaluation.compare import Right, Share
 
 Vectors = NDArray[np.float32]
 Indices = NDArray[np.int64]

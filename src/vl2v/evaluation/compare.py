@@ -5,20 +5,115 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import exp
+from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.evaluation.intervals import student_t
+# Logarithms of Student's t at 0.975: with 1, 2, ... 10, 15, 30 and any number of degrees of freedom.
+_FREE = np.array([1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 15, 30, np.inf])
+
+_LOG_T = np.log(
+    [12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469, 2.3646, 2.3060, 2.2622, 2.2281, 2.1314, 2.0423, 1.9600]
+)
+
+Right = NDArray[np.bool_]
+"""[n] whether each image was predicted correctly."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of some images were predicted correctly, with Wilson's 95% interval.
+
+    Attributes:
+        name: of the images: a class, a domain, "all".
+        images: how many.
+        correct: how many of them were predicted correctly.
+    """
+
+    name: str
+    images: int
+    correct: int
+
+    @property
+    def accuracy(self) -> float:
+        """The share, 0 to 1."""
+        return self.correct / self.images
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's score interval (JASA 1927)."""
+        return wilson(self.correct, self.images)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much more accurate one of two is on the same images, with an interval; -1 to 1."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Return Wilson's score interval of a share; (0, 1) of nothing.
+
+    Args:
+        correct: successes.
+        total: trials.
+        confidence: of the interval, two-sided.
+    """
+    if not total:
+        return 0.0, 1.0
+    z = _z(confidence)
+    share = correct / total
+    middle = (share + z**2 / (2 * total)) / (1 + z**2 / total)
+    half = z / (1 + z**2 / total) * (share * (1 - share) / total + z**2 / (4 * total**2)) ** 0.5
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def paired_difference(one: Right, other: Right, *, judged: int = 1) -> Difference:
+    """Return how much more accurate `one` is than `other` on the same images.
+
+    Agresti and Min (Statistics in Medicine 2005): Wald's interval with half an image added to each of the four
+    outcomes, which holds its level for few images, too.
+
+    Args:
+        one: [n], n > 0.
+        other: [n].
+        judged: how many such differences are compared at once; all their intervals hold at once (Bonferroni).
+    """
+    return paired_interval(int((one & ~other).sum()), int((other & ~one).sum()), len(one), judged=judged)
+
+
+def paired_interval(gained: float, lost: float, count: float, *, judged: int = 1) -> Difference:
+    """Return `paired_difference` of counts: what only the one has right, only the other, and all."""
+    more = (gained - lost) / (count + 2)
+    half = _z(1 - 0.05 / judged) * (((gained + lost + 1) / (count + 2) - more**2) / (count + 2)) ** 0.5
+    return Difference((gained - lost) / count, max(more - half, -1.0), min(more + half, 1.0))
+
+
+def student_t(freedom: float) -> float:
+    """Return the 0.975 quantile of Student's t, to 2%.
+
+    Args:
+        freedom: degrees of freedom, 1 or more, not only whole ones; infinite: the normal distribution's.
+    """
+    return exp(np.interp(1 / freedom, 1 / _FREE[::-1], _LOG_T[::-1]))
+
+
+def _z(confidence: float) -> float:
+    return NormalDist().inv_cdf((1 + confidence) / 2)
 
 
 class Marks(NamedTuple):
     """What a run got right of a target.
 
     Attributes:
-        images: indices in the dataset [n], each once; those that were answered.
-        right: whether each was answered correctly [n].
+        images: indices in the dataset [n], each once; those that were predicted.
+        right: whether each was predicted correctly [n].
     """
 
     images: NDArray[np.int64]
@@ -29,9 +124,12 @@ Runs = Mapping[tuple[str, str], Mapping[int, Marks]]
 """(Dataset, target) -> seed -> what was right."""
 
 _NORMAL = student_t(np.inf)
+
 # Of benchmarks/intervals.py, so that every row there holds the truth in 93 to 97% of the rounds:
-_SHRINK = 0.86  # the other parts' share of the square, where luck common to all targets is looked for as well
+_SHRINK = 0.86  # the other parts' share of the square, where luck common to all targets is estimated as well
+
 _OF_TWO_SEEDS, _OF_MORE = (22.0, 0.55), (13.5, 0.3)  # that luck's factor, and standard errors added to its estimate
+
 _LEAST = 0.01  # of what images explain of a seed's mean: the least luck that is assumed
 
 
@@ -66,7 +164,7 @@ class Lead:
 
 
 def lead(one: Runs, other: Runs, *, seed: int | None = None) -> Lead | None:
-    """Return how far `one` is ahead of `other` on the images that both answered; None where there are none.
+    """Return how far `one` is ahead of `other` on the images that both predicted; None where there are none.
 
     The interval is for other images of the same targets and other seeds. Its variance has three parts, each times the
     square of a quantile of its own (as in Howe's and Graybill and Wang's intervals of sums of mean squares, JASA 1980):
@@ -106,7 +204,7 @@ def target_weights(targets: Sequence[tuple[str, str]]) -> NDArray[np.float64]:
 
 
 class _Pair(NamedTuple):
-    """Images [n] that two runs answered, and 1, 0 or -1 [n]: whether the one was right where the other wasn't."""
+    """Images [n] that two runs predicted, and 1, 0 or -1 [n]: whether the one was right where the other wasn't."""
 
     images: NDArray[np.int64]
     difference: NDArray[np.int8]
@@ -116,7 +214,7 @@ _Pairs = Mapping[tuple[str, str], Mapping[int, _Pair]]
 
 
 def _pairs(one: Runs, other: Runs) -> _Pairs:
-    """Return the targets of which both answered the same images, in order, each with its seeds."""
+    """Return the targets of which both predicted the same images, in order, each with its seeds."""
     found = {}
     for target in sorted(one.keys() & other.keys()):
         seeds = sorted(one[target].keys() & other[target].keys())
@@ -195,10 +293,10 @@ def _half_width(pairs: _Pairs) -> float:
     luck_part = max(counts @ luck, _LEAST * (counts @ residual))
     square = _NORMAL**2 * chance + student_t(free) ** 2 * luck_part
     covariance, error, shared = _common(pairs, weights)
-    if error > 0:  # of one target, nobody can tell
+    if error > 0:  # of one target it isn't known
         factor, more = _OF_TWO_SEEDS if shared < 2.5 else _OF_MORE
         likely = factor * np.sqrt(error * max(covariance + more * error, 0.0))
-        square = _SHRINK * square + max(likely, _NORMAL**2 * covariance)  # many seeds tell it exactly
+        square = _SHRINK * square + max(likely, _NORMAL**2 * covariance)  # of many seeds it is known exactly
     return float(np.sqrt(square))
 
 

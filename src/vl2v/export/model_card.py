@@ -7,7 +7,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from vl2v.config import TOWER
-from vl2v.evaluation.intervals import wilson
+from vl2v.evaluation.compare import wilson
 from vl2v.privacy import public_name
 from vl2v.runs.folder import Run
 from vl2v.table import Table, markdown
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
     from vl2v.config import StudentConfig
-    from vl2v.evaluation.table import Evaluation, Row
+    from vl2v.evaluation.metrics import Evaluation, Row
     from vl2v.export.elsewhere import AsTimm
 
 PUBLIC = ("method", "seed", "sources", "target", "images", "validation_accuracy", "validation_agreement")
@@ -53,7 +53,7 @@ def model_card(
     from huggingface_hub import ModelCard
 
     from vl2v.methods import METHODS
-    from vl2v.methods.registry import RENAMED
+    from vl2v.methods.base import RENAMED
 
     classifier, config, evaluation = run.classifier, run.config, run.evaluation
     about = classifier.about

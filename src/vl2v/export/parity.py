@@ -16,12 +16,12 @@ from vl2v.data.files import one_form
 from vl2v.deploy.prediction import BATCH
 from vl2v.deploy.runtime import Exported
 from vl2v.errors import StudentError
-from vl2v.evaluation.intervals import paired_interval
+from vl2v.evaluation.compare import paired_interval
 from vl2v.io import retried
 from vl2v.runs.datasets import Sources
-from vl2v.seeds import derive
+from vl2v.session import derive
 from vl2v.students.classifier import Classifier
-from vl2v.training.loading import read_image
+from vl2v.training.batches import read_image
 
 TOLERANCE = 1e-4  # of the largest logit, in fp32
 POINTS = 0.005  # that int8 may lose

@@ -1,10 +1,14 @@
-"""Methods: how a student learns. One short file each; a method sees embeddings, never a teacher."""
+"""Methods: how a student learns. A method sees embeddings, never a teacher."""
 
 from vl2v.methods.averaging import Averager
-from vl2v.methods.base import Output, Stage, Targets, Task, Terms
-from vl2v.methods.registry import (
+from vl2v.methods.base import (
     LOOP,
     METHODS,
+    Output,
+    Stage,
+    Targets,
+    Task,
+    Terms,
     find_method,
     load_builtin,
     load_method,

@@ -9,21 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vl2v.benchmark.jobs import TEACHERS, Selection
 from vl2v.benchmark.results import Result, gather, leakage
 from vl2v.benchmark.table import as_table
-from vl2v.benchmark.worklist import WorkList
-from vl2v.config import Tree, flat
+from vl2v.benchmark.worklist import TEACHERS, Selection, WorkList
 from vl2v.errors import RunError
 from vl2v.evaluation.compare import Lead
-from vl2v.report.bench import Bench, Model
+from vl2v.report.bench import Bench, Model, costs
 from vl2v.report.charts import Span, axis
-from vl2v.report.costs import costs
 from vl2v.report.differences import by_class, by_domain, confidence, curves, disagreements
 from vl2v.report.page import duration, lead, page, percent
 from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.settings import resolve, without_paths
 from vl2v.session import Progress
+from vl2v.tree import Tree, flat
 
 OWN = {"method", "seed", "data.path", "data.target", "data.split_seed", "student.name"}  # what the table itself shows
 

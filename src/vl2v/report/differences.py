@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.benchmark.jobs import Job
 from vl2v.benchmark.results import Result, mean_and_error, of
+from vl2v.benchmark.worklist import Job
 from vl2v.data.decoding import decode
 from vl2v.errors import DataError
 from vl2v.report.bench import Bench
@@ -146,7 +146,7 @@ def _reader(bench: Bench, job: Job) -> Any:
             truth, student, other = (classes[i] for i in (rows["label"][index], rows["answer"][index], teacher[index]))
             yield {
                 "image": thumbnail(decode(dataset.read(int(rows["index"][index])))),
-                "alt": f"{truth}: the student says {student}, the teacher {other}",
+                "alt": f"{truth}: the student predicts {student}, the teacher {other}",
                 "lines": [
                     (f"{who}: {predicted}", "right" if predicted == truth else "wrong")
                     for who, predicted in (("student", student), ("teacher", other))

@@ -7,9 +7,11 @@ import hashlib
 import io
 import math
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -17,9 +19,19 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 from PIL import Image
 
+from vl2v.data.decoding import decode
+from vl2v.errors import DataError, RunError
+from vl2v.io import write_text
 from vl2v.report import charts
+from vl2v.runs.folder import Run
+from vl2v.runs.mistakes import Mistakes
+from vl2v.session import Progress, Session, silent
+
+if TYPE_CHECKING:
+    from vl2v.benchmark.worklist import Selection
 
 SIDE = 88  # of a thumbnail, in pixels; they are shown at about that size
+
 WIDEST = 1.0  # width of an interval of differences, from -1 to 1, from which on it says nothing
 
 
@@ -113,3 +125,83 @@ def sprite(pixels: Sequence[NDArray[np.uint8]], side: int, columns: int) -> str:
         small = Image.fromarray(image).resize((side, side), Image.Resampling.LANCZOS)
         sheet.paste(small, (number % columns * side, number // columns * side))
     return data_uri(sheet, quality=60)
+
+
+MOST = 300  # images shown
+
+
+def mistakes_page(found: Mistakes) -> str:
+    """Return the HTML of a page with the most suspect images, by the class that they are labelled with."""
+    dataset, names = found.dataset, found.dataset.classes
+    shown = defaultdict(list)
+    for one in found.suspects[:MOST]:
+        try:
+            image = thumbnail(decode(dataset.read(one.image)))
+        except (OSError, DataError):  # gone since it was checked
+            continue
+        path = dataset.paths[one.image]
+        lines = [(f"{names[one.suggested]}?", "bad"), (percent(one.of_suggested, 0), ""), (path, "")]
+        shown[names[one.label]].append({"image": image, "alt": path, "lines": lines})
+    share = f"{percent(len(found.suspects) / found.checked)} of those checked"
+    tiles = [
+        {
+            "who": "",
+            "label": "suspect labels",
+            "value": f"{len(found.suspects):,}",
+            "note": share,
+        },
+        {"who": "", "label": "checked", "value": f"{found.checked:,}", "note": "labelled images with an embedding"},
+        {"who": "", "label": "not checked", "value": f"{found.unknown:,}", "note": "without an embedding"},
+    ]
+    content = {
+        "title": f"Labels to check in {dataset.root.name}",
+        "eyebrow": "vl2v data mistakes",
+        "lead": f"{found.teacher} and a linear student that never saw the image agree that its label is wrong.",
+        "tiles": tiles,
+        "sections": [(f"c{number}", name) for number, name in enumerate(shown)],
+        "groups": [(f"c{number}", name, images) for number, (name, images) in enumerate(shown.items())],
+        "more": max(0, len(found.suspects) - MOST),
+    }
+    return page("mistakes.html", content)
+
+
+def write_report(
+    folder: Path | str,
+    out: Path | str | None = None,
+    *,
+    store: Path | str | None = None,
+    selection: Selection = "training",
+    progress: Progress = silent,
+) -> Path:
+    """Write the report of a finished run, or of a benchmark, and return where it is.
+
+    Args:
+        folder: of the run or the benchmark.
+        out: the file; by default `report.html` in the folder.
+        store: the folder of the embedding store; by default the one that all runs share, or the benchmark's own.
+        selection: of a benchmark with several draws, the rule that selects one; see `vl2v benchmark`.
+        progress: called with the progress.
+
+    Raises:
+        ConfigError: a benchmark without the runs that the rule goes by.
+        RunError: neither a run folder nor a benchmark's, or nothing in it is finished.
+        DataError: the run's images aren't where they were.
+
+    Examples:
+        >>> print(write_report("runs/a", "report.html"))
+        report.html
+    """
+    folder = Path(folder)
+    if (folder / "jobs.jsonl").is_file():
+        from vl2v.report.benchmark import benchmark_page
+
+        text = benchmark_page(folder, progress, selection)
+    elif (folder / "config.toml").is_file():
+        from vl2v.report.run import run_page
+
+        text = run_page(Run(folder), Session.of(store, progress=progress))
+    else:
+        raise RunError(f"{folder}: neither a run folder (no config.toml) nor a benchmark's (no jobs.jsonl)")
+    path = Path(out) if out else folder / "report.html"
+    write_text(path, text)
+    return path

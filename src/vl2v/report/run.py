@@ -18,21 +18,18 @@ from vl2v.deploy.runtime import size_of
 from vl2v.embeddings.bill import read_bill
 from vl2v.embeddings.targets import anchor_prompts
 from vl2v.evaluation.alignment import accuracy_by_group, confusions
-from vl2v.evaluation.intervals import Share, paired_difference, wilson
-from vl2v.evaluation.table import Row
+from vl2v.evaluation.compare import Share, paired_difference, wilson
+from vl2v.evaluation.metrics import Row
 from vl2v.io import read_json
 from vl2v.methods import Task, task_of
 from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration
-from vl2v.report.confidence import confidence
-from vl2v.report.evaluated_run import EvaluatedRun, open_evaluated, verdict
-from vl2v.report.insight import lit, occlusion
-from vl2v.report.map import embedding_map
+from vl2v.report.evaluated_run import EvaluatedRun, confidence, open_evaluated, verdict
+from vl2v.report.map import embedding_map, lit, occlusion
 from vl2v.report.page import data_uri, duration, interval, lead, page, percent
 from vl2v.runs.evaluate import STUDENT, TEACHER
 from vl2v.runs.folder import Run
 from vl2v.runs.settings import without_paths
-from vl2v.seeds import derive
-from vl2v.session import Progress, Session
+from vl2v.session import Progress, Session, derive
 from vl2v.teachers.paid.teacher import money
 from vl2v.teachers.prompts import prompts_for
 from vl2v.training.batches import clean_pixels

@@ -2,7 +2,7 @@
 
 The teacher is queried about the most useful of them; the images that the run learnt from, and the embeddings in the
 store, stay beside them in every batch. At last the weights go back towards the parent's as far as it takes to keep its
-accuracy on the source domains' validation images (`vl2v.runs.auto_loss.toward_parent`).
+accuracy on the source domains' validation images (`vl2v.runs.heads.toward_parent`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.config import RunConfig, Tree, merge
+from vl2v.config import RunConfig
 from vl2v.embeddings.bill import asker, cost, with_budget
 from vl2v.embeddings.fetch import Refusal
 from vl2v.embeddings.select import k_center_order, random_order, uncertain_order
@@ -25,21 +25,21 @@ from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import fixed_views
 from vl2v.errors import ConfigError, DataError, RunError
-from vl2v.evaluation.table import Evaluation
+from vl2v.evaluation.metrics import Evaluation
 from vl2v.io import NEW
 from vl2v.methods import find_method
 from vl2v.privacy import public_name
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.evaluate import STUDENT
 from vl2v.runs.features import Features
-from vl2v.runs.folder import Run
-from vl2v.runs.query import QueryReport
-from vl2v.runs.session import open_session
+from vl2v.runs.folder import CHOSEN, Run
+from vl2v.runs.query import QueryReport, open_session
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
 from vl2v.session import Progress, Session, silent
 from vl2v.table import Table
 from vl2v.training.device import OneDevice
+from vl2v.tree import Tree, merge
 
 Strategy = Literal["random", "kcenter", "uncertainty"]
 
@@ -104,7 +104,7 @@ def adapt(
         closed_form: fit the last layer alone, which takes seconds; the backbone stays as it is.
         settings: laid over the parent's; by default its last stage has half of the steps and of the rate.
         store: the folder of the embedding store; by default the one that all runs share.
-        budget: what a paid teacher may have cost in all, ever, by this store; in its currency.
+        budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
         dry_run: query nothing and train nothing; return the forecast.
         progress: called with the progress.
 
@@ -133,7 +133,7 @@ def adapt(
     out.mkdir(parents=True, exist_ok=True)
     if not (out / "config.toml").exists():
         with suppress(FileNotFoundError):  # what the parent chose for itself still fits
-            shutil.copyfile(parent.folder / "chosen.json", out / "chosen.json")
+            shutil.copyfile(parent.folder / CHOSEN, out / CHOSEN)
     made = distill(tree, out, store=session.store, budget=budget, progress=progress)
     if made.evaluation is not None and not made.evaluation.of(BEFORE):
         made.save_evaluation(_beside(made.evaluation, parent))

@@ -24,16 +24,16 @@ from vl2v.embeddings.targets import text_targets, the_teacher
 from vl2v.embeddings.views import clean_images, clean_view
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
-from vl2v.runs.features import Features, new_backbone
+from vl2v.runs.features import Features
+from vl2v.runs.first_student import new_backbone
 from vl2v.runs.query import QueryReport
-from vl2v.runs.sample import Sample, draw_sample
 from vl2v.runs.settings import Options, resolve, settings_of
-from vl2v.runs.teacher_verdict import Check, Skipped, verdict_of
+from vl2v.runs.teacher_verdict import Check, Sample, Skipped, draw_sample, verdict_of
 from vl2v.session import Progress, Session, silent
 from vl2v.students.student import Student
+from vl2v.teachers import Teacher
 from vl2v.teachers.paid.teacher import as_paid
 from vl2v.teachers.prompts import check_prompts, prompts_for
-from vl2v.teachers.protocol import Teacher
 from vl2v.training.device import OneDevice
 
 Indices = NDArray[np.int64]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,25 +14,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vl2v.config import DataConfig, PromptConfig, RunConfig
+from vl2v.data import leave_out
 from vl2v.data.auditing import Audit
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.files import one_form
-from vl2v.data.near_duplicates import lookalikes
-from vl2v.data.splits import in_split, leave_out
+from vl2v.data.splits import in_split
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.embeddings.schema import image_key, text_key
+from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import text_targets
-from vl2v.embeddings.views import clean_view
-from vl2v.errors import DataError
-from vl2v.evaluation.metrics import measure
-from vl2v.evaluation.table import Evaluation, Role, Row
-from vl2v.runs.datasets import Images, Sources
+from vl2v.embeddings.targets import TeacherTargets, text_targets, the_teacher
+from vl2v.embeddings.views import clean_images, clean_view
+from vl2v.errors import DataError, TeacherError
+from vl2v.evaluation.compare import wilson
+from vl2v.evaluation.metrics import Evaluation, Role, Row, measure
+from vl2v.io import write_text
+from vl2v.runs.datasets import Images, open_data, usable
 from vl2v.runs.folder import Run
-from vl2v.runs.image_identity import have_changed, same_images
 from vl2v.runs.predict import load
-from vl2v.runs.predictions import Predictions, content
-from vl2v.runs.unlabelled import agreement_note, sample_notes
+from vl2v.runs.predictions import Predictions, content, same_images, source_notes
+from vl2v.runs.query import fit_scale
+from vl2v.runs.settings import resolve
+from vl2v.runs.targets import adapted_teacher
 from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier
 from vl2v.students.hub import is_on_hub
@@ -125,7 +130,7 @@ def evaluate_images(
     notes = _namesakes(wanted, classifier)
     unlabelled = run is not None and bool(run.config.data.classes)
     if own and run is not None:
-        notes = _of_sources(run, images)
+        notes = source_notes(run, images)
         notes = [agreement_note(classifier), *notes] if unlabelled else notes
         if "retrained" in classifier.about:
             notes.append("accuracy on source domains is that of images which it was trained on at last (train.retrain)")
@@ -219,78 +224,112 @@ def _check_classes(dataset: DomainDataset, classifier: Classifier) -> None:
         )
 
 
-def _of_sources(run: Run, images: Images) -> list[str]:
-    """Return notes on the images that a run learnt from: leakage, and whether they have changed."""
-    dataset, found = images.all
-    try:
-        learnt = images.sources
-    except DataError as error:
-        return [f"leakage, and whether images have changed since the run, can't be checked: {error}"]
-    names = run.classifier.about["sources"]
-    rows = zip(learnt.dataset.labels, learnt.dataset.domain_ids, learnt.audit.sha256, strict=True)
-    seen = {digest for label, domain, digest in rows if label < 0 or learnt.dataset.domains[domain] in names}
-    measured = zip(dataset.labels, dataset.domain_ids, found.sha256, strict=True)
-    count = sum(
-        label >= 0 and dataset.domains[domain] not in names and digest in seen for label, domain, digest in measured
-    )
-    notes = [f"leakage: {count} images of unseen domains are among those to learn from, too"] if count else []
-    notes += _near_copies(learnt, dataset, found, names)
-    if have_changed(run, learnt):
-        notes.append("images have changed since the run: some that count as seen may be images that it was trained on")
-    return notes
-
-
-def _near_copies(learnt: Sources, dataset: DomainDataset, found: Audit, sources: Sequence[str]) -> list[str]:
-    """Return notes on images that are near-copies of training images.
-
-    Args:
-        learnt: what a run learnt from.
-        dataset: all its images.
-        found: of them.
-        sources: the domains to learn from.
-    """
-    training = learnt.training
-    apart = np.array([dataset.domains[domain] not in sources for domain in dataset.domain_ids])
-    unseen = np.flatnonzero(apart & (dataset.labels >= 0))
-    everything = np.arange(len(learnt.dataset))
-    notes = []
-    if pairs := _alike(found, unseen, learnt.audit, everything, exact=False):
-        first, other = dataset.paths[pairs[0][0]], learnt.dataset.paths[pairs[0][1]]
-        notes.append(
-            f"leakage: {len(pairs)} images of unseen domains are near-copies of those to learn from, first {first} "
-            f"and {other}; accuracy on unseen domains may be too high"
-        )
-    if pairs := _alike(learnt.audit, learnt.split.val, learnt.audit, training, exact=True):
-        first, other = (learnt.dataset.paths[index] for index in pairs[0])
-        notes.append(
-            f"leakage within the source domains: {len(pairs)} of {len(learnt.split.val)} validation images are copies "
-            f"or near-copies of training images, first {first} and {other}; accuracy on source domains may be too high"
-        )
-    return notes
-
-
-def _alike(
-    found: Audit, images: NDArray[np.int64], others: Audit, among: NDArray[np.int64], *, exact: bool
-) -> list[tuple[int, int]]:
-    """Return (image, other) of each image that is a near-copy of another, or with `exact` a copy, too."""
-    same = {others.sha256[i]: int(i) for i in reversed(among)}
-    near = lookalikes([found.signatures[i] for i in images], [others.signatures[i] for i in among])
-    pairs = []
-    for image, position in zip(images.tolist(), near.tolist(), strict=True):
-        copy = same.get(found.sha256[image])
-        if copy is not None and exact:
-            pairs.append((image, copy))
-        elif copy is None and position >= 0:
-            pairs.append((image, int(among[position])))
-    return pairs
-
-
 def _namesakes(domains: Collection[str], classifier: Classifier) -> list[str]:
     """Return a line if other images than the run's are in domains that are called as its sources are."""
     names = [domain for domain in domains if domain in classifier.about["sources"]]
-    said = f"it was trained on domains called {', '.join(names)}; here every image of them counts, as unseen"
-    return [said] if names else []
+    note = f"it was trained on domains called {', '.join(names)}; here every image of them counts, as unseen"
+    return [note] if names else []
 
 
 def _left_out(dataset: DomainDataset) -> list[str]:
     return [f"{len(dataset.excluded)} files set aside"] if dataset.excluded else []
+
+
+def agreement_note(classifier: Classifier) -> str:
+    """Return a line on a student whose accuracy nobody knows."""
+    share, images = (classifier.about[f"validation_{what}"] for what in ("agreement", "images"))
+    return (
+        f"no labels, so accuracy isn't known: on {images:,} held-out images the student agrees with the teacher on "
+        f"{100 * share:.1f}%; `vl2v evaluate RUN --data SAMPLE` measures its accuracy on a few images with labels"
+    )
+
+
+def sample_notes(rows: Sequence[Row], sample: Audit, learnt: Audit) -> list[str]:
+    """Return how sure an accuracy is that was measured on a labelled sample, and whether its images were learnt from.
+
+    Args:
+        rows: of the student, by domain.
+        sample: of the labelled images.
+        learnt: of the images without labels that the student learnt from.
+    """
+    images = sum(row.metrics.images for row in rows)
+    right = sum(round(row.metrics.accuracy * row.metrics.images) for row in rows)
+    if not images:
+        return []
+    low, high = wilson(right, images)
+    notes = [
+        f"{right} of {images} images right: {100 * right / images:.1f}%, 95% interval {100 * low:.1f} to "
+        f"{100 * high:.1f}% if they were drawn at random"
+    ]
+    common = len(set(sample.sha256) & set(learnt.sha256))
+    if common:
+        notes.append(f"{common} of them are among the images that it learnt from, without their labels")
+    return notes
+
+
+CLIP_SCALE = 100.0  # of a teacher that reports none: calibration depends on it, accuracy doesn't
+
+
+def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, progress: Progress = silent) -> Evaluation:
+    """Measure the teacher on every domain from the embeddings that the store has; nothing is queried.
+
+    Images that it refused or wasn't queried about aren't measured; the evaluation's notes say how many.
+
+    Args:
+        settings: as for `distill`; the target domains are marked unseen. With `teacher.adapt="auto"`, the teacher
+            is adapted to the training images of the others.
+        out: a folder for `evaluation.json` and `predictions.safetensors`.
+        store: the folder of the embedding store.
+        progress: called with the progress.
+
+    Raises:
+        TeacherError: an embedding is missing.
+    """
+    config = resolve(settings)
+    data = config.data
+    dataset, found = usable(open_data(data), Session(store, progress=progress))
+    teacher = the_teacher(config.teacher)
+    sources = [name for name in dataset.domains if name not in data.target]
+    val = validation(data, dataset, sources)
+    rows: list[Row] = []
+    notes: list[str] = []
+    predictions = Predictions.nothing(dataset.classes, dataset.domains, content(dataset, found))
+    with EmbeddingStore(store, read_only=True) as embeddings:
+        views = clean_images(config)
+        session = TeacherSession(
+            config, embeddings, teacher, None, dataset, found, sources, views, progress, fit_scale=fit_scale
+        )
+        texts = session.texts()
+        scale = config.teacher.logit_scale or teacher.logit_scale or CLIP_SCALE
+        fitted = None
+        if config.teacher.adapt == "auto":
+            split = leave_out(dataset, data.target, fraction=data.holdout, trial_seed=data.split_seed)
+            targets = TeacherTargets(dataset.labels, session.targets(split.train).images, texts, scale)
+            fitted = adapted_teacher(targets, dataset, split.train)
+        for number, domain in enumerate(dataset.domains):
+            progress("evaluating", number, len(dataset.domains), domain)
+            indices = measured(config, dataset, domain, val)
+            keys = [image_key(found.contents[i], views.names[0]) for i in indices]
+            there = embeddings.cached(teacher.fingerprint, keys)
+            if not len(indices) or not there.any():
+                if domain in data.target:
+                    raise TeacherError(
+                        f"{teacher.name}: has no embeddings of {domain} in the store; run `vl2v embed` first"
+                    )
+                continue
+            if not there.all():
+                notes.append(
+                    f"{domain}: {(~there).sum():,} of {len(there):,} images have no embedding, and don't count"
+                )
+            indices = indices[there]
+            images = embeddings.get(teacher.fingerprint, [key for key, one in zip(keys, there, strict=True) if one])
+            scores = scale * (images @ texts.T) if fitted is None else fitted.logits(images)
+            logits = torch.from_numpy(scores.astype(np.float32))
+            labels = torch.from_numpy(dataset.labels[indices])
+            role: Role = "unseen" if domain in data.target else "seen"
+            rows.append(Row(TEACHER, domain, role, measure(logits, labels)))
+            predictions.add(dataset, indices, labels, logits, 1.0, logits, data)
+    evaluation = Evaluation(tuple(rows), tuple(notes), classes=dataset.classes)
+    predictions.save(out)
+    write_text(out / "evaluation.json", json.dumps(evaluation.to_json(), indent=2))
+    return evaluation

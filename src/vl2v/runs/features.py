@@ -2,80 +2,213 @@
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Sequence
-from dataclasses import replace
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
-from vl2v.config import RunConfig
+from vl2v.config import RunConfig, deciding
 from vl2v.data.dataset import DomainDataset
-from vl2v.embeddings.select import select_images
-from vl2v.embeddings.session import TeacherSession
-from vl2v.embeddings.targets import TeacherTargets
-from vl2v.methods import Task
-from vl2v.methods.adip import align
-from vl2v.methods.averaging import Scores
-from vl2v.runs.cache import SharedCache, backbone_name
-from vl2v.runs.datasets import Sources
-from vl2v.runs.settings import has_tower, resolve
-from vl2v.runs.unlabelled import labelled_by_teacher
-from vl2v.seeds import derive
-from vl2v.session import Progress
-from vl2v.students.backbone import output_width, pretrained_backbone
-from vl2v.students.student import Student, new_projector
-from vl2v.teachers.protocol import BackboneSpec
-from vl2v.training.batches import FeatureBatches, Rendering, clean_pixels
-from vl2v.training.device import Device
-from vl2v.training.features import compute_features
-from vl2v.training.loop import Trainer
-from vl2v.training.processes import from_first, own_part, put_together
-from vl2v.training.sampler import DomainBalancedSampler
-from vl2v.training.stage import StageWork, Validation
+from vl2v.io import locked, replacing, write_tensors
+from vl2v.methods import LOOP, Stage
+from vl2v.session import Progress, silent
+from vl2v.students.student import Student, evaluating
+from vl2v.training.batches import Rendering, clean_pixels
+from vl2v.training.device import Device, own_part, put_together
+
+BATCH = 64  # always as many at a time: with another number the last digits are others
+
+
+def compute_features(
+    student: Student, pixels: Iterable[Tensor], fabric: Device, total: int = 0, progress: Progress = silent
+) -> Tensor:
+    """Return F(x) [N, p] in float32 on the CPU, of batches of uint8 pixels [n, s, s, 3], n at most `BATCH`.
+
+    An image's features are the same bit for bit, whichever others are computed with it.
+
+    Args:
+        student: its backbone is F; batch norms and dropout are in eval mode.
+        pixels: batches, in order.
+        fabric: device and precision.
+        total: how many images there are, for the progress.
+        progress: called after each batch.
+    """
+    parts: list[Tensor] = []
+    done = 0
+    with evaluating(student), fabric.autocast():
+        for batch in pixels:
+            padded = torch.cat([batch, batch.new_zeros(BATCH - len(batch), *batch.shape[1:])])
+            parts.append(student.features(fabric.to_device(padded))[: len(batch)].cpu())
+            done += len(batch)
+            progress("student's features", done, total, "")
+    return torch.cat(parts)
+
+
+def cached_activations(
+    student: Student,
+    pixels: Callable[[], Iterable[Tensor]],
+    fabric: Device,
+    file: Path,
+    rows: int,
+    progress: Progress = silent,
+) -> Tensor:
+    """Return a student's activations at its cut, [rows, ...] in float16, mapped from a file; computed if it's missing.
+
+    Args:
+        student: cut; batch norms and dropout are in eval mode.
+        pixels: called for batches of uint8 pixels [n, s, s, 3], in order.
+        fabric: device and precision.
+        file: appears once it is complete.
+        rows: how many images, or views of them, there are.
+        progress: called after each batch.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    size = student.spec.image_size
+    with evaluating(student), fabric.autocast():
+        shape = student.activations(torch.zeros(1, size, size, 3, dtype=torch.uint8)).shape[1:]
+        count = rows * shape.numel()
+        if not file.is_file() or file.stat().st_size != 2 * count:
+            done = 0
+            with replacing(file) as draft, draft.open("wb") as opened:
+                for batch in pixels():
+                    padded = torch.cat([batch, batch.new_zeros(-len(batch) % BATCH, *batch.shape[1:])])
+                    for part in padded.split(BATCH):
+                        found = student.activations(fabric.to_device(part))[: len(batch)].cpu()
+                        opened.write(found.contiguous().numpy().tobytes())
+                        batch = batch[len(found) :]
+                        done += len(found)
+                    progress("lower blocks", done, rows, "")
+    return torch.from_file(str(file), shared=False, size=count, dtype=torch.float16).view(rows, *shape)
+
+
+class SharedCache:
+    """A folder that several processes put things on and take them from.
+
+    Args:
+        folder: made when something is put there.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @contextmanager
+    def alone(self, name: str) -> Iterator[None]:
+        """Hold a name, so that what belongs there is made once; wait while another process holds it.
+
+        The operating system frees the name of a process that dies.
+        """
+        with locked(self.folder / "locks" / f"{name}.lock"):
+            yield
+
+    def features(self, name: str, contents: Sequence[bytes]) -> tuple[Tensor, Tensor] | None:
+        """Return (which of the images are cached: bool [n], F(x) of those [m, p], in order); None: none is.
+
+        Args:
+            name: of the backbone, see `backbone_name`.
+            contents: SHA-256 of each image.
+        """
+        cached: dict[bytes, Tensor] = {}
+        for file in sorted((self.folder / "features" / name).glob("*.safetensors")):
+            try:
+                shard = load_file(file)
+            except (OSError, SafetensorError):
+                continue  # computed again
+            keys = shard["sha256"].numpy()
+            cached |= {key.tobytes(): row for key, row in zip(keys, shard["features"], strict=True)}
+        there = torch.tensor([content in cached for content in contents])
+        if not there.any():
+            return None
+        return there, torch.stack([cached[content] for content in contents if content in cached])
+
+    def put_features(self, name: str, contents: Sequence[bytes], features: Tensor) -> None:
+        """Save F(x) [n, p] of images."""
+        keys = torch.tensor([list(content) for content in contents], dtype=torch.uint8)
+        shard = hashlib.sha256(b"".join(contents)).hexdigest()[:16]
+        write_tensors(
+            self.folder / "features" / name / f"{shard}.safetensors",
+            {"sha256": keys, "features": features.contiguous()},
+        )
+
+    def take_stage(self, name: str, run: Path) -> bool:
+        """Start a new run where another run's first stage, the very same, ended; return whether there is one."""
+        saved = self.folder / "stages" / name
+        if (run / "checkpoints").exists() or not saved.is_dir():
+            return False
+        shutil.copyfile(saved / "metrics.jsonl", run / "metrics.jsonl")
+        shutil.copytree(saved / "checkpoints", run / "checkpoints.new", dirs_exist_ok=True)
+        (run / "checkpoints.new").replace(run / "checkpoints")
+        return True
+
+    def put_stage(self, name: str, run: Path) -> None:
+        """Save the checkpoint that a run's first stage ended with, and the metrics so far."""
+        saved = self.folder / "stages" / name
+        if saved.exists():
+            return
+        draft = saved.with_name(f"{name}.{os.getpid()}.new")
+        (draft / "checkpoints").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(run / "metrics.jsonl", draft / "metrics.jsonl")
+        (newest,) = sorted((run / "checkpoints").glob("*.safetensors"))[-1:]
+        shutil.copyfile(newest, draft / "checkpoints" / newest.name)
+        try:
+            draft.replace(saved)
+        except OSError:
+            shutil.rmtree(draft)  # another run was quicker with the same
+
+
+def backbone_name(student: Student, precision: str, view: str) -> str:
+    """Return a name for everything that decides F(x) of an image.
+
+    Args:
+        student: whose backbone, with its weights as they are.
+        precision: that it computes in.
+        view: of the images.
+    """
+    decides = hashlib.sha256(json.dumps([asdict(student.spec), precision, view]).encode())
+    for key, value in student.backbone.state_dict().items():
+        decides.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    return decides.hexdigest()[:24]
+
+
+def stage_name(config: RunConfig, stage: Stage, student: Student, targets: str) -> str | None:
+    """Return a name for everything that decides how a run's first stage ends; None for one that isn't shared.
+
+    Args:
+        config: of the run.
+        stage: its first, as it is once everything is chosen; only one with an id is shared.
+        student: as it starts.
+        targets: a digest of the images and of what is learnt from them.
+    """
+    if not stage.id:
+        return None
+    paths = {"path", "layout", "exclude", "unlabelled"}
+    tree = config.model_dump(
+        mode="json", by_alias=True, exclude={"method": True, "stages": True, "loss": True, "data": paths}
+    )
+    tree = deciding(tree)
+    tree["version"] = LOOP
+    tree["stage"] = [stage.name, stage.id, dict(stage.decides), config.stages[stage.key].model_dump()]
+    decides = hashlib.sha256(json.dumps([tree, targets, student.head], sort_keys=True).encode())
+    for key, value in student.state_dict().items():
+        decides.update(key.encode() + value.cpu().contiguous().numpy().tobytes())
+    return decides.hexdigest()[:24]
+
 
 Indices = NDArray[np.int64]
 
 CACHED = 2**27  # bytes of validation pixels that are cached in memory for a stage
-
-
-def new_backbone(config: RunConfig) -> tuple[nn.Module, BackboneSpec]:
-    """Return the student's backbone F as it comes; random weights are decided by the seed.
-
-    Raises:
-        StudentError: unknown model, weights that can't be had or don't fit.
-    """
-    wanted = config.student
-    torch.manual_seed(derive(config.seed, "backbone"))
-    backbone, spec = pretrained_backbone(
-        wanted.name, wanted.weights, image_size=wanted.image_size, statistics=wanted.statistics
-    )
-    return backbone, replace(spec, fit=config.data.fit)
-
-
-def new_student(config: RunConfig, task: Task, classes: int, base: tuple[nn.Module, BackboneSpec], dim: int) -> Student:
-    """Return the student as it starts.
-
-    Args:
-        config: of the run.
-        task: how it learns.
-        classes: how many.
-        base: its backbone and spec: `new_backbone`'s, or `tower_of`'s for methods that start from that.
-        dim: d of the teacher's space.
-    """
-    own_tower = has_tower(config, task)
-    backbone, spec = base[0], replace(base[1], fit=config.data.fit)
-    features = dim if own_tower else output_width(config.student.name, spec.image_size)
-    seed = derive(config.seed, "projector")
-    if task.head == "stacked":
-        head = new_projector(dim, classes, derive(config.seed, "head"))
-        return Student(backbone, nn.Sequential(new_projector(features, dim, seed), head), spec, "linear")
-    if own_tower and task.head == "text" and all(stage.trains == "all" for stage in task.stages):
-        return Student(backbone, nn.Identity(), spec)  # it ends in the teacher's space already
-    return Student(backbone, new_projector(features, dim if task.head == "text" else classes, seed), spec, task.head)
 
 
 def rows_of(images: Indices, dataset: DomainDataset) -> Indices:
@@ -83,6 +216,9 @@ def rows_of(images: Indices, dataset: DomainDataset) -> Indices:
     rows = np.full(len(dataset), -1)
     rows[images] = np.arange(len(images))
     return rows
+
+
+ComputedFeatures = dict[tuple[bytes, int], Tensor]
 
 
 class Features:
@@ -96,6 +232,10 @@ class Features:
         progress: called with the progress.
         shared_cache: where other runs put theirs; needs `contents`.
         contents: SHA-256 of each image of the dataset.
+
+    Attributes:
+        computed: so far, by images and view.
+        together: whether every process of the run computes a part; all of them want the same in the same order then.
     """
 
     def __init__(
@@ -116,22 +256,17 @@ class Features:
         self.shared_cache = shared_cache
         self.contents = contents
         self.together = False
-        self._computed: dict[tuple[bytes, int], Tensor] = {}
+        self.computed: ComputedFeatures = {}
 
     def of(self, images: Indices, view: Rendering | None = None) -> Tensor:
         """Return F(x) [n, p] of images (dataset indices), of the clean ones or of one fixed view of each."""
         key = images.tobytes(), view[2] if view else 0
-        if key not in self._computed:
+        if key not in self.computed:
             if self.shared_cache is None or self.fabric.world_size > 1:  # each process computes its part
-                self._computed[key] = self._compute(images, view)
+                self.computed[key] = self._compute(images, view)
             else:
-                self._computed[key] = self._shared(self.shared_cache, images, view)
-        return self._computed[key]
-
-    def spread(self) -> None:
-        """From here on let every process of the run compute a part; all of them want the same in the same order."""
-        self._computed = from_first(self.fabric, lambda: self._computed)
-        self.together = True
+                self.computed[key] = self._shared(self.shared_cache, images, view)
+        return self.computed[key]
 
     def _compute(self, images: Indices, view: Rendering | None) -> Tensor:
         own = own_part(self.fabric, images) if self.together else images
@@ -169,65 +304,3 @@ class Features:
         if found is not None:
             features[there] = found[1]
         return features
-
-
-def aligned(
-    config: RunConfig,
-    sources: Sources,
-    features: Features,
-    targets: TeacherTargets,
-    seed: int,
-    steps: int | None = None,
-) -> tuple[Student, Scores]:
-    """Return a first student, good for a few seconds' work: ADiP's Align on features alone, and how well it does.
-
-    Args:
-        config: of the run; Align's settings are ADiP's defaults unless it has its own.
-        sources: the images to learn from, and to validate on.
-        features: of them.
-        targets: the teacher's embeddings, zeros for what wasn't queried.
-        seed: of its draws.
-        steps: of the optimiser.
-    """
-    settings = (config if "align" in config.stages else resolve({"data": {"path": config.data.path}})).stages["align"]
-    if steps is not None:
-        settings = settings.model_copy(update={"steps": steps, "eval_every": None})
-    stage = align(0.5)
-    assert targets.images is not None and targets.texts is not None
-    spec, dim = features.student.spec, targets.texts.shape[1]
-    probabilities = None
-    if not sources.labelled:
-        sources, probabilities = labelled_by_teacher(sources, targets)
-    train, val = sources.training, sources.split.val
-    found = features.of(train)
-    seen = features.of(val)
-    labels, texts = torch.from_numpy(sources.dataset.labels[val]), torch.from_numpy(targets.texts)
-    labels = labels if probabilities is None else probabilities
-    groups = sources.groups(targets.queried(sources.split.unlabelled))
-    sampler = DomainBalancedSampler(groups, settings.batch_per_domain, derive(seed, "first"))
-    student = Student(nn.Identity(), new_projector(found.shape[1], dim, derive(seed, "first projector")), spec)
-    work = StageWork(
-        stage,
-        settings,
-        FeatureBatches(
-            sampler, found[:, None], targets, rows_of(train, sources.dataset), np.zeros(1, np.int64), sampler.seed
-        ),
-        Validation(lambda: [seen], labels, texts, targets.scale),
-    )
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(Path(folder), config.train, seed, progress=features.progress, alone=True)
-        scores = trainer.fit(student, [(stage, lambda: work)])
-    return student, scores
-
-
-def selected(session: TeacherSession, sources: Sources, features: Features, run: Path | None = None) -> Indices | None:
-    """Return the training images that a run queries its teacher about (dataset indices); None: every image."""
-
-    def classify(targets: TeacherTargets, rows: NDArray[np.float32]) -> NDArray[np.float32]:
-        assert targets.texts is not None
-        student, _ = aligned(session.config, sources, features, targets, session.config.seed)
-        with torch.no_grad():
-            logits = student.logits(torch.from_numpy(rows), torch.from_numpy(targets.texts), targets.scale)
-        return logits.cpu().numpy()
-
-    return select_images(session, sources.queried, lambda images: features.of(images).numpy(), classify, run)

@@ -12,26 +12,28 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vl2v.config import DataConfig, RunConfig, Tree, deciding, read_toml, validate
+from vl2v.config import DataConfig, RunConfig, deciding, validate
 from vl2v.errors import RunError, VL2VWarning, writing
 from vl2v.io import locked as locked_file
 from vl2v.io import write_text
 from vl2v.privacy import HIDDEN, without_secrets
 from vl2v.runs.settings import REMOVED, from_earlier
 from vl2v.table import Table
+from vl2v.tree import Tree, read_toml
 
 if TYPE_CHECKING:
     from vl2v.embeddings.fetch import Refusal
-    from vl2v.evaluation.table import Evaluation
+    from vl2v.evaluation.metrics import Evaluation
     from vl2v.students.classifier import Classifier
 
 IMAGES = "pictures.sha256"  # a digest of those that a run learns from
 
+CHOSEN = "chosen.json"  # numbers for settings that are "auto"
 PLAN = "plan.json"  # what was chosen for a run, and its forecast
 VERSION = "version.txt"  # of the method and the loop that train it
 
 # What a run leaves that stopped before it trained anything; `asked.json` lists the images that it selected.
-_FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", "chosen.json", PLAN, VERSION)
+_FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", CHOSEN, PLAN, VERSION)
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
 
 # What a benchmark saves in the folder of a job that failed, which may have been before there was a run.
@@ -118,7 +120,7 @@ class Run:
         Raises:
             RunError: the file is corrupt.
         """
-        from vl2v.evaluation.table import Evaluation
+        from vl2v.evaluation.metrics import Evaluation
 
         path = self.folder / "evaluation.json"
         try:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,108 +16,108 @@ from torch import Tensor
 
 from vl2v.config import RunConfig, StageConfig
 from vl2v.data.augment import domainbed_augment, evaluation_view
-from vl2v.embeddings.bill import cost, with_budget
-from vl2v.embeddings.plan import Plan
-from vl2v.embeddings.session import dim_of
-from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import TeacherTargets, online_teacher, the_teacher, tower_of
-from vl2v.embeddings.views import fixed_views
+from vl2v.embeddings.targets import TeacherTargets, online_teacher, tower_of
 from vl2v.errors import StudentError
-from vl2v.methods import Stage, Task
-from vl2v.runs.datasets import Sources, open_data
-from vl2v.runs.features import CACHED, new_backbone, new_student
-from vl2v.runs.session import open_session, queries_online
+from vl2v.methods import Stage, Targets, Task
+from vl2v.runs.datasets import Sources
+from vl2v.runs.features import CACHED
+from vl2v.runs.first_student import new_backbone, new_student
+from vl2v.runs.query import queries_online
 from vl2v.runs.settings import has_tower, refits
-from vl2v.session import Progress, Session
 from vl2v.students.backbone import image_size_of, output_width
 from vl2v.students.student import Student, evaluating
 from vl2v.system import processors, resident_bytes
-from vl2v.teachers.paid.teacher import as_paid
-from vl2v.teachers.protocol import EncodedImage, Teacher
-from vl2v.training.loading import read_image
+from vl2v.teachers import Teacher
+from vl2v.training.batches import batch_targets, read_image
+from vl2v.training.learner import StageWork, Validation
 from vl2v.training.loop import Trainer
-from vl2v.training.measure import MadeUpBatches, seconds_a_step, seconds_an_image
 from vl2v.training.memory import SLACK, WEIGHT, activation_bytes, images_at_once
-
-SAMPLE = 16  # images that are read to see how long it takes
-LONGEST = 3.0  # seconds that a measured step may take; larger batches are measured in part
-AVERAGED = 5  # evaluations of an averager that chooses
-AHEAD = 4  # batches that a worker decodes ahead
-WRITTEN = 3e8  # bytes of a checkpoint a second
-STARTING = 5.0  # seconds, for all that isn't measured
+from vl2v.training.stage import StageRun
 
 
 @dataclass(frozen=True)
-class Teaching:
-    """The queries of a run.
+class MadeUpBatches:
+    """Batches of random pixels, or features, with random targets: as heavy as real ones, from no file.
 
     Attributes:
-        queries: how many are left.
-        cached: how many aren't.
-        seconds: they take.
-        price: in words.
+        shape: of an image's input, (s, s, 3) or (p,).
+        groups: domains in a batch.
+        classes: C.
+        dim: d of the teacher's space; 0: no teacher is queried.
+        anchors: whether there are class embeddings for each domain.
+        like: has the online teacher, if there is one, and the scale.
+        cached: whether the input is activations of the lower blocks, not pixels.
     """
 
-    queries: int = 0
-    cached: int = 0
-    seconds: float = 0.0
-    price: str = "free"
+    shape: tuple[int, ...]
+    groups: int
+    per_domain: int
+    classes: int
+    dim: int
+    anchors: bool
+    like: TeacherTargets
+    cached: bool = False
 
-    def __str__(self) -> str:
-        return f"teacher {self.queries:,} queries ({self.cached:,} cached), {self.price}"
-
-
-def teaching_of(
-    config: RunConfig, task: Task, sources: Sources, store: EmbeddingStore, budget: float, progress: Progress
-) -> tuple[Teaching, Teacher | None, int]:
-    """Return the queries of a run, its teacher, and d of the teacher's space; nothing is put into the store."""
-    if task.queries == "nothing" and not has_tower(config, task):
-        return Teaching(), None, 0
-    teacher = the_teacher(config.teacher)
-    with with_budget(teacher, Session(store.path, budget), "vl2v distill") as spending:
-        if task.queries == "nothing":
-            return Teaching(), teacher, dim_of(store, teacher)
-        size = image_size_of(config.student.name, config.student.image_size) if config.teacher.views else 0
-        views = fixed_views(config, size)
-        session = open_session(config, store, teacher, spending, sources, views, progress)
-        wanted = _queried(config, task, sources)
-        if config.teacher.select == "known":
-            wanted = sources.queried[session.cached(sources.queried)]
-        queries = session.plan(wanted)
-        dim = dim_of(store, teacher)
-        cached = queries.cached + queries.cached_texts
-        if as_paid(teacher) is None:
-            return Teaching(queries.queries, cached, _seconds_of(queries, teacher)), teacher, dim
-        forecast = cost(queries, teacher, spending)
-        assert forecast is not None
-        return Teaching(queries.queries, cached, forecast.forecast.seconds, forecast.price()), teacher, dim
+    def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
+        """Yield batches of groups x per_domain images."""
+        rng = np.random.default_rng(0)
+        n = self.groups * self.per_domain
+        table = TeacherTargets(
+            rng.integers(self.classes, size=n),
+            _unit(rng, n, 1, self.dim).astype(np.float16) if self.dim else None,
+            _unit(rng, self.classes, self.dim) if self.dim else None,
+            self.like.scale,
+            domains=np.repeat(np.arange(self.groups), self.per_domain),
+            anchors=_unit(rng, self.classes, self.groups, self.dim) if self.anchors else None,
+        )
+        for _ in range(start, stop):
+            pixels = torch.from_numpy(rng.integers(256, size=(n, *self.shape), dtype=np.uint8))
+            targets = batch_targets(table, np.arange(n), np.zeros(n, np.int64))
+            if self.like.online is not None and pixels.ndim == 4 and not self.cached:
+                targets = replace(targets, images=self.like.online(pixels))
+            if self.cached:
+                pixels = pixels.half() / 128
+            yield pixels if pixels.ndim == 4 or self.cached else pixels.float(), targets
 
 
-def _queried(config: RunConfig, task: Task, sources: Sources) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
-    """Return the images that will be queried, or as many others; None: all of them."""
-    if task.queries == "texts":
-        return np.zeros(0, np.int64)
-    if config.teacher.select is None:
-        return None
-    return sources.queried[: config.teacher.select if isinstance(config.teacher.select, int) else 0]
+def _unit(rng: np.random.Generator, *shape: int) -> Any:
+    rows = rng.normal(size=shape).astype(np.float32)
+    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
 
 
-def _seconds_of(queries: Plan, teacher: Teacher, sample: int = 4) -> float:
-    """Return how long a local teacher's pending queries will take, measured on some of them."""
-    seconds = 0.0
-    if queries.pending:
-        indices = [index for index, _ in queries.pending[:sample]]
-        images = [EncodedImage(queries.dataset.paths[i], queries.dataset.read(i)) for i in indices]
-        teacher.embed_images(images[:1])
+def seconds_a_step(
+    trainer: Trainer, student: Student, stage: Stage, settings: StageConfig, batches: MadeUpBatches, steps: int
+) -> float:
+    """Return how long a step takes: the median of some, after one that warms up. The student's weights change."""
+    nothing = Validation(list, torch.zeros(0), None, 1.0)
+    regularizer = stage.regularizer(student) if stage.regularizer else None
+    run = StageRun(trainer, StageWork(stage, settings, batches, nothing), student, 0, regularizer, last=True)
+    return float(np.median(run.timed(steps + 1)[1:]))
+
+
+def seconds_an_image(student: Student, example: Tensor | None = None, count: int = 16) -> float:
+    """Return how long the forward pass of an image takes, in batches; of `example` [1, ...], by default of pixels."""
+    size = student.spec.image_size
+    one = torch.zeros(1, size, size, 3, dtype=torch.uint8) if example is None else example
+    images = one.expand(count, *one.shape[1:]).contiguous()
+    with evaluating(student):
+        student.features(images[:2])
         start = time.perf_counter()
-        teacher.embed_images(images)
-        seconds += (time.perf_counter() - start) / len(images) * len(queries.pending)
-    if queries.pending_texts:
-        texts = list(queries.pending_texts[:sample])
-        start = time.perf_counter()
-        teacher.embed_texts(texts)
-        seconds += (time.perf_counter() - start) / len(texts) * len(queries.pending_texts)
-    return seconds
+        student.features(images).cpu()
+        return (time.perf_counter() - start) / count
+
+
+SAMPLE = 16  # images that are read to see how long it takes
+
+LONGEST = 3.0  # seconds that a measured step may take; larger batches are measured in part
+
+AVERAGED = 5  # evaluations of an averager that chooses
+
+AHEAD = 4  # batches that a worker decodes ahead
+
+WRITTEN = 3e8  # bytes of a checkpoint a second
+
+STARTING = 5.0  # seconds, for all that isn't measured
 
 
 @dataclass(frozen=True)
@@ -162,12 +164,15 @@ class Bench:
     Args:
         config: of the run.
         task: how it learns.
-        sources: its images.
+        sources: the images to learn from.
+        images: how many there are with those of unseen domains.
         teacher: who is queried, or gives the tower.
         dim: d of the teacher's space.
     """
 
-    def __init__(self, config: RunConfig, task: Task, sources: Sources, teacher: Teacher | None, dim: int) -> None:
+    def __init__(
+        self, config: RunConfig, task: Task, sources: Sources, images: int, teacher: Teacher | None, dim: int
+    ) -> None:
         self.config = config
         self.task = task
         self.sources = sources
@@ -175,7 +180,7 @@ class Bench:
         self.dim = dim
         self.unlabelled = len(sources.split.unlabelled) if task.queries == "images" else 0
         self.domains = len(sources.groups(sources.split.unlabelled[: self.unlabelled]))
-        self.everything = open_data(config.data)
+        self.unseen = max(0, images - len(sources.split.val) - len(sources.training))
         self._rates: dict[int, Rates] = {}
         self._students: dict[int, Student] = {}
         self._cached: dict[str, float] = {}
@@ -339,8 +344,7 @@ class Bench:
                 spent = settings.steps * settings.accumulate * rates.step(settings.batch_per_domain)
                 spent += validations * (rates.validation + saving)
             seconds[stage.key] = seconds.get(stage.key, 0.0) + spent
-        unseen = len(self.everything) - val - training
-        last = (2 * val + max(0, unseen)) * viewed + max(0, unseen) * rates.clean
+        last = (2 * val + self.unseen) * viewed + self.unseen * rates.clean
         if refits(config, self.task):
             last += (val + training) * viewed
         return {**seconds, "evaluation": last + STARTING}

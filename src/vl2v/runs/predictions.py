@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,17 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
+from torch import Tensor
 
-from vl2v.config import DataConfig
-from vl2v.errors import RunError
-from vl2v.io import checksum, write_bytes
+from vl2v.config import DataConfig, RunConfig
+from vl2v.data.auditing import Audit
+from vl2v.data.dataset import DomainDataset
+from vl2v.data.near_duplicates import lookalikes
+from vl2v.errors import DataError, RunError
+from vl2v.io import checksum, write_bytes, write_text
+from vl2v.runs.datasets import Images, Sources, open_sources
+from vl2v.runs.folder import CHOSEN, IMAGES, Run
+from vl2v.session import Session
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,3 +140,115 @@ def content(dataset: DomainDataset, found: Audit) -> str:
     names = json.dumps([dataset.classes, dataset.domains]).encode()
     parts = (names, dataset.labels.tobytes(), dataset.domain_ids.tobytes(), *found.sha256)
     return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def save_images(run: Run, sources: Sources) -> None:
+    """Save which images a run learns from, so that it is resumed on these alone, wherever they lie then.
+
+    Raises:
+        RunError: it has begun to learn from others.
+    """
+    if have_changed(run, sources):
+        if (run.folder / "checkpoints").exists():
+            raise RunError(
+                f"{run.folder}: images in {sources.dataset.root} have changed since this run began to learn from "
+                "them, or some can't be read now; put them back, or delete the folder to begin again"
+            )
+        for made in ("asked.json", CHOSEN):  # made from the former images
+            (run.folder / made).unlink(missing_ok=True)
+    write_text(run.folder / IMAGES, content(sources.dataset, sources.audit))
+
+
+def have_changed(run: Run, sources: Sources) -> bool:
+    """Whether a run began with other images than these."""
+    saved = run.folder / IMAGES
+    # the digest of earlier versions had the names of the target's classes in it
+    now = {content(dataset, sources.audit) for dataset in (sources.dataset, sources.with_others)}
+    return saved.is_file() and saved.read_text(encoding="utf-8") not in now
+
+
+def same_images(run: Run, config: RunConfig, session: Session) -> bool:
+    """Return whether images are, byte for byte, a run's: what it learns from, once it is evaluated all of them.
+
+    Args:
+        run: begun with images at another path.
+        config: the run's, with the path where the images are to be now.
+        session: its store caches audits.
+    """
+    if (predictions := predictions_of(run)) is not None:
+        return predictions.content == content(*Images(config.data, session).all)
+    return (run.folder / IMAGES).is_file() and not have_changed(run, open_sources(config, session))
+
+
+def predictions_of(run: Run) -> Predictions | None:
+    """Return a run's predictions of when it was evaluated; None if it wasn't, or if that can't be read."""
+    try:
+        return Predictions.load(run.folder) if run.evaluation is not None else None
+    except RunError:
+        return None
+
+
+def source_notes(run: Run, images: Images) -> list[str]:
+    """Return notes on the images that a run learnt from: leakage, and whether they have changed."""
+    dataset, found = images.all
+    try:
+        learnt = images.sources
+    except DataError as error:
+        return [f"leakage, and whether images have changed since the run, can't be checked: {error}"]
+    names = run.classifier.about["sources"]
+    rows = zip(learnt.dataset.labels, learnt.dataset.domain_ids, learnt.audit.sha256, strict=True)
+    seen = {digest for label, domain, digest in rows if label < 0 or learnt.dataset.domains[domain] in names}
+    measured = zip(dataset.labels, dataset.domain_ids, found.sha256, strict=True)
+    count = sum(
+        label >= 0 and dataset.domains[domain] not in names and digest in seen for label, domain, digest in measured
+    )
+    notes = [f"leakage: {count} images of unseen domains are among those to learn from, too"] if count else []
+    notes += _near_copies(learnt, dataset, found, names)
+    if have_changed(run, learnt):
+        notes.append("images have changed since the run: some that count as seen may be images that it was trained on")
+    return notes
+
+
+def _near_copies(learnt: Sources, dataset: DomainDataset, found: Audit, sources: Sequence[str]) -> list[str]:
+    """Return notes on images that are near-copies of training images.
+
+    Args:
+        learnt: what a run learnt from.
+        dataset: all its images.
+        found: of them.
+        sources: the domains to learn from.
+    """
+    training = learnt.training
+    apart = np.array([dataset.domains[domain] not in sources for domain in dataset.domain_ids])
+    unseen = np.flatnonzero(apart & (dataset.labels >= 0))
+    everything = np.arange(len(learnt.dataset))
+    notes = []
+    if pairs := _alike(found, unseen, learnt.audit, everything, exact=False):
+        first, other = dataset.paths[pairs[0][0]], learnt.dataset.paths[pairs[0][1]]
+        notes.append(
+            f"leakage: {len(pairs)} images of unseen domains are near-copies of those to learn from, first {first} "
+            f"and {other}; accuracy on unseen domains may be too high"
+        )
+    if pairs := _alike(learnt.audit, learnt.split.val, learnt.audit, training, exact=True):
+        first, other = (learnt.dataset.paths[index] for index in pairs[0])
+        notes.append(
+            f"leakage within the source domains: {len(pairs)} of {len(learnt.split.val)} validation images are copies "
+            f"or near-copies of training images, first {first} and {other}; accuracy on source domains may be too high"
+        )
+    return notes
+
+
+def _alike(
+    found: Audit, images: NDArray[np.int64], others: Audit, among: NDArray[np.int64], *, exact: bool
+) -> list[tuple[int, int]]:
+    """Return (image, other) of each image that is a near-copy of another, or with `exact` a copy, too."""
+    same = {others.sha256[i]: int(i) for i in reversed(among)}
+    near = lookalikes([found.signatures[i] for i in images], [others.signatures[i] for i in among])
+    pairs = []
+    for image, position in zip(images.tolist(), near.tolist(), strict=True):
+        copy = same.get(found.sha256[image])
+        if copy is not None and exact:
+            pairs.append((image, copy))
+        elif copy is None and position >= 0:
+            pairs.append((image, int(among[position])))
+    return pairs

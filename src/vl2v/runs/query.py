@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,24 +13,87 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
-from vl2v.embeddings.bill import Cost, cost, with_budget
+from vl2v.embeddings.bill import Cost, LedgerBudget, cost, with_budget
 from vl2v.embeddings.fetch import Refusal
 from vl2v.embeddings.plan import Plan
-from vl2v.embeddings.select import BY_STUDENT
+from vl2v.embeddings.select import BY_STUDENT, random_order
 from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import the_teacher, tower_of
+from vl2v.embeddings.targets import online_teacher, the_teacher, tower_of
 from vl2v.embeddings.views import Views, clean_images, fixed_views
+from vl2v.errors import ConfigError, VL2VWarning
 from vl2v.methods import find_method
 from vl2v.runs.datasets import Sources, open_everything, open_sources
-from vl2v.runs.session import open_session
+from vl2v.runs.first_student import aligned, free_features
 from vl2v.runs.settings import Options, has_tower, resolve, settings_of
 from vl2v.session import Progress, Session, silent
-from vl2v.teachers.protocol import Teacher
+from vl2v.teachers import Teacher
+from vl2v.teachers.prompts import check_prompts, prompts_for
 
 if TYPE_CHECKING:
     from vl2v.runs.cluster import Cluster
-    from vl2v.runs.features import Features
+
+
+def open_session(
+    config: RunConfig,
+    store: EmbeddingStore,
+    teacher: Teacher,
+    spending: LedgerBudget | None,
+    sources: Sources,
+    views: Views,
+    progress: Progress,
+) -> TeacherSession:
+    """Return the session that queries a teacher about the images to learn from.
+
+    Raises:
+        ConfigError: settings that don't go together.
+    """
+    wanted = config.teacher
+    if queries_online(config):
+        online_teacher(wanted, teacher)  # refuses a black box before anything is paid
+    if wanted.online and wanted.views:
+        raise ConfigError("teacher.online and teacher.views exclude one another; set teacher.online=false, or no views")
+    dataset = sources.dataset
+    _check_names(config.prompts.overrides, (*dataset.classes, *sources.others))
+    names = (*dataset.classes, *sources.others)
+    for note in check_prompts(names, prompts_for(names, config.prompts, sources.names), teacher):
+        warnings.warn(note, VL2VWarning, stacklevel=2)
+    of_run = dataset, sources.audit, sources.names, views, progress, sources.others
+    anchors = find_method(config.method).anchors
+    return TeacherSession(config, store, teacher, spending, *of_run, with_anchors=anchors, fit_scale=fit_scale)
+
+
+def fit_scale(cosines: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    """Return the logit scale with which a teacher's probabilities fit the labels best (Guo et al., ICML 2017).
+
+    Args:
+        cosines: I(x) T' [n, C].
+        labels: [n].
+    """
+    import torch
+
+    from vl2v.evaluation.metrics import fit_temperature
+
+    return 1 / fit_temperature(torch.from_numpy(cosines), torch.from_numpy(labels))
+
+
+def queries_online(config: RunConfig) -> bool:
+    """Return whether the teacher embeds every augmented batch anew, for methods that learn from image embeddings."""
+    return config.teacher.online and find_method(config.method).queries == "images"
+
+
+def _check_names(overrides: Iterable[str], classes: Sequence[str]) -> None:
+    """Refuse overrides of classes that are misspelt; others may be for classes that come later.
+
+    Raises:
+        ConfigError: one is.
+    """
+    import difflib
+
+    for name in set(overrides) - set(classes):
+        close = difflib.get_close_matches(name, set(classes) - set(overrides), n=1)
+        if close:
+            raise ConfigError(f"prompts.overrides.{name}: the data have no such class; did you mean {close[0]}?")
 
 
 @dataclass(frozen=True)
@@ -134,7 +198,7 @@ def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDAr
     config = session.config
     if config.teacher.select is None:
         return None
-    from vl2v.runs.features import selected
+    from vl2v.runs.first_student import selected
 
     if dry_run and config.teacher.strategy in BY_STUDENT:  # as many, though not the same
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"strategy": "random"})})
@@ -142,15 +206,112 @@ def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDAr
     return selected(session, sources, free_features(config, sources, session.progress))
 
 
-def free_features(config: RunConfig, sources: Sources, progress: Progress) -> Features:
-    """Return the features of the untrained student."""
-    from torch import nn
+FEWEST = 64  # embeddings that a curve needs
 
-    from vl2v.runs.features import Features, new_backbone
-    from vl2v.students.student import Student
-    from vl2v.training.device import OneDevice
+SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
 
-    backbone, spec = new_backbone(config)
-    fabric = OneDevice(config.train)
-    student = Student(backbone, nn.Identity(), spec).to(fabric.device)
-    return Features(student, sources.dataset, fabric, config.data.workers, progress)
+SEEDS = 3
+
+WORTH = 0.005  # half a point of accuracy
+
+
+@dataclass(frozen=True)
+class Point:
+    """Mean accuracy (0 to 1) with this many queried images, and its standard error over draws of them."""
+
+    images: int
+    accuracy: float
+    error: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What the queries so far brought, and what the rest would cost.
+
+    Attributes:
+        points: the curve; the last one is of all cached embeddings.
+        left: training images that weren't queried.
+        cost: of querying them; None for a teacher that costs nothing.
+    """
+
+    points: tuple[Point, ...]
+    left: int
+    cost: Cost | None
+
+    def gain(self) -> tuple[float, float]:
+        """Return what the remaining images may add to the accuracy, and its standard error.
+
+        Each doubling is taken to add as much less than the one before as the last did than the one before it.
+        """
+        *_, before, half, whole = self.points
+        last, previous = whole.accuracy - half.accuracy, half.accuracy - before.accuracy
+        shrink = min(max(last / previous, 0.0), 1.0) if previous > 0 else 0.5
+        doublings = np.log2(1 + self.left / whole.images)
+        steps = np.arange(1, int(np.ceil(doublings)) + 1)
+        parts = np.minimum(1.0, doublings - steps + 1) * shrink**steps
+        error = (whole.error**2 + half.error**2) ** 0.5
+        return float(max(last, 0.0) * parts.sum()), float(error * max(1.0, parts.sum()))
+
+    def verdict(self) -> str:
+        """Return a sentence or two for people."""
+        if not self.left:
+            return "every training image was queried: there is nothing left to query"
+        gain, error = self.gain()
+        price = f" ({self.cost.price()})" if self.cost else ""
+        rest = f"the {self.left:,} images that are left{price}"
+        expected = f"{rest} may add {100 * gain:.1f} points (standard error {100 * error:.1f})"
+        if gain >= WORTH and gain > error:
+            return f"worth querying more: {expected}"
+        if gain + 2 * error < WORTH:
+            return f"not worth querying more: {expected}"
+        return f"uncertain: {expected}; query a few hundred more, then run this again"
+
+
+def advise(
+    settings: Mapping[str, Any],
+    *,
+    preset: str = "default",
+    store: Path | str | None = None,
+    progress: Progress = silent,
+) -> Advice:
+    """Return how a first student's validation accuracy grows with the queried images; query nothing.
+
+    The first student is the projector, aligned on the free student's features (`first_student.aligned`); of the images
+    that are cached, an eighth, a quarter, half and all are taken, three times at random.
+
+    Args:
+        settings: as for `embed`.
+        preset: as for `embed`.
+        store: the folder of the embedding store.
+        progress: called with the progress.
+
+    Raises:
+        ConfigError: fewer than 64 training images were queried, or not all class prompts.
+    """
+    config = resolve(settings, preset)
+    shared = Session.of(store, progress=progress)
+    sources = open_sources(config, shared)
+    teacher = the_teacher(config.teacher)
+    with EmbeddingStore(shared.store) as embeddings, with_budget(teacher, shared, "vl2v embed --advise") as spending:
+        session = open_session(config, embeddings, teacher, spending, sources, clean_images(config), progress)
+        plan = session.plan(sources.training)
+        cached = sources.training[session.cached(sources.training)]
+        if len(cached) < FEWEST or plan.pending_texts:
+            raise ConfigError(
+                f"--advise: {len(cached)} of {len(sources.training)} training images and {plan.cached_texts} of "
+                f"{plan.texts} texts are queried; query at least {FEWEST} images first, for example with "
+                "--select 300"
+            )
+        held = sources.queried[:0] if sources.labelled else sources.split.val  # which the teacher's word validates
+        features = free_features(config, sources, progress)
+        points = []
+        for share in SHARES:
+            count = round(share * len(cached))
+            accuracies = []
+            for seed in range(SEEDS):
+                drawn = np.union1d(cached[random_order(len(cached), seed)[:count]], held)
+                _, scores = aligned(config, sources, features, session.targets(drawn), seed, steps=300)
+                accuracies.append(scores.accuracy)
+            error = float(np.std(accuracies, ddof=1) / SEEDS**0.5)
+            points.append(Point(count, float(np.mean(accuracies)), error))
+        return Advice(tuple(points), len(sources.training) - len(cached), cost(plan, teacher, spending))

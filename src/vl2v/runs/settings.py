@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from vl2v.config import TOWER, RunConfig, Tree, flat, merge, nested, paper_preset, paper_student, validate
+from vl2v.config import TOWER, RunConfig, paper_preset, paper_student, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import Task, find_method, load_method, own_settings
-from vl2v.methods.registry import RENAMED
+from vl2v.methods.base import RENAMED
 from vl2v.privacy import public_name
+from vl2v.tree import Tree, assignments, flat, merge, nested, read_toml
 
 PRESETS = ("default", "paper")
 DEFAULT_METHOD = "adip"
@@ -29,6 +30,8 @@ _OF_SMALL_STUDENTS = ("student.name", "student.weights", "student.image_size")
 _OPTIONS = {
     "data": "data.path",
     "target": "data.target",
+    "classes": "data.classes",
+    "unlabelled": "data.unlabelled",
     "teacher": "teacher.spec",
     "views": "teacher.views",
     "select": "teacher.select",
@@ -53,6 +56,8 @@ class Options(TypedDict, total=False):
 
     Attributes:
         seed: decides every draw but the split.
+        classes: names of images without any label, as a list or with commas between, or a .txt file.
+        unlabelled: folders of images without labels to learn from as well.
         image_size: the student's pixels a side.
         views: fixed augmented views of each image to query, too.
         select: how many training images to query, or "known" for those with cached embeddings.
@@ -67,6 +72,8 @@ class Options(TypedDict, total=False):
     """
 
     seed: int
+    classes: str | Sequence[str]
+    unlabelled: Path | str | Sequence[Path | str]
     image_size: int
     views: int
     select: int | Literal["known"]
@@ -80,11 +87,12 @@ class Options(TypedDict, total=False):
     published: Mapping[str, Any]
 
 
-def settings_of(settings: Mapping[str, Any] | None = None, **options: Any) -> Tree:
-    """Return a tree of settings with options laid over it; None stands for an option that wasn't given.
+def settings_of(settings: Mapping[str, Any] | Path | None = None, pairs: Sequence[str] = (), **options: Any) -> Tree:
+    """Return a tree of settings under options under assignments; None stands for an option that wasn't given.
 
     Args:
-        settings: a tree of `RunConfig`'s keys.
+        settings: a tree of `RunConfig`'s keys, or a TOML file of one.
+        pairs: assignments such as "stages.distill.lr=1e-3".
         options: by the command line's names (`data`, `teacher`, `image_size`, ...); a section of the tree as a mapping,
             `data`, `teacher` and `student` included; or a dotted name such as `**{"stages.distill.lr": 1e-3}`.
 
@@ -92,15 +100,15 @@ def settings_of(settings: Mapping[str, Any] | None = None, **options: Any) -> Tr
         >>> settings_of({"seed": 1}, data="PACS", target="sketch", train={"swad": True})
         {'seed': 1, 'data': {'path': 'PACS', 'target': ['sketch']}, 'train': {'swad': True}}
     """
-    tree: Tree = {}
-    for name, value in options.items():
-        if value is None:
-            continue
-        if name == "target" and isinstance(value, str):
-            value = [value]
-        own = name if isinstance(value, Mapping) else _OPTIONS.get(name, name)
-        tree = merge(tree, nested({own: value}))
-    return merge(settings or {}, tree)
+    given = {
+        name if isinstance(value, Mapping) else _OPTIONS.get(name, name): value
+        for name, value in options.items()
+        if value is not None
+    }
+    if isinstance(target := given.get("data.target"), str):
+        given["data.target"] = [target]
+    tree = from_earlier(read_toml(settings)) if isinstance(settings, Path) else settings or {}
+    return merge(tree, nested(given), assignments(pairs))
 
 
 def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:

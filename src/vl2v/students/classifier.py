@@ -214,7 +214,7 @@ def _checked(folder: Path, card: Any) -> dict[str, Any]:
     """
     found = card.get("format") if isinstance(card, dict) else None
     if found is None:
-        raise StudentError(f"{folder}: the student is corrupt (student.json tells no format); train it again")
+        raise StudentError(f"{folder}: the student is corrupt (student.json has no format); train it again")
     if found != FORMAT:
         raise StudentError(f"{folder}: format {found}, this version reads {FORMAT}; update vl2v")
     try:

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.config import PromptConfig, toml_key
+from vl2v.config import PromptConfig
 from vl2v.data.files import one_form
 from vl2v.errors import ConfigError
 from vl2v.names import same_name, says_nothing
+from vl2v.tree import toml_key
 
 DOMAIN_TEMPLATE = "a {domain} of a {class}"
 

@@ -1,25 +1,38 @@
-"""One device: what the loop needs of Lightning Fabric, without importing it and PyTorch's compiler with it.
+"""What a run computes on: one device, or the processes that torchrun starts, each with its part of every batch.
 
-Both take longer to import than PyTorch itself. A run of several processes has Fabric in place of `OneDevice`.
+`OneDevice` is what the loop needs of Lightning Fabric, without importing it and PyTorch's compiler with it: both take
+longer to import than PyTorch itself. A run of several processes has Fabric in its place. With FSDP each process holds a
+part of every weight, gradient and optimiser tensor of the model that a stage trains; before and after the stage, and in
+checkpoints, everything is whole.
 """
 
 from __future__ import annotations
 
 import inspect
+import os
+import socket
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vl2v.config import TrainConfig
-from vl2v.errors import ConfigError
-from vl2v.system import best_device, has_bfloat16
+from vl2v.errors import ConfigError, RunError
+from vl2v.system import best_device, has_bfloat16, world_size
+from vl2v.training.batches import Indices
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric
+    from torch.distributed.device_mesh import DeviceMesh
 
 M = TypeVar("M", bound=nn.Module)
+
 T = TypeVar("T")
 
 Device = Union["OneDevice", "Fabric"]
@@ -137,3 +150,179 @@ class AdamW(Adam):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, decoupled_weight_decay=True, **options)
+
+
+warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view tensor")  # nothing here writes into outputs
+
+
+def shard(model: M, mesh: DeviceMesh) -> M:
+    """Share a model's parameters out among the processes, in place.
+
+    Those of a block are put together while it is called, in training and in evaluation, and are parts again after it.
+    """
+    from torch.distributed.fsdp import fully_shard
+
+    modules: list[nn.Module] = [*_blocks(model), model]
+    for module in modules:
+        fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)
+    return model
+
+
+def _blocks(model: nn.Module) -> Iterator[nn.Module]:
+    """Yield the elements of a model's outermost sequences: the blocks or stages of any backbone."""
+    for child in model.children():
+        if isinstance(model, (nn.Sequential, nn.ModuleList)) and not isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _blocks(child)
+
+
+def refuse_scalars(fabric: Device, model: nn.Module) -> None:
+    """Refuse a model that is to be sharded and has a parameter without a dimension, which has no parts.
+
+    Raises:
+        ConfigError: it has one.
+    """
+    if _shards(fabric):
+        for name, parameter in model.named_parameters():
+            if not parameter.ndim:
+                raise ConfigError(
+                    f"train.strategy = 'fsdp': the student's {name} is a single number, which can't be shared out; "
+                    "use ddp"
+                )
+
+
+def _shards(fabric: Device) -> bool:
+    if isinstance(fabric, OneDevice):
+        return False
+    from lightning_fabric.strategies import ModelParallelStrategy
+
+    return isinstance(fabric.strategy, ModelParallelStrategy)
+
+
+def set_up(fabric: Device, model: M) -> tuple[nn.Module, M]:
+    """Return what is called to train a model, and the model whose parameters are trained.
+
+    It is the same model, or where they are sharded a copy; the model is empty then until `make_whole`.
+    """
+    if not _shards(fabric):
+        return fabric.setup_module(model), model
+    trained = deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
+    for parameter in trained.parameters():
+        parameter.data = parameter.data.contiguous()  # fully_shard takes no channels-last layout
+    called = fabric.setup_module(trained)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.new_empty(0)
+    return called, trained
+
+
+def make_whole(model: nn.Module, trained: nn.Module) -> None:
+    """Put the parameters that were trained into the model that they were taken from."""
+    if model is not trained:
+        for parameter, part in zip(model.parameters(), trained.parameters(), strict=True):
+            parameter.data = whole(part)
+        model.to(memory_format=torch.channels_last)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """Return a tensor whole; every process has to call this for one that is sharded."""
+    return tensor.full_tensor().detach() if hasattr(tensor, "full_tensor") else tensor  # a DTensor
+
+
+def like(tensor: Tensor, other: Tensor) -> Tensor:
+    """Return a copy of a whole tensor, on the device and in the layout of another; if that is sharded, of our part."""
+    if hasattr(other, "full_tensor"):
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        assert isinstance(other, DTensor)
+        tensor = distribute_tensor(tensor.to(other.device), other.device_mesh, other.placements, src_data_rank=None)
+    return torch.empty_like(other).copy_(tensor)
+
+
+PATIENCE = timedelta(days=30)  # of ranks that wait while rank 0 queries a teacher
+
+
+def launched_fabric(config: TrainConfig) -> Device:
+    """Return Fabric on all devices of a run: data-parallel where torchrun has started several processes.
+
+    Raises:
+        ConfigError: there are fewer GPUs than processes, or devices that can't work together.
+    """
+    world = world_size()
+    if world == 1:
+        return OneDevice(config)
+    import logging
+
+    from lightning_fabric import Fabric
+    from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
+
+    logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # its notes would stand among our bars
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world))
+    device = best_device() if config.accelerator in ("auto", "gpu") else config.accelerator
+    if device not in ("cpu", "cuda"):
+        raise ConfigError(f"train.accelerator = {device!r}: several processes work on cpu or cuda only")
+    if device == "cuda" and here > torch.cuda.device_count():
+        raise ConfigError(f"torchrun --nproc-per-node {here}: this machine has {torch.cuda.device_count()} GPUs")
+    if here == world:
+        _stay_on_this_machine()
+    fabric = Fabric(
+        accelerator=device,
+        devices=here,
+        num_nodes=world // here,
+        strategy=DDPStrategy(timeout=PATIENCE, broadcast_buffers=False)
+        if config.strategy == "ddp"
+        else ModelParallelStrategy(shard, data_parallel_size=world, tensor_parallel_size=1, timeout=PATIENCE),
+        precision=precision_name(config),
+    )
+    fabric.launch()
+    return fabric
+
+
+def _stay_on_this_machine() -> None:
+    """Let the processes' connections, which nothing protects, listen on the loopback interface only."""
+    loopback = next((name for _, name in socket.if_nameindex() if name.startswith("lo")), None)
+    if loopback is not None:
+        for backend in ("GLOO", "NCCL"):
+            os.environ.setdefault(f"{backend}_SOCKET_IFNAME", loopback)
+
+
+def from_first(fabric: Device, work: Callable[[], T]) -> T:
+    """Return what the first process makes of something; the others wait for it, and get a copy.
+
+    Raises:
+        RunError: in the others, if the first one failed.
+    """
+    if fabric.world_size == 1:
+        return work()
+    if fabric.global_rank:
+        sent: list[T] | None = fabric.broadcast(None)
+        if sent is None:
+            raise RunError(f"process {fabric.global_rank} ends, because the first one failed")
+        return sent[0]
+    try:
+        made = work()
+    except Exception:
+        fabric.broadcast(None)
+        raise
+    fabric.broadcast([made])
+    return made
+
+
+def own_part(fabric: Device, images: Indices) -> Indices:
+    """Return this process's part of images, as many as every other's: the last ones may be there twice."""
+    if fabric.world_size == 1:
+        return images
+    count = -(-len(images) // fabric.world_size)
+    indices = np.arange(count) + fabric.global_rank * count
+    part: Indices = images[indices.clip(max=len(images) - 1)]
+    return part
+
+
+def put_together(fabric: Device, rows: Tensor, total: int) -> Tensor:
+    """Return the rows [total, p] that all processes made of their own parts, in order, on the CPU."""
+    if fabric.world_size == 1:
+        return rows
+    assert not isinstance(fabric, OneDevice)
+    found = fabric.all_gather(rows.to(fabric.device))
+    assert isinstance(found, Tensor)
+    return found.flatten(0, 1)[:total].cpu()

@@ -1,12 +1,24 @@
-"""A student as it is trained: it returns everything that a loss needs."""
+"""What a stage trains, with which optimiser, on which batches, and what validates it."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vl2v.methods import Output
-from vl2v.students.student import Student
+from vl2v.config import StageConfig
+from vl2v.methods import Output, Stage
+from vl2v.methods.averaging import Scores
+from vl2v.students.student import Student, as_logits, evaluating
+from vl2v.training.batches import Batches
+from vl2v.training.device import Adam, AdamW
+
+if TYPE_CHECKING:
+    pass
 
 
 class Learner(nn.Module):
@@ -43,3 +55,68 @@ class Learner(nn.Module):
                 embedding = projector[0](features)
                 return Output(features, projector[1](embedding), embedding)
             return Output(features, projector(features))
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The source domains' validation images.
+
+    Attributes:
+        batches: called anew for each evaluation; yields the student's input, pixels or cached features.
+        labels: of all of them, in order: classes [n], or probabilities [n, C].
+        texts: T [C, d] for students with a text head.
+        scale: the teacher's logit scale.
+        together: of several processes that each see a part: makes all outputs of this one's.
+    """
+
+    batches: Callable[[], Iterable[Tensor]]
+    labels: Tensor
+    texts: Tensor | None
+    scale: float
+    together: Callable[[Tensor], Tensor] | None = None
+
+    def score(self, student: nn.Module) -> Scores:
+        """Return accuracy (0 to 1) and mean cross-entropy."""
+        with evaluating(student):
+            outputs = torch.cat([student(x).float().cpu() for x in self.batches()])
+        if self.together is not None:
+            outputs = self.together(outputs)
+        logits = as_logits(outputs, self.texts, self.scale)
+        loss = nn.functional.cross_entropy(logits, self.labels)
+        labels = self.labels if self.labels.ndim == 1 else self.labels.argmax(-1)
+        return Scores((logits.argmax(-1) == labels).double().mean().item(), loss.item())
+
+
+@dataclass(frozen=True)
+class StageWork:
+    """A stage with all that it needs to run."""
+
+    stage: Stage
+    settings: StageConfig
+    batches: Batches
+    validation: Validation
+
+
+def learning_rate(settings: StageConfig, step: int) -> float:
+    """Return the learning rate of a step (from 0): linear warm-up, then constant or a cosine to zero."""
+    if step < settings.warmup:
+        return settings.lr * (step + 1) / settings.warmup
+    if settings.schedule == "constant":
+        return settings.lr
+    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
+    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def set_trainable(student: Student, trains: str) -> None:
+    """Let what a stage trains have gradients, and nothing else (`Stage.trains`)."""
+    student.backbone.requires_grad_(trains != "projector")
+    if student.split is not None and trains != "projector":
+        student.freeze_below_cut()
+    student.projector.requires_grad_(trains != "backbone")
+
+
+def new_optimizer(groups: list[dict[str, Any]], settings: StageConfig) -> torch.optim.Optimizer:
+    """Return the optimiser of groups of weights; each group's learning rate is `rate` times the settings'."""
+    kinds = {"adam": Adam, "adamw": AdamW}
+    kind: type[Adam] = kinds[settings.optimizer]
+    return kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)

@@ -19,12 +19,11 @@ from vl2v.session import Progress, silent
 from vl2v.students.depthwise import quick_depthwise
 from vl2v.students.student import Student
 from vl2v.system import reuse_freed_memory
-from vl2v.training.checkpoint import load_checkpoint
-from vl2v.training.device import Device, OneDevice
+from vl2v.training.checkpoint import load, load_checkpoint, under
+from vl2v.training.device import Device, OneDevice, from_first, launched_fabric, refuse_scalars
+from vl2v.training.learner import StageWork
 from vl2v.training.log import MetricsLog
-from vl2v.training.processes import from_first, launched_fabric
-from vl2v.training.sharding import refuse_scalars
-from vl2v.training.stage import StageRun, StageWork, load, under
+from vl2v.training.stage import StageRun
 
 
 class Trainer:

@@ -5,71 +5,36 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from vl2v.config import StageConfig
 from vl2v.errors import RunError, VL2VWarning
-from vl2v.methods import Stage, Targets
+from vl2v.methods import Targets
 from vl2v.methods.averaging import Scores, Weights
-from vl2v.seeds import derive
-from vl2v.students.student import Student, as_logits, evaluating
-from vl2v.training.batches import Batches
-from vl2v.training.checkpoint import Checkpoint, save_checkpoint
-from vl2v.training.device import Adam, AdamW
-from vl2v.training.learner import Learner
+from vl2v.session import derive
+from vl2v.students.student import Student
+from vl2v.training.checkpoint import (
+    Checkpoint,
+    copied,
+    load,
+    load_optimizer,
+    optimizer_tensors,
+    running_statistics,
+    save_checkpoint,
+    trainable,
+    under,
+)
+from vl2v.training.device import like, make_whole, set_up, whole
+from vl2v.training.learner import Learner, StageWork, learning_rate, new_optimizer, set_trainable
 from vl2v.training.memory import images_at_once, is_out_of_memory, pieces, smaller
-from vl2v.training.sharding import like, make_whole, set_up, whole
 
 if TYPE_CHECKING:
     from vl2v.training.loop import Trainer
 
-
 PATIENCE = 5  # validations in a row that are no better end a stage, where that is wanted
-
-
-@dataclass(frozen=True)
-class Validation:
-    """The source domains' validation images.
-
-    Attributes:
-        batches: called anew for each evaluation; yields the student's input, pixels or cached features.
-        labels: of all of them, in order: classes [n], or probabilities [n, C].
-        texts: T [C, d] for students with a text head.
-        scale: the teacher's logit scale.
-        together: of several processes that each see a part: makes all outputs of this one's.
-    """
-
-    batches: Callable[[], Iterable[Tensor]]
-    labels: Tensor
-    texts: Tensor | None
-    scale: float
-    together: Callable[[Tensor], Tensor] | None = None
-
-    def score(self, student: nn.Module) -> Scores:
-        """Return accuracy (0 to 1) and mean cross-entropy."""
-        with evaluating(student):
-            outputs = torch.cat([student(x).float().cpu() for x in self.batches()])
-        if self.together is not None:
-            outputs = self.together(outputs)
-        logits = as_logits(outputs, self.texts, self.scale)
-        loss = nn.functional.cross_entropy(logits, self.labels)
-        labels = self.labels if self.labels.ndim == 1 else self.labels.argmax(-1)
-        return Scores((logits.argmax(-1) == labels).double().mean().item(), loss.item())
-
-
-@dataclass(frozen=True)
-class StageWork:
-    """A stage with all that it needs to run."""
-
-    stage: Stage
-    settings: StageConfig
-    batches: Batches
-    validation: Validation
 
 
 class StageRun:
@@ -88,26 +53,26 @@ class StageRun:
         self.trainer = trainer
         self.work = work
         self.number = number
-        _set_trainable(student, work.stage.trains)
+        set_trainable(student, work.stage.trains)
         self.given = student
         self.model, learner = set_up(trainer.fabric, Learner(student, regularizer).to(trainer.fabric.device))
         self.student = learner.student
-        self.weights = _trained(learner.student)
-        self.extra = _trained(learner.regularizer) if learner.regularizer is not None else {}
+        self.weights = trainable(learner.student)
+        self.extra = trainable(learner.regularizer) if learner.regularizer is not None else {}
         groups = [{"params": [*self.weights.values()], "rate": 1.0}]
         if self.extra:
             groups.append({"params": [*self.extra.values()], "rate": work.stage.regularizer_rate})
-        self.optimizer = _new_optimizer(groups, work.settings)
+        self.optimizer = new_optimizer(groups, work.settings)
         self.wrapped = trainer.fabric.setup_optimizers(self.optimizer)
         if trainer.batch_norm == "train":
-            self.weights |= _statistics(learner.student)  # chosen and averaged with the weights that they belong to
+            self.weights |= running_statistics(learner.student)  # chosen and averaged with their weights
         self.averagers = [new() for new in work.stage.averagers]
         if not any(averager.over_steps for averager in self.averagers):
             common = trainer.average(work.stage, last)
             self.averagers = ([common] if common is not None else []) + self.averagers
         for averager in self.averagers:
             averager.begin(self.weights, work.settings.steps)
-        self.start = _copied(self.weights) if any(averager.from_start for averager in self.averagers) else {}
+        self.start = copied(self.weights) if any(averager.from_start for averager in self.averagers) else {}
         self.handed_on: Weights = {}  # from the stage before
         self.in_pieces = (
             work.stage.trains != "projector"
@@ -187,7 +152,7 @@ class StageRun:
                 self.extra[key].copy_(like(value, self.extra[key]))
         self.best = Scores(*state["best"])
         self.best_weights = under("best/", tensors)
-        _load_optimizer(self.optimizer, under("optimizer/", tensors))
+        load_optimizer(self.optimizer, under("optimizer/", tensors))
         earlier = "swad" in state  # by a version that had one averager with a state, the first
         numbers = [state["swad"]] if earlier else state["averagers"]
         for number, (averager, own) in enumerate(zip(self.averagers, numbers, strict=False)):
@@ -253,7 +218,7 @@ class StageRun:
                     raise
                 self.at_once = smaller(self.at_once, self.work.settings.batch_per_domain)
                 warnings.warn(
-                    f"{self.work.stage.name}: too little memory; a step goes on with {self.at_once} images of each "
+                    f"{self.work.stage.name}: too little memory; a step now takes {self.at_once} images of each "
                     "domain at once, which changes no more than the last digits",
                     VL2VWarning,
                     stacklevel=2,
@@ -329,7 +294,7 @@ class StageRun:
         if scores.better_than(self.best):
             self.no_better = 0
             self.best = scores
-            self.best_weights = _copied(self.weights)
+            self.best_weights = copied(self.weights)
         for averager in self.averagers:
             averager.evaluate(scores.loss)
         return scores
@@ -359,7 +324,7 @@ class StageRun:
             },
             model=self.student.state_dict(),
             best=self.best_weights,
-            optimizer=_optimizer_tensors(self.optimizer),
+            optimizer=optimizer_tensors(self.optimizer),
             regularizer=self.extra,
             start=self.start,
             soup=self.handed_on,
@@ -370,11 +335,11 @@ class StageRun:
         """Put the chosen weights into the student and write the checkpoint that the next stage starts from."""
         assert self.best is not None
         best = self.trainer.config.select == "best"
-        trained = self.best_weights if best else _copied(self.weights)
+        trained = self.best_weights if best else copied(self.weights)
         chosen, hands_on = trained, dict[str, Tensor]()
         for averager in self.averagers:
             found = averager.finish(chosen, self.start, self._score)
-            chosen = chosen if found is chosen else _copied(found)
+            chosen = chosen if found is chosen else copied(found)
             hands_on |= averager.hands_on
         load(self.student, chosen)
         scores = self.best if best and chosen is trained else self._scores()
@@ -412,70 +377,3 @@ class _Meter:
 
     def seconds(self) -> float:
         return time.perf_counter() - self.start
-
-
-def learning_rate(settings: StageConfig, step: int) -> float:
-    """Return the learning rate of a step (from 0): linear warm-up, then constant or a cosine to zero."""
-    if step < settings.warmup:
-        return settings.lr * (step + 1) / settings.warmup
-    if settings.schedule == "constant":
-        return settings.lr
-    done = (step - settings.warmup) / max(1, settings.steps - settings.warmup)
-    return settings.lr * 0.5 * (1 + math.cos(math.pi * done))
-
-
-def _set_trainable(student: Student, trains: str) -> None:
-    student.backbone.requires_grad_(trains != "projector")
-    if student.split is not None and trains != "projector":
-        student.freeze_below_cut()
-    student.projector.requires_grad_(trains != "backbone")
-
-
-def _new_optimizer(groups: list[dict[str, Any]], settings: StageConfig) -> torch.optim.Optimizer:
-    """Return the optimiser of groups of weights; each group's learning rate is `rate` times the settings'."""
-    kinds = {"adam": Adam, "adamw": AdamW}
-    kind: type[Adam] = kinds[settings.optimizer]
-    return kind(groups, lr=settings.lr, weight_decay=settings.weight_decay, fused=True)
-
-
-def _trained(module: nn.Module) -> Weights:
-    return {key: value for key, value in module.named_parameters() if value.requires_grad}
-
-
-def _copied(weights: Mapping[str, Tensor]) -> Weights:
-    """Return whole weights in the computer's memory, as checkpoints have them."""
-    return {key: whole(value.detach()).to("cpu", copy=True) for key, value in weights.items()}
-
-
-def _statistics(module: nn.Module) -> Weights:
-    """Return the running means and variances of batch-norm layers."""
-    return {key: value for key, value in module.named_buffers() if key.endswith(("running_mean", "running_var"))}
-
-
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> Weights:
-    states = optimizer.state_dict()["state"]
-    return {f"{index}/{key}": value for index, state in states.items() for key, value in state.items()}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: Weights) -> None:
-    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
-    states: dict[int, Weights] = {}
-    for name, value in tensors.items():
-        index, key = name.split("/")
-        if key != "step":  # fused optimisers want the layout of the weight
-            value = like(value, weights[int(index)])
-        states.setdefault(int(index), {})[key] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-
-
-def load(student: Student, weights: Weights) -> None:
-    """Put weights into a student."""
-    with torch.no_grad():
-        own = student.state_dict()
-        for key, value in weights.items():
-            own[key].copy_(like(value, own[key]))
-
-
-def under(prefix: str, tensors: Weights) -> Weights:
-    """Return the tensors whose names start with a prefix, by the rest of their names."""
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}

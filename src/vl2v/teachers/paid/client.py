@@ -14,7 +14,7 @@ import numpy as np
 
 from vl2v.errors import TeacherError, VL2VError
 from vl2v.privacy import HIDDEN, canonical_url, is_loopback, without_secrets
-from vl2v.stopping import heeding
+from vl2v.system import heeding
 from vl2v.teachers.paid.adapters import ADAPTERS, Adapter
 from vl2v.teachers.paid.attempts import ABOUT, Attempts
 from vl2v.teachers.paid.limits import Limits, Price, canonical_spec, find_limits, parts_of

@@ -19,10 +19,10 @@ from typing import Any, get_args
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from vl2v.config import merge, read_toml
 from vl2v.errors import TeacherError
 from vl2v.privacy import HIDDEN, canonical_url
 from vl2v.teachers.paid.teacher import MICRO, Kind
+from vl2v.tree import merge, read_toml
 
 MILLION = 1_000_000
 MINUTE = 60.0

@@ -1,101 +1,36 @@
-"""What a run chooses by its images: lambda and temperature, before it trains anything, and the last projector."""
+"""How a trained student becomes what a run ships: its last layer fitted, its probabilities calibrated, its card."""
 
 from __future__ import annotations
 
-import json
+import hashlib
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
+from vl2v.config import RunConfig
 from vl2v.embeddings.targets import TeacherTargets
-from vl2v.evaluation.ridge import Fit, Taught, best_lambda, fitted, fitted_head, lambda_accuracies
-from vl2v.evaluation.temperature import soft_temperature
-from vl2v.io import read_json, write_text
+from vl2v.evaluation.metrics import fit_temperature, unknown_threshold
+from vl2v.evaluation.ridge import Fit, Taught, fitted, fitted_head
 from vl2v.methods import Task
 from vl2v.runs.datasets import Sources
+from vl2v.runs.evaluate import classifier_logits
 from vl2v.runs.features import Features
-from vl2v.runs.zero_shot import adapted_teacher
+from vl2v.runs.settings import refits
+from vl2v.runs.targets import FEW, adapted_teacher, learnt_images
 from vl2v.session import Progress
+from vl2v.students.backbone import weights_of
+from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
-from vl2v.training.batches import batch_targets
-from vl2v.training.device import Device
-from vl2v.training.processes import from_first
+from vl2v.teachers import Teacher
 
 SHARES = (0.75, 0.5, 0.25)  # of the way from a parent's weights to those of the student adapted from it
-FORGOTTEN = 0.005  # of the validation images: what the student may lose of its parent's accuracy on them
-FEW = 10  # images with a label and an embedding; fewer say nothing
 
+FORGOTTEN = 0.005  # of the validation images: what the student may lose of its parent's accuracy on them
 
 NewFeatures = Callable[[Student], Features]
-
-
-def settled(
-    task: Task,
-    run: Path,
-    sources: Sources,
-    targets: TeacherTargets,
-    features: Features,
-    fabric: Device,
-    progress: Progress,
-) -> Task:
-    """Return the task with numbers for those of its settings that are "auto": chosen by the teacher's embeddings.
-
-    They stand in the run's `chosen.json`, with how accurate each lambda was; what was chosen there before is taken.
-
-    Args:
-        task: how the student learns.
-        run: the run folder.
-        sources: the images to learn from.
-        targets: the teacher's embeddings.
-        features: of the backbone as it starts.
-        fabric: every process of a run calls this.
-        progress: called with what was chosen.
-    """
-    file, names = run / "chosen.json", task.automatic
-    if not names:
-        return task
-    chosen: dict[str, Any] = from_first(fabric, lambda: read_json(file, {}))
-    missing = [name for name in names if name not in chosen]
-    if "lambda" in missing:
-        chosen |= _best_lambda(sources, targets, features, fabric)
-    if "temperature" in missing:
-        chosen["temperature"] = from_first(fabric, lambda: _soft_temperature(sources, targets))
-    if missing:
-        from_first(fabric, lambda: write_text(file, json.dumps(chosen, indent=2)))
-    for name in names:
-        progress(f"{name} {chosen[name]:g}", 1, 1, "")
-    return task.with_chosen({name: chosen[name] for name in names})
-
-
-def _soft_temperature(sources: Sources, targets: TeacherTargets) -> float:
-    """Return the temperature for the teacher's embeddings of the images to learn from; 2 where there are few."""
-    assert targets.images is not None and targets.texts is not None
-    queried = targets.queried(_images(sources, targets))
-    if len(queried) < FEW:
-        return 2.0
-    nowhere = np.zeros_like(queried)
-    return soft_temperature(batch_targets(targets, queried, nowhere).logits().numpy(), targets.scale)
-
-
-def _best_lambda(sources: Sources, targets: TeacherTargets, features: Features, fabric: Device) -> dict[str, Any]:
-    """Return the lambda that is best for domains left out, and how good each is; a half where few were queried."""
-    assert targets.images is not None and targets.texts is not None
-    indices = _images(sources, targets)
-    images, texts = targets.images[indices, 0], targets.texts
-    queried = (targets.labels[indices] >= 0) & images.any(1)
-    if queried.sum() < FEW:
-        return {"lambda": 0.5}
-    found = features.of(indices).numpy()  # the very ones that Align learns from
-    usable = indices[queried]
-    labels, groups = targets.labels[usable], sources.dataset.domain_ids[usable]
-    taught = Taught(found[queried], images[queried].astype(np.float32), texts, labels, groups)
-    accuracies = from_first(fabric, lambda: lambda_accuracies(taught))
-    return {"lambda": best_lambda(accuracies, len(usable)), "accuracies": accuracies}
 
 
 def align_again(student: Student, sources: Sources, targets: TeacherTargets, features: Features) -> float | None:
@@ -131,15 +66,7 @@ def refit(student: Student, task: Task, sources: Sources, targets: TeacherTarget
         features: of the backbone as it ended.
         how: "refit", "only", or "auto": if it is better on the source domains' validation images than as trained.
     """
-    val = sources.split.val
-    labels, seen = torch.from_numpy(sources.dataset.labels[val]), features.of(val)
-
-    def accuracy() -> float:
-        texts = torch.from_numpy(targets.texts) if student.head == "text" and targets.texts is not None else None
-        with torch.no_grad():
-            return float((student.logits(seen, texts, 1.0).argmax(-1).cpu() == labels).double().mean())
-
-    before, old = accuracy(), (student.projector, student.head)
+    before, old = _accuracy(student, sources, targets, features), (student.projector, student.head)
     queried = task.queries == "images" or student.head == "text"
     fits: dict[str, Fit | None] = {"text": _projector(sources, targets, features) if queried else None}
     if student.head == "linear":
@@ -155,7 +82,7 @@ def refit(student: Student, task: Task, sources: Sources, targets: TeacherTarget
     student.projector = nn.Linear(student.width, len(there[head].bias)).to(student.mean.device)
     student.head = head
     _put(student, there[head])
-    after = accuracy()
+    after = _accuracy(student, sources, targets, features)
     words = f"{100 * before:.1f} to {100 * after:.1f}% on validation images"
     if how == "auto" and after <= before:
         student.projector, student.head = old
@@ -182,16 +109,8 @@ def toward_parent(
     Returns:
         In a few words how far it went.
     """
-    val = sources.split.val
-    labels = torch.from_numpy(sources.dataset.labels[val])
-
-    def accuracy(one: Student) -> float:
-        texts = torch.from_numpy(targets.texts) if one.head == "text" and targets.texts is not None else None
-        with torch.no_grad():
-            return float((one.logits(features(one).of(val), texts, 1.0).argmax(-1).cpu() == labels).double().mean())
-
     parent = parent.to(student.mean.device)
-    floor = accuracy(parent) - FORGOTTEN
+    floor = _accuracy(parent, sources, targets, features(parent)) - FORGOTTEN
     start = parent.state_dict()
     trained = {key: value.clone() for key, value in student.state_dict().items()}
     alike = all(start[key].shape == value.shape for key, value in trained.items())
@@ -199,11 +118,20 @@ def toward_parent(
         if share < 1:
             mixed = {k: start[k].lerp(v, share) if v.is_floating_point() else v for k, v in trained.items()}
             student.load_state_dict(mixed)
-        if (found := accuracy(student)) >= floor:
+        if (found := _accuracy(student, sources, targets, features(student))) >= floor:
             return f"{100 * share:g}% of the way from the parent: {100 * found:.1f}% on validation images"
     student.projector, student.head = parent.projector, parent.head
     student.load_state_dict(start)
     return "the student stays as its parent is: on validation images every other one is worse"
+
+
+def _accuracy(student: Student, sources: Sources, targets: TeacherTargets, features: Features) -> float:
+    """Return a student's accuracy (0 to 1) on the source domains' validation images, by its features of them."""
+    labels = torch.from_numpy(sources.dataset.labels[sources.split.val])
+    texts = torch.from_numpy(targets.texts) if student.head == "text" and targets.texts is not None else None
+    with torch.no_grad():
+        logits = student.logits(features.of(sources.split.val), texts, 1.0)
+    return float((logits.argmax(-1).cpu() == labels).double().mean())
 
 
 def _projector(sources: Sources, targets: TeacherTargets, features: Features) -> Fit | None:
@@ -213,7 +141,7 @@ def _projector(sources: Sources, targets: TeacherTargets, features: Features) ->
     """
     if targets.images is None or targets.texts is None:
         return None
-    indices = _images(sources, targets)
+    indices = learnt_images(sources, targets)
     labels, images, texts = targets.labels[indices], targets.images[indices, 0].astype(np.float32), targets.texts
     queried = images.any(1)
     if not sources.labelled:
@@ -236,6 +164,106 @@ def _put(student: Student, fit: Fit) -> None:
         student.projector.bias.copy_(torch.from_numpy(fit.bias))
 
 
-def _images(sources: Sources, targets: TeacherTargets) -> NDArray[np.int64]:
-    """Return the images that something is learnt from (dataset indices, sorted)."""
-    return np.unique(np.concatenate(sources.groups(targets.queried(sources.split.unlabelled))))
+def fit_last_layer(
+    student: Student,
+    config: RunConfig,
+    task: Task,
+    sources: Sources,
+    targets: TeacherTargets,
+    parent: Student | None,
+    new_features: NewFeatures,
+    progress: Progress,
+) -> None:
+    """Give a trained student the last layer that it ships, as its method and `train.head` want it.
+
+    Args:
+        student: trained.
+        config: of the run.
+        task: how it learnt.
+        sources: the images to learn from.
+        targets: the teacher's embeddings.
+        parent: that it was adapted from, if it was.
+        new_features: makes the features of a student as it is.
+        progress: called with what became of it.
+    """
+    student.fold()
+    head = config.train.head
+    if refits(config, task):
+        trained = new_features(student)
+        if head != "method":
+            progress(refit(student, task, sources, targets, trained, head), 1, 1, "")
+        elif (best := align_again(student, sources, targets, trained)) is not None:
+            progress(f"aligned again, lambda {best:g}", 1, 1, "")
+    if parent is not None:
+        progress(toward_parent(student, parent, sources, targets, new_features), 1, 1, "")
+
+
+def classifier_for(
+    student: Student,
+    config: RunConfig,
+    sources: Sources,
+    teacher: Teacher | None,
+    targets: TeacherTargets,
+    *,
+    own_tower: bool,
+) -> Classifier:
+    """Return what a run ships, not calibrated yet."""
+    texts = torch.from_numpy(targets.texts) if student.head == "text" and targets.texts is not None else None
+    scale = targets.scale if student.head == "text" else 1.0
+    card = _about(config, sources, teacher, targets, own_tower=own_tower)
+    return Classifier(student, list(sources.dataset.classes), texts, scale=scale, about=card)
+
+
+def _about(
+    config: RunConfig, sources: Sources, teacher: Teacher | None, targets: TeacherTargets, *, own_tower: bool
+) -> dict[str, Any]:
+    """Return where a student comes from."""
+    about_teacher = None
+    if teacher is not None:
+        queried = targets.texts is not None
+        scale = targets.scale if queried else config.teacher.logit_scale or teacher.logit_scale or 1.0
+        about_teacher = {
+            "spec": teacher.name,
+            "fingerprint": teacher.fingerprint,
+            "scale": scale,
+            "fit": config.teacher.fit,
+        }
+    return {
+        "method": config.method,
+        "seed": config.seed,
+        "sources": sources.names,
+        "target": config.data.target,
+        "images": sources.counts,
+        "teacher": about_teacher,
+        "weights": "the teacher's own" if own_tower else weights_of(config.student.name, config.student.weights),
+        "prompts": config.prompts.model_dump(),
+        **_parent(config),
+    }
+
+
+def _parent(config: RunConfig) -> dict[str, Any]:
+    """Return the name and the digest of the run that a student was adapted from, if it was."""
+    if config.student.parent is None:
+        return {}
+    weights = (config.student.parent / "student" / "student.safetensors").read_bytes()
+    return {"parent": {"run": config.student.parent.name, "sha256": hashlib.sha256(weights).hexdigest()}}
+
+
+def calibrate(classifier: Classifier, sources: Sources, workers: int, probabilities: Tensor | None) -> None:
+    """Fit the temperature and the "unknown" threshold on the validation images; without labels to the teacher's word.
+
+    Args:
+        classifier: is calibrated.
+        sources: the images.
+        workers: decoding processes.
+        probabilities: the teacher's, of the validation images [n, C], where none has a label.
+    """
+    logits = classifier_logits(classifier, sources.dataset, sources.split.val, workers)
+    labels = torch.from_numpy(sources.dataset.labels[sources.split.val])
+    right = (logits.argmax(1) == labels).double().mean().item()
+    if probabilities is None:
+        classifier.about["validation_accuracy"] = right
+    else:
+        classifier.about |= {"validation_agreement": right, "validation_images": len(labels)}
+    classifier.temperature = fit_temperature(logits, labels if probabilities is None else probabilities)
+    classifier.threshold = unknown_threshold(logits / classifier.temperature, labels)
