@@ -31,9 +31,9 @@ from vl2v.runs.settings import Options, resolve, settings_of
 from vl2v.runs.teacher_verdict import Check, Sample, Skipped, draw_sample, verdict_of
 from vl2v.session import Progress, Session, silent
 from vl2v.students.student import Student
-from vl2v.teachers import Teacher
 from vl2v.teachers.paid.teacher import as_paid
 from vl2v.teachers.prompts import check_prompts, prompts_for
+from vl2v.teachers.protocol import Teacher
 from vl2v.training.device import OneDevice
 
 Indices = NDArray[np.int64]

@@ -20,8 +20,8 @@ from vl2v.embeddings.targets import the_teacher
 from vl2v.errors import ConfigError, StoreError, TeacherError, VL2VError, need_extra
 from vl2v.io import locked
 from vl2v.session import Progress
-from vl2v.teachers import Teacher
 from vl2v.teachers.paid.teacher import as_paid
+from vl2v.teachers.protocol import Teacher
 
 RETRIES = 2  # of a task whose process or node died
 PART = 4096  # queries a task: minutes of work, a few megabytes of embeddings

@@ -24,7 +24,7 @@ from vl2v.session import Progress
 from vl2v.students.backbone import weights_of
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
-from vl2v.teachers import Teacher
+from vl2v.teachers.protocol import Teacher
 
 SHARES = (0.75, 0.5, 0.25)  # of the way from a parent's weights to those of the student adapted from it
 

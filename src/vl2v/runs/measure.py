@@ -27,7 +27,7 @@ from vl2v.runs.settings import has_tower, refits
 from vl2v.students.backbone import image_size_of, output_width
 from vl2v.students.student import Student, evaluating
 from vl2v.system import processors, resident_bytes
-from vl2v.teachers import Teacher
+from vl2v.teachers.protocol import Teacher
 from vl2v.training.batches import batch_targets, read_image
 from vl2v.training.learner import StageWork, Validation
 from vl2v.training.loop import Trainer

@@ -34,9 +34,8 @@ from vl2v.runs.settings import has_tower, recipe, resolve
 from vl2v.session import Progress, Session, default_store, silent
 from vl2v.students.backbone import image_size_of
 from vl2v.system import best_device, world_size
-from vl2v.teachers import Teacher
 from vl2v.teachers.paid.teacher import as_paid
-from vl2v.teachers.protocol import EncodedImage
+from vl2v.teachers.protocol import EncodedImage, Teacher
 from vl2v.tree import Tree, flat, merge, nested
 
 

@@ -24,11 +24,10 @@ from vl2v.embeddings.views import Views, clean_images, fixed_views
 from vl2v.errors import ConfigError, VL2VWarning
 from vl2v.methods import find_method
 from vl2v.runs.datasets import Sources, open_everything, open_sources
-from vl2v.runs.first_student import aligned, free_features
 from vl2v.runs.settings import Options, has_tower, resolve, settings_of
 from vl2v.session import Progress, Session, silent
-from vl2v.teachers import Teacher
 from vl2v.teachers.prompts import check_prompts, prompts_for
+from vl2v.teachers.protocol import Teacher
 
 if TYPE_CHECKING:
     from vl2v.runs.cluster import Cluster
@@ -198,7 +197,7 @@ def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDAr
     config = session.config
     if config.teacher.select is None:
         return None
-    from vl2v.runs.first_student import selected
+    from vl2v.runs.first_student import free_features, selected
 
     if dry_run and config.teacher.strategy in BY_STUDENT:  # as many, though not the same
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"strategy": "random"})})
@@ -288,6 +287,8 @@ def advise(
     Raises:
         ConfigError: fewer than 64 training images were queried, or not all class prompts.
     """
+    from vl2v.runs.first_student import aligned, free_features
+
     config = resolve(settings, preset)
     shared = Session.of(store, progress=progress)
     sources = open_sources(config, shared)

@@ -22,7 +22,7 @@ from vl2v.evaluation.compare import Difference, Right, Share, paired_difference
 from vl2v.evaluation.ridge import held_out
 from vl2v.runs.datasets import audit_cache, open_data
 from vl2v.session import Session
-from vl2v.teachers import Teacher
+from vl2v.teachers.protocol import Teacher
 from vl2v.tree import toml_key
 
 Indices = NDArray[np.int64]
