@@ -258,6 +258,22 @@ def test_a_killed_worker_is_replaced_and_no_job_is_lost(calm: WorkList, grid: Gr
     assert accuracies(bench.work) == of_one_seed(calm)
 
 
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_ends_the_workers_too(
+    number: signal.Signals, ends: type[BaseException], grid: Grid, tmp_path: Path
+) -> None:
+    bench = plan(replace(grid, methods=["erm"], seeds=1), tmp_path)
+
+    def end(event: dict[str, Any]) -> None:
+        if event["event"] == "progress":
+            assert processes("vl2v.benchmark.work")
+            signal.raise_signal(number)
+
+    with pytest.raises(ends):
+        run(bench, engine=Local(1), notify=end)
+    assert not processes("vl2v.benchmark.work") and bench.missing and not bench.work.failure(bench.jobs[0])
+
+
 def test_a_worker_that_dies_between_two_jobs_is_replaced(
     grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

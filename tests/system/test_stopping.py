@@ -51,8 +51,10 @@ def embedding(tmp_path: Path):
 
     def started(teacher: str, key: str, *verb: str) -> subprocess.Popen[str]:
         environment = {**os.environ, "VL2V_VENDORS": str(tmp_path / "vendors.toml"), "VL2V_API_KEY": key}
-        command = [sys.executable, "-m", "vl2v", *(verb or ("embed",)), "--data", str(tmp_path / "data")]
-        command += ["--budget", "1", "--store", str(tmp_path / "store"), "--teacher", f"openai-compatible:{teacher}"]
+        verb, data = verb or ("embed",), str(tmp_path / "data")
+        command = [sys.executable, "-m", "vl2v", *verb, "--budget", "1", "--teacher", f"openai-compatible:{teacher}"]
+        where = ("--data", f"d={data}") if "benchmark" in verb else ("--data", data, "--store", str(tmp_path / "store"))
+        command += where
         return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
     return started
@@ -98,6 +100,7 @@ VERBS = {
     "embed": ("embed",),
     "distill": ("distill", "--student", "test_efficientnet", "--set", "student.weights=none", "--image-size", "32"),
     "teacher check": ("teacher", "check"),
+    "benchmark": ("benchmark", "--methods", "kd", "--targets", "oil", "--seeds", "1"),
 }
 
 
@@ -112,6 +115,8 @@ VERBS = {
         ("distill", "503", signal.SIGTERM),
         ("teacher check", "hanging", signal.SIGTERM),
         ("teacher check", "500", signal.SIGINT),
+        ("benchmark", "hanging", signal.SIGINT),
+        ("benchmark", "503", signal.SIGTERM),
     ],
 )
 def test_a_signal_ends_the_spending(
@@ -124,8 +129,8 @@ def test_a_signal_ends_the_spending(
         "hanging": lambda handler, body: over.wait(ENOUGH),
     }
     met = after(12, faults[fault], vendor)
-    out = ("--out", str(tmp_path / "run"), "--target", "oil") if verb == "distill" else ()
-    process = session(*VERBS[verb], *out)
+    outs = {"distill": ("--out", str(tmp_path / "run"), "--target", "oil"), "benchmark": ("--out", str(tmp_path))}
+    process = session(*VERBS[verb], *outs.get(verb, ()))
     try:
         assert met.wait(ENOUGH), process.poll()
         process.send_signal(number)

@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import base64
+import gc
 import hashlib
 import logging
 import math
 import sys
 import time
 import uuid
-from collections import defaultdict
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 from prometheus_client.core import CounterMetricFamily
 
 from vl2v.teachers.protocol import Teacher
 from vl2v.vendor import requests
 from vl2v.vendor.addresses import Address, Addresses, Unfetched
 from vl2v.vendor.batching import BadImage, Batcher, Image, TooExpensive, Unbilled
+from vl2v.vendor.bodies import Bodies, Gone, too_large
 from vl2v.vendor.document import document
 from vl2v.vendor.fair import FairQueue, Stopped
 from vl2v.vendor.keys import Key, Keys
@@ -33,11 +31,8 @@ from vl2v.vendor.requests import BODY, INLINE, Read, Refusal
 from vl2v.web.batches import Busy, Waited
 from vl2v.web.metrics import TEXT, Metrics
 
-AT_ONCE = 8192  # numbers that are encoded faster than a thread starts
-BODY_SECONDS = 60.0  # in which a body has to arrive
-TOGETHER = 512 * 2**20  # bytes of bodies in memory
-SHARE = 128 * 2**20  # of them, per client
-FREE, PACE = 2**20, 32 * 2**20  # bytes of a client's bodies: read at once, and per second beyond
+AT_ONCE = 2**15  # bytes of embeddings that are encoded faster than a thread starts
+NEW = 20_000  # objects until garbage is looked for; Python's 700 are those of a few requests at once
 TURN = 0.0005  # the interpreter's switch interval in seconds, so that the event loop waits less for threads
 KEY_LENGTH = 255  # of an Idempotency-Key
 
@@ -47,13 +42,9 @@ _TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "insuf
 _JSON = (b"content-type", b"application/json")
 _REPLAYED = (b"idempotent-replayed", b"true")  # billed before
 _encoder = msgspec.json.Encoder()
-Headers = list[tuple[bytes, bytes]]
-Reply = tuple[int, bytes, Headers]  # status, body, headers
+Headers = dict[bytes, bytes]
+Reply = tuple[int, bytes, list[tuple[bytes, bytes]]]  # status, body, headers
 Page = Callable[[Headers], Reply]
-
-
-class _Gone(Exception):
-    """The client has left in the middle of its body."""
 
 
 class _Counts(Metrics):
@@ -67,43 +58,6 @@ class _Counts(Metrics):
         for kind, items in self.embedded.items():
             queries.add_metric([kind], items)
         yield queries
-
-
-class _Deadlines:
-    """Ends requests whose body takes over `BODY_SECONDS`, with one timer for all: most bodies are there at once."""
-
-    def __init__(self) -> None:
-        self._due: dict[asyncio.Task[Any], float] = {}  # in the order in which they are due
-        self._late: set[asyncio.Task[Any]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        """Raise TimeoutError if the block, of one task, takes too long."""
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None
-        self._due[task] = loop.time() + BODY_SECONDS
-        if self._timer is None:
-            self._timer = loop.call_later(BODY_SECONDS, self._end_late, loop)
-        try:
-            yield
-        except asyncio.CancelledError:
-            if task in self._late and not task.uncancel():
-                raise TimeoutError from None
-            raise
-        finally:
-            self._late.discard(task)
-            self._due.pop(task, None)
-
-    def _end_late(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = None
-        for task, due in [*self._due.items()]:
-            if due > loop.time():
-                self._timer = loop.call_at(due, self._end_late, loop)
-                return
-            del self._due[task]
-            self._late.add(task)
-            task.cancel()
 
 
 def create_app(
@@ -144,12 +98,9 @@ class App:
         self.metrics = _Counts()
         self.batcher = Batcher(teacher, meter, most=batch, waiting=waiting, observe=self.metrics.batches.observe)
         self.metrics.queued.set_function(lambda: self.batcher.queued)
-        self.readers: FairQueue[bytes, Read] = FairQueue(self._read_all, most=1, cost=1)
+        self.readers: FairQueue[bytes, Read] = FairQueue(self._parsed_all, most=1, cost=1)
         self.running: dict[bytes, tuple[bytes, asyncio.Future[bytes]]] = {}  # by the digest of the Idempotency-Key
-        self.held: dict[str, int] = defaultdict(int)  # bytes of bodies by client
-        self.together = 0
-        self.deadlines = _Deadlines()
-        self.paced: dict[str, float] = {}  # when a client's bodies would have arrived at PACE
+        self.bodies = Bodies()
         self.document = document()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -162,7 +113,7 @@ class App:
             status, body, headers = await self._route(scope, receive)
         except Refusal as refusal:
             status, body, headers = _failure(refusal)
-        except _Gone:
+        except Gone:
             return
         except Exception:
             _log.exception("a request failed")
@@ -177,6 +128,7 @@ class App:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 sys.setswitchinterval(TURN)
+                gc.set_threshold(NEW)  # what requests leave is freed without
             if message["type"] == "lifespan.shutdown":
                 await asyncio.to_thread(self.readers.close)
                 await asyncio.to_thread(self.batcher.close)
@@ -187,8 +139,9 @@ class App:
 
     async def _route(self, scope: Any, receive: Any) -> Reply:
         path, method = scope["path"], scope["method"]
+        headers: Headers = dict(reversed(scope["headers"]))  # of several of one name the first
         if path == "/v1/embeddings":
-            return await self._embeddings(scope, receive) if method == "POST" else _wrong_method("POST")
+            return await self._embeddings(headers, receive) if method == "POST" else _wrong_method("POST")
         pages: dict[str, Page] = {
             "/v1/models": self._models,
             "/health": lambda headers: _json({"status": "ok"}),
@@ -200,11 +153,10 @@ class App:
             page = self._model(path.removeprefix("/v1/models/"))
         if page is None:
             raise Refusal(404, "no such address", "not_found")
-        return page(scope["headers"]) if method == "GET" else _wrong_method("GET")
+        return page(headers) if method == "GET" else _wrong_method("GET")
 
     def _key(self, headers: Headers) -> Key:
-        scheme, _, given = _header(headers, b"authorization").partition(b" ")
-        key = self.keys.find(given.decode("latin-1").strip()) if scheme.lower() == b"bearer" else None
+        key = self.keys.of_header(headers.get(b"authorization", b""))
         if key is None:
             raise Refusal(401, "a valid key is needed", "invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
         return key
@@ -241,77 +193,30 @@ class App:
 
         return about
 
-    async def _embeddings(self, scope: Any, receive: Any) -> Reply:
-        headers = scope["headers"]
+    async def _embeddings(self, headers: Headers, receive: Any) -> Reply:
         key = self._key(headers)
         delay = self.meter.wait(key)
         if delay:
             raise Refusal(429, "too many requests a minute", "rate_limit_exceeded", headers=_after(delay))
-        length = _header(headers, b"content-length") or b"0"
+        length = headers.get(b"content-length") or b"0"
         if not length.isdigit() or int(length[:20]) > BODY:
-            raise _too_large()
+            raise too_large()
         if self.batcher.full(key.name):  # before its body is read
             refusal = _why(Busy("too many requests are waiting"))
             refusal.headers["Connection"] = "close"
             raise refusal
         parts: list[bytes] = []
         try:
-            body = await self._body(key.name, receive, parts)
-            reply, again = await self._reply(key, body, _header(headers, b"idempotency-key"))
+            body = await self.bodies.read(key.name, receive, parts)
+            reply, again = await self._reply(key, body, headers.get(b"idempotency-key", b""))
             return 200, reply, [_JSON, _REPLAYED] if again else [_JSON]
         finally:
-            size = sum(map(len, parts))
-            self.held[key.name] -= size
-            self.together -= size
-
-    async def _body(self, client: str, receive: Any, parts: list[bytes]) -> bytes:
-        """Return a body, whose parts are held from now on.
-
-        Raises:
-            Refusal: it is too large or too slow, or too much is being sent at once.
-        """
-        left = BODY
-        try:
-            with self.deadlines():
-                while True:
-                    message = await receive()
-                    if message["type"] == "http.disconnect":
-                        raise _Gone
-                    part = message.get("body", b"")
-                    parts.append(part)
-                    left -= len(part)
-                    self._hold(client, len(part))
-                    if left < 0:
-                        raise _too_large()
-                    await self._pace(client, len(part))
-                    if not message.get("more_body", False):
-                        return part if len(parts) == 1 else b"".join(parts)
-        except TimeoutError:
-            words = f"the body took over {BODY_SECONDS:g} s"
-            raise Refusal(408, words, "too_slow", headers={"Connection": "close"}) from None
-
-    async def _pace(self, client: str, size: int) -> None:
-        """Stop reading from a client that sends faster than its pace, so that the event loop is free for others."""
-        now = time.monotonic()
-        due = self.paced[client] = max(now, self.paced.get(client, now)) + size / PACE
-        if due - now > FREE / PACE:
-            await asyncio.sleep(due - now)
-
-    def _hold(self, client: str, size: int) -> None:
-        """Count bytes of a body.
-
-        Raises:
-            Refusal: too much is being sent at once.
-        """
-        self.held[client] += size
-        self.together += size
-        if self.held[client] > SHARE or self.together > TOGETHER:
-            headers = {"Retry-After": "1", "Connection": "close"}
-            raise Refusal(429, "too much is being sent, try again", "overloaded", headers=headers)
+            self.bodies.release(key.name, parts)
 
     async def _reply(self, key: Key, body: bytes, idempotency_key: bytes) -> tuple[bytes, bool]:
         """Return the reply, and whether it was billed before: requests with one Idempotency-Key are billed once."""
-        request = await self._read(key, body)
+        small = len(body) <= INLINE
+        request = self._parsed(body) if small else await self._parsed_apart(key, body)
         if not idempotency_key:
             return await self._sell(key, request, b""), False
         if len(idempotency_key) > KEY_LENGTH:
@@ -336,13 +241,14 @@ class App:
             future.exception()  # retrieved, even if nobody else waits for it
             raise
         finally:
-            del self.running[digest]
+            del self.running[digest], future  # a failure must not hold its own frame, and with it the body
         return reply, False
 
-    async def _read(self, key: Key, body: bytes) -> Read:
-        """Parse a body; large ones in a thread, one at a time, clients in turns."""
-        if len(body) <= INLINE:
-            return requests.read(body, self.name, self.dim, self.addresses)
+    def _parsed(self, body: bytes) -> Read:
+        return requests.read(body, self.name, self.dim, self.addresses)
+
+    async def _parsed_apart(self, key: Key, body: bytes) -> Read:
+        """Parse a large body in a thread, one at a time, clients in turns."""
         try:
             (found,) = await self.readers.submit(key.name, "body", [body], [len(body)])
         except (Waited, Stopped) as error:
@@ -350,8 +256,8 @@ class App:
         read: Read = found
         return read
 
-    def _read_all(self, kind: str, bodies: list[bytes]) -> list[Read | Exception]:
-        return [requests.read(body, self.name, self.dim, self.addresses) for body in bodies]
+    def _parsed_all(self, kind: str, bodies: list[bytes]) -> list[Read | Exception]:
+        return [self._parsed(body) for body in bodies]
 
     async def _sell(self, key: Key, request: Read, digest: bytes) -> bytes:
         """Return the response to a request, after billing it.
@@ -367,16 +273,16 @@ class App:
         sale = Sale(key.name, request.kind, request.count, micro, number, digest, body_digest)
         try:
             if request.kind == "text":
-                rows = await self.batcher.texts(request.texts, sale)
+                vectors = await self.batcher.texts(request.texts, sale)
             else:
-                rows = await self.batcher.images(await self._fetched(request.images), sale)
+                vectors = await self.batcher.images(await self._fetched(request.images), sale)
         except BaseException as error:
             self.meter.release(key, request.count)
             if isinstance(error, Exception):
                 raise _why(error) from None
             raise
         self.metrics.embedded[request.kind] += request.count
-        return await self._encoded(request, sale, rows)
+        return await self._encoded(request, sale, vectors)
 
     async def _fetched(self, images: list[Image | Address]) -> list[Image]:
         """Return the images, after fetching those that were given by address.
@@ -391,23 +297,33 @@ class App:
             requests.check_pixels(found)
         return found
 
-    async def _encoded(self, request: Read, sale: Sale, rows: NDArray[np.float32]) -> bytes:
+    async def _encoded(self, request: Read, sale: Sale, vectors: bytes) -> bytes:
+        """Return a response body; a large one is encoded in a thread."""
         as_base64 = request.query.encoding_format == "base64"
-        if rows.size > AT_ONCE:
-            return await asyncio.to_thread(_encode, as_base64, rows, sale, self.name)
-        return _encode(as_base64, rows, sale, self.name)
+        if len(vectors) > AT_ONCE:
+            return await asyncio.to_thread(_encode, as_base64, vectors, sale, self.name)
+        return _encode(as_base64, vectors, sale, self.name)
 
 
-def _encode(as_base64: bool, rows: NDArray[np.float32], sale: Sale, model: str) -> bytes:
-    """Return a response body; written row by row, so that other threads get their turn."""
-    little = np.ascontiguousarray(rows, "<f4")
-    data = []
-    for index, row in enumerate(little):
-        sent = b'"%s"' % base64.b64encode(row.tobytes()) if as_base64 else _encoder.encode(row.tolist())
-        data.append(b'{"object":"embedding","index":%d,"embedding":%s}' % (index, sent))
-    head = {"object": "list", "model": model, "id": sale.request, "created": int(sale.at)}
-    usage = {"prompt_tokens": sale.count, "total_tokens": sale.count, "micro": sale.micro}
-    return b'%s,"data":[%s],"usage":%s}' % (_encoder.encode(head)[:-1], b",".join(data), _encoder.encode(usage))
+def _encode(as_base64: bool, vectors: bytes, sale: Sale, model: str) -> bytes:
+    """Return a response body; a large one is encoded row by row, so that other threads get their turn."""
+    size, data = len(vectors) // sale.count, []
+    for index in range(sale.count):
+        row = vectors[index * size : (index + 1) * size]
+        one: Any = row if as_base64 else np.frombuffer(row, "<f4").tolist()  # bytes become base64
+        if len(vectors) > AT_ONCE:
+            one = msgspec.Raw(_encoder.encode(one))
+        data.append({"object": "embedding", "index": index, "embedding": one})
+    return _encoder.encode(
+        {
+            "object": "list",
+            "model": model,
+            "id": sale.request,
+            "created": int(sale.at),
+            "data": data,
+            "usage": {"prompt_tokens": sale.count, "total_tokens": sale.count, "micro": sale.micro},
+        }
+    )
 
 
 def _why(error: Exception) -> Refusal:
@@ -439,19 +355,8 @@ def _check_same(before: bytes, now: bytes) -> None:
         raise Refusal(409, "this Idempotency-Key was used for another request", "idempotency_conflict")
 
 
-def _header(headers: Headers, name: bytes) -> bytes:
-    for key, value in headers:
-        if key == name:
-            return value
-    return b""
-
-
 def _after(seconds: float) -> dict[str, str]:
     return {"Retry-After": str(max(1, math.ceil(seconds)))}
-
-
-def _too_large() -> Refusal:
-    return Refusal(413, f"at most {BODY} bytes a request", "too_large", headers={"Connection": "close"})
 
 
 def _wrong_method(allowed: str) -> Reply:

@@ -98,8 +98,8 @@ class Batcher:
         """Number of queued items."""
         return self._embedding.queued + self._small.queued + self._large.queued
 
-    async def texts(self, texts: Sequence[str], sale: Sale) -> Rows:
-        """Return the embeddings [n, d] of texts, after billing them.
+    async def texts(self, texts: Sequence[str], sale: Sale) -> bytes:
+        """Return the embeddings [n, d] of texts, as little-endian float32, after billing them.
 
         Raises:
             Busy, Waited, Stopped, Unbilled: nothing is billed.
@@ -108,13 +108,13 @@ class Batcher:
         count = self._enter(sale.client, len(texts))
         try:
             costs = [CHARACTERS / self._embedding.most + len(text) for text in texts]
-            rows: Rows = await self._embedding.submit(sale.client, "text", texts, costs, sale)
-            return rows
+            vectors: bytes = await self._embedding.submit(sale.client, "text", texts, costs, sale)
+            return vectors
         finally:
             self._inside[sale.client] -= count
 
-    async def images(self, images: Sequence[Image], sale: Sale) -> Rows:
-        """Return the embeddings [n, d] of images, after billing them. Raises as `texts` does, and:
+    async def images(self, images: Sequence[Image], sale: Sale) -> bytes:
+        """Return the embeddings [n, d] of images likewise. Raises as `texts` does, and:
 
         Raises:
             BadImage, TooExpensive: nothing is billed.
@@ -128,8 +128,8 @@ class Batcher:
             pixels = [max(2**16, each.pixels) for each in images]
             ready = await prepare.submit(sale.client, "image", parts, pixels)
             costs = [CHARACTERS / self._embedding.most] * len(ready)
-            rows: Rows = await self._embedding.submit(sale.client, "image", ready, costs, sale)
-            return rows
+            vectors: bytes = await self._embedding.submit(sale.client, "image", ready, costs, sale)
+            return vectors
         finally:
             self._inside[sale.client] -= count
 
@@ -175,9 +175,11 @@ class Batcher:
             part.spent[0] += time.thread_time() - begun
 
     def _embed(self, kind: str, items: list[Any]) -> Sequence[Any]:
-        """Return the embedding of each item, or the error: an item that the teacher fails at fails no other."""
+        """Return each item's embedding as bytes, or the error: an item that the teacher fails at fails no other."""
         try:
-            return list(self._rows(kind, items))
+            vectors = np.ascontiguousarray(self._rows(kind, items), "<f4").reshape(len(items), -1).tobytes()
+            size = len(vectors) // len(items)
+            return [vectors[i : i + size] for i in range(0, len(vectors), size)]
         except Exception as error:
             if len(items) == 1:
                 return [error]
@@ -199,8 +201,8 @@ class Batcher:
             return
         try:
             for job in jobs:
-                job.results = np.stack(job.results)  # type: ignore[assignment]
-            self.meter.write([(job.context, job.results) for job in jobs])  # type: ignore[misc]
+                job.value = b"".join(job.results)
+            self.meter.write([(job.context, job.value) for job in jobs])
         except Exception:
             _log.exception("the ledger can't be written")
             for job in jobs:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
+from weakref import ref
 
 from vl2v.web.batches import Waited
 
@@ -23,7 +24,7 @@ class Stopped(Exception):
     """The server is being stopped."""
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Job(Generic[Item, Result]):
     """The items of one request.
 
@@ -35,6 +36,9 @@ class Job(Generic[Item, Result]):
         context: passed through to `finish`.
         future: resolved with the results in order, or with the error.
         taken: items that were put into a batch.
+        results: of the first items.
+        error: of an item, or of `finish`.
+        value: in place of the results, where `finish` makes one of them.
     """
 
     client: str
@@ -42,14 +46,19 @@ class Job(Generic[Item, Result]):
     items: Sequence[Item]
     costs: Sequence[float]
     context: Any
-    future: asyncio.Future[list[Result]]
+    future: asyncio.Future[Any]
     taken: int = 0
     results: list[Result] = field(default_factory=list)
     error: Exception | None = None
+    value: Any = None
 
     def over(self) -> bool:
         """Whether nothing is left to do."""
         return self.error is not None or len(self.results) == len(self.items)
+
+
+def _waits(job: Job[Any, Any] | None) -> bool:
+    return job is not None and not job.future.done()
 
 
 class FairQueue(Generic[Item, Result]):
@@ -66,7 +75,7 @@ class FairQueue(Generic[Item, Result]):
         cost: of a batch, about; a single item may cost more.
         seconds: that a request may wait until its first item is taken.
         threads: number of worker threads.
-        finish: called with finished jobs, in the thread and before they are resolved; may set their `error`.
+        finish: called with finished jobs, in the thread and before they are resolved; may set their `error` or `value`.
         observe: called with the size of each batch.
         hold: seconds that a batch should take at most; where a single item takes longer, up to three times as long.
         clock: seconds.
@@ -100,7 +109,7 @@ class FairQueue(Generic[Item, Result]):
         self._limits: dict[str, float] = {}  # cost of a batch that takes `hold` seconds, by kind
         self._alone: dict[str, float] = {}  # seconds of the quickest of the latest batches of one item, by kind
         self._arrived: list[Job[Item, Result]] = []  # in this turn of the event loop
-        self._due: deque[tuple[float, Job[Item, Result]]] = deque()  # until when each may wait, in order
+        self._due: deque[tuple[float, ref[Job[Item, Result]]]] = deque()  # until when each may wait, in order
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._changed = threading.Condition()
@@ -130,6 +139,8 @@ class FairQueue(Generic[Item, Result]):
                     job.error = Stopped("the server is being stopped")
                     self._drop(job)
             raise
+        finally:
+            del job  # a failure must not hold its own frame, and with it the items
 
     def _enqueue(self, loop: asyncio.AbstractEventLoop) -> None:
         """Put what arrived in one turn of the event loop into the queue: threads are woken once for all of it."""
@@ -151,9 +162,9 @@ class FairQueue(Generic[Item, Result]):
                 self.queued += len(job.items)
             self._changed.notify(len(arrived))
         _deliver([job for job in arrived if job.error is not None])
-        while self._due and self._due[0][1].future.done():
+        while self._due and not _waits(self._due[0][1]()):
             self._due.popleft()
-        self._due.extend((due, job) for job in arrived)
+        self._due.extend((due, ref(job)) for job in arrived)
         if self._timer is None:
             self._timer = loop.call_at(due, self._expire, loop)
 
@@ -172,11 +183,11 @@ class FairQueue(Generic[Item, Result]):
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
         """Give up what has waited for too long; one timer is for all."""
-        self._timer, late = None, []
-        while self._due and (self._due[0][1].future.done() or self._due[0][0] <= loop.time()):
-            late.append(self._due.popleft()[1])
+        self._timer, due = None, []
+        while self._due and (not _waits(self._due[0][1]()) or self._due[0][0] <= loop.time()):
+            due.append(self._due.popleft()[1]())
         with self._changed:
-            late = [job for job in late if not job.taken and not job.over()]
+            late = [job for job in due if job is not None and not job.taken and not job.over()]
             for job in late:
                 job.error = Waited(f"waited for {self.seconds:g} s")
                 self._drop(job)
@@ -213,6 +224,7 @@ class FairQueue(Generic[Item, Result]):
             done = self._sorted(batch, results)
             self.finish([job for job in done if job.error is None])
             _call(done)
+            del batch, items, results, done  # not to be held until the next batch, nor by a failure's traceback
 
     def _adjust(self, kind: str, items: int, cost: float, seconds: float) -> None:
         """Choose the cost of the next batches of a kind, after one took so many seconds."""
@@ -296,4 +308,4 @@ def _deliver(done: Sequence[Job[Any, Any]]) -> None:
         if job.error is not None:
             job.future.set_exception(job.error)
         else:
-            job.future.set_result(job.results)
+            job.future.set_result(job.results if job.value is None else job.value)

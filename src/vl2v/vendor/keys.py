@@ -61,19 +61,31 @@ class Keys:
     def replace(self, keys: list[Key]) -> None:
         """Let these be the keys from now on."""
         self.keys = keys
-        self._valid = {key.sha256: key for key in keys if key.revoked is None}
+        valid = {key.sha256: key for key in keys if key.revoked is None}
+        self._valid: tuple[dict[str, Key], dict[bytes, Key]] = valid, {}  # by hash; by headers that were accepted
 
     @property
     def accepted(self) -> int:
         """How many keys aren't revoked."""
-        return len(self._valid)
+        return len(self._valid[0])
 
     def find(self, given: str) -> Key | None:
         """Return whose key this is, unless it is revoked.
 
         It is found by its hash, so that the time that takes says nothing about the key.
         """
-        return self._valid.get(_digest(given))
+        return self._valid[0].get(_digest(given))
+
+    def of_header(self, header: bytes) -> Key | None:
+        """Return whose key an Authorization header has, likewise."""
+        valid, accepted = self._valid
+        key = accepted.get(header)
+        if key is None:
+            scheme, _, given = header.partition(b" ")
+            key = valid.get(_digest(given.decode("latin-1").strip())) if scheme.lower() == b"bearer" else None
+            if key is not None and len(accepted) < 4 * len(valid):  # a key can be spelt in several ways
+                accepted[header] = key
+        return key
 
 
 def read_keys(file: Path) -> Keys:

@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-from numpy.typing import NDArray
-
 from vl2v.errors import StoreError
 from vl2v.sqlite import BUSY_SECONDS, journal, statements, transaction
 from vl2v.vendor.keys import Key
@@ -46,10 +43,11 @@ CREATE TABLE IF NOT EXISTS saved_replies (
     vectors BLOB NOT NULL
 ) STRICT
 """
+_SELL = "INSERT INTO sold (at, client, kind, count, micro, request) VALUES"
 _FROM_2 = ("INSERT INTO saved_replies SELECT id, client, digest, asked, vectors FROM replies", "DROP TABLE replies")
 
 
-@dataclass
+@dataclass(slots=True)
 class Sale:
     """A request that was answered.
 
@@ -84,6 +82,8 @@ class _Saved:
 
 class Meter:
     """Quotas, rates, the ledger and saved replies; safe for threads.
+
+    Vectors are those of a request one after another, little-endian float32.
 
     Args:
         file: the ledger, made if it is not there.
@@ -151,8 +151,8 @@ class Meter:
         with self._lock:
             self._held[key.name] -= count
 
-    def write(self, sales: Sequence[tuple[Sale, NDArray[np.float32]]]) -> None:
-        """Write sales durably, all in one commit, with their embeddings [n, d] where they have an Idempotency-Key.
+    def write(self, sales: Sequence[tuple[Sale, bytes]]) -> None:
+        """Write sales durably, all in one commit, with their vectors where they have an Idempotency-Key.
 
         Their reservations become sales, and `at` is set.
 
@@ -161,22 +161,23 @@ class Meter:
         """
         now = time.time()
         gone = self._expired(now)
-        sold: list[Any] = []
         replies: list[Any] = []
         added = []
         with self._writing:
             with transaction(self._db):
                 if gone:
                     self._db.executemany("DELETE FROM saved_replies WHERE id = ?", [(number,) for _, number in gone])
-                (last,) = self._db.execute("SELECT coalesce(max(id), 0) FROM sold").fetchone()
-                for number, (sale, vectors) in enumerate(sales, last + 1):
-                    sold += (number, now, sale.client, sale.kind, sale.count, sale.micro, sale.request)
+                sold = [
+                    value
+                    for sale, _ in sales
+                    for value in (now, sale.client, sale.kind, sale.count, sale.micro, sale.request)
+                ]
+                # All rows in one statement: each costs several turns of the interpreter's lock.
+                last: Any = self._db.execute(f"{_SELL} {_rows(len(sales), 6)}", sold).lastrowid
+                for number, (sale, vectors) in enumerate(sales, last - len(sales) + 1):
                     if sale.key_digest:
-                        raw = np.ascontiguousarray(vectors, "<f4").tobytes()
-                        replies += (number, sale.client, sale.key_digest, sale.body_digest, raw)
-                        added.append((sale.client, number, len(raw), sale.key_digest))
-                # All rows in one statement: each costs a turn of the interpreter's lock.
-                self._db.execute(f"INSERT INTO sold VALUES {_rows(len(sales), 7)}", sold)
+                        replies += (number, sale.client, sale.key_digest, sale.body_digest, vectors)
+                        added.append((sale.client, number, len(vectors), sale.key_digest))
                 if added:
                     self._db.execute(f"INSERT INTO saved_replies VALUES {_rows(len(added), 5)}", replies)
             for client, _ in gone:
@@ -193,8 +194,8 @@ class Meter:
                 self._held[sale.client] -= sale.count
                 self._sold[sale.client] += sale.count
 
-    def reply(self, digest: bytes) -> tuple[Sale, NDArray[np.float32]] | None:
-        """Return the sale under an Idempotency-Key and its embeddings [n, d]; None where there is none (any more).
+    def reply(self, digest: bytes) -> tuple[Sale, bytes] | None:
+        """Return the sale under an Idempotency-Key and its vectors; None where there is none (any more).
 
         Raises:
             sqlite3.Error: the file can't be read.
@@ -209,8 +210,7 @@ class Meter:
         ).fetchone()
         if row is None or row[7] <= time.time() - SAVED:
             return None
-        sale = Sale(*row[:-1])
-        return sale, np.frombuffer(row[-1], "<f4").reshape(sale.count, -1)
+        return Sale(*row[:-1]), row[-1]
 
     def sold(self, client: str) -> int:
         """Return how many items a client has bought in all."""

@@ -7,7 +7,6 @@ import binascii
 import hashlib
 import re
 import struct
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -98,8 +97,7 @@ class Refusal(Exception):
         self.headers = headers or {}
 
 
-@dataclass(frozen=True)
-class Read:
+class Read(msgspec.Struct, frozen=True):
     """A parsed request, within its limits.
 
     Attributes:
@@ -187,12 +185,12 @@ def check_pixels(images: list[Image]) -> None:
 
 
 def _texts(given: list[str]) -> list[str]:
-    for i, text in enumerate(given):
-        if len(text) > TEXT_LENGTH:
-            raise Refusal(400, f"input[{i}]: over {TEXT_LENGTH} characters", "text_too_long", f"input[{i}]")
-    total = sum(map(len, given))
-    if total > CHARACTERS:
-        message = f"input: {total} characters; at most {CHARACTERS} a request: send fewer texts at a time"
+    lengths = [*map(len, given)]
+    if max(lengths) > TEXT_LENGTH:
+        where = f"input[{next(i for i, length in enumerate(lengths) if length > TEXT_LENGTH)}]"
+        raise Refusal(400, f"{where}: over {TEXT_LENGTH} characters", "text_too_long", where)
+    if sum(lengths) > CHARACTERS:
+        message = f"input: {sum(lengths)} characters; at most {CHARACTERS} a request: send fewer texts at a time"
         raise Refusal(400, message, "text_too_long", "input")
     return given
 
