@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from vl2v.data.download import sha256_of
 from vl2v.deploy.runtime import files_of, load
 from vl2v.export.parity import Parity
 from vl2v.io import write_text
@@ -46,7 +46,7 @@ def public_card(path: Path, classifier: Classifier, parity: Parity) -> dict[str,
     exported = load(path, threads=1)
     card, size, spec = exported.card, exported.image_size, classifier.student.spec
     main = path.with_suffix(".xml") if path.suffix == ".bin" else path
-    files = [{"name": file.name, "bytes": file.stat().st_size, "sha256": _sha256(file)} for file in files_of(path)]
+    files = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files_of(path)]
     files.sort(key=lambda file: file["name"] != main.name)
     inside = exported.inside
     out = "embedding" if card["form"] == "open" else "logits"
@@ -80,11 +80,6 @@ def public_card(path: Path, classifier: Classifier, parity: Parity) -> dict[str,
         found["scale"] = card["scale"]
         found["class_embeddings"] = base64.b64encode(exported.texts.astype(np.float32).tobytes()).decode()
     return found
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:
