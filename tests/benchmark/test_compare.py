@@ -32,7 +32,7 @@ def marks(right: np.ndarray, images: np.ndarray | None = None) -> Marks:
 def runs(
     accuracy: float, rng: np.random.Generator, hard: np.ndarray, seeds: int = 3, luck: float = 0.02, targets: int = 4
 ) -> Runs:
-    """Return right answers about up to four targets; images differ in how hard they are, seeds in their luck."""
+    """Return right predictions about up to four targets; images differ in how hard they are, seeds in their luck."""
     return {
         target: {seed: marks(rng.random(len(hard)) < accuracy + rng.normal(0, luck) - hard) for seed in range(seeds)}
         for target in TARGETS[:targets]
@@ -57,7 +57,7 @@ def test_only_what_both_have_is_compared():
 
 
 def test_images_are_paired_by_their_index():
-    """A teacher that refused some answers about others; each seed's may be other ones."""
+    """A teacher that refused some predictions about others; each seed's may be other ones."""
     one = {A: {0: marks(np.array([1, 1, 0, 0])), 1: marks(np.array([1, 0]), np.array([3, 9]))}}
     other = {A: {0: marks(np.array([1, 0]), np.array([2, 0])), 1: marks(np.array([0, 0, 1]), np.array([9, 8, 3]))}}
     found = lead(one, other)
@@ -76,7 +76,7 @@ def test_datasets_count_alike_however_many_targets_they_have():
 
 @pytest.mark.parametrize("seeds", [1, 2])
 def test_no_interval_leaves_what_is_possible(seeds: int):
-    """Seeds that contradict each other, one all right and one all wrong, say nothing; identical answers nearly all."""
+    """Seeds that contradict each other, all right and all wrong, say nothing; identical predictions nearly all."""
     right, wrong = marks(np.ones(3)), marks(np.zeros(3))
     found = lead({A: dict(enumerate([right, wrong][:seeds]))}, {A: dict(enumerate([wrong, right][:seeds]))})
     assert found is not None and -1 <= found.low < found.mean <= found.high <= 1
@@ -120,15 +120,15 @@ CHECKED = {
 @pytest.mark.parametrize(("name", "least"), CHECKED.items())
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(name: str, least: float):
     rounds = 250
-    held, told, _ = intervals.outcomes(intervals.SITUATIONS[name], rounds)
+    held, decided, _ = intervals.outcomes(intervals.SITUATIONS[name], rounds)
     error = (0.05 * 0.95 / rounds) ** 0.5
     assert least - error <= held <= 0.97 + error
-    assert told == pytest.approx(1 - held)  # equal methods: what leaves zero out misses the truth
+    assert decided == pytest.approx(1 - held)  # equal methods: what leaves zero out misses the truth
 
 
 def test_a_lead_of_three_points_is_mostly_found():
-    _, told, width = intervals.outcomes(intervals.SITUATIONS["a true lead of 3 points"], 250)
-    assert told > 0.47 and width < 7  # of many rounds 54%; the bootstrap that this replaced found 26%
+    _, decided, width = intervals.outcomes(intervals.SITUATIONS["a true lead of 3 points"], 250)
+    assert decided > 0.47 and width < 7  # of many rounds 54%; the bootstrap that this replaced found 26%
 
 
 def test_of_equal_methods_hardly_one_is_bold():
@@ -136,7 +136,7 @@ def test_of_equal_methods_hardly_one_is_bold():
 
 
 def test_the_parts_of_the_variance_are_those_of_a_two_way_analysis():
-    """Of complete answers: mean squares of images, seeds and what is left, by the textbook."""
+    """Of complete predictions: mean squares of images, seeds and what is left, by the textbook."""
     rng = np.random.default_rng(3)
     table = rng.integers(-1, 2, (3, 400)).astype(float) + (rng.random(400) < 0.3)
     table = np.clip(table, -1, 1)

@@ -41,23 +41,23 @@ def few(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_three_students_and_their_teacher_are_compared(few: Path, capfd: pytest.CaptureFixture[str]) -> None:
     out = few / "demo"
-    told = typed(capfd, "demo", "--out", out)
-    assert told.returncode == 0, told.stderr
+    result = typed(capfd, "demo", "--out", out)
+    assert result.returncode == 0, result.stderr
     results = json.loads((out / "results.json").read_text())
     assert list(results) == ["teacher, zero-shot", "erm", "kd", "adip"]
-    rows = {cells[1].strip(): cells[2:4] for line in told.stdout.splitlines() if len(cells := line.split("│")) == 5}
+    rows = {cells[1].strip(): cells[2:4] for line in result.stdout.splitlines() if len(cells := line.split("│")) == 5}
     for name, row in results.items():
         assert [cell.strip() for cell in rows[name]] == [f"{100 * row[role]:.1f}" for role in ("seen", "unseen")]
     lead = {name: 100 * (results["adip"]["unseen"] - results[name]["unseen"]) for name in ("kd", "erm")}
-    assert f"adip is {lead['kd']:+.1f} points against kd and {lead['erm']:+.1f} against erm" in told.stdout
+    assert f"adip is {lead['kd']:+.1f} points against kd and {lead['erm']:+.1f} against erm" in result.stdout
     for name in ("accuracy.png", "predictions.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 100
-    assert f"page: python -m http.server --directory {out / 'page'} 8000" in " ".join(told.stdout.split())
+    assert f"page: python -m http.server --directory {out / 'page'} 8000" in " ".join(result.stdout.split())
     card = json.loads((out / "page" / "student.json").read_text())
     assert card["form"] == "open" and len(card["classes"]) == 3
     assert set(json.loads((out / "page" / "classes.json").read_text())) == {"dog", "heart", "pizza"}
     students = {file: file.stat().st_mtime_ns for file in out.glob("*/student/*.safetensors")}
     again = typed(capfd, "demo", "--out", out)
-    assert again.stdout == told.stdout
+    assert again.stdout == result.stdout
     assert len(students) == 3 and {file: file.stat().st_mtime_ns for file in students} == students

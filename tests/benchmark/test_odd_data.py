@@ -45,7 +45,7 @@ def some(shapes: Path, folder: Path, *parts: str, count: int = 12) -> str:
     return str(folder)
 
 
-def test_what_cant_be_learnt_from_is_told_before_a_teacher_is_asked(grid: Grid, shapes: Path, tmp_path: Path) -> None:
+def test_what_cant_be_learnt_from_is_refused_before_any_query(grid: Grid, shapes: Path, tmp_path: Path) -> None:
     one = replace(grid, data={"one": some(shapes, tmp_path / "one", *(f"ink/{name}" for name in CLASSES))})
     few = [f"{domain}/{name}" for domain in DOMAINS for name in CLASSES]
     little = replace(grid, data={"little": some(shapes, tmp_path / "little", *few, count=1)})
@@ -92,8 +92,8 @@ def test_a_target_may_have_commas_in_its_name(
     command += ["--seeds", "1", "--out", str(tmp_path / "bench")]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vl2v.benchmark.engine.engine_named", lambda spec: Here())
-        told = CliRunner().invoke(app, [*command, *(word for name in given for word in ("--targets", name))])
-    assert told.exit_code == 0, told.output
+        result = CliRunner().invoke(app, [*command, *(word for name in given for word in ("--targets", name))])
+    assert result.exit_code == 0, result.output
     assert [job.target for job in WorkList(tmp_path / "bench").jobs()] == targets
 
 
@@ -113,18 +113,18 @@ def test_a_stage_that_no_method_has_is_refused(grid: Grid, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("select", "methods"), [(12, ["adip"]), ("known", ["zero-shot", "adip"])])
-def test_the_teachers_row_is_of_answers_that_no_run_decides(
+def test_the_teachers_row_is_of_predictions_that_no_run_decides(
     select: object, methods: list[str], grid: Grid, tmp_path: Path
 ) -> None:
-    told = merge(grid.settings, {"teacher": {"select": select}})
-    jobs = plan(replace(grid, methods=["zero-shot", "adip"], targets=["ink"], settings=told), tmp_path).jobs
+    changed = merge(grid.settings, {"teacher": {"select": select}})
+    jobs = plan(replace(grid, methods=["zero-shot", "adip"], targets=["ink"], settings=changed), tmp_path).jobs
     assert [job.method for job in jobs] == methods
 
 
-def test_the_row_of_a_teacher_that_is_asked_online_is_there(grid: Grid, shapes: Path, tmp_path: Path) -> None:
+def test_the_row_of_a_teacher_that_is_queried_online_is_there(grid: Grid, shapes: Path, tmp_path: Path) -> None:
     data = some(shapes, tmp_path / "data", "ink/ball", "ink/box", "chalk/ball", "chalk/box", count=3)
-    told = merge(grid.settings, {"teacher": {"spec": "tiny", "online": True}})
-    wanted = replace(grid, data={"data": data}, methods=["zero-shot"], targets=["ink"], settings=told)
+    changed = merge(grid.settings, {"teacher": {"spec": "tiny", "online": True}})
+    wanted = replace(grid, data={"data": data}, methods=["zero-shot"], targets=["ink"], settings=changed)
     bench = plan(wanted, tmp_path / "bench")
     run(bench, engine=Here())
     assert not bench.missing, bench.work.failure(bench.jobs[0])
@@ -155,8 +155,8 @@ def test_a_tournament_goes_on_without_those_that_cant_learn_a_class(
     assert "no source domain has images of cone, so that kd can't learn it" in advice.verdict()
     assert f"weights that {advice.student} starts from: apache-2.0" in advice.verdict()
     words = shlex.split(advice.command)
-    told = assignments([words[place + 1] for place, word in enumerate(words) if word == "--set"])
-    assert told["prompts"] == settings["prompts"]
+    changed = assignments([words[place + 1] for place, word in enumerate(words) if word == "--set"])
+    assert changed["prompts"] == settings["prompts"]
 
 
 def test_datasets_have_any_path_and_one_name_each(shapes: Path, recording: Path, tmp_path: Path) -> None:
@@ -169,8 +169,8 @@ def test_datasets_have_any_path_and_one_name_each(shapes: Path, recording: Path,
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("vl2v.benchmark.engine.engine_named", lambda spec: Here())
         for data in (one, f"shapes={one}"):
-            told = CliRunner().invoke(app, [*command, "--data", data])
-            assert told.exit_code == 0 and "1 jobs: " in told.output, told.output
+            result = CliRunner().invoke(app, [*command, "--data", data])
+            assert result.exit_code == 0 and "1 jobs: " in result.output, result.output
     wrong = CliRunner().invoke(app, [*command, "--data", one, "--data", other])
     assert isinstance(wrong.exception, ConfigError) and "are both called shapes" in str(wrong.exception)
     assert CliRunner().invoke(app, [*command, "--data", one, "--steps", "0"]).exit_code == 2
@@ -178,6 +178,6 @@ def test_datasets_have_any_path_and_one_name_each(shapes: Path, recording: Path,
 
 @pytest.mark.parametrize("pair", ["method=kd", "student.name=resnet50", "data.target=[]", "seed=3"])
 def test_what_runs_differ_in_is_no_setting_of_all(pair: str, shapes: Path, tmp_path: Path) -> None:
-    told = CliRunner().invoke(app, ["benchmark", "--data", f"A={shapes}", "--set", pair, "--out", str(tmp_path / "b")])
-    assert isinstance(told.exception, ConfigError) and f"--set {pair.partition('=')[0]}: " in str(told.exception)
+    done = CliRunner().invoke(app, ["benchmark", "--data", f"A={shapes}", "--set", pair, "--out", str(tmp_path / "b")])
+    assert isinstance(done.exception, ConfigError) and f"--set {pair.partition('=')[0]}: " in str(done.exception)
     assert not (tmp_path / "b").exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from stores import sql
 from vl2v.embeddings.ledger import Ledger
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.embeddings.store import EmbeddingStore
@@ -34,7 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 rows = VECTORS[teacher.fingerprint][start : start + 100]
                 store.put(teacher.fingerprint, some_keys(100, start), rows, kind="text")
         store.repair()  # the index is in the large table
-        store._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    sql(store.file, "PRAGMA wal_checkpoint(TRUNCATE)")
     return folder
 
 
@@ -141,15 +142,15 @@ def test_a_store_of_version_1_is_read_and_becomes_one_of_today(tmp_path: Path) -
     shutil.copytree(EARLIER / "store", tmp_path, dirs_exist_ok=True)
     with EmbeddingStore(tmp_path, read_only=True) as old:
         (teacher,) = old.teachers()
-        keys = [key for chunk in old._saved(teacher.fingerprint) for key, *_ in chunk]
+        keys = [key for key, *_ in old.keys(teacher.fingerprint)]
         before = old.get_half(teacher.fingerprint, keys)
     for _ in range(2):
         with EmbeddingStore(tmp_path) as new:
-            assert new._version() == 3
+            assert sql(new.file, "PRAGMA user_version") == [(3,)]
             np.testing.assert_array_equal(new.get_half(teacher.fingerprint, keys), before)
             assert not new.cached(teacher.fingerprint, [bytes(16)])[0]  # and nothing is said to be lost
     with EmbeddingStore(tmp_path) as new:
-        new._db.execute("UPDATE answers SET crc = crc + 1 WHERE id = 1")
+        sql(new.file, "UPDATE answers SET crc = crc + 1 WHERE id = 1")
         with pytest.raises(StoreError, match="fail their checksum"):
             new.get_half(teacher.fingerprint, keys)
 
@@ -222,7 +223,6 @@ def test_a_changed_entry_of_the_ledger_is_noticed(change: str, tmp_path: Path) -
     with Ledger(tmp_path) as ledger:
         ledger.settle(ledger.reserve("jina:m", "runs/a", "USD", Query("image", 7, 70, 9), None), "answered", 70, 8)
         assert ledger.committed("jina:m") == 8 and len(ledger.entries()) == 1
-        ledger._db.execute("DROP TRIGGER fixed")
-        ledger._db.execute(f"UPDATE entries SET {change} WHERE id = 2")
+        sql(tmp_path / "ledger.sqlite", "DROP TRIGGER fixed", f"UPDATE entries SET {change} WHERE id = 2")
         with pytest.raises(StoreError, match="is damaged"):
             ledger.entries()

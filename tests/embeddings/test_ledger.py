@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from stores import sql
 from vl2v.embeddings.bill import LedgerBudget
 from vl2v.embeddings.ledger import Ledger
 from vl2v.errors import StoreError
@@ -243,17 +244,20 @@ def test_a_password_that_an_earlier_version_wrote_leaves_the_file(tmp_path: Path
             spending.reserve(query(6))
         spending.settle(spending.reserve(query(5)), "answered")
         with pytest.raises(sqlite3.IntegrityError, match="append-only"):
-            opened._db.execute("UPDATE entries SET micro = 0")
+            sql(file, "UPDATE entries SET micro = 0")
     assert b"hunter" not in file.read_bytes()
 
 
 def test_a_damaged_entry_is_not_made_good_by_taking_a_password_out(tmp_path: Path) -> None:
     with Ledger(tmp_path) as opened:
         new_budget(opened, teacher="openai-compatible:http://a:hunter2@host#m").reserve(query(9))
-        opened._db.execute("DROP TRIGGER fixed")
-        opened._db.execute("UPDATE entries SET micro = 1")
-        opened._db.execute("CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'no'); END")
-        opened._db.execute("PRAGMA user_version = 3")
+    sql(
+        tmp_path / "ledger.sqlite",
+        "DROP TRIGGER fixed",
+        "UPDATE entries SET micro = 1",
+        "CREATE TRIGGER fixed BEFORE UPDATE ON entries BEGIN SELECT RAISE(ABORT, 'no'); END",
+        "PRAGMA user_version = 3",
+    )
     with Ledger(tmp_path) as again, pytest.raises(StoreError, match="the entry of query 1 is damaged"):
         again.entries()
     assert b"hunter" not in (tmp_path / "ledger.sqlite").read_bytes()
@@ -304,8 +308,8 @@ def test_the_last_entry_of_an_earlier_version_is_missed_once_that_is_upgraded(tm
             db.execute("PRAGMA user_version = 4")
         db.close()
     for _ in range(2):
-        with Ledger(tmp_path) as ledger:
-            (last,) = ledger._db.execute("SELECT max(id) FROM entries").fetchone()
+        with Ledger(tmp_path):
+            ((last,),) = sql(tmp_path / "ledger.sqlite", "SELECT max(id) FROM entries")
     spoil(tmp_path, f"DELETE FROM entries WHERE id = {last}")
     with pytest.raises(StoreError, match=f"1 of {last} entries are gone"):
         Ledger(tmp_path)

@@ -16,11 +16,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import stores
+from stores import sql, writing
 from vl2v.embeddings import rows as rows_module
 from vl2v.embeddings.schema import image_key, text_key
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import StoreError
-from vl2v.sqlite import transaction
 
 DIM = 24
 
@@ -155,8 +156,8 @@ def test_a_known_fingerprint_with_another_dimension_is_refused(filled: Path) -> 
 
 def test_reading_works_while_another_writes(filled: Path) -> None:
     with EmbeddingStore(filled) as writer, EmbeddingStore(filled, read_only=True) as reader:
-        with transaction(writer._db):
-            writer._db.execute("UPDATE questions SET count = 7")
+        with writing(writer.file) as db:
+            db.execute("UPDATE questions SET count = 7")
             assert reader.cached(ONE.fingerprint, some_keys(50)).all()
             assert reader.queries()[0].count == 50
         writer.put(ONE.fingerprint, some_keys(5, start=50), unit_rows(5), kind="text")
@@ -168,9 +169,9 @@ def test_reading_works_while_another_writes(filled: Path) -> None:
 def test_a_second_writer_waits_its_turn_then_says_so(filled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("vl2v.sqlite", "vl2v.embeddings.rows"):
         monkeypatch.setattr(f"{module}.BUSY_SECONDS", 0.3)
-    with EmbeddingStore(filled) as first, EmbeddingStore(filled) as second:
+    with EmbeddingStore(filled) as second:
         started = time.monotonic()
-        with transaction(first._db), pytest.raises(StoreError, match=r"another process has been writing for 0.3 s"):
+        with writing(second.file), pytest.raises(StoreError, match=r"another process has been writing for 0.3 s"):
             second.put(ONE.fingerprint, some_keys(1, start=90), unit_rows(1), kind="text")
         assert time.monotonic() - started >= 0.25
         second.put(ONE.fingerprint, some_keys(1, start=90), unit_rows(1), kind="text")
@@ -277,12 +278,12 @@ def test_a_file_that_may_not_grow_is_explained(filled: Path) -> None:
 WRITER = """
 import sys
 from pathlib import Path
-sys.path.insert(0, sys.argv[2])
+sys.path += sys.argv[3:]
 from test_store import ONE, some_keys, unit_rows
 from vl2v.embeddings.store import EmbeddingStore
 store = EmbeddingStore(Path(sys.argv[1]))
 store.register(ONE)
-for batch in range(int(sys.argv[3]), 1_000_000):
+for batch in range(int(sys.argv[2]), 1_000_000):
     store.put(ONE.fingerprint, some_keys(32, 32 * batch), unit_rows(32, batch), kind="text")
     print(batch, flush=True)
 """
@@ -293,13 +294,11 @@ def test_nothing_acknowledged_is_lost_to_kill_9(tmp_path: Path) -> None:
     draw = random.Random(0)
     for _ in range(5):
         start = acknowledged[-1] + 1 if acknowledged else 0
-        writer = subprocess.Popen(
-            [sys.executable, "-c", WRITER, str(tmp_path), str(Path(__file__).parent), str(start)],
-            stdout=subprocess.PIPE,
-        )
+        imported = [str(Path(file).parent) for file in (__file__, stores.__file__)]
+        command = [sys.executable, "-c", WRITER, str(tmp_path), str(start), *imported]
+        writer = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert writer.stdout is not None
-        acknowledged.append(int(writer.stdout.readline()))
-        time.sleep(draw.uniform(0, 0.15))
+        acknowledged += [int(writer.stdout.readline()) for _ in range(draw.randrange(1, 40))]
         writer.send_signal(signal.SIGKILL)
         acknowledged += [int(line) for line in writer.stdout.read().split(b"\n")[:-1]]
         writer.wait()
@@ -308,4 +307,4 @@ def test_nothing_acknowledged_is_lost_to_kill_9(tmp_path: Path) -> None:
         for batch in acknowledged:
             kept = store.get_half(ONE.fingerprint, some_keys(32, 32 * batch))
             assert zlib.crc32(kept) == zlib.crc32(unit_rows(32, batch).astype(np.float16))
-        assert store._db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        assert sql(store.file, "PRAGMA integrity_check") == [("ok",)]

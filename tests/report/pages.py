@@ -13,15 +13,21 @@ NASTY = {"ball": '<script>alert("x")', "box": "<b>box & co", "cone": "{{ cone }}
 
 @dataclass(frozen=True)
 class Written:
-    """A folder, its report, and the store of its teacher's answers."""
+    """The folder of a run or a benchmark, its report in it, and the store beside a run."""
 
     folder: Path
-    page: Path
-    store: Path
+
+    @property
+    def page(self) -> Path:
+        return self.folder / "report.html"
 
     @property
     def html(self) -> str:
         return self.page.read_text(encoding="utf-8")
+
+    @property
+    def store(self) -> Path:
+        return self.folder.with_name("store")
 
     @property
     def run(self) -> Run:

@@ -34,10 +34,9 @@ def given(quick: dict[str, Any], images: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def calm(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
+def calm(trained: Callable[[str], vl2v.Run]) -> vl2v.Run:
     """Return a run in which all went well, not to be changed."""
-    folder = tmp_path_factory.mktemp("calm")
-    return vl2v.distill(quick_settings(shapes, recording), folder / "run", store=folder / "store")
+    return trained("adip")
 
 
 @contextmanager

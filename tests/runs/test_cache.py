@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -118,19 +119,19 @@ def test_methods_that_begin_alike_share_their_beginning(shapes: Path, recording:
     assert "align" in told  # its loss is another
 
 
-def test_measuring_alone_writes_nothing(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    run = vl2v.distill(quick_settings(shapes, recording), tmp_path / "run", store=tmp_path / "store")
+def test_measuring_alone_writes_nothing(trained: Callable[[str], vl2v.Run]) -> None:
+    run = trained("adip")
     before = {file: file.stat().st_mtime_ns for file in run.folder.rglob("*")}
-    vl2v.evaluate(run, store=tmp_path / "store")
+    vl2v.evaluate(run, store=run.folder.with_name("store"))
     assert {file: file.stat().st_mtime_ns for file in run.folder.rglob("*")} == before
 
 
-def test_every_image_that_was_measured_has_its_answer_kept(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    run = vl2v.distill(quick_settings(shapes, recording), tmp_path / "run", store=tmp_path / "store")
-    kept = Predictions.load(run.folder)
-    unseen = kept["domain"] == kept.domains.index("paint")
-    right = kept["label"] == kept["answer"]
+def test_every_image_that_was_measured_has_its_prediction_saved(trained: Callable[[str], vl2v.Run]) -> None:
+    run = trained("adip")
+    predictions = Predictions.load(run.folder)
+    unseen = predictions["domain"] == predictions.domains.index("paint")
+    right = predictions["label"] == predictions["answer"]
     assert run.evaluation is not None
     assert np.isclose(right[unseen].mean(), run.evaluation.mean(role="unseen"))
-    assert kept["in_split"][unseen].sum() == 36 - int(0.2 * 36)
-    assert (kept["teacher"][unseen] == -1).all() and (kept["teacher"][~unseen] >= 0).all()
+    assert predictions["in_split"][unseen].sum() == 36 - int(0.2 * 36)
+    assert (predictions["teacher"][unseen] == -1).all() and (predictions["teacher"][~unseen] >= 0).all()

@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +31,16 @@ def same(one: vl2v.Run, other: vl2v.Run) -> bool:
 
 
 @pytest.fixture(scope="module")
-def calm(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
+def calm(trained: Callable[[str], vl2v.Run]) -> vl2v.Run:
     """Return a run that nothing happens to, its store beside it."""
-    folder = tmp_path_factory.mktemp("calm")
-    return vl2v.distill(quick_settings(shapes, recording), folder / "run", store=folder / "store")
+    return trained("adip")
 
 
 @pytest.fixture
 def run(calm: vl2v.Run, tmp_path: Path) -> vl2v.Run:
     """Return a copy of it, to be changed; the store is copied, too."""
     shutil.copytree(calm.folder.parent, tmp_path, dirs_exist_ok=True)
-    return vl2v.Run(tmp_path / "run")
+    return vl2v.Run(tmp_path / calm.folder.name)
 
 
 def test_a_run_learns_and_says_how_well(calm: vl2v.Run) -> None:
@@ -345,7 +345,7 @@ def test_students_of_every_kind_are_trained_exported_and_read_back(
     quick["student"]["name"] = name
     quick["stages"] = {stage: {"steps": 2, "batch_per_domain": 2} for stage in ("align", "distill")}
     run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
-    export_student(run, tmp_path / "student.onnx", store=tmp_path / "store")
+    export_student(run, tmp_path / "student.onnx", preprocess="outside", store=tmp_path / "store")
     image = shapes / "paint" / "ball" / "00.png"
     (ours,), (theirs,) = (model.predict([image]) for model in (vl2v.load(run.folder), load(tmp_path / "student.onnx")))
     assert theirs.probabilities == pytest.approx(ours.probabilities, abs=1e-3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,8 @@ from vl2v.evaluation.metrics import Evaluation
 
 
 @pytest.fixture(scope="module")
-def run(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
-    folder = tmp_path_factory.mktemp("evaluate")
-    return vl2v.distill(quick_settings(shapes, recording), folder / "run", store=folder / "store")
+def run(trained: Callable[[str], vl2v.Run]) -> vl2v.Run:
+    return trained("adip")
 
 
 def test_a_runs_own_images_are_its_own_wherever_they_lie(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,12 @@ from vl2v.runs.query import open_session
 from vl2v.session import Session, silent
 from vl2v.training.device import OneDevice
 
-FIGURES = Path(__file__).with_name("trained.json")
-TRAINED: dict[str, list[float]] = json.loads(FIGURES.read_text())  # method and version -> losses
+# Method and version -> losses, of a method that learns from labels, one that learns from targets, one from the start.
+TRAINED = {
+    "erm 3.1": [1.10011, 1.10382, 1.09773],
+    "adip 3.1": [-0.34278, -0.4846, -0.49667, -0.50154, -0.35125],
+    "miro 3.2": [0.98477, 0.98766, 0.98109],
+}
 
 WHITE = [name for name, entry in METHODS.items() if entry.tower]
 BLACK = [name for name, task in METHODS.items() if name not in WHITE and task.stage_defaults]
@@ -48,35 +51,24 @@ def white(settings: dict[str, Any]) -> dict[str, Any]:
     return {**settings, "teacher": {"spec": "tiny", "precision": "fp32"}, "stages": stages}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], vl2v.Run]:
-    """Return what trains a student by a method, once for all tests."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-
-    @cache
-    def trained(method: str) -> vl2v.Run:
-        return vl2v.distill(quick_settings(shapes, recording, method), folder / method, store=folder / "store")
-
-    return trained
-
-
-def check_version(run: vl2v.Run) -> None:
-    """See that a method still trains as its version did when its figures were written down."""
-    rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
-    found = [round(row["loss"], 5) for row in rows]
-    key = f"{run.config.method} {version_of(run.config.method)}"
-    assert TRAINED.get(key) == pytest.approx(found, rel=2e-4, abs=2e-5), (
-        f"{key} trains differently. If that is meant, raise its version in METHODS (or LOOP, if it is every method's) "
-        f'and put "{key} (new version)": {found} into {FIGURES.name}'
+@pytest.mark.parametrize("key", TRAINED)
+def test_a_version_trains_as_it_did_when_its_losses_were_written_down(
+    key: str, trained: Callable[[str], vl2v.Run]
+) -> None:
+    method, _ = key.split()
+    rows = [json.loads(line) for line in (trained(method).folder / "metrics.jsonl").read_text().splitlines()]
+    found, now = [round(row["loss"], 5) for row in rows], f"{method} {version_of(method)}"
+    assert now == key and found == pytest.approx(TRAINED[key], rel=1e-3, abs=1e-4), (  # processors differ by less
+        f"{method} trains differently. If that is meant, raise its version in METHODS (or LOOP, if it is every "
+        f'method\'s) and put "{now} (new version)": {found} into TRAINED'
     )
 
 
 @pytest.mark.parametrize("method", BLACK)
-def test_a_student_of_every_method_predicts(method: str, undisturbed: Callable[[str], vl2v.Run], shapes: Path) -> None:
-    run = undisturbed(method)
+def test_a_student_of_every_method_predicts(method: str, trained: Callable[[str], vl2v.Run], shapes: Path) -> None:
+    run = trained(method)
     assert run.evaluation is not None and run.evaluation.mean(role="unseen") is not None
     image = next((shapes / "paint").rglob("*.png"))
-    check_version(run)
     (answer,) = vl2v.load(run.folder).predict([image])
     assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-4)
     if method == "rise":
@@ -85,12 +77,12 @@ def test_a_student_of_every_method_predicts(method: str, undisturbed: Callable[[
 
 @pytest.mark.parametrize("method", ["adip", "kd", "erm", "lp", "lp-ft", "mixup"])  # more are interrupted below
 def test_every_method_gives_the_same_weights_twice(
-    method: str, undisturbed: Callable[[str], vl2v.Run], shapes: Path, recording: Path, tmp_path: Path
+    method: str, trained: Callable[[str], vl2v.Run], shapes: Path, recording: Path, tmp_path: Path
 ) -> None:
     settings = quick_settings(shapes, recording, method)
     settings["data"]["workers"] = 2  # changes nothing but the time
     again = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
-    assert same(weights(undisturbed(method)), weights(again))
+    assert same(weights(trained(method)), weights(again))
 
 
 @pytest.mark.parametrize(
@@ -109,13 +101,13 @@ def test_an_interrupted_run_ends_the_same(
     method: str,
     stage: str,
     step: int,
-    undisturbed: Callable[[str], vl2v.Run],
+    trained: Callable[[str], vl2v.Run],
     shapes: Path,
     recording: Path,
     tmp_path: Path,
 ) -> None:
     settings = quick_settings(shapes, recording, method)
-    calm = undisturbed(method)
+    calm = trained(method)
     with pytest.raises(Interrupted):
         vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store", progress=stopping(stage, step))
     assert same(weights(calm), weights(vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")))
@@ -205,7 +197,6 @@ def test_a_white_box_is_fine_tuned(method: str, shapes: Path, recording: Path, t
     settings = white(quick_settings(shapes, recording, method))
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
     assert "texts" in weights(run) and run.evaluation is not None
-    check_version(run)
 
 
 def test_wise_ft_ends_halfway_to_the_zero_shot_weights(shapes: Path, recording: Path, tmp_path: Path) -> None:
@@ -241,11 +232,13 @@ def test_adip_plus_ends_where_source_validation_is_best(
     assert not same(single[0.5][0], single[1.0][0])
 
 
-def test_vl2v_fits_its_projector_to_the_backbone_it_ends_with(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    run = vl2v.distill(quick_settings(shapes, recording, "adip-plus"), tmp_path / "run", store=tmp_path / "store")
+def test_adip_plus_fits_its_projector_to_the_backbone_it_ends_with(
+    trained: Callable[[str], vl2v.Run], tmp_path: Path
+) -> None:
+    run = trained("adip-plus")
     config, student = run.config, run.classifier.student
     sources = open_sources(config, Session(tmp_path))
-    with EmbeddingStore(tmp_path / "store", read_only=True) as store:
+    with EmbeddingStore(run.folder.with_name("store"), read_only=True) as store:
         teacher = the_teacher(config.teacher)
         answers = open_session(config, store, teacher, None, sources, Views(), silent).targets()
     before, others = weights(run), sources.training[::2]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import httpx2
 import pytest
 
 import vl2v
-from little import quick_settings
 from loopback import Loopback
+from once import copied_once
 from vl2v.deploy.runtime import Exported, load
 from vl2v.export.student import export_student
 from vl2v.serving.app import create_app
@@ -23,12 +24,16 @@ from vl2v.teachers.protocol import Teacher
 
 
 @pytest.fixture(scope="session")
-def run(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
-    """Return a run with an export in the open form, its store beside it."""
-    folder = tmp_path_factory.mktemp("served")
-    made = vl2v.distill(quick_settings(shapes, recording), folder / "run", store=folder / "store")
-    export_student(made, made.folder / "student.onnx", form="open", store=folder / "store")
-    return made
+def run(trained: Callable[[str], vl2v.Run], tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
+    """Return a run with exports in both forms, its store beside it."""
+
+    def make(folder: Path) -> None:
+        shutil.copytree(trained("adip").folder.parent, folder, dirs_exist_ok=True)
+        made = vl2v.Run(folder / "adip")
+        export_student(made, made.folder / "student.onnx", form="open", store=folder / "store")
+        export_student(made, made.folder / "closed.onnx", store=folder / "store")
+
+    return vl2v.Run(copied_once(tmp_path_factory, "served", make) / "adip")
 
 
 @pytest.fixture(scope="session")
@@ -40,9 +45,7 @@ def opened(run: vl2v.Run) -> Path:
 @pytest.fixture(scope="session")
 def closed(run: vl2v.Run) -> Path:
     """Return the export in the closed form."""
-    file = run.folder / "closed.onnx"
-    export_student(run, file, store=run.folder.with_name("store"))
-    return file
+    return run.folder / "closed.onnx"
 
 
 @pytest.fixture(scope="session")

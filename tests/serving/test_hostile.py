@@ -100,9 +100,10 @@ def test_clients_take_turns() -> None:
 def test_a_client_that_floods_the_queue_leaves_room_for_others() -> None:
     import threading
 
-    gate, batches_of = threading.Event(), []
+    begun, gate, batches_of = threading.Event(), threading.Event(), []
 
     def work(requests: list[str]) -> list[str]:
+        begun.set()
         gate.wait(60)
         batches_of.append(list(requests))
         return requests
@@ -110,7 +111,7 @@ def test_a_client_that_floods_the_queue_leaves_room_for_others() -> None:
     async def flood() -> None:
         batches: Batches[str, str] = Batches(work, most=2, waiting=4)
         tasks = [asyncio.create_task(batches.submit("first", 1, "a"))]
-        await asyncio.sleep(0.01)
+        assert await asyncio.to_thread(begun.wait, 60)
         tasks += [asyncio.create_task(batches.submit("a", 1, "a")) for _ in range(4)]
         await asyncio.sleep(0)
         assert batches.full(1, "a") and not batches.full(1, "b")

@@ -34,6 +34,8 @@ from vl2v.training.device import shard
 from vl2v.training.loop import Trainer
 from vl2v.tree import merge
 
+pytestmark = pytest.mark.slow
+
 STRATEGIES = ["ddp", "fsdp"]
 SCRIPT = Path(__file__).with_name("gradients.py")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

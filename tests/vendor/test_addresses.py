@@ -105,7 +105,7 @@ def ask(vendor: Running, urls: list[str]) -> tuple[httpx2.Response, int]:
     body = {"model": "stub:m", "modality": "image", "input": urls}
     headers = {"Authorization": f"Bearer {vendor.key}"}
     answer = httpx2.post(f"{vendor.url}/v1/embeddings", json=body, headers=headers, timeout=30)
-    assert vendor.meter._held["client"] == 0
+    assert vendor.meter.held("client") == 0
     return answer, vendor.meter.sold("client")
 
 

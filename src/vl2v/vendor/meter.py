@@ -217,6 +217,11 @@ class Meter:
         with self._lock:
             return self._sold[client]
 
+    def held(self, client: str) -> int:
+        """Return how many items of a client are reserved: their request isn't answered yet."""
+        with self._lock:
+            return self._held[client]
+
     def close(self) -> None:
         """Close the file."""
         self._reading.close()

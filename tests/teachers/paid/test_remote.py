@@ -405,7 +405,7 @@ def test_after_the_end_what_is_in_flight_is_still_answered(rent, vendor):
     gate = threading.Event()
 
     def slow(handler, body):
-        gate.wait(10)
+        gate.wait(60)
         return False
 
     def broke(handler, body):

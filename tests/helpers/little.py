@@ -46,6 +46,16 @@ def draw(shape: str, domain: str, rng: np.random.Generator) -> Image.Image:
     return image
 
 
+def draw_all(root: Path) -> None:
+    """Draw a dataset of 3 domains x 3 classes x 12 images into an empty folder."""
+    rng = np.random.default_rng(0)
+    for domain in DOMAINS:
+        for name in CLASSES:
+            (root / domain / name).mkdir(parents=True)
+            for number in range(12):
+                draw(name, domain, rng).save(root / domain / name / f"{number:02d}.png")
+
+
 def record(dataset: Path, folder: Path, *, extra: tuple[str, ...] = ("star",), worded: bool = False) -> Path:
     """Write a recording of a teacher that knows every shape, noisily; `worded`: in domains' words, too."""
     folder.mkdir(parents=True)
@@ -147,10 +157,10 @@ class Interrupted(Exception):
 
 
 def stopping(what: str, done: int) -> Callable[[str, int, int, str], None]:
-    """Return a report that interrupts a run once it has told this."""
+    """Return a progress that interrupts a run once it is so far."""
 
-    def progress(told: str, so_far: int, total: int, words: str) -> None:
-        if (told, so_far) == (what, done):
+    def progress(task: str, so_far: int, total: int, words: str) -> None:
+        if (task, so_far) == (what, done):
             raise Interrupted
 
     return progress

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -27,14 +31,32 @@ def until(condition: Callable[[], object], futures: Sequence[Future[Any]] = (), 
 
 
 def until_accepted(url: str, things: int, futures: Sequence[Future[Any]] = ()) -> None:
-    """Wait until a server has taken in so many things in all; they may wait, be worked on or be answered already."""
+    """Wait until a server has taken in so many things in all; they may wait, be worked on or be done already."""
 
     def accepted() -> float:
-        told = httpx2.get(f"{url}/metrics", timeout=60).text
-        counts = re.findall(r"^vl2v_(?:batch_things_sum|queued_things) (\S+)$", told, re.MULTILINE)
+        metrics = httpx2.get(f"{url}/metrics", timeout=60).text
+        counts = re.findall(r"^vl2v_(?:batch_things_sum|queued_things) (\S+)$", metrics, re.MULTILINE)
         return sum(float(count) for count in counts)
 
     until(lambda: accepted() >= things, futures)
+
+
+def started_server(
+    *words: str | Path, program: str = "from vl2v.cli import main; main()", **environment: str
+) -> tuple[subprocess.Popen[str], str]:
+    """Start `vl2v WORDS` on a free port; return the process, and the address that it says it has."""
+    command = [sys.executable, "-c", program, *map(str, words), "--port", "0"]
+    process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
+    late = threading.Timer(300, process.kill)
+    late.start()
+    printed = ""
+    for line in process.stderr or ():
+        printed += line
+        if at := re.search(r" at (http://[^\s/]+)", line):
+            late.cancel()
+            return process, at[1]
+    late.cancel()
+    raise AssertionError(printed)
 
 
 class Loopback:
@@ -45,11 +67,11 @@ class Loopback:
         self.thread = threading.Thread(target=self.server.run, daemon=True)
         started, startup = threading.Event(), self.server.startup
 
-        async def told(sockets: Any = None) -> None:
+        async def announced(sockets: Any = None) -> None:
             await startup(sockets)
             started.set()
 
-        self.server.startup = told  # type: ignore[method-assign]
+        self.server.startup = announced  # type: ignore[method-assign]
         self.thread.start()
         assert started.wait(300)
         port = self.server.servers[0].sockets[0].getsockname()[1]
