@@ -15,7 +15,6 @@ from vl2v.privacy import without_secrets
 from vl2v.tree import Tree, flat
 
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
-
 FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change no weight
 
 LATER: Tree = {

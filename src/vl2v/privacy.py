@@ -16,15 +16,10 @@ from urllib.parse import quote, unquote_to_bytes
 from vl2v.errors import ConfigError
 
 _PLACE = re.compile(r"local-dir:|[/\\~.]|[A-Za-z]:[/\\]")  # how what is a path for sure begins
-
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#\s]*)(?P<rest>\S*)")
-
 _SECRET = re.compile(r"(?P<name>[?&;](?!dimensions=)[^=&;#?\s]+=)[^&;#?\s]+")
-
 HIDDEN = "***@"  # stands for the user and password that an address had
-
 _PORTS = {"http": "80", "https": "443"}
-
 _SAFE = "!$&'()*+,;=:@/-._~"  # what may stand in a path as it is
 
 

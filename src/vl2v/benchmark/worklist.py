@@ -22,9 +22,7 @@ from vl2v.runs.settings import resolve
 from vl2v.tree import Tree
 
 Selection = Literal["training", "leave-one-out", "oracle"]
-
 ZERO_SHOT, ADAPTED = "zero-shot", "adapted-teacher"
-
 TEACHERS = (ZERO_SHOT, ADAPTED)  # the methods that are the teacher itself
 
 

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from vl2v.session import Progress
 
 app = typer.Typer(help="Compare methods under one protocol, on any number of machines.", invoke_without_command=True)
-
 Folder = Annotated[Path, typer.Argument(help="A benchmark folder.")]
 
 Engine = Annotated[
@@ -30,7 +29,6 @@ Engine = Annotated[
 ]
 
 RULES = ("training", "leave-one-out", "oracle")
-
 Selection = Annotated[str, typer.Option(help="Model selection: training, leave-one-out or oracle.")]
 
 

@@ -22,9 +22,7 @@ TeacherSpec = Annotated[
 ]
 
 Target = Annotated[list[str] | None, typer.Option(help="Domain to keep unseen; may be repeated.")]
-
 Views = Annotated[int | None, typer.Option(help="Number of fixed augmented views of each image to query.")]
-
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="Settings file (TOML).")]
 
 Set = Annotated[
@@ -57,15 +55,10 @@ Strategy = Annotated[
 ]
 
 Method = Annotated[str | None, typer.Option(help="Training method, adip by default; see `vl2v methods`.")]
-
 Student = Annotated[str | None, typer.Option(help="Student: a timm model.")]
-
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
-
 ImageSize = Annotated[int | None, typer.Option(help="Student's image size in pixels.")]
-
 Preset = Annotated[str, typer.Option(help="Preset: default, or paper (as published, oddities included).")]
-
 Store = Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")]
 
 

@@ -10,9 +10,7 @@ from vl2v.cli.show import say
 from vl2v.table import visible
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
-
 Student = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or hf:USER/REPO[@REVISION].")]
-
 classes = typer.Typer(help="List a student's classes, and add new ones.", no_args_is_help=True)
 
 

@@ -127,9 +127,7 @@ _NORMAL = student_t(np.inf)
 
 # Of benchmarks/intervals.py, so that every row there holds the truth in 93 to 97% of the rounds:
 _SHRINK = 0.86  # the other parts' share of the square, where luck common to all targets is estimated as well
-
 _OF_TWO_SEEDS, _OF_MORE = (22.0, 0.55), (13.5, 0.3)  # that luck's factor, and standard errors added to its estimate
-
 _LEAST = 0.01  # of what images explain of a seed's mean: the least luck that is assumed
 
 

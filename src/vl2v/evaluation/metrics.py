@@ -95,9 +95,7 @@ def unknown_threshold(logits: Tensor, labels: Tensor, keep: float = 0.95) -> flo
 
 
 SOFTNESS = 0.75  # what a temperature of 4 gives seven classes and a logit scale of 20: chosen there (docs/trials.md)
-
 SAMPLE = 4096  # images; more change nothing
-
 COLDEST, HOTTEST = 1e-4, 10.0  # times the logit scale
 
 
@@ -136,7 +134,6 @@ def soft_temperature(logits: NDArray[np.float32], scale: float) -> float:
 
 
 Role = Literal["seen", "unseen"]
-
 ROLES: tuple[Role, ...] = ("unseen", "seen")
 
 

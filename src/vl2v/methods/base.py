@@ -127,15 +127,12 @@ Terms = dict[str, "Tensor"]
 """A batch's loss by name, scalars: `loss` is what is minimised, the others are its terms, to be logged."""
 
 Step = Callable[[Output, Targets], Terms]
-
 Blend = Callable[["Tensor", Targets], tuple["Tensor", Targets]]
-
 SecondPass = Callable[[Mapping[str, "Tensor"], Callable[[], None], Callable[["Tensor"], "Tensor"]], None]
 """Changes the gradients before the optimiser's step. Called with the weights, what puts the batch's gradient at the
 weights as they are instead of the old one, and what makes a tensor whole that several processes have parts of."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-
 Temperature = Annotated[float, Field(gt=0)]
 
 
@@ -248,13 +245,9 @@ def number(value: float | Literal["auto"], name: str) -> float:
 
 
 T = TypeVar("T", bound=type[Task])
-
 LOOP = 3  # raised when what all methods share trains or measures differently: batches, augmentation, averaging
-
 RENAMED = {"vl2v": "adip-plus"}
-
 METHODS: dict[str, type[Task]] = {}
-
 _FILES = ("adip", "finetuning", "distillation", "regularized")
 
 

@@ -151,7 +151,6 @@ def squared_distance(output: Output, targets: Targets) -> Terms:
 
 
 DISTANCES = 0.5  # weight of both distances
-
 RELATIVE = 10.0  # and of the relative one within
 
 

@@ -12,7 +12,6 @@ from vl2v.methods.averaging import BetaAverage, Interpolation, TailAverage
 from vl2v.methods.base import Output, Share, Stage, Targets, Task, Terms, register
 
 FINETUNE = {"steps": 1000, "lr": 3e-4}
-
 LP_FT_STAGES = {"probe": {"steps": 1000, "lr": 1e-3}, "finetune": FINETUNE}
 
 

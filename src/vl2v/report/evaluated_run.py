@@ -33,7 +33,6 @@ from vl2v.session import Session
 from vl2v.students.classifier import Classifier
 
 Indices = NDArray[np.int64]
-
 NAMED = 3  # weak classes in a verdict
 
 

@@ -20,9 +20,7 @@ from vl2v.students.student import evaluating
 from vl2v.training.batches import clean_pixels
 
 Vectors = NDArray[np.floating]
-
 GREY = 128
-
 GRID = 8  # cells a side; the patch that covers is 2 x 2 of them
 
 
@@ -96,19 +94,12 @@ def lit(pixels: NDArray[np.uint8], drops: NDArray[np.float32]) -> NDArray[np.uin
 
 
 IMAGES = 360
-
 SIDE, MARGIN = 400, 16  # of a panel, in the units of its view box
-
 THUMB, COLUMNS = 56, 20  # pixels a side, and images in a row of the sheet
-
 COLOURS = 8  # that can be distinguished
-
 LINE, LETTER = 10, 2.6  # height of a name's line, half the width of a letter
-
 NAMED = 12  # more classes than that get no words beside their texts
-
 Indices = NDArray[np.int64]
-
 Points = NDArray[np.floating]
 
 

@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from vl2v.benchmark.worklist import Selection
 
 SIDE = 88  # of a thumbnail, in pixels; they are shown at about that size
-
 WIDEST = 1.0  # width of an interval of differences, from -1 to 1, from which on it says nothing
 
 

@@ -207,7 +207,6 @@ def stage_name(config: RunConfig, stage: Stage, student: Student, targets: str) 
 
 
 Indices = NDArray[np.int64]
-
 CACHED = 2**27  # bytes of validation pixels that are cached in memory for a stage
 
 

@@ -27,9 +27,7 @@ from vl2v.students.student import Student
 from vl2v.teachers.protocol import Teacher
 
 SHARES = (0.75, 0.5, 0.25)  # of the way from a parent's weights to those of the student adapted from it
-
 FORGOTTEN = 0.005  # of the validation images: what the student may lose of its parent's accuracy on them
-
 NewFeatures = Callable[[Student], Features]
 
 

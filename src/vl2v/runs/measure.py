@@ -108,15 +108,10 @@ def seconds_an_image(student: Student, example: Tensor | None = None, count: int
 
 
 SAMPLE = 16  # images that are read to see how long it takes
-
 LONGEST = 3.0  # seconds that a measured step may take; larger batches are measured in part
-
 AVERAGED = 5  # evaluations of an averager that chooses
-
 AHEAD = 4  # batches that a worker decodes ahead
-
 WRITTEN = 3e8  # bytes of a checkpoint a second
-
 STARTING = 5.0  # seconds, for all that isn't measured
 
 

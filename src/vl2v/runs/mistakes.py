@@ -27,11 +27,8 @@ from vl2v.session import Progress, Session, silent
 from vl2v.teachers.prompts import prompts_for
 
 FOLDS = 5
-
 RIDGE = 1.0  # on centred unit embeddings; as for `vl2v.evaluation.alignment.probe`
-
 TEMPERATURES = np.geomspace(1, 300, 40)  # that cosines or a regression's scores are multiplied by
-
 Floats = NDArray[np.float64]
 
 

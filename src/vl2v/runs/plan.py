@@ -117,17 +117,11 @@ Minutes = float | Literal["auto"] | None
 given. None: nothing."""
 
 WITHOUT_GPU = 20.0
-
 FEWEST = 300  # steps; images become smaller before there are fewer
-
 SIZES = (192, 160, 128, 96, 64)
-
 ENOUGH = 128  # pixels a side; batches and steps become smaller before the images do
-
 MOMENTS = 200  # images of 224 px, of each domain: what is trained on fewer isn't measured
-
 VALIDATING = 0.1  # of a stage's time, at most
-
 _OF_STAGE = ("steps", "batch_per_domain", "eval_every")
 
 

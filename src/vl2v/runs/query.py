@@ -206,11 +206,8 @@ def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDAr
 
 
 FEWEST = 64  # embeddings that a curve needs
-
 SHARES = (1 / 8, 1 / 4, 1 / 2, 1)
-
 SEEDS = 3
-
 WORTH = 0.005  # half a point of accuracy
 
 

@@ -29,7 +29,6 @@ from vl2v.methods import Targets
 from vl2v.session import derive
 
 Indices = NDArray[np.int64]
-
 Rendering = tuple[Views, Sequence[bytes], int]
 """(views, contents by dataset index, v): view v (1 to K) of each image."""
 

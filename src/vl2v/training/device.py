@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 M = TypeVar("M", bound=nn.Module)
-
 T = TypeVar("T")
-
 Device = Union["OneDevice", "Fabric"]
 """What a run computes on."""
 

@@ -13,11 +13,8 @@ from vl2v.errors import ConfigError, RunError, need_extra, writing
 from vl2v.io import write_text
 
 Row = dict[str, Any]
-
 OnMetrics = Callable[[Row], None]
-
 Log = Callable[[dict[str, float], int], None]
-
 Opened = tuple[Log, Callable[[], None]]  # what logs values at a step, and what ends it
 
 
