@@ -78,7 +78,6 @@ def run_demo(out: Path, *, target: str = TARGET, progress: Progress = silent) ->
     Args:
         out: a folder for the three run folders, the store and `results.json`.
         target: the style that is left out.
-        progress: called with the progress.
     """
     store = out / "store"
     runs = {

@@ -99,7 +99,6 @@ def suggested(method: str, seed: int, draw: int, results: Sequence[tuple[RunConf
     """Return hyperparameters from the same ranges where Optuna's sampler (TPE) expects the best, by the results so far.
 
     Args:
-        method: whose.
         seed: of the run; the sampler's follows from it and the draw.
         draw: its number.
         results: runs, and what each is worth (more is better), in order.

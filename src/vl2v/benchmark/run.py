@@ -160,7 +160,6 @@ def run(
         benchmark: from `plan`.
         engine: where; by default as many processes as the machine has GPUs, or processors.
         budget: lifetime spending limit of the benchmark's store for a paid teacher.
-        progress: called with the progress.
         notify: called with what becomes of the jobs.
 
     Raises:
@@ -186,7 +185,6 @@ def _searching(work: WorkList, grid: Grid) -> Draw:
     A draw is worth what the selection rule goes by: unless that is the oracle, the unseen domain decides nothing.
 
     Args:
-        work: the folder's list.
         grid: whose draws are searched for.
 
     Raises:

@@ -31,7 +31,6 @@ def benchmark_page(folder: Path, progress: Progress, selection: Selection = "tra
 
     Args:
         folder: of the benchmark; if its images aren't at hand, there are no thumbnails.
-        progress: called with the progress.
         selection: the rule that selects a draw.
 
     Raises:

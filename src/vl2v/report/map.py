@@ -56,7 +56,6 @@ def occlusion(
     Args:
         classifier: whose predictions.
         pixels: uint8 [n, s, s, 3].
-        progress: called after each image.
 
     Returns:
         Drops [n, GRID, GRID], and the smallest probability that a patch leaves [n].

@@ -218,10 +218,8 @@ def inspect_data(config: RunConfig, store: Path, teacher: object = None, progres
     """Find what would spoil a run on this dataset, before anything is queried; see `vl2v.data.inspect`.
 
     Args:
-        config: of the run.
         store: keeps the audit.
         teacher: whose reading of the class prompts is checked; None: only that no two classes have the same.
-        progress: called as files are read.
 
     Raises:
         DataError: the dataset can't be opened, or has no such target.
@@ -242,7 +240,6 @@ def usable(dataset: DomainDataset, session: Session, *, trust: bool = False) -> 
     """Return the dataset and its audit, without what can't be decoded.
 
     Args:
-        dataset: the images.
         session: its store caches audits.
         trust: take a manifest's hashes as they are, to plan.
     """

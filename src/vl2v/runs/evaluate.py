@@ -279,8 +279,6 @@ def measure_teacher(settings: Mapping[str, Any], out: Path, *, store: Path, prog
         settings: as for `distill`; the target domains are marked unseen. With `teacher.adapt="auto"`, the teacher
             is adapted to the training images of the others.
         out: a folder for `evaluation.json` and `predictions.safetensors`.
-        store: the folder of the embedding store.
-        progress: called with the progress.
 
     Raises:
         TeacherError: an embedding is missing.

@@ -40,9 +40,7 @@ def compute_features(
     Args:
         student: its backbone is F; batch norms and dropout are in eval mode.
         pixels: batches, in order.
-        fabric: device and precision.
         total: how many images there are, for the progress.
-        progress: called after each batch.
     """
     parts: list[Tensor] = []
     done = 0
@@ -68,10 +66,8 @@ def cached_activations(
     Args:
         student: cut; batch norms and dropout are in eval mode.
         pixels: called for batches of uint8 pixels [n, s, s, 3], in order.
-        fabric: device and precision.
         file: appears once it is complete.
         rows: how many images, or views of them, there are.
-        progress: called after each batch.
 
     Raises:
         RunError: the disk is full.
@@ -186,7 +182,6 @@ def stage_name(config: RunConfig, stage: Stage, student: Student, targets: str) 
     """Return a name for everything that decides how a run's first stage ends; None for one that isn't shared.
 
     Args:
-        config: of the run.
         stage: its first, as it is once everything is chosen; only one with an id is shared.
         student: as it starts.
         targets: a digest of the images and of what is learnt from them.
@@ -225,10 +220,6 @@ class Features:
 
     Args:
         student: whose backbone is F; its weights don't change as long as features are wanted.
-        dataset: the images.
-        fabric: device and precision.
-        workers: decoding processes.
-        progress: called with the progress.
         shared_cache: where other runs put theirs; needs `contents`.
         contents: SHA-256 of each image of the dataset.
 

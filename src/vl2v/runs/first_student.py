@@ -53,8 +53,6 @@ def new_student(config: RunConfig, task: Task, classes: int, base: tuple[nn.Modu
     """Return the student as it starts.
 
     Args:
-        config: of the run.
-        task: how it learns.
         classes: how many.
         base: its backbone and spec: `new_backbone`'s, or `teaching.tower`'s for methods that start from that.
         dim: d of the teacher's space.
@@ -86,8 +84,6 @@ def aligned(
         sources: the images to learn from, and to validate on.
         features: of them.
         targets: the teacher's embeddings, zeros for what wasn't queried.
-        seed: of its draws.
-        steps: of the optimiser.
     """
     settings = (config if "align" in config.stages else resolve({"data": {"path": config.data.path}})).stages["align"]
     if steps is not None:

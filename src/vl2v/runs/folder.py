@@ -158,7 +158,6 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
     A run that failed before it trained anything makes way for one with other settings: a mistake is being mended.
 
     Args:
-        folder: of the run.
         config: its settings.
         same_images: returns whether a run's images are those at the path of the settings, which isn't the run's.
 
@@ -214,7 +213,6 @@ def follow(folder: Path, data: DataConfig) -> None:
     """Let a run, if there is one, find its images where they are now; the caller has made sure that they are the same.
 
     Args:
-        folder: of the run.
         data: its settings, with the paths of now.
 
     Raises:

@@ -38,7 +38,6 @@ def align_again(student: Student, sources: Sources, targets: TeacherTargets, fea
 
     Args:
         student: its backbone is trained.
-        sources: the images to learn from.
         targets: the teacher's; where an image wasn't queried about, its class's text stands for one.
         features: of the backbone as it ended.
     """
@@ -58,9 +57,6 @@ def refit(student: Student, task: Task, sources: Sources, targets: TeacherTarget
 
     Args:
         student: its backbone is trained; a head may become a text head.
-        task: how it learnt.
-        sources: the images to learn from.
-        targets: the teacher's embeddings.
         features: of the backbone as it ended.
         how: "refit", "only", or "auto": if it is better on the source domains' validation images than as trained.
     """
@@ -101,7 +97,6 @@ def toward_parent(
         student: adapted; its weights are changed.
         parent: that it started from.
         sources: the images to learn from, and to validate on.
-        targets: the teacher's embeddings.
         features: makes the features of a student as it is.
 
     Returns:
@@ -176,10 +171,6 @@ def fit_last_layer(
 
     Args:
         student: trained.
-        config: of the run.
-        task: how it learnt.
-        sources: the images to learn from.
-        targets: the teacher's embeddings.
         parent: that it was adapted from, if it was.
         new_features: makes the features of a student as it is.
         progress: called with what became of it.
@@ -252,8 +243,6 @@ def calibrate(classifier: Classifier, sources: Sources, workers: int, probabilit
 
     Args:
         classifier: is calibrated.
-        sources: the images.
-        workers: decoding processes.
         probabilities: the teacher's, of the validation images [n, C], where none has a label.
     """
     logits = classifier_logits(classifier, sources.dataset, sources.split.val, workers)

