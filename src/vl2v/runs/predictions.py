@@ -13,7 +13,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
-from torch import Tensor
 
 from vl2v.config import DataConfig, RunConfig
 from vl2v.data.auditing import Audit
@@ -27,9 +26,6 @@ from vl2v.session import Session
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from vl2v.data.auditing import Audit
-    from vl2v.data.dataset import DomainDataset
 
 FILE = "predictions.safetensors"
 
