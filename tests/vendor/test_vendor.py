@@ -401,6 +401,17 @@ def test_replies_that_an_earlier_version_saved_are_found(tmp_path):
         meter.close()
 
 
+def test_two_servers_write_to_one_ledger_while_one_takes_over(tmp_path):
+    with closing(Meter(tmp_path / "sold.sqlite")) as old, closing(Meter(tmp_path / "sold.sqlite")) as new:
+        for number, meter in enumerate([old, new, new, old, new]):
+            sale = Sale("a", "text", 1, 5, f"r{number}", b"k%d" % number, b"b")
+            meter.write([(sale, row(b"%d" % number).tobytes())])
+            assert meter.reply(b"k%d" % number) == (sale, row(b"%d" % number).tobytes())
+    with closing(sqlite3.connect(tmp_path / "sold.sqlite")) as db:
+        joined = "SELECT s.id, s.request, r.digest FROM sold s JOIN saved_replies r USING (id) ORDER BY id"
+        assert db.execute(joined).fetchall() == [(i + 1, f"r{i}", b"k%d" % i) for i in range(5)]
+
+
 def test_a_ledger_from_before_replies_is_gone_on_with(tmp_path):
     with closing(sqlite3.connect(tmp_path / "sold.sqlite")) as db:
         columns = "at REAL, client TEXT, kind TEXT, count INTEGER, micro INTEGER, request TEXT"

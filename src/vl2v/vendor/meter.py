@@ -43,7 +43,17 @@ CREATE TABLE IF NOT EXISTS saved_replies (
     vectors BLOB NOT NULL
 ) STRICT
 """
-_SELL = "INSERT INTO sold (at, client, kind, count, micro, request) VALUES"
+# Of a connection: a sale with its reply, all of a batch in one statement, which is a commit of its own. Each further
+# statement would let go of the interpreter's lock several times, and wait for it again.
+_SALE = """
+CREATE TEMP VIEW sale AS SELECT sold.*, digest, asked, vectors FROM sold LEFT JOIN saved_replies USING (id);
+CREATE TEMP TRIGGER sell INSTEAD OF INSERT ON sale BEGIN
+    INSERT INTO sold VALUES (new.id, new.at, new.client, new.kind, new.count, new.micro, new.request);
+    INSERT INTO saved_replies
+        SELECT new.id, new.client, new.digest, new.asked, new.vectors WHERE new.digest IS NOT NULL;
+END
+"""
+_ROW = f"({', '.join('?' * 10)})"
 _FROM_2 = ("INSERT INTO saved_replies SELECT id, client, digest, asked, vectors FROM replies", "DROP TABLE replies")
 
 
@@ -112,6 +122,8 @@ class Meter:
                 for statement in (*statements(_SCHEMA), *(_FROM_2 if version == 2 else ())):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {VERSION}")
+            self._db.executescript(_SALE)
+            self._last = self._newest()
             self._reading = sqlite3.connect(file, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
             rows = self._db.execute("SELECT client, sum(count) FROM sold GROUP BY client")
             self._sold: dict[str, int] = defaultdict(int, rows)
@@ -160,34 +172,17 @@ class Meter:
             sqlite3.Error: they can't be written; none of them is sold.
         """
         now = time.time()
-        gone = self._expired(now)
-        replies: list[Any] = []
-        added = []
         with self._writing:
-            with transaction(self._db):
-                if gone:
-                    self._db.executemany("DELETE FROM saved_replies WHERE id = ?", [(number,) for _, number in gone])
-                sold = [
-                    value
-                    for sale, _ in sales
-                    for value in (now, sale.client, sale.kind, sale.count, sale.micro, sale.request)
-                ]
-                # All rows in one statement: each costs several turns of the interpreter's lock.
-                last: Any = self._db.execute(f"{_SELL} {_rows(len(sales), 6)}", sold).lastrowid
-                for number, (sale, vectors) in enumerate(sales, last - len(sales) + 1):
-                    if sale.key_digest:
-                        replies += (number, sale.client, sale.key_digest, sale.body_digest, vectors)
-                        added.append((sale.client, number, len(vectors), sale.key_digest))
-                if added:
-                    self._db.execute(f"INSERT INTO saved_replies VALUES {_rows(len(added), 5)}", replies)
-            for client, _ in gone:
-                saved = self._saved[client]
-                number, _, size, digest = saved.replies.popleft()
-                saved.bytes -= size
-                if self._numbers.get(digest) == number:
-                    del self._numbers[digest]
-            for client, number, size, digest in added:
-                self._note(client, number, now, size, digest)
+            self._forget(self._expired(now))
+            try:
+                self._insert(sales, now)
+            except sqlite3.IntegrityError:  # another server writes to the same ledger
+                self._last = self._newest()
+                self._insert(sales, now)
+            for number, (sale, vectors) in enumerate(sales, self._last + 1):
+                if sale.key_digest:
+                    self._note(sale.client, number, now, len(vectors), sale.key_digest)
+            self._last += len(sales)
         with self._lock:
             for sale, _ in sales:
                 sale.at = now
@@ -227,6 +222,30 @@ class Meter:
         self._reading.close()
         self._db.close()
 
+    def _newest(self) -> int:
+        (number,) = self._db.execute("SELECT coalesce(max(id), 0) FROM sold").fetchone()
+        return int(number)
+
+    def _insert(self, sales: Sequence[tuple[Sale, bytes]], now: float) -> None:
+        values: list[Any] = []
+        for number, (sale, vectors) in enumerate(sales, self._last + 1):
+            values += (number, now, sale.client, sale.kind, sale.count, sale.micro, sale.request)
+            values += (sale.key_digest, sale.body_digest, vectors) if sale.key_digest else (None, None, None)
+        self._db.execute(f"INSERT INTO sale VALUES {', '.join([_ROW] * len(sales))}", values)
+
+    def _forget(self, gone: list[tuple[str, int]]) -> None:
+        """Delete saved replies of these clients and ids."""
+        if not gone:
+            return
+        with transaction(self._db):
+            self._db.executemany("DELETE FROM saved_replies WHERE id = ?", [(number,) for _, number in gone])
+        for client, _ in gone:
+            saved = self._saved[client]
+            number, _, size, digest = saved.replies.popleft()
+            saved.bytes -= size
+            if self._numbers.get(digest) == number:
+                del self._numbers[digest]
+
     def _note(self, client: str, number: int, at: float, size: int, digest: bytes) -> None:
         saved = self._saved[client]
         saved.replies.append((number, at, size + OVERHEAD, digest))
@@ -244,11 +263,6 @@ class Meter:
                 gone.append((client, number))
                 left -= size
         return gone
-
-
-def _rows(count: int, columns: int) -> str:
-    row = f"({', '.join('?' * columns)})"
-    return ", ".join([row] * count)
 
 
 def sums(file: Path) -> dict[str, dict[str, tuple[int, int, int]]]:
