@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import ast
 import functools
-import os
 import re
 import runpy
 import shlex
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +17,7 @@ import typer.main
 import vl2v.deploy.runtime
 import vl2v.export
 import vl2v.runs
+from sample_icons import few_icons
 from vl2v.cli.app import app
 from vl2v.config import setting_names
 from vl2v.data.archives import icondg
@@ -39,30 +37,18 @@ def blocks(page: Path, language: str) -> list[str]:
     return [text for kind, text in found if kind == language]
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Return the environment of a new user, in whose cache IconDG has three images a class and style only."""
-    folder = tmp_path_factory.mktemp("home")
-    places = {"HOME": folder, "XDG_CACHE_HOME": folder / "cache", "XDG_DATA_HOME": folder / "data"}
-    environment = {**os.environ, **{key: str(value) for key, value in places.items()}, "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, "-m", "vl2v", "data", "sample"], env=environment, capture_output=True, text=True, check=True
-    )
-    for drawer in Path(found.stdout.strip()).glob("*/*/"):
-        for image in sorted(drawer.glob("*.png"))[3:]:
-            image.unlink()
-    return environment
-
-
 @pytest.mark.skipif(not TINY_VLM.is_file(), reason="the tiny VLM isn't built")
-def test_the_quickstarts_example_runs(home: dict[str, str], tmp_path: Path) -> None:
+def test_the_quickstarts_example_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     (example,) = re.findall(
         r"<!-- runnable -->\n```python\n(.*?)^```$", (DOCS / "quickstart.md").read_text(), re.M | re.S
     )
-    done = subprocess.run([sys.executable, "-c", example], env=home, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    lines = done.stdout.splitlines()
-    assert lines[0].startswith("images: 648") and lines[1].startswith("texts: 54 queries")  # 4 styles, 54 classes
+    monkeypatch.chdir(tmp_path)
+    with few_icons(tmp_path / "home", 2):
+        exec(compile(example, "quickstart.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("images: 432") and lines[1].startswith("texts: 54 queries")  # 4 styles, 54 classes
     assert any(line.startswith("student outline unseen ") for line in lines)
     assert lines[-1] == "55"  # with the guitar
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -16,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from forks import Forked
 from teachers.paid.vendor import KEY, Vendor
 from vendor.rented import running
 from vl2v.embeddings.ledger import Entry, Ledger
@@ -49,13 +47,12 @@ def embedding(tmp_path: Path):
         Image.fromarray(draw.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
     (tmp_path / "vendors.toml").write_text(TABLE)
 
-    def started(teacher: str, key: str, *verb: str) -> subprocess.Popen[str]:
-        environment = {**os.environ, "VL2V_VENDORS": str(tmp_path / "vendors.toml"), "VL2V_API_KEY": key}
+    def started(teacher: str, key: str, *verb: str) -> Forked:
+        environment = {"VL2V_VENDORS": str(tmp_path / "vendors.toml"), "VL2V_API_KEY": key}
         verb, data = verb or ("embed",), str(tmp_path / "data")
-        command = [sys.executable, "-m", "vl2v", *verb, "--budget", "1", "--teacher", f"openai-compatible:{teacher}"]
         where = ("--data", f"d={data}") if "benchmark" in verb else ("--data", data, "--store", str(tmp_path / "store"))
-        command += where
-        return subprocess.Popen(command, env=environment, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+        words = (*verb, "--budget", "1", "--teacher", f"openai-compatible:{teacher}", *where)
+        return Forked(*words, errors=tmp_path / "errors.txt", **environment)
 
     return started
 
@@ -132,14 +129,14 @@ def test_a_signal_ends_the_spending(
     outs = {"distill": ("--out", str(tmp_path / "run"), "--target", "oil"), "benchmark": ("--out", str(tmp_path))}
     process = session(*VERBS[verb], *outs.get(verb, ()))
     try:
-        assert met.wait(ENOUGH), process.poll()
+        assert met.wait(ENOUGH)
         process.send_signal(number)
-        _, said = process.communicate(timeout=ENOUGH)
+        code, said = process.wait(ENOUGH), process.errors.read_text()
         sent = len(vendor.requests)
     finally:
         over.set()
         process.kill()
-    assert process.returncode == 128 + number, said
+    assert code == 128 + number, said
     (line,) = [line for line in said.splitlines() if "stopped: nothing more was sent" in line]
     assert "Traceback" not in said and "the bill so far: 0.0" in line and "the same command resumes" in line
     entries = bill(tmp_path / "store")
@@ -162,11 +159,11 @@ def test_what_still_arrives_is_saved(vendor: Vendor, session, tmp_path: Path) ->
         assert met.wait(ENOUGH)
         process.send_signal(signal.SIGINT)
         gate.set()
-        _, said = process.communicate(timeout=ENOUGH)
+        code, said = process.wait(ENOUGH), process.errors.read_text()
     finally:
         gate.set()
         process.kill()
-    assert process.returncode == 130, said
+    assert code == 130, said
     entries = bill(tmp_path / "store")
     assert {entry.status for entry in entries} == {"answered"} and len(entries) == len(vendor.requests) < 40
     assert saved(tmp_path / "store") == sum(entry.count for entry in entries if entry.kind == "image")
@@ -192,13 +189,11 @@ def test_what_was_in_flight_of_a_killed_client_is_not_bought_again(embedding, tm
             assert arrived.acquire(timeout=ENOUGH)
         finally:
             process.kill()
-            process.communicate()
         seller.teacher.gate.set()
         open_ = [entry for entry in bill(tmp_path / "store") if entry.status == "reserved"]
         assert open_, "something was in flight"
         again = embedding(f"{seller.url}/v1#stub:m", seller.key)
-        _, said = again.communicate(timeout=ENOUGH)
-        assert again.returncode == 0, said
+        assert again.wait(ENOUGH) == 0, again.errors.read_text()
         twice = {content for content, times in bought.items() if times > 1}
         assert twice <= {CANARY_TEXT.encode(), CANARY_IMAGE}, "only the canaries, which both runs ask about"
         sold = seller.meter.sold("client")
