@@ -42,7 +42,7 @@ def test_a_class_called_anything_can_be_set(name: str) -> None:
     ("settings", "message"),
     [
         ({"teacher": {"veiws": 3}}, "teacher.veiws: unknown setting, did you mean teacher.views"),
-        ({"loss": {"lambda": 2}}, "loss.lambda = 2: input should be less than or equal to 1"),
+        ({"loss": {"lambda": 2}}, "loss.lambda = 2: must be less than or equal to 1"),
         ({"stages": {"distil": {"lr": 1}}}, "stages.distil: adip has only align, distill"),
         ({"method": "magic"}, "method 'magic': unknown"),
         ({"stages": {"distill": {"steps": 0}}}, "stages.distill.steps = 0"),

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from vl2v.errors import ConfigError
 from vl2v.privacy import without_secrets
-from vl2v.tree import Tree, flat
+from vl2v.tree import Tree, flat, text_of
 
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
 FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change no weight
@@ -48,9 +48,11 @@ def class_names(given: object) -> object:
     if file.suffix != ".txt" and not file.is_file():
         return [name.strip() for name in given.split(",") if name.strip()]
     try:
-        lines = file.read_text(encoding="utf-8-sig").splitlines()
+        lines = text_of(file.read_bytes()).splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(f"a file of class names, one a line (UTF-8), that can't be read: {error}") from None
+        raise ValueError(
+            f"the file of class names can't be read ({error}); it needs one name per line, in UTF-8"
+        ) from None
     return [line.strip() for line in lines if line.strip()]
 
 
@@ -67,11 +69,11 @@ class DataConfig(Section):
     layout: str = Field(default="auto", description="auto, domains, classes or manifest")
     classes: Annotated[list[str], BeforeValidator(class_names)] = Field(
         default=[],
-        description="of images without any labels: names, separated by commas, or a .txt file with one a line; the "
-        "folders in data.path mean nothing then",
+        description="class names if no image has a label, separated by commas, or a .txt file with one per line; the "
+        "folders in data.path then mean nothing",
     )
     target: list[str] = Field(default=[], description="domains left out of training: the unseen ones")
-    exclude: HomePath | None = Field(default=None, description="a list of files to leave out, one path a line")
+    exclude: HomePath | None = Field(default=None, description="a list of files to leave out, one path per line")
     unlabelled: HomePath | list[HomePath] | None = Field(
         default=None, description="a folder of images without labels, or several"
     )
@@ -104,9 +106,9 @@ class TeacherConfig(Section):
 
     spec: str = Field(default="tiny", description="KIND:WHAT, for example open_clip:ViT-B-16/openai")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="of local teachers; auto: bf16 where the machine is quick at it"
+        default="auto", description="of local teachers; auto: bf16 where the machine is fast at it"
     )
-    views: int = Field(default=0, ge=0, description="K fixed augmented views an image; 0: clean")
+    views: int = Field(default=0, ge=0, description="K fixed augmented views of each image; 0: clean images only")
     view_seed: int = Field(default=0, description="draws other views; runs of all seeds share them")
     fit: Literal["own", "stretch", "crop", "pad"] = Field(
         default="own",
@@ -159,9 +161,9 @@ class StageConfig(Section):
     lr: float = Field(gt=0, description="the largest learning rate")
     batch_per_domain: int = Field(default=32, gt=0, description="images of each source domain in a batch")
     optimizer: Literal["adam", "adamw"] = Field(default="adamw", description="of PyTorch")
-    weight_decay: float = Field(default=0.0, ge=0, description="of all weights that are trained")
+    weight_decay: float = Field(default=0.0, ge=0, description="of all trained weights")
     schedule: Literal["cosine", "constant"] = Field(
-        default="cosine", description="of the learning rate after the warm-up: down to nothing, or none"
+        default="cosine", description="of the learning rate after the warm-up: cosine to zero, or constant"
     )
     warmup: int = Field(default=0, ge=0, description="steps of linear warm-up")
     accumulate: int = Field(default=1, gt=0, description="micro-batches a step")
@@ -173,7 +175,7 @@ class TrainConfig(Section):
     """The loop that all methods share."""
 
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="of the student; auto: bf16 where the device computes in it"
+        default="auto", description="of the student; auto: bf16 where the device supports it"
     )
     accelerator: str = Field(default="auto", description="of Lightning Fabric: auto, cpu, cuda, mps")
     strategy: Literal["ddp", "fsdp"] = Field(
@@ -206,7 +208,7 @@ class TrainConfig(Section):
     select: Literal["best", "last"] = Field(
         default="best", description="weights of the best source validation, or of the last step"
     )
-    tensorboard: bool = Field(default=False, description="write the metrics for TensorBoard, too")
+    tensorboard: bool = Field(default=False, description="also write the metrics for TensorBoard")
 
 
 class PublishedConfig(Section):
@@ -234,7 +236,7 @@ class RunConfig(Section):
 
     method: str = Field(
         default="adip",
-        description="how the student learns; `vl2v methods` lists all, path/to/file.py:CLASS is one's own",
+        description="how the student learns; `vl2v methods` lists all, path/to/file.py:CLASS is your own",
     )
     seed: int = Field(default=0, description="decides every draw but the split")
     data: DataConfig
@@ -332,26 +334,72 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
         raise ConfigError(explained(error)) from None
 
 
+def check_file(tree: Tree, file: Path) -> Tree:
+    """Return the settings of a file, whether or not they are all that a run needs.
+
+    Raises:
+        ConfigError: one of them is unknown or out of range; the message names the file.
+    """
+    try:
+        RunConfig.model_validate(tree)
+    except ValidationError as error:
+        if wrong := [item for item in error.errors() if item["type"] != "missing"]:
+            raise ConfigError(f"{file}: {_explained(wrong, '')}") from None
+    return tree
+
+
 def explained(error: ValidationError, prefix: str = "") -> str:
     """Return a line that names every wrong key with its value and what was expected."""
-    return "; ".join(dict.fromkeys(_explain(item, prefix) for item in error.errors()))
+    return _explained(error.errors(), prefix)
 
 
-def _explain(item: Mapping[str, Any], prefix: str) -> str:
+def _explained(items: Iterable[Mapping[str, Any]], prefix: str) -> str:
+    lines: dict[str, list[str]] = {}
+    for item in items:
+        about, wanted = _explain(item, prefix)
+        lines.setdefault(about, []).append(wanted)
+    return "; ".join(about + ", or ".join(dict.fromkeys(wanted)) for about, wanted in lines.items())
+
+
+_EXPECTED = {
+    "int_parsing": "must be a whole number",
+    "int_type": "must be a whole number",
+    "int_from_float": "must be a whole number",
+    "float_parsing": "must be a number",
+    "float_type": "must be a number",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+    "string_type": "must be a text",
+    "list_type": "must be a list",
+}
+"""Types of pydantic's errors whose own words are a programmer's."""
+
+
+def _explain(item: Mapping[str, Any], prefix: str) -> tuple[str, str]:
+    """Return what an error is about, and what was expected."""
     key = prefix + ".".join(
         str(part) for part in item["loc"] if not re.search(r"^constrained-|\[", str(part))
     )  # no types
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown setting{_suggestion(key)}"
+        return f"{key}: unknown setting{_suggestion(key)}", ""
     if item["type"] == "missing":
-        return f"{key}: missing"
-    return f"{key} = {item['input']!r}: {item['msg'].lower()}"
+        return f"{key}: missing" + ("; give the images with --data" if key in ("data", "data.path") else ""), ""
+    return f"{key} = {item['input']!r}: ", expected(item)
+
+
+def expected(item: Mapping[str, Any]) -> str:
+    """Return what pydantic expected of a value, in a person's words."""
+    words = item["msg"].removeprefix("Value error, ")
+    return _EXPECTED.get(item["type"], (words[:1].lower() + words[1:]).replace("input should be", "must be"))
 
 
 def _suggestion(key: str) -> str:
     import difflib
 
     names = setting_names()
+    stage = key.rpartition(".")[0]
+    if stage.startswith("stages."):
+        names += [f"{stage}.{name}" for name in StageConfig.model_fields]
     close = [name for name in names if name.endswith(f".{key}")] or difflib.get_close_matches(key, names, n=1)
     return f", did you mean {close[0]}?" if close else "; `vl2v config` lists them all"
 

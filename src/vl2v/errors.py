@@ -50,15 +50,27 @@ class VL2VWarning(UserWarning):
     """A warning; the command line prints it as a line and continues."""
 
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Error numbers of a disk, or a share of it, that is full."""
+
+
 @contextmanager
 def writing(path: Path, kind: type[VL2VError]) -> Iterator[None]:
     """Raise `kind` if the block can't write the file: a full disk, a folder that isn't one or may not be written to."""
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-        remedy = "free some space, then give the same command again" if full else "choose another folder"
-        raise kind(f"{path}: can't be written ({error.strerror or error}); {remedy}") from None
+        what = "free some space, then give the same command again" if error.errno in FULL else "choose another folder"
+        raise kind(f"{path}: can't be written ({error.strerror or error}); {what}") from None
+
+
+def remedy(error: OSError) -> str:
+    """Return what to do about a file that can't be read or written, of which nothing else is known."""
+    if error.errno in FULL:
+        return "free some space, then give the same command again"
+    if isinstance(error, PermissionError):
+        return "check its permissions"
+    return "check that it is there and can be read, then give the same command again"
 
 
 def need_extra(module: str, extra: str) -> ModuleType:

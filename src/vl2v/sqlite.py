@@ -149,7 +149,7 @@ def remedy(error: sqlite3.Error) -> str:
             return f"another process has been writing for {BUSY_SECONDS:g} s: wait for it to end, or stop it"
         case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
             return (
-                f"the file is corrupt ({error}): put back a copy, or move it aside and `vl2v embed` queries again "
+                f"the file is corrupt ({error}): restore a backup, or move it aside and `vl2v embed` queries again "
                 "(`sqlite3 FILE .recover` may save part of it)"
             )
         case sqlite3.SQLITE_CANTOPEN | sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM | sqlite3.SQLITE_AUTH:

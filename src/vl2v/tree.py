@@ -90,6 +90,20 @@ def _toml_value(text: str) -> object:
         return text
 
 
+def text_of(data: bytes) -> str:
+    """Return the text of a file that a person wrote: UTF-8 or UTF-16 (as Windows saves), with a byte order mark or not.
+
+    Raises:
+        UnicodeDecodeError: it is neither.
+
+    Examples:
+        >>> text_of("caf\u00e9".encode("utf-16")), text_of(b"\xef\xbb\xbfplain")
+        ('caf\u00e9', 'plain')
+    """
+    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
+
+
 def read_toml(path: Path) -> Tree:
     """Return a TOML file (UTF-8 or UTF-16, with or without a byte order mark) as a tree.
 
@@ -102,9 +116,8 @@ def read_toml(path: Path) -> Tree:
         raise ConfigError(f"{path}: no such configuration file") from None
     except OSError as error:
         raise ConfigError(f"{path}: can't be read ({error.strerror}); give a TOML file") from None
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Windows' editors and shells save
     try:
-        text = data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
+        text = text_of(data)
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: neither UTF-8 nor UTF-16; save it as UTF-8") from None
     try:

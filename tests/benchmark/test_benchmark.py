@@ -77,7 +77,7 @@ def test_a_preset_is_of_every_method_and_settings_change_it(grid: Grid) -> None:
     assert replace(ours, preset="paper").variant != ours.variant
     shorter = replace(grid, preset="paper", methods=["adip"]).jobs()
     assert {resolve(job.settings).stages["distill"].steps for job in shorter} == {3}
-    with pytest.raises(ConfigError, match="there are default, paper"):
+    with pytest.raises(ConfigError, match="choose one of default, paper"):
         list(replace(grid, preset="papers").jobs())
 
 
@@ -182,7 +182,7 @@ def test_the_command_runs_resumes_and_prints(shapes: Path, recording: Path, tmp_
     jobs = WorkList(tmp_path / "bench").jobs()
     assert {job.settings["teacher"]["spec"] for job in jobs} == {f"recorded:{recording}"}
     assert {job.seed for job in jobs} == {3}
-    assert "there are default, paper" in str(CliRunner().invoke(app, [*command, "--preset", "papers"]).exception)
+    assert "choose one of default, paper" in str(CliRunner().invoke(app, [*command, "--preset", "papers"]).exception)
     again = CliRunner().invoke(app, command)
     assert again.exit_code == 0 and "4 jobs: 4 were finished before, 0 are missing" in again.output
     for form, sign in (("latex", r"\toprule"), ("html", "<table>"), ("csv", "student,method,ink,paint,mean")):
@@ -215,7 +215,7 @@ def test_mistakes_are_refused_before_anything_runs(grid: Grid, tmp_path: Path) -
         methods_for(["sd"], "recorded:x")
     assert methods_for(["erm", "kd"], "a plugin's that can't be opened:x") == ["erm", "kd"]
     assert "sd" not in methods_for(["all"], "jina:m") and "sd" in methods_for(["all"], "open_clip:m")
-    with pytest.raises(ConfigError, match="there are local"):
+    with pytest.raises(ConfigError, match="choose one of local"):
         engine_named("slurm")
     with pytest.raises(RunError, match="not a benchmark folder"):
         WorkList(tmp_path).jobs()

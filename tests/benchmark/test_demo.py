@@ -49,7 +49,10 @@ def test_three_students_and_their_teacher_are_compared(few: Path, capfd: pytest.
     for name, row in results.items():
         assert [cell.strip() for cell in rows[name]] == [f"{100 * row[role]:.1f}" for role in ("seen", "unseen")]
     lead = {name: 100 * (results["adip"]["unseen"] - results[name]["unseen"]) for name in ("kd", "erm")}
-    assert f"adip is {lead['kd']:+.1f} points against kd and {lead['erm']:+.1f} against erm" in result.stdout
+    kd, erm = (
+        f"{abs(lead[name]):.1f} points {'above' if lead[name] >= 0 else 'below'} {name}" for name in ("kd", "erm")
+    )
+    assert f"adip is {kd} and {erm}" in result.stdout
     for name in ("accuracy.png", "predictions.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 100

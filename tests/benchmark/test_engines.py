@@ -124,7 +124,7 @@ def test_a_job_at_which_the_process_always_dies_is_given_up(grid: Grid, tmp_path
 
     run(bench, engine=Local(1), notify=kill)
     (lost,) = bench.missing
-    assert lost.method == "adip" and "died at it 2 times" in (bench.work.failure(lost) or "")
+    assert lost.method == "adip" and "process died 2 times" in (bench.work.failure(lost) or "")
 
 
 def test_a_killed_job_counts_the_time_that_it_took(grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

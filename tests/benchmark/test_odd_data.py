@@ -108,7 +108,7 @@ def test_images_that_moved_to_another_class_are_another_dataset(grid: Grid, shap
 
 
 def test_a_stage_that_no_method_has_is_refused(grid: Grid, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"stages.distil: no method has such a stage; there are align, distill, "):
+    with pytest.raises(ConfigError, match=r"stages.distil: no method has such a stage; choose one of align, distill, "):
         plan(replace(grid, settings=merge(grid.settings, {"stages": {"distil": {"lr": 1e-3}}})), tmp_path)
 
 
@@ -132,7 +132,7 @@ def test_the_row_of_a_teacher_that_is_queried_online_is_there(grid: Grid, shapes
 
 def test_a_job_that_failed_before_it_was_a_run_is_tried_again(grid: Grid, tmp_path: Path) -> None:
     bench = plan(replace(grid, targets=["ink"]), tmp_path)
-    fail(bench.work, bench.jobs[0], "the process died at it 2 times (exit code -9)", "")
+    fail(bench.work, bench.jobs[0], "its process died 2 times (exit code -9)", "")
     run(bench, engine=Here())
     assert not bench.missing, bench.work.failure(bench.jobs[0])
 

@@ -98,7 +98,7 @@ def test_folders_stand_in_one_table(calm: WorkList, grid: Grid, tmp_path: Path) 
     assert rows["zero-shot"]["drawn paint"] == rows["zero-shot"]["mean"] == ""  # not measured there: no mean
     assert rows["adip"]["mean"] != ""
     wrong = CliRunner().invoke(app, [*both, str(calm.folder)])
-    assert "another of the folders has it, too" in str(wrong.exception)
+    assert "is in another of the folders, too; leave one of them out" in str(wrong.exception)
     longer = plan(replace(grid, methods=["kd"], steps=4), tmp_path / "longer")
     run(longer, engine=Here())
     wrong = CliRunner().invoke(app, [*both, str(tmp_path / "longer")])

@@ -74,9 +74,9 @@ def test_a_run_is_measured_on_corruptions(vl2v: Typed, shapes: Path, recording: 
     ("words", "message"),
     [
         (("--types", "frost"), "corruption 'frost' is left out"),
-        (("--types", "rain"), "no corruption 'rain'"),
+        (("--types", "rain"), "no corruption is called 'rain'"),
         (("--severities", "three"), "numbers from 1 to 5"),
-        (("--domain", "oil"), f"there are {', '.join(DOMAINS)}"),
+        (("--domain", "oil"), f"its domains are {', '.join(DOMAINS)}"),
     ],
 )
 def test_mistakes_are_explained(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import tomllib
 from collections.abc import Callable
 from functools import partial
@@ -53,6 +55,73 @@ def test_what_is_misspelt_is_suggested(vl2v: Typed, words: tuple[str, ...], hint
     out = ("--out", tmp_path / "run") if "--data" in words else ()
     done = vl2v(*words, *out)
     assert done.returncode == 2 and hint in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[teacher]\nveiws = 3\n", "teacher.veiws: unknown setting, did you mean teacher.views?"),
+        ("seed = 'abc'\n", "seed = 'abc': must be a whole number"),
+        ("[data]\nholdout = 2\n", "data.holdout = 2: must be less than 1"),
+        ("[stages.distill]\nstpes = 3\n", "stages.distill.stpes: unknown setting, did you mean stages.distill.s"),
+        ("[teacher]\nselect = 'some'\n", "teacher.select = 'some': must be a whole number, or must be 'known'"),
+        (
+            "[data]\nclasses = 'no.txt'\n",
+            "data.classes = 'no.txt': the file of class names can't be read ([Errno 2] No",
+        ),
+        ("", "data: missing; give the images with --data"),
+    ],
+)
+def test_a_mistake_in_a_file_of_settings_names_the_file(vl2v: Typed, text: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(text)
+    done = vl2v("embed", "--config", tmp_path / "run.toml")
+    where = f"{tmp_path / 'run.toml'}: " if text else ""
+    assert done.returncode == 2 and f"error: {where}{words}" in done.stderr
+
+
+NEWCOMER = {  # tried one after the other, in a folder with images, an empty one and a text file
+    "distill --data shapes --out full --teacher tiny": "full: not empty, and not a run folder; choose another --out",
+    "distill --data shapes --out new --minutes -3": "--minutes -3: must be more than 0",
+    "distill --data shapes/ink --target ball --out new": "no domain 'ball'; all its images form one, 'all': sort them",
+    "embed --data shapes --store note.txt": "can't be saved (File exists); free some space, make the folder writable",
+    "bill --store nowhere": "nowhere: there is no embedding store here",
+    "bill --csv --json": "choose one of --csv and --json",
+    "serve nowhere": "nowhere: no such export or run folder",
+    "monitor nowhere --run shapes": "shapes: no export in it",
+    "recommend --data shapes/ink": "three or more labelled domains are needed",
+    "teacher check --data shapes --images 0": "--images 0: must be 1 or more",
+    "vendor serve --teacher tiny --keys none.toml": "none.toml: no such file; `vl2v vendor keys add` makes it",
+}
+
+
+@pytest.mark.parametrize("words", NEWCOMER)
+def test_a_newcomers_mistake_is_a_line_with_what_to_do(
+    vl2v: Typed, words: str, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    for file in ("full/x.txt", "note.txt"):
+        (tmp_path / file).write_text("a note")
+    (tmp_path / "shapes").symlink_to(shapes)
+    done = vl2v(*words.split())
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert NEWCOMER[words] in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.ENOSPC, "free some space"), (errno.EACCES, "check its permissions"), (errno.EIO, "check that it is there")],
+)
+def test_a_disk_that_fails_anywhere_is_a_line(
+    vl2v: Typed, number: int, remedy: str, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number), "/mnt/disk/\x1bfile")
+
+    monkeypatch.setattr("vl2v.runs.datasets.inspect_data", failing)
+    done = vl2v("data", "inspect", shapes)
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: /mnt/disk/\\x1bfile: {os.strerror(number)}; {remedy}")
 
 
 def test_a_home_folder_in_an_option_is_the_home_folder(

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
 import sys
+from collections import Counter
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -138,6 +140,26 @@ def test_what_cannot_be_read_is_asked_again_the_next_time(shapes: Path, tmp_path
     assert [reason[:13] for reason in found.problems.values()] == ["can't be read"]
     (tmp_path / "away.png").rename(root / "ink/box/00.png")
     assert not audit(dataset, cache=tmp_path / "c.sqlite").problems
+
+
+@pytest.mark.parametrize("times", [1, 99])
+def test_what_a_network_disk_fails_to_give_for_a_moment_is_read_again(
+    times: int, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vl2v.io.WAITS", (0.0, 0.0))
+    failures: Counter[str] = Counter()
+    read = Path.read_bytes
+
+    def failing(path: Path) -> bytes:
+        failures[path.name] += 1
+        if path.name == "03.png" and failures[path.name] <= times * 9:  # nine files have the name
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+        return read(path)
+
+    monkeypatch.setattr(Path, "read_bytes", failing)
+    problems = audit(open_dataset(shapes)).problems
+    assert len(problems) == (0 if times == 1 else 9) and failures["03.png"] == (18 if times == 1 else 27)
+    assert failures["02.png"] == 9
 
 
 def test_a_domain_of_broken_files_is_an_error(shapes: Path, tmp_path: Path) -> None:

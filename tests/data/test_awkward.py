@@ -392,11 +392,11 @@ ROWS = [f"{number}.png,{'cat' if number % 2 else 'dog'},d{number // 6}" for numb
 
 HEAD = "path,class,domain"
 MISTAKES = {
-    "quote": ([HEAD, '"0.png,dog,d0', *ROWS], r'line 2: a cell goes on over several rows; is a " missing'),
-    "line": ([HEAD, '0.png,"a\ncat",d0', *ROWS], 'line 2: a class goes on over several lines; is a " missing'),
+    "quote": ([HEAD, '"0.png,dog,d0', *ROWS], r'line 2: a cell continues over several rows; is a " missing'),
+    "line": ([HEAD, '0.png,"a\ncat",d0', *ROWS], 'line 2: a class continues over several lines; is a " missing'),
     "notes": (
         [f"{HEAD},notes", f'{ROWS[0]},"he said', *(f"{row},x" for row in ROWS[1:])],
-        "line 2: a cell goes on over",
+        "line 2: a cell continues over",
     ),
     "length": ([HEAD, f"0.png,{'x' * 200_000},d0", *ROWS], r"field limit .*; is a \" missing"),
     "columns": (ROWS, "its first line names an image, not the columns; put a line path,class,domain above it"),
@@ -438,7 +438,7 @@ def test_files_may_be_given_by_their_addresses(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("d1/cat/0.png".encode("utf-16"), "isn't text in UTF-8; save it as that"),
+        (b"d1/caf\xe9.png", "is neither UTF-8 nor UTF-16; save it as UTF-8"),
         (None, r"can't be read \(No such file or directory\)"),
     ],
 )
@@ -448,6 +448,12 @@ def test_a_list_of_files_that_cant_be_read(tmp_path: Path, data: bytes | None, m
         listed.write_bytes(data)
     with pytest.raises(DataError, match=message):
         open_dataset(folder(tmp_path / "data"), exclude=listed)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_of_files_may_be_saved_by_any_editor(tmp_path: Path, encoding: str) -> None:
+    (tmp_path / "list.txt").write_bytes("d1/cat/0.png\r\nd1/dog/1.png\r\n".encode(encoding))
+    assert len(open_dataset(folder(tmp_path / "data"), exclude=tmp_path / "list.txt")) == 22
 
 
 @pytest.mark.parametrize(
@@ -481,3 +487,142 @@ def test_names_that_say_something_are_left_alone(tmp_path: Path, classes: tuple[
 def test_notes_in_a_manifest_may_have_several_lines(tmp_path: Path) -> None:
     rows = [f'{row},"seen, twice\non Monday"' for row in ROWS]
     assert len(open_dataset(manifest(tmp_path, "\n".join([f"{HEAD},notes", *rows])))) == 12
+
+
+# A second person's twenty
+
+
+def listed(root: Path, lines: Sequence[str], *, below: str = "", suffix: str = ".png", name: str = "m.csv") -> Path:
+    """Write twelve images below a folder, and a file of lines beside it."""
+    for number in range(12):
+        draw(root / below / f"{number}{suffix}", number, "PNG")
+    (root / name).write_text("\n".join(lines), encoding="utf-8")
+    return root / name
+
+
+def each(line: str) -> list[str]:
+    return [line.format(number, "cat" if number % 2 else "dog") for number in range(12)]
+
+
+PATHS = {
+    "label-studio#878": ("image,choice", "/data/upload/{0}.png,{1}", "", ".png", "0.png"),
+    "label-studio#2057": ("image,choice", "/data/local-files/?d=cats/{0}.png,{1}", "cats", ".png", "cats/0.png"),
+    "keras-preprocessing#164": ("path,breed_name,label", "{0},x,{1}", "", ".jpg", "0.jpg"),
+    "wandb/edu#90": ("path,label", "{0}.jpg.jpg,{1}", "", ".jpg", "0.jpg"),
+    "fastai#1169": ("filename,label", "n0/{0}.png,{1}", "train/n0", ".png", "train/n0/0.png"),
+    "another suffix": ("path,label", "{0}.jpg,{1}", "", ".PNG", "0.PNG"),
+    "another computer": ("path,label", "C:\\Users\\me\\set\\{0}.png,{1}", "set", ".png", "set/0.png"),
+}
+
+
+@pytest.mark.parametrize("source", PATHS)
+def test_of_paths_that_lead_nowhere_the_file_that_was_meant_is_named(source: str, tmp_path: Path) -> None:
+    head, line, below, suffix, meant = PATHS[source]
+    with pytest.raises(DataError, match=f"the paths are relative to .*, which holds {meant}; correct the paths"):
+        open_dataset(listed(tmp_path, [head, *each(line)], below=below, suffix=suffix))
+
+
+UNREADABLE = {
+    "PaddleLabel#180": (
+        each("image\\{0}.png 1"),
+        "line path,class,domain above it, and a comma between path and class",
+    ),
+    "tensorflow_export_cpp_example#4": (each("./{0}.png {1}"), "and a comma between path and class"),
+    "deepplantphenomics#41": (each("\ufeff{0}.png,{1}"), "put a line path,class,domain above it$"),
+    "derm7pt#11": (
+        ["case_num,diagnosis,clinic,derm", *each("{0},{1},{0}.png,{0}.png")],
+        "no path column among case_num",
+    ),
+    "monk_v1#94": (["path,class", *each("{0}.png {1}")], "line 2 has no class; the columns are path, class"),
+}
+
+
+@pytest.mark.parametrize("source", UNREADABLE)
+def test_lists_that_are_no_manifests_are_refused_with_what_to_write(source: str, tmp_path: Path) -> None:
+    lines, message = UNREADABLE[source]
+    with pytest.raises(DataError, match=message):
+        open_dataset(listed(tmp_path, lines, name="train_list.txt"))
+
+
+@pytest.mark.parametrize("head", ["Image Path\tLabel", "File Name\tClass", "IMAGE_NAME\tCategory"])
+def test_a_spreadsheets_columns_are_known(head: str, tmp_path: Path) -> None:
+    """dotnet/samples#1489: blanks around the cells of a table with tabs."""
+    dataset = open_dataset(listed(tmp_path, [head, *each("{0}.png\t  {1}  \t ")], name="list.tsv"))
+    assert dataset.classes == ("cat", "dog") and len(dataset) == 12 and (dataset.labels >= 0).all()
+
+
+def test_what_a_program_left_among_the_splits_makes_them_no_domains(tmp_path: Path) -> None:
+    """ultralytics#4310: runs/ beside train, validation and test."""
+    folder(tmp_path, domains=("train", "validation", "test"))
+    draw(tmp_path / "runs/train/results.png")
+    with pytest.raises(DataError, match=r": test, train, validation look like splits .* open one of them .*/train\)"):
+        open_dataset(tmp_path)
+
+
+def test_of_folders_too_deep_that_of_the_training_images_is_named(tmp_path: Path) -> None:
+    """lovedlim/tensorflow#4: training_set/training_set/cats."""
+    for split in ("training_set", "test_set"):
+        folder(tmp_path / split / split, domains=(".",))
+    with pytest.raises(DataError, match=r"deeper than domain/class/image.*; open .*/training_set, or"):
+        open_dataset(tmp_path)
+
+
+def test_a_manifest_beside_images_without_folders_is_named(tmp_path: Path) -> None:
+    """huggingface/datasets#6442; replicate/lora-training#9 has no manifest."""
+    listed(tmp_path, ["file_name,label", *each("{0}.png,{1}")], name="metadata.csv")
+    with pytest.raises(
+        DataError, match=r"12 set aside: not at class/image, .*; it holds metadata.csv: give that file if it is the m"
+    ):
+        open_dataset(tmp_path)
+    assert open_dataset(tmp_path / "metadata.csv").classes == ("cat", "dog")
+    (tmp_path / "metadata.csv").unlink()
+    with pytest.raises(DataError, match=r"12 set aside: not at class/image, first .*; open the folder that holds them"):
+        open_dataset(tmp_path)
+
+
+def test_several_labels_in_a_cell_are_reported(tmp_path: Path) -> None:
+    """Lightning-Universe/lightning-flash#728: "scab frog_eye" is a class of its own."""
+    for sign in "|;, ":
+        rows = [f'{number}.png,"{("scab", "rust", f"scab{sign}rust")[number % 3]}"' for number in range(12)]
+        found = report(open_dataset(listed(tmp_path, ["path,class", *rows])))
+        assert f"classes scab{sign}rust: made of the names of other classes" in found
+    assert "made of" not in report(open_dataset(folder(tmp_path / "x", classes=("hot dog", "dog", "polar bear"))))
+
+
+def test_a_copy_in_another_split_of_the_manifest_is_leakage(tmp_path: Path) -> None:
+    """tqwei05/PlantSeg#11; ultralytics#23566: a split without some classes changes no label."""
+    rows = [f"{number}.png,{'abc'[number % 3] * 2},{'train' if number else 'val'}" for number in range(12)]
+    file = listed(tmp_path, ["path,class,split", *rows, "copy.png,aa,train"])
+    (tmp_path / "copy.png").write_bytes((tmp_path / "0.png").read_bytes())
+    dataset = open_dataset(file)
+    assert "leakage: 1 image in several of the manifest's splits, first 0.png and copy.png" in report(dataset)
+    assert "no validation image of bb, cc: the manifest's split column puts none there" in report(dataset)
+    assert all(name == "abc"[int(path[:-4]) % 3] * 2 for path, name in labels(dataset).items() if path != "copy.png")
+
+
+def test_images_without_a_suffix_are_reported_with_their_remedy(tmp_path: Path) -> None:
+    """borisdayma/dalle-mini#5, mbellitti/wikiart-classifier#12; dataset-tag-editor-standalone#73: backups, 1.png~."""
+    folder(tmp_path)
+    draw(tmp_path / "d1/cat/990648_179", 50, "JPEG")
+    draw(tmp_path / "d1/cat/1.png~", 51, "PNG")
+    found = report(open_dataset(tmp_path))
+    assert "1 file set aside: a file without a suffix, first d1/cat/990648_179; give it its suffix" in found
+    assert "1 file set aside: not an image, first d1/cat/1.png~; convert them" in found
+
+
+def test_suffixes_say_nothing(tmp_path: Path) -> None:
+    """hardikvasa/google-images-download#275, Comfy-Org/ComfyUI#16213, boredazfcuk/docker-icloudpd#682."""
+    folder(tmp_path, classes=("train.png", "photo.jpg"))
+    (tmp_path / "d1/photo.jpg/1.PNG").write_bytes((tmp_path / "d1/photo.jpg/1.png").read_bytes())
+    draw(tmp_path / "d1/train.png/webp.jpg", 70, "WEBP", lossless=True)
+    dataset = open_dataset(tmp_path)
+    assert dataset.classes == ("photo.jpg", "train.png") and len(dataset) == 26 and not audit(dataset).problems
+    assert "1 exact copy" in report(dataset) and "first d1/photo.jpg/1.PNG and d1/photo.jpg/1.png" in report(dataset)
+
+
+def test_an_empty_folder_beside_one_class_is_reported(tmp_path: Path) -> None:
+    """cxbxmxcx/GenReality#1: celeba/ is empty, the images are in img_align_celeba/."""
+    (tmp_path / "celeba").mkdir()
+    draw(tmp_path / "img_align_celeba/1.png")
+    found = report(open_dataset(tmp_path))
+    assert "an empty folder, first celeba" in found and "only one class (img_align_celeba)" in found

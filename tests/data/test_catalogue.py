@@ -80,7 +80,7 @@ def test_the_catalogue_is_complete_and_consistent() -> None:
         assert set(entry.unverified) <= set(Benchmark.model_fields) | set(Archive.model_fields)
         assert all(file.sha256 is None or len(file.sha256) == 64 for file in entry.files)
     assert benchmark("Terra-Incognita") is found["terraincognita"]
-    with pytest.raises(DataError, match="no dataset 'imagenet'; there are pacs,"):
+    with pytest.raises(DataError, match="no dataset is called 'imagenet'; choose one of pacs,"):
         benchmark("imagenet")
 
 

@@ -80,11 +80,11 @@ def test_another_folder_is_left_alone(shapes: Path, tmp_path: Path) -> None:
 
 def test_mistakes_are_told_before_anything_is_written(shapes: Path, tmp_path: Path) -> None:
     dataset = open_dataset(shapes)
-    with pytest.raises(ConfigError, match="no corruption 'rain'"):
+    with pytest.raises(ConfigError, match="no corruption is called 'rain'"):
         corrupt_dataset(dataset, tmp_path / "c", kinds=["rain"], severities=[3])
     with pytest.raises(ConfigError, match="severity 9"):
         corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[9])
-    with pytest.raises(ConfigError, match="1 at least"):
+    with pytest.raises(ConfigError, match="must be 1 or more"):
         corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[1], images=0)
     with pytest.raises(DataError, match="no domain 'inc'; did you mean ink"):
         corrupt_dataset(dataset, tmp_path / "c", kinds=["snow"], severities=[1], domains=["inc"])

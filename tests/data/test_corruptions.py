@@ -69,9 +69,9 @@ def test_what_there_is_and_what_is_left_out() -> None:
     for kind in ("frost", "spatter"):
         with pytest.raises(ConfigError, match="is left out"):
             corrupt(LITTLE, kind, 1, 0)
-    with pytest.raises(ConfigError, match="no corruption 'rain'; there are gaussian_noise"):
+    with pytest.raises(ConfigError, match="no corruption is called 'rain'; choose from gaussian_noise"):
         corrupt(LITTLE, "rain", 1, 0)
-    with pytest.raises(ConfigError, match="severity 6; there are 1 to 5"):
+    with pytest.raises(ConfigError, match="severity 6: must be a whole number from 1 to 5"):
         corrupt(LITTLE, "snow", 6, 0)
 
 

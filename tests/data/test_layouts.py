@@ -83,7 +83,7 @@ def test_what_is_no_image_is_set_aside_with_the_reason(tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "data")
     assert len(dataset) == 3
     reasons = {e.path: e.reason for e in dataset.excluded}
-    assert "link out of" in reasons["a/dog/out.png"] and "link out of" in reasons["b/away"]
+    assert "link to outside" in reasons["a/dog/out.png"] and "link to outside" in reasons["b/away"]
     assert "it is in" in reasons["b/loop"] and "not an image" in reasons["a/cat/notes.txt"]
     assert "not at domain/class/image" in reasons["b/loose.png"]
 
@@ -194,7 +194,9 @@ def test_a_manifest_leads_nowhere_else(tmp_path: Path) -> None:
     lines = (f"{tmp_path}/secret.png,cat,a", "../secret.png,cat,a", "x/link.png,cat,a", "./x/1.png,cat,a", "x/2.png,,a")
     dataset = open_dataset(manifest(tmp_path / "m.csv", *lines), root=root)
     assert dataset.paths == ("x/2.png", "x/1.png") and dataset.labels.tolist() == [-1, 0]
-    assert {e.reason for e in dataset.excluded} == {"a path out of the dataset's folder"} and len(dataset.excluded) == 3
+    assert {e.reason for e in dataset.excluded} == {"a path outside the dataset's folder"} and len(
+        dataset.excluded
+    ) == 3
 
 
 def test_one_image_has_one_label(tmp_path: Path) -> None:
@@ -251,7 +253,7 @@ def test_unlabelled_images_may_lie_inside_or_beyond_a_link(tmp_path: Path) -> No
     inside = open_dataset(tmp_path / "link", unlabelled=tmp_path / "link/unlabelled")
     assert inside.domains == ("a", "b", "unlabelled")
     assert inside.paths[2:] == ("unlabelled/more/x.png", "unlabelled/y.png")
-    assert [(e.path, e.reason[:10]) for e in inside.excluded] == [("unlabelled/out.png", "a link out")]
+    assert [(e.path, e.reason[:17]) for e in inside.excluded] == [("unlabelled/out.png", "a link to outside")]
     with pytest.raises(DataError, match="has a domain 'unlabelled' already; rename it"):
         open_dataset(tmp_path / "link", unlabelled=put(tmp_path / "more", "z.png"))
     (tmp_path / "disk/data/unlabelled").rename(tmp_path / "gone")
@@ -413,7 +415,8 @@ def test_a_folder_of_links_into_a_cache_says_so(tmp_path: Path) -> None:
         link.parent.mkdir(parents=True, exist_ok=True)
         link.symlink_to(tmp_path / f"blobs/{number}.png")
     with pytest.raises(
-        DataError, match=r"2 set aside: a link out of the dataset's folder, first .*copy what the links"
+        DataError,
+        match=r"2 set aside: a link to outside the dataset's folder, first .*copy the files that the links point to",
     ):
         open_dataset(tmp_path / "data")
     shutil.rmtree(tmp_path / "blobs")
@@ -494,7 +497,7 @@ def test_labels_follow_their_names_into_other_classes(tmp_path: Path) -> None:
         ("Fotos", r"Fotos: no such folder or manifest; did you mean .*fotos\?"),
         ("fotoz", r"did you mean .*fotos\?"),
         ("m.cvs", r"did you mean .*m\.csv\?"),
-        ("C:\new\table", r"C:\\new\\table: no such .* \(a backslash .* write it in single quotes, or with /\)"),
+        ("C:\new\table", r"C:\\new\\table: no such .* \(a backslash .* write the path in single quotes, or with /\)"),
         ("quite another", r"no such folder or manifest$"),
     ],
 )

@@ -285,7 +285,7 @@ def spoil(folder: Path, *statements: str) -> None:
 def test_entries_that_were_deleted_are_missed(tmp_path: Path, which: str, count: int) -> None:
     two_queries(tmp_path)
     spoil(tmp_path, f"DELETE FROM entries WHERE id IN ({which})")
-    with pytest.raises(StoreError, match=rf"{count} of 4 entries are gone.*put back a copy"):
+    with pytest.raises(StoreError, match=rf"{count} of 4 entries are gone.*restore a backup"):
         Ledger(tmp_path)
 
 
@@ -293,7 +293,7 @@ def test_a_last_entry_that_is_another_one_is_missed(tmp_path: Path) -> None:
     two_queries(tmp_path)
     row = "4, 2.0, 3, 'jina:m', 'runs/a', 'image', 'answered', 7, 1, 1, 'USD', 10, '', '', '', '', 5"
     spoil(tmp_path, "DELETE FROM entries WHERE id = 4", f"INSERT INTO entries VALUES ({row})")
-    with pytest.raises(StoreError, match="the last entry is damaged: put back a copy"):
+    with pytest.raises(StoreError, match="the last entry is damaged: restore a backup"):
         Ledger(tmp_path)
 
 

@@ -56,5 +56,5 @@ def test_two_nodes_with_their_own_stores(shapes: Path, recording: Path, tmp_path
 def test_clusters_have_names() -> None:
     assert cluster_named("local") is None and cluster_named("ray:4") == Cluster(4)
     for wrong in ("slurm", "ray:", "ray:0", "local:2"):
-        with pytest.raises(ConfigError, match="there are local, ray and ray:N"):
+        with pytest.raises(ConfigError, match="choose one of local, ray and ray:N"):
             cluster_named(wrong)

@@ -189,7 +189,7 @@ def test_classes_are_added_by_text_and_taken_away(served: Servers, recording: Pa
     for name in ("ball", "box"):
         http.delete(f"{url}/classes/{name}")
     last = http.delete(f"{url}/classes/cone")
-    assert last.status_code == 409 and "the last one" in last.json()["error"]
+    assert last.status_code == 409 and "the only one left" in last.json()["error"]
 
 
 def test_without_a_teacher_a_class_needs_its_embedding_or_a_stored_one(
@@ -486,7 +486,7 @@ def test_an_export_that_knows_other_classes_than_the_student_is_not_served(
     student.save(tmp_path / "student")
     told = CliRunner().invoke(app, ["serve", str(tmp_path)])
     assert isinstance(told.exception, StudentError)
-    assert "student.onnx: of other classes than the student has by now; export it again" in str(told.exception)
+    assert "student.onnx: exported before the student's classes changed; export it again" in str(told.exception)
     (tmp_path / "student" / "student.json").write_text("{}")
     assert "student.json: corrupt" in str(CliRunner().invoke(app, ["serve", str(tmp_path)]).exception)
 

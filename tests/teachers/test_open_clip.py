@@ -160,7 +160,7 @@ def test_unknown_models(rest):
 
 
 def test_unknown_precision(vit):
-    with pytest.raises(TeacherError, match="precision 'fp8'; there are auto, fp32, bf16"):
+    with pytest.raises(TeacherError, match="precision 'fp8': choose one of auto, fp32, bf16"):
         opened(vit, precision="fp8")
 
 

@@ -68,7 +68,7 @@ def test_a_third_partys_teacher_that_cannot_be_imported(third_party):
 def test_unknown_kinds():
     with pytest.raises(TeacherError, match="teacher 'openclip': unknown kind; did you mean open_clip"):
         open_teacher("openclip:ViT-B-32/openai")
-    with pytest.raises(TeacherError, match="there are open_clip, hf, recorded, tiny"):
+    with pytest.raises(TeacherError, match="choose one of open_clip, hf, recorded, tiny"):
         open_teacher("zzz")
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from vl2v.data import open_dataset
 from vl2v.errors import RunError, VL2VWarning
 from vl2v.training import batches
-from vl2v.training.batches import clean_pixels, loaded, read_image
+from vl2v.training.batches import clean_pixels, loaded, read_again, read_image
 
 
 @pytest.fixture
@@ -50,6 +50,19 @@ def test_an_image_that_vanishes_is_one_line(
     with pytest.raises(RunError, match=r"can't be read any more .*give the same command again: it resumes") as error:
         list(clean_pixels(dataset, np.arange(12), 16, workers=workers, chunk=4))
     assert "\n" not in str(error.value) and str(dataset.file(7)) in str(error.value)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("spoil", [gone, a_folder])
+def test_what_is_made_of_an_image_that_vanishes_is_the_same_line(
+    spoil: Callable[[Path], None], images: Path, tmp_path: Path
+) -> None:
+    """As exports, plans and reports read images."""
+    dataset = open_dataset(images)
+    assert read_again(dataset, 7, len) == dataset.file(7).stat().st_size
+    spoil(dataset.file(7))
+    with pytest.raises(RunError, match=r"can't be read any more .*give the same command again"):
+        read_again(dataset, 7, len)
 
 
 @pytest.fixture

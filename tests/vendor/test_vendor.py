@@ -601,7 +601,7 @@ def test_a_revoked_key_is_not_accepted_and_its_name_not_given_away(vendor, tmp_p
     assert ask(vendor, "a").status_code == 200, "until the server reads the file again"
     vendor.keys.replace(read_keys(file).keys)
     assert ask(vendor, "a").status_code == 401
-    for name, words in (("client", "was revoked on"), ("nobody", "there are client")):
+    for name, words in (("client", "was revoked on"), ("nobody", "its keys are client")):
         with pytest.raises(ConfigError, match=words):
             revoke_key(file, name)
     with pytest.raises(ConfigError, match="there is a key named 'client' already"):

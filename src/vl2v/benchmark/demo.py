@@ -63,9 +63,9 @@ class Demo:
         if any(share is None for share in shares.values()):
             return []
         erm, kd, adip = (100 * (share or 0) for share in shares.values())
+        above = [f"{abs(lead):.1f} points {'above' if lead >= 0 else 'below'}" for lead in (adip - kd, adip - erm)]
         return [
-            f"shown: on {target}, which no student was trained on, adip is {adip - kd:+.1f} points against kd and "
-            f"{adip - erm:+.1f} against erm;",
+            f"on {target}, which no student was trained on, adip is {above[0]} kd and {above[1]} erm:",
             f"one seed and {_STEPS:,} steps, which is short: intervals and longer runs are in docs/findings.md",
         ]
 

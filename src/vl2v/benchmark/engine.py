@@ -45,7 +45,7 @@ def engine_named(spec: str) -> Engine:
     """
     kind, _, number = spec.partition(":")
     if kind not in ("local", "ray") or (number and not number.isdecimal()) or number == "0":
-        raise ConfigError(f"engine {spec!r}: there are local, local:N, ray and ray:N")
+        raise ConfigError(f"engine {spec!r}: choose one of local, local:N, ray and ray:N")
     if kind == "ray":
         return Ray(int(number or 1))
     return Local(int(number)) if number else Local()
@@ -92,7 +92,7 @@ class Local:
                     if event["code"] and worker.job:
                         crashes[worker.job] = crashes.get(worker.job, 0) + 1
                         if crashes[worker.job] >= CRASHES:
-                            reason = f"the process died at it {CRASHES} times (exit code {event['code']})"
+                            reason = f"its process died {CRASHES} times (exit code {event['code']})"
                             fail(work, by_name[worker.job], reason, worker.last_errors())
                             notify({"event": "failed", "job": worker.job})
                         workers.append(_Worker(worker.number, count, order, events))

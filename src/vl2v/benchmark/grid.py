@@ -230,13 +230,13 @@ def _check_stages(given: object) -> None:
         ConfigError: there is one.
     """
     if not isinstance(given, Mapping):
-        raise ConfigError(f"stages = {given!r}: a table of stages, for example stages.distill.lr=1e-3")
+        raise ConfigError(f"stages = {given!r}: must be a table of stages, for example stages.distill.lr=1e-3")
     stages = dict.fromkeys(name for entry in METHODS.values() for name in entry.stage_defaults)
     if unknown := given.keys() - stages.keys():
-        raise ConfigError(f"stages.{min(unknown)}: no method has such a stage; there are {', '.join(stages)}")
+        raise ConfigError(f"stages.{min(unknown)}: no method has such a stage; choose one of {', '.join(stages)}")
     for name, stage in given.items():
         if not isinstance(stage, Mapping):
-            raise ConfigError(f"stages.{name} = {stage!r}: a table, for example stages.{name}.lr=1e-3")
+            raise ConfigError(f"stages.{name} = {stage!r}: must be a table, for example stages.{name}.lr=1e-3")
 
 
 def _check_settings(settings: Tree, methods: Sequence[str]) -> None:

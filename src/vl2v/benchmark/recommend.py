@@ -133,15 +133,15 @@ def recommend(
     ]  # the teacher isn't one
     students = [students] if isinstance(students, str) else list(dict.fromkeys(students))
     if len(methods) * len(students) < FINALISTS or not methods:
-        raise ConfigError(f"--methods: a tournament takes {FINALISTS} or more, for example {','.join(CANDIDATES)}")
+        raise ConfigError(f"--methods: name {FINALISTS} or more to compare, for example {','.join(CANDIDATES)}")
     whole = merge(_quick(), settings or {}, {"teacher": {"spec": teacher}})
     name = data.resolve().name
     grid = Grid({name: str(data)}, [], methods, students, 1, settings=whole, batch=BATCH)
     domains = grid.datasets[name].labelled_domains
     if len(domains) < 3:
         raise DataError(
-            f"{data}: {len(domains)} domain(s); a tournament leaves one out and learns from at least two others. "
-            "Sort the images into domain/class/ folders, by source or style"
+            f"{data}: three or more labelled domains are needed, to leave each out in turn and learn from the others; "
+            f"it has {len(domains)}. Sort the images into domain/class/ folders, by source or style"
         )
     engine = engine or Local()
     reasons: dict[Candidate, str] = {}
@@ -159,7 +159,7 @@ def recommend(
             run(bench, engine=engine, budget=budget, progress=progress, notify=notify)
             names |= {bench.work.folder_of(job) for job in bench.jobs}
             for job in bench.missing:
-                failed = bench.work.failure(job) or "another process has its runs"
+                failed = bench.work.failure(job) or "another process is training its runs"
                 reasons.setdefault((job.method, job.student), failed)
             work = bench.work
         found = [] if work is None else [one for one in results(work) if one.folder in names]

@@ -125,10 +125,12 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
         own = results(work, selection)
         for name, about in work.identity().items():
             if identities.setdefault(name, about) != about:
-                raise ConfigError(f"{folder}: {name} has other images or settings than in another of the folders")
+                raise ConfigError(f"{folder}: {name} has other images or settings here than in another of the folders")
         measured = {result.cell for result in found if result.method not in TEACHERS}
         if twice := measured & {result.cell for result in own}:
-            raise ConfigError(f"{folder}: {', '.join(map(str, min(twice)))}: another of the folders has it, too")
+            raise ConfigError(
+                f"{folder}: {', '.join(map(str, min(twice)))}: is in another of the folders, too; leave one of them out"
+            )
         found += own
         if selection != "leave-one-out":  # only this rule leaves out what is trained
             continue

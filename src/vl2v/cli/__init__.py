@@ -19,13 +19,15 @@ def main() -> None:
     """Run the command line; exit code 2 for the person's mistake, 1 for ours."""
     from vl2v.cli.app import app
     from vl2v.cli.show import note
-    from vl2v.errors import VL2VError, VL2VWarning
+    from vl2v.errors import FULL, VL2VError, VL2VWarning, remedy
     from vl2v.system import Stopped
     from vl2v.table import visible
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a code page may lack a name's letters
             stream.reconfigure(errors="backslashreplace")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # the bars of libraries that download weights
     others = warnings.showwarning
 
     def show(message: Warning | str, category: type[Warning], *where: Any, **about: Any) -> None:
@@ -39,6 +41,12 @@ def main() -> None:
         app([at_home(word) for word in sys.argv[1:]])
     except VL2VError as error:
         sys.stderr.write(f"error: {visible(str(error))}\n")
+        sys.exit(2)
+    except OSError as error:  # of the person's disk: full, read-only, gone; without a file it is a fault of ours
+        if error.filename is None and error.errno not in FULL:
+            raise
+        what = f"{error.filename}: {error.strerror}" if error.filename is not None else str(error.strerror)
+        sys.stderr.write(f"error: {visible(what)}; {remedy(error)}\n")
         sys.exit(2)
     except SystemExit as error:
         cause = getattr(error.__context__, "__cause__", None)  # typer ends with 130, and without a word

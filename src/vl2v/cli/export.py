@@ -102,7 +102,7 @@ def export(
         folder, preprocess = out or run.folder / "models" / "student", "outside"
         out = model_file(folder)
     elif layout != "file":
-        raise ConfigError(f"--layout {layout}: there are file and triton")
+        raise ConfigError(f"--layout {layout}: choose file or triton")
     with progress_bars() as progress:
         path = out or run.folder / default_name(kind, int8=bool(int8))
         made = export_student(

@@ -286,13 +286,13 @@ def adapt(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="The new run's folder; by default RUN-adapted.")] = None,
     select: Annotated[int, typer.Option(min=1, help="How many of them to query the teacher about.")] = 200,
-    strategy: Annotated[str, typer.Option(help="Which: kcenter, uncertainty or random.")] = "kcenter",
+    strategy: Annotated[str, typer.Option(help="How images are selected: kcenter, uncertainty or random.")] = "kcenter",
     closed_form: Annotated[
         bool, typer.Option("--closed-form", help="Fit the last layer alone, in seconds; the backbone stays.")
     ] = False,
     budget: Budget = 0,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be queried and its price, then stop.")
+        bool, typer.Option("--dry-run", help="Show what would be queried and what it would cost, then stop.")
     ] = False,
     pairs: Set = None,
     store: Store = None,

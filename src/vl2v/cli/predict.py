@@ -57,7 +57,7 @@ def predict(
         else:
             typer.echo("\t".join(map(visible, (str(path), found.label, f"{found.probability:.3f}"))))
     if failed:
-        say(f"{failed} files skipped", err=True)
+        say(f"{failed} {'file' if failed == 1 else 'files'} skipped", err=True)
         raise typer.Exit(2)
 
 

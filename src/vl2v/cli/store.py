@@ -104,7 +104,8 @@ def remove(
     from vl2v.embeddings.store import EmbeddingStore
 
     folder = _folder(store)
-    EmbeddingStore(folder, read_only=True).close()
+    with EmbeddingStore(folder, read_only=True) as opened:
+        maintain.find_teacher(opened, teacher)
     with EmbeddingStore(folder) as opened:
         if not yes:
             typer.confirm(f"Delete all embeddings of {teacher} from {folder}?", abort=True, err=True)
@@ -146,8 +147,13 @@ def bill(
     """Show who queried which teacher, when, and at what cost; queries of free teachers are listed, too."""
     from vl2v.embeddings.bill import free_queries, read_bill
     from vl2v.embeddings.ledger import Entry
+    from vl2v.errors import ConfigError, StoreError
     from vl2v.session import default_store
 
+    if csv and json:
+        raise ConfigError("choose one of --csv and --json")
+    if store is not None and not store.is_dir():
+        raise StoreError(f"{store}: there is no embedding store here: `vl2v embed` makes one")
     store = store or default_store()
     entries = read_bill(store, run)
     if run is None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import sqlite3
+import time
 import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,12 +19,18 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from vl2v import io
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import REPAIRED, ImageError, decode_with_remark
 from vl2v.data.near_duplicates import signature_of
 from vl2v.errors import DataError
 from vl2v.session import Progress, silent
 from vl2v.sqlite import BUSY_SECONDS, closed_on_error, journal
+
+_PASSING = frozenset(
+    f"can't be read ({os.strerror(number)})" for number in (errno.EIO, errno.ESTALE, errno.ETIMEDOUT, errno.EAGAIN)
+)
+"""What is wrong with files while a network disk is away."""
 
 _CHUNK = 256
 _MAX_BYTES = 512 * 1024**2
@@ -190,7 +198,14 @@ def _read_all(keys: Sequence[_Key], workers: int) -> dict[_Key, _Verdict]:
     # The warnings' filters belong to the whole process: changed here, once, and not in the threads.
     with warnings.catch_warnings(), ThreadPoolExecutor(max(1, workers)) as pool:
         warnings.simplefilter("ignore")
-        return dict(zip(keys, pool.map(_read, keys), strict=True))
+        found = dict(zip(keys, pool.map(_read, keys), strict=True))
+        for wait in io.WAITS:
+            failed = [key for key in keys if found[key].problem in _PASSING]
+            if not failed:
+                break
+            time.sleep(wait)
+            found |= dict(zip(failed, pool.map(_read, failed), strict=True))
+        return found
 
 
 def _read(key: _Key) -> _Verdict:
@@ -222,7 +237,8 @@ def _verdicts(keys: Sequence[_Key], cache: Path | None, workers: int, progress: 
 
 def _no_cache(cache: Path | None, error: Exception) -> DataError:
     return DataError(
-        f"{cache}: the audit of the images can't be saved ({error}); free some space, or make the folder writable"
+        f"{cache}: the audit of the images can't be saved ({getattr(error, 'strerror', None) or error}); "
+        "free some space, make the folder writable, or choose another"
     )
 
 

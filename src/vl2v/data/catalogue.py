@@ -89,7 +89,7 @@ def benchmark(name: str) -> Benchmark:
         DataError: there is none of that name.
     """
     if plain(name) not in catalogue():
-        raise DataError(f"no dataset {name!r}; there are {', '.join(catalogue())}")
+        raise DataError(f"no dataset is called {name!r}; choose one of {', '.join(catalogue())}")
     return catalogue()[plain(name)]
 
 

@@ -81,7 +81,7 @@ def corrupt_dataset(
         for severity in severities:
             check(kind, severity)
     if size < 1 or (images is not None and images < 1):
-        raise ConfigError("the size and the number of images are 1 at least")
+        raise ConfigError("--size and --images must be 1 or more")
     chosen = _choose(dataset, domains, images, seed)
     _note(dataset, chosen, out, size, seed)
     wanted = [(CLEAN, 0), *((kind, severity) for kind in kinds for severity in severities)]

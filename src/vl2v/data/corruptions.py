@@ -61,9 +61,9 @@ def check(kind: str, severity: int) -> None:
     if kind in ("frost", "spatter"):
         raise ConfigError(f"corruption {kind!r} is left out: it can't be made faithfully without what it was made with")
     if kind not in CORRUPTIONS:
-        raise ConfigError(f"no corruption {kind!r}; there are {', '.join(CORRUPTIONS)}")
+        raise ConfigError(f"no corruption is called {kind!r}; choose from {', '.join(CORRUPTIONS)}")
     if severity not in SEVERITIES:
-        raise ConfigError(f"severity {severity}; there are 1 to 5")
+        raise ConfigError(f"severity {severity}: must be a whole number from 1 to 5")
 
 
 def kinds_named(names: str) -> tuple[str, ...]:

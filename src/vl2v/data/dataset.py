@@ -71,12 +71,12 @@ class DomainDataset:
         """Return an image file's own bytes.
 
         Raises:
-            OSError: it can't be read, or is a link out of the dataset's folder.
+            OSError: it can't be read, or is a link to outside the dataset's folder.
         """
         if self.sha256 is not None and self.sha256[index].any():  # nobody has checked where it leads
             inside = os.path.realpath(self.root) + os.sep
             if not os.path.realpath(self.file(index)).startswith(inside):
-                raise PermissionError(errno.EPERM, "a path out of the dataset's folder")
+                raise PermissionError(errno.EPERM, "a path outside the dataset's folder")
         return self.file(index).read_bytes()
 
     def domain_index(self, name: str) -> int:
@@ -94,8 +94,13 @@ class DomainDataset:
                 f"{self.root}: domain {name!r} has no usable images ({lost[0].path}: {lost[0].reason}); "
                 "add some, or delete the folder"
             )
+        if len(self.domains) == 1:
+            raise DataError(
+                f"{self.root}: no domain {name!r}; all its images form one, {self.domains[0]!r}: sort them into "
+                "domain/class/image, or write a manifest with a domain column"
+            )
         close = difflib.get_close_matches(name, self.domains, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(self.domains)}"
+        hint = f"did you mean {close[0]}?" if close else f"its domains are {', '.join(self.domains)}"
         raise DataError(f"{self.root}: no domain {name!r}; {hint}")
 
     def indices(self, domain: str) -> NDArray[np.int64]:

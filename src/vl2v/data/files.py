@@ -25,7 +25,8 @@ _SYSTEM_FILES = re.compile(
     re.IGNORECASE,
 )
 _IN_CLOUD = re.compile(r"\..+\.icloud")
-_OUTSIDE = "a link out of the dataset's folder"
+NO_SUFFIX = "a file without a suffix"
+_OUTSIDE = "a link to outside the dataset's folder"
 _NOWHERE = "a link to nothing"
 _NOT_UTF8 = "its name is not UTF-8"
 
@@ -119,5 +120,5 @@ def _bad_file(path: str, inside: str) -> str | None:
     if os.path.islink(path) and not os.path.realpath(path).startswith(inside):
         return _OUTSIDE
     if suffix.lower() not in SUFFIXES:
-        return f"not an image ({suffix or 'no suffix'})"
+        return f"not an image ({suffix})" if suffix else NO_SUFFIX
     return None if os.path.isfile(path) else "not a file"  # a pipe would be waited for

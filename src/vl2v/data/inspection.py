@@ -13,7 +13,7 @@ import numpy as np
 from vl2v.data.auditing import Audit
 from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded
 from vl2v.data.decoding import CONVERT, FEWER_BITS, NO_ALPHA, NO_END, NOT_WHOLE
-from vl2v.data.files import PASSED_OVER
+from vl2v.data.files import NO_SUFFIX, PASSED_OVER
 from vl2v.data.layouts import split_like
 from vl2v.data.near_duplicates import near_copies
 from vl2v.data.splits import leave_out
@@ -78,6 +78,7 @@ _REMEDIES = {
     "not at": "move them to where the others are, or use a manifest",
     NOT_WHOLE: "",
     "not an image": "convert them to JPEG or PNG, or delete them",
+    NO_SUFFIX: "give it its suffix (.jpg, .png) if it is an image, or delete it",
     "a link to nothing": "fetch the files it points to (git annex get, dvc checkout), or delete it",
     "a link": "copy the images into the folder (cp -rL)",
     "a path": "copy the images into the folder",
@@ -163,6 +164,15 @@ def _untrained(
             f"no image of {_some(untrained)} to train on: the split puts all of them into validation, so that a linear "
             "head (lp, erm) never predicts the class; add images, or set another data.split_seed"
         )
+    if (
+        good.splits is not None
+        and held
+        and (unchecked := [good.classes[label] for label in sorted(trained - held - {-1})])
+    ):
+        yield (
+            f"no validation image of {_some(unchecked)}: the manifest's split column puts none there, so validation "
+            "accuracy says nothing about the class; move some"
+        )
     sources = [counts for domain, counts in rows.items() if domain not in target]
     alone = [name for name in good.classes if sum(counts[name] for counts in sources) == 1 and name not in untrained]
     if alone:
@@ -197,7 +207,14 @@ def _copies(dataset: DomainDataset, found: Audit, unseen: set[int]) -> Iterator[
             f"leakage: {_images(len(leaks))} in both a target and a source domain, "
             f"first {_both(dataset, leaks[0])}; delete the source's"
         )
-    elif across:
+    splits = dataset.splits or ()
+    shared = [group for group in copies if splits and len({splits[i] for i in group} - {None}) > 1]
+    if shared:
+        yield (
+            f"leakage: {_images(len(shared))} in several of the manifest's splits, "
+            f"first {_both(dataset, shared[0])}; delete all but one"
+        )
+    if across and not leaks:
         yield (
             f"{_images(len(across))} in several domains, which is leakage if one of them is a target, "
             f"first {_both(dataset, across[0])}; delete all but one"
@@ -285,6 +302,12 @@ _PARTS = re.compile(
 _NUMBERED = re.compile(r"\d+\s*[._ -]+\s*[^\W\d]")
 
 
+def _several(name: str, classes: frozenset[str]) -> bool:
+    """Whether a class is a list of other ones."""
+    lists = ([part.strip() for part in name.split(sign)] for sign in "|;,+/ ")
+    return any(len(parts) > 1 and classes.issuperset(parts) for parts in lists)
+
+
 def _names(dataset: DomainDataset) -> Iterator[str]:
     if len(dataset.classes) < 2:
         yield f"only one class ({', '.join(dataset.classes)}): a classifier needs two; add images of another"
@@ -305,6 +328,11 @@ def _names(dataset: DomainDataset) -> Iterator[str]:
                 f"{kind} {', '.join(parts)}: named like masks or annotations of the images; if they are, delete them, "
                 "or open the folder of the images alone"
             )
+    if several := [name for name in dataset.classes if _several(name, frozenset(dataset.classes))]:
+        yield (
+            f"classes {_some(several)}: made of the names of other classes; an image has one class: if these are "
+            "several labels of an image, keep the one that matters"
+        )
     if mute := [name for name in dataset.classes if says_nothing(name)]:
         yield (
             f"classes {_some(mute)}: names that say nothing to a teacher, which is queried with them; rename them, or "

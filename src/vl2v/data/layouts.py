@@ -114,7 +114,7 @@ def _shown(path: Path) -> str:
 def _meant(path: Path) -> str:
     """Return what a path that isn't there may have been meant to be."""
     if _CONTROLS.search(str(path)):
-        return " (a backslash of it was read as a sign of its own: write it in single quotes, or with /)"
+        return " (a backslash in it was read as an escape: write the path in single quotes, or with /)"
     try:
         there = {entry.name.casefold(): entry.name for entry in path.parent.iterdir()}
     except OSError:
@@ -156,7 +156,9 @@ def _likely_layout(path: Path, files: Sequence[tuple[str, ...]]) -> str:
     depths = Counter(len(parts) for parts in files)
     deep = sum(count for depth, count in depths.items() if depth > 3)
     if deep > depths[2] + depths[3]:
-        first = next(parts for parts in files if len(parts) > 3)
+        first = min(
+            (parts for parts in files if len(parts) > 3), key=lambda parts: ("train" not in parts[0].lower(), parts)
+        )
         raise DataError(
             f"{path}: {deep} images are deeper than domain/class/image, first {'/'.join(first)}; "
             f"open {path / first[0]}, or write a CSV manifest"
@@ -167,13 +169,13 @@ def _likely_layout(path: Path, files: Sequence[tuple[str, ...]]) -> str:
 def _nothing_in(path: Path, excluded: Sequence[Excluded]) -> DataError:
     """Return what to say of a folder without images where they should be."""
     holds = sorted(entry.name for entry in path.iterdir() if entry.suffix.lower() in _CONTAINERS)
+    table = bool(holds) and Path(holds[0]).suffix.lower() in (".csv", ".parquet")
+    why = f"it holds {holds[0]}: {'give that file if it is the manifest' if table else 'unpack it'}" if holds else ""
     if excluded:
         (reason, count), *_ = Counter(gone.reason for gone in excluded).most_common(1)
         first = next(gone.path for gone in excluded if gone.reason == reason)
-        links = "copy what the links stand for into the folder (cp -rL)" if "a link" in reason else ""
+        links = "copy the files that the links point to into the folder (cp -rL)" if "a link" in reason else why
         why = f"{count} set aside: {reason}, first {first}" + (f"; {links}" if links else "")
-    else:
-        why = f"it holds {holds[0]}: unpack it, or open it if it is a manifest" if holds else ""
     return DataError(
         f"{path}: no images at domain/class/image or class/image ({', '.join(sorted(SUFFIXES))})"
         + (f"; {why}" if why else "")
@@ -196,16 +198,18 @@ def _check_splits(path: Path, rows: Sequence[Row]) -> None:
     """Refuse splits that would be taken for domains or classes.
 
     Raises:
-        DataError: all domains, or all classes, are called like splits.
+        DataError: all domains, or all classes, are called like splits, or a training split and another one are there.
     """
     for what, names in (("domains", {row[2] for row in rows}), ("classes", {row[1] for row in rows})):
         splits = split_like(names)
-        if len(names) > 1 and splits and all(name in splits or name.lower() in _BESIDE_SPLITS for name in names):
-            first, *_ = sorted(names, key=lambda name: ("train" not in name.lower(), name))
+        training = [name for name in splits if "train" in name.lower()]
+        others = [name for name in names if name not in splits and name.lower() not in _BESIDE_SPLITS]
+        if len(names) > 1 and splits and (not others or (training and len(splits) > 1)):
+            alike = sorted(names - set(others))
             raise DataError(
-                f"{path}: {', '.join(sorted(names))} look like splits of the data, not like {what}; open one of them "
-                f"({path / first}), write a CSV manifest with a split column, or set data.layout (--layout) "
-                f"if they are {what}"
+                f"{path}: {', '.join(alike)} look like splits of the data, not like {what}; open one of them "
+                f"({path / min(training or names)}), write a CSV manifest with a split column, "
+                f"or set data.layout (--layout) if they are {what}"
             )
 
 

@@ -7,7 +7,7 @@ import io
 import os
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from sys import intern
 from typing import Any
@@ -16,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from vl2v.data.dataset import DomainDataset, Excluded
 from vl2v.data.files import SUFFIXES, one_form, printable
 from vl2v.errors import DataError, need_extra
+from vl2v.tree import text_of
 
 SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {
@@ -24,11 +25,14 @@ _SPLIT_WORDS = {
     **dict.fromkeys(("test", "testing", "tst", "id_test"), "test"),
 }
 COLUMNS = {
-    "path": ("path", "filename", "image_path", "file", "file_name", "filepath", "file_path", "img_path", "image"),
+    "path": ("path", "filename", "image_path", "file", "filepath", "img_path", "image_name", "image"),
     "class": ("class", "category", "label", "y", "class_name", "label_name", "choice", "target"),
     "domain": ("domain", "group", "location_remapped", "location", "center", "region"),
 }
-"""A manifest's columns, each with the names that WILDS and others give it; the first that is there counts."""
+"""A manifest's columns, each with the names that WILDS and others give it; the first that is there counts.
+
+Case, blanks and underscores in a name don't matter: "File Name" is filename.
+"""
 WILDS_SPLITS = {"id_val": "val", "id_test": "test"}
 MISSING = frozenset(("", "nan", "NaN", "-nan", "null", "NULL", "<NA>", "NaT", "#N/A", "N/A", "n/a"))
 """What says that there is no value, as pandas, databases and spreadsheets write it; so do null and NaN themselves."""
@@ -36,6 +40,7 @@ MISSING = frozenset(("", "nan", "NaN", "-nan", "null", "NULL", "<NA>", "NaT", "#
 Row = tuple[str, str, str, str | None, str]
 """(path, class, domain, split, sha256 in hexadecimal); class and sha256 "" are none."""
 
+_IMAGE = re.compile(rf"({'|'.join(map(re.escape, sorted(SUFFIXES, reverse=True)))})(\s|$)", re.IGNORECASE)
 _HEX = frozenset("0123456789abcdef")
 _HEAD = 4096
 _WHOLE = re.compile(r"^(-?\d+)\.0+$")
@@ -94,7 +99,7 @@ def read_manifest(
     if not rows:
         raise DataError(
             f"{path}: none of its {len(excluded)} images can be used ({excluded[0].path}: {excluded[0].reason}); "
-            f"the paths are relative to {root}"
+            f"the paths are relative to {root}{_meant(root, excluded[0].path)}"
         )
     note = (
         f"no domain column in {path.name}: all images form one domain, {one_domain!r}; add one to keep a domain unseen"
@@ -121,6 +126,17 @@ def _as_on_disk(root: Path, path: str) -> str:
     return next((form for form in forms if os.path.lexists(root / form)), path)
 
 
+def _meant(root: Path, path: str) -> str:
+    """Return which file a path that leads nowhere may mean: of another folder or suffix, or of another computer."""
+    parts = re.split(r"[/\\=]", path)
+    ends = ["/".join(parts[start:]) for start in range(1, len(parts))]
+    suffixes = sorted({form for suffix in SUFFIXES for form in (suffix, suffix.upper())})
+    others = [one + suffix for one in (path, os.path.splitext(path)[0]) for suffix in ("", *suffixes)]
+    below = [f"{entry.name}/{path}" for entry in os.scandir(root) if entry.is_dir()]
+    near = next((one for one in (*ends, *others, *sorted(below)) if one != path and os.path.isfile(root / one)), None)
+    return f", which holds {near}; correct the paths" if near else ""
+
+
 def _said(row: Row) -> str:
     return "/".join(filter(None, (row[2], row[1] or "(no class)", row[3])))
 
@@ -128,7 +144,7 @@ def _said(row: Row) -> str:
 def _bad_name(path: str) -> str | None:
     if "\0" in path or not path.isprintable():
         return "no such file"
-    return "a path out of the dataset's folder" if os.path.isabs(path) or path.startswith("..") else None
+    return "a path outside the dataset's folder" if os.path.isabs(path) or path.startswith("..") else None
 
 
 def _bad_path(root: Path, path: str, inside: str) -> str | None:
@@ -138,7 +154,7 @@ def _bad_path(root: Path, path: str, inside: str) -> str | None:
         return "an address, not a file"
     real = os.path.realpath(root / path)
     if not real.startswith(inside):
-        return "a path out of the dataset's folder"
+        return "a path outside the dataset's folder"
     return None if os.path.isfile(real) else "no such file"
 
 
@@ -153,9 +169,11 @@ def _manifest_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
     columns = _columns(heads)
     for name in ("path", "class") if labelled else ("path",):
         if heads and columns[name] not in heads:
-            if any(Path(str(head)).suffix.lower() in SUFFIXES for head in heads):
+            if any(_IMAGE.search(str(head)) for head in heads):
+                apart = "" if len(heads) > 1 else ", and a comma between path and class"
                 raise DataError(
-                    f"{path}: its first line names an image, not the columns; put a line path,class,domain above it"
+                    f"{path}: its first line names an image, not the columns; "
+                    f"put a line path,class,domain above it{apart}"
                 )
             raise DataError(
                 f"{path}: no {name} column among {', '.join(map(str, heads)):.200}; the columns are path, class, "
@@ -169,7 +187,7 @@ def _manifest_rows(path: Path, *, labelled: bool) -> Iterator[Row]:
             if columns[name] in heads and (columns[name] not in row or (name != "class" and not values[name])):
                 raise DataError(f"{path}: {where} has no {name}; the columns are path, class, domain[, split]")
         if broken := next((name for name, value in values.items() if "\n" in value or "\r" in value), None):
-            raise DataError(f'{path}: {where}: a {broken} goes on over several lines; is a " missing?')
+            raise DataError(f'{path}: {where}: a {broken} continues over several lines; is a " missing?')
         split = _SPLIT_WORDS.get(values["split"].lower())
         if split is None and values["split"]:
             raise DataError(f"{path}: {where}: split {values['split']!r}; it is {', '.join(SPLITS)} or empty")
@@ -209,11 +227,20 @@ def _text(value: Any, where: str) -> str:
     return "" if text in MISSING else text
 
 
-def _columns(row: Mapping[str, Any]) -> dict[str, str]:
+def _columns(heads: Iterable[str]) -> dict[str, str]:
     """Return path, class, domain, split and sha256 -> the column that has it, maybe under another name."""
-    names = {**COLUMNS, "split": ("split",), "sha256": ("sha256",)}
-    plain = {column.strip().lower(): column for column in reversed(list(row))}
-    return {key: next((plain[name] for name in others if name in plain), key) for key, others in names.items()}
+    heads = list(heads)
+    return {key: column_of(heads, key) or key for key in (*COLUMNS, "split", "sha256")}
+
+
+def column_of(heads: Iterable[str], key: str) -> str | None:
+    """Return the column that has path, class, domain or the like, maybe under another name; None: there is none."""
+    plain = {_plain(str(head)): head for head in reversed(list(heads))}
+    return next((plain[name] for name in map(_plain, COLUMNS.get(key, (key,))) if name in plain), None)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name.lower())
 
 
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
@@ -236,7 +263,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
                     continue
                 lines = [line for cell in cells for line in cell.splitlines()[1:]]
                 if any(line.count(delimiter) >= len(heads) - 1 > 0 for line in lines):
-                    raise DataError(f'{path}: line {begin}: a cell goes on over several rows; is a " missing?')
+                    raise DataError(f'{path}: line {begin}: a cell continues over several rows; is a " missing?')
                 if any(cell.strip() for cell in cells[len(heads) :]):
                     raise DataError(
                         f"{path}: line {begin} has {len(cells)} cells, the first line {len(heads)}; "
@@ -273,11 +300,13 @@ def without_listed(dataset: DomainDataset, path: Path) -> DomainDataset:
         DataError: the list can't be read, or is of another dataset. That its files are gone already is well.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = text_of(path.read_bytes()).splitlines()
     except OSError as error:
         raise DataError(f"{path}: the list of files to leave out can't be read ({error.strerror})") from None
     except UnicodeDecodeError:
-        raise DataError(f"{path}: the list of files to leave out isn't text in UTF-8; save it as that") from None
+        raise DataError(
+            f"{path}: the list of files to leave out is neither UTF-8 nor UTF-16; save it as UTF-8"
+        ) from None
     numbers = {one_form(name): i for i, name in enumerate(dataset.paths)}
     left_out: dict[int, str] = {}
     unknown: list[str] = []
@@ -288,7 +317,7 @@ def without_listed(dataset: DomainDataset, path: Path) -> DomainDataset:
         found = [numbers[name] for name in names if name in numbers]
         left_out |= dict.fromkeys(found, f"listed in {path.name}")
         of_ours |= bool(found) or any(os.path.dirname(name) in folders - {""} for name in names)
-        if not found and line.strip("\"'").lower() not in COLUMNS["path"]:
+        if not found and column_of([line.strip("\"'")], "path") is None:
             unknown.append(line)
     if not of_ours:
         raise DataError(

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from vl2v.data.dataset import ONE_DOMAIN
-from vl2v.data.manifest import COLUMNS
+from vl2v.data.manifest import COLUMNS, column_of
 from vl2v.errors import DataError, need_extra
 from vl2v.io import replacing, write_text
 
@@ -117,7 +117,7 @@ def _of_columns(data: Any) -> Iterator[Item]:
     labels = [name for name in names if kinds[name] == "ClassLabel"]
     image = images[0] if images else _column(names, "path")
     label = labels[0] if labels else _column(names, "class")
-    column = next((name for name in names if name.lower() in COLUMNS["domain"]), None)
+    column = column_of(names, "domain")
     if images:
         data = data.cast_column(image, type(features[image])(decode=False))
     for row in data:
@@ -133,7 +133,7 @@ def _of_frame(data: Any) -> Iterator[Item]:
     """Yield the rows of a pandas frame; its paths are relative to the working folder."""
     names = [str(name) for name in data.columns]
     path, label = _column(names, "path"), _column(names, "class")
-    column = next((name for name in names if name.lower() in COLUMNS["domain"]), None)
+    column = column_of(names, "domain")
     for row in data.to_dict("records"):
         value = row[label]
         if isinstance(value, float) and value.is_integer():
@@ -151,8 +151,7 @@ def _of_pairs(data: Any) -> Iterator[Item]:
 
 
 def _column(names: list[str], wanted: str) -> str:
-    plain = {name.lower(): name for name in reversed(names)}
-    found = next((plain[name] for name in COLUMNS[wanted] if name in plain), None)
+    found = column_of(names, wanted)
     if found is None:
         raise DataError(f"no {wanted} column among {', '.join(names)}; name one {' or '.join(COLUMNS[wanted][:3])}")
     return found

@@ -154,7 +154,7 @@ class Predictor(ABC):
         if name not in self.classes:
             raise StudentError(f"no class {name!r}")
         if len(self.classes) == 1:
-            raise StudentError(f"class {name!r} is the last one")
+            raise StudentError(f"class {name!r} is the only one left, and a student needs one")
         index = self.classes.index(name)
         self._set_class_embeddings(np.delete(embeddings, index, 0))
         del self.classes[index]

@@ -75,7 +75,7 @@ class Exported(Predictor):
                 f"the export gives {out.shape[1:]} numbers an image, its card says {width}; export again"
             )
         if not np.isfinite(out).all():
-            raise StudentError("the export gives NaN or infinity: its file is broken; export it again")
+            raise StudentError("the export gives NaN or infinity: its file is damaged; export it again")
         return out
 
     def embed(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -187,7 +187,7 @@ def load_current(file: Path, classes: Sequence[str]) -> Exported:
     """
     exported = load(file, threads=1)
     if exported.classes != list(classes):
-        raise StudentError(f"{file}: of other classes than the student has by now; export it again, or delete it")
+        raise StudentError(f"{file}: exported before the student's classes changed; export it again, or delete it")
     return exported
 
 
@@ -215,6 +215,8 @@ def load(path: Path | str, *, threads: int | None = None) -> Exported:
         return Exported(network, card)
     except VL2VError:
         raise
+    except FileNotFoundError:
+        raise StudentError(f"{path}: no such export or run folder") from None
     except OSError as error:
         raise StudentError(f"{path}: can't be read ({error.strerror})") from None
     except Exception as error:  # each library has errors of its own for broken files

@@ -233,7 +233,7 @@ class Ledger:
 
     def _check(self, row: tuple[object, ...]) -> None:
         if row[-1] is not None and row[-1] != entry_crc(row[:-1]):
-            raise StoreError(f"{self.file}: the entry of query {row[1]} is damaged: put back a copy, or move it aside")
+            raise StoreError(f"{self.file}: the entry of query {row[1]} is damaged: restore a backup, or move it aside")
 
     def _insert(self, row: tuple[object, ...]) -> None:
         crc = entry_crc(row)
@@ -289,8 +289,8 @@ class Ledger:
         written = max(last, entries or 0)
         if count != written:
             raise StoreError(
-                f"{self.file}: {written - count} of {written} entries are gone, so what was spent isn't known: put "
-                "back a copy, or move it aside"
+                f"{self.file}: {written - count} of {written} entries are gone, so what was spent isn't known: restore "
+                "a backup, or move it aside"
             )
         if count == entries and crc != last_crc:
-            raise StoreError(f"{self.file}: the last entry is damaged: put back a copy, or move it aside")
+            raise StoreError(f"{self.file}: the last entry is damaged: restore a backup, or move it aside")

@@ -127,8 +127,8 @@ class Rows:
             found, due = self._intact(teacher), self._due(teacher)
         if found < due:
             raise StoreError(
-                f"{self.file}: {due - found} of {due} embeddings of {teacher.record.name} are lost or damaged: put "
-                "back a copy, or save what is left with `vl2v store repair`, then `vl2v embed` queries the others again"
+                f"{self.file}: {due - found} of {due} embeddings of {teacher.record.name} are lost or damaged: restore "
+                "a backup, or save what is left with `vl2v store repair`, then `vl2v embed` queries the others again"
             )
         self._complete.add(fingerprint)
 
@@ -189,7 +189,7 @@ class Rows:
                     return None
                 number, _, name, dim, scale = row[:5]
                 if not old and teacher_crc(*row[1:-1]) != row[-1]:
-                    raise StoreError(f"{self.file}: the record of {name} is damaged: put back a copy")
+                    raise StoreError(f"{self.file}: the record of {name} is damaged: restore a backup")
                 group = (
                     [(number,)]
                     if old
@@ -224,7 +224,7 @@ class Rows:
         bad = [str(row[2]) for row in rows if teacher_crc(*row[1:-1]) != row[-1]]
         if bad or orphans:
             what = f"the record of {', '.join(bad)} is damaged" if bad else "the record of a teacher is lost"
-            raise StoreError(f"{self.file}: {what}, so its embeddings can't be found: put back a copy")
+            raise StoreError(f"{self.file}: {what}, so its embeddings can't be found: restore a backup")
 
     def _present(self, teacher: TeacherRow, keys: Sequence[bytes]) -> set[bytes]:
         """Return those of the keys that are stored (and possibly others that share their first half)."""
@@ -386,6 +386,6 @@ class Rows:
                 return
         if paid:
             log.warning(
-                "%s: is new or was emptied, but %s embeddings were paid for by %s: put back a copy, or they are paid "
+                "%s: is new or was emptied, but %s embeddings were paid for by %s: restore a backup, or they are paid "
                 "for again", self.file, f"{paid:,}", ledger,
             )  # fmt: skip

@@ -234,8 +234,8 @@ class TeacherSession:
             other = seen.setdefault(row.tobytes(), name)
             if other != name:
                 raise ConfigError(
-                    f"classes {other!r} and {name!r}: {self.teacher.name} embeds their texts alike, so that it never "
-                    f"tells one from the other; give one of them another text with prompts.overrides.{toml_key(name)}"
+                    f"classes {other!r} and {name!r}: {self.teacher.name} embeds their texts alike, so it can "
+                    f"never tell them apart; give one of them another text with prompts.overrides.{toml_key(name)}"
                 )
         return texts
 

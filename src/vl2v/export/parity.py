@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -17,11 +16,10 @@ from vl2v.deploy.prediction import BATCH
 from vl2v.deploy.runtime import Exported
 from vl2v.errors import StudentError
 from vl2v.evaluation.compare import paired_interval
-from vl2v.io import retried
 from vl2v.runs.datasets import Sources
 from vl2v.session import derive
 from vl2v.students.classifier import Classifier
-from vl2v.training.batches import read_image
+from vl2v.training.batches import read_again, read_image
 
 TOLERANCE = 1e-4  # of the largest logit, in fp32
 POINTS = 0.005  # that int8 may lose
@@ -286,4 +284,4 @@ def _accuracy(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
 
 
 def _pixels(sources: Sources, images: NDArray[np.int64], classifier: Classifier) -> Pixels:
-    return np.stack([classifier.view(retried(partial(sources.dataset.read, int(i)), OSError)) for i in images])
+    return np.stack([read_again(sources.dataset, int(i), classifier.view) for i in images])

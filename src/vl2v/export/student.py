@@ -317,13 +317,13 @@ def check_format(kind: str, *, int8: bool = False, preprocess: str | None = None
         MissingExtra: what writes the format is not installed.
     """
     if kind not in FORMATS:
-        raise ConfigError(f"--format {kind}: there are {', '.join(FORMATS)}")
+        raise ConfigError(f"--format {kind}: choose one of {', '.join(FORMATS)}")
     if int8 and kind not in INT8:
-        raise ConfigError(f"--int8: there is none of {kind}, only of {' and '.join(INT8)}")
+        raise ConfigError(f"--int8: {kind} has no int8 form, only {', '.join(INT8)}")
     if preprocess not in (None, "inside", "outside"):
-        raise ConfigError(f"--preprocess {preprocess}: inside or outside")
+        raise ConfigError(f"--preprocess {preprocess}: choose inside or outside")
     if preprocess == "inside" and kind not in inside.KINDS:
-        raise ConfigError(f"--preprocess inside: there is none of {kind}, only of {' and '.join(inside.KINDS)}")
+        raise ConfigError(f"--preprocess inside: not available for {kind}, only for {', '.join(inside.KINDS)}")
     for module, extra in _NEEDED[kind].items():
         need_extra(module, extra)
     if kind == "openvino":

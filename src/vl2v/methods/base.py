@@ -293,7 +293,7 @@ def find_method(name: str) -> type[Task]:
     if ":" in name:
         raise ConfigError(f"method {name!r}: its file isn't loaded; files are loaded by `vl2v distill --method` alone")
     close = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(METHODS)}"
+    hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(METHODS)}"
     raise ConfigError(f"method {name!r}: unknown; {hint}")
 
 

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from vl2v.benchmark.results import Result, mean_and_error, of
 from vl2v.benchmark.worklist import Job
-from vl2v.data.decoding import decode
 from vl2v.errors import DataError
 from vl2v.report.bench import Bench
 from vl2v.report.charts import Chart, Heat, Series, axis, calibration, heat
@@ -22,6 +21,7 @@ from vl2v.runs.evaluate import TEACHER
 from vl2v.runs.predictions import content
 from vl2v.runs.settings import resolve
 from vl2v.session import Progress, Session
+from vl2v.training.batches import read_image
 from vl2v.training.log import MetricsLog
 
 SHOWN = 5  # images of each kind of disagreement
@@ -145,7 +145,7 @@ def _reader(bench: Bench, job: Job) -> Any:
         for index in indices[np.argsort(-rows["probability"][indices], kind="stable")][:SHOWN]:
             truth, student, other = (classes[i] for i in (rows["label"][index], rows["answer"][index], teacher[index]))
             yield {
-                "image": thumbnail(decode(dataset.read(int(rows["index"][index])))),
+                "image": thumbnail(read_image(dataset, int(rows["index"][index]))),
                 "alt": f"{truth}: the student predicts {student}, the teacher {other}",
                 "lines": [
                     (f"{who}: {predicted}", "right" if predicted == truth else "wrong")

@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from vl2v.data.auditing import Audit
 from vl2v.data.dataset import DomainDataset
-from vl2v.data.decoding import decode
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.embeddings.schema import image_key
 from vl2v.embeddings.store import EmbeddingStore
@@ -31,6 +30,7 @@ from vl2v.runs.folder import Run
 from vl2v.runs.predictions import Predictions, content
 from vl2v.session import Session
 from vl2v.students.classifier import Classifier
+from vl2v.training.batches import read_image
 
 Indices = NDArray[np.int64]
 NAMED = 3  # weak classes in a verdict
@@ -98,7 +98,7 @@ class EvaluatedRun:
 
     def thumbnail(self, number: int) -> str:
         """Return a measured image, small, as a data URI."""
-        return thumbnail(decode(self.dataset.read(int(self.predictions["index"][number]))))
+        return thumbnail(read_image(self.dataset, int(self.predictions["index"][number])))
 
     def teacher_vectors(self, indices: Indices) -> tuple[Indices, NDArray[np.float32]]:
         """Return which of some measured images the teacher's embedding is cached of, and those [m, d]."""

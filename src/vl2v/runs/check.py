@@ -167,7 +167,7 @@ def _opened(
 ) -> Iterator[_Opened]:
     """Draw a sample and open everything; see `check_teacher`."""
     if images < 1:
-        raise ConfigError(f"images = {images}: a sample has 1 or more")
+        raise ConfigError(f"--images {images}: must be 1 or more")
     config = resolve(settings)
     session = Session.of(store, budget, progress)
     drawn = draw_sample(config, max(images, FREE), session)

@@ -164,7 +164,7 @@ def cluster_named(spec: str) -> Cluster | None:
     if spec == "local":
         return None
     if kind != "ray" or (colon and not number.isdecimal()) or number == "0":
-        raise ConfigError(f"engine {spec!r}: there are local, ray and ray:N")
+        raise ConfigError(f"engine {spec!r}: choose one of local, ray and ray:N")
     return Cluster(int(number or 1))
 
 

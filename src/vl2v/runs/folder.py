@@ -152,6 +152,19 @@ def _clean(file: Path, *, write: bool = False) -> Tree:
     return tree
 
 
+def check_folder(folder: Path) -> list[Path]:
+    """Return what a run folder holds of a training; what was written before one began doesn't count.
+
+    Raises:
+        RunError: the folder holds something else.
+    """
+    ours = {"run.lock", *_BEFORE_TRAINING, *_OF_ATTEMPTS}
+    others = [entry for entry in folder.iterdir() if entry.name not in ours] if folder.is_dir() else []
+    if others and not (folder / "config.toml").is_file():
+        raise RunError(f"{folder}: not empty, and not a run folder; choose another --out")
+    return others
+
+
 def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]) -> Run:
     """Return the run of a folder, new or to be resumed.
 
@@ -164,9 +177,7 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
     Raises:
         RunError: the folder holds a run of another configuration, holds something else, or can't be written to.
     """
-    path = folder / "config.toml"
-    ours = {"run.lock", *_BEFORE_TRAINING, *_OF_ATTEMPTS}
-    others = [entry for entry in folder.iterdir() if entry.name not in ours] if folder.is_dir() else []
+    path, others = folder / "config.toml", check_folder(folder)
     if path.is_file():
         _clean(path, write=True)
         run = Run(folder)
@@ -181,8 +192,6 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
             raise RunError(f"{folder}: holds a run with other settings ({', '.join(changed)}); choose another --out")
         for name in _BEFORE_TRAINING:
             (folder / name).unlink(missing_ok=True)
-    elif others:
-        raise RunError(f"{folder}: not empty, and not a run folder; choose another --out")
     write_text(path, config.to_toml())
     return Run(folder)
 

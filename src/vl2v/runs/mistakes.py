@@ -203,7 +203,7 @@ def find_mistakes(
     prompts = prompts_for(dataset.classes, config.prompts, sources)
     labelled = np.flatnonzero(dataset.labels >= 0)
     if len(np.unique(dataset.labels[labelled])) < 2:
-        raise DataError(f"{dataset.root}: labelled images of fewer than two classes; nothing to take for one another")
+        raise DataError(f"{dataset.root}: has labelled images of fewer than two classes, so no label can be mistaken")
     with EmbeddingStore(store, read_only=True) as embeddings:
         record = find_teacher(embeddings, teacher).teacher
         view = clean_view(config.teacher.fit)

@@ -24,6 +24,7 @@ from vl2v.embeddings.session import dim_of
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import the_teacher
 from vl2v.embeddings.views import fixed_views
+from vl2v.errors import ConfigError
 from vl2v.io import read_json, write_text
 from vl2v.methods import Task, task_of
 from vl2v.runs.datasets import Images, Sources
@@ -36,6 +37,7 @@ from vl2v.students.backbone import image_size_of
 from vl2v.system import best_device, world_size
 from vl2v.teachers.paid.teacher import as_paid
 from vl2v.teachers.protocol import EncodedImage, Teacher
+from vl2v.training.batches import read_again
 from vl2v.tree import Tree, flat, merge, nested
 
 
@@ -99,7 +101,7 @@ def _seconds_of(queries: Plan, teacher: Teacher, sample: int = 4) -> float:
     seconds = 0.0
     if queries.pending:
         indices = [index for index, _ in queries.pending[:sample]]
-        images = [EncodedImage(queries.dataset.paths[i], queries.dataset.read(i)) for i in indices]
+        images = [EncodedImage(queries.dataset.paths[i], read_again(queries.dataset, i, bytes)) for i in indices]
         teacher.embed_images(images[:1])
         start = time.perf_counter()
         teacher.embed_images(images)
@@ -168,7 +170,9 @@ class RunPlan:
             f"about {duration(self.total)} on {self.device}, peak memory {self.memory / 1e9:.1f} GB, {self.teaching}"
         ]
         if self.minutes is not None and self.total > 60 * self.minutes * 1.1:
-            lines.append(f"this doesn't fit in {self.minutes:g} minutes: what is set, or the teacher, takes longer")
+            lines.append(
+                f"this doesn't fit in {self.minutes:g} minutes: the settings given, or the teacher, take longer"
+            )
         if self.full:
             lines.append(f"{self.full}: give --minutes, or the settings themselves")
         return lines
@@ -281,6 +285,8 @@ def plan_run(
 
 def limit_of(settings: Mapping[str, Any], preset: str, minutes: Minutes, config: RunConfig) -> float | None:
     """Return the minutes that a run has to fit in; None: it isn't limited."""
+    if minutes is not None and minutes != "auto" and not minutes > 0:
+        raise ConfigError(f"--minutes {minutes:g}: must be more than 0")
     if minutes != "auto":
         return minutes
     given = flat(settings)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl2v.config import PromptConfig
-from vl2v.data.files import PASSED_OVER, SUFFIXES, image_files
+from vl2v.data.files import NO_SUFFIX, PASSED_OVER, SUFFIXES, image_files
 from vl2v.deploy.beside import class_names, load_beside
 from vl2v.deploy.prediction import BATCH, Prediction, Predictor
 from vl2v.errors import DataError, TeacherError
@@ -158,7 +158,7 @@ def class_embeddings(
         return {name: class_text(name, prompts, about["sources"], fingerprint, embeddings, query) for name in new}
 
 
-_NO_IMAGES = ("an empty folder", "not an image", PASSED_OVER)
+_NO_IMAGES = ("an empty folder", "not an image", NO_SUFFIX, PASSED_OVER)
 """How the reasons begin of files in a folder that are passed over in silence."""
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from vl2v.config import TOWER, RunConfig, paper_preset, paper_student, validate
+from vl2v.config import TOWER, RunConfig, check_file, paper_preset, paper_student, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import Task, find_method, load_method, own_settings
 from vl2v.methods.base import RENAMED
@@ -107,7 +107,7 @@ def settings_of(settings: Mapping[str, Any] | Path | None = None, pairs: Sequenc
     }
     if isinstance(target := given.get("data.target"), str):
         given["data.target"] = [target]
-    tree = from_earlier(read_toml(settings)) if isinstance(settings, Path) else settings or {}
+    tree = check_file(from_earlier(read_toml(settings)), settings) if isinstance(settings, Path) else settings or {}
     return merge(tree, nested(given), assignments(pairs))
 
 
@@ -122,7 +122,8 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
     stages = settings.get("stages", {})
     if not isinstance(stages, Mapping):
         raise ConfigError(
-            f"stages = {stages!r}: a table of stages, for example stages.{next(iter(task.stage_defaults))}.lr=1e-3"
+            f"stages = {stages!r}: must be a table of stages, "
+            f"for example stages.{next(iter(task.stage_defaults))}.lr=1e-3"
         )
     unknown = stages.keys() - task.stage_defaults.keys()
     if unknown:
@@ -241,7 +242,7 @@ def recipe(preset: str, stages: Iterable[str], student: str = "") -> Tree:
         ConfigError: an unknown preset.
     """
     if preset not in PRESETS:
-        raise ConfigError(f"preset {preset!r}: there are {', '.join(PRESETS)}")
+        raise ConfigError(f"preset {preset!r}: choose one of {', '.join(PRESETS)}")
     return paper_preset(stages, student) if preset == "paper" else {}
 
 

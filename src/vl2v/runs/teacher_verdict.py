@@ -61,7 +61,7 @@ def draw_sample(config: RunConfig, count: int, session: Session) -> Sample:
     unseen = [dataset.domain_index(name) for name in config.data.target]
     labelled = np.flatnonzero((dataset.labels >= 0) & ~np.isin(dataset.domain_ids, unseen))
     if len(np.unique(dataset.labels[labelled])) < 2:
-        raise DataError(f"{dataset.root}: a teacher is checked on labelled images of two classes or more; none such")
+        raise DataError(f"{dataset.root}: no labelled images of two or more classes, which `vl2v teacher check` needs")
     order = labelled[_order(dataset.labels[labelled], dataset.domain_ids[labelled], config.seed)]
     chosen: dict[bytes, int] = {}  # content -> image
     while len(chosen) < count and len(order):

@@ -30,7 +30,7 @@ from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.evaluate import evaluate_images
 from vl2v.runs.features import ComputedFeatures, Features, SharedCache
 from vl2v.runs.first_student import new_backbone, new_student, selected
-from vl2v.runs.folder import CHOSEN, Run, locked, open_run, save_version
+from vl2v.runs.folder import CHOSEN, Run, check_folder, locked, open_run, save_version
 from vl2v.runs.heads import calibrate, classifier_for, fit_last_layer
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
 from vl2v.runs.predictions import predictions_of, same_images, save_images
@@ -116,6 +116,7 @@ def distill(
     out = Path(out)
     session = Session.of(store, budget, silent if rank() else progress)
     with nullcontext() if rank() else locked(out):
+        check_folder(out)
         plan, images = None, Images(config.data, session)
         if (begun := saved_plan(out, config, minutes)) is not None:
             config = begun

@@ -46,7 +46,8 @@ class ImageLog:
             foreign = [entry.name for entry in entries if not _OURS.fullmatch(entry.name)]
             if foreign:
                 raise ConfigError(
-                    f"--log-images {folder}: holds {foreign[0]}; give a folder of its own, old files are deleted there"
+                    f"--log-images {folder}: holds {foreign[0]}; "
+                    "give it a folder of its own: old files there are deleted"
                 )
             found = sorted((entry.stat().st_mtime_ns, entry.name, entry.stat().st_size) for entry in entries)
         except OSError as error:
@@ -72,7 +73,7 @@ class ImageLog:
                 os.chmod(self.folder / name, 0o600)
             except (RunError, OSError) as error:
                 self._failed = True
-                logging.getLogger(__name__).warning("no more images are saved, what is served goes on: %s", error)
+                logging.getLogger(__name__).warning("no more images are saved, serving continues: %s", error)
                 return
             self._sizes[name] = len(data)
             self._bytes += len(data)

@@ -197,6 +197,8 @@ def _reading(path: Path) -> Iterator[BinaryIO]:
     try:
         with path.open("rb") as opened:
             yield opened
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such log; `vl2v serve --log {path}` writes one") from None
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror})") from None
 
@@ -236,4 +238,4 @@ def _header_of(line: bytes, path: Path) -> dict[str, Any]:
 
 def _check(line: bytes, path: Path, student: Exported) -> None:
     if _header_of(line, path) != _header(student):
-        raise DataError(f"{path}: another student's log; give each its own")
+        raise DataError(f"{path}: another student's log; give each student its own")

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from vl2v.config import Section
+from vl2v.config import Section, expected
 from vl2v.data.augment import Fit
 from vl2v.deploy.prediction import Prediction, Predictor, prediction
 from vl2v.errors import StudentError
@@ -222,7 +222,7 @@ def _checked(folder: Path, card: Any) -> dict[str, Any]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise StudentError(f"{folder}: student.json: {where}: {first['msg'].lower()}") from None
+        raise StudentError(f"{folder}: student.json: {where}: {expected(first)}") from None
     teacher = checked["about"].get("teacher")
     if isinstance(teacher, dict) and isinstance(teacher.get("spec"), str):
         teacher["spec"] = without_secrets(teacher["spec"]).replace(HIDDEN, "")

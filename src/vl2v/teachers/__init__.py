@@ -89,7 +89,7 @@ def _factory(kind: str) -> Callable[..., Teacher]:
     found: list[EntryPoint] = list(entry_points(group=GROUP, name=kind))
     if not found:
         close = difflib.get_close_matches(kind, teacher_kinds(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(teacher_kinds())}"
+        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(teacher_kinds())}"
         raise TeacherError(f"teacher {kind!r}: unknown kind; {hint}")
     try:
         factory = found[0].load()

@@ -69,7 +69,7 @@ class LocalTeacher:
         device: str = "auto",
     ) -> None:
         if precision not in get_args(Precision):
-            raise TeacherError(f"{name}: precision {precision!r}; there are {', '.join(get_args(Precision))}")
+            raise TeacherError(f"{name}: precision {precision!r}: choose one of {', '.join(get_args(Precision))}")
         self.name = name
         self.device = best_device() if device == "auto" else device
         self._kind = torch.device(self.device).type

@@ -98,8 +98,8 @@ def same_prompts(classes: Sequence[str], groups: Sequence[Sequence[str]]) -> lis
         other = first.setdefault(frozenset(re.sub(r"\ban ", "a ", same_name(text)) for text in texts), name)
         if other != name:
             lines.append(
-                f"classes {other!r} and {name!r} have the same text ({texts[0]!r}), so that no teacher tells one from "
-                f"the other: {_remedy(name)}"
+                f"classes {other!r} and {name!r} have the same text ({texts[0]!r}), so no teacher can tell them "
+                f"apart: {_remedy(name)}"
             )
     return lines
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from vl2v.data.files import one_form
 from vl2v.errors import TeacherError, need_extra
 from vl2v.teachers.protocol import EMBEDDING_VERSION, EncodedImage, Vectors
+from vl2v.tree import text_of
 
 BLOCK = 65_536  # rows checked at a time
 
@@ -155,7 +156,7 @@ def _about(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        about = json.loads(file.read_text(encoding="utf-8"))
+        about = json.loads(text_of(file.read_bytes()))
     except ValueError as error:
         raise TeacherError(f"{file}: not readable as JSON ({error})") from None
     if not isinstance(about, dict):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from multiprocessing import ProcessError
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from vl2v.io import retried
 from vl2v.methods import Targets
 from vl2v.session import derive
 
+T = TypeVar("T")
 Indices = NDArray[np.int64]
 Rendering = tuple[Views, Sequence[bytes], int]
 """(views, contents by dataset index, v): view v (1 to K) of each image."""
@@ -36,13 +37,18 @@ BROKEN = (RuntimeError, OSError, EOFError, ProcessError)  # how a connection to 
 
 
 def read_image(dataset: DomainDataset, index: int) -> Image.Image:
-    """Return a decoded image that could be read before; read again a few times if it can't be now.
+    """Return a decoded image that could be read before; see `read_again`."""
+    return read_again(dataset, index, decode)
+
+
+def read_again(dataset: DomainDataset, index: int, made: Callable[[bytes], T]) -> T:
+    """Return what is made of an image file that could be read before; a few more attempts if it can't be now.
 
     Raises:
         RunError: it still can't be.
     """
     try:
-        return retried(lambda: decode(dataset.read(index)), OSError, ImageError)
+        return retried(lambda: made(dataset.read(index)), OSError, ImageError)
     except (OSError, ImageError) as error:
         why = error.strerror if isinstance(error, OSError) and error.strerror else error
         raise RunError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
@@ -13,8 +12,10 @@ from typing import Literal
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vl2v.config import expected
 from vl2v.errors import ConfigError
 from vl2v.io import replacing
+from vl2v.tree import read_toml
 
 
 class Key(BaseModel):
@@ -95,16 +96,14 @@ def read_keys(file: Path) -> Keys:
         ConfigError: it can't be read, a table is wrong, or two have one name.
     """
     try:
-        tables = tomllib.loads(file.read_text(encoding="utf-8")).get("key", [])
+        if not file.exists():
+            raise ConfigError(f"{file}: no such file; `vl2v vendor keys add` makes it")
+        tables = read_toml(file).get("key", [])
         keys = [Key.model_validate(table) for table in tables]
-    except OSError as error:
-        raise ConfigError(f"{file}: can't be read ({error.strerror}); `vl2v vendor keys add` makes it") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: not a TOML file: {error}") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{file}: [[key]] {where}: {first['msg'].lower()}") from None
+        raise ConfigError(f"{file}: [[key]] {where}: {expected(first)}") from None
     except (TypeError, AttributeError):
         raise ConfigError(f"{file}: keys are tables [[key]]; `vl2v vendor keys add` writes them") from None
     names = [key.name for key in keys]
@@ -153,7 +152,7 @@ def revoke_key(file: Path, name: str) -> None:
     found = next((key for key in keys if key.name == name), None)
     if found is None:
         raise ConfigError(
-            f"{file}: no key is named {name!r}; there are {', '.join(key.name for key in keys) or 'none'}"
+            f"{file}: no key is named {name!r}; its keys are {', '.join(key.name for key in keys) or 'none'}"
         )
     if found.revoked is not None:
         raise ConfigError(f"{file}: {name!r} was revoked on {found.revoked:%Y-%m-%d} already")

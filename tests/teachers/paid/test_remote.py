@@ -838,7 +838,7 @@ def test_another_treatment_of_images_is_another_teacher(rent):
 
 
 def test_a_wrong_entry_in_the_table(rent):
-    with pytest.raises(TeacherError, match=r"vendors\.toml: jina\.in_flight: input should be greater than"):
+    with pytest.raises(TeacherError, match=r"vendors\.toml: jina\.in_flight: must be greater than"):
         rent("jina", more="in_flight = 0")
 
 

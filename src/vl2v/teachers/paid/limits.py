@@ -19,6 +19,7 @@ from typing import Any, get_args
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from vl2v.config import expected
 from vl2v.errors import TeacherError
 from vl2v.privacy import HIDDEN, canonical_url
 from vl2v.teachers.paid.teacher import MICRO, Kind
@@ -186,7 +187,7 @@ def find_limits(kind: str, model: str, url: str | None) -> Limits:
         known = [*Limits.model_fields, *Price.model_fields]
         near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
         hint = f"unknown; did you mean {near[0]}?" if near else "unknown"
-        words = hint if first["type"] == "extra_forbidden" else first["msg"].lower()
+        words = hint if first["type"] == "extra_forbidden" else expected(first)
         raise TeacherError(f"{file}: {kind}.{key}: {words}") from None
 
 
@@ -258,7 +259,7 @@ def _refuse_typos(own: dict[str, Any], kind: str, model: str, url: str | None, f
     for vendor, table in own.items():
         if vendor not in _shipped():
             near = difflib.get_close_matches(vendor, _shipped(), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(_shipped())}"
+            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_shipped())}"
             raise TeacherError(f"{file}: {vendor}: unknown vendor; {hint}")
         if not isinstance(table, dict) or not isinstance(table.get("models", {}), dict):
             raise TeacherError(f"{file}: {vendor}: not a table")
