@@ -389,7 +389,7 @@ def _explain(item: Mapping[str, Any], prefix: str) -> tuple[str, str]:
 
 def expected(item: Mapping[str, Any]) -> str:
     """Return what pydantic expected of a value, in a person's words."""
-    words = item["msg"].removeprefix("Value error, ")
+    words = str(item["msg"]).removeprefix("Value error, ")
     return _EXPECTED.get(item["type"], (words[:1].lower() + words[1:]).replace("input should be", "must be"))
 
 
