@@ -159,15 +159,8 @@ def audit(
 def _listed(listed: NDArray[np.uint8], unlisted: NDArray[np.int64], rest: Audit | None) -> Audit:
     """Return an audit with the manifest's hashes, and what was found of files for which it has none."""
     raw = listed.tobytes()
-    hashes = [raw[start : start + 32] for start in range(0, len(raw), 32)]
-    if rest is None:
-        return Audit(tuple(hashes), {})
-    for index, i in enumerate(unlisted):
-        hashes[i] = rest.sha256[index]
-    problems, remarks = (
-        {int(unlisted[index]): why for index, why in found.items()} for found in (rest.problems, rest.remarks)
-    )
-    return Audit(tuple(hashes), problems, remarks)
+    found = Audit(tuple(raw[start : start + 32] for start in range(0, len(raw), 32)), {})
+    return found if rest is None else found.with_parts(unlisted, rest)
 
 
 def set_aside(dataset: DomainDataset, found: Audit) -> DomainDataset:

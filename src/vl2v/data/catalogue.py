@@ -25,8 +25,6 @@ from vl2v.errors import DataError
 from vl2v.io import locked
 from vl2v.session import Progress, silent
 
-"""Called with (task, done, total)."""
-
 LOCK = "vl2v-data.lock.json"
 MANIFEST = "manifest.csv"
 _LIST_BYTES = 50 * 1024**2
@@ -278,12 +276,7 @@ def _terra(wanted: Benchmark, archives: dict[str, Path], whole: Path, progress: 
     for file in sorted(scratch.rglob("*.json")):
         for name, target in _terra_places(file):
             targets[name].add(target)
-    unpack(
-        images,
-        whole,
-        targets_of=lambda name: sorted(targets.get(name.rsplit("/", 1)[-1], ())),
-        progress=progress,
-    )
+    unpack(images, whole, targets_of=lambda name: sorted(targets.get(name.rsplit("/", 1)[-1], ())), progress=progress)
 
 
 def _terra_places(file: Path) -> Iterator[tuple[str, str]]:

@@ -115,7 +115,4 @@ def _split_domain(dataset: DomainDataset, images: Indices, fraction: float, seed
     said = np.array([dataset.splits[i] if dataset.splits else None for i in images], dtype=object)
     free = images[said == None]  # noqa: E711
     train, val = domainbed_split(len(free), fraction if not (said == "val").any() else 0.0, seed)
-    return (
-        np.concatenate([free[train], images[said == "train"]]),
-        np.concatenate([free[val], images[said == "val"]]),
-    )
+    return (np.concatenate([free[train], images[said == "train"]]), np.concatenate([free[val], images[said == "val"]]))

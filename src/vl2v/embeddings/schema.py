@@ -114,10 +114,7 @@ _LEDGER_FROM_1 = (
     "CREATE INDEX by_digest ON entries (digest) WHERE digest != ''",
     "PRAGMA user_version = 2",
 )
-_LEDGER_FROM_4 = (
-    _TAIL,
-    "INSERT OR REPLACE INTO tail SELECT 1, id, crc FROM entries ORDER BY id DESC LIMIT 1",
-)
+_LEDGER_FROM_4 = (_TAIL, "INSERT OR REPLACE INTO tail SELECT 1, id, crc FROM entries ORDER BY id DESC LIMIT 1")
 _LEDGER_FROM_2 = (
     "ALTER TABLE entries ADD COLUMN crc INTEGER",
     "PRAGMA user_version = 3",

@@ -96,11 +96,7 @@ BY_STUDENT = {"uncertainty": uncertain_order, "nearest": nearest_order}
 
 
 def select_images(
-    session: TeacherSession,
-    training: Indices,
-    features: FeaturesOf,
-    classify: Classify,
-    run: Path | None = None,
+    session: TeacherSession, training: Indices, features: FeaturesOf, classify: Classify, run: Path | None = None
 ) -> Indices | None:
     """Return the training images to query (dataset indices, sorted); None: every image.
 
