@@ -124,6 +124,7 @@ class App:
         await send({"type": "http.response.body", "body": body})
 
     async def _live(self, receive: Any, send: Any) -> None:
+        threshold = gc.get_threshold()
         while True:
             message = await receive()
             if message["type"] == "lifespan.startup":
@@ -133,6 +134,7 @@ class App:
                 await asyncio.to_thread(self.readers.close)
                 await asyncio.to_thread(self.batcher.close)
                 await self.addresses.close()
+                gc.set_threshold(*threshold)
             await send({"type": f"{message['type']}.complete"})
             if message["type"] == "lifespan.shutdown":
                 return
