@@ -9,6 +9,10 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from sample_icons import few_icons
+
+pytestmark = pytest.mark.slow
+
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "notebooks" / "quickstart.ipynb"
 
 
@@ -17,7 +21,8 @@ def outputs(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """Return what the code cells show, by kind of content; each cell's last output of a kind."""
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     folder = tmp_path_factory.mktemp("notebook")
-    NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
+    with few_icons(folder / "home", 3):
+        NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(folder)}}).execute()
     shown: list[dict[str, Any]] = []
     for cell in notebook.cells:
         if cell.cell_type == "code":

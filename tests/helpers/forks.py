@@ -51,6 +51,7 @@ def _become(words: Sequence[str], folder: str, environment: dict[str, str], stre
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
+    multiprocessing.set_start_method(None, force=True)  # as in a process that was started
     sys.argv = ["vl2v", *words]
     from vl2v.cli import main
 
