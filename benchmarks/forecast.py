@@ -19,8 +19,8 @@ from typing import Any
 
 CONFIGURATIONS: dict[str, dict[str, Any]] = {
     "3 minutes": {"minutes": 3.0},
-    "Lite0, 64 px, 60 steps": {"image_size": 64, "steps": 60},
-    "MobileNetV3, 96 px, 30 steps": {"image_size": 96, "steps": 30, "student": "mobilenetv3_small_100"},
+    "Lite0, 96 px, 150 steps": {"image_size": 96, "steps": 150},
+    "MobileNetV3, 96 px, 150 steps": {"image_size": 96, "steps": 150, "student": "mobilenetv3_small_100"},
 }
 
 

@@ -29,7 +29,7 @@ def test_set_lays_values_on_top_with_their_types() -> None:
     assert tree["stages"]["distill"]["lr"] == 1e-3
     assert tree["data"]["target"] == ["a", "b"]
     assert tree["teacher"]["spec"] == "hf:some/repo"
-    assert resolve(merge(DATA, tree)).loss == {"lambda": 1.0}
+    assert resolve(merge(DATA, tree)).loss["lambda"] == 1.0
 
 
 @pytest.mark.parametrize("name", ["cup", "wine glass", "boîte.à outils", 'a "b"', "label"])
@@ -43,7 +43,7 @@ def test_a_class_called_anything_can_be_set(name: str) -> None:
     [
         ({"teacher": {"veiws": 3}}, "teacher.veiws: unknown setting, did you mean teacher.views"),
         ({"loss": {"lambda": 2}}, "loss.lambda = 2: must be less than or equal to 1"),
-        ({"stages": {"distil": {"lr": 1}}}, "stages.distil: adip has only align, distill"),
+        ({"stages": {"distil": {"lr": 1}}}, "stages.distil: adip-plus has only align, distill"),
         ({"method": "magic"}, "method 'magic': unknown"),
         ({"stages": {"distill": {"steps": 0}}}, "stages.distill.steps = 0"),
     ],
@@ -152,3 +152,8 @@ def test_every_path_may_start_at_home(tmp_path: Path, monkeypatch: pytest.Monkey
     for spec in ("recorded:~/t", "hf:~/t", "open_clip:local-dir:~/t"):
         with pytest.raises(VL2VError, match=f"{tmp_path}/t"):
             open_teacher(spec)
+
+
+def test_the_default_method_is_the_presets() -> None:
+    assert resolve(DATA).method == "adip-plus"
+    assert resolve(DATA, "paper").method == "adip"

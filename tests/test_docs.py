@@ -69,7 +69,7 @@ def test_the_readmes_settings_are_settings() -> None:
     (example,) = blocks(ROOT / "README.md", "python")
     names: dict[str, object] = {}
     exec(re.search(r"^settings = .*$", example, re.M).group(), names)  # type: ignore[union-attr]
-    assert resolve(names["settings"]).method == "adip"  # type: ignore[arg-type]
+    assert resolve(names["settings"]).method == "adip-plus"  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -1,7 +1,7 @@
 """The tables of docs/findings.md, made from docs/findings.csv: a line a run, with the version that trained it.
 
     python tools/findings.py add NAME BENCH...   # finished runs of benchmark folders, in place of table NAME's lines
-    python tools/findings.py                     # write the tables between <!-- table NAME --> and <!-- end -->
+    python tools/findings.py                     # write the tables between <!-- table NAME --> and <!-- end -->, draw
     python tools/findings.py --check             # exit with 1 if that would change the page
 
 `<!-- table NAME reference=kd -->` counts leads from a method. Each line of the CSV has what a run got right of its
@@ -30,6 +30,7 @@ from vl2v.io import read_json
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, DATA = DOCS / "findings.md", DOCS / "findings.csv"
+LEAD, PLOT = DOCS / "lead.csv", DOCS / "images" / "lead.svg"
 FIGURES = ("accuracy", "in_split", "seen", "seconds")
 HEADS = ("table", "dataset", "target", "student", "method", "seed", "version", *FIGURES, "images", "right")
 PLACE = re.compile(r"(<!-- table (\S+)(?: reference=(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -114,6 +115,31 @@ def page() -> str:
     return PLACE.sub(table, PAGE.read_text(encoding="utf-8"))
 
 
+def draw() -> None:
+    """Draw the lead of adip-plus over the best other method against training steps, with 95% intervals."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "lead"
+    from matplotlib import pyplot
+
+    with LEAD.open(encoding="utf-8", newline="") as file:
+        lines = list(csv.DictReader(file))
+    figure, axes = pyplot.subplots(figsize=(7, 3.2), layout="constrained")
+    for dataset, colour in zip(dict.fromkeys(line["dataset"] for line in lines), ("C0", "C1", "C2"), strict=False):
+        steps, lead, low, high = (
+            np.array([float(line[name]) for line in lines if line["dataset"] == dataset])
+            for name in ("steps", "lead", "low", "high")
+        )
+        axes.errorbar(steps, lead, (lead - low, high - lead), fmt="o-", capsize=4, color=colour, label=dataset)
+    axes.axhline(0, color="0.5", linewidth=1)
+    axes.set(xscale="log", xlabel="training steps", ylabel="lead on unseen domains, points")
+    axes.set_xticks([60, 160, 300, 1200], ["60", "160", "300", "1,200"])
+    axes.minorticks_off()
+    axes.legend(frameon=False)
+    figure.savefig(PLOT, metadata={"Date": None})
+
+
 def main() -> int:
     """Do what the command line says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -129,6 +155,7 @@ def main() -> int:
     if given.check:
         return int(made != there)
     PAGE.write_text(made, encoding="utf-8")
+    draw()
     return 0
 
 

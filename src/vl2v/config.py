@@ -235,7 +235,7 @@ class RunConfig(Section):
     """Everything that decides what a run's weights will be."""
 
     method: str = Field(
-        default="adip",
+        default="adip-plus",
         description="how the student learns; `vl2v methods` lists all, path/to/file.py:CLASS is your own",
     )
     seed: int = Field(default=0, description="decides every draw but the split")

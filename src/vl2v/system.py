@@ -42,6 +42,15 @@ def resident_bytes() -> int:
         return 0
 
 
+def peak_bytes() -> int:
+    """Return how many bytes of memory this process has held at its height; 0 where the system doesn't say."""
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+    except (OSError, ValueError, StopIteration):
+        return 0
+
+
 def available_memory() -> float:
     """Return the bytes of memory that are free, within the control group's limit; infinity where Linux doesn't say."""
     free = float("inf")

@@ -54,7 +54,11 @@ Strategy = Annotated[
     str | None, typer.Option(help="How images are selected: random, balanced, kcenter, uncertainty or nearest.")
 ]
 
-Method = Annotated[str | None, typer.Option(help="Training method, adip by default; see `vl2v methods`.")]
+Method = Annotated[
+    str | None,
+    typer.Option(help="Training method, adip-plus by default (adip with --preset paper); see `vl2v methods`."),
+]
+
 Student = Annotated[str | None, typer.Option(help="Student: a timm model.")]
 Seed = Annotated[int | None, typer.Option(help="Seed of every random draw.")]
 ImageSize = Annotated[int | None, typer.Option(help="Student's image size in pixels.")]
@@ -258,22 +262,23 @@ def methods() -> None:
 
 
 def config(
-    method: Annotated[str, typer.Option(help="Method whose defaults to show.")] = "adip",
+    method: Annotated[str | None, typer.Option(help="Method whose defaults to show; the preset's by default.")] = None,
     preset: Annotated[str, typer.Option(help="Preset: default or paper.")] = "default",
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of the settings instead.")] = False,
 ) -> None:
     """Print every setting with its default, as TOML for --config."""
+    from vl2v.runs.settings import resolve
+
+    config = resolve({"data": {"path": "PATH"}} | ({"method": method} if method else {}), preset)
     if schema:
         import json
 
         from vl2v.config import json_schema
         from vl2v.methods import find_method
 
-        typer.echo(json.dumps(json_schema(find_method(method).Settings), indent=2))
+        typer.echo(json.dumps(json_schema(find_method(config.method).Settings), indent=2))
         return
-    from vl2v.runs.settings import resolve
-
-    typer.echo(resolve({"method": method, "data": {"path": "PATH"}}, preset).to_toml())
+    typer.echo(config.to_toml())
 
 
 def adapt(

@@ -34,7 +34,7 @@ from vl2v.runs.query import open_session
 from vl2v.runs.settings import has_tower, recipe, resolve
 from vl2v.session import Progress, Session, default_store, silent
 from vl2v.students.backbone import image_size_of
-from vl2v.system import best_device, world_size
+from vl2v.system import best_device, peak_bytes, world_size
 from vl2v.teachers.paid.teacher import as_paid
 from vl2v.teachers.protocol import EncodedImage, Teacher
 from vl2v.training.batches import read_again
@@ -276,7 +276,7 @@ def plan_run(
         seconds=seconds,
         image_size=bench.size_of(fitted),
         domains=bench.domains,
-        memory=bench.memory(fitted),
+        memory=max(bench.memory(fitted), peak_bytes()),  # measuring took some, too
         teaching=queries,
         device=bench.device,
         full=full,

@@ -14,8 +14,7 @@ from vl2v.methods.base import RENAMED
 from vl2v.privacy import public_name
 from vl2v.tree import Tree, assignments, flat, merge, nested, read_toml
 
-PRESETS = ("default", "paper")
-DEFAULT_METHOD = "adip"
+PRESETS = {"default": "adip-plus", "paper": "adip"}  # the default method of each; docs/findings.md says why
 REMOVED = {"unasked": "text", "near_duplicates": None}  # settings of `teacher` that earlier versions had: defaults
 
 _OF_IMAGE_QUERIES = (
@@ -118,7 +117,7 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
         ConfigError: an unknown method, preset, stage or key, a value out of range, or a setting that can't apply.
     """
     settings = _with_path(settings)
-    task = find_method(load_method(str(settings.get("method", DEFAULT_METHOD))))
+    task = find_method(load_method(str(settings.get("method", PRESETS.get(preset, "adip")))))
     stages = settings.get("stages", {})
     if not isinstance(stages, Mapping):
         raise ConfigError(
