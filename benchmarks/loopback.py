@@ -13,8 +13,7 @@ def serve_app(app: Any, told: Callable[[int], None], **options: Any) -> None:
     """Serve until the process is killed, as our servers do but for options; tell the port once it is open."""
     import uvicorn
 
-    from vl2v.web.freeze_gc import freeze_gc
-    from vl2v.web.server import configured
+    from vl2v.web.server import configured, freeze_gc
 
     server = uvicorn.Server(configured(app, port=0, **options))
     startup = server.startup

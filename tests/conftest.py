@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import pytest
+from filelock import FileLock
 
 from little import draw_all, quick_settings, record
 from once import copied_once, made_once, shared_base
@@ -94,3 +97,25 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
     with chromium(tmp_path_factory.mktemp("profile")) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def node_modules() -> Path:
+    """Return the folder of what runs exports in Node and in a browser, installed where npm is."""
+    folder = Path(__file__).with_name("node")
+    if shutil.which("node") is None or shutil.which("npm") is None:
+        pytest.skip("no Node.js with npm")
+    with FileLock(folder / ".installing"):
+        installed, wanted = folder / "node_modules" / ".package-lock.json", folder / "package-lock.json"
+        if not installed.is_file() or installed.stat().st_mtime < wanted.stat().st_mtime:
+            words = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
+            done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
+            if done.returncode:
+                pytest.skip(f"npm can't install: {done.stderr.strip().splitlines()[-1]}")
+    return folder / "node_modules"
+
+
+@pytest.fixture(scope="session")
+def axe(node_modules: Path) -> str:
+    """Return the script that finds what is not accessible in a page."""
+    return (node_modules / "axe-core" / "axe.min.js").read_text("utf-8")

@@ -17,7 +17,7 @@ import torch
 import vl2v
 from little import quick_settings
 from vl2v.deploy.beside import load_beside
-from vl2v.export.beside import keep_export
+from vl2v.export.student import keep_export
 from vl2v.runs.folder import Run
 from vl2v.runs.predict import add_class, predict_files
 from vl2v.students.backbone import LITE_WIDTH, PACKAGED, _measured, output_width

@@ -1,69 +1,75 @@
-"""One little student, trained once, and its ONNX exports."""
+"""One little student, trained once, and its exports, each made once."""
 
 from __future__ import annotations
 
-import shutil
-import subprocess
+import json
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
-from filelock import FileLock
 
 import vl2v
-from little import quick_settings
+from once import made_once
+from vl2v.export.formats import FORMATS
+from vl2v.export.parity import Parity
 from vl2v.export.student import export_student
 
 
 @pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("store")
+def run(trained: Callable[[str], vl2v.Run]) -> vl2v.Run:
+    return trained("adip")
 
 
 @pytest.fixture(scope="session")
-def run(shapes: Path, recording: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
-    folder = tmp_path_factory.mktemp("runs") / "adip"
-    return vl2v.distill(quick_settings(shapes, recording), folder, store=store)
+def store(trained: Callable[[str], vl2v.Run]) -> Path:
+    return trained("adip").folder.with_name("store")
+
+
+class Made(NamedTuple):
+    """An export, and how it compares with its student."""
+
+    path: Path
+    parity: Parity
 
 
 @pytest.fixture(scope="session")
-def closed(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("closed") / "student.onnx"
-    parity = export_student(run, file, store=store)
-    assert parity.same == 1 and parity.difference <= 1e-4 and set(parity.accuracy) == {"chalk", "ink"}
-    return file
+def made(
+    trained: Callable[[str], vl2v.Run], store: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[..., Made]:
+    """Return what exports the student, each way once for all tests."""
+
+    def each(kind: str = "onnx", form: str = "closed", int8: bool = False, preprocess: str | None = None) -> Made:
+        name = f"student{FORMATS[kind]}"
+
+        def make(folder: Path) -> None:
+            options: Any = {"form": form, "int8": int8, "preprocess": preprocess, "store": store}
+            parity = export_student(trained("adip"), folder / name, kind, **options)
+            (folder / "parity.json").write_text(json.dumps(asdict(parity)))
+
+        folder = made_once(tmp_path_factory, f"export-{kind}-{form}-{int8}-{preprocess}", make)
+        return Made(folder / name, Parity(**json.loads((folder / "parity.json").read_text())))
+
+    return each
 
 
 @pytest.fixture(scope="session")
-def outside(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("outside") / "student.onnx"
-    export_student(run, file, preprocess="outside", store=store)
-    return file
+def closed(made: Callable[..., Made]) -> Path:
+    return made().path
 
 
 @pytest.fixture(scope="session")
-def opened(run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("open") / "student.onnx"
-    export_student(run, file, form="open", store=store)
-    return file
+def outside(made: Callable[..., Made]) -> Path:
+    return made(preprocess="outside").path
 
 
 @pytest.fixture(scope="session")
-def node_modules() -> Path:
-    """Return the folder of what runs exports in Node and in a browser, installed where npm is."""
-    folder = Path(__file__).parents[1] / "node"
-    if shutil.which("node") is None or shutil.which("npm") is None:
-        pytest.skip("no Node.js with npm")
-    with FileLock(folder / ".installing"):
-        if not (folder / "node_modules" / ".package-lock.json").is_file():
-            words = ["npm", "ci", "--ignore-scripts", "--no-audit", "--no-fund"]
-            done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-            if done.returncode:
-                pytest.skip(f"npm can't install: {done.stderr.strip().splitlines()[-1]}")
-    return folder / "node_modules"
+def opened(made: Callable[..., Made]) -> Path:
+    return made(form="open").path
 
 
 @pytest.fixture

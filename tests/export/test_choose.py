@@ -98,7 +98,7 @@ def test_runs_on_other_images_are_not_compared(run: vl2v.Run, store: Path, tmp_p
         (["--target-latency", "10"], "write a number and its unit, ms or s"),
         (["--target-size", "0MB"], "write a number and its unit"),
         (["--image-size", "16", "--image-size", "32"], "add --target-latency or --target-size to choose"),
-        (["--target-size", "5MB", "--int8", "--format", "torchscript"], "none of torchscript"),
+        (["--target-size", "5MB", "--int8", "--format", "torchscript"], "torchscript has no int8 form"),
     ],
 )
 def test_what_makes_no_sense_is_said(run: vl2v.Run, options: list[str], said: str) -> None:

@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +20,13 @@ import onnxruntime
 import pytest
 from PIL import ExifTags, Image, ImageOps
 
-import vl2v
 import vl2v.deploy.runtime
 from vl2v.deploy.prediction import Prediction
-from vl2v.export.student import FORMATS, export_student
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
+
+    from .conftest import Made
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -53,18 +54,18 @@ def assert_says(line: str, wanted: Prediction, *, apart: float) -> None:
 
 
 @pytest.mark.parametrize(("kind", "form"), [("onnx", "closed"), ("onnx", "open"), ("openvino", "closed")])
-def test_the_card_is_what_its_schema_says(kind: str, form: str, run: vl2v.Run, store: Path, tmp_path: Path) -> None:
-    file = tmp_path / f"student{FORMATS[kind]}"
-    parity = export_student(run, file, kind, form=form, store=store)
-    card = json.loads((tmp_path / ("student.json" if kind == "onnx" else "student.xml.json")).read_text("utf-8"))
+def test_the_card_is_what_its_schema_says(kind: str, form: str, made: Callable[..., Made]) -> None:
+    file, parity = made(kind, form)
+    card = json.loads(file.with_name("student.json" if kind == "onnx" else "student.xml.json").read_text("utf-8"))
     jsonschema.Draft202012Validator(json.loads((DOCS / "student.schema.json").read_text("utf-8"))).validate(card)
     exported = vl2v.deploy.runtime.load(file)
     assert card["classes"] == exported.classes and card["threshold"] == exported.card["threshold"]
     assert card["files"][0]["name"] == file.name and len(card["files"]) == (2 if kind == "openvino" else 1)
     for each in card["files"]:
-        data = (tmp_path / each["name"]).read_bytes()
+        data = file.with_name(each["name"]).read_bytes()
         assert (len(data), hashlib.sha256(data).hexdigest()) == (each["bytes"], each["sha256"])
     assert card["accuracy"]["ink"] == {"accuracy": parity.accuracy["ink"][1], "images": parity.images["ink"]}
+    assert card["accuracy"].keys() == {"chalk", "ink"}  # the source domains
     if kind == "onnx":
         session = onnxruntime.InferenceSession(file)
         assert card["input"]["name"] == session.get_inputs()[0].name

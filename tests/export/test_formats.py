@@ -7,8 +7,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
@@ -21,21 +22,24 @@ import vl2v.deploy.runtime
 from vl2v.cli.app import app
 from vl2v.errors import ConfigError, MissingExtra, StudentError, need_extra
 from vl2v.export import student as making
+from vl2v.export.formats import write_openvino
 from vl2v.export.measure import Way
-from vl2v.export.others import write_openvino
-from vl2v.export.student import FORMATS, export_student
+from vl2v.export.student import export_student
+
+if TYPE_CHECKING:
+    from .conftest import Made
 
 QUIET = pytest.mark.filterwarnings("ignore")
 OTHERS = ["openvino", "torchscript", *(pytest.param(name, marks=QUIET) for name in ("executorch", "litert"))]
 
 
 @pytest.fixture(scope="session", params=OTHERS)
-def other(request: pytest.FixtureRequest, run: vl2v.Run, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def other(request: pytest.FixtureRequest, made: Callable[..., Made]) -> Path:
     """Return an export in another format."""
     if request.param in ("executorch", "litert"):
         pytest.importorskip({"litert": "litert_torch"}.get(request.param, request.param))
-    file = tmp_path_factory.mktemp(request.param) / f"student{FORMATS[request.param]}"
-    assert export_student(run, file, request.param, store=store).exact
+    file, parity = made(request.param)
+    assert parity.exact
     return file
 
 
@@ -67,9 +71,8 @@ def test_what_is_broken_or_foreign_is_named(other: Path, tmp_path: Path) -> None
             vl2v.deploy.runtime.load(broken)
 
 
-def test_openvino_has_int8(run: vl2v.Run, store: Path, closed: Path, tmp_path: Path) -> None:
-    file = tmp_path / "int8.xml"
-    parity = export_student(run, file, "openvino", int8=True, store=store)
+def test_openvino_has_int8(made: Callable[..., Made], closed: Path, tmp_path: Path) -> None:
+    file, parity = made("openvino", int8=True)
     assert not parity.worse and parity.gain is not None
     card = vl2v.deploy.runtime.load(file).card
     assert card["precision"] == "int8" and card["reference"]["images"] == 14
@@ -79,10 +82,9 @@ def test_openvino_has_int8(run: vl2v.Run, store: Path, closed: Path, tmp_path: P
 
 
 @QUIET
-def test_litert_has_int8(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
+def test_litert_has_int8(made: Callable[..., Made]) -> None:
     pytest.importorskip("litert_torch")
-    file = tmp_path / "int8.tflite"
-    parity = export_student(run, file, "litert", int8=True, store=store)
+    file, parity = made("litert", int8=True)
     assert not parity.worse and parity.gain is not None
     assert vl2v.deploy.runtime.load(file).card["precision"] == "int8"
 
@@ -116,12 +118,12 @@ def test_openvino_files_without_a_card_or_weights_are_refused(
 
 
 def test_sizes_are_of_all_files(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
-    told = CliRunner().invoke(
-        app,
-        ["export", str(run.folder), "--format", "openvino", "--out", str(tmp_path / "s.xml"), "--store", str(store)],
-    )
+    file = tmp_path / "s.xml"
+    given = ["export", str(run.folder), "--format", "openvino", "--preprocess", "inside", "--out", str(file)]
+    told = CliRunner().invoke(app, [*given, "--store", str(store)])
     both = sum((tmp_path / name).stat().st_size for name in ("s.xml", "s.bin"))
-    assert f"{both / 1e6:.1f} MB" in told.stdout and vl2v.deploy.runtime.size_of(tmp_path / "s.xml") == both
+    assert f"{both / 1e6:.1f} MB" in told.stdout and vl2v.deploy.runtime.size_of(file) == both
+    assert "takes images of any size (200 odd ones" in told.stdout and vl2v.deploy.runtime.load(file).inside
     student = run.folder / "student"
     every = sum(file.stat().st_size for file in student.iterdir())
     assert Way("eager", student, 32).bytes == vl2v.deploy.runtime.size_of(student) == every
@@ -217,7 +219,7 @@ def test_answers_that_are_not_finite_are_refused(closed: Path, tmp_path: Path, v
 
 
 def test_what_a_format_lacks_is_said_before_work_begins(run: vl2v.Run, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="none of torchscript, only of onnx and openvino"):
+    with pytest.raises(ConfigError, match="torchscript has no int8 form, only onnx, openvino"):
         export_student(run, tmp_path / "x.pt", "torchscript", int8=True)
     with pytest.raises(ConfigError, match=r"ends in \.xml"):
         export_student(run, tmp_path / "x.onnx", "openvino")

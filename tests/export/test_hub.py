@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import getpass
+import io
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import types
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import huggingface_hub.constants
 import pytest
@@ -25,27 +29,31 @@ import vl2v
 import vl2v.deploy.runtime
 from export import hub as stand_in
 from export.hub import Hub
-from little import quick_settings
 from vl2v.cli.app import app
 from vl2v.errors import DataError, HubError, StudentError
-from vl2v.export.elsewhere import as_timm
-from vl2v.export.hub import parcel, push
+from vl2v.export.hub import as_timm, parcel, push
 from vl2v.export.model_card import model_card, teacher_licence
 from vl2v.export.parity import source_domains
-from vl2v.export.student import export_student, open_images
+from vl2v.export.student import open_images
 from vl2v.serving import serve as serving
 from vl2v.students.hub import fetch_export
+
+if TYPE_CHECKING:
+    from .conftest import Made
 
 TOKEN, KEY = "hf_planted0123456789", "sk-planted0123456789"
 REPO = "maker/shapes"
 
 
 @pytest.fixture(scope="module")
-def run(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) -> vl2v.Run:
-    folder = tmp_path_factory.mktemp("runs")
-    run = vl2v.distill(quick_settings(shapes, recording), folder / "adip", store=folder / "store")
-    export_student(run, run.folder / "student.onnx", store=folder / "store")
-    return run
+def run(
+    trained: Callable[[str], vl2v.Run], made: Callable[..., Made], tmp_path_factory: pytest.TempPathFactory
+) -> vl2v.Run:
+    """Return a copy of the run with exports in it, in fp32 and int8."""
+    folder = shutil.copytree(trained("adip").folder, tmp_path_factory.mktemp("hub") / "adip")
+    shutil.copy(made().path, folder / "student.onnx")
+    shutil.copy(made(int8=True).path, folder / "student-int8.onnx")
+    return vl2v.Run(folder)
 
 
 @pytest.fixture
@@ -68,8 +76,9 @@ def test_what_was_pushed_predicts_what_the_run_does(hub: Hub, run: vl2v.Run, sha
     reference = push(run, REPO)
     commit, files = hub.head(REPO)
     assert reference == f"hf:{REPO}@{commit}"
-    own = {".gitattributes", "README.md", "student.json", "student.safetensors", "student.onnx"}
-    assert set(files) == own | {"config.json", "model.safetensors", "onnx/model.onnx", "preprocessor_config.json"}
+    own = {".gitattributes", "README.md", "student.json", "student.safetensors", "student.onnx", "student-int8.onnx"}
+    web = {"onnx/model.onnx", "onnx/model_quantized.onnx", "preprocessor_config.json"}
+    assert set(files) == own | web | {"config.json", "model.safetensors"}
     images = sorted((shapes / "paint").rglob("*.png"))
     wanted = run.classifier.predict(images)
     assert vl2v.load(reference).predict(images) == vl2v.load(f"hf:{REPO}").predict(images) == wanted
@@ -89,10 +98,10 @@ def test_timm_loads_what_was_pushed(hub: Hub, run: vl2v.Run, shapes: Path) -> No
     assert "validation images it gives the same classes there." in hub.head(REPO)[1]["README.md"].decode()
 
 
-def test_a_linear_head_is_the_same_in_timm(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    run = vl2v.distill(quick_settings(shapes, recording, "erm"), tmp_path / "erm", store=tmp_path / "store")
-    domains = list(source_domains(run.classifier, open_images(run, tmp_path / "store")))
-    made = as_timm(run.classifier, domains)
+def test_a_linear_head_is_the_same_in_timm(trained: Callable[[str], vl2v.Run]) -> None:
+    erm = trained("erm")
+    domains = list(source_domains(erm.classifier, open_images(erm, erm.folder.with_name("store"))))
+    made = as_timm(erm.classifier, domains)
     assert made.images == sum(len(domain.labels) for domain in domains) and made.apart < 1e-5
 
 
@@ -103,8 +112,9 @@ def test_timm_is_left_out_where_it_can_not_be(run: vl2v.Run, shapes: Path, monke
     assert "timm can't load it: its backbone isn't a model of timm." in files["README.md"].decode()
 
 
+@pytest.mark.parametrize(("dtype", "file"), [("fp32", "student.onnx"), ("q8", "student-int8.onnx")])
 def test_transformers_js_gives_the_same_probabilities(
-    hub: Hub, run: vl2v.Run, shapes: Path, node_modules: Path, tmp_path: Path
+    dtype: str, file: str, hub: Hub, run: vl2v.Run, shapes: Path, node_modules: Path, tmp_path: Path
 ) -> None:
     push(run, REPO)
     images = sorted(shapes.rglob("*.png"))[::7]
@@ -113,12 +123,34 @@ def test_transformers_js_gives_the_same_probabilities(
             opened.resize((31 + 9 * number, 150)).save(tmp_path / f"{number}.png")
     images += sorted(tmp_path.glob("*.png"))
     program = node_modules.parent / "transformers.mjs"
-    words = ["node", program, hub.url, REPO, tmp_path / "cache", "fp32", *images]
+    words = ["node", program, hub.url, REPO, tmp_path / "cache", dtype, *images]
     done = subprocess.run([*map(str, words)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    for said, wanted in zip(json.loads(done.stdout), run.classifier.predict(images), strict=True):
+    exported = vl2v.deploy.runtime.load(run.folder / file)
+    for said, wanted in zip(json.loads(done.stdout), exported.predict(images), strict=True):
         assert said[0]["label"] == wanted.best
         assert {row["label"]: row["score"] for row in said} == pytest.approx(wanted.probabilities, abs=1e-3)
+
+
+def test_the_space_predicts_what_the_run_does(
+    hub: Hub, run: vl2v.Run, shapes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push(run, REPO)
+    (program,) = re.findall(r"^```python\n(import json.*?)^```$", parcel(run, REPO)["README.md"].decode(), re.M | re.S)
+    given: list[Any] = []
+    launched = types.SimpleNamespace(launch=lambda: None)
+    page = {"Image": dict, "Label": dict, "Interface": lambda *what: given.extend(what) or launched}
+    monkeypatch.setitem(sys.modules, "gradio", types.SimpleNamespace(**page))
+    exec(program, {})
+    predict, image_options, _ = given
+    assert image_options == {"type": "pil", "image_mode": None}
+    image = Image.open(next(shapes.rglob("*.png"))).convert("RGBA").resize((61, 47))
+    image.putalpha(Image.linear_gradient("L").resize(image.size).point(lambda level: 0 if level < 64 else 255))
+    for each in (image, image.convert("RGB"), image.convert("RGB").quantize(), image.convert("L")):
+        file = io.BytesIO()
+        each.save(file, "PNG")
+        (wanted,) = run.classifier.predict([file.getvalue()])
+        assert predict(each) == pytest.approx(wanted.probabilities, abs=1e-3)
 
 
 def test_nothing_of_its_maker_is_sent(run: vl2v.Run, shapes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,13 +206,15 @@ def test_a_second_push_replaces_the_first_and_the_first_stays_pinned(
 ) -> None:
     first = push(run, REPO)
     before = hub.head(REPO)[1]["student.json"]
-    export = run.folder / "student.onnx"
-    kept = export.rename(tmp_path / "kept.onnx")
+    exports = sorted(run.folder.glob("student*.onnx"))
+    for export in exports:
+        export.rename(tmp_path / export.name)
     run.classifier.threshold += 0.25
     try:
         second = push(run, REPO)
     finally:
-        kept.rename(export)
+        for export in exports:
+            (tmp_path / export.name).rename(export)
         run.classifier.threshold -= 0.25
     assert "student.onnx" not in hub.head(REPO)[1]  # it would be of other weights
     assert vl2v.load(second).threshold == pytest.approx(json.loads(before)["threshold"] + 0.25)
@@ -188,14 +222,13 @@ def test_a_second_push_replaces_the_first_and_the_first_stays_pinned(
 
 
 def test_what_was_pushed_is_served_and_evaluated(
-    hub: Hub, run: vl2v.Run, shapes: Path, monkeypatch: pytest.MonkeyPatch
+    hub: Hub, run: vl2v.Run, store: Path, shapes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference, taken = push(run, REPO), []
     monkeypatch.setattr(serving, "serve", lambda file, **options: taken.append(Path(file)))
     told = CliRunner().invoke(app, ["serve", reference])
     assert told.exit_code == 0, told.output
-    assert taken[0].read_bytes() == (run.folder / "student.onnx").read_bytes()
-    store = run.folder.with_name("store")
+    assert taken[0].read_bytes() == (run.folder / "student-int8.onnx").read_bytes()
     here, there = (vl2v.evaluate(which, shapes, store=store) for which in (run.folder, reference))
     assert {row.role for row in there.rows} == {"unseen"}  # it doesn't know its own images any more
     unseen = [row for row in here.rows if row.role == "unseen"]
@@ -213,7 +246,7 @@ def test_a_student_without_an_export_is_not_served(hub: Hub, run: vl2v.Run) -> N
 def test_an_export_of_other_classes_is_not_sent(run: vl2v.Run) -> None:
     run.classifier.classes.append("star")
     try:
-        with pytest.raises(StudentError, match=r"student\.onnx: of other classes .* export it again"):
+        with pytest.raises(StudentError, match=r"student.*\.onnx: of other classes .* export it again"):
             parcel(run, REPO)
     finally:
         run.classifier.classes.pop()

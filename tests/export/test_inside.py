@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -19,6 +20,7 @@ from typer.testing import CliRunner
 
 import vl2v
 import vl2v.deploy.runtime
+from browser import IN_THE_BROWSER
 from vl2v.cli.app import app
 from vl2v.data.augment import Fit, evaluation_view
 from vl2v.errors import ConfigError, StudentError
@@ -29,6 +31,8 @@ from vl2v.export.student import export_student
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
+
+    from .conftest import Made
 
 
 class Odd(NamedTuple):
@@ -67,10 +71,10 @@ def test_one_image_or_a_batch_of_any_size(form: str, two_hundred: Odd, request: 
     assert_same(session.run(["probabilities"], {"image": batch})[0], two_hundred.wanted[[0, 9]])
 
 
-def test_openvino(run: vl2v.Run, store: Path, two_hundred: Odd, tmp_path: Path) -> None:
-    parity = export_student(run, tmp_path / "s.xml", "openvino", preprocess="inside", store=store)
+def test_openvino(made: Callable[..., Made], two_hundred: Odd) -> None:
+    file, parity = made("openvino", preprocess="inside")
     assert parity.inside is not None and parity.inside[0] == 200
-    exported = vl2v.deploy.runtime.load(tmp_path / "s.xml", threads=1)
+    exported = vl2v.deploy.runtime.load(file, threads=1)
     assert exported.inside
     assert_same([exported.image_probabilities(image) for image in two_hundred.images], two_hundred.wanted)
 
@@ -81,24 +85,6 @@ def test_node(closed: Path, two_hundred: Odd, node_modules: Path) -> None:
     done = subprocess.run(["node", program, *given], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert_same(json.loads(done.stdout), two_hundred.wanted)
-
-
-IN_THE_BROWSER = """
-const done = arguments[0];
-(async () => {
-  ort.env.wasm.numThreads = 1;
-  const session = await ort.InferenceSession.create("student.onnx");
-  const pixels = new Uint8Array(await (await fetch("images.bin")).arrayBuffer());
-  const found = [];
-  let start = 0;
-  for (const [height, width] of await (await fetch("images.json")).json()) {
-    const data = pixels.slice(start, (start += height * width * 3));
-    const out = await session.run({ image: new ort.Tensor("uint8", data, [height, width, 3]) });
-    found.push(Array.from(out.probabilities.data));
-  }
-  return found;
-})().then(done, error => done(String(error)));
-"""
 
 
 def test_a_browser(closed: Path, two_hundred: Odd, node_modules: Path, site: tuple[Path, str], browser: Chrome) -> None:
@@ -143,16 +129,10 @@ def test_a_file_says_which_form_it_has(closed: Path, outside: Path, shapes: Path
     np.testing.assert_allclose(ours.image_probabilities(pixels), plain.image_probabilities(pixels), atol=1e-6)
 
 
-def test_int8_has_it_too(run: vl2v.Run, store: Path, tmp_path: Path, two_hundred: Odd) -> None:
-    parity = export_student(run, tmp_path / "int8.onnx", int8=True, store=store)
+def test_int8_has_it_too(made: Callable[..., Made]) -> None:
+    file, parity = made(int8=True)
     assert parity.inside is not None and parity.inside[1] < 1e-3 and "images of any size (200 odd" in parity.summary()
-    export_student(run, tmp_path / "plain.onnx", int8=True, preprocess="outside", store=store)
-    ours, plain = (vl2v.deploy.runtime.load(tmp_path / name) for name in ("int8.onnx", "plain.onnx"))
-    few = two_hundred.images[:20]
-    assert_same(
-        [ours.image_probabilities(image) for image in few],
-        np.stack([plain.image_probabilities(image) for image in few]),
-    )
+    assert vl2v.deploy.runtime.load(file).inside
 
 
 def test_what_fails_its_check_stays_outside(
@@ -167,7 +147,10 @@ def test_what_fails_its_check_stays_outside(
 
 
 def test_formats_without_it_are_named(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
-    for kind, where, said in (("torchscript", "inside", "only of onnx and openvino"), ("onnx", "x", "inside or out")):
+    for kind, where, said in (
+        ("torchscript", "inside", "only for onnx, openvino"),
+        ("onnx", "x", "choose inside or out"),
+    ):
         given = ["export", str(run.folder), "--format", kind, "--preprocess", where, "--store", str(store)]
         done = CliRunner().invoke(app, given)
         assert isinstance(done.exception, ConfigError) and said in str(done.exception)

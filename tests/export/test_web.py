@@ -6,11 +6,12 @@ import base64
 import json
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,14 +23,18 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 import vl2v
 import vl2v.deploy.runtime
-from browser import DROP, accessible, chromium
+from browser import AXE, DROP, PREDICT_ALL, accessible, chromium
 from vl2v.errors import ConfigError
 from vl2v.export import parity
+from vl2v.export import student as making
+from vl2v.export.onnx import int8_trials
 from vl2v.export.student import export_student
-from vl2v.export.web import RUNTIME, runtime_files
+from vl2v.export.web import RUNTIME, runtime_files, write_web
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
+
+    from .conftest import Made
 
 IMAGES = 200
 
@@ -47,12 +52,12 @@ def dist(node_modules: Path) -> Path:
 
 @pytest.fixture(scope="module", params=["closed", "open"])
 def folder(
-    request: pytest.FixtureRequest, run: vl2v.Run, store: Path, dist: Path, star: Any, tmp_path_factory: Any
+    request: pytest.FixtureRequest, made: Callable[..., Made], dist: Path, star: Any, tmp_path_factory: Any
 ) -> Path:
-    made: Path = tmp_path_factory.mktemp(request.param) / "page"
-    others = {"star": star} if request.param == "open" else {}
-    export_student(run, made, "web", form=request.param, int8=False, store=store, runtime=dist, others=others)
-    return made
+    page: Path = tmp_path_factory.mktemp(request.param) / "page"
+    file, others = made(form=request.param).path, {"star": star} if request.param == "open" else {}
+    write_web(file, json.loads(file.with_suffix(".json").read_text("utf-8")), page, others=others, runtime=dist)
+    return page
 
 
 @dataclass
@@ -111,20 +116,6 @@ def files(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return made
 
 
-PREDICT_ALL = """
-const [names, done] = arguments;
-(async () => {
-  const found = [];
-  for (const name of names) {
-    const body = new FormData();
-    body.append("image", await (await fetch(name)).blob());
-    found.push((await (await fetch("predict", { method: "POST", body })).json()).predictions[0]);
-  }
-  return found;
-})().then(done, error => done(String(error)));
-"""
-
-
 def test_it_predicts_what_python_does(site: Site, files: list[Path], run: vl2v.Run, browser: Chrome) -> None:
     for file in files:
         (site.folder / file.name).write_bytes(file.read_bytes())
@@ -150,7 +141,8 @@ def test_no_file_is_downloaded_twice(site: Site, browser: Chrome) -> None:
 
 def test_a_person_uses_it_without_a_network(site: Site, files: list[Path], run: vl2v.Run, browser: Chrome) -> None:
     folder = site.folder
-    browser.set_window_size(390, 844)
+    phone = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", phone)
     site.open(browser)
     site.server.shutdown()
     site.server.server_close()  # from here on there is nobody
@@ -161,7 +153,8 @@ def test_a_person_uses_it_without_a_network(site: Site, files: list[Path], run: 
     waiting.until(lambda _: verdict.text)
     (wanted,) = run.classifier.predict(files[:1])
     assert verdict.text.lower() == wanted.label
-    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")  # at a phone's width
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth && scrollY === 0")
+    assert browser.execute_script("return arguments[0].getBoundingClientRect().bottom < innerHeight", verdict)
     count = browser.find_element(By.ID, "count")
     if json.loads((folder / "student.json").read_text("utf-8"))["form"] == "open":
         waiting.until(lambda _: browser.find_element(By.ID, "name").is_displayed())
@@ -178,7 +171,7 @@ def test_a_person_uses_it_without_a_network(site: Site, files: list[Path], run: 
         assert not browser.find_element(By.ID, "add").is_displayed()
     errors = [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert not errors
-    browser.set_window_size(1280, 900)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +182,7 @@ def camera(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
 
 
 def test_images_are_dropped_pasted_and_photographed(
-    site: Site, files: list[Path], run: vl2v.Run, camera: Chrome
+    site: Site, files: list[Path], run: vl2v.Run, camera: Chrome, axe: str
 ) -> None:
     site.open(camera)
     told, waiting = camera.find_element(By.ID, "told"), WebDriverWait(camera, 60)
@@ -208,6 +201,8 @@ def test_images_are_dropped_pasted_and_photographed(
     assert not camera.find_element(By.ID, "camera").is_displayed()
     nodes = accessible(camera)
     assert len(nodes) > 5 and all(name for _, name in nodes)
+    camera.execute_script(axe)
+    assert camera.execute_async_script(AXE) == []
     assert not [entry for entry in camera.get_log("browser") if entry["level"] == "SEVERE"]
 
 
@@ -226,6 +221,7 @@ def test_a_page_is_in_int8_where_that_keeps_its_predictions(
         return json.loads((tmp_path / name / "student.json").read_text())["precision"], made.refused
 
     assert precision("one") == ("int8", "")
+    monkeypatch.setattr(making, "int8_trials", lambda *given: islice(int8_trials(*given), 1))  # the others take long
     monkeypatch.setattr(parity, "POINTS", -1.0)  # of accuracy: as if no file were good enough
     assert precision("other") == ("fp32", "int8 loses accuracy")
 

@@ -34,6 +34,44 @@ if (arguments[1] === "paste") window.dispatchEvent(event);
 """
 """What a hand does that drops a file on the page or pastes one; arguments: its bytes in base64, "drop" or "paste"."""
 
+IN_THE_BROWSER = """
+const done = arguments[0];
+(async () => {
+  ort.env.wasm.numThreads = 1;
+  const session = await ort.InferenceSession.create("student.onnx");
+  const pixels = new Uint8Array(await (await fetch("images.bin")).arrayBuffer());
+  const found = [];
+  let start = 0;
+  for (const [height, width] of await (await fetch("images.json")).json()) {
+    const data = pixels.slice(start, (start += height * width * 3));
+    const out = await session.run({ image: new ort.Tensor("uint8", data, [height, width, 3]) });
+    found.push(Array.from(out.probabilities.data));
+  }
+  return found;
+})().then(done, error => done(String(error)));
+"""
+"""What student.onnx gives in onnxruntime-web for the images of images.json and images.bin, each in a list."""
+
+PREDICT_ALL = """
+const [names, done] = arguments;
+(async () => {
+  const found = [];
+  for (const name of names) {
+    const body = new FormData();
+    body.append("image", await (await fetch(name)).blob());
+    found.push((await (await fetch("predict", { method: "POST", body })).json()).predictions[0]);
+  }
+  return found;
+})().then(done, error => done(String(error)));
+"""
+"""What a page predicts for files beside it; argument: their names."""
+
+AXE = """
+const done = arguments[0];
+axe.run().then(found => done(found.violations.map(each => `${each.id}: ${each.nodes.map(node => node.html)}`)));
+"""
+"""What axe-core finds, once its script is in the page."""
+
 
 def accessible(browser: Chrome) -> list[tuple[str, str]]:
     """Return role and name of what people who don't see the page work with."""

@@ -18,7 +18,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
 
-from browser import DROP, accessible, chromium
+from browser import AXE, DROP, accessible, chromium
 from vl2v.deploy.runtime import load
 
 if TYPE_CHECKING:
@@ -174,6 +174,15 @@ def test_everything_has_a_name_and_fits_a_phone(
     assert browser.execute_script("return document.documentElement.scrollWidth") <= 320
     nodes = accessible(browser)
     assert len(nodes) > 5 and all(name for _, name in nodes)
+
+
+def test_axe_core_finds_nothing(browser: Chrome, served: Servers, recording: Path, image: bytes, axe: str) -> None:
+    page = Page(browser, served(teacher=f"recorded:{recording}"))
+    page.until(lambda: page.shown("classes"))
+    page.give(image, "drop")
+    page.until(lambda: page.shown("answer"))
+    browser.execute_script(axe)
+    assert browser.execute_async_script(AXE) == []
 
 
 def test_the_verdict_is_in_sight_on_a_phone(browser: Chrome, served: Servers, image: bytes) -> None:

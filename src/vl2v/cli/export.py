@@ -56,8 +56,9 @@ def export(
     from vl2v.deploy.runtime import size_of
     from vl2v.errors import ConfigError
     from vl2v.export.choose import Target, TargetMissed, choose_export
-    from vl2v.export.student import default_name, export_student
-    from vl2v.export.triton import model_file, write_config
+    from vl2v.export.formats import default_name
+    from vl2v.export.onnx import model_file, write_config
+    from vl2v.export.student import export_student
     from vl2v.runs.folder import Run
     from vl2v.runs.predict import class_embeddings
 

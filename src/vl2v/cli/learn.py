@@ -242,7 +242,7 @@ def distill(
 def _keep_export(run: Run, store: Path | None, progress: Progress) -> str:
     """Keep an export beside a student, for `vl2v predict`; return why there is none, "" where there is."""
     from vl2v.errors import VL2VError
-    from vl2v.export.beside import keep_export
+    from vl2v.export.student import keep_export
 
     try:
         exported = keep_export(run, store, progress)

@@ -13,7 +13,6 @@ from vl2v.data.augment import PADDING, Fit
 from vl2v.export.onnx import set_card
 
 IMAGE, PIXELS, PROBABILITIES = "image", "pixels", "probabilities"
-KINDS = ("onnx", "openvino", "web")  # formats that can have it
 
 
 class _Nodes:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from vl2v.config import StudentConfig
     from vl2v.evaluation.metrics import Evaluation, Row
-    from vl2v.export.elsewhere import AsTimm
+    from vl2v.export.hub import AsTimm
 
 PUBLIC = ("method", "seed", "sources", "target", "images", "validation_accuracy", "validation_agreement")
 PAPER = ("adip", "sd")  # the methods of arXiv 2310.08255
@@ -35,7 +35,7 @@ def model_card(
     licence: str = "other",
     exports: tuple[str, ...] = (),
     timm: AsTimm | str = "",
-    transformers_js: bool = False,
+    inside: str = "",
 ) -> str:
     """Return the card of a finished run's student, in Markdown with the hub's metadata.
 
@@ -45,7 +45,7 @@ def model_card(
         licence: the hub's identifier of the one it is shared under.
         exports: names of .onnx files beside it.
         timm: how it compares as a timm model, or why it is none.
-        transformers_js: whether there are files for transformers.js.
+        inside: name of one of these that takes images of any size; then there are files for transformers.js, too.
 
     Raises:
         RunError: the run isn't finished.
@@ -71,7 +71,7 @@ def model_card(
                 base,
                 evaluation if current else None,
                 library="vl2v" if isinstance(timm, str) else "timm",
-                tags=[*(["onnx"] if exports else []), *(["transformers.js"] if transformers_js else [])],
+                tags=[*(["onnx"] if exports else []), *(["transformers.js"] if inside else [])],
             ),
             template_str=files("vl2v.export").joinpath("model_card.md").read_text(encoding="utf-8"),
             repo=repo,
@@ -96,7 +96,7 @@ def model_card(
             exports=exports,
             timm=None if isinstance(timm, str) else timm,
             why_not_timm=timm,
-            transformers_js=transformers_js,
+            inside=inside,
             paper=about["method"] in PAPER,
         )
     )

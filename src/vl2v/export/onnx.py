@@ -1,4 +1,4 @@
-"""ONNX files, in fp32 and in int8: weights, preprocessing and card inside."""
+"""ONNX files, in fp32 and in int8: weights, preprocessing and card inside; and Triton's folder for one."""
 
 from __future__ import annotations
 
@@ -11,15 +11,34 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vl2v.deploy.runtime import METADATA, onnxruntime_library
+from vl2v.deploy.runtime import METADATA, load, onnxruntime_library
 from vl2v.export.network import Network
 from vl2v.export.parity import Pixels, parts
+from vl2v.io import write_text
 
-EXEMPT = (1 / 8, 1 / 4, 1 / 2)  # of the layers, that stay in fp32 where fewer aren't enough
+EXEMPT = (1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2)  # of the layers, that stay in fp32 where fewer aren't enough
 RANKED = 8  # images that layers are compared on
 
 _LAYERS = ("Conv", "Gemm", "MatMul")
 _BETWEEN = ("Add", "Mul", "GlobalAveragePool", "Clip", "Relu")  # in int8, too, where no attention is
+
+TRITON_BATCH = 32
+_DELAY = 2000  # microseconds that an image waits for others
+_TRITON_TYPES = {"tensor(uint8)": "TYPE_UINT8", "tensor(float)": "TYPE_FP32"}
+_TRITON = """\
+name: "{name}"
+backend: "onnxruntime"
+max_batch_size: {batch}
+input [
+{inputs}
+]
+output [
+{outputs}
+]
+dynamic_batching {{
+  max_queue_delay_microseconds: {delay}
+}}
+"""
 
 
 def write_onnx(network: Network, card: dict[str, Any], path: Path) -> None:
@@ -99,7 +118,7 @@ def worst_first(ready: Path, pixels: Pixels) -> list[str]:
     alone = ready.with_name("alone.onnx")
     wanted, moved = _output(ready, few), {}
     for layer in _sorted_out(ready)[1]:
-        _quantise(ready, alone, few, only=layer)
+        _quantise(ready, alone, pixels, only=layer)
         moved[layer] = float(np.square(_output(alone, few) - wanted).mean())
     return sorted(moved, key=lambda layer: -moved[layer])
 
@@ -145,6 +164,7 @@ def _quantise(ready: Path, made: Path, pixels: Pixels, *, exempt: Sequence[str] 
         nodes_to_quantize=None if only is None else [only],
         nodes_to_exclude=[*exempt, *outside],
         calibrate_method=CalibrationMethod.MinMax,
+        calibration_cache_path=ready.with_suffix(".ranges"),  # the same for every choice of layers
     )
 
 
@@ -163,3 +183,33 @@ def _sorted_out(ready: Path) -> tuple[list[str], list[str], list[str]]:
     products = [nodes[place].name for place in layers if not weights & set(nodes[place].input)]
     weighted = [nodes[place].name for place in layers if nodes[place].name not in products]
     return [*_LAYERS, *(() if products else _BETWEEN)], weighted, [*ends, *products]
+
+
+def model_file(folder: Path) -> Path:
+    """Return where the model of a folder of the repository is."""
+    return folder / "1" / "model.onnx"
+
+
+def write_config(folder: Path) -> None:
+    """Write the `config.pbtxt` beside a model: its tensors, and dynamic batching.
+
+    The classes of a closed export are in `labels.txt`, for Triton's classification extension.
+    """
+    student = load(model_file(folder))
+    session = onnxruntime_library().InferenceSession(str(model_file(folder)), providers=["CPUExecutionProvider"])
+    label = "" if student.card["form"] == "open" else "labels.txt"
+    if label:
+        write_text(folder / label, "".join(f"{name}\n" for name in student.classes))
+    inputs, outputs = (
+        ",\n".join(_tensor(part, label) for part in parts)
+        for parts, label in ((session.get_inputs(), ""), (session.get_outputs(), label))
+    )
+    text = _TRITON.format(name=folder.resolve().name, batch=TRITON_BATCH, inputs=inputs, outputs=outputs, delay=_DELAY)
+    write_text(folder / "config.pbtxt", text)
+
+
+def _tensor(part: Any, label: str) -> str:
+    dims = ", ".join(str(side) for side in part.shape[1:])  # the first is the batch's
+    lines = [f'name: "{part.name}"', f"data_type: {_TRITON_TYPES[part.type]}", f"dims: [ {dims} ]"]
+    lines += [f'label_filename: "{label}"'] if label else []
+    return "  {\n" + "".join(f"    {line}\n" for line in lines) + "  }"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property, partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vl2v.deploy.runtime import FORMAT_INSIDE, files_of, load, openvino_library, size_of
-from vl2v.errors import ConfigError, RunError, StudentError, need_extra, writing
+from vl2v.deploy.beside import export_of
+from vl2v.deploy.runtime import FORMAT_INSIDE, load
+from vl2v.errors import StudentError
 from vl2v.evaluation.metrics import fit_temperature, unknown_threshold
-from vl2v.export import inside
 from vl2v.export.card import public_card, write_card
-from vl2v.export.measure import side_by_side, timed
-from vl2v.export.network import Network, as_export, card_of, with_reference
-from vl2v.export.onnx import int8_trials, put_card, write_onnx
-from vl2v.export.others import (
+from vl2v.export.formats import (
+    FORMATS,
+    NEEDED,
+    Export,
+    check_format,
+    check_name,
+    default_name,
     put_litert_card,
     write_coreml,
     write_executorch,
@@ -31,6 +34,10 @@ from vl2v.export.others import (
     write_openvino,
     write_torchscript,
 )
+from vl2v.export.inside import put_inside
+from vl2v.export.measure import side_by_side, timed
+from vl2v.export.network import Network, as_export, card_of, with_reference
+from vl2v.export.onnx import int8_trials, put_card, write_onnx
 from vl2v.export.parity import (
     POINTS,
     Domain,
@@ -43,66 +50,11 @@ from vl2v.export.parity import (
     source_domains,
 )
 from vl2v.export.web import check_folder, write_web
-from vl2v.io import write_bytes
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.folder import Run
 from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier, at_size
 from vl2v.system import processors
-
-FORMATS = {
-    "onnx": ".onnx",
-    "openvino": ".xml",
-    "torchscript": ".pt",
-    "executorch": ".pte",
-    "litert": ".tflite",
-    "coreml": ".mlpackage",
-    "web": "",
-}
-INT8 = ("onnx", "openvino", "web", "litert")  # formats that have it
-_NEEDED = {
-    "onnx": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
-    "openvino": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
-    "torchscript": {},
-    "web": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
-    "executorch": {"torch": "", "executorch.exir": "executorch"},
-    "litert": {"ai_edge_litert.interpreter": "litert", "litert_torch": "litert"},
-    "coreml": {"coremltools": "coreml"},
-}
-
-
-@dataclass(frozen=True)
-class Export:
-    """A file that does what the student does; OpenVINO keeps its weights in a second one beside it.
-
-    Attributes:
-        path: where it is.
-        parity: with the student.
-        bytes: how large it is, both files together.
-    """
-
-    path: Path
-    parity: Parity
-    bytes: int
-
-    @classmethod
-    def of(cls, path: Path, parity: Parity) -> Export:
-        """Return the export that is in a file."""
-        return cls(path, parity, size_of(path))
-
-    def copy(self, path: Path) -> None:
-        """Write it somewhere else.
-
-        Raises:
-            RunError: that can't be written.
-        """
-        if self.path.is_dir():
-            with writing(path, RunError):
-                shutil.rmtree(path, ignore_errors=True)
-                shutil.copytree(self.path, path)
-            return
-        for source, file in zip(files_of(self.path), files_of(path), strict=True):
-            write_bytes(file, source.read_bytes())
 
 
 class Exporter:
@@ -128,6 +80,8 @@ class Exporter:
             )
         self.run, self.folder, self.form, self._sources = run, folder, form, sources
         self._others: dict[str, Export] = {}
+        self._tried: list[tuple[Path, tuple[str, ...]]] = []
+        self._more: Iterator[tuple[Path, tuple[str, ...]]] | None = None
         size = image_size or run.classifier.student.spec.image_size
         self.classifier: Classifier = at_size(run.classifier, size)
         if self.classifier is not run.classifier:
@@ -250,13 +204,22 @@ class Exporter:
             put_litert_card(path, card)
             yield path, ()
             return
-        for made, kept in int8_trials(self._plain.path, card, self._calibration):
+        for made, kept in self._trials(card):
             if kind == "onnx":
                 yield made, kept
             else:
                 path = made.with_suffix(FORMATS[kind])
                 self._put_card(path, card)
                 yield path, kept
+
+    def _trials(self, card: dict[str, Any]) -> Iterator[tuple[Path, tuple[str, ...]]]:
+        """Yield ONNX files in int8, made once for all formats."""
+        if self._more is None:
+            self._more = int8_trials(self._plain.path, card, self._calibration)
+        yield from self._tried
+        for each in self._more:
+            self._tried.append(each)
+            yield each
 
     def _put_card(self, path: Path, card: dict[str, Any]) -> None:
         if path.suffix == FORMATS["onnx"]:
@@ -271,63 +234,35 @@ class Exporter:
         return calibration_pixels(self._sources, self.classifier)
 
 
-def put_images_inside(made: Export, kind: str, sources: Sources) -> Export:
-    """Return an export that takes images of any size and gives probabilities, checked on 200 odd images.
+def with_preprocessing(made: Export, kind: str, sources: Sources, where: str | None) -> Export:
+    """Return an export with its preprocessing where it is wanted; inside, it is checked on 200 odd images.
 
     Args:
         made: an export of pixels, its folder at hand.
-        kind: "onnx" or "openvino".
+        kind: its format.
         sources: the images.
+        where: "inside", "outside", or None: inside an ONNX file, if that passes its check.
 
     Raises:
-        StudentError: it gives an image another class, or a probability that differs by more than 1e-3.
-    """
-    plain = load(made.path)
-    card = {**plain.card, "format": FORMAT_INSIDE, "fit": plain.fit}
-    path = made.path.with_name(f"inside-{made.path.stem}.onnx")
-    inside.put_inside(made.path.with_suffix(FORMATS["onnx"]), card, path)
-    if kind == "openvino":
-        source, path = path, path.with_suffix(FORMATS[kind])
-        write_openvino(source, card, path)
-    checked = check_inside(load(path), plain, odd_images(sources))
-    return Export.of(path, replace(made.parity, inside=checked))
-
-
-def with_preprocessing(made: Export, kind: str, sources: Sources, where: str | None) -> Export:
-    """Return an export with its preprocessing where it is wanted; None: inside an ONNX file, if that passes its check.
-
-    Raises:
-        StudentError: as `put_images_inside` does, where inside is what is wanted.
+        StudentError: inside, where that is wanted, it gives an image another class, or a probability that differs by
+            more than 1e-3.
     """
     if where == "outside" or (where is None and kind != "onnx"):
         return made
+    plain = load(made.path)
+    card = {**plain.card, "format": FORMAT_INSIDE, "fit": plain.fit}
+    path = made.path.with_name(f"inside-{made.path.stem}.onnx")
+    put_inside(made.path.with_suffix(FORMATS["onnx"]), card, path)
+    if kind == "openvino":
+        source, path = path, path.with_suffix(FORMATS[kind])
+        write_openvino(source, card, path)
     try:
-        return put_images_inside(made, kind, sources)
+        checked = check_inside(load(path), plain, odd_images(sources))
     except StudentError:
         if where is None:
             return made
         raise
-
-
-def check_format(kind: str, *, int8: bool = False, preprocess: str | None = None) -> None:
-    """Check that a format can be written here.
-
-    Raises:
-        ConfigError: there is no such format, or none of it in int8 or with preprocessing inside.
-        MissingExtra: what writes the format is not installed.
-    """
-    if kind not in FORMATS:
-        raise ConfigError(f"--format {kind}: choose one of {', '.join(FORMATS)}")
-    if int8 and kind not in INT8:
-        raise ConfigError(f"--int8: {kind} has no int8 form, only {', '.join(INT8)}")
-    if preprocess not in (None, "inside", "outside"):
-        raise ConfigError(f"--preprocess {preprocess}: choose inside or outside")
-    if preprocess == "inside" and kind not in inside.KINDS:
-        raise ConfigError(f"--preprocess inside: not available for {kind}, only for {', '.join(inside.KINDS)}")
-    for module, extra in _NEEDED[kind].items():
-        need_extra(module, extra)
-    if kind == "openvino":
-        openvino_library()
+    return Export.of(path, replace(made.parity, inside=checked))
 
 
 def open_images(run: Run, store: Path | None, progress: Progress = silent) -> Sources:
@@ -413,24 +348,25 @@ def _gain(plain: Path, int8: Path, classifier: Classifier) -> float:
     return side_by_side(callers, plain.name, 1, turns=3, seconds=0.1)[int8.name].gain
 
 
-def default_name(kind: str, *, int8: bool = False) -> str:
-    """Return how an export in a run folder is called.
+def keep_export(run: Run, store: Path | None = None, progress: Progress = silent) -> bool:
+    """Keep an ONNX file beside a finished run's student, checked on its validation images.
+
+    Returns:
+        Whether there is one now: not where the packages of the extra `export` are missing.
 
     Raises:
-        ConfigError, MissingExtra: as `check_format` does.
+        StudentError: the export differs from the student by more than 1e-4 of the largest logit.
+        VL2VError: the run's images can't be read any more.
     """
-    check_format(kind, int8=int8)
-    if kind == "web":
-        return f"web{'-int8' if int8 else ''}"
-    return f"student{'-int8' if int8 else ''}{FORMATS[kind]}"
-
-
-def check_name(out: Path, kind: str) -> None:
-    """Check that a file's name says what is in it.
-
-    Raises:
-        ConfigError: it doesn't.
-    """
-    if out.suffix != FORMATS[kind]:
-        ends = f"ends in {FORMATS[kind]}" if FORMATS[kind] else "is a folder's"
-        raise ConfigError(f"--out {out}: the name of what is exported as {kind} {ends}")
+    folder = run.folder / "student"
+    file = export_of(folder)
+    if file.is_file():
+        return True
+    if not all(map(find_spec, NEEDED["onnx"])):
+        return False
+    form = "closed" if run.classifier.texts is None else "open"
+    export_student(run, file, form=form, preprocess="outside", card=False, store=store, progress=progress)
+    for old in folder.glob("network-*.onnx"):
+        if old != file:
+            old.unlink()
+    return True

@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from starlette.responses import JSONResponse, Response
 
-from vl2v.web.addresses import is_local
+from vl2v.web.server import is_local
 
 TRIES = 20  # wrong keys that an address may send in a minute
 _ADDRESSES = 10_000  # that are remembered

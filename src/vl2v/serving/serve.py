@@ -12,9 +12,7 @@ from vl2v.deploy.runtime import Exported, exports_in, load, load_current
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.privacy import read_secret
 from vl2v.serving.image_log import ImageLog
-from vl2v.web.addresses import check_host
-from vl2v.web.freeze_gc import freeze_gc
-from vl2v.web.server import listen
+from vl2v.web.server import check_host, freeze_gc, listen
 
 if TYPE_CHECKING:
     from fastapi import FastAPI

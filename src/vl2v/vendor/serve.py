@@ -12,9 +12,7 @@ from vl2v.privacy import public_name
 from vl2v.teachers import open_teacher
 from vl2v.vendor.keys import Keys, read_keys
 from vl2v.vendor.meter import Meter
-from vl2v.web.addresses import check_host
-from vl2v.web.freeze_gc import freeze_gc
-from vl2v.web.server import listen
+from vl2v.web.server import check_host, freeze_gc, listen
 
 _log = logging.getLogger(__name__)
 

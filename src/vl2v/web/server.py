@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import ipaddress
 import logging
 import os
 import socket
@@ -183,6 +185,37 @@ def _protocol(most: int) -> type[asyncio.Protocol]:
             self._headers = self._reading = None
 
     return Protocol
+
+
+def is_local(host: str) -> bool:
+    """Return whether a name or IP address is of this machine alone, whoever resolves it."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_host(host: str) -> bool:
+    """Return whether a host to listen on is of this machine alone.
+
+    Raises:
+        ConfigError: neither an IP address nor localhost.
+    """
+    if host != "localhost":
+        try:
+            ipaddress.ip_address(host)
+        except ValueError:
+            raise ConfigError(f"--host {host!r}: an IP address, for example 127.0.0.1 or 0.0.0.0") from None
+    return is_local(host)
+
+
+def freeze_gc() -> None:
+    """Have collections of garbage pass over everything that exists by now: modules, routes, the model.
+
+    A collection of it all would stop every thread for tens of milliseconds, now and again.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 class BoundedHandler(logging.Handler):

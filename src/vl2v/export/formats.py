@@ -1,9 +1,11 @@
-"""The other formats: OpenVINO from an ONNX file; TorchScript, ExecuTorch, LiteRT and Core ML from the network."""
+"""The formats, and how those beside ONNX are written: OpenVINO from an ONNX file, the others from the network."""
 
 from __future__ import annotations
 
 import json
+import shutil
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +13,110 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vl2v.deploy.runtime import METADATA, openvino_library
-from vl2v.errors import StudentError, need_extra
+from vl2v.deploy.runtime import METADATA, files_of, openvino_library, size_of
+from vl2v.errors import ConfigError, RunError, StudentError, need_extra, writing
 from vl2v.export.network import Network
-from vl2v.export.parity import Pixels
+from vl2v.export.parity import Parity, Pixels
+from vl2v.io import write_bytes
+
+FORMATS = {
+    "onnx": ".onnx",
+    "openvino": ".xml",
+    "torchscript": ".pt",
+    "executorch": ".pte",
+    "litert": ".tflite",
+    "coreml": ".mlpackage",
+    "web": "",
+}
+INT8 = ("onnx", "openvino", "web", "litert")  # formats that have it
+INSIDE = ("onnx", "openvino", "web")  # formats that can have preprocessing inside
+NEEDED = {
+    "onnx": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
+    "openvino": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
+    "torchscript": {},
+    "web": {"onnx": "export", "onnxscript": "export", "onnxruntime": "export"},
+    "executorch": {"torch": "", "executorch.exir": "executorch"},
+    "litert": {"ai_edge_litert.interpreter": "litert", "litert_torch": "litert"},
+    "coreml": {"coremltools": "coreml"},
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """A file that does what the student does; OpenVINO keeps its weights in a second one beside it.
+
+    Attributes:
+        path: where it is.
+        parity: with the student.
+        bytes: how large it is, both files together.
+    """
+
+    path: Path
+    parity: Parity
+    bytes: int
+
+    @classmethod
+    def of(cls, path: Path, parity: Parity) -> Export:
+        """Return the export that is in a file."""
+        return cls(path, parity, size_of(path))
+
+    def copy(self, path: Path) -> None:
+        """Write it somewhere else.
+
+        Raises:
+            RunError: that can't be written.
+        """
+        if self.path.is_dir():
+            with writing(path, RunError):
+                shutil.rmtree(path, ignore_errors=True)
+                shutil.copytree(self.path, path)
+            return
+        for source, file in zip(files_of(self.path), files_of(path), strict=True):
+            write_bytes(file, source.read_bytes())
+
+
+def check_format(kind: str, *, int8: bool = False, preprocess: str | None = None) -> None:
+    """Check that a format can be written here.
+
+    Raises:
+        ConfigError: there is no such format, or none of it in int8 or with preprocessing inside.
+        MissingExtra: what writes the format is not installed.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(f"--format {kind}: choose one of {', '.join(FORMATS)}")
+    if int8 and kind not in INT8:
+        raise ConfigError(f"--int8: {kind} has no int8 form, only {', '.join(INT8)}")
+    if preprocess not in (None, "inside", "outside"):
+        raise ConfigError(f"--preprocess {preprocess}: choose inside or outside")
+    if preprocess == "inside" and kind not in INSIDE:
+        raise ConfigError(f"--preprocess inside: not available for {kind}, only for {', '.join(INSIDE)}")
+    for module, extra in NEEDED[kind].items():
+        need_extra(module, extra)
+    if kind == "openvino":
+        openvino_library()
+
+
+def default_name(kind: str, *, int8: bool = False) -> str:
+    """Return how an export in a run folder is called.
+
+    Raises:
+        ConfigError, MissingExtra: as `check_format` does.
+    """
+    check_format(kind, int8=int8)
+    if kind == "web":
+        return f"web{'-int8' if int8 else ''}"
+    return f"student{'-int8' if int8 else ''}{FORMATS[kind]}"
+
+
+def check_name(out: Path, kind: str) -> None:
+    """Check that a file's name says what is in it.
+
+    Raises:
+        ConfigError: it doesn't.
+    """
+    if out.suffix != FORMATS[kind]:
+        ends = f"ends in {FORMATS[kind]}" if FORMATS[kind] else "is a folder's"
+        raise ConfigError(f"--out {out}: the name of what is exported as {kind} {ends}")
 
 
 def write_openvino(source: Path, card: dict[str, Any], path: Path) -> None:
