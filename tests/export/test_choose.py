@@ -64,6 +64,11 @@ def test_what_was_measured_is_kept_whether_the_target_is_met_or_not(run: vl2v.Ru
         assert (row["px"], row["precision"]) == ("16", "fp32") and float(row["ms"]) > 0 and float(row["MB"]) > 0
         with Image.open(folder / "choice.png") as plot:
             assert plot.width > plot.height > 100
+        if not code:  # another size is calibrated for itself
+            exported = vl2v.deploy.runtime.load(folder / "s.onnx")
+            assert exported.card["image_size"] == 16 and exported.card["threshold"] != run.classifier.threshold
+            assert exported.probabilities(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 3)
+            assert "at 16 px in fp32" in told.stdout
     assert not (tmp_path / "1KB" / "s.onnx").exists()
 
 
@@ -72,15 +77,6 @@ def test_a_name_that_does_not_fit_is_refused_before_anything_is_exported(run: vl
     with pytest.raises(ConfigError, match=r"ends in \.onnx"):
         choose_export([run], Target(bytes=1e9), out=tmp_path / "s.xml", progress=lambda *what: began.append(what))
     assert not began and not list(tmp_path.iterdir())
-
-
-def test_another_size_is_calibrated_for_itself(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
-    asked = ["export", str(run.folder), "--target-size", "9MB", "--image-size", "16", "--no-int8"]
-    told = CliRunner().invoke(app, [*asked, "--out", str(tmp_path / "s.onnx"), "--store", str(store)])
-    assert told.exit_code == 0 and "at 16 px in fp32" in told.stdout
-    exported = vl2v.deploy.runtime.load(tmp_path / "s.onnx")
-    assert exported.card["image_size"] == 16 and exported.card["threshold"] != run.classifier.threshold
-    assert exported.probabilities(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 3)
 
 
 def test_runs_on_other_images_are_not_compared(run: vl2v.Run, store: Path, tmp_path: Path) -> None:

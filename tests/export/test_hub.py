@@ -408,11 +408,11 @@ def test_the_commands(hub: Hub, run: vl2v.Run, shapes: Path, tmp_path: Path) -> 
         arguments = [sys.executable, "-m", "vl2v", *map(str, words)]
         return subprocess.run(arguments, env=environment, capture_output=True, text=True)
 
-    dry = command("push", run.folder, REPO, "--dry-run")
-    assert dry.returncode == 0 and "license: other\n" in dry.stdout, dry.stderr
+    dry = CliRunner().invoke(app, ["push", str(run.folder), REPO, "--dry-run"])
+    assert dry.exit_code == 0 and "license: other\n" in dry.stdout, dry.output
     assert "student.safetensors: " in dry.stderr and not hub.commits
-    done = command("push", run.folder, REPO, "--license", "mit")
-    assert done.returncode == 0 and done.stdout.startswith(f"hf:{REPO}@{hub.head(REPO)[0]}"), done.stderr
+    done = CliRunner().invoke(app, ["push", str(run.folder), REPO, "--license", "mit"])
+    assert done.exit_code == 0 and done.stdout.startswith(f"hf:{REPO}@{hub.head(REPO)[0]}"), done.output
     found = command("predict", f"hf:{REPO}", shapes / "ink" / "ball" / "00.png")
     assert found.returncode == 0 and found.stdout.split("\t")[1] in ("ball", "box", "cone", "unknown"), found.stderr
     assert TOKEN not in dry.stdout + dry.stderr + done.stdout + done.stderr + found.stderr

@@ -26,8 +26,9 @@ from vl2v.data.augment import Fit, evaluation_view
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export import inside
 from vl2v.export import parity as checking
+from vl2v.export.formats import Export
 from vl2v.export.parity import odd
-from vl2v.export.student import export_student
+from vl2v.export.student import open_images, with_preprocessing
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -136,14 +137,14 @@ def test_int8_has_it_too(made: Callable[..., Made]) -> None:
 
 
 def test_what_fails_its_check_stays_outside(
-    run: vl2v.Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    made: Callable[..., Made], run: vl2v.Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checking, "INSIDE", -1.0)
-    parity = export_student(run, tmp_path / "s.onnx", store=store)
-    assert parity.inside is None and not vl2v.deploy.runtime.load(tmp_path / "s.onnx").inside
+    file, parity = made(preprocess="outside")
+    plain, sources = Export.of(Path(shutil.copy(file, tmp_path)), parity), open_images(run, store)
+    assert with_preprocessing(plain, "onnx", sources, None) is plain
     with pytest.raises(StudentError, match=r"0 of 200 images are of another class.*--preprocess outside"):
-        export_student(run, tmp_path / "asked.onnx", preprocess="inside", store=store)
-    assert not (tmp_path / "asked.onnx").exists()
+        with_preprocessing(plain, "onnx", sources, "inside")
 
 
 def test_formats_without_it_are_named(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
