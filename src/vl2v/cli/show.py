@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 from collections.abc import Iterator
@@ -47,9 +48,7 @@ def progress_bars() -> Iterator[Progress]:
     if rank() or LEVEL < 0:
         yield silent
         return
-    from stamina.instrumentation import set_on_retry_hooks
-
-    set_on_retry_hooks([])  # the bill has the retries; lines of a log would tear the bars
+    logging.getLogger("stamina").setLevel(logging.ERROR)  # the bill has the retries; lines would tear the bars
     if not sys.stderr.isatty():
         yield _lines()
         return
