@@ -130,7 +130,15 @@ assert torch.compiler.disable.__module__ == "torch.compiler"
 
 
 def test_what_needs_more_of_torchvision_is_imported_with_all_of_it(tmp_path: Path) -> None:
-    (tmp_path / "needy.py").write_text("from torchvision.ops import nms\nfrom torchvision.models import resnet18\n")
+    files = {
+        "torchvision/__init__.py": "from torchvision import models, ops",
+        "torchvision/ops/__init__.py": "nms = object()",
+        "torchvision/models.py": "resnet18 = object()",
+        "needy.py": "from torchvision.ops import nms\nfrom torchvision.models import resnet18",
+    }
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
     words = """
 import sys
 from vl2v.lazy import import_lightly
