@@ -8,15 +8,16 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from forks import quick_command
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
-Followed = dict[str, tuple[Path, Future[str]]]
 PAGES = {page.stem: page for page in (ROOT / "docs" / "tutorials").glob("*.md")}
 # A block that fails is named, and nothing is left running.
 SHELL = """set -euo pipefail
@@ -46,46 +47,46 @@ def free_port() -> int:
             return int(one.getsockname()[1])
 
 
-def follow(page: Path, folder: Path) -> str:
+def follow(name: str, folder: Path) -> str:
     """Return what is printed by following a page in a new user's empty folder, a free port in place of its own."""
-    home = {"HOME": folder, "XDG_CACHE_HOME": folder / "cache", "XDG_DATA_HOME": folder / "data"}
-    environment = {**os.environ, **{key: str(value) for key, value in home.items()}}
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # vl2v, python
-    environment |= {"PATH": path, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-    program = script(page).replace("8000", str(free_port()))
-    with (folder / "said.txt").open("w") as said:  # not a pipe: one that the page left running would keep it open
+    home = folder.with_name("home")
+    home.mkdir()
+    new = {"HOME": home, "XDG_CACHE_HOME": home / "cache", "XDG_DATA_HOME": home / "data"}
+    environment = {**os.environ, **{key: str(value) for key, value in new.items()}, "OMP_NUM_THREADS": "1"}
+    program = script(PAGES[name]).replace("8000", str(free_port()))
+    # Not a pipe: one that the page left running would keep it open.
+    with quick_command() as programs, (home / "printed.txt").open("w") as printed:
+        path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
+        environment |= {"PATH": path, "COLUMNS": "200"}
         done = subprocess.run(
-            ["bash", "-c", program], cwd=folder, env=environment, stdout=said, stderr=subprocess.STDOUT, timeout=1700
+            ["bash", "-c", program], cwd=folder, env=environment, stdout=printed, stderr=subprocess.STDOUT, timeout=1700
         )
-    printed = (folder / "said.txt").read_text()
-    assert done.returncode == 0, printed
-    return printed
+    text = (home / "printed.txt").read_text()
+    assert done.returncode == 0, text
+    return text
 
 
-@pytest.fixture(scope="module")
-def followed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Followed]:
-    """Return each page's folder, and what will have been printed: two pages are followed at once."""
-    folders = {name: tmp_path_factory.mktemp(name) for name in PAGES}
-    with ThreadPoolExecutor(2) as pool:
-        yield {name: (folders[name], pool.submit(follow, page, folders[name])) for name, page in PAGES.items()}
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Return an empty folder to follow a page in."""
+    (tmp_path / "here").mkdir()
+    return tmp_path / "here"
 
 
 def test_there_are_tutorials() -> None:
     assert set(PAGES) == {"paper", "phone", "paid"}
 
 
-def test_own_folder_to_phone(followed: Followed) -> None:
-    folder, page = followed["phone"]
-    printed = page.result()
+def test_own_folder_to_phone(folder: Path) -> None:
+    printed = follow("phone", folder)
     assert "outline *" in printed and "% same predictions" in printed
     assert (folder / "student.onnx").stat().st_size < 6e6 and (folder / "runs" / "icons" / "report.html").is_file()
     names = re.findall(r"^\S+\.png (\w+) [01]\.\d\d$", printed, re.M)
     assert len(names) == 3 and set(names) <= {"car", "cup", "key", "umbrella", "unknown"}
 
 
-def test_a_rented_api_on_five_dollars(followed: Followed) -> None:
-    folder, page = followed["paid"]
-    printed = page.result()
+def test_a_paid_api_on_five_dollars(folder: Path) -> None:
+    printed = follow("paid", folder)
     (spent,) = re.findall(r"total: ([\d.]+) USD", printed)
     assert 0 < float(spent) <= 5
     _, bill = printed.split("queries to teachers")
@@ -93,9 +94,8 @@ def test_a_rented_api_on_five_dollars(followed: Followed) -> None:
     assert "price: at most" in printed and (folder / "runs" / "rented" / "evaluation.json").is_file()
 
 
-def test_benchmark_to_a_papers_table(followed: Followed) -> None:
-    folder, page = followed["paper"]
-    printed = page.result()
+def test_benchmark_to_a_papers_table(folder: Path) -> None:
+    printed = follow("paper", folder)
     assert "4 jobs: 4 done, 0 running, 0 failed, 0 waiting" in printed
     assert (folder / "bench" / "report.html").is_file()
     table = (folder / "table.tex").read_text()

@@ -47,7 +47,8 @@ def forked(words: Sequence[str], folder: str, environment: Mapping[str, str], st
 def _become(words: Sequence[str], folder: str, environment: dict[str, str], streams: Sequence[Any]) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream.detach(), number)
-    sys.stdin = open(0, closefd=False)  # noqa: SIM115
+    sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
