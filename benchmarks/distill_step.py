@@ -24,7 +24,7 @@ from vl2v.embeddings.views import Views
 from vl2v.methods import Targets
 from vl2v.methods.adip import cosine_loss
 from vl2v.students.backbone import pretrained_backbone
-from vl2v.students.depthwise import quick_depthwise
+from vl2v.students.convolutions import quick_convolutions
 from vl2v.students.student import Student, new_projector
 from vl2v.training.batches import DomainBalancedSampler, PixelBatches, Renderer
 from vl2v.training.device import precision_name
@@ -57,7 +57,7 @@ def main() -> None:
     torch.manual_seed(0)
     backbone, spec = pretrained_backbone("tf_efficientnet_lite0", "none", image_size=given.size)
     student = Student(backbone, new_projector(1280, dim, 0), spec).eval().to(memory_format=torch.channels_last)
-    quick_depthwise(student)
+    quick_convolutions(student.backbone, given.size)
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision_name(TrainConfig()))
     optimizer = torch.optim.AdamW(student.backbone.parameters(), lr=1e-6)
     model, wrapped = fabric.setup(Learner(student), optimizer)

@@ -39,13 +39,13 @@ def measure(way: str) -> None:
     import timm
     import torch
 
-    from vl2v.students.depthwise import quick_depthwise
+    from vl2v.students.convolutions import quick_convolutions
     from vl2v.system import reuse_freed_memory
 
     if way == "kept":
         reuse_freed_memory()
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0).to(memory_format=torch.channels_last).eval()
-    quick_depthwise(model)
+    quick_convolutions(model, 64)
     x = torch.randn(64, 3, 64, 64).to(memory_format=torch.channels_last)
 
     @torch.inference_mode()

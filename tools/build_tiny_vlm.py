@@ -437,7 +437,7 @@ class Icons:
 
 def image_step(work: Path, limit: int | None, recipe: ImageRecipe = IMAGE) -> None:
     """Train the image tower against the locked answers of the sentence encoder; write image.safetensors."""
-    from vl2v.students.depthwise import quick_depthwise
+    from vl2v.students.convolutions import quick_convolutions
 
     icons, texts = Icons(work), Texts(work)
     groups = ("things", "photos_of_things", "icons_of_things")
@@ -446,7 +446,7 @@ def image_step(work: Path, limit: int | None, recipe: ImageRecipe = IMAGE) -> No
     torch.manual_seed(0)
     # Evaluation mode throughout: ImageNet's batch statistics stay as they are.
     tower = ImageTower(recipe.frozen_blocks).eval().to(memory_format=torch.channels_last)
-    quick_depthwise(tower)
+    quick_convolutions(tower.trunk, 96)
     log_scale = nn.Parameter(torch.tensor(math.log(recipe.first_scale)))
     for seed, phase in enumerate(recipe.phases):
         steps = phase.steps if limit is None else min(limit, phase.steps)

@@ -265,50 +265,6 @@ def json_schema(own: type[Section]) -> Tree:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **model.model_json_schema(by_alias=True)}
 
 
-PAPER_STUDENTS = {
-    "resnet50": "resnet50.tv_in1k",
-    "vit_base_patch16_224": "vit_base_patch16_224.augreg_in21k_ft_in1k",
-    "vit_small_patch16_224": "vit_small_patch16_224.augreg_in21k_ft_in1k",
-    "deit_small_distilled_patch16_224": "deit_small_distilled_patch16_224.fb_in1k",
-}
-"""The weights that the authors' code starts from; timm's names alone stand for other ones today."""
-
-
-def paper_student(student: str) -> str:
-    """Return a student's name with the tag of the weights that the authors' code starts from, if it has one."""
-    return PAPER_STUDENTS.get(student, student)
-
-
-def paper_preset(stages: Iterable[str], student: str = "") -> Tree:
-    """Return the published recipe (CVPR 2024, supplementary; authors' code) for a method's stages.
-
-    Their script for the Distill of ViT-B/16 alone passes the flag that keeps SWAD's segments apart.
-    """
-    stages = list(stages)
-    apart = paper_student(student) == PAPER_STUDENTS["vit_base_patch16_224"]
-    stage = {
-        "steps": 5001,
-        "lr": 5e-5,
-        "batch_per_domain": 32,
-        "optimizer": "adam",
-        "weight_decay": 0.0,
-        "schedule": "constant",
-        "eval_every": 200,
-    }
-    return {
-        "prompts": {"articles": False},
-        "teacher": {"online": True, "statistics": "imagenet", "precision": "fp32"},
-        "student": {"image_size": 224, "statistics": "imagenet"},
-        "stages": {name: dict(stage) for name in stages},
-        "train": {"swad": True, "precision": "fp32"},
-        "published": {
-            **dict.fromkeys(PublishedConfig.model_fields, True),
-            "swad_overlapping": [name for name in stages if name != "distill"] if apart else True,
-            "swad_restarts": list(range(3000, 15001, 1000)),
-        },
-    }
-
-
 def deciding(tree: Mapping[str, Any]) -> Tree:
     """Return the settings that decide a run's weights, with dotted names; an empty table decides nothing."""
     given = flat(tree).items()

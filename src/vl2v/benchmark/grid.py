@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from vl2v.benchmark.draws import drawn
 from vl2v.benchmark.worklist import Cell, Job, Selection, digest
-from vl2v.config import TOWER, DataConfig, deciding, paper_student, validate
+from vl2v.config import TOWER, DataConfig, deciding, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import METHODS, find_method, version_of
-from vl2v.runs.settings import applicable, foreign, recipe
+from vl2v.runs.settings import applicable, foreign, paper_student, recipe
 from vl2v.teachers import is_white_box
 from vl2v.tree import Tree, merge
 

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from vl2v.config import TOWER, RunConfig, check_file, paper_preset, paper_student, validate
+from vl2v.config import TOWER, PublishedConfig, RunConfig, check_file, validate
 from vl2v.errors import ConfigError
 from vl2v.methods import Task, find_method, load_method, own_settings
 from vl2v.methods.base import RENAMED
@@ -243,6 +243,50 @@ def recipe(preset: str, stages: Iterable[str], student: str = "") -> Tree:
     if preset not in PRESETS:
         raise ConfigError(f"preset {preset!r}: choose one of {', '.join(PRESETS)}")
     return paper_preset(stages, student) if preset == "paper" else {}
+
+
+PAPER_STUDENTS = {
+    "resnet50": "resnet50.tv_in1k",
+    "vit_base_patch16_224": "vit_base_patch16_224.augreg_in21k_ft_in1k",
+    "vit_small_patch16_224": "vit_small_patch16_224.augreg_in21k_ft_in1k",
+    "deit_small_distilled_patch16_224": "deit_small_distilled_patch16_224.fb_in1k",
+}
+"""The weights that the authors' code starts from; timm's names alone stand for other ones today."""
+
+
+def paper_student(student: str) -> str:
+    """Return a student's name with the tag of the weights that the authors' code starts from, if it has one."""
+    return PAPER_STUDENTS.get(student, student)
+
+
+def paper_preset(stages: Iterable[str], student: str = "") -> Tree:
+    """Return the published recipe (CVPR 2024, supplementary; authors' code) for a method's stages.
+
+    Their script for the Distill of ViT-B/16 alone passes the flag that keeps SWAD's segments apart.
+    """
+    stages = list(stages)
+    apart = paper_student(student) == PAPER_STUDENTS["vit_base_patch16_224"]
+    stage = {
+        "steps": 5001,
+        "lr": 5e-5,
+        "batch_per_domain": 32,
+        "optimizer": "adam",
+        "weight_decay": 0.0,
+        "schedule": "constant",
+        "eval_every": 200,
+    }
+    return {
+        "prompts": {"articles": False},
+        "teacher": {"online": True, "statistics": "imagenet", "precision": "fp32"},
+        "student": {"image_size": 224, "statistics": "imagenet"},
+        "stages": {name: dict(stage) for name in stages},
+        "train": {"swad": True, "precision": "fp32"},
+        "published": {
+            **dict.fromkeys(PublishedConfig.model_fields, True),
+            "swad_overlapping": [name for name in stages if name != "distill"] if apart else True,
+            "swad_restarts": list(range(3000, 15001, 1000)),
+        },
+    }
 
 
 def without_paths(tree: Any) -> Any:

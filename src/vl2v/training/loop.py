@@ -16,7 +16,7 @@ from vl2v.config import TrainConfig
 from vl2v.methods import Averager, Stage
 from vl2v.methods.averaging import Scores
 from vl2v.session import Progress, silent
-from vl2v.students.depthwise import quick_depthwise
+from vl2v.students.convolutions import quick_convolutions
 from vl2v.students.student import Student
 from vl2v.system import reuse_freed_memory
 from vl2v.training.checkpoint import load, load_checkpoint, under
@@ -76,7 +76,8 @@ class Trainer:
         refuse_scalars(self.fabric, student)
         student.to(self.fabric.device)
         student.to(memory_format=torch.channels_last)
-        quick_depthwise(student.backbone)
+        if self.fabric.device.type == "cpu":
+            quick_convolutions(student.backbone, student.spec.image_size)
 
     def fit(
         self,
