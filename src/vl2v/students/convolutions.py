@@ -39,7 +39,7 @@ def quick_convolutions(model: nn.Module, image_size: int) -> tuple[int, int]:
     plain = [module for module in model.modules() if _is_plain(module)]
     depthwise = [module for module in plain if _is_depthwise(module)]
     for module in depthwise:
-        module.forward = MethodType(_depthwise_forward, module)  # type: ignore[method-assign]  # a copy gets its own
+        module.forward = MethodType(_depthwise_forward, module)  # a copy gets its own
     return _fold(model, image_size), len(depthwise)
 
 
@@ -48,7 +48,8 @@ def _is_plain(module: nn.Module) -> bool:
 
     if type(module) not in (nn.Conv2d, Conv2dSame):
         return False
-    return module.bias is None and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+    assert isinstance(module, nn.Conv2d)
+    return module.bias is None and module.padding_mode == "zeros" and module.padding not in ("same", "valid")
 
 
 def _is_depthwise(conv: nn.Module) -> bool:
@@ -181,7 +182,9 @@ def _after_folding(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
         return _usual_forward(norm, x)
     if _clamps(norm) or not hasattr(norm, "act"):
         return x
-    out: Tensor = norm.act(norm.drop(x))  # of timm's BatchNormAct2d
+    drop, act = norm.drop, norm.act  # of timm's BatchNormAct2d
+    assert isinstance(drop, nn.Module) and isinstance(act, nn.Module)
+    out: Tensor = act(drop(x))
     return out
 
 
