@@ -65,7 +65,7 @@ def test_a_new_run_learns_from_a_few_queries_about_a_new_place(
     assert run is not None and run.finished and image_queries(store) - queries == 8 == found.queries.plan.queries
     assert files_of(parent.folder) == before, "the parent stays as it was"
     assert run.classifier.about["parent"]["run"] == method
-    assert run.config.stages["distill"].steps == 3
+    assert run.config.stages["distill"].steps == 12
     assert run.evaluation is not None and parent.evaluation is not None
     then = {row.domain: row.metrics for row in run.evaluation.of(BEFORE)}
     assert then == {row.domain: row.metrics for row in parent.evaluation.of()}

@@ -45,6 +45,7 @@ Strategy = Literal["random", "kcenter", "uncertainty"]
 
 BEFORE = "before adapting"  # the parent's rows in an evaluation
 STEPS, RATE = 0.5, 0.5  # of the parent's last stage: its steps and its learning rate
+ENOUGH, MOST = 600, 2  # steps: these, if they are more than that and not over twice the parent's (docs/findings.md)
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,8 @@ def adapt(
         select: how many of the images the teacher is queried about; those in the store already come for nothing.
         strategy: which: far from one another to the parent's eye ("kcenter"), least certain to it, or any.
         closed_form: fit the last layer alone, which takes seconds; the backbone stays as it is.
-        settings: laid over the parent's; by default its last stage has half of the steps and of the rate.
+        settings: laid over the parent's; by default its last stage has half of the rate, and half of the steps
+            or up to 600.
         store: the folder of the embedding store; by default the one that all runs share.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
         dry_run: query nothing and train nothing; return the forecast.
@@ -201,13 +203,14 @@ def _settings(parent: Run, images: Path, given: Mapping[str, Any]) -> Tree:
     config, task = parent.config, find_method(parent.config.method)
     *_, last = task.stage_defaults
     stage = config.stages[last]
+    steps = max(1, round(STEPS * stage.steps), min(MOST * stage.steps, ENOUGH))
     before = config.data.unlabelled
     folders = [] if before is None else before if isinstance(before, list) else [before]
     own: Tree = {
         "data": {"unlabelled": [str(folder) for folder in dict.fromkeys([*folders, images.resolve()])]},
         "teacher": {"select": "known", "strategy": "kcenter"},
         "student": {"parent": str(parent.folder.resolve())},
-        "stages": {last: {"steps": max(1, round(STEPS * stage.steps)), "lr": RATE * stage.lr}},
+        "stages": {last: {"steps": steps, "lr": RATE * stage.lr}},
     }
     tree = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     tree["stages"] = {last: {**tree["stages"][last], "warmup": round(STEPS * stage.warmup)}}
