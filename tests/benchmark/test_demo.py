@@ -44,15 +44,15 @@ def test_three_students_and_their_teacher_are_compared(few: Path, capfd: pytest.
     result = typed(capfd, "demo", "--out", out)
     assert result.returncode == 0, result.stderr
     results = json.loads((out / "results.json").read_text())
-    assert list(results) == ["teacher, zero-shot", "erm", "kd", "adip"]
+    assert list(results) == ["teacher, zero-shot", "erm", "kd", "adip-plus"]
     rows = {cells[1].strip(): cells[2:4] for line in result.stdout.splitlines() if len(cells := line.split("│")) == 5}
     for name, row in results.items():
         assert [cell.strip() for cell in rows[name]] == [f"{100 * row[role]:.1f}" for role in ("seen", "unseen")]
-    lead = {name: 100 * (results["adip"]["unseen"] - results[name]["unseen"]) for name in ("kd", "erm")}
+    lead = {name: 100 * (results["adip-plus"]["unseen"] - results[name]["unseen"]) for name in ("kd", "erm")}
     kd, erm = (
         f"{abs(lead[name]):.1f} points {'above' if lead[name] >= 0 else 'below'} {name}" for name in ("kd", "erm")
     )
-    assert f"adip is {kd} and {erm}" in result.stdout
+    assert f"adip-plus is {kd} and {erm}" in result.stdout
     for name in ("accuracy.png", "predictions.png"):
         with Image.open(out / name) as image:
             assert min(image.size) > 100

@@ -353,13 +353,13 @@ def demo(
     target: Annotated[str, typer.Option(help="Drawing style to leave out of training.")] = "outline",
 ) -> None:
     """Train three students on the embedded sample with one drawing style left out, and compare them."""
-    from vl2v.benchmark.demo import accuracy_bars, prediction_grid, run_demo
+    from vl2v.benchmark.demo import OURS, accuracy_bars, prediction_grid, run_demo
     from vl2v.cli.show import progress_bars
     from vl2v.table import Table
 
     with progress_bars() as progress:
         found = run_demo(out, target=target, progress=progress)
-        page = demo_page(found.runs["adip"], out, progress)
+        page = demo_page(found.runs[OURS], out, progress)
     results = found.results()
     rows = [
         [name, *("-" if share is None else f"{100 * share:.1f}" for share in row.values())]
@@ -384,7 +384,7 @@ def demo_page(run: Run, out: Path, progress: Progress) -> str:
     try:
         if not page.exists():
             others = class_embeddings(run, NEW_CLASSES, store=store)
-            export_student(run, page, "web", form="open", others=others, store=store, progress=progress)
+            export_student(run, page, "web", form="open", int8=False, others=others, store=store, progress=progress)
     except (DataError, MissingExtra) as error:
         return f"no page for the browser: {error}"
     return f"page: python -m http.server --directory {page} 8000, then open http://localhost:8000"
