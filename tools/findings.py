@@ -136,7 +136,7 @@ def draw() -> None:
     axes.set(xscale="log", xlabel="training steps", ylabel="lead on unseen domains, points")
     axes.set_xticks([60, 160, 300, 1200], ["60", "160", "300", "1,200"])
     axes.minorticks_off()
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="upper right")
     figure.savefig(PLOT, metadata={"Date": None})
 
 
