@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 import vl2v
-from vl2v.config import assignments
 from vl2v.runs.folder import Run
+from vl2v.tree import assignments
 
 ARMS = {
     "erm": True, "kd": True, "adip-plus": True,

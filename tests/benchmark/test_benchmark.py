@@ -219,7 +219,7 @@ def test_mistakes_are_refused_before_anything_runs(grid: Grid, tmp_path: Path) -
         engine_named("slurm")
     with pytest.raises(RunError, match="not a benchmark folder"):
         WorkList(tmp_path).jobs()
-    with pytest.raises(ConfigError, match=r"stages.distill = 5: a table"):
+    with pytest.raises(ConfigError, match=r"stages.distill = 5: must be a table"):
         plan(replace(grid, settings=merge(grid.settings, {"stages": {"distill": 5}})), tmp_path / "a")
 
 

@@ -104,7 +104,8 @@ def test_many_threads_never_pass_the_budget(ledger: Ledger) -> None:
 SPENDER = """
 import sys
 from pathlib import Path
-from vl2v.embeddings.ledger import LedgerBudget, Ledger
+from vl2v.embeddings.bill import LedgerBudget
+from vl2v.embeddings.ledger import Ledger
 from vl2v.teachers.paid.teacher import Query
 with Ledger(Path(sys.argv[1])) as ledger:
     spending = LedgerBudget(ledger, "vendor:a", "USD", None, "here")

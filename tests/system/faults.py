@@ -41,7 +41,8 @@ import sys
 from pathlib import Path
 import stamina
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings.ledger import LedgerBudget, Ledger
+from vl2v.embeddings.bill import LedgerBudget
+from vl2v.embeddings.ledger import Ledger
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.views import Views
 from vl2v.embeddings.fetch import fetch
