@@ -56,6 +56,6 @@ def test_a_tournament_wants_two_that_train(shapes: Path, recording: Path, tmp_pa
     from vl2v.benchmark.recommend import recommend
 
     for methods in (["zero-shot", "erm"], ["erm", "erm"]):
-        with pytest.raises(ConfigError, match="takes 2 or more"):
+        with pytest.raises(ConfigError, match="name 2 or more to compare"):
             recommend(shapes, f"recorded:{recording}", tmp_path, minutes=1, methods=methods, engine=Here())
     assert not list(tmp_path.iterdir())

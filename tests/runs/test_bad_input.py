@@ -193,7 +193,7 @@ def test_a_full_disk_loses_nothing(size: int, calm: vl2v.Run, given: dict[str, A
     [
         ("file/run", "store", RunError, "file/run: can't be written .*; choose another folder"),
         ("file", "store", RunError, "file: can't be written .*; choose another folder"),
-        ("run", "file/store", StoreError, "file/store: cannot make the store's folder .*: choose another folder"),
+        ("run", "file/store", DataError, "store/audit.sqlite: the audit of the images can't be saved .*another"),
     ],
 )
 def test_a_folder_that_cannot_be_written_to(
