@@ -97,8 +97,8 @@ def text_of(data: bytes) -> str:
         UnicodeDecodeError: it is neither.
 
     Examples:
-        >>> text_of("caf\u00e9".encode("utf-16")), text_of(b"\xef\xbb\xbfplain")
-        ('caf\u00e9', 'plain')
+        >>> text_of("chalk".encode("utf-16")), text_of("plain".encode("utf-8-sig"))
+        ('chalk', 'plain')
     """
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
