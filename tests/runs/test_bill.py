@@ -23,7 +23,11 @@ def bill(tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     return lambda *words: typed(capfd, "bill", *words, "--store", tmp_path / "store")
 
 
-def test_nothing_yet(bill) -> None:
+def test_nothing_yet(bill, tmp_path: Path) -> None:
+    missing = bill()
+    assert missing.returncode == 2 and "makes one" in missing.stderr
+    with Ledger(tmp_path / "store"):
+        pass
     assert bill() == Said(0, "no paid queries\n", "")
     assert bill("--json").stdout == "[]\n"
     assert bill("--csv").stdout.splitlines() == [",".join(Entry.columns())]
