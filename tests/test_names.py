@@ -110,7 +110,7 @@ def test_a_student_in_torch_gains_and_loses_classes_as_its_export_does() -> None
     assert student.texts is not None
     for name in list(student.classes)[1:]:
         student.remove_class(name)
-    with pytest.raises(StudentError, match="the last one"):
+    with pytest.raises(StudentError, match="the only one left"):
         student.remove_class(student.classes[0])
     with pytest.raises(StudentError, match="3 numbers, the student has"):
         student.add_class("star", np.zeros(3, np.float32))
