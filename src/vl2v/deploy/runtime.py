@@ -215,8 +215,11 @@ def load(path: Path | str, *, threads: int | None = None) -> Exported:
         return Exported(network, card)
     except VL2VError:
         raise
-    except FileNotFoundError:
-        raise StudentError(f"{path}: no such export or run folder") from None
+    except FileNotFoundError as error:
+        if not path.exists():
+            raise StudentError(f"{path}: no such export or run folder") from None
+        lost = error.filename or "a file beside it"
+        raise StudentError(f"{path}: {lost} is missing; copy all files of the export") from None
     except OSError as error:
         raise StudentError(f"{path}: can't be read ({error.strerror})") from None
     except Exception as error:  # each library has errors of its own for broken files
