@@ -206,7 +206,7 @@ def test_weights_elsewhere_are_refused(closed: Path, tmp_path: Path, monkeypatch
 
 
 def test_what_is_no_export_is_named(tmp_path: Path, closed: Path) -> None:
-    with pytest.raises(StudentError, match="missing.onnx: no such export"):
+    with pytest.raises(StudentError, match=r"missing\.onnx: no such export"):
         vl2v.deploy.runtime.load(tmp_path / "missing.onnx")
     (tmp_path / "junk.onnx").write_bytes(b"junk")
     with pytest.raises(StudentError, match="not an export of vl2v"):
