@@ -53,6 +53,12 @@ def test_the_quickstarts_example_runs(
     assert lines[-1] == "55"  # with the guitar
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_programs_that_a_page_names_are_there(page: Path) -> None:
+    named = set(re.findall(r"\b(?:benchmarks|tools)/\w+\.py\b", page.read_text(encoding="utf-8")))
+    assert not [name for name in sorted(named) if not (ROOT / name).is_file()]
+
+
 @pytest.mark.parametrize("target", ["cli.md", "settings.md"])
 def test_references_are_current(target: str) -> None:
     pages = runpy.run_path(str(ROOT / "tools" / "cli_reference.py"))["pages"]()
