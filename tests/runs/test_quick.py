@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 import vl2v
 from little import Interrupted, quick_settings, stopping
 from vl2v.errors import ConfigError, StudentError
-from vl2v.runs.settings import resolve
+from vl2v.methods import METHODS
+from vl2v.runs.settings import applicable, resolve
 from vl2v.students.backbone import pretrained_backbone
 from vl2v.students.student import cuts, split
 from vl2v.tree import merge
@@ -64,10 +65,22 @@ def test_where_it_cant_apply_it_says_why(shapes: Path, recording: Path) -> None:
         return str(error.value)
 
     assert "mixes the images" in refused("mixup")
+    assert "no stage of method lp" in refused("lp")
     assert "pixels of every batch" in refused("adip", teacher={"online": True})
     assert "teacher.views" in refused("adip", teacher={"views": 2})
     with pytest.raises(ConfigError, match=r"train.quick_views: only with train.quick"):
         resolve({"data": {"path": "x"}, "train": {"quick_views": 3}})
+
+
+def test_in_a_benchmark_it_is_for_the_methods_that_train_a_backbone() -> None:
+    for method, quick in (
+        ("zero-shot", False),
+        ("adapted-teacher", False),
+        ("lp", False),
+        ("lp-ft", True),
+        ("kd", True),
+    ):
+        assert ("train" in applicable({**QUICK, "seed": 1}, METHODS[method])) == quick, method
 
 
 @pytest.mark.parametrize("name", ["test_efficientnet", "test_resnet", "test_vit", "test_convnext", "test_mambaout"])

@@ -152,11 +152,10 @@ def _check_quick(config: RunConfig, task: Task) -> None:
     """
     if config.train.quick == "off":
         return
-    trained = [stage for stage in task.stages if stage.trains != "projector"]
     why = ""
-    if not trained or config.train.head == "only":
+    if config.train.head == "only":
         why = "no stage trains the backbone"
-    elif any(stage.blend for stage in trained):
+    elif any(stage.blend for stage in task.stages):
         why = f"method {task.name} mixes the images of each batch"
     elif config.teacher.online and task.queries == "images":
         why = "teacher.online needs the pixels of every batch"
@@ -194,6 +193,8 @@ def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
             reasons[name] = f"method {task.name} trains the teacher's own image tower"
         elif name in _OF_LABELS and given.get("data.classes"):
             reasons[name] = "no image has a label (data.classes)"
+        elif name in ("train.quick", "train.quick_views") and not _trains_backbone(task):
+            reasons[name] = f"no stage of method {task.name} trains the backbone"
         elif name == "teacher.adapt" and not task.class_term:
             reasons[name] = f"the loss of method {task.name} has no term of the teacher's logits, which it changes"
         elif (
@@ -203,6 +204,10 @@ def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
         elif name in _NEEDS and not given.get(_NEEDS[name]):
             reasons[name] = f"only with {_NEEDS[name]}"
     return reasons
+
+
+def _trains_backbone(task: type[Task]) -> bool:
+    return any(stage.trains != "projector" for stage in task(task.Settings()).stages)
 
 
 @cache
