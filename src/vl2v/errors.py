@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -73,11 +73,23 @@ def remedy(error: OSError) -> str:
     return "check that it is there and can be read, then give the same command again"
 
 
+def did_you_mean(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """Return "did you mean X?" of the known name that is nearest to one; `otherwise` where none is near."""
+    import difflib
+
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]}?" if near else otherwise
+
+
+def reason(error: BaseException) -> str:
+    """Return the first line of what an error says, or what kind it is of."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def need_extra(module: str, extra: str) -> ModuleType:
     """Import an optional dependency.
 
     Args:
-        module: its name.
         extra: what brings it; "" for what vl2v itself depends on.
 
     Raises:

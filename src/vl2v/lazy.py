@@ -17,7 +17,6 @@ def lazily(package: str, homes: Mapping[str, str]) -> Callable[[str], Any]:
     """Return a package's `__getattr__`.
 
     Args:
-        package: its name.
         homes: public name -> the module that it is in, with `:NAME` after it where it has another name there; none
             for a subpackage that can be called (`make_callable`). No other module of the package may have that name.
     """
@@ -40,7 +39,6 @@ def make_callable(package: str, home: str) -> None:
     The name stands for both, whichever is used first: Python gives a package's name to its module when it is imported.
 
     Args:
-        package: its name.
         home: MODULE:NAME of the function, imported at the first call.
     """
     module, _, name = home.partition(":")

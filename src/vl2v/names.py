@@ -74,6 +74,11 @@ def new_class_name(name: str, classes: Sequence[str]) -> str:
     return tidy
 
 
+def listed(names: Sequence[str], most: int = 5) -> str:
+    """Return names with commas between; of many the first ones, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
 def same_name(name: str) -> str:
     """Return what names have in common that people can't tell apart."""
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())

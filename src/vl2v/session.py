@@ -64,7 +64,6 @@ class Session:
     Attributes:
         store: the folder of the embedding store.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
-        progress: called with the progress.
     """
 
     store: Path = field(default_factory=default_store)

@@ -85,9 +85,7 @@ class Format:
 
     Attributes:
         what: it is, and what to do where the file is something else.
-        application: the number of the kind.
         version: of the schema.
-        schema: its statements.
     """
 
     what: str

@@ -18,8 +18,7 @@ from vl2v.cli.app import app
 from vl2v.deploy.runtime import load
 from vl2v.errors import ConfigError, DataError
 from vl2v.serving import traffic_log
-from vl2v.serving.image_log import ImageLog
-from vl2v.serving.traffic_log import TrafficLog, read_log
+from vl2v.serving.traffic_log import ImageLog, TrafficLog, read_log
 
 from .conftest import Servers, http
 

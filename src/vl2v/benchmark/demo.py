@@ -147,10 +147,7 @@ def prediction_grid(runs: Mapping[str, Run], domain: str, path: Path, *, rows: i
 
     Args:
         runs: finished runs on the same data, by name.
-        domain: whose images.
         path: a .png file.
-        rows: of the grid.
-        columns: of the grid.
     """
     from matplotlib.figure import Figure
 

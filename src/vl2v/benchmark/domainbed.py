@@ -72,7 +72,6 @@ def read_domainbed(path: Path, selection: Selection = "training") -> tuple[list[
 
     Args:
         path: a results.jsonl, or a folder with some in it.
-        selection: the rule.
 
     Raises:
         DataError: no such file, or a line that isn't DomainBed's.

@@ -40,14 +40,11 @@ class Grid:
         data: dataset name -> path.
         targets: unseen domains; empty: every domain of each dataset in turn. One that a dataset doesn't have as a whole
             is several, with commas between.
-        methods: names.
         students: timm models, or short names of some (`STUDENTS`), which is how they are called then. A method that
             starts from the teacher's tower has that as its only student, "teacher"; the zero-shot row stands once.
-        seeds: how many.
         draws: hyperparameter draws of each, the first being the defaults.
         search: how the others are drawn; "optuna" goes by the results of those before.
         selection: how a draw is selected; "leave-one-out" trains more students.
-        settings: of every run.
         preset: that they change, "default" or "paper".
         steps: of each method's last stage; None: as the method has it.
         batch: images of each source domain in a batch of the last stage.

@@ -42,15 +42,12 @@ class Advice:
     """The outcome of a tournament.
 
     Attributes:
-        method: to be used.
         student: to be used, as tables call it.
         runner_up: the best other one, in words.
-        reference: its method.
         licence: of the weights that the student starts from.
         accuracy: of the method on domains left out, the mean.
         ahead: its lead over the runner-up.
         over_teacher: and over the zero-shot teacher.
-        table: the last round's results.
         steps: of each run of the last round.
         command: that trains the student on all domains.
         failed: candidates that couldn't be trained, and why.
@@ -118,10 +115,7 @@ def recommend(
         methods: that compete; one that can't be trained drops out, and so does the zero-shot teacher, which is
             measured anyway.
         students: that compete; of methods and students together two or more.
-        settings: of every run.
-        engine: where the runs run.
         budget: lifetime spending limit of the folder's store for a paid teacher.
-        progress: called with the progress.
         notify: called with what becomes of the runs.
 
     Raises:

@@ -24,14 +24,11 @@ class Result:
 
     Attributes:
         dataset: the name that it was given.
-        target: the unseen domain.
         method: and
-        student: as in the job.
         seed: of the run and the split.
         accuracy: on all images of the target.
         in_split: on the 80% of it that DomainBed measures.
         seen: on the source domains' validation images, the mean over domains.
-        seconds: that the training took.
         folder: the run folder, or the file that the figures were read from.
         marks: which images of the target were predicted, and which of them correctly; None if unknown.
         corrupted: on the target's images corrupted, the mean over the corruptions wanted; NaN where not measured.
@@ -74,7 +71,6 @@ def results(work: WorkList, selection: Selection = "training") -> list[Result]:
     Args:
         work: the list; unfinished jobs, and those of other settings than the last, are left out. A draw that can't be
             selected by yet is unfinished, too, and so is a job whose predictions can't be read (`WorkList.spoilt`).
-        selection: the rule.
 
     Raises:
         ConfigError: there are draws, and none has the runs that the rule goes by.
@@ -110,7 +106,6 @@ def gather(folders: Sequence[Path], selection: Selection = "training") -> tuple[
     have no `marks`: their predictions can't be compared image by image.
 
     Args:
-        folders: of benchmarks.
         selection: the rule, see `results`.
 
     Raises:

@@ -129,8 +129,6 @@ def plan(grid: Grid, out: Path, corruptions: Corruptions | None = None) -> Bench
     A grid whose draws go by results is planned and run in rounds (`Grid.rounds`).
 
     Args:
-        grid: of jobs.
-        out: the folder.
         corruptions: what finished students are also measured on; nothing is trained again for it.
 
     Raises:
@@ -183,9 +181,6 @@ def _searching(work: WorkList, grid: Grid) -> Draw:
     """Return what makes a grid's draws: one that is on the list already stays as it is, a new one is suggested.
 
     A draw is worth what the selection rule goes by: unless that is the oracle, the unseen domain decides nothing.
-
-    Args:
-        grid: whose draws are searched for.
 
     Raises:
         MissingExtra: Optuna isn't installed.

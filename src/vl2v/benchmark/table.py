@@ -37,13 +37,11 @@ def as_table(
     have every target; those without predictions image by image aren't in it.
 
     Args:
-        found: results.
         reference: the method that leads are counted from; by default `reference_of` them.
         metric: on all images of the target, on DomainBed's 80% of them, or on all of them corrupted (leads are of
             uncorrupted images, and left out then).
         selection: the rule that chose the draws, for the notes.
         published: add a column with the figures of the method's authors.
-        notes: that come with the results.
     """
     cells = sorted({(result.dataset, result.target) for result in found})
     several = len({dataset for dataset, _ in cells}) > 1

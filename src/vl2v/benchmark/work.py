@@ -33,7 +33,6 @@ def do(work: WorkList, job: Job, *, budget: float = 0, progress: Progress = sile
 
     Args:
         work: the list that it is on; `store`, `shared_cache` and the job's run folder are in its folder.
-        job: to be done.
         budget: of a paid teacher, in all.
     """
     from vl2v.runs.evaluate import measure_teacher

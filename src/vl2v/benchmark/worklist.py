@@ -42,13 +42,10 @@ class Job:
 
     Attributes:
         dataset: the name that it was given.
-        target: the unseen domain.
         method: as in `vl2v methods`.
-        student: a timm model.
         seed: decides every draw, the split too.
         draw: which draw of hyperparameters; 0 is the defaults.
         held: another domain left out, to select by (leave-one-domain-out validation); "" for the job that counts.
-        settings: of the run.
         version: of the code that trains it (`version_of`).
     """
 
@@ -140,11 +137,7 @@ class Corruptions:
 
 
 class WorkList:
-    """The jobs of a benchmark folder, as they were given, and how each stands.
-
-    Args:
-        folder: of the benchmark.
-    """
+    """The jobs of a benchmark folder, as they were given, and how each stands."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -198,11 +191,7 @@ class WorkList:
                 write_text(self.folder / "shown.json", json.dumps(now))
 
     def shown(self, variant: str | None = None) -> list[Job]:
-        """Return the jobs that tables show: those of the settings that were given last, and of today's code.
-
-        Args:
-            variant: other settings than the last.
-        """
+        """Return the jobs that tables show: those of the settings that were given last, and of today's code."""
         saved = self._shown()
         names = set(saved["jobs"].get(saved["variant"] if variant is None else variant, []))
         wanted = [job for job in self.jobs() if job.name in names or not saved["jobs"]]

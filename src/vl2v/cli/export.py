@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.learn import Store
 from vl2v.cli.show import say
 
 
@@ -49,7 +50,7 @@ def export(
     ] = None,
     target_size: Annotated[str | None, typer.Option(help="Maximum file size, such as 5MB.")] = None,
     out: Annotated[Path | None, typer.Option(help="Output file; default: student.onnx in the run folder.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
+    store: Store = None,
 ) -> None:
     """Export a student to a file that runs without vl2v, after checking it on real images."""
     from vl2v.cli.show import progress_bars
@@ -132,7 +133,7 @@ def bench_device(
     ] = None,
     image_size: Annotated[int | None, typer.Option(min=1, help="Image size in pixels; default: the student's.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads; default: one per processor.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
+    store: Store = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure speed, size and memory of a student in every format; save table and plot in the run folder."""
@@ -178,7 +179,7 @@ def push(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the files and the model card, upload nothing.")
     ] = False,
-    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
+    store: Store = None,
 ) -> None:
     """Share a student on the Hugging Face hub: weights, exports and a model card; no images, paths or keys."""
     from vl2v.export.hub import check_licence, parcel

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vl2v.cli.benchmark import RULES, Selection, one_of
+from vl2v.cli.learn import Budget, Store
 from vl2v.cli.show import say
 from vl2v.table import visible
 
@@ -17,7 +18,7 @@ classes = typer.Typer(help="List a student's classes, and add new ones.", no_arg
 def evaluate(
     run: Student,
     data: Annotated[Path | None, typer.Option(help="Images; default: the run's own.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
+    store: Store = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Evaluate a student and the zero-shot teacher on every domain; unseen domains are marked."""
@@ -73,11 +74,8 @@ def list_classes(run: Student) -> None:
 def add_class(
     run: RunFolder,
     name: Annotated[str, typer.Argument(help="Name of the new class.")],
-    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
-    budget: Annotated[
-        float,
-        typer.Option(help="Lifetime spending limit of this store for the paid teacher, in the vendor's currency."),
-    ] = 0,
+    store: Store = None,
+    budget: Budget = 0,
 ) -> None:
     """Add a class by name: the embedding of its prompts joins the classifier, without training."""
     from vl2v.runs.predict import add_class as add
@@ -89,7 +87,7 @@ def add_class(
 def report(
     folder: Annotated[Path, typer.Argument(help="Run folder or benchmark folder.")],
     out: Annotated[Path | None, typer.Option(help="Output file; default: report.html in the folder.")] = None,
-    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
+    store: Store = None,
     selection: Selection = "training",
 ) -> None:
     """Write a self-contained HTML report: results, mistakes, confidence, curves, settings."""

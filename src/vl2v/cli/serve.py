@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli.learn import Budget, Store
 from vl2v.cli.show import say
 
 Source = Annotated[
@@ -18,11 +19,8 @@ def serve(
     teacher: Annotated[
         str | None, typer.Option(help="The run's own teacher, to query about images and new classes.")
     ] = None,
-    budget: Annotated[
-        float,
-        typer.Option(help="Lifetime spending limit of this store for the paid teacher, in the vendor's currency."),
-    ] = 0,
-    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
+    budget: Budget = 0,
+    store: Store = None,
     log: Annotated[Path | None, typer.Option(help="File to append embeddings of live traffic to.")] = None,
     log_images: Annotated[
         Path | None,

@@ -142,7 +142,7 @@ def bill(
     run: Annotated[Path | None, typer.Argument(help="Run folder; limits the bill to its queries.")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print every query as CSV.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print every query as JSON.")] = False,
-    store: Annotated[Path | None, typer.Option(help="Embedding store; default: one shared by all runs.")] = None,
+    store: Store = None,
 ) -> None:
     """Show who queried which teacher, when, and at what cost; queries of free teachers are listed, too."""
     from vl2v.embeddings.bill import free_queries, read_bill

@@ -106,7 +106,6 @@ def obtain(
 
     Args:
         out: the folder of datasets; beside them stands a lock file with the hash of every archive.
-        files: archives that are here already.
         progress: called with the megabytes that are downloaded and unpacked.
 
     Returns:

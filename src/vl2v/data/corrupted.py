@@ -33,8 +33,6 @@ class Written:
 
     Attributes:
         domains: the dataset's, `clean` first.
-        images: in each domain.
-        unreadable: images that were left out.
     """
 
     domains: tuple[str, ...]
@@ -64,13 +62,11 @@ def corrupt_dataset(
     Args:
         dataset: whose images; those without a label are left out.
         out: a new folder, or one that was written from the same images with the same size and seed.
-        kinds: of CORRUPTIONS.
         severities: 1 to 5.
         domains: of which the images are taken; by default all.
         images: at most so many of each domain, drawn by the seed; by default all.
         size: pixels of the shorter side.
         seed: of all that is random; with an image's bytes it decides how the image is corrupted.
-        workers: threads.
         progress: called with the files that are written.
 
     Raises:

@@ -39,7 +39,6 @@ def corrupt(image: Image.Image, kind: str, severity: int, seed: int) -> Image.Im
 
     Args:
         image: RGB, of any shape. The severities are for about 224 px (or 64, see SMALL): shrink larger images.
-        kind: one of CORRUPTIONS.
 
     Raises:
         ConfigError: an unknown kind or severity.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
 import unicodedata
@@ -13,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.errors import DataError
+from vl2v.errors import DataError, did_you_mean
 
 UNLABELLED = "unlabelled"
 ONE_DOMAIN = "all"  # of images without domains
@@ -40,7 +39,6 @@ class DomainDataset:
         domain_ids: [n] domain indices.
         splits: [n] "train", "val", "test" or None, where a manifest has them; else None.
         sha256: [n, 32] of the files' bytes, where a manifest has them (zeros where it hasn't); else None.
-        excluded: what was set aside.
         notes: remarks on it, a line each.
     """
 
@@ -99,8 +97,7 @@ class DomainDataset:
                 f"{self.root}: no domain {name!r}; all its images form one, {self.domains[0]!r}: sort them into "
                 "domain/class/image, or write a manifest with a domain column"
             )
-        close = difflib.get_close_matches(name, self.domains, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"its domains are {', '.join(self.domains)}"
+        hint = did_you_mean(name, self.domains, f"its domains are {', '.join(self.domains)}")
         raise DataError(f"{self.root}: no domain {name!r}; {hint}")
 
     def indices(self, domain: str) -> NDArray[np.int64]:

@@ -18,7 +18,7 @@ from vl2v.data.layouts import split_like
 from vl2v.data.near_duplicates import near_copies
 from vl2v.data.splits import leave_out
 from vl2v.errors import DataError
-from vl2v.names import UNKNOWN, look_of, same_name, says_nothing
+from vl2v.names import UNKNOWN, listed, look_of, same_name, says_nothing
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,6 @@ class Inspection:
     Attributes:
         rows: domain -> class -> number of usable images.
         findings: one line each, with a remedy.
-        excluded: files that are set aside.
     """
 
     rows: dict[str, dict[str, int]]
@@ -161,8 +160,8 @@ def _untrained(
     untrained = [good.classes[label] for label in sorted(held - trained)]
     if untrained:
         yield (
-            f"no image of {_some(untrained)} to train on: the split puts all of them into validation, so that a linear "
-            "head (lp, erm) never predicts the class; add images, or set another data.split_seed"
+            f"no image of {listed(untrained)} to train on: the split puts all of them into validation, so that a "
+            "linear head (lp, erm) never predicts the class; add images, or set another data.split_seed"
         )
     if (
         good.splits is not None
@@ -170,14 +169,14 @@ def _untrained(
         and (unchecked := [good.classes[label] for label in sorted(trained - held - {-1})])
     ):
         yield (
-            f"no validation image of {_some(unchecked)}: the manifest's split column puts none there, so validation "
+            f"no validation image of {listed(unchecked)}: the manifest's split column puts none there, so validation "
             "accuracy says nothing about the class; move some"
         )
     sources = [counts for domain, counts in rows.items() if domain not in target]
     alone = [name for name in good.classes if sum(counts[name] for counts in sources) == 1 and name not in untrained]
     if alone:
         yield (
-            f"only one image of {_some(alone)} in the source domains: another split may put it into validation and "
+            f"only one image of {listed(alone)} in the source domains: another split may put it into validation and "
             "leave none to train on; add some"
         )
 
@@ -268,7 +267,7 @@ def _gaps(rows: dict[str, dict[str, int]]) -> Iterator[str]:
     for domain, counts in rows.items():
         missing = [name for name, count in counts.items() if not count]
         if missing and len(missing) < len(counts):
-            yield f"domain {domain} has no images of {_some(missing)}; its accuracy is over the other classes"
+            yield f"domain {domain} has no images of {listed(missing)}; its accuracy is over the other classes"
         elif missing:
             yield f"domain {domain} has no usable labelled images; add some, or delete the folder"
     if len(rows) == 1:
@@ -283,13 +282,9 @@ def _unseen_only(rows: dict[str, dict[str, int]], target: Sequence[str]) -> Iter
     missing = [name for name in next(iter(rows.values()), {}) if not any(counts[name] for counts in sources)]
     if target and sources and missing:
         yield (
-            f"no source domain has images of {_some(missing)}: training leaves the class out; a student with a text "
+            f"no source domain has images of {listed(missing)}: training leaves the class out; a student with a text "
             "head still predicts it by its text, a linear head (lp, erm) is refused"
         )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 _PARTS = re.compile(
@@ -330,17 +325,17 @@ def _names(dataset: DomainDataset) -> Iterator[str]:
             )
     if several := [name for name in dataset.classes if _several(name, frozenset(dataset.classes))]:
         yield (
-            f"classes {_some(several)}: made of the names of other classes; an image has one class: if these are "
+            f"classes {listed(several)}: made of the names of other classes; an image has one class: if these are "
             "several labels of an image, keep the one that matters"
         )
     if mute := [name for name in dataset.classes if says_nothing(name)]:
         yield (
-            f"classes {_some(mute)}: names that say nothing to a teacher, which is queried with them; rename them, or "
+            f"classes {listed(mute)}: names that say nothing to a teacher, which is queried with them; rename them, or "
             "write what they are into prompts.overrides (methods without a teacher don't mind)"
         )
     elif len(dataset.classes) > 1 and all(map(_NUMBERED.match, dataset.classes)):
         yield (
-            f"classes {_some(dataset.classes)}: numbers before the names become part of the prompts; rename the "
+            f"classes {listed(dataset.classes)}: numbers before the names become part of the prompts; rename the "
             "folders, or set prompts.overrides"
         )
     if odd := [name for name in dataset.classes if name.lower() in ("none", "na", "unlabeled", "unlabelled")]:

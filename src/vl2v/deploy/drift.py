@@ -50,7 +50,6 @@ class Drift:
         unknown: share of the prediction "unknown".
         expected: that share on the reference, for the same mix of classes.
         of: reference images: of the training domains' validation split.
-        alarm: whether it is drift.
         wanted: reference images that finding small changes takes; 0 if there are enough.
     """
 
@@ -133,7 +132,6 @@ def drift(rows: Rows, best: Sequence[str], sure: Sequence[float], unknown: float
     Args:
         rows: the network's outputs for live images [n, d].
         best: the best class of each.
-        sure: its probability.
         unknown: share of the prediction "unknown".
         card: from `reference`, of this version or the first.
     """
@@ -196,9 +194,7 @@ def _test(
         means: of the reference's images of each class [C, k].
         counts: of these [C].
         axis: the directions [D, k].
-        live: number of live images.
         freedom: degrees of freedom of the variance.
-        level: of the quantile.
     """
     size, total = len(mean), card["images"]
     spread = float((counts @ means**2).sum() + (_scatter(card) @ axis * axis).sum()) / max(total - 1, 1) / size

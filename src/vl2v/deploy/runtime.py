@@ -41,7 +41,6 @@ class Exported(Predictor):
         card: what the file says of itself: form ("closed": the classes are part of the network; "open": they are texts
             beside it, and more can be added), image_size, fit (how images become squares; stretched if it is missing),
             temperature, threshold, precision and about.
-        classes: names.
     """
 
     def __init__(self, network: Network, card: dict[str, Any]) -> None:

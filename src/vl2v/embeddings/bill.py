@@ -107,9 +107,7 @@ class LedgerBudget:
     """The budget of one teacher: every reservation and settlement is a row of the ledger.
 
     Attributes:
-        ledger: where it is written.
         teacher: the teacher's name; the budget counts all that it was ever paid by this ledger.
-        currency: of its prices.
         budget: in millionths; None: without limit, for teachers that cost nothing.
         asker: the run folder, or the command.
     """

@@ -62,7 +62,6 @@ class Entry:
 
     Attributes:
         at: when it left, seconds since the epoch.
-        teacher: who was queried.
         asker: the run folder, or the command.
         kind: "image" or "text".
         status: how it ended; "reserved": in flight, or the process was killed; counted in full.
@@ -71,7 +70,6 @@ class Entry:
         micro: what it cost, in millionths of the currency.
         currency: "USD" and the like.
         model: the model's name in the reply.
-        note: a few words.
     """
 
     at: float

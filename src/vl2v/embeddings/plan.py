@@ -21,7 +21,6 @@ class Plan:
     """The queries of a dataset and its class prompts; the same content is queried once, whatever its name.
 
     Attributes:
-        dataset: the images.
         sha256: of each image's file, 32 bytes each.
         contents: what each image's embeddings are stored under, 32 bytes each; see `Audit.contents`.
         views: which views of an image are queried.

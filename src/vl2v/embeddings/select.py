@@ -58,7 +58,6 @@ def k_center_order(features: NDArray[np.float32], count: int) -> Indices:
 
     Args:
         features: [n, p], for example the pretrained student's.
-        count: how many, at most n.
     """
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     chosen = np.empty(count, np.int64)

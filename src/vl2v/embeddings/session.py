@@ -84,14 +84,11 @@ class TeacherSession:
     """One teacher and the images and classes that a run queries it about.
 
     Attributes:
-        config: of the run.
-        store: where the embeddings are saved.
         teacher: is queried; a paid one has its budget by then.
         spending: its bill; None for a teacher that costs nothing.
         dataset: the images.
         audit: of them.
         sources: the source domains, for domain prompts.
-        views: the fixed views, if any.
         progress: called as the queries go on.
         others: classes without images; their prompts are queried, and nothing is learnt from them.
         fetch: sends the queries; by default from this process.

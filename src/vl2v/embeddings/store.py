@@ -171,7 +171,6 @@ class EmbeddingStore(Rows):
         The first embedding of a key is the one that stays. When this returns, the rows survive kill -9.
 
         Args:
-            fingerprint: of a registered teacher.
             keys: n keys of 16 bytes, from `image_key` or `text_key`.
             vectors: [n, dim], unit rows.
             views: of images, the names of the views; by default all are clean.

@@ -37,7 +37,6 @@ class TeacherTargets:
         images: teacher embeddings [N, 1 + K, d], the clean image's first, zeros for images that weren't queried;
             None without a teacher.
         texts: T [C, d]; None without a teacher.
-        scale: the teacher's logit scale.
         online: for an online teacher: uint8 pixels [n, s, s, 3] -> I(x) [n, d].
         domains: [N].
         anchors: embeddings of each class in each source domain's words [C, D, d]; None unless the method wants them.
@@ -81,9 +80,6 @@ def targets(
 
 def text_targets(store: EmbeddingStore, fingerprint: str, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
     """Return the class targets T [C, d] of training, unit rows.
-
-    Args:
-        prompts: every text of each class.
 
     Raises:
         StoreError: embeddings are missing or damaged.

@@ -32,7 +32,6 @@ class Views:
 
     Args:
         k: how many augmented views; 0 queries the clean image only.
-        seed: draws another set of views.
         size: side of an augmented view in pixels: the student's input size.
         fit: how an image becomes a square before it is augmented: the student's.
         clean_fit: how the clean image becomes a square before the teacher gets it; "own": it gets the file.

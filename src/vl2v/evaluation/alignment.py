@@ -84,7 +84,6 @@ def accuracy_by_group(names: tuple[str, ...], ids: Indices, right: Right) -> tup
     """Return the accuracy of each group of images that has any.
 
     Args:
-        names: of the groups.
         ids: [n] group of each image.
         right: [n].
     """

@@ -29,7 +29,6 @@ class Share:
 
     Attributes:
         name: of the images: a class, a domain, "all".
-        images: how many.
         correct: how many of them were predicted correctly.
     """
 
@@ -236,7 +235,6 @@ class _Spread(NamedTuple):
     """How a target's differences vary.
 
     Attributes:
-        seeds: how many.
         images: variance of the target's mean over other images, the same for all seeds.
         residual: that of a seed's mean over other images, beyond what all seeds share; 0 of a single seed, whose
             `images` has all.

@@ -147,7 +147,6 @@ def best_lambda(accuracies: dict[float, float], images: int) -> float:
 
     Args:
         accuracies: of each lambda, 0 to 1.
-        images: that they were measured on.
     """
     best = max(accuracies.values())
     good = [lam for lam in accuracies if accuracies[lam] >= best - math.sqrt(best * (1 - best) / images)]

@@ -29,9 +29,7 @@ def write_card(path: Path, classifier: Classifier, parity: Parity) -> Path:
     """Write the card of an export beside it, and return where.
 
     Args:
-        path: the export.
         classifier: the student that is in it.
-        parity: how the two compare.
 
     Raises:
         RunError: it can't be written.

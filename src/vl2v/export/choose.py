@@ -40,11 +40,8 @@ class Candidate:
     """One student, input size and precision.
 
     Attributes:
-        run: whose student.
         image_size: pixels a side.
-        int8: whether it is quantised.
         made: the export; None where there is none.
-        note: why not.
         seconds: of an image, batch 1, median; on this machine.
     """
 
@@ -175,15 +172,12 @@ def choose_export(
 
     Args:
         runs: finished runs on the same images.
-        target: what it may take.
-        kind: the format.
         out: the file; by default it is in the folder of the run that is chosen.
         form: "closed" or "open".
         int8: True: only int8, False: only fp32, None: both, where the format has both.
         image_sizes: pixels a side; by default each student's own, and down to half of it.
         preprocess: as for `export_student`; by default outside: time and size are measured without it.
         store: with the embeddings and the index of the images.
-        progress: called with the progress.
 
     Raises:
         TargetMissed: no candidate meets the target; the nearest is named, and all that was measured is with it.

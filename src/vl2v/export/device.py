@@ -47,7 +47,6 @@ class Device:
     """What was measured.
 
     Attributes:
-        lines: by way.
         notes: what couldn't be measured, and why; how it was measured.
     """
 

@@ -46,8 +46,6 @@ class Export:
     """A file that does what the student does; OpenVINO keeps its weights in a second one beside it.
 
     Attributes:
-        path: where it is.
-        parity: with the student.
         bytes: how large it is, both files together.
     """
 

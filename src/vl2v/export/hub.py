@@ -60,7 +60,6 @@ def as_timm(classifier: Classifier, domains: Sequence[Domain]) -> AsTimm:
     probabilities on the validation images. A positive factor moves no class, but probabilities.
 
     Args:
-        classifier: the student.
         domains: validation images, and the student's logits for them.
 
     Raises:
@@ -207,7 +206,6 @@ def parcel(run: Run, repo: str, *, licence: str = "other", store: Path | None = 
     Args:
         run: a finished run; its exports (`student*.onnx`) are sent along, also as transformers.js loads them. What timm
             loads is sent if the run's images are at hand to check it on.
-        repo: USER/REPO.
         licence: the hub's identifier of the one it is shared under.
         store: with the index of the images; by default the one shared by all runs.
 
@@ -250,7 +248,6 @@ def push(run: Run, repo: str, *, private: bool = False, licence: str = "other", 
     The token is HF_TOKEN or that of `hf auth login`. Files of an earlier push that are not sent again are deleted.
 
     Args:
-        run: a finished run.
         repo: USER/REPO, made if it isn't there.
         private: for those alone who may see the repository; one that is there and public isn't written to.
         licence: the hub's identifier of the one it is shared under.

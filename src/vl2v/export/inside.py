@@ -61,8 +61,6 @@ def put_inside(source: Path, card: dict[str, Any], path: Path) -> None:
 
     Args:
         source: an ONNX file that takes pixels [n, s, s, 3].
-        card: what it says of itself.
-        path: of the new file.
     """
     import onnx
     from onnx import TensorProto, helper

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vl2v.deploy.runtime import load, size_of
 from vl2v.errors import StudentError, VL2VError
+from vl2v.system import peak_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -224,15 +225,7 @@ def _work(given: dict[str, Any]) -> None:
     reply(value=None)
     for line in sys.stdin:
         call_settings = json.loads(line)
-        reply(value=timed(call, way.image_size, **call_settings) if call_settings else _peak())
-
-
-def _peak() -> int | None:
-    try:
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-    except OSError:
-        return None
-    return next((int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM")), None)
+        reply(value=timed(call, way.image_size, **call_settings) if call_settings else peak_bytes() or None)
 
 
 if __name__ == "__main__":

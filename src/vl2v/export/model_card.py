@@ -40,8 +40,6 @@ def model_card(
     """Return the card of a finished run's student, in Markdown with the hub's metadata.
 
     Args:
-        run: a finished run.
-        repo: USER/REPO.
         licence: the hub's identifier of the one it is shared under.
         exports: names of .onnx files beside it.
         timm: how it compares as a timm model, or why it is none.

@@ -238,8 +238,6 @@ def check_inside(made: Exported, plain: Exported, images: Iterable[Pixels]) -> t
     """Return how many images two exports of one network were compared on, and the largest difference of a probability.
 
     Args:
-        made: what resizes images itself.
-        plain: what doesn't.
         images: each uint8 [h, w, 3].
 
     Raises:

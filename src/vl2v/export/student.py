@@ -64,7 +64,6 @@ class Exporter:
         run: a finished run, its images at hand.
         folder: for the files.
         form: "closed", or "open" for students that classify by texts: classes can be added later.
-        sources: the run's images.
         image_size: pixels a side; by default the student's. Temperature and threshold are fitted anew to another one.
 
     Raises:
@@ -239,8 +238,6 @@ def with_preprocessing(made: Export, kind: str, sources: Sources, where: str | N
 
     Args:
         made: an export of pixels, its folder at hand.
-        kind: its format.
-        sources: the images.
         where: "inside", "outside", or None: inside an ONNX file, if that passes its check.
 
     Raises:
@@ -313,7 +310,7 @@ def export_student(
         >>> parity = export_student("runs/a", "student.pt", "torchscript")
     """
     check_format(kind, int8=bool(int8), preprocess=preprocess)
-    run = run if isinstance(run, Run) else Run(run)
+    run = Run.of(run)
     out = Path(out) if out else run.folder / default_name(kind, int8=bool(int8))
     check_name(out, kind)
     page, kind = kind == "web", "onnx" if kind == "web" else kind

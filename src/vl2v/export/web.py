@@ -57,7 +57,6 @@ def runtime_files(folder: Path | None = None, progress: Progress = silent) -> di
 
     Args:
         folder: that has them, such as `node_modules/onnxruntime-web/dist`; None: the cache.
-        progress: called with the progress.
 
     Raises:
         ConfigError: the folder lacks one, or it is of another version.
@@ -133,7 +132,6 @@ def write_web(
         out: the folder; it is new, or that of an earlier page, which is replaced.
         others: classes that can be added in the page, of the open form: name -> class embedding [d].
         runtime: as for `runtime_files`.
-        progress: called with the progress.
 
     Raises:
         StudentError: the model has its preprocessing outside.

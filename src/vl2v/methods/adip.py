@@ -54,16 +54,13 @@ class Adip(Task):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Align and Distill, with one loss."""
         return self.align, Stage("distill", "backbone", self.cosines)
 
     @property
     def align(self) -> Stage:
-        """P learns with F frozen."""
         return align(self.settings.lambda_)
 
     def cosines(self, output: Output, targets: Targets) -> Terms:
-        """See `cosine_loss`."""
         return cosine_loss(output, targets, number(self.settings.lambda_, "lambda"))
 
 
@@ -134,7 +131,6 @@ class AdipPlus(Task):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Align, and Distill with the added term."""
         interpolation = partial(Interpolation, INTERPOLATE)
         distill = Stage("distill", "backbone", self.classwise, averagers=(interpolation,))
         return align(self.settings.lambda_), distill
@@ -170,5 +166,4 @@ class Sd(Adip):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage of ADiP's loss that trains everything."""
         return (Stage("distill", "all", self.cosines),)

@@ -85,7 +85,6 @@ class BetaAverage(Averager):
     BETA = 0.5
 
     def begin(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Start the mean with the weights before the first step."""
         self.steps = steps
         self.taken = 0
         self.mean = {key: value.detach().clone() for key, value in weights.items()}
@@ -96,7 +95,6 @@ class BetaAverage(Averager):
         return float((x * (1 - x)) ** (self.BETA - 1))
 
     def step(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights after an optimiser step into the mean."""
         self.taken += 1
         weight = self._weight(self.taken)
         self.total += weight
@@ -104,15 +102,12 @@ class BetaAverage(Averager):
             value.lerp_(weights[key].detach(), weight / self.total)
 
     def finish(self, trained: Weights, start: Weights, score: Callable[[Weights], Scores]) -> Weights:
-        """Return the mean."""
         return self.mean
 
     def state(self) -> tuple[dict[str, Any], Weights]:
-        """Return steps and total weight, and the mean."""
         return {"taken": self.taken, "total": self.total}, self.mean
 
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
         self.taken, self.total = numbers["taken"], numbers["total"]
         self.mean = dict(tensors)
 
@@ -135,11 +130,9 @@ class TailAverage(Averager):
         self.mean: Weights = {}
 
     def begin(self, weights: Mapping[str, Tensor], steps: int) -> None:
-        """Take the length of the stage."""
         self.after = min(self.after, steps // 2)
 
     def step(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights after an optimiser step into the mean."""
         self.taken += 1
         count = self.taken - self.after
         if count == 1:
@@ -149,15 +142,12 @@ class TailAverage(Averager):
                 value.lerp_(weights[key].detach(), 1 / count)
 
     def finish(self, trained: Weights, start: Weights, score: Callable[[Weights], Scores]) -> Weights:
-        """Return the mean."""
         return self.mean or trained
 
     def state(self) -> tuple[dict[str, Any], Weights]:
-        """Return the number of steps, and the mean."""
         return {"taken": self.taken}, self.mean
 
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
         self.taken, self.mean = numbers["taken"], dict(tensors)
 
 
@@ -177,7 +167,6 @@ class Interpolation(Averager):
         self.shares = shares
 
     def finish(self, trained: Weights, start: Weights, score: Callable[[Weights], Scores]) -> Weights:
-        """Return the interpolated weights."""
         best: tuple[Scores | None, Weights] = (None, trained)
         for share in self.shares:
             weights = {key: start[key].lerp(value.to(start[key]), share) for key, value in trained.items()}
@@ -207,11 +196,9 @@ class Soup(Averager):
         self.mean: Weights = {}
 
     def take_over(self, weights: Weights) -> None:
-        """Take the mean of the members before."""
         self.mean = weights
 
     def finish(self, trained: Weights, start: Weights, score: Callable[[Weights], Scores]) -> Weights:
-        """Return the mean, or before the last member the weights that the next one starts from."""
         if self.member > 1:
             share = 1 / self.member
             trained = {key: self.mean[key].to(value).lerp(value, share) for key, value in trained.items()}
@@ -273,7 +260,6 @@ class Swad(Averager):
         self.ended = False
 
     def step(self, weights: Mapping[str, Tensor]) -> None:
-        """Take the weights after one optimiser step."""
         if self.ended:
             return
         self.steps += 1
@@ -297,7 +283,6 @@ class Swad(Averager):
             self._absorb()
 
     def finish(self, trained: Weights, start: Weights, score: Callable[[Weights], Scores]) -> Weights:
-        """Return the average; the trained weights before any evaluation."""
         average = self.average()
         return trained if average is None else average
 
@@ -333,7 +318,6 @@ class Swad(Averager):
             self.valley.add(segment.mean, segment.count)
 
     def state(self) -> tuple[dict[str, Any], Weights]:
-        """Return (plain numbers, tensors) from which `restore` continues."""
         segments = {"running": self.running, "valley": self.valley}
         segments |= {f"pending{i}": segment for i, segment in enumerate(self.pending)}
         there = {name: segment for name, segment in segments.items() if segment is not None}
@@ -342,7 +326,6 @@ class Swad(Averager):
         return {"segments": numbers, "threshold": self.threshold, "ended": self.ended, "steps": self.steps}, tensors
 
     def restore(self, numbers: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned."""
         segments = {}
         for name, (count, loss) in numbers["segments"].items():
             prefix = f"{name}/"

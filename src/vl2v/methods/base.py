@@ -5,7 +5,6 @@ Methods are found by name: those of this package, of others (entry point `vl2v.m
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 from pydantic import Field, ValidationError
 
 from vl2v.config import RunConfig, Section, explained
-from vl2v.errors import ConfigError
+from vl2v.errors import ConfigError, did_you_mean
 from vl2v.methods.averaging import Averager
 
 if TYPE_CHECKING:
@@ -292,8 +291,7 @@ def find_method(name: str) -> type[Task]:
         raise ConfigError(f"method {name!r}: is called {RENAMED[name]} now; use --method {RENAMED[name]}")
     if ":" in name:
         raise ConfigError(f"method {name!r}: its file isn't loaded; files are loaded by `vl2v distill --method` alone")
-    close = difflib.get_close_matches(name, METHODS, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(METHODS)}"
+    hint = did_you_mean(name, METHODS, f"choose one of {', '.join(METHODS)}")
     raise ConfigError(f"method {name!r}: unknown; {hint}")
 
 

@@ -41,11 +41,9 @@ class Kd(Task):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
         return (Stage("distill", "all", self.training_step),)
 
     def training_step(self, output: Output, targets: Targets) -> Terms:
-        """See `kd_loss`."""
         temperature = number(self.settings.temperature, "temperature")
         return kd_loss(output, targets, temperature, self.settings.kd_weight)
 
@@ -65,7 +63,6 @@ class PseudoLabels(Task):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
         return (Stage("finetune", "all", self.training_step),)
 
     def training_step(self, output: Output, targets: Targets) -> Terms:
@@ -117,7 +114,6 @@ class Fd(Task):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
         return (Stage("distill", "all", cosine_distance),)
 
 
@@ -134,7 +130,6 @@ class SimKd(Task):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
         return (Stage("distill", "all", squared_distance),)
 
 
@@ -181,7 +176,6 @@ class Rise(Task):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
         return (Stage("distill", "all", self.training_step),)
 
     def training_step(self, output: Output, targets: Targets) -> Terms:

@@ -50,7 +50,6 @@ class Erm(Finetuning):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
         return (Stage("finetune", "all", cross_entropy),)
 
 
@@ -63,7 +62,6 @@ class LinearProbe(Finetuning):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The head alone."""
         return (PROBE,)
 
 
@@ -79,7 +77,6 @@ class LpFt(Erm):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The head alone, then everything."""
         return (PROBE, *super().stages)
 
 
@@ -99,7 +96,6 @@ class ErmPlusPlus(Finetuning):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The head alone, then everything."""
         return PROBE, Stage("finetune", "all", cross_entropy, averagers=(partial(TailAverage, 100),))
 
 
@@ -117,7 +113,6 @@ class ErmText(Task):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
         return (Stage("finetune", "all", text_cross_entropy),)
 
 
@@ -137,7 +132,6 @@ class Soup(Finetuning):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """The probe, and the members."""
         members = (
             Stage(f"finetune {k}/{MEMBERS}", "all", cross_entropy, averagers=(partial(averaging.Soup, k, MEMBERS),))
             for k in range(1, MEMBERS + 1)
@@ -166,7 +160,6 @@ class WiseFt(ErmText):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything, interpolated."""
         share = (self.settings.interpolate,)
         return (Stage("finetune", "all", text_cross_entropy, averagers=(partial(Interpolation, share),)),)
 
@@ -193,7 +186,6 @@ class Clipood(Task):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything, averaged."""
         return (Stage("finetune", "all", self.training_step, averagers=(BetaAverage,)),)
 
     def training_step(self, output: Output, targets: Targets) -> Terms:

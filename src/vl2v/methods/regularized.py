@@ -40,7 +40,6 @@ class Mixup(Finetuning):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
         blend = between_domains(self.settings.mixup_alpha)
         return (Stage("finetune", "all", mixed_cross_entropy, blend=blend, pairs=True),)
 
@@ -100,7 +99,6 @@ class Coral(Finetuning):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
         return (Stage("finetune", "all", self.training_step, pairs=True),)
 
     def training_step(self, output: Output, targets: Targets) -> Terms:
@@ -142,7 +140,6 @@ class Miro(Finetuning):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything, and the penalty's variances."""
         penalty = partial(oracle, weight=self.settings.miro_weight)
         return (Stage("finetune", "all", cross_entropy, regularizer=penalty, regularizer_rate=QUICKER),)
 
@@ -192,12 +189,10 @@ class Sam(Finetuning):
 
     @property
     def second_pass(self) -> SecondPass:
-        """The gradient after the step up the slope."""
         return partial(climb, rho=self.settings.sam_rho)
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """One stage that trains everything."""
         return (Stage("finetune", "all", cross_entropy, second_pass=self.second_pass),)
 
 
@@ -212,7 +207,6 @@ class Sagm(Sam):
 
     @property
     def second_pass(self) -> SecondPass:
-        """The mean of the gradients before and after the step up the slope."""
         return partial(climb, rho=self.settings.sam_rho, alpha=1e-3, first=0.5)
 
 

@@ -37,7 +37,6 @@ def axis(label: str, values: Iterable[float], *, low: float | None = None, high:
         label: what is on it, with its unit.
         values: to be shown; what isn't finite is passed over.
         low: where it begins; by default below the smallest value.
-        high: where it ends.
     """
     finite = [value for value in values if math.isfinite(value)] or [0.0]
     start = min(finite) if low is None else low
@@ -73,7 +72,6 @@ class Series:
         points: x, y and the words that appear when one points at it.
         ranges: the lower and upper end of each point's interval; empty for none.
         kind: "line", "dots", or "bars" from zero as wide as `width`.
-        dashed: of a line.
         width: of bars, in units of x.
     """
 

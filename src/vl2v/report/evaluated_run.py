@@ -41,11 +41,8 @@ class EvaluatedRun:
     """A run and its predictions; arrays are [n], over the images that were measured.
 
     Attributes:
-        run: the run.
         store: the folder of the embedding store.
-        images: of the run's data.
         evaluation: by domain, the teacher's rows where all of its embeddings are cached.
-        predictions: of the student.
         teacher: the teacher's prediction, -1 where its embedding isn't cached.
     """
 

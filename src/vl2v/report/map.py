@@ -54,7 +54,6 @@ def occlusion(
     A grey patch of 2 x 2 cells goes over a grid of `GRID` x `GRID`; a cell has the mean of the patches over it.
 
     Args:
-        classifier: whose predictions.
         pixels: uint8 [n, s, s, 3].
 
     Returns:
@@ -153,10 +152,8 @@ class _Model:
     """What one model makes of m of the map's images.
 
     Attributes:
-        title: of the panel.
         numbers: [m] which of the map's images.
         predicted: by the model, of all images that were measured.
-        plane: where they are shown.
         vectors: [m, d].
         texts: [C, d], or none.
     """

@@ -119,7 +119,7 @@ def adapt(
         >>> found = adapt("runs/student", "new-camera/", "runs/adapted", select=200)  # doctest: +SKIP
         >>> found.table().print()  # doctest: +SKIP
     """
-    parent, out = run if isinstance(run, Run) else Run(Path(run)), Path(out)
+    parent, out = Run.of(run), Path(out)
     if (images is None) == (log is None):
         raise ConfigError("give either a folder of images (--images) or the folder of a server's log (--from)")
     _check(parent, select, closed_form=closed_form)

@@ -131,14 +131,11 @@ class _Opened:
     """What a check works with.
 
     Attributes:
-        config: of the run.
         drawn: labelled images for the untrained student.
         sample: the first of them: the teacher's sample.
         wordings: all class prompts, by the setting that makes them.
-        store: where the embeddings are saved.
         teacher: with its budget, if it is paid.
         spending: the paid teacher's ledger and budget.
-        notes: remarks on the prompts.
     """
 
     config: RunConfig

@@ -34,7 +34,6 @@ class Cluster:
     A task has a GPU of its own where the cluster has any. One whose process or node dies is done again elsewhere.
 
     Attributes:
-        processors: of each task.
         options: of `ray.init`.
     """
 

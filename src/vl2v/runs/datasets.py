@@ -29,8 +29,6 @@ class Sources:
 
     Attributes:
         dataset: with the classes that there is something to learn of.
-        audit: of it.
-        split: of it.
         others: the other classes, which a student has by their texts alone: nothing is learnt from their names.
         unlabelled_domains: how many domains the images without labels count as in a batch.
     """
@@ -111,7 +109,6 @@ class Images:
 
     Args:
         data: its settings.
-        session: its store caches audits.
     """
 
     def __init__(self, data: DataConfig, session: Session) -> None:
@@ -218,7 +215,6 @@ def inspect_data(config: RunConfig, store: Path, teacher: object = None, progres
     """Find what would spoil a run on this dataset, before anything is queried; see `vl2v.data.inspect`.
 
     Args:
-        store: keeps the audit.
         teacher: whose reading of the class prompts is checked; None: only that no two classes have the same.
 
     Raises:
@@ -240,7 +236,6 @@ def usable(dataset: DomainDataset, session: Session, *, trust: bool = False) -> 
     """Return the dataset and its audit, without what can't be decoded.
 
     Args:
-        session: its store caches audits.
         trust: take a manifest's hashes as they are, to plan.
     """
     found = audit(dataset, cache=audit_cache(session.store), progress=session.progress, trust=trust)

@@ -92,7 +92,7 @@ def evaluate_images(
     Args, Raises: as for `evaluate`; `images` are the run's own, where somebody has opened them already.
     """
     data, progress = Path(data) if data else None, session.progress
-    run = None if is_on_hub(student) else student if isinstance(student, Run) else Run(Path(student))
+    run = None if is_on_hub(student) else Run.of(student)
     if run is None and data is None:
         raise DataError(f"{student}: comes without its images; give some (--data)")
     reuse_freed_memory()
@@ -248,8 +248,6 @@ def sample_notes(rows: Sequence[Row], sample: Audit, learnt: Audit) -> list[str]
     """Return how sure an accuracy is that was measured on a labelled sample, and whether its images were learnt from.
 
     Args:
-        rows: of the student, by domain.
-        sample: of the labelled images.
         learnt: of the images without labels that the student learnt from.
     """
     images = sum(row.metrics.images for row in rows)

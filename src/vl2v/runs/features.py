@@ -169,8 +169,6 @@ def backbone_name(student: Student, precision: str, view: str) -> str:
 
     Args:
         student: whose backbone, with its weights as they are.
-        precision: that it computes in.
-        view: of the images.
     """
     decides = hashlib.sha256(json.dumps([asdict(student.spec), precision, view]).encode())
     for key, value in student.backbone.state_dict().items():
@@ -183,7 +181,6 @@ def stage_name(config: RunConfig, stage: Stage, student: Student, targets: str) 
 
     Args:
         stage: its first, as it is once everything is chosen; only one with an id is shared.
-        student: as it starts.
         targets: a digest of the images and of what is learnt from them.
     """
     if not stage.id:

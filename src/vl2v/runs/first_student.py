@@ -5,7 +5,6 @@ from __future__ import annotations
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from vl2v.methods import Task
 from vl2v.methods.adip import align
 from vl2v.methods.averaging import Scores
 from vl2v.runs.datasets import Sources
-from vl2v.runs.features import Indices, rows_of
+from vl2v.runs.features import Features, Indices, rows_of
 from vl2v.runs.settings import has_tower, resolve
 from vl2v.runs.targets import labelled_by_teacher
 from vl2v.session import Progress, derive
@@ -28,11 +27,9 @@ from vl2v.students.backbone import output_width, pretrained_backbone
 from vl2v.students.student import Student, new_projector
 from vl2v.teachers.protocol import BackboneSpec
 from vl2v.training.batches import DomainBalancedSampler, FeatureBatches
+from vl2v.training.device import OneDevice
 from vl2v.training.learner import StageWork, Validation
 from vl2v.training.loop import Trainer
-
-if TYPE_CHECKING:
-    from vl2v.runs.features import Features
 
 
 def new_backbone(config: RunConfig) -> tuple[nn.Module, BackboneSpec]:
@@ -131,12 +128,6 @@ def selected(session: TeacherSession, sources: Sources, features: Features, run:
 
 def free_features(config: RunConfig, sources: Sources, progress: Progress) -> Features:
     """Return the features of the untrained student."""
-    from torch import nn
-
-    from vl2v.runs.features import Features
-    from vl2v.students.student import Student
-    from vl2v.training.device import OneDevice
-
     backbone, spec = new_backbone(config)
     fabric = OneDevice(config.train)
     student = Student(backbone, nn.Identity(), spec).to(fabric.device)

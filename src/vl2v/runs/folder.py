@@ -68,6 +68,11 @@ class Run:
             raise RunError(f"{self.folder}: was begun with {', '.join(gone)}, which is gone; choose another --out")
         self.config: RunConfig = validate(from_earlier(tree))
 
+    @classmethod
+    def of(cls, run: Run | Path | str) -> Run:
+        """Return a run, or the run of a folder."""
+        return run if isinstance(run, Run) else cls(run)
+
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {', '.join(f'{name} {value}' for name, value in self._facts())})"
 
@@ -171,7 +176,6 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
     A run that failed before it trained anything makes way for one with other settings: a mistake is being mended.
 
     Args:
-        config: its settings.
         same_images: returns whether a run's images are those at the path of the settings, which isn't the run's.
 
     Raises:
@@ -200,7 +204,6 @@ def save_version(run: Run, version: str) -> None:
     """Save which version of its method trains a run, so that no other one resumes it.
 
     Args:
-        run: unfinished.
         version: of its method, as this vl2v trains it.
 
     Raises:

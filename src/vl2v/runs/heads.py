@@ -170,7 +170,6 @@ def fit_last_layer(
     """Give a trained student the last layer that it ships, as its method and `train.head` want it.
 
     Args:
-        student: trained.
         parent: that it was adapted from, if it was.
         new_features: makes the features of a student as it is.
         progress: called with what became of it.

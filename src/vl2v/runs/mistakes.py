@@ -36,8 +36,6 @@ class Suspect(NamedTuple):
     """An image whose label is probably wrong.
 
     Attributes:
-        image: its index.
-        label: the class that it has.
         suggested: the class that teacher and student together give.
         probability: of `label`, 0 to 1.
         of_suggested: the probability of `suggested`.
@@ -148,11 +146,9 @@ class Mistakes:
     """Images whose labels are probably wrong.
 
     Attributes:
-        dataset: the images.
         suspects: the most suspect first; `image` and classes are indices of the dataset.
         checked: how many labelled images have an embedding.
         unknown: how many have none.
-        teacher: its name.
     """
 
     dataset: DomainDataset

@@ -134,7 +134,6 @@ class RunPlan:
     Attributes:
         config: its settings, with what was chosen.
         chosen: the settings that were chosen, by dotted name.
-        request: what it was chosen for.
         minutes: that it has to fit in; None: it isn't limited.
         seconds: forecast, by part of the run.
         image_size: of the student, in pixels.
@@ -238,8 +237,6 @@ def plan_run(
         settings: as for `distill`; so are
         preset: and
         store: and
-        budget: of a paid teacher.
-        minutes: to fit in.
         images: of the settings, where somebody has opened them already.
         progress: called with the progress of reading images.
 

@@ -39,13 +39,11 @@ def load(student: Run | Path | str) -> Classifier:
         ['ball', 'box', 'cone']
         >>> predictions = student.predict(["images/paint/ball/00.png"])
     """
-    if isinstance(student, Run):
-        return student.classifier
     if is_on_hub(student):
         from vl2v.students.classifier import Classifier
 
         return Classifier.load(fetch(str(student)))
-    return Run(student).classifier
+    return Run.of(student).classifier
 
 
 def classes_of(student: Run | Path | str) -> list[str]:
@@ -55,7 +53,7 @@ def classes_of(student: Run | Path | str) -> list[str]:
         VL2VError: as `load` does.
     """
     if not is_on_hub(student):
-        run = student if isinstance(student, Run) else Run(student)
+        run = Run.of(student)
         if run.finished and (names := class_names(run.folder / "student")) is not None:
             return names
     return load(student).classes
@@ -65,7 +63,7 @@ def _predictor(student: Run | Path | str) -> Predictor:
     """Return what predicts as a student does: the export beside it where there is one, else the student itself."""
     if is_on_hub(student):
         return load(student)
-    run = student if isinstance(student, Run) else Run(student)
+    run = Run.of(student)
     return (load_beside(run.folder / "student") if run.finished else None) or run.classifier
 
 
@@ -117,7 +115,7 @@ def add_class(run: Run | Path | str, name: str, *, store: Path | str | None = No
         >>> add_class("runs/a", "star").classes[-1]
         'star'
     """
-    run = run if isinstance(run, Run) else Run(run)
+    run = Run.of(run)
     classifier = run.classifier
     for new, vector in class_embeddings(run, [name], store=store, budget=budget).items():
         classifier.add_class(new, vector)
@@ -138,7 +136,7 @@ def class_embeddings(
     from vl2v.embeddings.targets import class_text, the_teacher
     from vl2v.session import Session
 
-    run = run if isinstance(run, Run) else Run(run)
+    run = Run.of(run)
     about = run.classifier.about
     new = [run.classifier.check_new(name) for name in names]
     prompts, fingerprint = PromptConfig(**about["prompts"]), about["teacher"]["fingerprint"]

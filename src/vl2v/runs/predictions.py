@@ -18,6 +18,7 @@ from vl2v.config import DataConfig, RunConfig
 from vl2v.data.auditing import Audit
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.near_duplicates import lookalikes
+from vl2v.data.splits import in_split
 from vl2v.errors import DataError, RunError
 from vl2v.io import checksum, write_bytes, write_text
 from vl2v.runs.datasets import Images, Sources, open_sources
@@ -48,7 +49,6 @@ class Predictions:
         classes: names that `label`, `answer` and `teacher` are indices into.
         domains: names that `domain` is an index into.
         content: of the dataset, see `content`.
-        columns: the arrays, in parts.
     """
 
     classes: list[str]
@@ -74,8 +74,6 @@ class Predictions:
         config: DataConfig,
     ) -> None:
         """Add images of one domain (dataset indices [m]), labels [m], the student's logits [m, C] as they come."""
-        from vl2v.data.splits import in_split
-
         domain = int(dataset.domain_ids[images[0]])
         inside = in_split(dataset, dataset.domains[domain], config.holdout, config.split_seed)
         probability, prediction = (logits / temperature).softmax(-1).max(-1)
@@ -169,7 +167,6 @@ def same_images(run: Run, config: RunConfig, session: Session) -> bool:
     Args:
         run: begun with images at another path.
         config: the run's, with the path where the images are to be now.
-        session: its store caches audits.
     """
     if (predictions := predictions_of(run)) is not None:
         return predictions.content == content(*Images(config.data, session).all)
@@ -209,10 +206,8 @@ def _near_copies(learnt: Sources, dataset: DomainDataset, found: Audit, sources:
     """Return notes on images that are near-copies of training images.
 
     Args:
-        learnt: what a run learnt from.
         dataset: all its images.
         found: of them.
-        sources: the domains to learn from.
     """
     training = learnt.training
     apart = np.array([dataset.domains[domain] not in sources for domain in dataset.domain_ids])

@@ -21,7 +21,7 @@ from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import online_teacher, the_teacher, tower_of
 from vl2v.embeddings.views import Views, clean_images, fixed_views
-from vl2v.errors import ConfigError, VL2VWarning
+from vl2v.errors import ConfigError, VL2VWarning, did_you_mean
 from vl2v.methods import find_method
 from vl2v.runs.datasets import Sources, open_everything, open_sources
 from vl2v.runs.settings import Options, has_tower, resolve, settings_of
@@ -87,12 +87,9 @@ def _check_names(overrides: Iterable[str], classes: Sequence[str]) -> None:
     Raises:
         ConfigError: one is.
     """
-    import difflib
-
     for name in set(overrides) - set(classes):
-        close = difflib.get_close_matches(name, set(classes) - set(overrides), n=1)
-        if close:
-            raise ConfigError(f"prompts.overrides.{name}: the data have no such class; did you mean {close[0]}?")
+        if hint := did_you_mean(name, set(classes) - set(overrides)):
+            raise ConfigError(f"prompts.overrides.{name}: the data have no such class; {hint}")
 
 
 @dataclass(frozen=True)
@@ -102,7 +99,6 @@ class QueryReport:
     Attributes:
         plan: the queries, and what was cached before.
         cost: of the queries, forecast before they were sent; None for a teacher that costs nothing.
-        refused: images that the teacher refused.
         bill: spent and reserved in all, of the budget; "" for a teacher that costs nothing.
     """
 
@@ -226,7 +222,6 @@ class Advice:
 
     Attributes:
         points: the curve; the last one is of all cached embeddings.
-        left: training images that weren't queried.
         cost: of querying them; None for a teacher that costs nothing.
     """
 
@@ -279,7 +274,6 @@ def advise(
         settings: as for `embed`.
         preset: as for `embed`.
         store: the folder of the embedding store.
-        progress: called with the progress.
 
     Raises:
         ConfigError: fewer than 64 training images were queried, or not all class prompts.

@@ -17,6 +17,7 @@ from vl2v.embeddings.targets import TeacherTargets
 from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, DataError
 from vl2v.methods import Stage, Task, task_of
+from vl2v.names import listed
 from vl2v.runs.datasets import Sources
 from vl2v.runs.features import CACHED, Features, Indices, SharedCache, cached_activations, rows_of, stage_name
 from vl2v.runs.folder import Run
@@ -80,7 +81,6 @@ class RunStages:
 
         Args:
             shared_cache: where first stages are.
-            stage: its first.
             held: as long as the stage is.
         """
         folder, targets, split = self.run.folder, self.targets, self.sources.split
@@ -204,8 +204,7 @@ def check_classes(task: Task, sources: Sources) -> list[str]:
     unlearnt = [name for i, name in enumerate(names) if i not in learnt]
     if not unlearnt:
         return []
-    listed = ", ".join(unlearnt[:5]) + (f" and {len(unlearnt) - 5} more" if len(unlearnt) > 5 else "")
-    found = f"the split puts every image of {listed} into validation, and leaves none to train on"
+    found = f"the split puts every image of {listed(unlearnt)} into validation, and leaves none to train on"
     if task.head == "text":
         return [f"{found}: the student knows it by its text alone"]
     return [

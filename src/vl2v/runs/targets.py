@@ -44,8 +44,6 @@ def settled(
     They stand in the run's `chosen.json`, with how accurate each lambda was; what was chosen before is taken.
 
     Args:
-        chosen: before the run was interrupted.
-        run: the run folder.
         features: of the backbone as it starts.
         fabric: every process of a run calls this.
         progress: called with what was chosen.

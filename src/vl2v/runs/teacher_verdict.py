@@ -102,9 +102,6 @@ class Swap:
     """Images of one class that the teacher takes for another.
 
     Attributes:
-        label: the class.
-        predicted: what it is taken for.
-        count: how many images.
         example: path of one of them.
     """
 
@@ -171,7 +168,6 @@ class Probed:
     """A linear probe on features, evaluated on the sample: the accuracy without the teacher's texts.
 
     Attributes:
-        share: classified correctly.
         images: labelled images that it was fitted to, in all folds together.
         lead: how much more accurate the zero-shot teacher is.
     """
@@ -186,22 +182,13 @@ class Check:
     """A teacher's evaluation on a labelled sample.
 
     Attributes:
-        teacher: its name.
-        prompts: the configuration's templates.
-        everything: zero-shot accuracy on the sample.
-        domains: by domain.
-        classes: by class.
-        alignment: of images and texts.
         swaps: which class is taken for which, the most frequent first.
-        wordings: other prompts, the best first.
         skipped: prompts that the teacher can't embed.
-        names: classes whose names may mislead.
         student: a probe on the untrained student's features; None where there is none.
         own: the same on the teacher's own image embeddings, without its texts.
         adapted: the teacher itself, adapted to the sample in closed form (`teacher.adapt`).
         held_out: how the probes and the adapted teacher were measured, in a few words.
         refused: images that the teacher refuses; they aren't in the sample.
-        notes: further remarks.
     """
 
     teacher: str
@@ -298,14 +285,10 @@ def verdict_of(
     """Return what a teacher's zero-shot predictions on a sample say about it.
 
     Args:
-        config: whose prompts count.
         teacher: that embedded the sample.
-        sample: its n images.
         images: their embeddings [n, d].
         tables: its text classifiers [C, d], by the setting that makes their prompts; "" for the configuration's own.
         free: what a probe on the untrained student's features predicts for each content, or why there is none.
-        refused: images that it refuses.
-        skipped: prompts that it can't embed.
     """
     dataset, labels = sample.dataset, sample.dataset.labels
     texts = tables[""]
@@ -370,7 +353,6 @@ def _odd_names(
     Most of their wrong predictions are the class with the nearest text.
 
     Args:
-        names: of the classes.
         texts: [C, d].
         labels: [n] classes.
         predictions: [n] by the texts.

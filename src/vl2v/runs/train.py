@@ -212,10 +212,7 @@ def train(
     """Train the run's student and save it.
 
     Args:
-        run: an unfinished run.
-        trainer: of its folder.
         session: the budget, and who is shown the progress.
-        store: the session's, open.
         chosen: for settings that are "auto", before the run was interrupted.
         shared_cache: what is shared with other runs.
 

@@ -1,7 +1,8 @@
-"""Access: clients with the key, or this machine where there is none; and no page elsewhere."""
+"""Access: clients with the key, or this machine where there is none; no page elsewhere; bodies of bounded size."""
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import hmac
 import time
@@ -11,26 +12,25 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from vl2v.web.server import is_local
 
 TRIES = 20  # wrong keys that an address may send in a minute
 _ADDRESSES = 10_000  # that are remembered
+TOGETHER = 512 * 2**20  # bytes of bodies that are held at once
+BODY_SECONDS = 60.0  # that a body may take
 OPEN = frozenset(("/", "/health", "/ready", "/v2/health/live", "/v2/health/ready"))
 
 
-def failure(status: int, message: str, code: str = "", headers: dict[str, str] | None = None) -> Response:
+def failure(status: int, message: str, headers: dict[str, str] | None = None) -> Response:
     """Return a response that says what is wrong, in the form of the KServe protocol."""
     return JSONResponse({"error": message}, status, headers)
 
 
 class _Guard(ABC):
-    """ASGI middleware that passes requests on or refuses them, before their bodies are read.
-
-    Args:
-        app: what it is around.
-    """
+    """ASGI middleware that passes requests on or refuses them, before their bodies are read."""
 
     refused: Response
 
@@ -54,7 +54,6 @@ class Locked(_Guard):
     which the right key has come before isn't slowed by what others behind the same proxy try.
 
     Args:
-        app: what it is around.
         key: is compared in constant time.
         clock: seconds.
     """
@@ -113,7 +112,6 @@ class FromHere(_Guard):
     """A page elsewhere may only read: a browser sends its forms without a preflight request.
 
     Args:
-        app: what it is around.
         origins: of pages elsewhere that may do more.
     """
 
@@ -143,3 +141,79 @@ def _remember(what: OrderedDict[str, Any], address: str, value: Any) -> None:
     what.move_to_end(address)
     if len(what) > _ADDRESSES:
         what.popitem(last=False)
+
+
+class Refused(HTTPException):
+    """A body that isn't taken."""
+
+    def __init__(self, status: int, message: str, **headers: str) -> None:
+        super().__init__(status, message, {"Connection": "close", **headers})
+
+
+class Bodies:
+    """ASGI middleware: requests counted, and their bodies while they stream in; what is too large or slow is refused.
+
+    Args:
+        most: bytes of a body.
+        observe: called with the status and the seconds of every response.
+        together: bytes of all bodies that are held at once.
+    """
+
+    def __init__(
+        self,
+        app: Any,
+        *,
+        most: int,
+        observe: Callable[[int, float], None],
+        seconds: float = BODY_SECONDS,
+        together: int = TOGETHER,
+    ) -> None:
+        self.app = app
+        self.most = most
+        self.observe = observe
+        self.seconds = seconds
+        self.together = together
+        self.held = 0
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, seen, whole = time.perf_counter(), 0, False
+
+        async def counted() -> Any:
+            nonlocal seen, whole
+            if whole:  # what comes now is the end of the connection
+                return await receive()
+            try:
+                async with asyncio.timeout(started + self.seconds - time.perf_counter()):
+                    message = await receive()
+            except TimeoutError:
+                raise Refused(408, f"the body took over {self.seconds:g} s") from None
+            whole = not message.get("more_body", False)
+            size = len(message.get("body", b""))
+            seen, self.held = seen + size, self.held + size
+            if seen > self.most:
+                raise self._too_large()
+            if self.held > self.together:
+                raise Refused(429, "too much is being sent, try again", **{"Retry-After": "1"})
+            return message
+
+        async def timed(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                self.observe(message["status"], time.perf_counter() - started)
+            await send(message)
+
+        length = dict(scope["headers"]).get(b"content-length", b"0")
+        try:
+            if not length.isdigit() or int(length) > self.most:
+                refused = self._too_large()
+                await failure(refused.status_code, refused.detail)(scope, receive, timed)
+            else:
+                await self.app(scope, counted, timed)
+        finally:
+            self.held -= seen
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"at most {self.most} bytes a request")

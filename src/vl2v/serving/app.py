@@ -18,20 +18,18 @@ from vl2v import __version__
 from vl2v.data.decoding import ImageError
 from vl2v.deploy.runtime import Exported
 from vl2v.errors import StoreError, StudentError, TeacherError
-from vl2v.serving.access import FromHere, Local, Locked, failure
+from vl2v.serving.access import Bodies, FromHere, Local, Locked, failure
 from vl2v.serving.decoders import Decoders
 from vl2v.serving.kserve import kserve_routes
 from vl2v.serving.network import BadImage, Network
 from vl2v.serving.requests import BODY
-from vl2v.serving.routes import health_routes, image_routes
+from vl2v.serving.routes import health_routes, image_routes, teaching_routes
 from vl2v.serving.schemas import locked
 from vl2v.serving.service import Service, ServingMetrics
 from vl2v.serving.teacher_client import TeacherClient
-from vl2v.serving.teaching import teaching_routes
 from vl2v.serving.traffic_log import TrafficLog
 from vl2v.teachers.paid.teacher import BudgetReached
 from vl2v.web.batches import Busy, Waited
-from vl2v.web.bodies import Bodies
 
 TOGETHER = 4 * BODY  # bytes of all bodies that are held at once
 
@@ -50,9 +48,7 @@ def create_app(
 
     Args:
         student: the export; loaded with one thread.
-        tutor: for new classes, and for what the teacher says.
-        watch: is told the network's outputs.
-        name: of the model.
+        teacher_client: for new classes, and the teacher's predictions.
         key: that clients need; "": none, and only requests that were addressed to this machine by name are taken.
         origins: of pages elsewhere that may send requests from a browser.
         waiting: images that may wait for their turn; more are answered with 429.
@@ -100,7 +96,7 @@ def _guard(app: FastAPI, metrics: ServingMetrics, key: str, origins: Sequence[st
     app.add_middleware(FromHere, origins=origins)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    app.add_middleware(Bodies, most=BODY, refusal=failure, observe=metrics.answered, together=TOGETHER)
+    app.add_middleware(Bodies, most=BODY, observe=metrics.answered, together=TOGETHER)
 
 
 def _tell_failures(app: FastAPI, routes: Sequence[BaseRoute]) -> None:

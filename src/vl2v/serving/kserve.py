@@ -120,7 +120,7 @@ def kserve_routes(service: Service) -> APIRouter:
         service.check_room(client)
         wanted, rest = await _inference(request)
         predictions = await service.predictions(_things(wanted, rest, service.student.card["image_size"]), client)
-        return _answer(wanted, predictions, service.name, request.headers.get("accept-encoding", ""))
+        return _response(wanted, predictions, service.name, request.headers.get("accept-encoding", ""))
 
     versioned = "/v2/models/{model}/versions/{version}"
 
@@ -274,7 +274,7 @@ def _pixels(data: list[Any] | None, shape: list[int]) -> NDArray[np.uint8]:
         raise HTTPException(400, f"inputs[0].data: integers from 0 to 255 that fill the shape {shape}") from None
 
 
-def _answer(wanted: Inference, predictions: Sequence[Prediction], name: str, accepted: str) -> Response:
+def _response(wanted: Inference, predictions: Sequence[Prediction], name: str, accepted: str) -> Response:
     outputs, tail = [], b""
     for output, values in _outputs(predictions):
         binary = wanted.binary(output["name"])
@@ -314,7 +314,7 @@ def _packed(values: list[Any]) -> bytes:
 
 
 def _coding(accepted: str) -> str:
-    """Return how an prediction may be compressed, by Accept-Encoding; "": not at all."""
+    """Return how a response may be compressed, by Accept-Encoding; "": not at all."""
     given = {
         name.strip().lower(): rest.replace(" ", "")
         for name, _, rest in (each.partition(";") for each in accepted.split(","))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vl2v.deploy.runtime import Exported, exports_in, load, load_current
 from vl2v.errors import ConfigError, StudentError, need_extra
 from vl2v.privacy import read_secret
-from vl2v.serving.image_log import ImageLog
+from vl2v.serving.traffic_log import ImageLog, TrafficLog
 from vl2v.web.server import check_host, freeze_gc, listen
 
 if TYPE_CHECKING:
@@ -125,7 +125,6 @@ def application(
     """Return what is served; see `serve`."""
     from vl2v.serving.app import create_app
     from vl2v.serving.teacher_client import TeacherClient
-    from vl2v.serving.traffic_log import TrafficLog
     from vl2v.session import default_store
     from vl2v.teachers import open_teacher
 

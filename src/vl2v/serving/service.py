@@ -59,13 +59,8 @@ class Service:
     """A student that serves predictions.
 
     Attributes:
-        name: of the model.
         student: the loaded export.
-        network: its queue.
         decoders: for images that are large.
-        teacher_client: its teacher.
-        traffic_log: remembers the network's outputs.
-        metrics: count the predictions.
     """
 
     name: str

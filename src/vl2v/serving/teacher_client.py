@@ -39,8 +39,6 @@ class TeacherClient:
     """The student's teacher: its cached embeddings, and the teacher itself where one is given.
 
     Args:
-        student: whose teacher.
-        store: of embeddings.
         teacher: None: only what is stored.
         budget: lifetime spending limit of this store for a paid teacher, in the vendor's currency.
 

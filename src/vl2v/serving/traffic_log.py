@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import io
 import json
 import logging
 import os
+import re
+import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,25 +21,100 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from vl2v.deploy.drift import WINDOW, Drift, drift
 from vl2v.deploy.prediction import Prediction
 from vl2v.deploy.runtime import Exported
-from vl2v.errors import DataError, StudentError
+from vl2v.errors import ConfigError, DataError, RunError, StudentError
+from vl2v.io import NEW, write_bytes
 from vl2v.names import UNKNOWN
-from vl2v.serving.image_log import ImageLog
 
 FORMAT = 1
+_OURS = re.compile(r"[0-9a-f]{64}\.[a-z]{3,4}")
+_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "BMP": ".bmp", "TIFF": ".tif"}
 HALF = 128 * 2**20  # bytes of a log, after which another is begun; the one before stays
 
 Rows = NDArray[np.float32]
+
+
+class ImageLog:
+    """A folder of the latest images that were predicted, each once, by the SHA-256 of its bytes.
+
+    Files are readable by their owner alone. The oldest are deleted when the folder would become too large.
+
+    Args:
+        folder: that is new, empty, or an earlier server's.
+        most: bytes of all images.
+
+    Raises:
+        ConfigError: the folder holds other files, or can't be written to.
+    """
+
+    def __init__(self, folder: Path, most: int) -> None:
+        self.folder, self.most = folder, most
+        try:
+            folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            for unfinished in folder.glob(f"*{NEW}"):  # of a server that was killed
+                if _OURS.fullmatch(unfinished.name.removesuffix(NEW)):
+                    unfinished.unlink()
+            entries = list(folder.iterdir())
+            foreign = [entry.name for entry in entries if not _OURS.fullmatch(entry.name)]
+            if foreign:
+                raise ConfigError(
+                    f"--log-images {folder}: holds {foreign[0]}; "
+                    "give it a folder of its own: old files there are deleted"
+                )
+            found = sorted((entry.stat().st_mtime_ns, entry.name, entry.stat().st_size) for entry in entries)
+        except OSError as error:
+            raise ConfigError(f"--log-images {folder}: can't be written ({error.strerror})") from None
+        self._sizes = OrderedDict((name, size) for _, name, size in found)
+        self._bytes = sum(self._sizes.values())
+        self._failed = False
+        self._lock = threading.Lock()
+        self._tidy()
+
+    def add(self, images: Sequence[bytes]) -> None:
+        """Save image files that aren't there yet; a folder that can't be written, as on a full disk, ends the log."""
+        with self._lock:
+            self._add(images)
+
+    def _add(self, images: Sequence[bytes]) -> None:
+        for data in images if not self._failed else ():
+            name = hashlib.sha256(data).hexdigest() + _suffix(data)
+            if name in self._sizes or len(data) > self.most:
+                continue
+            try:
+                write_bytes(self.folder / name, data, durable=False)
+                os.chmod(self.folder / name, 0o600)
+            except (RunError, OSError) as error:
+                self._failed = True
+                logging.getLogger(__name__).warning("no more images are saved, serving continues: %s", error)
+                return
+            self._sizes[name] = len(data)
+            self._bytes += len(data)
+            self._tidy()
+
+    def _tidy(self) -> None:
+        while self._bytes > self.most:
+            name, size = self._sizes.popitem(last=False)
+            with suppress(OSError):
+                (self.folder / name).unlink()
+            self._bytes -= size
+
+
+def _suffix(data: bytes) -> str:
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return _SUFFIXES.get(image.format or "", ".png")
+    except OSError:
+        return ".png"
 
 
 class TrafficLog:
     """The latest outputs, and a log of all of them where one is wanted.
 
     Args:
-        student: whose outputs.
         log: a file that lines are added to: time, prediction, and the output in half precision. At 128 MB it is renamed
             to NAME.1, replacing an older one, and a new one is begun.
         images: where the images themselves are saved, if their owner wants that.
@@ -112,8 +190,6 @@ class Traffic:
     Attributes:
         rows: the network's outputs [n, d].
         times: of the images, seconds since the epoch.
-        labels: the predictions.
-        best: the best class of each.
         broken: lines that can't be read: the server was killed while it wrote them.
     """
 

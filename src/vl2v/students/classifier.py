@@ -21,6 +21,7 @@ from vl2v.data.augment import Fit
 from vl2v.deploy.prediction import Prediction, Predictor, prediction
 from vl2v.errors import StudentError
 from vl2v.io import replacing, write_tensors
+from vl2v.names import listed
 from vl2v.privacy import HIDDEN, without_secrets
 from vl2v.students.backbone import build_backbone
 from vl2v.students.student import Student, as_logits, evaluating
@@ -29,7 +30,6 @@ from vl2v.teachers.protocol import BackboneSpec
 
 FORMAT = 1
 LARGEST = 4096  # pixels a side
-SHOWN = 5  # classes in a line about a student
 
 
 class _Backbone(Section):
@@ -90,14 +90,11 @@ class Classifier(Predictor):
 
     def _facts(self) -> list[tuple[str, str]]:
         """Return what a person wants to know of it first."""
-        names = ", ".join(self.classes[:SHOWN]) + (
-            f" and {more} more" if (more := len(self.classes) - SHOWN) > 0 else ""
-        )
         return [
             ("backbone", str(self.student.spec.build.get("name", self.student.spec.build["kind"]))),
             ("method", str(self.about.get("method", "unknown"))),
             ("pixels", str(self.image_size)),
-            ("classes", f"{len(self.classes)}: {names}"),
+            ("classes", f"{len(self.classes)}: {listed(self.classes)}"),
         ]
 
     def logits(self, pixels: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from vl2v.errors import HubError
+from vl2v.errors import HubError, reason
 
 PREFIX = "hf:"
 FILES = ("student.json", "student.safetensors")
@@ -46,7 +46,6 @@ def fetch_export(reference: str, names: Sequence[str]) -> Path:
 
     Args:
         reference: as for `fetch`.
-        names: of exports, the best first.
 
     Raises:
         HubError: as for `fetch`, or the student was pushed without an export.
@@ -108,12 +107,12 @@ def one_line(reference: str) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         raise HubError(f"{reference}: no such revision") from None
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx2.TransportError) as error:
-        reason = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
-        raise HubError(f"{reference}: the hub can't be reached ({type(reason).__name__})") from None
+        cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
+        raise HubError(f"{reference}: the hub can't be reached ({type(cause).__name__})") from None
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         hint = "; put a token that may write there into HF_TOKEN" if status in (401, 403) else ""
         said = f" ({error.server_message.splitlines()[0]})" if error.server_message else ""
         raise HubError(f"{reference}: the hub returned {status}{said}{hint}") from None
     except errors.HFValidationError as error:
-        raise HubError(f"{reference}: {(str(error) or type(error).__name__).splitlines()[0]}") from None
+        raise HubError(f"{reference}: {reason(error)}") from None

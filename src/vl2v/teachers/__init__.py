@@ -5,7 +5,6 @@ Others join by an entry point of the group "vl2v.teachers".
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from vl2v.errors import TeacherError
+from vl2v.errors import TeacherError, did_you_mean
 from vl2v.teachers.protocol import Teacher, gives_weights
 
 if TYPE_CHECKING:
@@ -88,8 +87,7 @@ def _factory(kind: str) -> Callable[..., Teacher]:
         return partial(factory, kind) if kind in _PAID else factory
     found: list[EntryPoint] = list(entry_points(group=GROUP, name=kind))
     if not found:
-        close = difflib.get_close_matches(kind, teacher_kinds(), n=1)
-        hint = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(teacher_kinds())}"
+        hint = did_you_mean(kind, teacher_kinds(), f"choose one of {', '.join(teacher_kinds())}")
         raise TeacherError(f"teacher {kind!r}: unknown kind; {hint}")
     try:
         factory = found[0].load()

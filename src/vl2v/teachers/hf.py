@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vl2v.errors import TeacherError, need_extra
+from vl2v.errors import TeacherError, need_extra, reason
 from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import BackboneSpec
 
@@ -40,8 +40,7 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
     except TeacherError:
         raise
     except Exception as error:  # of the hub, of files, of configurations: transformers raises many kinds
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise TeacherError(f"hf:{rest}: can't be opened ({reason}); give a repository or a folder") from None
+        raise TeacherError(f"hf:{rest}: can't be opened ({reason(error)}); give a repository or a folder") from None
     if loaded["missing_keys"]:  # transformers fills them with random numbers
         raise TeacherError(f"hf:{rest}: lacks {min(loaded['missing_keys'])} among its weights; take a whole checkpoint")
     siglip = config.model_type == "siglip"

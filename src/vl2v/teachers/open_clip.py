@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vl2v.errors import DataError, TeacherError
+from vl2v.errors import DataError, TeacherError, reason
 from vl2v.lazy import import_lightly
 from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import BackboneSpec
@@ -43,7 +43,7 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
         )
         tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:
-        raise TeacherError(f"open_clip:{rest}: can't be opened ({_first_line(error)})") from None
+        raise TeacherError(f"open_clip:{rest}: can't be opened ({reason(error)})") from None
     config = open_clip.get_model_preprocess_cfg(model)
     size = config["size"] if isinstance(config["size"], int) else config["size"][0]
     settings = {**_settings(open_clip, model_name), "quick_gelu": _is_quick(model)}
@@ -143,7 +143,3 @@ def _trained_quick(open_clip: Any, model_name: str, pretrained: str | None) -> b
 
 def _is_quick(model: nn.Module) -> bool:
     return any(type(module).__name__ == "QuickGELU" for module in model.modules())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from vl2v.config import PromptConfig
 from vl2v.data.files import one_form
 from vl2v.errors import ConfigError
-from vl2v.names import same_name, says_nothing
+from vl2v.names import listed, same_name, says_nothing
 from vl2v.tree import toml_key
 
 DOMAIN_TEMPLATE = "a {domain} of a {class}"
@@ -83,9 +83,8 @@ def _mute_names(classes: Sequence[str], groups: Sequence[Sequence[str]]) -> list
     ]
     if not mute:
         return []
-    more = f" and {len(mute) - 3} more" if len(mute) > 3 else ""
     return [
-        f"classes {', '.join(mute[:3])}{more}: the teacher is queried with names that say nothing, such as "
+        f"classes {listed(mute, 3)}: the teacher is queried with names that say nothing, such as "
         f"{groups[classes.index(mute[0])][0]!r}; write what they are into prompts.overrides"
     ]
 

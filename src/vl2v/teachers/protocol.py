@@ -58,7 +58,6 @@ class BackboneSpec:
     """What rebuilds a backbone, or a teacher's image tower, without its weights, and how images are put to it.
 
     Attributes:
-        build: what rebuilds it.
         image_size: pixels a side.
         mean, std: of each channel, 0 to 1.
         fit: how images become squares, for a student; see `vl2v.data.augment.fitted`.

@@ -338,9 +338,7 @@ def viewed_pixels(
     """Yield uint8 pixels [n x K, s, s, 3] of the K fixed views of images, image by image.
 
     Args:
-        views: which.
         contents: SHA-256 by dataset index.
-        most: rows at a time.
     """
     each = max(1, most // views.k)
     chunks = [images[start : start + each] for start in range(0, len(images), each)]

@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,9 +17,6 @@ from vl2v.io import checksum, write_tensors
 from vl2v.methods.averaging import Weights
 from vl2v.students.student import Student
 from vl2v.training.device import like, whole
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from vl2v.students.student import Student, as_logits, evaluating
 from vl2v.training.batches import Batches
 from vl2v.training.device import Adam, AdamW
 
-if TYPE_CHECKING:
-    pass
-
 
 class Learner(nn.Module):
     """A student, with the regularizer of its stage if there is one.
@@ -27,7 +24,6 @@ class Learner(nn.Module):
     In training mode it returns what the loss needs, in eval mode the student's own output.
 
     Args:
-        student: is trained.
         regularizer: see `Stage.regularizer`.
     """
 
@@ -65,7 +61,6 @@ class Validation:
         batches: called anew for each evaluation; yields the student's input, pixels or cached features.
         labels: of all of them, in order: classes [n], or probabilities [n, C].
         texts: T [C, d] for students with a text head.
-        scale: the teacher's logit scale.
         together: of several processes that each see a part: makes all outputs of this one's.
     """
 

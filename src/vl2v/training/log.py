@@ -95,7 +95,6 @@ class MetricsLog:
     """Rows of numbers, each with its `stage` and `step`, in `metrics.jsonl`.
 
     Args:
-        folder: the run folder.
         tensorboard: write event files to `tensorboard/`, too.
 
     Attributes:

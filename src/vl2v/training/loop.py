@@ -31,8 +31,6 @@ class Trainer:
 
     Args:
         folder: the run folder; checkpoints and metrics are in it.
-        config: precision, selection.
-        seed: of the run.
         batch_norm: "eval" keeps batch-norm layers in eval mode while training.
         average: makes the averager over the steps of a stage that has none of its own, or None; called with the
             stage, and whether it is the last.

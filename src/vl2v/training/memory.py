@@ -56,7 +56,6 @@ def pieces(x: Tensor, targets: Targets, per_domain: int, at_once: int) -> list[t
 
     Args:
         x: the student's input, domain by domain [n, ...].
-        targets: of it.
         per_domain: images of each domain in it.
         at_once: images of each domain in a piece, a divisor of `per_domain`.
     """

@@ -23,7 +23,6 @@ from vl2v.vendor import requests
 from vl2v.vendor.addresses import Address, Addresses, Unfetched
 from vl2v.vendor.batching import BadImage, Batcher, Image, TooExpensive, Unbilled
 from vl2v.vendor.bodies import Bodies, Gone, too_large
-from vl2v.vendor.document import document
 from vl2v.vendor.fair import FairQueue, Stopped
 from vl2v.vendor.keys import Key, Keys
 from vl2v.vendor.meter import Meter, Sale
@@ -73,8 +72,6 @@ def create_app(
     """Return the ASGI application.
 
     Args:
-        teacher: embeds; queried in one thread.
-        keys: of the clients.
         meter: quotas, rates, the ledger and saved replies.
         name: what clients call the model; default: the teacher's name.
         batch: items in a batch, at most.
@@ -101,7 +98,7 @@ class App:
         self.readers: FairQueue[bytes, Read] = FairQueue(self._parsed_all, most=1, cost=1)
         self.running: dict[bytes, tuple[bytes, asyncio.Future[bytes]]] = {}  # by the digest of the Idempotency-Key
         self.bodies = Bodies()
-        self.document = document()
+        self.document = requests.document()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle a request."""

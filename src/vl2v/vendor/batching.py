@@ -64,9 +64,7 @@ class Batcher:
     """Queries one teacher in one thread, batch by batch; images are prepared beside it, large ones apart from small.
 
     Args:
-        teacher: embeds.
         meter: takes the sales before embeddings are returned.
-        most: items in a batch.
         waiting: queued items per client; beyond that `Busy` (a single request may be larger).
         seconds: that a request may wait for its turn.
         observe: called with the size of each batch.

@@ -29,14 +29,11 @@ class Job(Generic[Item, Result]):
     """The items of one request.
 
     Attributes:
-        client: who sent it.
         kind: only items of one kind share a batch.
         items: in order.
-        costs: of each item.
         context: passed through to `finish`.
         future: resolved with the results in order, or with the error.
         taken: items that were put into a batch.
-        results: of the first items.
         error: of an item, or of `finish`.
         value: in place of the results, where `finish` makes one of them.
     """
@@ -74,7 +71,6 @@ class FairQueue(Generic[Item, Result]):
         most: items in a batch, at most.
         cost: of a batch, about; a single item may cost more.
         seconds: that a request may wait until its first item is taken.
-        threads: number of worker threads.
         finish: called with finished jobs, in the thread and before they are resolved; may set their `error` or `value`.
         observe: called with the size of each batch.
         hold: seconds that a batch should take at most; where a single item takes longer, up to three times as long.

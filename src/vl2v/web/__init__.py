@@ -1,1 +1,1 @@
-"""What our servers have in common: requests gathered into batches, bodies counted, metrics, where to listen."""
+"""What our servers have in common: requests gathered into batches, metrics, where to listen."""

@@ -41,10 +41,7 @@ class Batches(Generic[Request, Result]):
         most: things in a batch; a request alone may be larger.
         waiting: things of one client that may wait (of all together: four times as many); more are refused (one request
             may be larger).
-        seconds: a request's longest wait.
-        threads: how many work.
         observe: called with the size of each batch.
-        kind: only neighbours of one kind share a batch.
     """
 
     def __init__(
@@ -56,7 +53,6 @@ class Batches(Generic[Request, Result]):
         seconds: float = 30.0,
         threads: int = 1,
         observe: Callable[[int], None] = lambda size: None,
-        kind: Callable[[Request], object] = lambda request: None,
     ) -> None:
         self.work = work
         self.most = most
@@ -64,7 +60,6 @@ class Batches(Generic[Request, Result]):
         self.seconds = seconds
         self.threads = threads
         self.observe = observe
-        self.kind = kind
         self._queues: dict[str, deque[_Pending[Request, Result]]] = {}  # whose turn is next comes first
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="batches")
         self._workers: set[asyncio.Task[None]] = set()
@@ -134,13 +129,13 @@ class Batches(Generic[Request, Result]):
             return [error] * len(requests)
 
     def _next_batch(self) -> list[_Pending[Request, Result]]:
-        """Take the first requests of one kind, up to the size of a batch, and no more than this thread's share."""
+        """Take the first requests, up to the size of a batch, and no more than this thread's share."""
         most, size = min(self.most, -(-self.queued // self.threads)), 0
         batch: list[_Pending[Request, Result]] = []
         while self._queues:
             client, queue = next(iter(self._queues.items()))
             size += queue[0].size
-            if batch and (size > most or self.kind(queue[0].request) != self.kind(batch[0].request)):
+            if batch and size > most:
                 break
             batch.append(queue.popleft())
             del self._queues[client]

@@ -35,7 +35,6 @@ def listen(
     """Serve until SIGTERM or SIGINT; requests that were accepted are answered first.
 
     Args:
-        app: of ASGI.
         host: an IP address, or localhost.
         port: 0 takes a free one.
         announce: called with the address.

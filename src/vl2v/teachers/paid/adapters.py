@@ -27,7 +27,6 @@ class Adapter:
     Attributes:
         path: of the embedding end point, after the base URL; {model} stands for the model, {kind} for Image or Text.
         key: the environment variable of the API key.
-        key_needed: whether every request needs one.
         body: (model, kind, things, dimensions) -> the request; bytes go as they are, anything else as JSON.
         rows: response -> the vectors as they were sent, in the order of the items.
         tokens: response -> tokens that are billed, to be summed up, as the vendor gives them; none where it doesn't.

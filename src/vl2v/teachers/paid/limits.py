@@ -20,7 +20,7 @@ import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vl2v.config import expected
-from vl2v.errors import TeacherError
+from vl2v.errors import TeacherError, did_you_mean
 from vl2v.privacy import HIDDEN, canonical_url
 from vl2v.teachers.paid.teacher import MICRO, Kind
 from vl2v.tree import merge, read_toml
@@ -185,8 +185,7 @@ def find_limits(kind: str, model: str, url: str | None) -> Limits:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         known = [*Limits.model_fields, *Price.model_fields]
-        near = difflib.get_close_matches(str(first["loc"][-1]), known, n=1)
-        hint = f"unknown; did you mean {near[0]}?" if near else "unknown"
+        hint = "; ".join(filter(None, ("unknown", did_you_mean(str(first["loc"][-1]), known))))
         words = hint if first["type"] == "extra_forbidden" else expected(first)
         raise TeacherError(f"{file}: {kind}.{key}: {words}") from None
 
@@ -258,8 +257,7 @@ def _refuse_typos(own: dict[str, Any], kind: str, model: str, url: str | None, f
     """
     for vendor, table in own.items():
         if vendor not in _shipped():
-            near = difflib.get_close_matches(vendor, _shipped(), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(_shipped())}"
+            hint = did_you_mean(vendor, _shipped(), f"choose one of {', '.join(_shipped())}")
             raise TeacherError(f"{file}: {vendor}: unknown vendor; {hint}")
         if not isinstance(table, dict) or not isinstance(table.get("models", {}), dict):
             raise TeacherError(f"{file}: {vendor}: not a table")

@@ -32,7 +32,6 @@ class Reply:
     """A response, unpacked.
 
     Attributes:
-        status: of HTTP.
         headers: by their names in lower case.
         content: the body; of an error the start.
     """

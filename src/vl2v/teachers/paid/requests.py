@@ -66,8 +66,6 @@ class Sent:
 
     Attributes:
         kind: of its items.
-        batch: its items.
-        body: of the request.
         digest: of the body, by which a later run recognises it.
         key: a vendor that honours it bills the attempts at one request once.
         counted: whether an attempt with this key is on the bill already.

@@ -70,7 +70,6 @@ class Usage:
         Args:
             tokens: the vendor's counts, to be summed up; none if it gives none.
             micro: what it says that it cost; None if it doesn't.
-            price: by which tokens are charged.
             first: whether it is the first response of its kind in this session.
             sized: whether the table knows how many tokens an item has.
         """

@@ -41,7 +41,6 @@ class Session:
         """Yield what comes; raise the first error when all that is in flight, and so is paid for, has been yielded.
 
         Args:
-            batches: the requests.
             send: sends one and returns its outcome.
             first: how many are in flight until one has ended.
             room: and after that.

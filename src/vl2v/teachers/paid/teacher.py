@@ -40,7 +40,6 @@ class Query:
     """One attempt at one request, and the most that it can cost.
 
     Attributes:
-        kind: of its items.
         count: how many images or texts.
         tokens: at most, as the vendor counts them; 0 where it doesn't.
         micro: the price at most, in millionths of the currency.
