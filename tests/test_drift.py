@@ -47,7 +47,7 @@ def card(rng: np.random.Generator, count: int, domains: Sequence[str] = tuple(DO
     return json.loads(json.dumps(reference({name: tuple(part) for name, part in parts.items()}, unknown)))
 
 
-def told(images: Images, card: Any) -> Drift:
+def drift_of(images: Images, card: Any) -> Drift:
     return drift(images.rows, images.best, images.sure, float(images.unknown.mean()), card)
 
 
@@ -64,13 +64,13 @@ def test_another_mix_of_classes_is_no_drift_and_other_images_are(count: int) -> 
         rng = np.random.default_rng([seed, count])
         known, domain = card(rng, count), list(DOMAINS.values())[seed % 3]
         for name, shares in mixes(rng).items():
-            alarms.setdefault(name, []).append(told(drawn(rng, domain, shares, 400), known).alarm)
+            alarms.setdefault(name, []).append(drift_of(drawn(rng, domain, shares, 400), known).alarm)
         usual = 1 / np.arange(2, 56)
         for name, change in (("elsewhere", 1), ("further", 2)):
             images = drawn(rng, domain + change * ELSEWHERE, usual, 400)
-            alarms.setdefault(name, []).append(told(images, known).alarm)
+            alarms.setdefault(name, []).append(drift_of(images, known).alarm)
         images = drawn(rng, domain, usual, 400)
-        alarms.setdefault("unsure", []).append(told(images._replace(sure=images.sure * 0.25), known).alarm)
+        alarms.setdefault("unsure", []).append(drift_of(images._replace(sure=images.sure * 0.25), known).alarm)
     rates = {name: float(np.mean(raised)) for name, raised in alarms.items()}
     assert all(rates[name] <= 0.04 for name in ("five", "one", "re-weighted", "even")), rates
     assert rates["further"] == rates["unsure"] == 1, rates
@@ -81,9 +81,9 @@ def test_the_nearest_domain_is_named_and_a_mixture_of_them_is_near() -> None:
     rng = np.random.default_rng(1)
     known = card(rng, 600)
     for name, domain in DOMAINS.items():
-        found = told(drawn(rng, domain, np.ones(54), 500), known)
+        found = drift_of(drawn(rng, domain, np.ones(54), 500), known)
         assert found.nearest == name and not found.alarm and "no alarm" in found.verdict()
-    far = told(drawn(rng, 3 * ELSEWHERE, np.ones(54), 500), known)
+    far = drift_of(drawn(rng, 3 * ELSEWHERE, np.ones(54), 500), known)
     assert far.distance is not None and far.distance > 1 and "drift: inspect some" in far.verdict()
 
 
@@ -92,7 +92,7 @@ def test_the_same_image_again_and_again_is_no_evidence() -> None:
     known = card(rng, 300)
     images = drawn(rng, DOMAINS["art"], np.ones(54), 1)
     again = Images(np.repeat(images.rows, 500, 0), images.best * 500, np.repeat(images.sure, 500))
-    assert not told(again, known).alarm
+    assert not drift_of(again, known).alarm
 
 
 def test_unknown_is_expected_of_the_classes_that_come() -> None:
@@ -100,7 +100,7 @@ def test_unknown_is_expected_of_the_classes_that_come() -> None:
     known = card(rng, 900)
     shares = np.zeros(54)
     shares[int(SURENESS[:5].argmax())] = 1  # a class that is recognised surely
-    found = told(drawn(rng, DOMAINS["art"], shares, 500), known)
+    found = drift_of(drawn(rng, DOMAINS["art"], shares, 500), known)
     assert found.expected < 0.8 * known["unknown"] and abs(found.unknown - found.expected) < 0.03
 
 
@@ -108,19 +108,21 @@ def test_a_class_that_was_added_later_and_a_single_domain_are_no_drift() -> None
     rng = np.random.default_rng(4)
     known = card(rng, 300, ["photo"])
     images = drawn(rng, DOMAINS["photo"], np.ones(54), 500)
-    found = told(images, known)
+    found = drift_of(images, known)
     assert found.distance is not None and not found.alarm and found.nearest == "photo"
-    assert not told(images._replace(best=["new" if i % 50 == 0 else b for i, b in enumerate(images.best)]), known).alarm
+    assert not drift_of(
+        images._replace(best=["new" if i % 50 == 0 else b for i, b in enumerate(images.best)]), known
+    ).alarm
 
 
 def test_a_small_reference_is_called_too_small_where_it_finds_nothing() -> None:
     rng = np.random.default_rng(7)
     few, enough = card(rng, 51), card(rng, 300)
     near, far = (drawn(rng, DOMAINS["art"] + 3 * away * ELSEWHERE, np.ones(54), 400) for away in (0, 1))
-    silent = told(near, few)
+    silent = drift_of(near, few)
     assert not silent.alarm and silent.verdict().startswith("too few reference images to tell (51 of ")
-    assert told(far, few).alarm and "drift: inspect" in told(far, few).verdict()
-    assert told(near, enough).wanted == 0 and "no alarm" in told(near, enough).verdict()
+    assert drift_of(far, few).alarm and "drift: inspect" in drift_of(far, few).verdict()
+    assert drift_of(near, enough).wanted == 0 and "no alarm" in drift_of(near, enough).verdict()
 
 
 def test_repeated_images_count_once() -> None:
@@ -128,15 +130,18 @@ def test_repeated_images_count_once() -> None:
     known, images = card(rng, 300), drawn(rng, 9 * ELSEWHERE, np.ones(54), 60)
     again = Images(np.repeat(images.rows[:29], 50, 0), images.best[:29] * 50, np.repeat(images.sure[:29], 50))
     again = again._replace(best=[best for best in images.best[:29] for _ in range(50)])
-    assert told(again, known).verdict() == "too few images to tell (29 of 30)"
+    assert drift_of(again, known).verdict() == "too few images to tell (29 of 30)"
     twice = Images(np.tile(images.rows, (2, 1)), images.best * 2, np.tile(images.sure, 2))
-    once = told(images, known)
-    assert (told(twice, known).images, told(twice, known).distance) == (once.images, once.distance) and once.alarm
+    once = drift_of(images, known)
+    assert (drift_of(twice, known).images, drift_of(twice, known).distance) == (
+        once.images,
+        once.distance,
+    ) and once.alarm
 
 
 def test_too_little_tells_nothing() -> None:
     rng = np.random.default_rng(5)
-    few = told(drawn(rng, 9 * ELSEWHERE, np.ones(54), 29), card(rng, 300))
+    few = drift_of(drawn(rng, 9 * ELSEWHERE, np.ones(54), 29), card(rng, 300))
     assert few.distance is None and not few.alarm and few.verdict() == "too few images to tell (29 of 30)"
 
 

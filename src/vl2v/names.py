@@ -15,7 +15,7 @@ _SPACES = re.compile(r"[ \u00a0\u1680\u2000-\u200a\u202f\u205f\u3000]+")  # othe
 _BLANK = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0")  # joiners, fillers: letters that show nothing
 
 # Letters of other alphabets that look like Latin ones, and those.
-_LOOKS = str.maketrans(
+_CONFUSABLES = str.maketrans(
     "\u0430\u0435\u043e\u0440\u0441\u0443\u0445\u0456\u0458\u0455\u03bf\u03b1\u03bd", "aeopcyxijsoav"
 )
 _MUTE = re.compile(
@@ -30,9 +30,9 @@ def says_nothing(name: str) -> bool:
     return _MUTE.fullmatch(name.replace("_", " ").strip() or "-") is not None
 
 
-def look_of(name: str) -> str:
+def skeleton(name: str) -> str:
     """Return what names have in common that look alike: no case, letters and digits alone, Latin where they look so."""
-    folded = unicodedata.normalize("NFKC", name).casefold().translate(_LOOKS)
+    folded = unicodedata.normalize("NFKC", name).casefold().translate(_CONFUSABLES)
     return "".join(letter for letter in folded if letter.isalnum()) or name
 
 

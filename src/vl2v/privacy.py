@@ -15,7 +15,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 from vl2v.errors import ConfigError
 
-_PLACE = re.compile(r"local-dir:|[/\\~.]|[A-Za-z]:[/\\]")  # how what is a path for sure begins
+_PATH = re.compile(r"local-dir:|[/\\~.]|[A-Za-z]:[/\\]")  # how what is a path for sure begins
 _URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<authority>[^/?#\s]*)(?P<rest>\S*)")
 _SECRET = re.compile(r"(?P<name>[?&;](?!dimensions=)[^=&;#?\s]+=)[^&;#?\s]+")
 HIDDEN = "***@"  # stands for the user and password that an address had
@@ -30,11 +30,11 @@ def public_name(spec: str) -> str:
     """
     spec = without_secrets(spec)
     kind, colon, what = spec.partition(":")
-    if not colon or _PLACE.match(spec):
+    if not colon or _PATH.match(spec):
         kind, colon, what = "", "", spec
     if "://" in what:
         what = what.partition("#")[2]
-    here = _PLACE.match(what) or "//" in what or kind == "recorded" or (colon and os.path.exists(what))
+    here = _PATH.match(what) or "//" in what or kind == "recorded" or (colon and os.path.exists(what))
     return kind + colon + (PureWindowsPath(what.removeprefix("local-dir:")).name if here else what)
 
 

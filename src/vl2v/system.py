@@ -143,7 +143,7 @@ def heeding() -> Iterator[Stop]:
     stop = Stop()
     before: dict[int, Any] = {}
 
-    def hear(number: int, frame: FrameType | None) -> None:
+    def handle(number: int, frame: FrameType | None) -> None:
         first, stop.signal = stop.signal is None, stop.signal or number
         previous = before[number]
         if callable(previous) and previous is not signal.default_int_handler:
@@ -156,12 +156,12 @@ def heeding() -> Iterator[Stop]:
             previous = signal.getsignal(number)
             if previous not in (None, signal.SIG_IGN):
                 before[number] = previous
-                signal.signal(number, hear)
+                signal.signal(number, handle)
     try:
         yield stop
     finally:
         for taken, previous in before.items():
-            if signal.getsignal(taken) is hear:
+            if signal.getsignal(taken) is handle:
                 with suppress(ValueError):  # a generator that another thread closes
                     signal.signal(taken, previous)
 
@@ -170,12 +170,12 @@ def heeding() -> Iterator[Stop]:
 def sigterm_raised() -> Iterator[None]:
     """Let SIGTERM unwind the block, where nobody else sees to it: a process with helpers has to end them."""
 
-    def hear(number: int, frame: FrameType | None) -> NoReturn:
+    def handle(number: int, frame: FrameType | None) -> NoReturn:
         raise Terminated
 
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     if ours:
-        signal.signal(signal.SIGTERM, hear)
+        signal.signal(signal.SIGTERM, handle)
     try:
         yield
     finally:

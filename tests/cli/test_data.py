@@ -65,9 +65,9 @@ def test_a_run_is_measured_on_corruptions(vl2v: Typed, shapes: Path, recording: 
     done = vl2v("evaluate", run, "--data", tmp_path / "c", "--store", store, "--json")
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)["rows"]
-    told = {(row["who"], row["domain"], row["role"]) for row in rows}
+    result = {(row["who"], row["domain"], row["role"]) for row in rows}
     names = ("clean", "snow-1", "snow-5", "contrast-1", "contrast-5")
-    assert told == {("student", name, "unseen") for name in names}
+    assert result == {("student", name, "unseen") for name in names}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from vl2v.deploy.beside import load_beside
 from vl2v.export.student import keep_export
 from vl2v.runs.folder import Run
 from vl2v.runs.predict import add_class, predict_files
-from vl2v.students.backbone import LITE_WIDTH, PACKAGED, _measured, output_width
+from vl2v.students.backbone import LITE_WIDTH, PACKAGED, output_width, pretrained_backbone
 
 HEAVY = "torch torchvision timm open_clip lightning_fabric transformers pandas scipy matplotlib sympy huggingface_hub"
 # Does commands one after the other; tells of each how it ended, what it printed, and what was imported by then.
@@ -115,7 +115,10 @@ def test_a_run_takes_its_first_step_without_the_compiler(shapes: Path, recording
 
 def test_the_default_student_is_as_wide_as_it_is_taken_to_be() -> None:
     for name in PACKAGED:
-        assert {_measured(name, size) for size in (33, 224)} == {LITE_WIDTH} == {output_width(name, 64)}
+        backbone, _ = pretrained_backbone(name, "none", image_size=33)
+        assert (
+            backbone.eval()(torch.zeros(1, 3, 33, 33)).shape == (1, LITE_WIDTH) and output_width(name, 64) == LITE_WIDTH
+        )
 
 
 def test_torchvision_is_whole_for_whoever_imports_it_later() -> None:

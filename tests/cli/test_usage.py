@@ -143,8 +143,8 @@ def test_what_is_no_terminal_gets_no_bars(
     done = vl2v("data", "inspect", shapes, "--json")
     assert (done.returncode, done.stderr) == (0, "") and json.loads(done.stdout)
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "second"))
-    told = vl2v("-v", "data", "inspect", shapes)
-    assert told.returncode == 0 and "reading images 108/108" in told.stderr and "\u2501" not in told.stderr
+    result = vl2v("-v", "data", "inspect", shapes)
+    assert result.returncode == 0 and "reading images 108/108" in result.stderr and "\u2501" not in result.stderr
 
 
 def test_remarks_are_printed_once_and_quiet_prints_none(

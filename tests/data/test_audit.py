@@ -217,10 +217,11 @@ def test_near_copies_across_domains_and_classes_are_told(shapes: Path, tmp_path:
         Image.open(root / f"ink/ball/{number:02d}.png").save(root / f"paint/box/copy{number}.jpg", quality=80)
     dataset = open_dataset(root)
     found = audit(dataset)
-    told = "\n".join(inspect(dataset, found, ["paint"]).findings)
-    assert "leakage: 3 images of a target with a near-copy" in told
+    result = "\n".join(inspect(dataset, found, ["paint"]).findings)
+    assert "leakage: 3 images of a target with a near-copy" in result
     assert (
-        "first ink/ball/00.png and paint/box/copy0.jpg" in told and "3 images with near-copies of another class" in told
+        "first ink/ball/00.png and paint/box/copy0.jpg" in result
+        and "3 images with near-copies of another class" in result
     )
     assert "3 images with near-copies (saved again, scaled or converted) in other domains" in "\n".join(
         inspect(dataset, found).findings
@@ -257,9 +258,9 @@ def test_what_is_odd_about_files_is_told_and_their_embeddings_are_new_ones(tmp_p
     cut.write_bytes(cut.read_bytes()[:-2])
     dataset = open_dataset(tmp_path)
     found = audit(dataset)
-    told = "\n".join(inspect(dataset, found).findings)
-    assert "2 files with 16 bits a channel, fewer of them in use: scaled by the bits" in told
-    assert "1 file with a JPEG without its end mark" in told and "first a/up/cut.jpg" in told
+    result = "\n".join(inspect(dataset, found).findings)
+    assert "2 files with 16 bits a channel, fewer of them in use: scaled by the bits" in result
+    assert "1 file with a JPEG without its end mark" in result and "first a/up/cut.jpg" in result
     same = [new == old for new, old in zip(found.contents, found.sha256, strict=True)]
     assert same == [path == "a/up/cut.jpg" for path in dataset.paths]
 
@@ -271,9 +272,9 @@ def test_what_a_manifest_leaves_empty_and_rare_classes_are_told(tmp_path: Path) 
         Image.fromarray(rng.integers(0, 256, (20, 20, 3), dtype=np.uint8)).save(tmp_path / name)
     (tmp_path / "m.csv").write_text("path,class,domain\n" + "\n".join(map(",".join, rows)))
     dataset = open_dataset(tmp_path / "m.csv")
-    told = "\n".join(inspect(dataset, audit(dataset), ["b"]).findings)
-    assert "6 images without a class in the manifest, first 14.png" in told
-    assert "only one image of rare in the source domains" in told
+    result = "\n".join(inspect(dataset, audit(dataset), ["b"]).findings)
+    assert "6 images without a class in the manifest, first 14.png" in result
+    assert "only one image of rare in the source domains" in result
 
 
 def test_classes_that_the_split_leaves_nothing_to_train_on_are_named(tmp_path: Path) -> None:

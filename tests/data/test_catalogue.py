@@ -124,10 +124,10 @@ def test_another_file_than_published_is_refused(archive: Path, tmp_path: Path) -
 
 
 def test_what_must_be_got_by_hand_is_said(archive: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError) as told:
+    with pytest.raises(DataError) as raised:
         obtain(toy(), tmp_path / "data")
-    assert "ask a friend for toy.zip; then: vl2v data download toy" in str(told.value)
-    assert str(told.value).endswith("--from toy.zip")
+    assert "ask a friend for toy.zip; then: vl2v data download toy" in str(raised.value)
+    assert str(raised.value).endswith("--from toy.zip")
     renamed = archive.rename(archive.with_name("toy (1).zip"))  # as browsers do
     assert obtain(toy(), tmp_path / "data", files=[renamed])[0].is_dir()
     assert renamed.exists()  # the person's own file is left alone
@@ -212,13 +212,17 @@ def test_terra_incognita_is_domainbeds_choice(shapes: Path, tmp_path: Path) -> N
     listed = [{"id": f"i{n}", "file_name": f"{n}.jpg", "location": places[n % 5]} for n in range(55)]
     rows = [{"image_id": f"i{n}", "category_id": 10 * (n // 5)} for n in range(55)]
     rows += [rows[0], {"image_id": "i0", "category_id": 10}]  # twice a bird, and a bobcat
-    told = {"categories": kinds, "images": listed[:30], "annotations": [r for r in rows if int(r["image_id"][1:]) < 30]}
+    result = {
+        "categories": kinds,
+        "images": listed[:30],
+        "annotations": [r for r in rows if int(r["image_id"][1:]) < 30],
+    }
     rest = {"categories": kinds, "images": listed[30:], "annotations": rows[30:55]}
     files = [
         tarball(
             tmp_path / "eccv_18_annotations.tar.gz",
             {
-                "eccv_18_annotation_files/train_annotations.json": json.dumps(told).encode(),
+                "eccv_18_annotation_files/train_annotations.json": json.dumps(result).encode(),
                 "eccv_18_annotation_files/cis_val_annotations.json": json.dumps(rest).encode(),
             },
         ),

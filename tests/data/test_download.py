@@ -33,7 +33,7 @@ class Server(ThreadingHTTPServer):
         self.date: str | None = None
         self.faults: list[Fault] = []  # the next requests', one each
         self.cuts: list[int] = []  # the next answers' lengths
-        self.asked: list[dict[str, str]] = []
+        self.requests: list[dict[str, str]] = []
         threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
@@ -53,7 +53,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         server = self.server
-        server.asked.append({key.lower(): value for key, value in self.headers.items()})
+        server.requests.append({key.lower(): value for key, value in self.headers.items()})
         if server.faults and server.faults.pop(0)(self):
             return
         start = 0
@@ -107,7 +107,7 @@ def left(folder: Path) -> set[str]:
 
 
 def ranges(server: Server) -> list[str | None]:
-    return [asked.get("range") for asked in server.asked]
+    return [request.get("range") for request in server.requests]
 
 
 def test_a_file_arrives_with_its_hash_and_progress(server: Server, tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_a_file_arrives_with_its_hash_and_progress(server: Server, tmp_path: Pat
     assert sha256 == hashlib.sha256(DATA).hexdigest() == sha256_of(tmp_path / "set.zip")
     assert (tmp_path / "set.zip").read_bytes() == DATA and left(tmp_path) == {"set.zip"}
     assert seen[-1] == (megabytes(len(DATA)),) * 2 and seen == sorted(seen)
-    assert server.asked[0]["accept-encoding"] == "identity"  # lengths and ranges are of the file's own bytes
+    assert server.requests[0]["accept-encoding"] == "identity"  # lengths and ranges are of the file's own bytes
 
 
 def test_cut_connections_are_gone_on_with(server: Server, tmp_path: Path) -> None:
@@ -124,7 +124,7 @@ def test_cut_connections_are_gone_on_with(server: Server, tmp_path: Path) -> Non
     got(server, tmp_path / "set.zip")
     assert (tmp_path / "set.zip").read_bytes() == DATA
     assert ranges(server) == [None, "bytes=1000000-", "bytes=1500000-", "bytes=2200000-"]
-    assert [asked.get("if-range") for asked in server.asked] == [None, '"one"', '"one"', '"one"']
+    assert [request.get("if-range") for request in server.requests] == [None, '"one"', '"one"', '"one"']
 
 
 def test_the_next_run_goes_on(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -161,7 +161,7 @@ def test_a_date_does_where_there_is_no_strong_etag(server: Server, tmp_path: Pat
     server.etag, server.date = 'W/"weak"', "Tue, 24 Nov 2026 08:00:00 GMT"
     server.cuts = [1_000_000]
     got(server, tmp_path / "set.zip")
-    assert server.asked[1]["if-range"] == server.date and (tmp_path / "set.zip").read_bytes() == DATA
+    assert server.requests[1]["if-range"] == server.date and (tmp_path / "set.zip").read_bytes() == DATA
 
 
 def test_without_etag_and_date_nothing_is_glued_together(server: Server, tmp_path: Path) -> None:
@@ -188,9 +188,9 @@ def test_a_part_that_is_the_whole_is_not_asked_for_again(server: Server, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         got(server, tmp_path / "set.zip", progress=killed)
     assert left(tmp_path) == {"set.zip.part", "set.zip.part.json"}
-    before = len(server.asked)
+    before = len(server.requests)
     got(server, tmp_path / "set.zip")
-    assert len(server.asked) == before + 1 and (tmp_path / "set.zip").read_bytes() == DATA
+    assert len(server.requests) == before + 1 and (tmp_path / "set.zip").read_bytes() == DATA
 
 
 def test_a_wrong_checksum_is_deleted(server: Server, tmp_path: Path) -> None:
@@ -204,16 +204,16 @@ def test_a_refusal_is_not_asked_again(server: Server, tmp_path: Path, code: int)
     server.faults = [status(code)]
     with pytest.raises(DataError, match=f"the server says {code}"):
         got(server, tmp_path / "set.zip")
-    assert len(server.asked) == 1
+    assert len(server.requests) == 1
 
 
 def test_a_busy_server_is_asked_again_but_not_for_ever(server: Server, tmp_path: Path) -> None:
     server.faults = [status(503), status(429)]
     got(server, tmp_path / "set.zip")
-    server.faults, server.asked = [status(503)] * 50, []
+    server.faults, server.requests = [status(503)] * 50, []
     with pytest.raises(DataError, match="503"):
         got(server, tmp_path / "again.zip")
-    assert len(server.asked) == download.TRIES
+    assert len(server.requests) == download.TRIES
 
 
 def test_another_address_is_tried(server: Server, tmp_path: Path) -> None:

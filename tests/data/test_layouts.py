@@ -329,9 +329,9 @@ def test_a_systems_own_folders_are_passed_over_and_counted(tmp_path: Path, at: s
     root = put(tmp_path, "a/cat/1.png", "b/dog/2.png", at + junk, "a/cat/Thumbs.db", "b/dog/desktop.ini")
     dataset = open_dataset(root)
     assert dataset.paths == ("a/cat/1.png", "b/dog/2.png") and dataset.domains == ("a", "b")
-    told = {gone.path for gone in dataset.excluded}
+    result = {gone.path for gone in dataset.excluded}
     hidden = any(part.startswith(".") for part in junk.split("/")[:-1])
-    assert told == {"a/cat/Thumbs.db", "b/dog/desktop.ini"} | (set() if hidden else {at + junk})
+    assert result == {"a/cat/Thumbs.db", "b/dog/desktop.ini"} | (set() if hidden else {at + junk})
     assert {gone.reason for gone in dataset.excluded} == {"thumbnails and other files of a system's own"}
 
 

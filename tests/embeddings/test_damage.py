@@ -66,7 +66,7 @@ def test_no_flipped_bit_and_no_cut_gives_a_wrong_embedding_or_hides_a_loss(
 ) -> None:
     luck, intact = random.Random(seed), (whole / FILE_NAME).read_bytes()
     shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
-    told = 0
+    result = 0
     for attempt in range(40):
         data = bytearray(intact)
         start = luck.randrange(len(data))
@@ -82,8 +82,8 @@ def test_no_flipped_bit_and_no_cut_gives_a_wrong_embedding_or_hides_a_loss(
         (tmp_path / FILE_NAME).write_bytes(data[: len(intact)])
         for name in ("-wal", "-shm"):
             (tmp_path / (FILE_NAME + name)).unlink(missing_ok=True)
-        told += losses(tmp_path, read_only=bool(attempt % 3)) > 0
-    assert told > 5
+        result += losses(tmp_path, read_only=bool(attempt % 3)) > 0
+    assert result > 5
 
 
 @pytest.mark.parametrize(

@@ -106,9 +106,9 @@ def test_answers_that_contradict_each_other_are_refused_whole(tmp_path: Path) ->
     with Ledger(other) as ledger:
         ledger.reserve("vendor:a", "runs/a", "USD", Query("image", 1, 1, 9), None)
     before = contents(into)
-    told = CliRunner().invoke(app, ["store", "merge", str(other), "--into", str(into)])
-    assert isinstance(told.exception, StoreError) and "\n" not in str(told.exception)
-    assert "1 embeddings of vendor:a differ" in str(told.exception) and keys([91])[0].hex() in str(told.exception)
+    result = CliRunner().invoke(app, ["store", "merge", str(other), "--into", str(into)])
+    assert isinstance(result.exception, StoreError) and "\n" not in str(result.exception)
+    assert "1 embeddings of vendor:a differ" in str(result.exception) and keys([91])[0].hex() in str(result.exception)
     assert contents(into) == before
 
 

@@ -36,7 +36,7 @@ class HashTeacher:
     logit_scale = None
 
     def __init__(self) -> None:
-        self.asked: list[str] = []
+        self.queried: list[str] = []
         self.seen: list[bytes] = []
 
     def row(self, content: bytes) -> NDArray[np.float32]:
@@ -45,12 +45,12 @@ class HashTeacher:
         return row / np.linalg.norm(row)
 
     def embed_images(self, images: Sequence[EncodedImage]) -> NDArray[np.float32]:
-        self.asked += [image.name for image in images]
+        self.queried += [image.name for image in images]
         self.seen += [image.data for image in images]
         return np.stack([self.row(pixels_of(image.data).tobytes()) for image in images])
 
     def embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        self.asked += texts
+        self.queried += texts
         return np.stack([self.row(text.encode()) for text in texts])
 
 
@@ -90,12 +90,12 @@ def test_every_content_is_asked_about_once_and_never_again(dataset: DomainDatase
     steps: list[tuple[int, int]] = []
     fetch(todo, store, teacher, lambda task, done, total, remark: steps.append((done, total)))
     assert steps == [(0, 13), (2, 13), (13, 13)]
-    assert sorted(teacher.asked) == sorted([*TEXTS[:2], *dataset.paths[:11]])
+    assert sorted(teacher.queried) == sorted([*TEXTS[:2], *dataset.paths[:11]])
 
     again = plan(store, teacher, dataset, found, TEXTS, Views())
     assert (again.queries, again.cached, again.cached_texts) == (0, 11, 2)
     fetch(again, store, teacher)
-    assert len(teacher.asked) == 13
+    assert len(teacher.queried) == 13
     assert [(q.kind, q.count) for q in store.queries()] == [("text", 2), ("image", 11)]
 
 
@@ -136,7 +136,7 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(
 ) -> None:
     class Tiring(HashTeacher):
         def embed_images(self, images: Sequence[EncodedImage]) -> NDArray[np.float32]:
-            if len(self.asked) > 5:
+            if len(self.queried) > 5:
                 raise KeyboardInterrupt
             return super().embed_images(images)
 
@@ -145,9 +145,9 @@ def test_an_interrupted_fetch_goes_on_where_it_stopped(
     with pytest.raises(KeyboardInterrupt):
         fetch(plan(store, first, dataset, found, TEXTS, Views()), store, first)
     fetch(plan(store, second, dataset, found, TEXTS, Views()), store, second)
-    assert len(first.asked) == 6  # 2 texts, 4 images
-    assert len(second.asked) == 7
-    assert not set(first.asked) & set(second.asked)
+    assert len(first.queried) == 6  # 2 texts, 4 images
+    assert len(second.queried) == 7
+    assert not set(first.queried) & set(second.queried)
     targets(store, second.fingerprint, found, Views())
 
 
@@ -180,7 +180,7 @@ def test_a_file_that_is_not_what_was_planned_is_named(
         file.unlink()
     with pytest.raises(DataError, match=words):
         fetch(todo, store, teacher)
-    assert teacher.asked == []
+    assert teacher.queried == []
 
 
 @pytest.mark.parametrize(

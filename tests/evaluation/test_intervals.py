@@ -38,5 +38,5 @@ def test_noise_is_taken_for_better_in_one_of_forty_samples_at_most() -> None:
     for _ in range(1000):
         before = rng.random(200) < 0.7
         others = [np.where(rng.random(200) < 0.1, rng.random(200) < 0.7, before) for _ in range(7)]
-        fooled += any(paired_difference(other, before, judged=7).low > 0 for other in others)
+        fooled += any(paired_difference(other, before, comparisons=7).low > 0 for other in others)
     assert fooled <= 25

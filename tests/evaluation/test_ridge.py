@@ -147,8 +147,8 @@ def test_images_without_labels_are_a_group_of_their_own_that_is_always_learnt_fr
     found = fitted(Taught(features, images, texts, some, groups))
     assert found.lambda_ in LAMBDAS and not np.allclose(found.weight, with_labels.weight)
     new = np.random.default_rng(3).normal(size=(500, FEATURES)).astype(np.float32)
-    told = [(new @ fit.weight.T + fit.bias) @ texts.T for fit in (found, plain)]
-    assert (told[0].argmax(1) == told[1].argmax(1)).mean() > 0.9  # embeddings alone teach nearly as much
+    result = [(new @ fit.weight.T + fit.bias) @ texts.T for fit in (found, plain)]
+    assert (result[0].argmax(1) == result[1].argmax(1)).mean() > 0.9  # embeddings alone teach nearly as much
 
 
 def test_a_head_is_ridge_regression_of_labels_with_groups_alike() -> None:

@@ -48,16 +48,16 @@ def _app(hub: Hub) -> FastAPI:
 
     @app.post("/api/repos/create")
     async def create(request: Request) -> Response:
-        asked = await request.json()
-        repo = f"{asked['organization']}/{asked['name']}"
+        given = await request.json()
+        repo = f"{given['organization']}/{given['name']}"
         if not is_owner(request):
             return _refusal(401, "", "Invalid username or password.")
-        if asked["organization"] != hub.user:
+        if given["organization"] != hub.user:
             return _refusal(403, "", "You don't have the rights to create a model under this namespace")
         if repo in hub.commits:
             return JSONResponse({"error": "You already created this model repo", "url": f"{hub.url}/{repo}"}, 409)
         hub.commit(repo, {".gitattributes": b""})
-        if asked.get("visibility") == "private":
+        if given.get("visibility") == "private":
             hub.private.add(repo)
         return JSONResponse({"url": f"{hub.url}/{repo}"})
 
@@ -65,10 +65,10 @@ def _app(hub: Hub) -> FastAPI:
     async def validate(request: Request) -> Response:
         _, front, _ = (await request.json())["content"].split("---\n", 2)
         known = yaml.safe_load(front).get("license") in LICENCES
-        told = "" if known else f'"license" must be one of [{", ".join(LICENCES)}]'
+        problem = "" if known else f'"license" must be one of [{", ".join(LICENCES)}]'
         if request.headers.get("accept") == "text/plain":
-            return PlainTextResponse(told and f"- Error: {told}", 200 if known else 400)
-        return JSONResponse({"errors": [] if known else [{"message": told}], "warnings": []}, 200 if known else 400)
+            return PlainTextResponse(problem and f"- Error: {problem}", 200 if known else 400)
+        return JSONResponse({"errors": [] if known else [{"message": problem}], "warnings": []}, 200 if known else 400)
 
     @app.get("/api/models/{user}/{name}")
     def about(user: str, name: str, request: Request) -> Response:
@@ -88,8 +88,8 @@ def _app(hub: Hub) -> FastAPI:
             return refused
         paths = [file["path"] for file in (await request.json())["files"]]
         modes = [("lfs" if path.endswith(LARGE) else "regular") for path in paths]
-        told = [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in zip(paths, modes, strict=True)]
-        return JSONResponse({"files": told})
+        files = [{"path": p, "uploadMode": mode, "shouldIgnore": False} for p, mode in zip(paths, modes, strict=True)]
+        return JSONResponse({"files": files})
 
     @app.post("/{user}/{name}.git/info/lfs/objects/batch")
     async def batch(user: str, name: str, request: Request) -> Response:
@@ -158,5 +158,5 @@ def _oid(data: bytes) -> str:
 
 
 def _refusal(status: int, code: str, message: str, headers: Any = None) -> JSONResponse:
-    told = {"X-Error-Code": code, "X-Error-Message": message} if code else {"X-Error-Message": message}
-    return JSONResponse({"error": message}, status, {**told, **(headers or {})})
+    error = {"X-Error-Code": code, "X-Error-Message": message} if code else {"X-Error-Message": message}
+    return JSONResponse({"error": message}, status, {**error, **(headers or {})})

@@ -55,11 +55,11 @@ def test_a_target_that_nothing_meets_names_the_nearest(choice: Choice) -> None:
 
 
 def test_what_was_measured_is_kept_whether_the_target_is_met_or_not(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
-    asked = ["export", str(run.folder), "--image-size", "16", "--no-int8", "--store", str(store)]
+    command = ["export", str(run.folder), "--image-size", "16", "--no-int8", "--store", str(store)]
     for size, code in (("9MB", 0), ("1KB", 1)):
         folder = tmp_path / size
-        told = CliRunner().invoke(app, [*asked, "--target-size", size, "--out", str(folder / "s.onnx")])
-        assert told.exit_code == code and "accuracy %" in told.stdout
+        result = CliRunner().invoke(app, [*command, "--target-size", size, "--out", str(folder / "s.onnx")])
+        assert result.exit_code == code and "accuracy %" in result.stdout
         (row,) = csv.DictReader((folder / "choice.csv").open())
         assert (row["px"], row["precision"]) == ("16", "fp32") and float(row["ms"]) > 0 and float(row["MB"]) > 0
         with Image.open(folder / "choice.png") as plot:
@@ -68,7 +68,7 @@ def test_what_was_measured_is_kept_whether_the_target_is_met_or_not(run: vl2v.Ru
             exported = vl2v.deploy.runtime.load(folder / "s.onnx")
             assert exported.card["image_size"] == 16 and exported.card["threshold"] != run.classifier.threshold
             assert exported.probabilities(np.zeros((1, 16, 16, 3), np.uint8)).shape == (1, 3)
-            assert "at 16 px in fp32" in told.stdout
+            assert "at 16 px in fp32" in result.stdout
     assert not (tmp_path / "1KB" / "s.onnx").exists()
 
 
@@ -98,5 +98,5 @@ def test_runs_on_other_images_are_not_compared(run: vl2v.Run, store: Path, tmp_p
     ],
 )
 def test_what_makes_no_sense_is_said(run: vl2v.Run, options: list[str], said: str) -> None:
-    told = CliRunner().invoke(app, ["export", str(run.folder), *options])
-    assert isinstance(told.exception, ConfigError) and said in str(told.exception)
+    result = CliRunner().invoke(app, ["export", str(run.folder), *options])
+    assert isinstance(result.exception, ConfigError) and said in str(result.exception)

@@ -54,8 +54,8 @@ def test_a_gain_is_the_median_of_turns_each_within_itself() -> None:
 
 
 def test_a_black_box_cannot_be_measured(run: vl2v.Run) -> None:
-    told = CliRunner().invoke(app, ["bench-device", str(run.folder), "--against", "teacher"])
-    assert isinstance(told.exception, ConfigError) and "a black box can't be measured" in str(told.exception)
+    result = CliRunner().invoke(app, ["bench-device", str(run.folder), "--against", "teacher"])
+    assert isinstance(result.exception, ConfigError) and "a black box can't be measured" in str(result.exception)
 
 
 def test_what_a_process_cannot_open_is_named(tmp_path: Path) -> None:

@@ -122,10 +122,10 @@ def test_openvino_files_without_a_card_or_weights_are_refused(
 def test_sizes_are_of_all_files(run: vl2v.Run, store: Path, tmp_path: Path) -> None:
     file = tmp_path / "s.xml"
     given = ["export", str(run.folder), "--format", "openvino", "--preprocess", "inside", "--out", str(file)]
-    told = CliRunner().invoke(app, [*given, "--store", str(store)])
+    result = CliRunner().invoke(app, [*given, "--store", str(store)])
     both = sum((tmp_path / name).stat().st_size for name in ("s.xml", "s.bin"))
-    assert f"{both / 1e6:.1f} MB" in told.stdout and vl2v.deploy.runtime.size_of(file) == both
-    assert "takes images of any size (200 odd ones" in told.stdout and vl2v.deploy.runtime.load(file).inside
+    assert f"{both / 1e6:.1f} MB" in result.stdout and vl2v.deploy.runtime.size_of(file) == both
+    assert "takes images of any size (200 odd ones" in result.stdout and vl2v.deploy.runtime.load(file).inside
     student = run.folder / "student"
     every = sum(file.stat().st_size for file in student.iterdir())
     assert Way("eager", student, 32).bytes == vl2v.deploy.runtime.size_of(student) == every
@@ -225,5 +225,7 @@ def test_what_a_format_lacks_is_said_before_work_begins(run: vl2v.Run, tmp_path:
         export_student(run, tmp_path / "x.pt", "torchscript", int8=True)
     with pytest.raises(ConfigError, match=r"ends in \.xml"):
         export_student(run, tmp_path / "x.onnx", "openvino")
-    told = CliRunner().invoke(app, ["export", str(run.folder), "--format", "caffe"])
-    assert isinstance(told.exception, ConfigError) and "onnx, openvino, torchscript, executorch" in str(told.exception)
+    result = CliRunner().invoke(app, ["export", str(run.folder), "--format", "caffe"])
+    assert isinstance(result.exception, ConfigError) and "onnx, openvino, torchscript, executorch" in str(
+        result.exception
+    )

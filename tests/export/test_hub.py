@@ -226,8 +226,8 @@ def test_what_was_pushed_is_served_and_evaluated(
 ) -> None:
     reference, taken = push(run, REPO), []
     monkeypatch.setattr(serving, "serve", lambda file, **options: taken.append(Path(file)))
-    told = CliRunner().invoke(app, ["serve", reference])
-    assert told.exit_code == 0, told.output
+    result = CliRunner().invoke(app, ["serve", reference])
+    assert result.exit_code == 0, result.output
     assert taken[0].read_bytes() == (run.folder / "student-int8.onnx").read_bytes()
     here, there = (vl2v.evaluate(which, shapes, store=store) for which in (run.folder, reference))
     assert {row.role for row in there.rows} == {"unseen"}  # it doesn't know its own images any more
@@ -315,9 +315,9 @@ def test_a_licence_that_the_hub_does_not_know_is_refused_before_anything_is_made
     hub: Hub, run: vl2v.Run, licence: str
 ) -> None:
     for more in ([], ["--dry-run"]):
-        told = CliRunner().invoke(app, ["push", str(run.folder), REPO, "--license", licence, *more])
-        assert isinstance(told.exception, HubError) and not told.stdout and "\n" not in str(told.exception)
-        assert str(told.exception).startswith(f"--license {licence}: not one of the hub's identifiers")
+        result = CliRunner().invoke(app, ["push", str(run.folder), REPO, "--license", licence, *more])
+        assert isinstance(result.exception, HubError) and not result.stdout and "\n" not in str(result.exception)
+        assert str(result.exception).startswith(f"--license {licence}: not one of the hub's identifiers")
     assert not hub.commits
 
 

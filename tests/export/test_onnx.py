@@ -225,6 +225,6 @@ def test_a_fixed_head_has_no_open_form(trained: Callable[[str], vl2v.Run], tmp_p
     store = erm.folder.with_name("store")
     with pytest.raises(StudentError, match="its head is fixed"):
         export_student(erm, tmp_path / "x.onnx", form="open", store=store)
-    told = CliRunner().invoke(app, ["export", str(erm.folder), "--store", str(store)])
-    assert told.exit_code == 0 and "100.0% same predictions" in told.stdout
+    result = CliRunner().invoke(app, ["export", str(erm.folder), "--store", str(store)])
+    assert result.exit_code == 0 and "100.0% same predictions" in result.stdout
     assert vl2v.deploy.runtime.load(erm.folder / "student.onnx").classes == ["ball", "box", "cone"]

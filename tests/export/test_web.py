@@ -185,19 +185,19 @@ def test_images_are_dropped_pasted_and_photographed(
     site: Site, files: list[Path], run: vl2v.Run, camera: Chrome, axe: str
 ) -> None:
     site.open(camera)
-    told, waiting = camera.find_element(By.ID, "told"), WebDriverWait(camera, 60)
+    result, waiting = camera.find_element(By.ID, "told"), WebDriverWait(camera, 60)
     found = run.classifier.predict(files)
     first = found[0].label
     second = next(n for n, one in enumerate(found) if files[n].suffix == ".png" and one.label != first)
     for how, number in (("drop", 0), ("paste", second)):
         camera.execute_script(DROP, base64.b64encode(files[number].read_bytes()).decode(), how)
         wanted = found[number].label
-        waiting.until(lambda _, wanted=wanted: told.get_attribute("textContent").lower().startswith(wanted))
+        waiting.until(lambda _, wanted=wanted: result.get_attribute("textContent").lower().startswith(wanted))
     camera.execute_script("told.textContent = ''")
     camera.find_element(By.ID, "look").click()
     waiting.until(lambda _: camera.execute_script("return camera.videoWidth > 0"))
     camera.find_element(By.ID, "take").click()
-    waiting.until(lambda _: told.get_attribute("textContent"))
+    waiting.until(lambda _: result.get_attribute("textContent"))
     assert not camera.find_element(By.ID, "camera").is_displayed()
     nodes = accessible(camera)
     assert len(nodes) > 5 and all(name for _, name in nodes)

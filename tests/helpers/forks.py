@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import runpy
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -38,7 +40,10 @@ with socket.socket(socket.AF_UNIX) as server:
 
 
 def forked(words: Sequence[str], folder: str, environment: Mapping[str, str], streams: Sequence[int]) -> Any:
-    """Start `vl2v WORDS` with the files that are open as `streams` for its input, output and errors; return it."""
+    """Start `vl2v WORDS` with the files that are open as `streams` for its input, output and errors; return it.
+
+    Where the first word is the path of a program, start that.
+    """
     process = context.Process(target=_become, args=(words, folder, dict(environment), [DupFd(fd) for fd in streams]))
     process.start()
     return process
@@ -53,10 +58,45 @@ def _become(words: Sequence[str], folder: str, environment: dict[str, str], stre
     os.environ.clear()
     os.environ.update(environment)
     multiprocessing.set_start_method(None, force=True)  # as in a process that was started
-    sys.argv = ["vl2v", *words]
-    from vl2v.cli import main
+    if words[0].endswith(".py"):
+        sys.argv = [*words]
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        sys.argv = ["vl2v", *words]
+        from vl2v.cli import main
 
-    main()
+        main()
+
+
+def launched(count: int, words: Sequence[str], folder: Path) -> str:
+    """Return what the `count` processes of a run print, started with the variables that torchrun gives them.
+
+    As with it, they meet in a store of this process, and if one of them fails the others are ended.
+    """
+    from torch.distributed import TCPStore
+
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(store.port),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "GROUP_RANK": "0",
+        "TORCHELASTIC_RUN_ID": "tests",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    with open(os.devnull) as nothing, (folder / "printed.txt").open("w") as printed:
+        streams, own = [nothing.fileno(), printed.fileno(), printed.fileno()], {**os.environ, **shared}
+        ranks = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+        processes = [forked(words, os.getcwd(), own | rank, streams) for rank in ranks]
+    while any(process.exitcode is None for process in processes):
+        wait([process.sentinel for process in processes if process.exitcode is None])
+        if any(process.exitcode for process in processes):
+            for process in processes:
+                process.kill()
+    text = (folder / "printed.txt").read_text()
+    assert [process.exitcode for process in processes] == [0] * count, text
+    return text
 
 
 class Forked:

@@ -99,9 +99,9 @@ def test_an_image_that_was_not_asked_about_adds_nothing(loss, output, targets):
     images = targets.images.clone()
     images[2:] = 0
     some = Targets(LABELS, images, targets.texts)
-    asked = Targets(LABELS[:2], images[:2], targets.texts)
+    of_queried = Targets(LABELS[:2], images[:2], targets.texts)
     first = Output(output.features[:2], output.projected[:2])
-    assert loss(output, some)["loss"].item() == pytest.approx(loss(first, asked)["loss"].item() * 2 / N, rel=1e-5)
+    assert loss(output, some)["loss"].item() == pytest.approx(loss(first, of_queried)["loss"].item() * 2 / N, rel=1e-5)
 
 
 def test_rise_adds_the_absolute_and_the_relative_distance(targets):

@@ -73,8 +73,8 @@ def test_prices_are_minutes_sizes_and_queries(of_benchmark: Written, page: Page)
     count = sum(value.size for name, value in weights.items() if "running" not in name and "tracked" not in name)
     assert any(abs(size - count / 1e6) < 1e-3 for size in sizes["erm"])
     (fewer, everything) = page.rows("Figures of Accuracy against queries")
-    asked = "images queried"
-    assert (fewer["series"], fewer[asked], everything[asked]) == ("adip, test_efficientnet", "12", "58")
+    label = "images queried"
+    assert (fewer["series"], fewer[label], everything[label]) == ("adip, test_efficientnet", "12", "58")
     mean = mean_and_error(of(found, student="test_efficientnet", method="adip"))[0]
     assert float(everything["accuracy on unseen domains, %"]) == pytest.approx(100 * mean, abs=0.05)
     assert len(page.rows("Figures of Accuracy against minutes")) == 4

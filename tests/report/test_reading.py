@@ -89,6 +89,6 @@ def test_commands_that_read_a_benchmark_leave_its_folder_as_it_is(
         ["evaluate", work.folder_of(work.jobs()[-1]), "--store", folder / "store"],
     ]
     for words in readers:
-        told = command(*words)
+        result = command(*words)
         assert contents(folder) == before, words
-        assert not damaged or words[1] != "status" or f"can't be read: {job.name}" in told
+        assert not damaged or words[1] != "status" or f"can't be read: {job.name}" in result

@@ -112,7 +112,7 @@ def test_classes_and_confusions_are_those_of_the_answers(of_run: Written) -> Non
 
 def test_it_tells_what_was_trained_and_what_it_cost(of_run: Written) -> None:
     words = Page(of_run.html).words
-    for told in (
+    for result in (
         "adip (align: 20 steps, learning rate 0.01, 8 a domain; distill: 6 steps, learning rate 0.001, 4 a domain)",
         "recorded:shapes-teacher",
         "58 training images, and 3 texts",  # of 2 domains of 36, 7 of each validate
@@ -122,7 +122,7 @@ def test_it_tells_what_was_trained_and_what_it_cost(of_run: Written) -> None:
         "vl2v classes add adip NAME  # one more class",
         'method = "adip"',
     ):
-        assert told in words
+        assert result in words
     assert Page(of_run.html).words.count("Selected by") == 1
 
 

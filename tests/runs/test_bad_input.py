@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import vl2v
 from little import Interrupted, no_file_larger_than, quick_settings, stopping
-from vendor.rented import Stub
+from vendor.servers import Stub
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.errors import DataError, RunError, StoreError, StudentError, TeacherError, VL2VError
 from vl2v.methods import version_of
@@ -220,9 +220,9 @@ def begun(given: dict[str, Any], tmp_path: Path) -> Path:
 def test_a_corrupt_checkpoint_is_passed_over_and_told(begun: Path, given: dict[str, Any], tmp_path: Path) -> None:
     newest = max((begun / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:1000])
-    told: list[str] = []
-    vl2v.distill(given, begun, store=tmp_path / "store", progress=lambda what, *_: told.append(what))
-    assert any(f"{newest}: corrupt" in what and what.endswith("passed over") for what in told)
+    result: list[str] = []
+    vl2v.distill(given, begun, store=tmp_path / "store", progress=lambda what, *_: result.append(what))
+    assert any(f"{newest}: corrupt" in what and what.endswith("passed over") for what in result)
 
 
 def test_checkpoints_that_are_all_corrupt(begun: Path, given: dict[str, Any], tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ def test_nothing_yet(bill, tmp_path: Path) -> None:
 def test_teachers_that_cost_nothing_are_on_it_and_runs_are_told_apart(
     bill, quick: dict[str, Any], tmp_path: Path
 ) -> None:
-    asked = vl2v.embed(quick, store=tmp_path / "store").plan
+    queried = vl2v.embed(quick, store=tmp_path / "store").plan
     run = tmp_path / "gone"
     with Ledger(tmp_path / "store") as ledger:
         spending = LedgerBudget(ledger, "vendor:m", "EUR", 10_000, asker(run))
@@ -44,7 +44,7 @@ def test_teachers_that_cost_nothing_are_on_it_and_runs_are_told_apart(
         spending.reserve(Query("text", 2, 20, 20))
     rows = json.loads(bill("--json").stdout)
     free = [row for row in rows if not row["currency"]]
-    assert {row["kind"]: row["count"] for row in free} == {"image": len(asked.pending), "text": 3}
+    assert {row["kind"]: row["count"] for row in free} == {"image": len(queried.pending), "text": 3}
     assert {(row["asker"], row["micro"]) for row in free} == {("", 0)}
     assert rows == sorted(rows, key=lambda row: row["at"])
     paid = list(csv.DictReader(io.StringIO(bill(run, "--csv").stdout)))

@@ -43,7 +43,7 @@ def test_sharing_changes_no_weight(shapes: Path, recording: Path, tmp_path: Path
     monkeypatch.setattr(features, "compute_features", counted)
     backbone, _ = pretrained_backbone("test_efficientnet", "none", image_size=32)
     torch.save(backbone.state_dict(), tmp_path / "start.pth")
-    shared_cache, store = tmp_path / "shelf", tmp_path / "store"
+    shared_cache, store = tmp_path / "cache", tmp_path / "store"
     for target in ("paint", "ink"):
         for number, lambda_ in enumerate((0.5, 0.9)):
             settings = fixed_start(quick_settings(shapes, recording), tmp_path / "start.pth")
@@ -60,19 +60,19 @@ def test_sharing_changes_no_weight(shapes: Path, recording: Path, tmp_path: Path
 
 
 def test_a_first_stage_is_gone_through_once(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    shared_cache, store = tmp_path / "shelf", tmp_path / "store"
+    shared_cache, store = tmp_path / "cache", tmp_path / "store"
     settings = quick_settings(shapes, recording)
     first = vl2v.distill(settings, tmp_path / "first", store=store, shared_cache=shared_cache)
-    told: list[str] = []
+    stages: list[str] = []
     settings["stages"]["distill"] |= {"lr": 1e-4}
     second = vl2v.distill(
         settings,
         tmp_path / "second",
         store=store,
         shared_cache=shared_cache,
-        progress=lambda what, *rest: told.append(what),
+        progress=lambda what, *rest: stages.append(what),
     )
-    assert "align" not in told and "distill" in told
+    assert "align" not in stages and "distill" in stages
     assert same(second, vl2v.distill(settings, tmp_path / "alone", store=store))
     assert not same(first, second)
     stages = [line.split('"stage": "')[1][:5] for line in (second.folder / "metrics.jsonl").read_text().splitlines()]
@@ -82,7 +82,7 @@ def test_a_first_stage_is_gone_through_once(shapes: Path, recording: Path, tmp_p
 def test_a_first_stage_of_another_lambda_is_not_taken(
     shapes: Path, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shared_cache, store, ended = tmp_path / "shelf", tmp_path / "store", []
+    shared_cache, store, ended = tmp_path / "cache", tmp_path / "store", []
     for share in (0.0, 1.0):  # chosen on the same images, as after a change of the rule
         monkeypatch.setattr("vl2v.runs.targets.best_lambda", lambda *found, share=share: share)
         settings = quick_settings(shapes, recording, "adip-plus")
@@ -93,30 +93,30 @@ def test_a_first_stage_of_another_lambda_is_not_taken(
 
 
 def test_methods_that_begin_alike_share_their_beginning(shapes: Path, recording: Path, tmp_path: Path) -> None:
-    shared_cache, store = tmp_path / "shelf", tmp_path / "store"
+    shared_cache, store = tmp_path / "cache", tmp_path / "store"
     for first, second, stage in (("adip", "adip-plus", "align"), ("lp-ft", "soup", "probe")):
         vl2v.distill(quick_settings(shapes, recording, first), tmp_path / first, store=store, shared_cache=shared_cache)
-        told: list[str] = []
+        stages: list[str] = []
         settings = quick_settings(shapes, recording, second)
         shared = vl2v.distill(
             settings,
             tmp_path / second,
             store=store,
             shared_cache=shared_cache,
-            progress=lambda what, *rest, told=told: told.append(what),
+            progress=lambda what, *rest, stages=stages: stages.append(what),
         )
-        assert stage not in told
+        assert stage not in stages
         assert same(shared, vl2v.distill(settings, tmp_path / f"{second}-alone", store=store))
     other = quick_settings(shapes, recording, "adip") | {"loss": {"lambda": 0.9}}
-    told = []
+    stages = []
     vl2v.distill(
         other,
         tmp_path / "other",
         store=store,
         shared_cache=shared_cache,
-        progress=lambda what, *rest: told.append(what),
+        progress=lambda what, *rest: stages.append(what),
     )
-    assert "align" in told  # its loss is another
+    assert "align" in stages  # its loss is another
 
 
 def test_measuring_alone_writes_nothing(trained: Callable[[str], vl2v.Run]) -> None:

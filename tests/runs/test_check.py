@@ -45,7 +45,7 @@ def recorded(shapes: Path, folder: Path, texts: dict[str, np.ndarray], noise: fl
     return f"recorded:{folder}"
 
 
-def asked(store: Path) -> Counter[str]:
+def queried(store: Path) -> Counter[str]:
     with EmbeddingStore(store, read_only=True) as opened:
         return sum((Counter({question.kind: question.count}) for question in opened.queries()), Counter())
 
@@ -60,16 +60,16 @@ def check(quick: dict[str, Any], tmp_path: Path):
 
 
 def test_a_small_balanced_sample_is_asked_about_once_after_its_cost_was_told(check, tmp_path: Path) -> None:
-    told: list[str] = []
+    shown: list[str] = []
     found = check(
-        images=18, before=lambda words: told.append(f"{words} {(tmp_path / 'store/answers.sqlite').stat().st_size}")
+        images=18, before=lambda words: shown.append(f"{words} {(tmp_path / 'store/answers.sqlite').stat().st_size}")
     )
-    assert told[0].startswith("images: 18: 18 queries, 0 cached, 18 pending\ntexts: ")
-    assert asked(tmp_path / "store") == {"image": 18, "text": 3}
+    assert shown[0].startswith("images: 18: 18 queries, 0 cached, 18 pending\ntexts: ")
+    assert queried(tmp_path / "store") == {"image": 18, "text": 3}
     assert [(share.name, share.images) for share in found.domains] == [("chalk", 9), ("ink", 9)], "paint is unseen"
     assert [(share.name, share.images) for share in found.classes] == [(name, 6) for name in CLASSES]
     assert check(images=18) == found
-    assert asked(tmp_path / "store") == {"image": 18, "text": 3}, "nothing twice"
+    assert queried(tmp_path / "store") == {"image": 18, "text": 3}, "nothing twice"
 
 
 @pytest.mark.parametrize("count", [7, 10, 23, 50])
@@ -191,7 +191,7 @@ def merge_data(quick: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 class Vendor:
-    """A rented teacher: a cent a question, refuses one image."""
+    """A paid teacher: a cent a query, refuses one image."""
 
     name, fingerprint, dim, logit_scale, currency = "vendor:m", "v" * 32, DIM, None, "USD"
     doubt = ""
@@ -216,23 +216,23 @@ class Vendor:
             yield Embedded((place,), unit, lambda n=number: self.budget.settle(n, "answered"))
 
 
-def test_a_rented_teacher_is_asked_when_its_price_is_known_and_within_the_budget(
+def test_a_paid_teacher_is_queried_when_its_price_is_known_and_within_the_budget(
     quick: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vl2v.runs.check.the_teacher", lambda config: Vendor("ink/box/0"))
-    store, told = tmp_path / "store", []
+    store, result = tmp_path / "store", []
     with pytest.raises(BudgetReached):
-        check_teacher(quick, images=30, store=store, before=told.append)
-    assert "price: at most" in told[0] and "spent so far" in told[0]
-    assert check_cost(quick, images=30, store=store).summary() == told[0]
-    assert not asked(store)
-    found = check_teacher(quick, images=30, store=store, budget=5, before=told.append)
+        check_teacher(quick, images=30, store=store, before=result.append)
+    assert "price: at most" in result[0] and "spent so far" in result[0]
+    assert check_cost(quick, images=30, store=store).summary() == result[0]
+    assert not queried(store)
+    found = check_teacher(quick, images=30, store=store, budget=5, before=result.append)
     assert found.everything.accuracy == 1
     assert found.everything.images == 30 - len(found.refused) < 30
     assert {refusal.reason for refusal in found.refused} == {"too plain"}
-    before = asked(store)
+    before = queried(store)
     assert check_teacher(quick, images=30, store=store, budget=5) == found
-    assert set((asked(store) - before).values()) <= {len(found.refused)}, "only what was refused, and the canaries"
+    assert set((queried(store) - before).values()) <= {len(found.refused)}, "only what was refused, and the canaries"
 
 
 def test_what_another_process_is_buying_is_waited_for(
@@ -250,7 +250,7 @@ def test_what_another_process_is_buying_is_waited_for(
         with FileLock(store / f"buying-{Vendor.fingerprint}.lock"):
             check = pool.submit(check_teacher, quick, images=12, store=store, budget=5, progress=progress)
             assert waits.wait(300)
-            assert not asked(store)
+            assert not queried(store)
         assert check.result().everything.accuracy == 1
 
 
@@ -270,7 +270,7 @@ def test_the_command_prints_a_verdict_or_json(
 
     code, out, err = run("--dry-run")
     assert code == 0 and out.startswith("images: 20: 20 queries, 0 cached, 20 pending")
-    assert not asked(tmp_path / "store")
+    assert not queried(tmp_path / "store")
     code, out, err = run()
     assert code == 0 and "Worth distilling" in " ".join(out.split())
     assert "images: 20: 20 queries, 0 cached, 20 pending" in err

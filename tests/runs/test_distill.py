@@ -152,8 +152,8 @@ def test_the_teacher_is_asked_once_whatever_is_run(quick: dict[str, Any], tmp_pa
             settings = {**quick, "seed": seed, "data": {**quick["data"], "target": [target]}}
             vl2v.distill(settings, tmp_path / f"{target}{seed}", store=tmp_path / "store")
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:
-        asked = {kind: sum(q.count for q in store.queries() if q.kind == kind) for kind in ("image", "text")}
-    assert asked == {"image": 3 * 36, "text": 3}
+        queried = {kind: sum(q.count for q in store.queries() if q.kind == kind) for kind in ("image", "text")}
+    assert queried == {"image": 3 * 36, "text": 3}
 
 
 def test_swad_ships_the_averaged_weights(calm: vl2v.Run, quick: dict[str, Any], tmp_path: Path) -> None:

@@ -167,6 +167,6 @@ def test_of_a_folder_that_is_predicted_on_what_training_would_take(run: vl2v.Run
     (tmp_path / "q" / "linked").symlink_to("real")
     (tmp_path / "q" / "out.png").symlink_to(shapes / "ink" / "box" / "00.png")
     found = dict(vl2v.predict(run, [tmp_path / "q"]))
-    told = {path.relative_to(tmp_path / "q").as_posix(): answer for path, answer in found.items()}
-    assert told.pop("out.png") == "a link to outside the dataset's folder"
-    assert sorted(told) == [f"{folder}/{number:02}.png" for folder in ("linked", "real") for number in range(12)]
+    result = {path.relative_to(tmp_path / "q").as_posix(): answer for path, answer in found.items()}
+    assert result.pop("out.png") == "a link to outside the dataset's folder"
+    assert sorted(result) == [f"{folder}/{number:02}.png" for folder in ("linked", "real") for number in range(12)]

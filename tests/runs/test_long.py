@@ -71,8 +71,8 @@ def test_once_more_ends_alike_after_an_interruption(shapes: Path, recording: Pat
     whole = vl2v.distill(settings, tmp_path / "whole", store=tmp_path / "store")
     seen = []
 
-    def second_time(told: str, done: int, total: int, words: str) -> None:
-        seen.append((told, done))
+    def second_time(result: str, done: int, total: int, words: str) -> None:
+        seen.append((result, done))
         if seen.count(("distill", 3)) == 2:
             raise Interrupted
 

@@ -116,11 +116,11 @@ def test_an_interrupted_run_ends_the_same(
 def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "adip-plus")
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
-    told = json.loads((run.folder / "chosen.json").read_text())
-    accuracies = {float(share): accuracy for share, accuracy in told["accuracies"].items()}
+    result = json.loads((run.folder / "chosen.json").read_text())
+    accuracies = {float(share): accuracy for share, accuracy in result["accuracies"].items()}
     learnt = sum(run.classifier.about["images"].values())
-    assert told["lambda"] == best_lambda(accuracies, learnt)
-    settings["loss"] = {"lambda": told["lambda"], "temperature": told["temperature"]}
+    assert result["lambda"] == best_lambda(accuracies, learnt)
+    settings["loss"] = {"lambda": result["lambda"], "temperature": result["temperature"]}
     given = vl2v.distill(settings, tmp_path / "given", store=tmp_path / "store")
     assert same(weights(run), weights(given)) and not (given.folder / "chosen.json").exists()
 
@@ -217,7 +217,7 @@ def test_wise_ft_ends_halfway_to_the_zero_shot_weights(shapes: Path, recording: 
 def test_adip_plus_ends_where_source_validation_is_best(
     shapes: Path, recording: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    monkeypatch.setattr("vl2v.runs.heads.align_again", lambda *_: None)  # else P is another one than was judged
+    monkeypatch.setattr("vl2v.runs.heads.align_again", lambda *_: None)  # else P is another one than was measured
 
     def trained(*ways: float) -> tuple[dict[str, torch.Tensor], float]:
         monkeypatch.setattr("vl2v.methods.adip.INTERPOLATE", ways)

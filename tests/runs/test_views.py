@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import vl2v
-from vendor.rented import Stub, running
+from vendor.servers import Stub, running
 from vl2v.data import audit, open_dataset
 from vl2v.embeddings.schema import image_key
 from vl2v.embeddings.store import EmbeddingStore
@@ -114,9 +114,9 @@ def test_student_and_teacher_have_each_their_fit_everywhere(
 def test_views_of_another_size_are_told_of(quick: dict[str, Any], teacher: Stub, store: Path, tmp_path: Path) -> None:
     settings = with_(quick, "teacher", views=1)
     vl2v.embed(with_(settings, "student", image_size=48), store=store)
-    told: list[str] = []
-    vl2v.distill(settings, tmp_path / "run", store=store, progress=lambda what, *_: told.append(what))
-    assert "querying stub:m about views of 32 px, those cached are of 48 px" in told
+    result: list[str] = []
+    vl2v.distill(settings, tmp_path / "run", store=store, progress=lambda what, *_: result.append(what))
+    assert "querying stub:m about views of 32 px, those cached are of 48 px" in result
 
 
 def test_views_of_another_size_are_not_bought_by_mistake(

@@ -75,8 +75,8 @@ class Servers:
     ) -> str:
         """Start a server and return its address."""
         student = student if isinstance(student, Exported) else load(student or self.opened, threads=1)
-        asked = open_teacher(teacher) if isinstance(teacher, str) else teacher
-        teacher_client = TeacherClient(student, self.store, asked, budget)
+        source = open_teacher(teacher) if isinstance(teacher, str) else teacher
+        teacher_client = TeacherClient(student, self.store, source, budget)
         self.running.append(Loopback(create_app(student, teacher_client, TrafficLog(student, log, images), **more)))
         return self.running[-1].url
 

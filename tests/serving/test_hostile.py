@@ -17,8 +17,7 @@ from vl2v.data.decoding import decode
 from vl2v.errors import ConfigError
 from vl2v.serving import access, decoders
 from vl2v.serving import serve as serving
-from vl2v.serving.decoders import Decoders, Turns
-from vl2v.serving.network import BadImage
+from vl2v.serving.decoders import BadImage, Decoders, Turns
 from vl2v.web.batches import Batches, Busy, Waited
 
 from .conftest import Servers, http

@@ -24,7 +24,7 @@ from typer.testing import CliRunner
 import vl2v
 import vl2v.deploy.runtime
 from loopback import started_server, until, until_accepted
-from vendor.rented import Running, running
+from vendor.servers import Running, running
 from vl2v.cli.app import app
 from vl2v.data.augment import evaluation_view
 from vl2v.data.decoding import decode
@@ -34,8 +34,8 @@ from vl2v.errors import ConfigError, StudentError
 from vl2v.serving import serve as serving
 from vl2v.serving import teaching
 from vl2v.serving.access import OPEN
-from vl2v.serving.network import Network
 from vl2v.serving.requests import BODY
+from vl2v.serving.service import Network
 from vl2v.teachers import open_teacher
 from vl2v.teachers.protocol import Teacher
 from vl2v.web.batches import Busy
@@ -81,9 +81,9 @@ def test_the_kserve_protocol_takes_pixels_and_files(served: Servers, opened: Pat
         outputs = {output["name"]: output["data"] for output in answer["outputs"]}
         assert answer["id"] == "7" and outputs["label"] == [wanted.label] and outputs["best"] == [wanted.best]
         assert outputs["probabilities"] == pytest.approx(list(wanted.probabilities.values()), abs=1e-5)
-    asked = {"inputs": [file], "outputs": [{"name": "label"}]}
-    assert len(http.post(f"{url}/v2/models/shapes/infer", json=asked).json()["outputs"]) == 1
-    assert http.post(f"{url}/v2/models/other/infer", json=asked).status_code == 404
+    body = {"inputs": [file], "outputs": [{"name": "label"}]}
+    assert len(http.post(f"{url}/v2/models/shapes/infer", json=body).json()["outputs"]) == 1
+    assert http.post(f"{url}/v2/models/other/infer", json=body).status_code == 404
     wrong = {**flat, "shape": [1, 16, 16, 3]}
     assert "[n, 32, 32, 3]" in http.post(f"{url}/v2/models/shapes/infer", json={"inputs": [wrong]}).json()["error"]
 
@@ -140,11 +140,11 @@ def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, image: byte
     Image.new("1", (9000, 9000)).save(bomb, "PNG")
     answer = http.post(f"{url}/predict", files={"image": bomb.getvalue()})
     assert answer.status_code == 400 and "too large (9000x9000 pixels)" in answer.text
-    told = HTTPConnection(url.removeprefix("http://"))
-    told.putrequest("POST", "/predict")
-    told.putheader("Content-Length", str(BODY + 1))
-    told.endheaders()  # its first byte is never sent
-    assert told.getresponse().status == 413
+    result = HTTPConnection(url.removeprefix("http://"))
+    result.putrequest("POST", "/predict")
+    result.putheader("Content-Length", str(BODY + 1))
+    result.endheaders()  # its first byte is never sent
+    assert result.getresponse().status == 413
     sent: list[int] = []
 
     def endless() -> Any:
@@ -241,7 +241,7 @@ def pupil_of(vendor: Running, opened: Path) -> tuple[vl2v.deploy.runtime.Exporte
     return student, teacher
 
 
-def test_a_rented_teacher_is_paid_once_an_image_and_within_the_budget(
+def test_a_paid_teacher_is_paid_once_an_image_and_within_the_budget(
     served: Servers, opened: Path, shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "vendor", price=5) as vendor:
@@ -252,14 +252,14 @@ def test_a_rented_teacher_is_paid_once_an_image_and_within_the_budget(
         url = served(student, teacher, budget=27e-6)
         assert http.get(f"{url}/about").json()["teacher"]["bill"] == "0.00 USD of 0.000027 USD"
         images = [b64(file.read_bytes()) for file in sorted((shapes / "paint").rglob("*.png"))[:3]]
-        asked = [http.post(f"{url}/teacher", json={"image": images[number]}) for number in (0, 1, 0, 2)]
-        assert [answer.status_code for answer in asked] == [200, 200, 200, 402]
-        assert asked[2].json()["teacher"]["bill"] == "0.000025 USD of 0.000027 USD"
-        assert asked[3].json() == {"error": "the budget for the teacher is used up"}
+        replies = [http.post(f"{url}/teacher", json={"image": images[number]}) for number in (0, 1, 0, 2)]
+        assert [answer.status_code for answer in replies] == [200, 200, 200, 402]
+        assert replies[2].json()["teacher"]["bill"] == "0.000025 USD of 0.000027 USD"
+        assert replies[3].json() == {"error": "the budget for the teacher is used up"}
         assert (
             vendor.meter.sold("client") == 5
         )  # a known text, an image, and the image's bytes as a text: once; and two images
-        assert vendor.key not in "".join(answer.text for answer in asked)
+        assert vendor.key not in "".join(answer.text for answer in replies)
 
 
 def test_the_bill_is_told_while_a_question_is_in_flight(
@@ -451,8 +451,8 @@ def test_a_run_without_an_export_is_exported_first(
         (bare / "student" / file.name).write_bytes(file.read_bytes())
     taken: list[Path] = []
     monkeypatch.setattr(serving, "serve", lambda file, **options: taken.append(file))
-    told = CliRunner().invoke(app, ["serve", str(bare), "--store", str(run.folder.with_name("store"))])
-    assert told.exit_code == 0 and taken == [bare / "student.onnx"]
+    result = CliRunner().invoke(app, ["serve", str(bare), "--store", str(run.folder.with_name("store"))])
+    assert result.exit_code == 0 and taken == [bare / "student.onnx"]
     assert vl2v.deploy.runtime.load(taken[0]).card["form"] == "open"
     with pytest.raises(StudentError, match=r"`vl2v export .*` makes one"):
         vl2v.deploy.runtime.exports_in(tmp_path)
@@ -465,10 +465,10 @@ def test_of_two_exports_one_is_served_and_the_other_named(
     shutil.copyfile(opened, tmp_path / "student.onnx")
     taken: list[Path] = []
     monkeypatch.setattr(serving, "serve", lambda file, **options: taken.append(file))
-    told = CliRunner().invoke(app, ["serve", str(tmp_path)])
-    assert taken.pop().name == "student-int8.onnx" and "student.onnx (open form, fp32) isn't served" in told.stderr
-    told = CliRunner().invoke(app, ["serve", str(tmp_path), "--teacher", f"recorded:{recording}"])
-    assert taken.pop().name == "student.onnx" and "student-int8.onnx (closed form, fp32) isn't served" in told.stderr
+    result = CliRunner().invoke(app, ["serve", str(tmp_path)])
+    assert taken.pop().name == "student-int8.onnx" and "student.onnx (open form, fp32) isn't served" in result.stderr
+    result = CliRunner().invoke(app, ["serve", str(tmp_path), "--teacher", f"recorded:{recording}"])
+    assert taken.pop().name == "student.onnx" and "student-int8.onnx (closed form, fp32) isn't served" in result.stderr
 
 
 def test_a_teacher_that_the_export_has_no_use_for_is_refused(served: Servers, closed: Path, recording: Path) -> None:
@@ -484,9 +484,9 @@ def test_an_export_that_knows_other_classes_than_the_student_is_not_served(
     student = vl2v.Classifier.load(tmp_path / "student")
     student.add_class("star", np.eye(1, 16, dtype=np.float32)[0])
     student.save(tmp_path / "student")
-    told = CliRunner().invoke(app, ["serve", str(tmp_path)])
-    assert isinstance(told.exception, StudentError)
-    assert "student.onnx: exported before the student's classes changed; export it again" in str(told.exception)
+    result = CliRunner().invoke(app, ["serve", str(tmp_path)])
+    assert isinstance(result.exception, StudentError)
+    assert "student.onnx: exported before the student's classes changed; export it again" in str(result.exception)
     (tmp_path / "student" / "student.json").write_text("{}")
     assert "student.json: corrupt" in str(CliRunner().invoke(app, ["serve", str(tmp_path)]).exception)
 
@@ -516,8 +516,8 @@ def test_it_says_where_it_listens_and_answers_there(opened: Path, image: bytes, 
 
 @pytest.mark.parametrize("command", [["serve", "x.onnx"], ["vendor", "serve", "--teacher", "tiny"]])
 def test_a_port_is_one_that_there_is(command: list[str]) -> None:
-    told = CliRunner().invoke(app, [*command, "--port", "99999"])
-    assert told.exit_code == 2 and "65535" in told.stderr
+    result = CliRunner().invoke(app, [*command, "--port", "99999"])
+    assert result.exit_code == 2 and "65535" in result.stderr
 
 
 def test_requests_that_come_while_a_worker_ends_are_worked_on() -> None:

@@ -42,12 +42,12 @@ def test_traffic_is_logged_without_images_and_monitored(
     student = load(opened, threads=1)
     expected = student.run(np.stack([student.view(data) for _, data in sent]))
     np.testing.assert_allclose(traffic.rows, expected, atol=1e-3)
-    told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--json"])
-    found = json.loads(told.stdout)
+    result = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--json"])
+    found = json.loads(result.stdout)
     assert len(sent) - 1 <= found["images"] <= len(sent), "images that look alike to the student count once"
     assert found["distance"] == pytest.approx(gauge, rel=0.05)
-    told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened.parent)])
-    assert told.exit_code == 0 and "from the training domains" in told.stdout and "unknown" in told.stdout
+    result = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened.parent)])
+    assert result.exit_code == 0 and "from the training domains" in result.stdout and "unknown" in result.stdout
 
 
 def test_a_log_is_gone_on_with_after_a_crash(opened: Path, tmp_path: Path, shapes: Path) -> None:
@@ -80,9 +80,9 @@ def test_a_full_log_makes_way_for_another(opened: Path, tmp_path: Path, monkeypa
     assert times == list(range(round(times[0]), 200)) and 0 < times[0] < 150  # the latest, without a gap
     last = read_log(log, student, last=40)
     assert last.times == list(range(160, 200)) and len(last.rows) == len(last.labels) == len(last.best) == 40
-    told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--last", "40"])
+    result = CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--last", "40"])
     began, ended = (datetime.fromtimestamp(at).astimezone().isoformat(" ", "seconds") for at in (160, 199))
-    assert f"images of {began} to {ended}\n" in told.stdout
+    assert f"images of {began} to {ended}\n" in result.stdout
     found = json.loads(CliRunner().invoke(app, ["monitor", str(log), "--run", str(opened), "--json"]).stdout)
     assert found["last"] == ended and found["images"] == 1, "one image, again and again"
 
@@ -111,12 +111,12 @@ def test_the_export_whose_log_it_is_is_found(opened: Path, closed: Path, tmp_pat
     log = tmp_path / "live.jsonl"
     for served in (opened, closed):
         TrafficLog(load(served), log).close()
-        told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(tmp_path)])
-        assert told.exit_code == 0 and "too few images to tell (0 of 30)" in told.stdout, told.output
+        result = CliRunner().invoke(app, ["monitor", str(log), "--run", str(tmp_path)])
+        assert result.exit_code == 0 and "too few images to tell (0 of 30)" in result.stdout, result.output
         log.unlink()
     log.write_text('{"vl2v log": 1, "student": "another"}\n')
-    told = CliRunner().invoke(app, ["monitor", str(log), "--run", str(tmp_path)])
-    assert isinstance(told.exception, DataError) and "another student's log" in str(told.exception)
+    result = CliRunner().invoke(app, ["monitor", str(log), "--run", str(tmp_path)])
+    assert isinstance(result.exception, DataError) and "another student's log" in str(result.exception)
 
 
 def test_another_students_log_is_refused(opened: Path, closed: Path, tmp_path: Path) -> None:

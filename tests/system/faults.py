@@ -24,7 +24,7 @@ import httpx2
 import numpy as np
 from PIL import Image
 
-from vendor.rented import Running, Stub
+from vendor.servers import Running, Stub
 from vl2v.data import audit, open_dataset
 from vl2v.embeddings.ledger import FILE_NAME, Ledger
 from vl2v.embeddings.schema import image_key

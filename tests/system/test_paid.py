@@ -15,7 +15,7 @@ import tomli_w
 
 from little import quick_settings
 from typed import Said, typed
-from vendor.rented import row, running
+from vendor.servers import row, running
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.runs.query import embed
 
@@ -78,8 +78,8 @@ def test_price_budget_bill_and_a_student(command, vendor, tmp_path: Path) -> Non
     more = command("classes", "add", tmp_path / "run", "zebra", "--budget", "0.002")
     assert more.returncode == 0, more.stderr
     rows = list(csv.DictReader(io.StringIO(command("bill", tmp_path / "run", "--csv").stdout)))
-    asked = [(row["kind"], row["count"], row["micro"]) for row in rows]
-    assert asked == [(kind, "1", str(PRICE)) for kind in ("text", "image", "text")], "the canaries and the zebra"
+    billed = [(row["kind"], row["count"], row["micro"]) for row in rows]
+    assert billed == [(kind, "1", str(PRICE)) for kind in ("text", "image", "text")], "the canaries and the zebra"
     table = command("bill").stdout
     assert "answered" in table and "total: 0.00166 USD" in table
 
@@ -102,12 +102,12 @@ def test_what_the_common_store_knows_is_not_bought_again(
         (teacher,) = other.teachers()
         taken = {question.asked_at for question in one.queries()} & {q.asked_at for q in other.queries()}
         assert len(taken) == (0 if changed else len(one.queries()))
-    told = next(what for what in said if "copied" in what)
+    result = next(what for what in said if "copied" in what)
     if changed:
-        assert told.startswith("nothing is copied") and "of another model" in told
+        assert result.startswith("nothing is copied") and "of another model" in result
         assert vendor.meter.sold("client") > 2 * bought - 4
     else:
-        assert told == f"copied from {tmp_path / 'store'}: 75 embeddings of {teacher.name}"
+        assert result == f"copied from {tmp_path / 'store'}: 75 embeddings of {teacher.name}"
         assert vendor.meter.sold("client") == bought + 3  # whether it answers as before, and sees images
 
 

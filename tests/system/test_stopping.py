@@ -15,7 +15,7 @@ from PIL import Image
 
 from forks import Forked
 from teachers.paid.vendor import KEY, Vendor
-from vendor.rented import running
+from vendor.servers import running
 from vl2v.embeddings.ledger import Entry, Ledger
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.teachers.paid.teacher import CANARY_IMAGE, CANARY_TEXT
@@ -105,13 +105,9 @@ VERBS = {
     ("verb", "fault", "number"),
     [
         ("embed", "500", signal.SIGINT),
-        ("embed", "503", signal.SIGTERM),
-        ("embed", "hanging", signal.SIGINT),
         ("embed", "hanging", signal.SIGTERM),
         ("distill", "hanging", signal.SIGINT),
-        ("distill", "503", signal.SIGTERM),
-        ("teacher check", "hanging", signal.SIGTERM),
-        ("teacher check", "500", signal.SIGINT),
+        ("teacher check", "503", signal.SIGTERM),
         ("benchmark", "hanging", signal.SIGINT),
         ("benchmark", "503", signal.SIGTERM),
     ],

@@ -123,9 +123,9 @@ def test_logit_scale_and_name(tmp_path):
     teacher = open_teacher(f"recorded:{tmp_path}")
     assert (teacher.name, teacher.logit_scale, teacher.dim) == (f"recorded:{tmp_path.name}", None, 4)
     (tmp_path / "vendor.json").write_text(json.dumps({"name": "acme-7", "logit_scale": 20}))
-    told = open_teacher(f"recorded:{tmp_path}")
-    assert (told.name, told.logit_scale) == ("recorded:acme-7", 20.0)
-    assert told.fingerprint == teacher.fingerprint
+    opened = open_teacher(f"recorded:{tmp_path}")
+    assert (opened.name, opened.logit_scale) == ("recorded:acme-7", 20.0)
+    assert opened.fingerprint == teacher.fingerprint
 
 
 def test_fingerprint_changes_with_an_answer(tmp_path):

@@ -21,6 +21,7 @@ from lightning_fabric.strategies import ModelParallelStrategy
 from safetensors.torch import load_file
 
 import vl2v
+from forks import launched
 from little import Interrupted, quick_settings, stopping
 from vl2v.config import TrainConfig, validate
 from vl2v.embeddings.store import EmbeddingStore
@@ -57,16 +58,14 @@ def trained(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("devices")
     shutil.copytree(shapes / "paint" / "box", folder / "unlabelled")  # the recorded teacher knows them
     wanted = runs(shapes, recording, folder / "unlabelled")
-    for launcher, names in (([sys.executable], ["one"]), (TORCHRUN, STRATEGIES)):
+    for devices, names in ((1, ["one"]), (2, STRATEGIES)):
         together = {
             f"{name}/{method}": merge(settings, {"train": {"strategy": name}} if name in STRATEGIES else {})
             for name in names
             for method, settings in wanted.items()
         }
         (folder / "runs.json").write_text(json.dumps(together))
-        command = [*launcher, str(SCRIPT), str(folder / "runs.json"), str(folder)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        launched(devices, [str(SCRIPT), str(folder / "runs.json"), str(folder)], folder)
     return folder
 
 
@@ -106,12 +105,12 @@ def same_student(one: vl2v.Run, two: vl2v.Run) -> bool:
     return ours.keys() == theirs.keys() and all((ours[key] - theirs[key]).abs().max() < 1e-4 for key in ours)
 
 
-def test_the_teacher_is_asked_once_however_many_devices(trained: Path) -> None:
-    asked = []
+def test_the_teacher_is_queried_once_however_many_devices(trained: Path) -> None:
+    queries = []
     for name in ("one", *STRATEGIES):
         with EmbeddingStore(trained / name / "store", read_only=True) as store:
-            asked.append([(question.kind, question.count) for question in store.queries()])
-    assert asked[0] == asked[1] == asked[2] and asked[0]
+            queries.append([(question.kind, question.count) for question in store.queries()])
+    assert queries[0] == queries[1] == queries[2] and queries[0]
 
 
 def test_a_killed_run_goes_on_with_more_devices_with_fewer_and_with_another_strategy(
@@ -123,18 +122,18 @@ def test_a_killed_run_goes_on_with_more_devices_with_fewer_and_with_another_stra
     calm, fewer, out = (tmp_path / name for name in ("calm", "fewer", "run"))
     vl2v.distill(quick, calm, store=store)
     (tmp_path / "config.toml").write_text(tomli_w.dumps(quick))
-    command = [*TORCHRUN, "-m", "vl2v", "distill", "--config", str(tmp_path / "config.toml"), "--out", str(out)]
-    command += ["--store", str(store)]
+    words = ["distill", "--config", str(tmp_path / "config.toml"), "--out", str(out), "--store", str(store)]
 
     with pytest.raises(Interrupted):
         vl2v.distill(quick, out, store=store, progress=stopping("distill", 4))
-    kill_at(out / "checkpoints" / "01-00000006.safetensors", [*command, "--set", "train.strategy=fsdp"])
+    kill_at(
+        out / "checkpoints" / "01-00000006.safetensors",
+        [*TORCHRUN, "-m", "vl2v", *words, "--set", "train.strategy=fsdp"],
+    )
     assert not vl2v.Run(out).finished, "killed too late to show anything"
     shutil.copytree(out, fewer)
     vl2v.distill(quick, fewer, store=store)
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("student saved in") == 1
+    assert launched(2, words, tmp_path).count("student saved in") == 1
     for folder in (fewer, out):
         assert same_evaluation(vl2v.Run(calm).evaluation, vl2v.Run(folder).evaluation)
         assert same_student(vl2v.Run(calm), vl2v.Run(folder))

@@ -25,7 +25,7 @@ from vl2v.errors import ConfigError
 from vl2v.vendor import addresses
 from vl2v.vendor.addresses import Addresses, Unfetched
 
-from .rented import Running, row, running
+from .servers import Running, row, running
 
 
 def image() -> bytes:
@@ -180,19 +180,19 @@ def test_every_other_address_is_refused_unseen(gallery: Gallery, tmp_path: Path)
 
 def names(monkeypatch: pytest.MonkeyPatch, **found: str) -> list[str]:
     """Let names stand for addresses, the first time that they are looked up; return what is asked for."""
-    asked: list[str] = []
+    resolved: list[str] = []
     real = socket.getaddrinfo
 
     def look_up(host: Any, port: Any, *args: Any, **options: Any) -> Any:
         if host not in found:
             return real(host, port, *args, **options)
-        asked.append(host)
-        if asked.count(host) > 1:
+        resolved.append(host)
+        if resolved.count(host) > 1:
             raise AssertionError("looked up twice: it could stand for something else by now")
         return real(found[host], port, *args, **options)
 
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
-    return asked
+    return resolved
 
 
 PRIVATE = [
@@ -203,15 +203,15 @@ PRIVATE = [
 
 @pytest.mark.parametrize("place", PRIVATE)
 def test_a_name_that_stands_for_something_inside_is_refused(place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = names(monkeypatch, **{"images.test": place})
+    resolved = names(monkeypatch, **{"images.test": place})
     with pytest.raises(Unfetched, match="its host is not public"):
         fetched("images.test", scheme="https")
-    assert asked == ["images.test"]
+    assert resolved == ["images.test"]
 
 
 def test_what_was_checked_is_what_is_connected_to(gallery: Gallery, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = names(monkeypatch, **{"images.test": "127.0.0.1"})
-    assert fetched(f"images.test:{gallery.port}") == IMAGE and asked == ["images.test"]
+    resolved = names(monkeypatch, **{"images.test": "127.0.0.1"})
+    assert fetched(f"images.test:{gallery.port}") == IMAGE and resolved == ["images.test"]
     assert gallery.seen == [("/a.png", f"images.test:{gallery.port}")]
 
 

@@ -196,16 +196,16 @@ class Ray(Cluster):
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, notify: Notify) -> None:
         """Do the jobs; see `Engine`."""
         ray, task = self.start(), self.task(_ray_task)
-        ear = ray.remote(num_cpus=0)(_Ear).remote()
+        sink = ray.remote(num_cpus=0)(_Events).remote()
         folder, threads, since = str(work.folder.absolute()), str(self.processors), time.time()
         by_ref: dict[Any, Job] = {}
         for job in jobs:
-            by_ref[task.remote(folder, job, since, budget, threads, os.getcwd(), ear)] = job
+            by_ref[task.remote(folder, job, since, budget, threads, os.getcwd(), sink)] = job
         waiting = list(by_ref)
         while waiting:
             finished, waiting = ray.wait(waiting, num_returns=1, timeout=0.3)
             with suppress(ray.exceptions.RayError):
-                for event in ray.get(ear.take.remote()):
+                for event in ray.get(sink.take.remote()):
                     notify(event)
             for ref in finished:
                 job = by_ref[ref]
@@ -220,26 +220,26 @@ class Ray(Cluster):
                     notify({"event": "done" if good else "failed", "job": job.name})
 
 
-class _Ear:
-    """An actor that hears from tasks. With its node the view of them is lost, not the work."""
+class _Events:
+    """An actor that tasks send their events to. With its node the view of them is lost, not the work."""
 
     def __init__(self) -> None:
-        self.heard: list[dict[str, Any]] = []
+        self.events: list[dict[str, Any]] = []
 
-    def hear(self, event: dict[str, Any]) -> None:
-        self.heard.append(event)
+    def add(self, event: dict[str, Any]) -> None:
+        self.events.append(event)
 
     def take(self) -> list[dict[str, Any]]:
-        heard, self.heard = self.heard, []
-        return heard
+        events, self.events = self.events, []
+        return events
 
 
-def _ray_task(folder: str, job: Job, since: float, budget: float, threads: str, where: str, ear: Any) -> bool | None:
+def _ray_task(folder: str, job: Job, since: float, budget: float, threads: str, where: str, sink: Any) -> bool | None:
     import ray
 
     settle_in(threads, where)
     sent: list[Any] = []
-    notify = lambda event: sent.append(ear.hear.remote(event))  # noqa: E731 (nothing waits: who waits lends its processor)
+    notify = lambda event: sent.append(sink.add.remote(event))  # noqa: E731 (nothing waits: who waits lends its processor)
     good = attempt(WorkList(Path(folder)), job, since=since, budget=budget, notify=seldom(notify))
     with suppress(ray.exceptions.RayError):
         ray.get(sent)

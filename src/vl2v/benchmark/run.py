@@ -140,7 +140,7 @@ def plan(grid: Grid, out: Path, corruptions: Corruptions | None = None) -> Bench
         _same_data(grid, out)
     added = work.add(jobs)
     work.show(grid.variant, added)
-    work.ask_for(corruptions)
+    work.request_corruptions(corruptions)
     return Benchmark(work, added)
 
 

@@ -216,7 +216,7 @@ class WorkList:
         saved = read_json(self.folder / "corruptions.json")
         return None if saved is None else Corruptions(tuple(saved["kinds"]), saved["severity"])
 
-    def ask_for(self, corruptions: Corruptions | None) -> None:
+    def request_corruptions(self, corruptions: Corruptions | None) -> None:
         """Have students measured on these corruptions, or on none."""
         file = self.folder / "corruptions.json"
         with self.lock():

@@ -61,14 +61,14 @@ def list_keys(
     ledger: LedgerFile = Path("sold.sqlite"),
 ) -> None:
     """List the clients with limits, prices in millionths and purchases."""
+    from vl2v.table import Table
     from vl2v.vendor.keys import read_keys
     from vl2v.vendor.meter import sums
 
     found = read_keys(keys).keys
     bought = sums(ledger) if ledger.exists() else {}
-    rows: list[tuple[str, ...]] = [
-        ("NAME", "RATE", "QUOTA", "IMAGE", "TEXT", "REQUESTS", "IMAGES", "TEXTS", "SUM", "REVOKED")
-    ]
+    heads = ["name", "rate", "quota", "an image", "a text", "requests", "images", "texts", "sum", "revoked"]
+    rows = []
     for key in found:
         had = bought.pop(key.name, {})
         limits = ["-" if limit is None else str(limit) for limit in (key.rate, key.quota)]
@@ -76,9 +76,7 @@ def list_keys(
         revoked = "-" if key.revoked is None else f"{key.revoked:%Y-%m-%d}"
         rows.append((key.name, *limits, *prices, *_sums(had), revoked))
     rows += [(name, "-", "-", "-", "-", *_sums(had), "no key") for name, had in bought.items()]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    Table(heads, rows, left=("name", "revoked")).print()
     if not ledger.exists():
         say(f"{ledger}: no ledger yet, so nothing is counted; choose another with --ledger", err=True)
 

@@ -18,7 +18,7 @@ from vl2v.data.layouts import split_like
 from vl2v.data.near_duplicates import near_copies
 from vl2v.data.splits import leave_out
 from vl2v.errors import DataError
-from vl2v.names import UNKNOWN, listed, look_of, same_name, says_nothing
+from vl2v.names import UNKNOWN, listed, same_name, says_nothing, skeleton
 
 
 @dataclass(frozen=True)
@@ -309,7 +309,7 @@ def _names(dataset: DomainDataset) -> Iterator[str]:
     for names, kind in ((dataset.classes, "classes"), (dataset.domains, "domains")):
         alike: dict[str, list[str]] = defaultdict(list)
         for name in names:
-            alike[look_of(name)].append(name)
+            alike[skeleton(name)].append(name)
         for group in alike.values():
             if len(group) > 1:
                 yield f"{kind} {' and '.join(map(repr, group))} look like the same; rename one if they are"

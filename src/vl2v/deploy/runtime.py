@@ -146,7 +146,7 @@ class Exported(Predictor):
         return out if self._texts is None else np.asarray(self.card["scale"] * out @ self._texts.T)
 
 
-def softmax(logits: NDArray[np.float32]) -> NDArray[np.float32]:
+def softmax(logits: NDArray[Any]) -> NDArray[Any]:
     """Return probabilities [n, C] of logits [n, C]."""
     powers = np.exp(logits - logits.max(1, keepdims=True))
     return np.asarray(powers / powers.sum(1, keepdims=True))

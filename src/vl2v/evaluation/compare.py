@@ -73,7 +73,7 @@ def wilson(correct: int, total: int, confidence: float = 0.95) -> tuple[float, f
     return max(0.0, middle - half), min(1.0, middle + half)
 
 
-def paired_difference(one: Right, other: Right, *, judged: int = 1) -> Difference:
+def paired_difference(one: Right, other: Right, *, comparisons: int = 1) -> Difference:
     """Return how much more accurate `one` is than `other` on the same images.
 
     Agresti and Min (Statistics in Medicine 2005): Wald's interval with half an image added to each of the four
@@ -82,15 +82,15 @@ def paired_difference(one: Right, other: Right, *, judged: int = 1) -> Differenc
     Args:
         one: [n], n > 0.
         other: [n].
-        judged: how many such differences are compared at once; all their intervals hold at once (Bonferroni).
+        comparisons: how many such differences are compared at once; all their intervals hold at once (Bonferroni).
     """
-    return paired_interval(int((one & ~other).sum()), int((other & ~one).sum()), len(one), judged=judged)
+    return paired_interval(int((one & ~other).sum()), int((other & ~one).sum()), len(one), comparisons=comparisons)
 
 
-def paired_interval(gained: float, lost: float, count: float, *, judged: int = 1) -> Difference:
+def paired_interval(gained: float, lost: float, count: float, *, comparisons: int = 1) -> Difference:
     """Return `paired_difference` of counts: what only the one has right, only the other, and all."""
     more = (gained - lost) / (count + 2)
-    half = _z(1 - 0.05 / judged) * (((gained + lost + 1) / (count + 2) - more**2) / (count + 2)) ** 0.5
+    half = _z(1 - 0.05 / comparisons) * (((gained + lost + 1) / (count + 2) - more**2) / (count + 2)) ** 0.5
     return Difference((gained - lost) / count, max(more - half, -1.0), min(more + half, 1.0))
 
 

@@ -161,7 +161,7 @@ class Worker:
         given = json.dumps({**asdict(way), "path": str(way.path), "threads": threads})
         command = [sys.executable, "-m", "vl2v.export.measure", given]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self._answer()
+        self._reply()
 
     def __call__(self, batch: int, seconds: float) -> list[float]:
         """Return the seconds of each call."""
@@ -182,9 +182,9 @@ class Worker:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps(call_settings) + "\n")
         self._process.stdin.flush()
-        return self._answer()
+        return self._reply()
 
-    def _answer(self) -> Any:
+    def _reply(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:

@@ -82,8 +82,8 @@ class Parity:
     def worse(self) -> bool:
         """Whether more than `POINTS` of accuracy are lost beyond chance: on all images, or on those of a domain."""
         every = [self._all, *((*self.changed[name], self.images[name]) for name in self.changed)]
-        judged = len(every) if len(self.changed) > 1 else 1
-        return any(_loss(*counts, judged=judged)[0] > POINTS for counts in every)
+        comparisons = len(every) if len(self.changed) > 1 else 1
+        return any(_loss(*counts, comparisons=comparisons)[0] > POINTS for counts in every)
 
     @property
     def wanted(self) -> int:
@@ -254,9 +254,9 @@ def check_inside(made: Exported, plain: Exported, images: Iterable[Pixels]) -> t
     return len(pairs), apart
 
 
-def _loss(lost: float, gained: float, count: float, *, judged: int = 1) -> tuple[float, float]:
+def _loss(lost: float, gained: float, count: float, *, comparisons: int = 1) -> tuple[float, float]:
     """Return the interval of how much accuracy is lost, of counts of paired images."""
-    found = paired_interval(gained, lost, count, judged=judged)
+    found = paired_interval(gained, lost, count, comparisons=comparisons)
     return -found.high, -found.low
 
 

@@ -326,8 +326,8 @@ def export_student(
         final = with_preprocessing(made, kind, sources, preprocess)
         parity = final.parity
         if page:
-            told = public_card(final.path, exporter.classifier, parity)
-            write_web(final.path, told, out, others=others, runtime=runtime, progress=progress)
+            public = public_card(final.path, exporter.classifier, parity)
+            write_web(final.path, public, out, others=others, runtime=runtime, progress=progress)
         else:
             final.copy(out)
             if card and kind != "coreml":

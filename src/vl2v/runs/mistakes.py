@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from vl2v.config import RunConfig
 from vl2v.data.dataset import DomainDataset
+from vl2v.deploy.runtime import softmax
 from vl2v.embeddings.maintain import find_teacher
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.embeddings.schema import image_key, text_key
@@ -72,7 +73,7 @@ def suspects(
         >>> [(one.image, one.suggested) for one in suspects(images, np.eye(8)[:2], labels, contents)]
         [(7, 1)]
     """
-    teacher, student = _judges(images, texts, labels, contents)
+    teacher, student = _opinions(images, texts, labels, contents)
     together = _together(teacher, student)
     doubted = np.flatnonzero((teacher.argmax(1) != labels) & (student.argmax(1) != labels))
     suggested = together.argmax(1)
@@ -88,15 +89,15 @@ def probabilities(
     images: NDArray[np.float32], texts: NDArray[np.float32], labels: NDArray[np.int64], contents: Sequence[bytes]
 ) -> Floats:
     """Return the classes' probabilities [n, C] by teacher and student together; see `suspects`."""
-    return _together(*_judges(images, texts, labels, contents))
+    return _together(*_opinions(images, texts, labels, contents))
 
 
 def _together(teacher: Floats, student: Floats) -> Floats:
     """Return the geometric mean of two classifiers' probabilities [n, C]."""
-    return _softmax((np.log(teacher + 1e-9) + np.log(student + 1e-9)) / 2)
+    return softmax((np.log(teacher + 1e-9) + np.log(student + 1e-9)) / 2)
 
 
-def _judges(
+def _opinions(
     images: NDArray[np.float32], texts: NDArray[np.float32], labels: NDArray[np.int64], contents: Sequence[bytes]
 ) -> tuple[Floats, Floats]:
     """Return the probabilities [n, C] of the zero-shot teacher, and of the student that never saw the image."""
@@ -128,14 +129,9 @@ def _probabilities(scores: Floats, labels: NDArray[np.int64]) -> Floats:
     """Return scores [n, C] as probabilities, at the temperature at which the labels are most probable."""
     rows = np.arange(len(labels))
     return min(
-        (_softmax(factor * scores) for factor in TEMPERATURES),
+        (softmax(factor * scores) for factor in TEMPERATURES),
         key=lambda found: -float(np.log(found[rows, labels] + 1e-12).mean()),
     )
-
-
-def _softmax(logits: Floats) -> Floats:
-    powers: Floats = np.exp(logits - logits.max(1, keepdims=True))
-    return np.asarray(powers / powers.sum(1, keepdims=True))
 
 
 HEAD = ("path", "class", "domain", "suggested", "probability", "probability_of_suggested")

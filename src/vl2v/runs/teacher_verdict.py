@@ -340,7 +340,7 @@ def _compared(images: Vectors, tables: Mapping[str, Vectors], labels: Indices, r
     for setting, texts in tables.items():
         if setting:
             other = (images @ texts.T).argmax(1) == labels
-            gain = paired_difference(other, right, judged=len(tables) - 1)
+            gain = paired_difference(other, right, comparisons=len(tables) - 1)
             found.append(Wording(setting, float(other.mean()), gain))
     return tuple(sorted(found, key=lambda wording: -wording.accuracy))
 

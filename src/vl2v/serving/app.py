@@ -19,13 +19,12 @@ from vl2v.data.decoding import ImageError
 from vl2v.deploy.runtime import Exported
 from vl2v.errors import StoreError, StudentError, TeacherError
 from vl2v.serving.access import Bodies, FromHere, Local, Locked, failure
-from vl2v.serving.decoders import Decoders
+from vl2v.serving.decoders import BadImage, Decoders
 from vl2v.serving.kserve import kserve_routes
-from vl2v.serving.network import BadImage, Network
 from vl2v.serving.requests import BODY
 from vl2v.serving.routes import health_routes, image_routes, teaching_routes
 from vl2v.serving.schemas import locked
-from vl2v.serving.service import Service, ServingMetrics
+from vl2v.serving.service import Network, Service, ServingMetrics
 from vl2v.serving.teacher_client import TeacherClient
 from vl2v.serving.traffic_log import TrafficLog
 from vl2v.teachers.paid.teacher import BudgetReached

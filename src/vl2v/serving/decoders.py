@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 
 from vl2v.data.augment import Fit, evaluation_view
 from vl2v.data.decoding import ImageError, decode, decoding_bytes
-from vl2v.serving.network import BadImage
 from vl2v.system import processors
 from vl2v.web.batches import Busy, Waited
 
@@ -30,8 +29,19 @@ RECYCLED = 32  # images after which a process is replaced
 WAITING = 16  # requests of a client that may wait
 _SMALL_FILE = 32 * 1024  # bytes: its header is read at once
 
-_ASKED = struct.Struct("<Qd")  # bytes of the file, seconds
+_REQUEST = struct.Struct("<Qd")  # bytes of the file, seconds
 _HEAD = struct.Struct("<?Qd")  # whether it was decoded, bytes of pixels or of the reason, seconds used
+
+
+class BadImage(Exception):
+    """An image of a request can't be decoded."""
+
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(f"images[{index}] can't be decoded: {reason}")
+
+
+Thing = bytes | NDArray[np.uint8]
+"""An image file's bytes, or pixels [s, s, 3] as the network wants them."""
 
 
 class Turns:
@@ -194,7 +204,7 @@ class _Process:
         assert self._process.stdin is not None and self._process.stdout is not None
         self.decoded += 1
         try:
-            self._process.stdin.write(_ASKED.pack(len(image), seconds))
+            self._process.stdin.write(_REQUEST.pack(len(image), seconds))
             self._process.stdin.write(image)
             await self._process.stdin.drain()
             content = await self._process.stdout.readexactly(_HEAD.size)
@@ -233,8 +243,8 @@ def run(size: int, fit: Fit) -> None:
     most = own + MOST + 96 * 2**20
     resource.setrlimit(resource.RLIMIT_DATA, (most, most))
     gc.freeze()
-    while head := sys.stdin.buffer.read(_ASKED.size):
-        length, seconds = _ASKED.unpack(head)
+    while head := sys.stdin.buffer.read(_REQUEST.size):
+        length, seconds = _REQUEST.unpack(head)
         data = sys.stdin.buffer.read(length)
         start = time.process_time()
         signal.setitimer(signal.ITIMER_PROF, seconds)  # nobody handles it: the process ends, whatever it does

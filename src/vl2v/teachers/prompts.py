@@ -161,12 +161,12 @@ def text_classifier(embeddings: Sequence[NDArray[np.float32]]) -> NDArray[np.flo
     Args:
         embeddings: for each class its texts' [m, d].
     """
-    return np.stack([_unit(_unit(rows).mean(0)) for rows in embeddings]).astype(np.float32)
+    return np.stack([unit(unit(rows).mean(0)) for rows in embeddings]).astype(np.float32)
 
 
-def _unit(rows: NDArray[Any]) -> NDArray[Any]:
-    unit: NDArray[Any] = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
-    return unit
+def unit(rows: NDArray[Any]) -> NDArray[Any]:
+    """Return rows [..., d] of length 1."""
+    return np.asarray(rows / np.linalg.norm(rows, axis=-1, keepdims=True))
 
 
 def _names(name: str, overrides: dict[str, str | list[str]]) -> list[str]:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from vl2v.data.files import one_form
 from vl2v.errors import TeacherError, need_extra
+from vl2v.teachers.prompts import unit
 from vl2v.teachers.protocol import EMBEDDING_VERSION, EncodedImage, Vectors
 from vl2v.tree import text_of
 
@@ -83,7 +84,7 @@ class RecordedTeacher:
                 + (f" ({several} of them fit more than one recorded path)" if several else "")
                 + "; record them too, or leave them out with data.exclude"
             )
-        return _unit(self._images.vectors[[row for row in rows if row is not None]])
+        return unit(self._images.vectors[[row for row in rows if row is not None]].astype(np.float32))
 
     def embed_texts(self, texts: Sequence[str]) -> Vectors:
         """Return the texts' embeddings [n, d], unit rows.
@@ -102,7 +103,7 @@ class RecordedTeacher:
                 f"{', '.join(map(repr, there[:8]))}{', ...' if len(there) > 8 else ''}; choose prompts.templates among "
                 "them (prompts.articles=false writes 'a elephant')"
             )
-        return _unit(self._texts.vectors[[self._texts.rows[text] for text in texts]])
+        return unit(self._texts.vectors[[self._texts.rows[text] for text in texts]].astype(np.float32))
 
     def _row(self, image: EncodedImage) -> int | None:
         digest = hashlib.sha256(image.data).hexdigest()
@@ -254,12 +255,6 @@ def _suffixes(rows: Mapping[str, int]) -> dict[str, int | None]:
             tail = "/".join(parts[start:])
             found[tail] = None if tail in found else row
     return found
-
-
-def _unit(rows: NDArray[Any]) -> Vectors:
-    vectors = rows.astype(np.float32)
-    unit: Vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    return unit
 
 
 def _digest(files: Sequence[Path]) -> str:

@@ -66,9 +66,9 @@ def test_every_spelling_of_an_address_is_one(url, one):
 
 @pytest.mark.parametrize("url", ["http://", "host", "http://h:x", "http://h:99999", "http://me:word@h", "http://h h"])
 def test_what_is_no_address_is_none(url):
-    with pytest.raises(ValueError, match="not an address") as told:
+    with pytest.raises(ValueError, match="not an address") as raised:
         canonical_url(url)
-    assert "word" not in str(told.value)
+    assert "word" not in str(raised.value)
 
 
 @pytest.mark.parametrize(
@@ -162,9 +162,9 @@ def store_modulecrc(fingerprint, key, vector):
     ],
 )
 def test_a_secret_in_a_spec_is_refused_with_a_hint_and_not_repeated(spec):
-    with pytest.raises(TeacherError, match=r"into the environment as \w+_API_KEY") as told:
+    with pytest.raises(TeacherError, match=r"into the environment as \w+_API_KEY") as raised:
         open_teacher(spec)
-    assert "s3" not in str(told.value) and "cret" not in str(told.value) and "\n" not in str(told.value)
+    assert "s3" not in str(raised.value) and "cret" not in str(raised.value) and "\n" not in str(raised.value)
     assert "s3" not in without_secrets(spec).replace("?s3cret", "") and "s3" not in public_name(spec).replace(
         "?s3cret", ""
     )
@@ -245,9 +245,9 @@ def test_a_key_file_is_read_whoever_wrote_it_or_refused_without_its_key(content,
     if words is None:
         assert read_secret("A_KEY") in (KEY, "KEY")
         return
-    with pytest.raises(ConfigError, match=words) as told:
+    with pytest.raises(ConfigError, match=words) as raised:
         read_secret("A_KEY")
-    assert KEY not in str(told.value) and "\n" not in str(told.value)
+    assert KEY not in str(raised.value) and "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("budget", [float("nan"), float("inf"), -1.0, -0.001])
@@ -281,9 +281,9 @@ def test_ones_own_prices_take_the_place_of_the_tables(tmp_path, monkeypatch):
 def test_a_misspelt_table_is_refused_with_a_suggestion(table, words, tmp_path, monkeypatch):
     (tmp_path / "vendors.toml").write_text(table)
     monkeypatch.setenv("VL2V_VENDORS", str(tmp_path / "vendors.toml"))
-    with pytest.raises(TeacherError) as told:
+    with pytest.raises(TeacherError) as raised:
         open_teacher("jina:jina-clip-v2")
-    assert words in str(told.value)
+    assert words in str(raised.value)
 
 
 def test_another_version_of_a_model_is_not_a_typo(tmp_path, monkeypatch):
@@ -300,9 +300,9 @@ def test_a_redirect_is_told_and_the_key_goes_nowhere_else(vendor):
     vendor.always = moved
     teacher = open_teacher(f"openai-compatible:{vendor.url}#m")
     teacher.budget = Budget()
-    with pytest.raises(TeacherError, match=r"301, the server sends on to http://\*\*\*@127\.0\.0\.2") as told:
+    with pytest.raises(TeacherError, match=r"301, the server sends on to http://\*\*\*@127\.0\.0\.2") as raised:
         teacher.embed_texts(["a"])
-    assert "word@" not in str(told.value)
+    assert "word@" not in str(raised.value)
     assert len(vendor.requests) == 1 and teacher.budget.statuses() == ["rejected"]
 
 
@@ -342,9 +342,9 @@ def test_a_proxy_that_wants_a_password_and_a_server_without_tls_cost_nothing(sch
 
 def test_a_password_in_a_runs_settings_is_refused_and_cleaned_where_it_stands(tmp_path):
     spec = "openai-compatible:http://me:w0rd@host/v1#m"
-    with pytest.raises(ConfigError, match="a password or key in an address") as told:
+    with pytest.raises(ConfigError, match="a password or key in an address") as raised:
         resolve({"teacher": {"spec": spec}, "data": {"path": "x"}})
-    assert "w0rd" not in str(told.value)
+    assert "w0rd" not in str(raised.value)
     config = resolve({"teacher": {"spec": spec.replace("me:w0rd@", "")}, "data": {"path": "x"}})
     (tmp_path / "config.toml").write_text(config.to_toml().replace("http://host", "http://me:w0rd@host"))
     with pytest.warns(VL2VWarning, match="has a password or key in teacher.spec") as warned:

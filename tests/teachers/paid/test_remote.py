@@ -566,8 +566,8 @@ def test_a_gateway_with_several_names_for_one_model_is_told_of_once(rent, vendor
     np.testing.assert_allclose(teacher.embed_images(images), right([i.data for i in images]), atol=1e-6)
     assert set(teacher.budget.statuses()) == {"answered"}
     assert len(vendor.requests) <= 30 + 2 * 2 * 4, "only canaries are asked about again"
-    told = [record.getMessage() for record in caplog.records if "one model" in record.getMessage()]
-    assert len(told) == 1 and "names its model 'm-1' and 'm-1-" in told[0]
+    result = [record.getMessage() for record in caplog.records if "one model" in record.getMessage()]
+    assert len(result) == 1 and "names its model 'm-1' and 'm-1-" in result[0]
     before = len(vendor.requests)
     teacher.embed_images(images)
     assert len(vendor.requests) == before + 30
@@ -625,8 +625,8 @@ def test_odd_figures_count_as_reserved_and_are_told_of_once(name, figure, rent, 
     teacher.embed_images(numbered(6))
     assert [query.micro for query in teacher.budget.reserved] == [400, 2000, 2000, 2000]
     assert [entry["micro"] for entry in teacher.budget.settled.values()] == [2000] * 4
-    told = [record for record in caplog.records if "of its usage" in record.getMessage()]
-    assert len(told) == 1 and "of its usage" in teacher.budget.settled[3]["note"]
+    result = [record for record in caplog.records if "of its usage" in record.getMessage()]
+    assert len(result) == 1 and "of its usage" in teacher.budget.settled[3]["note"]
 
 
 def test_no_tokens_at_all_where_tokens_are_paid_is_odd_too(rent, vendor):

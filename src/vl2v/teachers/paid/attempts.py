@@ -199,7 +199,7 @@ class Attempts:
             wrong = f"unusable response ({self._clean(str(error))})"
             budget.settle(number, "wrong", tokens=used, micro=micro, model=said, note=wrong)
             raise TryAgain(wrong, counted=True, stale=STALE // 2) from None
-        self._names.hear(kind, sent.batch, said, vectors)
+        self._names.observe(kind, sent.batch, said, vectors)
         if not sent.canary:
             try:
                 await self._names.prove(said, partial(self._canary, session))

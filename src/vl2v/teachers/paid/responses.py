@@ -115,7 +115,7 @@ class Names:
         self._canaries: dict[tuple[Kind, str], Vectors] = {}  # by the response's model name
         self._canary = cache(lambda kind: item_of(limits, 0, _CANARIES[kind]))
 
-    def hear(self, kind: Kind, batch: Sequence[Item], said: str, vectors: Vectors) -> None:
+    def observe(self, kind: Kind, batch: Sequence[Item], said: str, vectors: Vectors) -> None:
         """Remember an embedding, if it is a canary's."""
         if len(batch) == 1 and batch[0].thing == self._canary(kind).thing:
             self._canaries[kind, said] = vectors[0]
@@ -125,7 +125,7 @@ class Names:
 
         Args:
             said: the name; "" where a response has none.
-            query: queries a canary; `hear` gets the embedding.
+            query: queries a canary; `observe` gets the embedding.
 
         Raises:
             TeacherError: under this name a canary is embedded differently, or not at all.

@@ -28,7 +28,7 @@ from vl2v.session import Session
 from vl2v.teachers.protocol import EncodedImage
 
 
-def asked(store: Path) -> dict[str, int]:
+def queried(store: Path) -> dict[str, int]:
     with EmbeddingStore(store, read_only=True) as opened:
         return {kind: sum(q.count for q in opened.queries() if q.kind == kind) for kind in ("image", "text")}
 
@@ -45,14 +45,14 @@ def same(one: vl2v.Run, other: vl2v.Run) -> bool:
 def test_so_many_are_asked_about_and_no_more(strategy: str, quick: dict[str, Any], tmp_path: Path) -> None:
     quick["teacher"] |= {"select": 12, "strategy": strategy}
     vl2v.embed(quick, store=tmp_path / "store")
-    assert asked(tmp_path / "store") == {"image": 12, "text": 3}
+    assert queried(tmp_path / "store") == {"image": 12, "text": 3}
     run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
-    assert asked(tmp_path / "store") == {"image": 12, "text": 3}, "the run wants what was queried in advance"
+    assert queried(tmp_path / "store") == {"image": 12, "text": 3}, "the run wants what was queried in advance"
     assert len(json.loads((run.folder / "asked.json").read_text())) == 12
     quick["teacher"]["select"] = 20
     vl2v.embed(quick, store=tmp_path / "store")
     most = 20 if strategy != "uncertainty" else 12 + 20 - 6  # of which the first six by k-center are the same
-    images, texts = asked(tmp_path / "store").values()
+    images, texts = queried(tmp_path / "store").values()
     assert 20 <= images <= most and texts == 3, "more is asked on top"
 
 
@@ -70,7 +70,7 @@ def test_known_asks_about_no_more_images_and_is_remembered(quick: dict[str, Any]
     vl2v.embed(quick, store=tmp_path / "store")
     quick["teacher"] |= {"select": "known"}
     run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
-    assert asked(tmp_path / "store")["image"] == 10
+    assert queried(tmp_path / "store")["image"] == 10
     assert len(json.loads((run.folder / "asked.json").read_text())) == 10
     before = student(run)
     vl2v.embed({**quick, "teacher": {"spec": quick["teacher"]["spec"]}}, store=tmp_path / "store")
@@ -84,7 +84,7 @@ def test_kd_learns_from_some_answers_too(quick: dict[str, Any], tmp_path: Path) 
     quick["teacher"] |= {"select": 5, "strategy": "random"}
     run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
     assert all(torch.isfinite(value).all() for value in student(run).values())
-    assert asked(tmp_path / "store")["image"] == 5
+    assert queried(tmp_path / "store")["image"] == 5
 
 
 def test_advice_is_a_curve_and_a_verdict(
@@ -100,7 +100,7 @@ def test_advice_is_a_curve_and_a_verdict(
     assert advice.left == 23
     assert all(1 / 3 < point.accuracy <= 1 for point in advice.points), "better than chance"
     assert f"the 23 images that are left may add {100 * advice.gain()[0]:.1f} points" in advice.verdict()
-    assert asked(tmp_path / "store") == {"image": 64, "text": 3}
+    assert queried(tmp_path / "store") == {"image": 64, "text": 3}
     del quick["teacher"]["select"]
     vl2v.embed(quick, store=tmp_path / "store")
     monkeypatch.setattr("vl2v.runs.query.SHARES", (1,))  # the curve isn't looked at
@@ -154,4 +154,4 @@ def test_what_a_process_is_buying_another_does_not_buy_as_well(
         second = pool.submit(ask, ledger)
         first.result()
         second.result()
-    assert sum(bought) == len(sources.dataset) == asked(tmp_path / "store")["image"]
+    assert sum(bought) == len(sources.dataset) == queried(tmp_path / "store")["image"]

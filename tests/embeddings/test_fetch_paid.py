@@ -34,14 +34,14 @@ PRICE = 10
 
 
 class Vendor:
-    """A rented teacher that answers two at a time, the later one first, and refuses one image."""
+    """A paid teacher that answers two at a time, the later one first, and refuses one image."""
 
     name, fingerprint, dim, logit_scale, currency = "vendor:m", "v" * 32, 8, None, "USD"
     doubt = ""
 
     def __init__(self) -> None:
         self.budget: LedgerBudget | None = None
-        self.asked: list[str | bytes] = []
+        self.queried: list[str | bytes] = []
         self.refuses = ""
         self.model = 0
 
@@ -61,7 +61,7 @@ class Vendor:
             good = [(i, item) for i, item in pair if getattr(item, "name", "") != self.refuses or not self.refuses]
             number = self.budget.reserve(Query(kind, len(good), 0, PRICE * len(good)))
             contents = [item.encode() if isinstance(item, str) else item.data for _, item in good]
-            self.asked += contents
+            self.queried += contents
             vectors = np.stack([self.row(content) for content in contents][::-1])
             yield Embedded(tuple(i for i, _ in good)[::-1], vectors, lambda n=number: self.budget.settle(n, "answered"))
             for position, item in pair:
@@ -113,18 +113,18 @@ def test_every_answer_is_kept_paid_and_never_asked_for_again(store, ledger, imag
     kept = store.get(vendor.fingerprint, [image_key(sha256) for sha256 in found.sha256])
     expected = np.stack([vendor.row(images.read(i)) for i in range(12)])
     np.testing.assert_allclose(kept, expected, atol=1e-3)
-    asked = len(vendor.asked)
+    queried = len(vendor.queried)
     assert ask(vendor, store, ledger, images)[1] == [(0, 0)]
-    assert len(vendor.asked) == asked
+    assert len(vendor.queried) == queried
 
 
 def test_at_the_budget_all_answers_are_kept_and_more_money_goes_on(store, ledger, images) -> None:
     vendor = Vendor()
     with pytest.raises(BudgetReached, match="all embeddings are saved: raise --budget"):
         ask(vendor, store, ledger, images, budget=PRICE * 9)
-    assert ledger.committed(vendor.name) == PRICE * 8 == PRICE * len(vendor.asked)
+    assert ledger.committed(vendor.name) == PRICE * 8 == PRICE * len(vendor.queried)
     ask(vendor, store, ledger, images, budget=PRICE * 100)
-    queries = [content for content in vendor.asked if content not in (CANARY_IMAGE, CANARY_TEXT.encode())]
+    queries = [content for content in vendor.queried if content not in (CANARY_IMAGE, CANARY_TEXT.encode())]
     assert len(queries) == len(set(queries)) == 14
 
 
@@ -153,7 +153,7 @@ def test_texts_alone_are_bought_as_carefully(store, ledger) -> None:
     fetch_texts(store, vendor, ["a cat", "a dog", "a cow"])
     assert ledger.committed(vendor.name) == PRICE * (3 + 2), "and the canaries"
     fetch_texts(store, vendor, ["a cat"])
-    assert len(vendor.asked) == 5
+    assert len(vendor.queried) == 5
     vendor.model = 1
     with pytest.raises(TeacherError, match="embeds a cached text differently"):
         fetch_texts(store, vendor, ["a hen"])
