@@ -90,6 +90,23 @@ def trained(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFact
     return run
 
 
+@pytest.fixture(scope="session")
+def tiny(shapes: Path) -> dict[str, Any]:
+    """Return settings of what queries the smallest VLM about the shapes."""
+    return {"data": {"path": str(shapes)}, "teacher": {"spec": "tiny", "precision": "fp32"}}
+
+
+@pytest.fixture(scope="session")
+def embedded(tiny: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the store that one process fills with them."""
+    from vl2v.runs.query import embed
+
+    def make(folder: Path) -> None:
+        assert embed(tiny, store=folder).plan.queries == 108 + 3
+
+    return copied_once(tmp_path_factory, "embedded", make)
+
+
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chrome]:
     """Yield one browser for all tests of a module: each loads its page anew."""

@@ -39,21 +39,8 @@ def ray() -> Iterator[None]:
     ray.shutdown()
 
 
-@pytest.fixture(scope="module")
-def settings(shapes: Path) -> dict[str, Any]:
-    return {"data": {"path": str(shapes)}, "teacher": {"spec": "tiny", "precision": "fp32"}}
-
-
-@pytest.fixture(scope="module")
-def embedded(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of one process that nothing happened to."""
-    store = tmp_path_factory.mktemp("embedded")
-    assert embed(settings, store=store).plan.queries == 108 + 3
-    return store
-
-
 def test_a_teacher_is_queried_once_with_a_worker_killed(
-    settings: dict[str, Any], embedded: Path, shapes: Path, tmp_path: Path, monkeypatch: Any
+    tiny: dict[str, Any], embedded: Path, shapes: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.setattr("vl2v.runs.cluster.PART", 12)  # nine parts
     killed: list[int] = []
@@ -65,19 +52,19 @@ def test_a_teacher_is_queried_once_with_a_worker_killed(
 
     with pytest.raises(ConfigError, match="ray:3: this machine has 2 processors"):
         Cluster(3).check()
-    embed(settings, store=tmp_path, cluster=Cluster(1), progress=kill_once)
+    embed(tiny, store=tmp_path, cluster=Cluster(1), progress=kill_once)
     assert killed and same_embeddings(tmp_path, embedded)
     with EmbeddingStore(tmp_path) as store:
         queried = [q.count for q in store.queries() if q.kind == "image"]
     assert sum(queried) <= 108 + 12, "the killed one's batch, and nothing else, was queried twice"
     assert not list((tmp_path / "shards").glob("[0-9]*"))
-    assert embed(settings, store=tmp_path, cluster=Cluster()).plan.queries == 0
+    assert embed(tiny, store=tmp_path, cluster=Cluster()).plan.queries == 0
     mine = shutil.copytree(shapes, tmp_path / "shapes")
     gone = next(mine.rglob("*.png"))
     data = gone.read_bytes()
     with pytest.raises(DataError, match="has changed since it was read"):
         embed(
-            {**settings, "data": {"path": str(mine)}},
+            {**tiny, "data": {"path": str(mine)}},
             store=tmp_path / "other",
             cluster=Cluster(),
             progress=lambda what, *_: gone.write_bytes(data + b"x") if "querying" in what else None,

@@ -17,26 +17,13 @@ from vl2v.runs.cluster import Cluster, cluster_named
 from vl2v.runs.query import embed
 
 
-@pytest.fixture(scope="module")
-def settings(shapes: Path) -> dict[str, Any]:
-    return {"data": {"path": str(shapes)}, "teacher": {"spec": "tiny", "precision": "fp32"}}
-
-
-@pytest.fixture(scope="module")
-def calm(settings: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of one process that nothing happened to."""
-    store = tmp_path_factory.mktemp("calm")
-    assert embed(settings, store=store).plan.queries == 108 + 3
-    return store
-
-
-def test_what_a_killed_call_left_in_shards_is_taken_over(settings: dict[str, Any], calm: Path, tmp_path: Path) -> None:
+def test_what_a_killed_call_left_in_shards_is_taken_over(tiny: dict[str, Any], embedded: Path, tmp_path: Path) -> None:
     pytest.importorskip("ray")
-    merge(calm, tmp_path / "shards" / "000000012")
+    merge(embedded, tmp_path / "shards" / "000000012")
     (tmp_path / "shards" / "000000024").mkdir()  # killed before it had anything
     cluster = Cluster(options={"num_cpus": "none is started"})
-    embed(settings, store=tmp_path, cluster=cluster)
-    assert same_embeddings(tmp_path, calm) and not list((tmp_path / "shards").glob("[0-9]*"))
+    embed(tiny, store=tmp_path, cluster=cluster)
+    assert same_embeddings(tmp_path, embedded) and not list((tmp_path / "shards").glob("[0-9]*"))
 
 
 def test_two_nodes_with_their_own_stores(shapes: Path, recording: Path, tmp_path: Path) -> None:
