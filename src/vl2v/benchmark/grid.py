@@ -119,7 +119,7 @@ class Grid:
                         for method in methods
                     )
                     for cell in cells:
-                        yield from self._cell(cell, domains, draw or _random)
+                        yield from self._cell(cell, domains, draw or (lambda one, k: drawn(one.method, one.seed, k)))
 
     def student_of(self, method: str, student: str) -> str:
         """Return what a method trains instead of a student."""
@@ -214,10 +214,6 @@ def methods_for(names: Sequence[str], teacher: str) -> list[str]:
             raise ConfigError(f"method {name}: needs the teacher's weights, and {teacher} is a black box; leave it out")
         found.append(name)
     return list(dict.fromkeys(found))
-
-
-def _random(cell: Cell, draw: int) -> Tree:
-    return drawn(cell.method, cell.seed, draw)
 
 
 def _check_stages(given: object) -> None:

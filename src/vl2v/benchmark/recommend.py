@@ -128,7 +128,8 @@ def recommend(
     students = [students] if isinstance(students, str) else list(dict.fromkeys(students))
     if len(methods) * len(students) < FINALISTS or not methods:
         raise ConfigError(f"--methods: name {FINALISTS} or more to compare, for example {','.join(CANDIDATES)}")
-    whole = merge(_quick(), settings or {}, {"teacher": {"spec": teacher}})
+    seconds = {"steps": 400, "batch_per_domain": 64}  # of a first stage
+    whole = merge({"stages": {"align": seconds, "probe": seconds}}, settings or {}, {"teacher": {"spec": teacher}})
     name = data.resolve().name
     grid = Grid({name: str(data)}, [], methods, students, 1, settings=whole, batch=BATCH)
     domains = grid.datasets[name].labelled_domains
@@ -222,12 +223,6 @@ def _command(data: Path, student: str, method: str, settings: Tree, store: Path)
         if key not in options:
             words += ["--set", f"{key}={json.dumps(value, default=str, ensure_ascii=False)}"]
     return shlex.join([*words, "--store", str(store), "--out", f"runs/{method}"])
-
-
-def _quick() -> Tree:
-    """Return first stages that take seconds."""
-    first = {"steps": 400, "batch_per_domain": 64}
-    return {"stages": {"align": first, "probe": first}}
 
 
 def _paces(trial: Sequence[Result]) -> tuple[float, float]:

@@ -56,10 +56,7 @@ class Way:
 
     def open(self, threads: int) -> Call:
         """Return what takes pixels [n, s, s, 3]."""
-        return self._eager(threads) if self.path.is_dir() else self._exported(threads)
-
-    def _exported(self, threads: int) -> Call:
-        return load(self.path, threads=threads).run
+        return self._eager(threads) if self.path.is_dir() else load(self.path, threads=threads).run
 
     def _eager(self, threads: int) -> Call:
         import torch

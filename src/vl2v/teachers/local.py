@@ -99,7 +99,8 @@ class LocalTeacher:
         """
         batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
         with _lanes(len(batches), self._kind) as lanes:
-            return self._checked(list(lanes.map(self._encode_files, batches)))
+            encoded = lanes.map(lambda batch: self._encode(self._encode_images, self._inputs(batch)), batches)
+            return self._checked(list(encoded))
 
     def prepare_image(self, image: EncodedImage) -> Tensor:
         """Return the model's input [3, s, s] of an image, for `embed_prepared`; may run beside it in other threads.
@@ -144,9 +145,6 @@ class LocalTeacher:
         with _swapped(self._exact):
             tower, spec = self._tower()
         return tower.requires_grad_(True).train(), spec
-
-    def _encode_files(self, images: Sequence[EncodedImage]) -> Tensor:
-        return self._encode(self._encode_images, self._inputs(images))
 
     def _inputs(self, images: Sequence[EncodedImage]) -> Tensor:
         return torch.stack([self._input(image) for image in images]).to(self.device)
