@@ -33,11 +33,11 @@ from vl2v.privacy import public_name
         ("art/painting", "art/painting"),
     ],
 )
-def test_places_are_left_out_and_nothing_else(spec: str, name: str) -> None:
+def test_paths_are_left_out_and_nothing_else(spec: str, name: str) -> None:
     assert public_name(spec) == name
 
 
-def test_a_folder_that_is_there_is_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_is_there_is_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "me" / "mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     assert public_name("hf:me/mine") == "hf:mine"

@@ -42,7 +42,7 @@ def test_what_can_not_be_downloaded_is_explained(vl2v: Typed, tmp_path: Path) ->
     assert last.endswith(f"then: vl2v data download pacs --accept-licence --out {tmp_path / 'data'} --from PACS.zip")
 
 
-def test_another_archive_is_told_by_its_counts(vl2v: Typed, shapes: Path, tmp_path: Path) -> None:
+def test_another_archive_is_recognised_by_its_counts(vl2v: Typed, shapes: Path, tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "PACS.zip", "w") as archive:
         for file in shapes.rglob("*.png"):
             archive.write(file, "kfold/" + file.relative_to(shapes).as_posix())

@@ -131,7 +131,7 @@ def test_stopped_it_goes_on_where_it_was(shapes: Path, tmp_path: Path, monkeypat
     assert len(evaluated) == len(dataset) - 40 and again == audit(dataset)
 
 
-def test_what_cannot_be_read_is_asked_again_the_next_time(shapes: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_read_is_read_again_the_next_time(shapes: Path, tmp_path: Path) -> None:
     root = tmp_path / "d"
     shutil.copytree(shapes, root)
     dataset = open_dataset(root)
@@ -210,7 +210,7 @@ def test_inspection_tells_of_odd_layouts(tmp_path: Path, names: tuple[str, ...],
     assert finding in "\n".join(inspect(dataset, audit(dataset)).findings)
 
 
-def test_near_copies_across_domains_and_classes_are_told(shapes: Path, tmp_path: Path) -> None:
+def test_near_copies_across_domains_and_classes_are_reported(shapes: Path, tmp_path: Path) -> None:
     root = tmp_path / "d"
     shutil.copytree(shapes, root)
     for number in range(3):
@@ -247,7 +247,7 @@ def test_a_file_in_anothers_stead_is_read_though_size_and_time_are_the_same(shap
         assert found.sha256[1:] == first.sha256[1:]
 
 
-def test_what_is_odd_about_files_is_told_and_their_embeddings_are_new_ones(tmp_path: Path) -> None:
+def test_what_is_odd_about_files_is_reported_and_their_embeddings_are_new_ones(tmp_path: Path) -> None:
     ramp = np.linspace(0, 4000, 48)[:, None] + np.zeros((48, 48))
     for name in ("up", "down"):
         folder = tmp_path / "a" / name
@@ -265,7 +265,7 @@ def test_what_is_odd_about_files_is_told_and_their_embeddings_are_new_ones(tmp_p
     assert same == [path == "a/up/cut.jpg" for path in dataset.paths]
 
 
-def test_what_a_manifest_leaves_empty_and_rare_classes_are_told(tmp_path: Path) -> None:
+def test_what_a_manifest_leaves_empty_and_rare_classes_are_reported(tmp_path: Path) -> None:
     rows = [(f"{n}.png", ("cat", "dog", "")[n % 3], "ab"[n % 2]) for n in range(18)] + [("18.png", "rare", "a")]
     rng = np.random.default_rng(0)
     for name, *_ in rows:

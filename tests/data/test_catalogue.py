@@ -159,7 +159,7 @@ def test_a_page_instead_of_an_archive_is_refused(tmp_path: Path) -> None:
     assert names(tmp_path / "data") == {"vl2v-data.lock.json"}
 
 
-def test_counts_that_differ_are_told(shapes: Path, archive: Path, tmp_path: Path) -> None:
+def test_counts_that_differ_are_reported(shapes: Path, archive: Path, tmp_path: Path) -> None:
     dataset = open_dataset(shapes)
     assert check(toy(), dataset) == []
     counts = dict.fromkeys(DOMAINS, 36) | {"ink": 35}

@@ -78,7 +78,7 @@ def test_another_folder_is_left_alone(shapes: Path, tmp_path: Path) -> None:
         corrupt_dataset(dataset, shapes, kinds=["snow"], severities=[3])
 
 
-def test_mistakes_are_told_before_anything_is_written(shapes: Path, tmp_path: Path) -> None:
+def test_mistakes_are_reported_before_anything_is_written(shapes: Path, tmp_path: Path) -> None:
     dataset = open_dataset(shapes)
     with pytest.raises(ConfigError, match="no corruption is called 'rain'"):
         corrupt_dataset(dataset, tmp_path / "c", kinds=["rain"], severities=[3])

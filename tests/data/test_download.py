@@ -119,7 +119,7 @@ def test_a_file_arrives_with_its_hash_and_progress(server: Server, tmp_path: Pat
     assert server.requests[0]["accept-encoding"] == "identity"  # lengths and ranges are of the file's own bytes
 
 
-def test_cut_connections_are_gone_on_with(server: Server, tmp_path: Path) -> None:
+def test_cut_connections_are_resumed(server: Server, tmp_path: Path) -> None:
     server.cuts = [1_000_000, 500_000, 700_000]
     got(server, tmp_path / "set.zip")
     assert (tmp_path / "set.zip").read_bytes() == DATA
@@ -178,7 +178,7 @@ def test_a_wrong_range_is_not_glued_together(server: Server, tmp_path: Path) -> 
     assert (tmp_path / "set.zip").read_bytes() == DATA
 
 
-def test_a_part_that_is_the_whole_is_not_asked_for_again(server: Server, tmp_path: Path) -> None:
+def test_a_part_that_is_the_whole_is_not_fetched_again(server: Server, tmp_path: Path) -> None:
     server.cuts = [1_000_000]
 
     def killed(task: str, done: int, total: int, remark: str) -> None:
@@ -200,14 +200,14 @@ def test_a_wrong_checksum_is_deleted(server: Server, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("code", [403, 404])
-def test_a_refusal_is_not_asked_again(server: Server, tmp_path: Path, code: int) -> None:
+def test_a_refusal_is_not_requested_again(server: Server, tmp_path: Path, code: int) -> None:
     server.faults = [status(code)]
     with pytest.raises(DataError, match=f"the server says {code}"):
         got(server, tmp_path / "set.zip")
     assert len(server.requests) == 1
 
 
-def test_a_busy_server_is_asked_again_but_not_for_ever(server: Server, tmp_path: Path) -> None:
+def test_a_busy_server_is_tried_again_but_not_for_ever(server: Server, tmp_path: Path) -> None:
     server.faults = [status(503), status(429)]
     got(server, tmp_path / "set.zip")
     server.faults, server.requests = [status(503)] * 50, []
@@ -273,7 +273,7 @@ def test_the_lock_keeps_the_first_hash(tmp_path: Path) -> None:
         lock.sha256("pacs", "PACS.zip")
 
 
-def test_a_full_disk_is_told_where_the_hash_can_not_be_kept(tmp_path: Path) -> None:
+def test_a_full_disk_is_reported_where_the_hash_can_not_be_kept(tmp_path: Path) -> None:
     lock = Lock(tmp_path / "lock.json")
     lock.add("pacs", "PACS.zip", "ab" * 32, 7)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)

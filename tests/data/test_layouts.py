@@ -336,7 +336,7 @@ def test_a_systems_own_folders_are_passed_over_and_counted(tmp_path: Path, at: s
 
 
 @pytest.mark.parametrize("hidden", [".gitkeep", ".DS_Store", "._1.png", "Thumbs.db", "@eaDir/x.jpg"])
-def test_a_class_of_hidden_files_only_is_told(tmp_path: Path, hidden: str) -> None:
+def test_a_class_of_hidden_files_only_is_reported(tmp_path: Path, hidden: str) -> None:
     dataset = open_dataset(put(tmp_path, "a/cat/1.png", "a/dog/1.png", f"a/bird/{hidden}"))
     assert ("a/bird", "an empty folder") in {(gone.path, gone.reason) for gone in dataset.excluded}
 
@@ -379,7 +379,7 @@ def test_an_exclusion_list_may_write_paths_in_many_ways(tmp_path: Path, line: st
     assert dataset.paths == ("a/dog/2.png",) and not dataset.notes
 
 
-def test_lines_of_an_exclusion_list_that_name_nothing_are_told(tmp_path: Path) -> None:
+def test_lines_of_an_exclusion_list_that_name_nothing_are_reported(tmp_path: Path) -> None:
     root = put(tmp_path / "data", "a/cat/1.png", "a/dog/2.png")
     (tmp_path / "no.txt").write_text("a/cat/1.png\na/cat/77.png\ncat\n")
     dataset = open_dataset(root, exclude=tmp_path / "no.txt")

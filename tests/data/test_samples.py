@@ -115,7 +115,7 @@ def test_a_folder_with_something_else_is_left_alone(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["mine.txt"]
 
 
-def test_a_damaged_archive_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_archive_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archives, "files", lambda _: tmp_path)
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "icondg.zip").write_bytes(ARCHIVE.read_bytes()[:100_000])
@@ -124,7 +124,7 @@ def test_a_damaged_archive_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert list((tmp_path / "out").iterdir()) == []
 
 
-def test_the_tiny_vlm_is_there_or_its_absence_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_tiny_vlm_is_there_or_its_absence_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (archives, open_clip):
         monkeypatch.setattr(module, "files", lambda _: tmp_path)
     with pytest.raises(DataError, match="tiny VLM is not in this installation"):

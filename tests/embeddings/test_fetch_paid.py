@@ -101,7 +101,7 @@ def ask(vendor: Vendor, store: EmbeddingStore, ledger: Ledger, images, budget: i
     return refused, seen
 
 
-def test_every_answer_is_kept_paid_and_never_asked_for_again(store, ledger, images) -> None:
+def test_every_answer_is_kept_paid_and_never_queried_for_again(store, ledger, images) -> None:
     vendor = Vendor()
     refused, seen = ask(vendor, store, ledger, images)
     assert refused == [] and seen[0] == (0, 14) and seen[-1] == (14, 14)

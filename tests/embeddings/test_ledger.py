@@ -179,7 +179,7 @@ def test_what_a_query_cost_above_its_reservation_never_passes_the_budget(ledger:
     assert [entry.micro for entry in ledger.entries()] == [50, 50]
 
 
-def test_a_ledger_of_the_first_version_is_gone_on_with(tmp_path: Path) -> None:
+def test_a_ledger_of_the_first_version_is_resumed(tmp_path: Path) -> None:
     before = Path(__file__).parents[1] / "formats/v1/paid/ledger.sqlite"
     shutil.copy(before, tmp_path)
     with Ledger(tmp_path) as opened:

@@ -66,7 +66,7 @@ def test_rm_takes_one_teacher_and_paid_ones_only_on_request(filled: Path) -> Non
     assert "0 embeddings of 0 teachers" in call(filled, "info")
 
 
-def test_a_writer_whose_teacher_was_removed_is_told(filled: Path) -> None:
+def test_a_writer_whose_teacher_was_removed_is_reported(filled: Path) -> None:
     with EmbeddingStore(filled) as writer:
         writer.register(TWO)
         writer.put(TWO.fingerprint, some_keys(1), unit_rows(1), kind="text")

@@ -62,7 +62,7 @@ def contents(path: Path) -> dict[str, list[object]]:
     return found
 
 
-def test_what_two_nodes_asked_is_in_one_store_and_again_changes_nothing(tmp_path: Path) -> None:
+def test_what_two_nodes_queried_is_in_one_store_and_again_changes_nothing(tmp_path: Path) -> None:
     first, second = fill(tmp_path / "a", range(2500)), fill(tmp_path / "b", range(2400, 3000))
     fill(second, range(10), TWO)
     into = tmp_path / "all"

@@ -79,7 +79,7 @@ def store(tmp_path: Path) -> Iterator[EmbeddingStore]:
         yield opened
 
 
-def test_every_content_is_asked_about_once_and_never_again(dataset: DomainDataset, store: EmbeddingStore) -> None:
+def test_every_content_is_queried_once_and_never_again(dataset: DomainDataset, store: EmbeddingStore) -> None:
     teacher, found = HashTeacher(), audit(dataset)
     todo = plan(store, teacher, dataset, found, TEXTS, Views())
     assert (todo.images, todo.distinct, todo.cached, len(todo.pending)) == (12, 11, 0, 11)
@@ -203,7 +203,7 @@ def test_a_teachers_bad_answer_is_refused(dataset: DomainDataset, store: Embeddi
     assert store.queries() == []
 
 
-def test_targets_that_were_never_asked_for_say_so(dataset: DomainDataset, store: EmbeddingStore) -> None:
+def test_targets_that_were_never_queried_for_say_so(dataset: DomainDataset, store: EmbeddingStore) -> None:
     teacher, found = HashTeacher(), audit(dataset)
     fetch(plan(store, teacher, dataset, found, TEXTS, Views()), store, teacher)
     with pytest.raises(StoreError, match=r"24 of 36 embeddings of test:hash .* are missing: `vl2v embed`"):

@@ -55,7 +55,7 @@ def filled(tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def test_what_was_put_comes_back_in_the_order_asked(tmp_path: Path) -> None:
+def test_what_was_put_comes_back_in_the_order_of_the_keys(tmp_path: Path) -> None:
     rows, keys = unit_rows(2500), some_keys(2500)
     with EmbeddingStore(tmp_path) as store:
         store.register(ONE)
@@ -70,7 +70,7 @@ def test_what_was_put_comes_back_in_the_order_asked(tmp_path: Path) -> None:
     np.testing.assert_allclose(np.linalg.norm(single, axis=1), 1, atol=1e-6)
 
 
-def test_nothing_asked_nothing_answered(filled: Path) -> None:
+def test_no_keys_no_embeddings(filled: Path) -> None:
     with EmbeddingStore(filled) as store:
         assert store.get(ONE.fingerprint, []).shape == (0, DIM)
         assert store.cached(ONE.fingerprint, []).shape == (0,)
@@ -97,7 +97,7 @@ def test_keys_differ_by_kind_and_by_view() -> None:
         image_key(b"short")
 
 
-def test_keys_that_share_their_first_half_are_told_apart(tmp_path: Path) -> None:
+def test_keys_that_share_their_first_half_are_distinguished(tmp_path: Path) -> None:
     keys = [b"same-8-b" + bytes([i] * 8) for i in range(5)]
     with EmbeddingStore(tmp_path) as store:
         store.register(ONE)
@@ -116,7 +116,7 @@ def test_missing_answers_are_counted_with_the_remedy(filled: Path) -> None:
         store.get(ONE.fingerprint, some_keys(8, start=45))
 
 
-def test_the_first_answer_stays_and_every_question_is_remembered(filled: Path) -> None:
+def test_the_first_answer_stays_and_every_query_is_remembered(filled: Path) -> None:
     before = time.time()
     with EmbeddingStore(filled) as store:
         twice = [*some_keys(2), text_key("new"), text_key("new")]

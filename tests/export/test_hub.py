@@ -166,7 +166,7 @@ def test_nothing_of_its_maker_is_sent(run: vl2v.Run, shapes: Path, monkeypatch: 
         assert not [word for word in names if word.encode() in data], name
 
 
-def test_a_teachers_licence_is_told_by_its_name() -> None:
+def test_a_teachers_licence_is_given_by_its_name() -> None:
     assert "terms" in teacher_licence("voyage:voyage-multimodal-3")
     assert teacher_licence("open_clip:ViT-B-32/laion2b") == "check the licence of open_clip:ViT-B-32/laion2b"
 
@@ -363,7 +363,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("what", BAD)
-def test_a_student_from_elsewhere_is_looked_at_before_it_is_used(hub: Hub, run: vl2v.Run, what: str) -> None:
+def test_a_student_from_elsewhere_is_inspected_before_it_is_used(hub: Hub, run: vl2v.Run, what: str) -> None:
     change, message = BAD[what]
     card = json.loads((run.folder / "student" / "student.json").read_text())
     tensors = load_file(run.folder / "student" / "student.safetensors")

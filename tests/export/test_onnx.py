@@ -155,7 +155,7 @@ def test_the_layer_that_int8_hurts_most_stays_in_fp32_first(tmp_path: Path) -> N
     assert trials[:2] == [(), (nodes[2],)] and [len(kept) for kept in trials] == [0, 1, 2]  # none of them twice
 
 
-def test_what_is_told_says_how_many_images_it_is_of() -> None:
+def test_what_is_reported_says_how_many_images_it_is_of() -> None:
     parity = checking.Parity(
         0, 1, {"ink": (6 / 7, 5 / 7), "chalk": (0.5, 0.5)}, {"ink": 7, "chalk": 400}, {"ink": (1, 0), "chalk": (2, 2)}
     )

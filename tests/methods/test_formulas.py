@@ -95,7 +95,7 @@ def test_simkd_is_the_squared_distance_of_the_projection_itself(output, targets)
 
 
 @pytest.mark.parametrize("loss", [cosine_distance, squared_distance])
-def test_an_image_that_was_not_asked_about_adds_nothing(loss, output, targets):
+def test_an_image_that_was_not_queried_adds_nothing(loss, output, targets):
     images = targets.images.clone()
     images[2:] = 0
     some = Targets(LABELS, images, targets.texts)

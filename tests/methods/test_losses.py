@@ -51,7 +51,7 @@ def test_images_learn_from_what_they_have(batch: tuple[torch.Tensor, Targets]) -
     assert z.grad is not None and not z.grad.any()
 
 
-def test_kd_of_an_image_that_was_not_asked_about_is_its_cross_entropy(batch: tuple[torch.Tensor, Targets]) -> None:
+def test_kd_of_an_image_that_was_not_queried_is_its_cross_entropy(batch: tuple[torch.Tensor, Targets]) -> None:
     _, full = batch
     images, texts = full.embeddings()
     logits = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))

@@ -88,7 +88,7 @@ def test_what_scrolls_is_reached_by_the_keyboard(which: str, request: pytest.Fix
     assert all("print" in tag for tag in re.findall(r"<details(?! class=.figures)[^>]*>", html))  # open on paper
 
 
-def test_an_interval_is_possible_or_cant_be_told() -> None:
+def test_an_interval_is_possible_or_cant_be_stated() -> None:
     assert lead(0.02, -0.01, 0.05) == ("+2.0", "-1.0 to +5.0")
     assert lead(0.9, 0.7, 1.4) == ("+90.0", "+70.0 to +100.0")
     for low, high in ((-1.498, 1.919), (float("nan"), float("nan")), (-0.6, 0.5)):
@@ -143,7 +143,7 @@ def test_coverage_is_of_the_surest_answers() -> None:
 
 
 @pytest.mark.parametrize("which", ["of_run", "of_nasty", "of_benchmark"])
-def test_a_report_is_one_file_that_refers_to_nothing_and_tells_no_places(
+def test_a_report_is_one_file_that_refers_to_nothing_and_shows_no_paths(
     which: str, request: pytest.FixtureRequest, shapes: Path, recording: Path
 ) -> None:
     written: Written = request.getfixturevalue(which)
@@ -165,7 +165,7 @@ def test_names_that_are_markup_are_shown_as_text(of_nasty: Written) -> None:
     assert "none: nothing was queried" in words and "teacher %" not in words
 
 
-def test_a_run_that_kept_no_answers_is_evaluated_again(of_run: Written, tmp_path: Path) -> None:
+def test_a_run_that_saved_no_predictions_is_evaluated_again(of_run: Written, tmp_path: Path) -> None:
     old = shutil.copytree(of_run.folder, tmp_path / "old")
     (old / "predictions.safetensors").unlink()
     page = Page(write_report(old, tmp_path / "page.html", store=of_run.store).read_text())
@@ -245,7 +245,7 @@ def test_the_command_prints_where_it_is_and_how_large(of_run: Written, tmp_path:
     assert Page(out.read_text()).words == Page(of_run.html).words
 
 
-def test_what_has_no_report_is_told(of_run: Written, tmp_path: Path) -> None:
+def test_what_has_no_report_is_named(of_run: Written, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="neither a run folder"):
         write_report(tmp_path)
     (tmp_path / "config.toml").write_text((of_run.folder / "config.toml").read_text())

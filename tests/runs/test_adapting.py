@@ -55,7 +55,7 @@ def store(parents: Any, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("method", ["adip", "adip-plus", "kd"])
-def test_a_new_run_learns_from_a_few_queries_about_a_new_place(
+def test_a_new_run_learns_from_a_few_queries_about_a_new_domain(
     parents: Any, place: Path, store: Path, tmp_path: Path, method: str
 ) -> None:
     parent = parents(method)
@@ -118,7 +118,7 @@ def test_an_interrupted_one_ends_with_the_same_weights(parents: Any, place: Path
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
-def test_it_can_be_adapted_again_to_another_place(
+def test_it_can_be_adapted_again_to_another_domain(
     parents: Any, place: Path, shapes: Path, store: Path, tmp_path: Path
 ) -> None:
     first = adapt(parents(), place, tmp_path / "first", select=4, store=store).run
@@ -197,7 +197,7 @@ def test_a_student_that_forgets_goes_back_towards_its_parent(
 
 
 @pytest.mark.parametrize(("domains", "groups"), [("auto", 2), (1, 1), (3, 3)])
-def test_images_without_labels_count_as_a_domain_for_each_folder_or_as_told(
+def test_images_without_labels_count_as_a_domain_for_each_folder_or_as_set(
     shapes: Path, recording: Path, place: Path, tmp_path: Path, domains: Any, groups: int
 ) -> None:
     other = tmp_path / "other"

@@ -217,7 +217,7 @@ def begun(given: dict[str, Any], tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_a_corrupt_checkpoint_is_passed_over_and_told(begun: Path, given: dict[str, Any], tmp_path: Path) -> None:
+def test_a_corrupt_checkpoint_is_passed_over_and_reported(begun: Path, given: dict[str, Any], tmp_path: Path) -> None:
     newest = max((begun / "checkpoints").iterdir())
     newest.write_bytes(newest.read_bytes()[:1000])
     result: list[str] = []

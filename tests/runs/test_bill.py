@@ -33,7 +33,7 @@ def test_nothing_yet(bill, tmp_path: Path) -> None:
     assert bill("--csv").stdout.splitlines() == [",".join(Entry.columns())]
 
 
-def test_teachers_that_cost_nothing_are_on_it_and_runs_are_told_apart(
+def test_teachers_that_cost_nothing_are_on_it_and_runs_are_distinguished(
     bill, quick: dict[str, Any], tmp_path: Path
 ) -> None:
     queried = vl2v.embed(quick, store=tmp_path / "store").plan

@@ -59,7 +59,7 @@ def check(quick: dict[str, Any], tmp_path: Path):
     return run
 
 
-def test_a_small_balanced_sample_is_asked_about_once_after_its_cost_was_told(check, tmp_path: Path) -> None:
+def test_a_small_balanced_sample_is_queried_once_after_its_cost_was_shown(check, tmp_path: Path) -> None:
     shown: list[str] = []
     found = check(
         images=18, before=lambda words: shown.append(f"{words} {(tmp_path / 'store/answers.sqlite').stat().st_size}")
@@ -93,7 +93,7 @@ def test_a_good_teacher_is_worth_it_and_its_missing_prompts_are_named(check) -> 
     assert reasons['prompts.templates=["{class}"]'].endswith("no embedding of 3 of 3 texts: 'ball', 'box', 'cone'")
 
 
-def test_a_recording_that_has_its_own_prompts_only_is_judged_by_them(
+def test_a_recording_that_has_its_own_prompts_only_is_evaluated_by_them(
     quick: dict[str, Any], shapes: Path, tmp_path: Path
 ) -> None:
     texts = {f"a statue of a {name}": AXES[name] for name in CLASSES}
@@ -161,7 +161,7 @@ def test_copies_and_broken_files_are_passed_over(quick: dict[str, Any], shapes: 
     assert {share.images for share in found.classes} == {8}
 
 
-def test_one_domain_is_judged_on_other_images_of_it(quick: dict[str, Any], tmp_path: Path) -> None:
+def test_one_domain_is_evaluated_on_other_images_of_it(quick: dict[str, Any], tmp_path: Path) -> None:
     quick["data"]["target"] = ["chalk", "paint"]
     found = check_teacher(quick, store=tmp_path / "store")
     assert found.student is not None and "on images it didn't learn from" in found.verdict()

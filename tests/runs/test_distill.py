@@ -76,7 +76,7 @@ def test_align_trains_the_projector_alone_and_distill_the_backbone_alone(quick: 
     assert run.evaluation is not None and not (run.folder / "checkpoints").exists(), "nobody needs them any more"
 
 
-def test_the_target_is_not_looked_at_before_the_end(
+def test_the_target_is_not_used_before_the_end(
     calm: vl2v.Run, quick: dict[str, Any], shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "shapes"
@@ -144,7 +144,7 @@ def test_keywords_are_settings_and_win_over_the_tree(quick: dict[str, Any], calm
     assert "<table>" in run._repr_html_() and "paint" in run._repr_html_()
 
 
-def test_the_teacher_is_asked_once_whatever_is_run(quick: dict[str, Any], tmp_path: Path) -> None:
+def test_the_teacher_is_queried_once_whatever_is_run(quick: dict[str, Any], tmp_path: Path) -> None:
     from vl2v.embeddings.store import EmbeddingStore
 
     for seed in (0, 1):

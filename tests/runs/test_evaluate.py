@@ -50,7 +50,7 @@ def copied(run: vl2v.Run, shapes: Path, folder: Path) -> tuple[vl2v.Run, Path]:
     return vl2v.Run(folder / "run"), data
 
 
-def test_it_is_told_when_the_runs_own_images_have_changed(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
+def test_it_is_reported_when_the_runs_own_images_have_changed(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
     mine, data = copied(run, shapes, tmp_path)
 
     def evaluation() -> Evaluation:
@@ -67,7 +67,7 @@ def test_it_is_told_when_the_runs_own_images_have_changed(run: vl2v.Run, shapes:
     assert any(note.startswith("images have changed since the run") for note in found.notes)
 
 
-def test_leakage_by_unlabelled_images_is_told(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_leakage_by_unlabelled_images_is_reported(shapes: Path, recording: Path, tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     pool.mkdir()
     for number in range(3):
@@ -119,7 +119,7 @@ def test_sam_keeps_the_statistics_of_its_first_pass(shapes: Path, recording: Pat
     assert found[0] and all((value == found[1][key]).all() for key, value in found[0].items())
 
 
-def test_near_copies_of_what_was_learnt_are_told(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_near_copies_of_what_was_learnt_are_reported(shapes: Path, recording: Path, tmp_path: Path) -> None:
     data = shutil.copytree(shapes, tmp_path / "shapes")
     run = vl2v.distill(quick_settings(data, recording), tmp_path / "run", store=tmp_path / "store")
     for number in range(3):

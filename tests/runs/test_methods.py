@@ -147,7 +147,7 @@ def test_only_what_a_method_uses_is_chosen(
     assert (sorted(json.loads(file.read_text())) if file.exists() else []) == names
 
 
-def test_a_black_box_isnt_paid_for_what_it_cant_be_asked(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_a_black_box_isnt_paid_for_what_it_cant_be_queried(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "adip")
     settings["teacher"]["online"] = True
     with pytest.raises(ConfigError, match="is a black box"):
@@ -168,7 +168,7 @@ def test_an_interrupted_run_keeps_its_lambda(shapes: Path, recording: Path, tmp_
     assert not same(ended[0.0], ended[1.0])
 
 
-def test_methods_that_ask_for_texts_alone_ask_about_no_image(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_methods_that_query_texts_alone_query_no_image(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "erm-text")
     run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
     with EmbeddingStore(tmp_path / "store", read_only=True) as store:

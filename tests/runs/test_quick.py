@@ -99,7 +99,7 @@ def test_both_parts_together_are_the_backbone(name: str) -> None:
     assert 0.5 < share < 1
 
 
-def test_a_block_that_isnt_there_is_told_with_those_that_are() -> None:
+def test_a_block_that_isnt_there_is_reported_with_those_that_are() -> None:
     backbone, _ = pretrained_backbone("test_efficientnet", "none", image_size=32)
     backbone.eval()
     with pytest.raises(StudentError, match=r"train.quick = 'blocks.9'.*use one of .*blocks\.3"):

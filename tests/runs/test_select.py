@@ -42,7 +42,7 @@ def same(one: vl2v.Run, other: vl2v.Run) -> bool:
 
 
 @pytest.mark.parametrize("strategy", ["random", "balanced", "kcenter", "uncertainty"])
-def test_so_many_are_asked_about_and_no_more(strategy: str, quick: dict[str, Any], tmp_path: Path) -> None:
+def test_so_many_are_queried_and_no_more(strategy: str, quick: dict[str, Any], tmp_path: Path) -> None:
     quick["teacher"] |= {"select": 12, "strategy": strategy}
     vl2v.embed(quick, store=tmp_path / "store")
     assert queried(tmp_path / "store") == {"image": 12, "text": 3}

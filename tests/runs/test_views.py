@@ -111,7 +111,7 @@ def test_student_and_teacher_have_each_their_fit_everywhere(
     assert vl2v.evaluate(run, store=store).of("teacher, zero-shot", "seen")
 
 
-def test_views_of_another_size_are_told_of(quick: dict[str, Any], teacher: Stub, store: Path, tmp_path: Path) -> None:
+def test_views_of_another_size_are_reported(quick: dict[str, Any], teacher: Stub, store: Path, tmp_path: Path) -> None:
     settings = with_(quick, "teacher", views=1)
     vl2v.embed(with_(settings, "student", image_size=48), store=store)
     result: list[str] = []
@@ -162,7 +162,7 @@ def projector(folder: Path) -> dict[str, torch.Tensor]:
     return {key: value for key, value in weights(vl2v.Run(folder)).items() if "projector" in key}
 
 
-def test_an_online_teacher_is_asked_by_distill_while_align_learns_from_the_clean_answers(
+def test_an_online_teacher_is_queried_by_distill_while_align_learns_from_the_clean_answers(
     quick: dict[str, Any], white: WhiteBox, store: Path, tmp_path: Path
 ) -> None:
     offline = vl2v.distill(quick, tmp_path / "offline", store=store)
@@ -181,7 +181,7 @@ def test_as_published_align_asks_about_its_batches_too(
     assert white.online == {(16, 3, 32, 32): 20, (8, 3, 32, 32): 6}
 
 
-def test_views_cannot_be_both_fixed_and_asked_anew(quick: dict[str, Any], white: WhiteBox, tmp_path: Path) -> None:
+def test_views_cannot_be_both_fixed_and_queried_anew(quick: dict[str, Any], white: WhiteBox, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"set teacher\.online=false, or no views"):
         vl2v.distill(with_(quick, "teacher", online=True, views=2), tmp_path / "run", store=tmp_path / "store")
 

@@ -85,7 +85,7 @@ def test_what_is_unknown_is_called_so(browser: Chrome, served: Servers, opened: 
     assert page.text("verdict") == "Unknown" and "an answer needs 90%" in page.text("why")
 
 
-def test_a_class_is_added_with_the_keyboard_and_the_teacher_asked(
+def test_a_class_is_added_with_the_keyboard_and_the_teacher_queried(
     browser: Chrome, served: Servers, recording: Path, image: bytes
 ) -> None:
     page = Page(browser, served(teacher=f"recorded:{recording}"))
@@ -107,7 +107,7 @@ def test_a_class_is_added_with_the_keyboard_and_the_teacher_asked(
     assert page.text("problem-words").startswith("The teacher can't be queried")
 
 
-def test_what_is_lost_on_the_way_is_told_and_tried_again(browser: Chrome, served: Servers, image: bytes) -> None:
+def test_what_is_lost_on_the_way_is_reported_and_tried_again(browser: Chrome, served: Servers, image: bytes) -> None:
     page = Page(browser, served())
     page.until(lambda: page.shown("classes"))
     network = {"latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
@@ -128,7 +128,7 @@ def test_what_is_lost_on_the_way_is_told_and_tried_again(browser: Chrome, served
     )
 
 
-def test_a_broken_image_is_told(browser: Chrome, served: Servers) -> None:
+def test_a_broken_image_is_reported(browser: Chrome, served: Servers) -> None:
     page = Page(browser, served())
     page.until(lambda: page.shown("classes"))
     page.give(b"no image", "drop")
@@ -236,7 +236,7 @@ def broken_off() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_an_answer_that_is_none_is_told(
+def test_an_answer_that_is_none_is_reported(
     how: str, browser: Chrome, served: Servers, image: bytes, broken_off: str
 ) -> None:
     page = Page(browser, served())
@@ -252,7 +252,7 @@ def test_an_answer_that_is_none_is_told(
     assert browser.execute_script("return failed") == []
 
 
-def test_an_image_that_is_gone_is_told(browser: Chrome, served: Servers, shapes: Path, tmp_path: Path) -> None:
+def test_an_image_that_is_gone_is_reported(browser: Chrome, served: Servers, shapes: Path, tmp_path: Path) -> None:
     page = Page(browser, served())
     page.until(lambda: page.shown("classes"))
     file = Path(shutil.copy(shapes / "paint" / "ball" / "00.png", tmp_path))

@@ -112,7 +112,7 @@ def test_base64_may_have_line_breaks(served: Servers, image: bytes) -> None:
     assert http.post(f"{url}/predict", json={"images": text}).status_code == 200, "as the key was called"
 
 
-def test_what_an_address_can_do_is_told(served: Servers) -> None:
+def test_what_an_address_can_do_is_reported(served: Servers) -> None:
     url = served()
     for path, allowed in (("/classes", "GET, POST"), ("/predict", "POST"), ("/classes/cone", "DELETE")):
         answer = http.patch(url + path)
@@ -214,7 +214,7 @@ def test_without_a_teacher_a_class_needs_its_embedding_or_a_stored_one(
     assert http.delete(f"{fixed}/classes/ball").status_code == 409
 
 
-def test_the_teacher_is_asked_when_somebody_asks(served: Servers, recording: Path, image: bytes) -> None:
+def test_the_teacher_is_queried_on_request(served: Servers, recording: Path, image: bytes) -> None:
     alone = served()
     assert http.get(f"{alone}/about").json()["teacher"] is None
     assert http.post(f"{alone}/teacher", json={"image": b64(image)}).status_code == 409
@@ -262,7 +262,7 @@ def test_a_paid_teacher_is_paid_once_an_image_and_within_the_budget(
         assert vendor.key not in "".join(answer.text for answer in replies)
 
 
-def test_the_bill_is_told_while_a_question_is_in_flight(
+def test_the_bill_is_reported_while_a_query_is_in_flight(
     served: Servers, opened: Path, image: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path / "vendor", price=5) as vendor:

@@ -50,7 +50,7 @@ def test_traffic_is_logged_without_images_and_monitored(
     assert result.exit_code == 0 and "from the training domains" in result.stdout and "unknown" in result.stdout
 
 
-def test_a_log_is_gone_on_with_after_a_crash(opened: Path, tmp_path: Path, shapes: Path) -> None:
+def test_a_log_is_resumed_after_a_crash(opened: Path, tmp_path: Path, shapes: Path) -> None:
     log, student = tmp_path / "live.jsonl", load(opened, threads=1)
     rows = student.run(np.stack([student.view(data) for _, data in files(shapes / "ink")]))
     for _ in range(2):

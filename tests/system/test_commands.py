@@ -52,7 +52,7 @@ def test_help_imports_nothing_heavy() -> None:
     assert done.stdout.splitlines()[-1] == "[]"
 
 
-def test_embed_tells_what_it_would_ask_and_asks_once(vl2v, config: Path, tmp_path: Path) -> None:
+def test_embed_shows_what_it_would_query_and_queries_once(vl2v, config: Path, tmp_path: Path) -> None:
     words = ("embed", "--config", config, "--store", tmp_path / "store")
     assert "72 queries, 0 cached, 72 pending" in vl2v(*words, "--dry-run").stdout
     assert "75 queries, 0 cached" in vl2v(*words).stdout

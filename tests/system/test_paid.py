@@ -111,7 +111,7 @@ def test_what_the_common_store_knows_is_not_bought_again(
         assert vendor.meter.sold("client") == bought + 3  # whether it answers as before, and sees images
 
 
-def test_an_interrupted_embedding_is_gone_on_with_by_a_run(command, vendor, tmp_path: Path) -> None:
+def test_an_interrupted_embedding_is_resumed_by_a_run(command, vendor, tmp_path: Path) -> None:
     command("embed", "--select", "12", "--budget", "0.01")
     assert vendor.meter.sold("client") == 12 + 3 + 2 + 1
     run = command("distill", "--select", "12", "--out", tmp_path / "run", "--budget", "0.01")

@@ -58,7 +58,7 @@ def test_unit_rows_of_the_right_shape(teacher, images):
         np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
 
 
-def test_none_asked_none_answered(teacher):
+def test_no_queries_no_embeddings(teacher):
     assert teacher.embed_images([]).shape == (0, teacher.dim)
     assert teacher.embed_texts([]).shape == (0, teacher.dim)
 

@@ -178,7 +178,7 @@ def test_overrides_can_make_two_classes_one() -> None:
 LONG = "a view of a long room full of old things that somebody looked at for a while " * 6
 
 
-def test_texts_that_the_tower_cuts_are_told_and_refused_where_nothing_is_left_to_tell() -> None:
+def test_texts_that_the_tower_cuts_are_reported_and_refused_where_nothing_is_left_to_distinguish() -> None:
     tiny = open_teacher("tiny")
     names = ["circle", "square"]
     different = prompts_for(names, PromptConfig(templates=["a {class}, " + LONG]))

@@ -47,7 +47,7 @@ def test_overlapping_segments_reach_back_to_the_first_step() -> None:
     assert mean(swad) == pytest.approx(3.5)  # steps 1 to 6
 
 
-def test_overlapping_segments_start_anew_at_the_steps_told() -> None:
+def test_overlapping_segments_start_anew_at_the_given_steps() -> None:
     swad = run([5, 4, 3], Swad(overlapping=True, restarts=[4]))
     assert mean(swad) == pytest.approx(5.5)  # steps 5 and 6
     first, second = run([5, 4], Swad(overlapping=True, restarts=[4, 6])), Swad(overlapping=True, restarts=[4, 6])

@@ -123,7 +123,7 @@ def fetched(place: str, path: str = "a.png", scheme: str = "http", context: ssl.
     return asyncio.run(fetch())
 
 
-def test_images_of_an_allowed_place_are_answered_as_if_they_had_been_sent(gallery: Gallery, tmp_path: Path) -> None:
+def test_images_of_an_allowed_host_are_answered_as_if_they_had_been_sent(gallery: Gallery, tmp_path: Path) -> None:
     place = f"127.0.0.1:{gallery.port}"
     with running(tmp_path / "vendor", addresses=Addresses([place], 2**20)) as vendor:
         answer, sold = ask(vendor, [f"http://{place}/a.png?size=1#top", f"http://{place}/b.png"])

@@ -292,7 +292,7 @@ def test_another_version_of_a_model_is_not_a_typo(tmp_path, monkeypatch):
     assert open_teacher("jina:jina-clip-v2").limits.price.image == 0
 
 
-def test_a_redirect_is_told_and_the_key_goes_nowhere_else(vendor):
+def test_a_redirect_is_reported_and_the_key_goes_nowhere_else(vendor):
     def moved(handler, body):
         handler.answer(301, b"", Location=f"http://me:word@127.0.0.2:{vendor.server_address[1]}/v1")
         return True
