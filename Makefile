@@ -1,18 +1,24 @@
 # make demo: the main job on the embedded sample; make test: all tests. Both set up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
-PARALLEL := --numprocesses auto --dist loadfile --no-loadscope-reorder --max-worker-restart 0
+HALF := $(shell $(PYTHON) -c "import os; print((os.cpu_count() + 1) // 2)")
+PYTEST := $(BIN)/python -m pytest --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test check docs lock clean
+.PHONY: demo test exports others check docs lock clean
 
 demo: .setup
 	$(BIN)/vl2v demo --out runs/demo
 
-# OpenVINO can crash a process into which other tests have loaded their libraries: exports are tested apart.
+# OpenVINO can crash a process into which other tests have loaded their libraries: exports are tested in others, beside.
 test: .setup
-	$(BIN)/python -m pytest $(PARALLEL) tests/export
-	$(BIN)/python -m pytest $(PARALLEL) --ignore tests/export
+	@$(MAKE) --no-print-directory --jobs 2 exports others
+
+exports: .setup
+	$(PYTEST) --numprocesses $(HALF) tests/export
+
+others: .setup
+	$(PYTEST) --numprocesses auto --ignore tests/export
 
 check: .setup
 	$(BIN)/ruff check .
