@@ -90,8 +90,8 @@ def test_a_paid_api_on_five_dollars(folder: Path) -> None:
     (spent,) = re.findall(r"total: ([\d.]+) USD", printed)
     assert 0 < float(spent) <= 5
     _, bill = printed.split("queries to teachers")
-    assert "vl2v embed" in bill and "runs/rented" not in bill
-    assert "price: at most" in printed and (folder / "runs" / "rented" / "evaluation.json").is_file()
+    assert "vl2v embed" in bill and "runs/paid" not in bill
+    assert "price: at most" in printed and (folder / "runs" / "paid" / "evaluation.json").is_file()
 
 
 def test_benchmark_to_a_papers_table(folder: Path) -> None:
