@@ -52,7 +52,7 @@ def test_a_disk_that_machines_share_has_the_journal_that_works_there(
     place = tmp_path / "a disk"
     place.mkdir()
     (tmp_path / "mounts").write_text(mounted.format(place=str(place).replace(" ", "\\040")))
-    monkeypatch.setattr("vl2v.sqlite._MOUNTS", tmp_path / "mounts")
+    monkeypatch.setattr("vl2v.sqlite.MOUNTS", tmp_path / "mounts")
     (tmp_path / "link").symlink_to(place)
     with EmbeddingStore(place / "store") as store, Ledger(tmp_path / "link" / "store") as ledger:
         for opened in (store, ledger):

@@ -13,7 +13,7 @@ from pathlib import Path
 from vl2v.errors import StoreError
 
 BUSY_SECONDS = 30.0
-_MOUNTS = Path("/proc/self/mounts")
+MOUNTS = Path("/proc/self/mounts")
 _SHARED = re.compile(r"nfs|cifs|smb|lustre|gpfs|ceph|beegfs|afs|orangefs|fuse\.|9p|virtiofs|vboxsf")
 
 
@@ -123,7 +123,7 @@ class Format:
 def is_shared(file: Path) -> bool:
     """Return whether a file is on a disk that other machines, too, may have mounted, as far as Linux tells."""
     try:
-        mounts = _MOUNTS.read_text(encoding="utf-8").splitlines()
+        mounts = MOUNTS.read_text(encoding="utf-8").splitlines()
     except OSError:
         return False
     resolved, found = file.resolve(), (0, "")

@@ -144,8 +144,8 @@ def test_the_parts_of_the_variance_are_those_of_a_two_way_analysis():
         {seed: marks(row > 0) for seed, row in enumerate(table)},
         {seed: marks(row < 0) for seed, row in enumerate(table)},
     )
-    (pairs,) = compare._pairs({A: target[0]}, {A: target[1]}).values()
-    found = compare._spread([*pairs.values()])
+    (pairs,) = compare.paired_runs({A: target[0]}, {A: target[1]}).values()
+    found = compare.spread_of([*pairs.values()])
     off = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
     residual = (off**2).sum() / (2 * 399)
     images = table.mean(0).var(ddof=1) / 400 - residual / (3 * 400)

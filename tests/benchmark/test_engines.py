@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 
 from bench import accuracies, copied, killed_in_finetune, of_one_seed
 from little import Here, processes
-from vl2v.benchmark.engine import Local, _Worker
+from vl2v.benchmark.engine import Local, Worker
 from vl2v.benchmark.grid import Grid
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.work import attempt, claimed, do, fail
@@ -87,7 +87,7 @@ def test_a_worker_that_dies_between_two_jobs_is_replaced(
 
     def worker(number: int, count: int, order: dict[str, Any], events: Any) -> Any:
         if made:
-            made.append(_Worker(number, count, order, events))
+            made.append(Worker(number, count, order, events))
             return made[-1]
         made.append(SimpleNamespace(number=number, job=None, started=False))
         (job, *_) = bench.jobs
@@ -96,7 +96,7 @@ def test_a_worker_that_dies_between_two_jobs_is_replaced(
             events.put((made[0], event))
         return made[0]
 
-    monkeypatch.setattr("vl2v.benchmark.engine._Worker", worker)
+    monkeypatch.setattr("vl2v.benchmark.engine.Worker", worker)
     run(bench, engine=Local(1))
     assert len(made) == 2 and not bench.missing
 

@@ -46,10 +46,10 @@ def test_recommend_names_one_method(
 
 
 def test_a_tournaments_steps_follow_from_its_time() -> None:
-    from vl2v.benchmark.recommend import _steps
+    from vl2v.benchmark.recommend import steps_in
 
-    assert _steps(60, (0.01, 2.0), 1, Here()) == 2000 > _steps(60, (0.01, 4.0), 1, Here()) == 800  # 10 evaluations
-    assert _steps(0, (0.01, 2.0), 1, Here()) == 20
+    assert steps_in(60, (0.01, 2.0), 1, Here()) == 2000 > steps_in(60, (0.01, 4.0), 1, Here()) == 800  # 10 evaluations
+    assert steps_in(0, (0.01, 2.0), 1, Here()) == 20
 
 
 def test_a_tournament_wants_two_that_train(shapes: Path, recording: Path, tmp_path: Path) -> None:

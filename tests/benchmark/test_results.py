@@ -29,7 +29,7 @@ from vl2v.errors import RunError
 from vl2v.evaluation.compare import Marks
 from vl2v.methods import LOOP, METHODS
 from vl2v.report.bench import Bench
-from vl2v.report.differences import _reader
+from vl2v.report.differences import image_reader
 from vl2v.runs.evaluate import evaluate
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.query import embed
@@ -185,7 +185,7 @@ def test_runs_on_other_files_are_not_compared_image_by_image(calm: WorkList, tmp
     assert "1 run(s) had other files than the rest" in notes[0] and one.name in notes[0]
     assert notes[0] in CliRunner().invoke(app, ["benchmark", "table", str(work.folder)]).stdout
     bench = Bench(work, results_)
-    assert _reader(bench, one) is None and _reader(bench, other) is not None  # no other image beside a prediction
+    assert image_reader(bench, one) is None and image_reader(bench, other) is not None  # only its own
 
 
 def test_the_teacher_has_one_row_whichever_student_it_was_measured_with(grid: Grid, tmp_path: Path) -> None:

@@ -28,13 +28,13 @@ def test_it_is_a_function_of_the_image_and_the_seed(image: Image.Image) -> None:
 
 @pytest.mark.parametrize("turn", [-0.3, -0.05, 0.0, 0.2, 0.3])
 def test_the_hue_turns_as_torchvisions(image: Image.Image, turn: float) -> None:
-    ours, reference = augment._turn_hue(image, turn), theirs.adjust_hue(image, turn)
+    ours, reference = augment.turn_hue(image, turn), theirs.adjust_hue(image, turn)
     assert np.abs(np.asarray(ours, int) - np.asarray(reference, int)).max() <= 0
 
 
 def test_crops_have_torchvisions_distribution() -> None:
     rng = np.random.default_rng(0)
-    ours = np.array([augment._crop(227, 227, rng) for _ in range(4000)])
+    ours = np.array([augment.random_box(227, 227, rng) for _ in range(4000)])
     image = Image.new("RGB", (227, 227))
     params = [RandomResizedCrop.get_params(image, augment.SCALE, augment.RATIO) for _ in range(4000)]  # type: ignore[arg-type]
     reference = np.array([(left, top, left + w, top + h) for top, left, h, w in params])
@@ -63,7 +63,7 @@ def test_evaluation_squeezes_the_whole_image(image: Image.Image) -> None:
 
 def test_colours_are_torchvisions_with_the_same_draws(image: Image.Image) -> None:
     for seed in range(20):
-        ours, rng = augment._jitter(image, np.random.default_rng(seed)), np.random.default_rng(seed)
+        ours, rng = augment.jitter(image, np.random.default_rng(seed)), np.random.default_rng(seed)
         factors, hue, reference = rng.uniform(0.7, 1.3, 3), rng.uniform(-0.3, 0.3), image
         steps = [
             lambda p, f=factors[0]: theirs.adjust_brightness(p, f),
@@ -93,8 +93,8 @@ def test_odd_shapes_have_views_too(size: tuple[int, int]) -> None:
 
 
 def test_an_image_too_long_is_cropped_in_its_middle() -> None:
-    assert augment._crop(300, 30, np.random.default_rng(0)) == (130, 0, 170, 30)
-    assert augment._crop(30, 300, np.random.default_rng(0)) == (0, 130, 30, 170)
+    assert augment.random_box(300, 30, np.random.default_rng(0)) == (130, 0, 170, 30)
+    assert augment.random_box(30, 300, np.random.default_rng(0)) == (0, 130, 30, 170)
 
 
 def striped(width: int, height: int) -> Image.Image:

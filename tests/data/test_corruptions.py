@@ -139,9 +139,9 @@ def test_smoothing_zoom_and_sampling_are_scipys() -> None:
     x = np.random.default_rng(0).random((50, 70, 3)).astype(np.float32)
     for sigma in (0.5, 2.0, 6.0):
         wanted = ndimage.gaussian_filter(x, (sigma, sigma, 0), mode="nearest", truncate=4)
-        assert np.abs(corruptions._blurred(x, sigma) - wanted).max() < 1e-5
+        assert np.abs(corruptions.blurred(x, sigma) - wanted).max() < 1e-5
     wanted = ndimage.gaussian_filter(x, (40, 40, 0), mode="reflect", truncate=3)
-    assert np.abs(corruptions._blurred(x, 40, truncate=3, reflect=True) - wanted).max() < 1e-5
+    assert np.abs(corruptions.blurred(x, 40, truncate=3, reflect=True) - wanted).max() < 1e-5
     square = x[:, :50]
     for factor in (1.01, 1.23, 3.0):
         shown = int(np.ceil(50 / factor))
@@ -149,31 +149,31 @@ def test_smoothing_zoom_and_sampling_are_scipys() -> None:
         large = ndimage.zoom(square[top : top + shown, top : top + shown], (factor, factor, 1), order=1)
         trim = (large.shape[0] - 50) // 2
         wanted = large[trim : trim + 50, trim : trim + 50]
-        assert np.abs(corruptions._zoomed(square, factor) - wanted).max() < 1e-5
+        assert np.abs(corruptions.zoomed(square, factor) - wanted).max() < 1e-5
     right, down = np.random.default_rng(1).uniform(-60, 130, (2, 50, 70))
     for whole, mode in ((False, "reflect"), (True, "mirror")):
         layers = [ndimage.map_coordinates(x[..., c], (down, right), order=1, mode=mode) for c in range(3)]
-        assert np.abs(corruptions._at(x, right, down, whole=whole) - np.stack(layers, 2)).max() < 1e-4
+        assert np.abs(corruptions.sampled_at(x, right, down, whole=whole) - np.stack(layers, 2)).max() < 1e-4
 
 
 def test_defocus_is_the_disks_convolution() -> None:
     ndimage = pytest.importorskip("scipy.ndimage")
     x = np.random.default_rng(0).random((60, 47, 3)).astype(np.float32)
     for given in ((3, 0.1), (10, 0.5)):
-        kernel = corruptions._disk(*given)
+        kernel = corruptions.disk(*given)
         assert abs(kernel.sum() - 1) < 0.02
         wanted = ndimage.convolve(x, kernel[..., None], mode="mirror")
-        assert np.abs(corruptions._defocus_blur(x, np.random.default_rng(0), *given) - wanted).max() < 1e-5
+        assert np.abs(corruptions.defocus_blur(x, np.random.default_rng(0), *given) - wanted).max() < 1e-5
 
 
 def test_an_affine_map_that_goes_nowhere_changes_nothing() -> None:
     x = np.asarray(LITTLE, np.float32) / 255
-    out = corruptions._elastic_transform(x, np.random.default_rng(0), 0, 1, 0)
+    out = corruptions.elastic_transform(x, np.random.default_rng(0), 0, 1, 0)
     assert np.abs(out - x).max() < 1e-5
 
 
 def test_fog_is_between_nothing_and_all() -> None:
-    plane = corruptions._fractal(64, 2, np.random.default_rng(0))
+    plane = corruptions.fractal(64, 2, np.random.default_rng(0))
     assert plane.shape == (64, 64) and plane.min() == 0 and plane.max() == 1
     assert 0.02 < plane.std() < 0.5
     assert np.abs(np.diff(plane, axis=0)).mean() < plane.std()  # smooth, not noise

@@ -106,7 +106,7 @@ def test_a_browser(closed: Path, two_hundred: Odd, node_modules: Path, site: tup
 @pytest.mark.parametrize(("size", "fit"), [(32, "stretch"), (50, "stretch"), (32, "crop"), (50, "pad")])
 def test_resizing_is_pillows_to_the_last_bit(size: int, fit: Fit) -> None:
     nodes = inside._Nodes("test")
-    inside._resize(nodes, size, fit)
+    inside.add_resize(nodes, size, fit)
     kind = onnx.TensorProto.UINT8
     given, made = (onnx.helper.make_tensor_value_info(name, kind, None) for name in ("image", "pixels"))
     graph = onnx.helper.make_graph(nodes.nodes, "resize", [given], [made], nodes.constants)

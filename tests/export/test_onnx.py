@@ -182,7 +182,7 @@ def test_int8_is_refused_for_what_it_surely_loses_and_not_for_one_image() -> Non
 def test_as_many_more_images_as_are_wanted_do_tell() -> None:
     for lost, won, count in ((1, 0, 153), (0, 0, 14), (5, 1, 100), (2, 3, 300)):
         more = 1 + parity(a=(lost, won, count)).wanted / count
-        low, high = checking._loss(lost * more, won * more, count * more)
+        low, high = checking.loss_interval(lost * more, won * more, count * more)
         assert high <= checking.POINTS or low > checking.POINTS
 
 

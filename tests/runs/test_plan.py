@@ -58,7 +58,7 @@ def test_what_costs_least_accuracy_is_given_up_first(
     share: float, size: int | None, batch: int | None, steps: int | None
 ) -> None:
     config = resolve({"data": {"path": "."}})
-    chosen = plans._fitting(Known(config), share * FULL * 1.001, set())
+    chosen = plans.fitting(Known(config), share * FULL * 1.001, set())
     assert chosen.get("student.image_size") == size
     assert chosen.get("stages.distill.batch_per_domain") == batch
     assert chosen.get("stages.distill.steps") == steps
@@ -68,13 +68,13 @@ def test_what_costs_least_accuracy_is_given_up_first(
 def test_what_is_given_is_never_changed() -> None:
     config = resolve({"data": {"path": "."}})
     given = {"student.image_size", "stages.distill.batch_per_domain"}
-    assert plans._fitting(Known(config), FULL / 2, given) == {"stages.distill.steps": 500}
-    assert plans._fitting(Known(config), FULL / 1000, {*given, "stages.distill.steps"}) == {}
+    assert plans.fitting(Known(config), FULL / 2, given) == {"stages.distill.steps": 500}
+    assert plans.fitting(Known(config), FULL / 1000, {*given, "stages.distill.steps"}) == {}
 
 
 def test_evaluations_take_a_tenth_of_the_time_at_most() -> None:
     config = resolve({"data": {"path": "."}})
-    chosen = plans._fitting(Known(config, evaluating=2000.0), FULL / 2, {"student.image_size"})
+    chosen = plans.fitting(Known(config, evaluating=2000.0), FULL / 2, {"student.image_size"})
     stage = plans.planned(config, chosen).stages["distill"]
     assert stage.eval_every is not None
     assert 0.03 < 2000 * stage.steps / stage.eval_every / (FULL / 2) <= 0.1
@@ -121,11 +121,11 @@ def test_a_plan_is_decided_once(unhurried: dict[str, Any], tmp_path: Path, monke
     del settings["stages"]["distill"]["steps"]
     out, store, seen = tmp_path / "run", tmp_path / "store", list[RunPlan]()
     few = lambda plan: seen.append(plan)  # noqa: E731
-    real = plans._fitting
-    monkeypatch.setattr(plans, "_fitting", lambda *given: {**real(*given), "stages.distill.steps": 6})  # a slow machine
+    real = plans.fitting
+    monkeypatch.setattr(plans, "fitting", lambda *given: {**real(*given), "stages.distill.steps": 6})  # a slow machine
     with pytest.raises(Interrupted):
         vl2v.distill(settings, out, store=store, minutes=0.01, on_plan=few, progress=stopping("distill", 4))
-    monkeypatch.setattr(plans, "_fitting", lambda *given: {"stages.distill.steps": 12})  # it is quicker by now
+    monkeypatch.setattr(plans, "fitting", lambda *given: {"stages.distill.steps": 12})  # it is quicker by now
     run = vl2v.distill(settings, out, store=store, minutes=0.01, on_plan=few)
     assert len(seen) == 1 and run.config.stages["distill"].steps == 6
     made = json.loads((out / "plan.json").read_text())

@@ -103,14 +103,14 @@ def test_quick_gelu_tower(open_clip_folder):
     assert isinstance(tower(torch.zeros(1, 3, 32, 32)), torch.Tensor)
 
 
-def test_weights_trained_with_quick_gelu_are_run_with_it():
+def test_weights_with_quick_gelu_are_run_with_it():
     import open_clip
 
-    from vl2v.teachers.open_clip import _trained_quick
+    from vl2v.teachers.open_clip import with_quick_gelu
 
-    assert _trained_quick(open_clip, "ViT-B-32", "openai")
-    assert not _trained_quick(open_clip, "ViT-B-32", "laion2b_s34b_b79k")
-    assert not _trained_quick(open_clip, "local-dir:x", None)
+    assert with_quick_gelu(open_clip, "ViT-B-32", "openai")
+    assert not with_quick_gelu(open_clip, "ViT-B-32", "laion2b_s34b_b79k")
+    assert not with_quick_gelu(open_clip, "local-dir:x", None)
 
 
 def test_weights_that_answer_nan(open_clip_folder, image_files):

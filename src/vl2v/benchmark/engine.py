@@ -71,7 +71,7 @@ class Local:
 
     def run(self, work: WorkList, jobs: Sequence[Job], budget: float, notify: Notify) -> None:
         """Do the jobs; see `Engine`."""
-        events: queue.Queue[tuple[_Worker, dict[str, Any]]] = queue.Queue()
+        events: queue.Queue[tuple[Worker, dict[str, Any]]] = queue.Queue()
         since = time.time()
         order = {
             "folder": str(work.folder),
@@ -82,9 +82,9 @@ class Local:
         by_name = {job.name: job for job in jobs}
         crashes: dict[str, int] = {}
         count = min(self.processes, len(jobs))
-        workers: list[_Worker] = []
+        workers: list[Worker] = []
         with sigterm_raised(), _ending(workers):
-            workers += (_Worker(number, count, order, events) for number in range(count))
+            workers += (Worker(number, count, order, events) for number in range(count))
             while workers:
                 worker, event = events.get()
                 if event["event"] == "ended":
@@ -95,9 +95,9 @@ class Local:
                             reason = f"its process died {CRASHES} times (exit code {event['code']})"
                             fail(work, by_name[worker.job], reason, worker.last_errors())
                             notify({"event": "failed", "job": worker.job})
-                        workers.append(_Worker(worker.number, count, order, events))
+                        workers.append(Worker(worker.number, count, order, events))
                     elif event["code"] and worker.started:  # it died between two jobs
-                        workers.append(_Worker(worker.number, count, order, events))
+                        workers.append(Worker(worker.number, count, order, events))
                     elif event["code"] and not workers and any(not given_up(work, job, since) for job in jobs):
                         raise RuntimeError(f"a worker can't start: {worker.last_errors()}")
                     continue
@@ -107,7 +107,7 @@ class Local:
 
 
 @contextmanager
-def _ending(workers: Sequence[_Worker]) -> Iterator[None]:
+def _ending(workers: Sequence[Worker]) -> Iterator[None]:
     """End the processes with the block; one that pays for something gets the time to note it."""
     try:
         yield
@@ -118,7 +118,7 @@ def _ending(workers: Sequence[_Worker]) -> Iterator[None]:
             worker.process.wait()
 
 
-class _Worker:
+class Worker:
     """A process that works through the list, and the threads that listen to it."""
 
     def __init__(
@@ -126,7 +126,7 @@ class _Worker:
         number: int,
         count: int,
         order: dict[str, Any],
-        events: queue.Queue[tuple[_Worker, dict[str, Any]]],
+        events: queue.Queue[tuple[Worker, dict[str, Any]]],
     ) -> None:
         self.number = number
         self.job: str | None = None

@@ -179,10 +179,10 @@ def recommend(
     teacher_itself = (ZERO_SHOT, left[0][1])
     pace = (mean(step for step, _ in paces), mean(evaluation for _, evaluation in paces))
     half = 60 * minutes / 2
-    first = _steps(half, pace, len(left) * len(domains), engine)
+    first = steps_in(half, pace, len(left) * len(domains), engine)
     opening = hold([teacher_itself, *left], first, range(1))
     ranked = sorted(enough(left, FINALISTS), key=lambda one: -mean_and_error(of_one(opening, one))[0])
-    last = max(first, _steps(half, pace, FINALISTS * 2 * len(domains), engine))
+    last = max(first, steps_in(half, pace, FINALISTS * 2 * len(domains), engine))
     final = hold([teacher_itself, *ranked[:FINALISTS]], last, range(1, 3))  # by others than chose the finalists
     best, second = sorted(enough(ranked[:FINALISTS], FINALISTS), key=lambda one: -mean_and_error(of_one(final, one))[0])
     runs = {one: runs_of(of_one(final, one)) for one in (best, second, teacher_itself)}
@@ -241,7 +241,7 @@ def _paces(trial: Sequence[Result]) -> tuple[float, float]:
     return median(steps), median(evaluations)
 
 
-def _steps(seconds: float, paces: tuple[float, float], runs: int, engine: Engine) -> int:
+def steps_in(seconds: float, paces: tuple[float, float], runs: int, engine: Engine) -> int:
     """Return the steps of each run, so that all end in time."""
     step, evaluation = paces
     each = 0.8 * seconds * min(engine.processes, runs) / runs  # the rest is starting, aligning, the last evaluation

@@ -63,16 +63,16 @@ def domainbed_augment(image: Image.Image, size: int, seed: int, fit: Fit = "stre
     """
     image = fitted(image, fit)
     rng = np.random.default_rng(seed)
-    view = image.resize((size, size), Image.Resampling.BILINEAR, box=_crop(image.width, image.height, rng))
+    view = image.resize((size, size), Image.Resampling.BILINEAR, box=random_box(image.width, image.height, rng))
     if rng.random() < 0.5:
         view = view.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    view = _jitter(view, rng)
+    view = jitter(view, rng)
     if rng.random() < GRAY:
         view = view.convert("L").convert("RGB")
     return np.array(view)
 
 
-def _crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def random_box(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
     """Return torchvision's RandomResizedCrop box: ten tries, else the largest central one of a fitting ratio."""
     low, high = math.log(RATIO[0]), math.log(RATIO[1])
     for _ in range(10):
@@ -88,7 +88,7 @@ def _crop(width: int, height: int, rng: np.random.Generator) -> tuple[int, int, 
     return left, top, left + w, top + h
 
 
-def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
+def jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Return torchvision's ColorJitter: brightness, contrast, saturation and hue in a random order."""
     brightness, contrast, saturation = rng.uniform(1 - JITTER, 1 + JITTER, 3)
     hue = rng.uniform(-JITTER, JITTER)
@@ -100,7 +100,7 @@ def _jitter(image: Image.Image, rng: np.random.Generator) -> Image.Image:
         elif which == 2:
             image = Image.blend(image.convert("L").convert("RGB"), image, saturation)
         else:
-            image = _turn_hue(image, hue)
+            image = turn_hue(image, hue)
     return image
 
 
@@ -114,7 +114,7 @@ def _mean_gray(image: Image.Image) -> int:
     return int(np.dot(counts, _LEVELS) / (image.width * image.height) + 0.5)
 
 
-def _turn_hue(image: Image.Image, turn: float) -> Image.Image:
+def turn_hue(image: Image.Image, turn: float) -> Image.Image:
     """Return the image with its hue turned by a share of the full circle."""
     shift = Image.new("HSV", image.size, (int(turn * 255) % 256, 0, 0))
     return ImageChops.add_modulo(image.convert("HSV"), shift).convert("RGB")

@@ -126,13 +126,14 @@ def _across(down: NDArray[np.float32], right: NDArray[np.float32], x: Pixels) ->
     return np.stack([down @ x[:, :, c] @ right.T for c in range(x.shape[2])], axis=2)
 
 
-def _blurred(x: Pixels, sigma: float, truncate: float = 4, reflect: bool = False) -> Pixels:
+def blurred(x: Pixels, sigma: float, truncate: float = 4, reflect: bool = False) -> Pixels:
+    """Return an image under a Gaussian, as SciPy's `gaussian_filter` gives it."""
     height, width = x.shape[:2]
     return _across(_smoothing(height, sigma, truncate, reflect), _smoothing(width, sigma, truncate, reflect), x)
 
 
 @lru_cache(maxsize=16)
-def _disk(radius: float, alias: float) -> NDArray[np.float32]:
+def disk(radius: float, alias: float) -> NDArray[np.float32]:
     """Return a disk's kernel, its rim softened by a small Gaussian; of 10 px it fills its grid and sums to 1.01."""
     reach = max(8, math.ceil(radius))
     steps = np.arange(-reach, reach + 1)
@@ -149,9 +150,9 @@ def _disk(radius: float, alias: float) -> NDArray[np.float32]:
 @_corruption(
     ((3, 0.1), (4, 0.5), (6, 0.5), (8, 0.5), (10, 0.5)), ((0.5, 0.6), (1, 0.1), (1.5, 0.1), (2.5, 0.01), (3, 0.1))
 )
-def _defocus_blur(x: Pixels, _rng: np.random.Generator, radius: float, alias: float) -> Pixels:
+def defocus_blur(x: Pixels, _rng: np.random.Generator, radius: float, alias: float) -> Pixels:
     """The disk, by Fourier; the image is mirrored beyond its edge."""
-    kernel = _disk(radius, alias)
+    kernel = disk(radius, alias)
     reach = kernel.shape[0] // 2
     padded = np.pad(x, ((reach, reach), (reach, reach), (0, 0)), "reflect" if min(x.shape[:2]) > reach else "edge")
     shape = tuple(side + 2 * reach for side in padded.shape[:2])
@@ -170,7 +171,7 @@ def _glass_blur(x: Pixels, rng: np.random.Generator, sigma: float, reach: int, t
     ImageNet-C's code means to swap two pixels but copies one over the other; its published images are made so.
     """
     height, width = x.shape[:2]
-    soft = np.floor(_blurred(x, sigma).clip(0, 1) * 255) / 255
+    soft = np.floor(blurred(x, sigma).clip(0, 1) * 255) / 255
     source = list(range(height * width))
     for _ in range(times):
         moves = rng.integers(-reach, reach, (height, width, 2))
@@ -181,7 +182,7 @@ def _glass_blur(x: Pixels, rng: np.random.Generator, sigma: float, reach: int, t
                 here = row * width + column
                 source[here] = source[here + line[column - 1]]
     shuffled = soft.reshape(-1, x.shape[2])[source].reshape(x.shape)
-    return _blurred(shuffled.astype(np.float32), sigma)
+    return blurred(shuffled.astype(np.float32), sigma)
 
 
 def _moved(x: Pixels, radius: int, sigma: float, angle: float) -> Pixels:
@@ -221,7 +222,8 @@ def _zooming(size: int, factor: float) -> NDArray[np.float32]:
     return matrix.astype(np.float32)
 
 
-def _zoomed(x: Pixels, factor: float) -> Pixels:
+def zoomed(x: Pixels, factor: float) -> Pixels:
+    """Return the middle of an image, enlarged to its size."""
     return _across(_zooming(x.shape[0], factor), _zooming(x.shape[1], factor), x)
 
 
@@ -231,7 +233,7 @@ def _zoomed(x: Pixels, factor: float) -> Pixels:
 )
 def _zoom_blur(x: Pixels, _rng: np.random.Generator, most: float, step: float) -> Pixels:
     factors = np.arange(1, most, step).tolist()
-    return np.asarray(np.mean([x, *(_zoomed(x, factor) for factor in factors)], axis=0))
+    return np.asarray(np.mean([x, *(zoomed(x, factor) for factor in factors)], axis=0))
 
 
 @_corruption(
@@ -253,7 +255,7 @@ def _zoom_blur(x: Pixels, _rng: np.random.Generator, most: float, step: float) -
 def _snow(x: Pixels, rng: np.random.Generator, *given: Any) -> Pixels:
     mean, deviation, zoom, threshold, radius, sigma, share = given  # radius, sigma: of the motion
     flakes = mean + deviation * rng.standard_normal((*x.shape[:2], 1), np.float32)
-    flakes = _zoomed(flakes, zoom)
+    flakes = zoomed(flakes, zoom)
     flakes = np.where(flakes < threshold, 0, flakes).clip(0, 1).astype(np.float32)
     flakes = _moved(flakes, radius, sigma, rng.uniform(-135, -45))
     gray = (x @ np.array([0.299, 0.587, 0.114], np.float32))[..., None]
@@ -261,7 +263,7 @@ def _snow(x: Pixels, rng: np.random.Generator, *given: Any) -> Pixels:
     return np.asarray(paler + flakes + flakes[::-1, ::-1])
 
 
-def _fractal(size: int, decay: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def fractal(size: int, decay: float, rng: np.random.Generator) -> NDArray[np.float32]:
     """Return [size, size], 0 to 1, of plasma: diamond-square on a torus; size is a power of two.
 
     As in ImageNet-C the wobble is scaled twice, so that it falls by the square of `decay` at each step.
@@ -291,7 +293,7 @@ def _fog(x: Pixels, rng: np.random.Generator, weight: float, decay: float) -> Pi
     height, width = x.shape[:2]
     size = 2 ** math.ceil(math.log2(max(height, width, 2)))
     most = float(x.max())
-    mist = weight * _fractal(size, decay, rng)[:height, :width, None]
+    mist = weight * fractal(size, decay, rng)[:height, :width, None]
     return (x + mist) * (most / (most + weight))
 
 
@@ -309,7 +311,7 @@ def _contrast(x: Pixels, _rng: np.random.Generator, factor: float) -> Pixels:
     return (x - means) * factor + means
 
 
-def _at(x: Pixels, right: NDArray[Any], down: NDArray[Any], *, whole: bool) -> Pixels:
+def sampled_at(x: Pixels, right: NDArray[Any], down: NDArray[Any], *, whole: bool) -> Pixels:
     """Return the values at points, linear between pixels, mirrored about the last ones (whole) or their outer edge."""
     height, width = x.shape[:2]
     right, down = _mirrored(right, width, whole), _mirrored(down, height, whole)
@@ -338,7 +340,7 @@ def _mirrored(position: NDArray[Any], size: int, whole: bool) -> NDArray[np.floa
         for a, b, c in ((0, 0, 0.08), (0.05, 0.3, 0.06), (0.1, 0.08, 0.06), (0.1, 0.03, 0.03), (0.16, 0.03, 0.02))
     ),
 )  # strength and sigma of the ripples, reach of the affine part; 244 is ImageNet-C's own
-def _elastic_transform(x: Pixels, rng: np.random.Generator, strength: float, sigma: float, reach: float) -> Pixels:
+def elastic_transform(x: Pixels, rng: np.random.Generator, strength: float, sigma: float, reach: float) -> Pixels:
     """A random affine map of three points about the middle, then smooth ripples."""
     height, width = x.shape[:2]
     middle, side = np.array([width // 2, height // 2]), min(height, width) // 3
@@ -346,11 +348,11 @@ def _elastic_transform(x: Pixels, rng: np.random.Generator, strength: float, sig
     after = before + rng.uniform(-reach, reach, before.shape)
     back = np.linalg.solve(np.c_[after, np.ones(3)], before.astype(np.float64))  # [3, 2]: after -> before
     ripples = rng.uniform(-1, 1, (height, width, 2)).astype(np.float32)
-    ripples = strength * _blurred(ripples, sigma, truncate=3, reflect=True)
+    ripples = strength * blurred(ripples, sigma, truncate=3, reflect=True)
     columns, rows = np.meshgrid(np.arange(width), np.arange(height))
     points = np.stack([columns, rows, np.ones_like(rows)], axis=2) @ back
-    turned = _at(x, points[..., 0], points[..., 1], whole=True)
-    return _at(turned, columns + ripples[..., 0], rows + ripples[..., 1], whole=False)
+    turned = sampled_at(x, points[..., 0], points[..., 1], whole=True)
+    return sampled_at(turned, columns + ripples[..., 0], rows + ripples[..., 1], whole=False)
 
 
 @_corruption((0.6, 0.5, 0.4, 0.3, 0.25), (0.9, 0.8, 0.7, 0.6, 0.5))
@@ -374,7 +376,7 @@ def _speckle_noise(x: Pixels, rng: np.random.Generator, deviation: float) -> Pix
 
 @_corruption((1, 2, 3, 4, 6), (0.5, 0.75, 1, 1.25, 1.5))
 def _gaussian_blur(x: Pixels, _rng: np.random.Generator, sigma: float) -> Pixels:
-    return _blurred(x, sigma)
+    return blurred(x, sigma)
 
 
 @_corruption(((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (20, 0.2)), ((0.3, 0), (0.1, 0), (2, 0), (5, 0.1), (30, 0.2)))

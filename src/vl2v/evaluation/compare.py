@@ -186,7 +186,7 @@ def lead(one: Runs, other: Runs, *, seed: int | None = None) -> Lead | None:
         other: another's.
         seed: of nothing, and ignored: earlier versions drew a bootstrap, and programs still pass its seed.
     """
-    pairs = _pairs(one, other)
+    pairs = paired_runs(one, other)
     if not pairs:
         return None
     means = {target: np.array([pair.difference.mean() for pair in paired.values()]) for target, paired in pairs.items()}
@@ -214,7 +214,7 @@ class _Pair(NamedTuple):
 _Pairs = Mapping[tuple[str, str], Mapping[int, _Pair]]
 
 
-def _pairs(one: Runs, other: Runs) -> _Pairs:
+def paired_runs(one: Runs, other: Runs) -> _Pairs:
     """Return the targets of which both predicted the same images, in order, each with its seeds."""
     found = {}
     for target in sorted(one.keys() & other.keys()):
@@ -247,7 +247,7 @@ class _Spread(NamedTuple):
     between: float
 
 
-def _spread(pairs: Sequence[_Pair]) -> _Spread:
+def spread_of(pairs: Sequence[_Pair]) -> _Spread:
     """Return how a target's differences vary: a two-way table of images and seeds, in which cells may be missing."""
     seeds = len(pairs)
     images = pairs[0].images
@@ -278,7 +278,7 @@ def _spread(pairs: Sequence[_Pair]) -> _Spread:
 def _half_width(pairs: _Pairs) -> float:
     """Return half of the interval's width, see `lead`."""
     weights = target_weights([*pairs])
-    spreads = [_spread([*paired.values()]) for paired in pairs.values()]
+    spreads = [spread_of([*paired.values()]) for paired in pairs.values()]
     seeds, images, residual, between = (np.array(column) for column in zip(*spreads, strict=True))
     several = seeds > 1
     chance = weights**2 @ images + weights**2 @ (residual / seeds)

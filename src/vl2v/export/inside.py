@@ -68,7 +68,7 @@ def put_inside(source: Path, card: dict[str, Any], path: Path) -> None:
     model = onnx.load(str(source))
     graph, size = model.graph, card["image_size"]
     before, after = _Nodes("before"), _Nodes("after")
-    _resize(before, size, card["fit"])
+    add_resize(before, size, card["fit"])
     _probabilities(after, graph.output[0].name, card)
     image = helper.make_tensor_value_info(IMAGE, TensorProto.UINT8, None)
     probabilities = helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, ["n", len(card["classes"])])
@@ -84,7 +84,7 @@ def put_inside(source: Path, card: dict[str, Any], path: Path) -> None:
     onnx.save(model, str(path))
 
 
-def _resize(nodes: _Nodes, size: int, fit: Fit) -> None:
+def add_resize(nodes: _Nodes, size: int, fit: Fit) -> None:
     """Add what makes pixels [n, s, s, 3] of images: Pillow's BILINEAR in Pillow's own integers, to the last bit.
 
     ONNX's Resize isn't used: its kernels differ from Pillow by a level or two, which moves probabilities by up to 0.02.

@@ -83,19 +83,19 @@ class Parity:
         """Whether more than `POINTS` of accuracy are lost beyond chance: on all images, or on those of a domain."""
         every = [self._all, *((*self.changed[name], self.images[name]) for name in self.changed)]
         comparisons = len(every) if len(self.changed) > 1 else 1
-        return any(_loss(*counts, comparisons=comparisons)[0] > POINTS for counts in every)
+        return any(loss_interval(*counts, comparisons=comparisons)[0] > POINTS for counts in every)
 
     @property
     def wanted(self) -> int:
         """How many more images would tell whether `POINTS` are lost, if they went on as these; 0: these tell."""
         lost, gained, count = self._all
-        low, high = _loss(lost, gained, count)
+        low, high = loss_interval(lost, gained, count)
         if low > POINTS or high <= POINTS:
             return 0
         times = 1.0
         while low <= POINTS < high and times < MOST:
             times *= 1.1
-            low, high = _loss(lost * times, gained * times, count * times)
+            low, high = loss_interval(lost * times, gained * times, count * times)
         return math.ceil((times - 1) * count)
 
     @property
@@ -133,7 +133,7 @@ class Parity:
         """Return how sure the accuracy of an export that isn't exact is."""
         if self.exact or self.worse or not self.changed:
             return ""
-        low, high = _loss(*self._all)
+        low, high = loss_interval(*self._all)
         interval = f"95% interval {-100 * high:+.1f} to {-100 * low:+.1f} points"
         if not self.wanted:
             return f"; keeps its accuracy ({interval})"
@@ -254,7 +254,7 @@ def check_inside(made: Exported, plain: Exported, images: Iterable[Pixels]) -> t
     return len(pairs), apart
 
 
-def _loss(lost: float, gained: float, count: float, *, comparisons: int = 1) -> tuple[float, float]:
+def loss_interval(lost: float, gained: float, count: float, *, comparisons: int = 1) -> tuple[float, float]:
     """Return the interval of how much accuracy is lost, of counts of paired images."""
     found = paired_interval(gained, lost, count, comparisons=comparisons)
     return -found.high, -found.low

@@ -119,7 +119,7 @@ def disagreements(bench: Bench, progress: Progress) -> Iterator[dict[str, Any]]:
             "only the student is right": student & ~other & queried,
             "only the teacher is right": other & ~student,
         }
-        images = _reader(bench, bench.jobs[result.folder])
+        images = image_reader(bench, bench.jobs[result.folder])
         yield {
             "name": bench.target_name(cell),
             "counts": [int((student & other).sum()), *(int(group.sum()) for group in groups.values())],
@@ -129,7 +129,7 @@ def disagreements(bench: Bench, progress: Progress) -> Iterator[dict[str, Any]]:
         }
 
 
-def _reader(bench: Bench, job: Job) -> Any:
+def image_reader(bench: Bench, job: Job) -> Any:
     """Return what makes thumbnails of some of a target's images; None where they aren't at hand, or have changed."""
     try:
         dataset, found = usable(open_data(resolve(job.settings).data), Session(bench.work.folder / "store"))

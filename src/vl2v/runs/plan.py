@@ -258,7 +258,7 @@ def plan_run(
     chosen: Tree = {}
     full = ""
     if limit is not None:
-        chosen = _fitting(bench, 60 * limit - queries.seconds, _given(settings, preset, config))
+        chosen = fitting(bench, 60 * limit - queries.seconds, _given(settings, preset, config))
         if chosen:
             full = _longer(bench, queries.seconds, limit)
     fitted = planned(config, chosen)
@@ -333,7 +333,7 @@ def _rungs(bench: Bench, given: set[str]) -> Iterator[tuple[int, bool, float]]:
     yield sizes[-1], True, 0.0
 
 
-def _fitting(bench: Bench, limit: float, given: set[str]) -> Tree:
+def fitting(bench: Bench, limit: float, given: set[str]) -> Tree:
     """Return the settings that make a run fit in a limit, in seconds, by dotted name; none, if it does as it is."""
     chosen: Tree = {}
     for size, halved, share in _rungs(bench, given):

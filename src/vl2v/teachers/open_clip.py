@@ -39,7 +39,7 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
         )
     try:
         model, preprocess = open_clip.create_model_from_pretrained(
-            model_name, pretrained=pretrained, force_quick_gelu=_trained_quick(open_clip, model_name, pretrained)
+            model_name, pretrained=pretrained, force_quick_gelu=with_quick_gelu(open_clip, model_name, pretrained)
         )
         tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:
@@ -135,7 +135,7 @@ def _image_half(settings: dict[str, Any]) -> dict[str, Any]:
     return {"embed_dim": settings["embed_dim"], "vision_cfg": vision, "quick_gelu": settings["quick_gelu"]}
 
 
-def _trained_quick(open_clip: Any, model_name: str, pretrained: str | None) -> bool:
+def with_quick_gelu(open_clip: Any, model_name: str, pretrained: str | None) -> bool:
     """Return whether the weights were trained with QuickGELU, which open_clip only warns of."""
     published = open_clip.get_pretrained_cfg(model_name, pretrained) if pretrained else {}
     return bool(published.get("quick_gelu", False))

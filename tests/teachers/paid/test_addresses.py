@@ -17,7 +17,7 @@ from vl2v.privacy import canonical_url, is_loopback, public_name, read_secret, w
 from vl2v.runs.folder import Run, open_run
 from vl2v.runs.settings import resolve
 from vl2v.teachers import open_teacher
-from vl2v.teachers.paid.client import _fingerprint
+from vl2v.teachers.paid.client import fingerprint_of
 from vl2v.teachers.paid.limits import canonical_spec
 from vl2v.teachers.paid.teacher import BudgetReached, Query, micro_of
 
@@ -113,7 +113,7 @@ def test_embeddings_bought_under_an_old_spelling_are_found(secret, vendor, tmp_p
 
     class Old:
         name = f"openai-compatible:{url}#m"
-        fingerprint = _fingerprint(name, url, "m", None, teacher.limits)
+        fingerprint = fingerprint_of(name, url, "m", None, teacher.limits)
         dim, logit_scale = 12, None
 
     teacher.budget = Budget()

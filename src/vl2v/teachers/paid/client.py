@@ -86,7 +86,7 @@ class RemoteTeacher:
         self._ended = threading.Event()
         self._free = False  # whether a warning said that it is counted as free
         self._listed = False  # whether the vendor listed its prices
-        self.fingerprint = _fingerprint(name, canonical_url(url), model, dimensions, limits)
+        self.fingerprint = fingerprint_of(name, canonical_url(url), model, dimensions, limits)
 
     def __repr__(self) -> str:
         return f"RemoteTeacher({self.name!r})"
@@ -118,7 +118,7 @@ class RemoteTeacher:
         if canonical_spec(name) != self.name:
             return False
         _, url, *_ = parts_of(name)
-        spelt = _fingerprint(name, (url or self.limits.url).rstrip("/"), self._model, self._dimensions, self.limits)
+        spelt = fingerprint_of(name, (url or self.limits.url).rstrip("/"), self._model, self._dimensions, self.limits)
         return fingerprint == spelt or HIDDEN in name  # the address had a password, and so had its fingerprint
 
     def image_as_text(self, data: bytes) -> str | None:
@@ -284,7 +284,8 @@ class RemoteTeacher:
         return line
 
 
-def _fingerprint(name: str, url: str, model: str, dimensions: int | None, limits: Limits) -> str:
+def fingerprint_of(name: str, url: str, model: str, dimensions: int | None, limits: Limits) -> str:
+    """Return the digest of all that changes what a vendor's model embeds, or how."""
     kind = name.partition(":")[0]
     sent = [IMAGE_VERSION, limits.formats, limits.image_bytes, limits.image_pixels]
     decides = [kind, url, model, dimensions, *sent, EMBEDDING_VERSION]
