@@ -70,7 +70,7 @@ def test_a_signal_ends_the_workers_too(
     bench = plan(replace(grid, methods=["erm"], seeds=1), tmp_path)
 
     def end(event: dict[str, Any]) -> None:
-        if event["event"] == "progress":
+        if event["event"] == "started":
             assert processes("vl2v.benchmark.work")
             signal.raise_signal(number)
 
@@ -118,7 +118,7 @@ def test_a_job_at_which_the_process_always_dies_is_given_up(grid: Grid, tmp_path
     bench = plan(replace(grid, methods=["adip", "erm"], seeds=1), tmp_path)
 
     def kill(event: dict[str, Any]) -> None:
-        if event["event"] == "progress" and "adip" in event["job"]:
+        if event["event"] == "started" and "adip" in event["job"]:
             for worker in processes("vl2v.benchmark.work"):
                 os.kill(worker, signal.SIGKILL)
 
