@@ -96,7 +96,7 @@ def main() -> None:
     begun = time.perf_counter()
     size = given.size
     everything = sources.split.train
-    pixels = clean_pixels(sources.dataset, everything, size, workers=config.data.workers)
+    pixels = clean_pixels(sources.dataset, everything, size, workers=config.data.processes)
     table = torch.zeros(len(sources.dataset), 1, 0)
     found = compute_features(student, pixels, fabric)
     table = torch.zeros(len(sources.dataset), 1, found.shape[1])

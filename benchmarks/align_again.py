@@ -57,7 +57,7 @@ def refitted(run: Run, store: Path) -> tuple[float, float | None]:
         answers = open_session(config, known, teacher, None, sources, Views(), silent).targets()
     if student.head != "text":
         student = Student(student.backbone, new_projector(student.width, answers.texts.shape[1], 0), student.spec)
-    fabric, workers = OneDevice(config.train), config.data.workers
+    fabric, workers = OneDevice(config.train), config.data.processes
     lam = align_again(student, sources, answers, Features(student, sources.dataset, fabric, workers, silent))
     everything = open_dataset(config.data.path, layout=config.data.layout, exclude=config.data.exclude)
     unseen = np.concatenate([everything.indices(domain) for domain in config.data.target])

@@ -53,7 +53,7 @@ def main() -> None:
     assert answers.images is not None and answers.texts is not None
     backbone, spec = new_backbone(config)
     student = Student(backbone, nn.Identity(), spec)
-    features = Features(student, sources.dataset, OneDevice(config.train), config.data.workers, silent).of(indices)
+    features = Features(student, sources.dataset, OneDevice(config.train), config.data.processes, silent).of(indices)
     x, images, texts = features.numpy(), answers.images[indices, 0].astype(np.float32), answers.texts
     labels, domains = answers.labels[indices], sources.dataset.domain_ids[indices]
     names, targets = sources.dataset.domains, np.hstack([images, texts[labels]])

@@ -52,3 +52,17 @@ def test_every_file_is_known_by_its_hash() -> None:
 
 def test_the_lock_names_no_host() -> None:
     assert "://" not in LOCK and not re.search(r"^--?(index|extra|find|trusted)", LOCK, re.M)
+
+
+def test_the_demonstration_has_a_part_of_the_lock() -> None:
+    part = (ROOT / "requirements-demo.lock").read_text(encoding="utf-8")
+    entries = re.split(r"^(?=[a-z0-9])", part, flags=re.M)[1:]
+    assert 50 < len(entries) < len(LOCKED) / 2, "run `make lock`"
+    for entry in entries:
+        head, *lines = entry.splitlines()
+        assert head.split(" ")[0] in LOCK and any("--hash=sha256:" in line for line in lines), head
+        assert all(line.strip().rstrip(" \\") in LOCK for line in lines if "--hash" in line), head
+    names = {entry.split("==")[0] for entry in entries}
+    extras = PROJECT["project"]["optional-dependencies"]
+    direct = [*PROJECT["project"]["dependencies"], *extras["export"], *extras["serve"]]
+    assert {Requirement(one).name for one in direct} <= names, "run `make lock`"

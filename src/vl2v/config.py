@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from vl2v.errors import ConfigError
 from vl2v.privacy import without_secrets
-from vl2v.tree import Tree, flat, text_of
+from vl2v.tree import Tree, at_home, class_names, flat
 
 TOWER = "teacher"  # the name of a student that is the teacher's own image tower
 FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change no weight
@@ -20,6 +19,7 @@ FREE = ("data.workers", "train.strategy", "train.tensorboard")  # these change n
 LATER: Tree = {
     "data.classes": [],
     "data.fit": "stretch",
+    "data.shrink": False,
     "teacher.fit": "own",
     "teacher.adapt": "off",
     "student.parent": None,
@@ -29,31 +29,11 @@ LATER: Tree = {
     "train.retrain": "method",
     "train.quick": "off",
     "train.quick_views": 4,
+    "train.compile": False,
 }  # settings that came later, as runs before them were trained
 
 
-def at_home(path: Path) -> Path:
-    """Return a path with the home folder instead of a "~" at its start."""
-    return Path(os.path.expanduser(path))
-
-
 HomePath = Annotated[Path, AfterValidator(at_home)]
-
-
-def class_names(given: object) -> object:
-    """Return the names of classes: of a list, of a text with commas, or of a text file, one a line."""
-    if not isinstance(given, str):
-        return given
-    file = at_home(Path(given))
-    if file.suffix != ".txt" and not file.is_file():
-        return [name.strip() for name in given.split(",") if name.strip()]
-    try:
-        lines = text_of(file.read_bytes()).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"the file of class names can't be read ({error}); it needs one name per line, in UTF-8"
-        ) from None
-    return [line.strip() for line in lines if line.strip()]
 
 
 class Section(BaseModel):
@@ -83,11 +63,28 @@ class DataConfig(Section):
     )
     holdout: float = Field(default=0.2, gt=0, lt=1, description="share of a source domain for validation")
     split_seed: int = Field(default=0, description="DomainBed's trial seed")
-    workers: int = Field(default=2, ge=0, description="decoding processes; no result depends on it")
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = Field(
+        default="auto",
+        description="decoding processes; auto: as many as processors, without a GPU at most 4; no result depends on it",
+    )
+    shrink: bool = Field(
+        default=False,
+        description="decode large JPEG photos at a half, quarter or eighth of their size for augmented views, as long "
+        "as twice the student's pixels a side are left: several times quicker",
+    )
     fit: Literal["stretch", "crop", "pad"] = Field(
         default="stretch",
         description="how the student's images become squares: stretched, cropped to their middle, or padded",
     )
+
+    @property
+    def processes(self) -> int:
+        """How many processes decode on this machine."""
+        if self.workers != "auto":
+            return self.workers
+        from vl2v.system import best_device, processors
+
+        return min(processors(), 4 if best_device() == "cpu" else 32)
 
 
 class PromptConfig(Section):
@@ -178,13 +175,19 @@ class TrainConfig(Section):
         default="auto", description="of the student; auto: bf16 where the device supports it"
     )
     accelerator: str = Field(default="auto", description="of Lightning Fabric: auto, cpu, cuda, mps")
+    compile: bool = Field(
+        default=False,
+        description="torch.compile the backbone: quicker steps after some minutes of compiling; needs a compiler "
+        "(Triton on a GPU, else one for C++)",
+    )
     strategy: Literal["ddp", "fsdp"] = Field(
         default="ddp", description="of a run on several devices; fsdp: each holds a part of the weights"
     )
-    head: Literal["method", "trained", "refit", "auto", "only"] = Field(
+    head: Literal["method", "trained", "refit", "auto", "only", "start"] = Field(
         default="method",
         description="the last layer: as the method has it, as trained, fitted in closed form, auto: fitted where "
-        "source validation is better so, or only: fitted, and nothing else is trained",
+        "source validation is better so, only: fitted, and nothing else is trained, or start: a linear one is fitted "
+        "before training, which spares the steps that a random one needs",
     )
     quick: str = Field(
         default="off",
@@ -222,12 +225,10 @@ class PublishedConfig(Section):
     )
     swad_restarts: list[int] = Field(default=[], description="steps after which overlapping prefixes start anew")
     swad_discarded: bool = Field(
-        default=False,
-        description="the next stage starts from the raw best weights, not the averaged",
+        default=False, description="the next stage starts from the raw best weights, not the averaged"
     )
     target_in_split: bool = Field(
-        default=False,
-        description="the unseen domain is scored on the 80% that DomainBed would train on",
+        default=False, description="the unseen domain is scored on the 80% that DomainBed would train on"
     )
 
 
@@ -287,7 +288,7 @@ def validate(tree: Mapping[str, Any]) -> RunConfig:
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(explained(error)) from None
+        raise ConfigError(explained(error.errors(), "", _stages_of(tree))) from None
 
 
 def check_file(tree: Tree, file: Path) -> Tree:
@@ -300,21 +301,23 @@ def check_file(tree: Tree, file: Path) -> Tree:
         RunConfig.model_validate(tree)
     except ValidationError as error:
         if wrong := [item for item in error.errors() if item["type"] != "missing"]:
-            raise ConfigError(f"{file}: {_explained(wrong, '')}") from None
+            raise ConfigError(f"{file}: {explained(wrong, '', _stages_of(tree))}") from None
     return tree
 
 
-def explained(error: ValidationError, prefix: str = "") -> str:
-    """Return a line that names every wrong key with its value and what was expected."""
-    return _explained(error.errors(), prefix)
+def _stages_of(tree: Mapping[str, Any]) -> list[str]:
+    """Return the names of a tree's stages, for what is said about it."""
+    stages = tree.get("stages")
+    return [*stages] if isinstance(stages, Mapping) and stages else ["STAGE"]
 
 
-def _explained(items: Iterable[Mapping[str, Any]], prefix: str) -> str:
-    lines: dict[str, list[str]] = {}
+def explained(items: Iterable[Mapping[str, Any]], prefix: str = "", stages: Sequence[str] = ()) -> str:
+    """Return a line that names every wrong key of pydantic's errors with its value and what was expected."""
+    lines: dict[tuple[str, str], list[str]] = {}
     for item in items:
-        about, wanted = _explain(item, prefix)
-        lines.setdefault(about, []).append(wanted)
-    return "; ".join(about + ", or ".join(dict.fromkeys(wanted)) for about, wanted in lines.items())
+        about, wanted, hint = _explain(item, prefix, stages)
+        lines.setdefault((about, hint), []).append(wanted)
+    return "; ".join(about + ", or ".join(dict.fromkeys(wanted)) + hint for (about, hint), wanted in lines.items())
 
 
 _EXPECTED = {
@@ -331,16 +334,17 @@ _EXPECTED = {
 """Types of pydantic's errors whose own words are a programmer's."""
 
 
-def _explain(item: Mapping[str, Any], prefix: str) -> tuple[str, str]:
-    """Return what an error is about, and what was expected."""
+def _explain(item: Mapping[str, Any], prefix: str, stages: Sequence[str]) -> tuple[str, str, str]:
+    """Return what an error is about, what was expected, and what may have been meant."""
     key = prefix + ".".join(
         str(part) for part in item["loc"] if not re.search(r"^constrained-|\[", str(part))
     )  # no types
     if item["type"] == "extra_forbidden":
-        return f"{key}: unknown setting{_suggestion(key)}", ""
+        return f"{key}: unknown setting", "", _suggestion(key, item["input"], stages)
     if item["type"] == "missing":
-        return f"{key}: missing" + ("; give the images with --data" if key in ("data", "data.path") else ""), ""
-    return f"{key} = {item['input']!r}: ", expected(item)
+        return f"{key}: missing", "", "; give the images with --data" if key in ("data", "data.path") else ""
+    elsewhere = _elsewhere(key, item["input"], stages)
+    return f"{key} = {item['input']!r}: ", expected(item), f"; did you mean {elsewhere}?" if elsewhere else ""
 
 
 def expected(item: Mapping[str, Any]) -> str:
@@ -349,15 +353,37 @@ def expected(item: Mapping[str, Any]) -> str:
     return _EXPECTED.get(item["type"], (words[:1].lower() + words[1:]).replace("input should be", "must be"))
 
 
-def _suggestion(key: str) -> str:
+def _suggestion(key: str, value: object, stages: Sequence[str]) -> str:
     import difflib
 
+    if key in stages:
+        return f", did you mean stages.{key}?"
     names = setting_names()
-    stage = key.rpartition(".")[0]
-    if stage.startswith("stages."):
-        names += [f"{stage}.{name}" for name in StageConfig.model_fields]
-    close = [name for name in names if name.endswith(f".{key}")] or difflib.get_close_matches(key, names, n=1)
+    names += [f"stages.{stage}.{name}" for stage in stages for name in StageConfig.model_fields]
+    elsewhere = _elsewhere(key, value, stages)
+    close = [elsewhere] if elsewhere else difflib.get_close_matches(key, names, n=1)
     return f", did you mean {close[0]}?" if close else "; `vl2v config` lists them all"
+
+
+def _elsewhere(key: str, value: object, stages: Sequence[str]) -> str:
+    """Return the setting of another section that has the same name and takes a value; "" if none does."""
+    name = key.rpartition(".")[2]
+    sections: dict[str, type[BaseModel]] = {f"stages.{stage}": StageConfig for stage in reversed(stages)}
+    for section, info in RunConfig.model_fields.items():
+        if isinstance(info.annotation, type) and issubclass(info.annotation, BaseModel):
+            sections[section] = info.annotation
+    for section, model in sections.items():
+        if f"{section}.{name}" != key and name in model.model_fields and _takes(model, name, value):
+            return f"{section}.{name}"
+    return ""
+
+
+def _takes(model: type[BaseModel], name: str, value: object) -> bool:
+    try:
+        model.model_validate({name: value})
+    except ValidationError as error:
+        return all(item["loc"][:1] != (name,) for item in error.errors())
+    return True
 
 
 def setting_names(model: type[BaseModel] = RunConfig, prefix: str = "") -> list[str]:

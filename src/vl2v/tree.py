@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import os
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -102,6 +103,27 @@ def text_of(data: bytes) -> str:
     """
     utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     return data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
+
+
+def at_home(path: Path) -> Path:
+    """Return a path with the home folder instead of a "~" at its start."""
+    return Path(os.path.expanduser(path))
+
+
+def class_names(given: object) -> object:
+    """Return the names of classes: of a list, of a text with commas, or of a text file, one a line."""
+    if not isinstance(given, str):
+        return given
+    file = at_home(Path(given))
+    if file.suffix != ".txt" and not file.is_file():
+        return [name.strip() for name in given.split(",") if name.strip()]
+    try:
+        lines = text_of(file.read_bytes()).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"the file of class names can't be read ({error}); it needs one name per line, in UTF-8"
+        ) from None
+    return [line.strip() for line in lines if line.strip()]
 
 
 def read_toml(path: Path) -> Tree:

@@ -62,6 +62,7 @@ def test_what_is_misspelt_is_suggested(vl2v: Typed, words: tuple[str, ...], hint
     [
         ("[teacher]\nveiws = 3\n", "teacher.veiws: unknown setting, did you mean teacher.views?"),
         ("seed = 'abc'\n", "seed = 'abc': must be a whole number"),
+        ("[train]\nsteps = 20\n", "train.steps = 20: must be 'set' or 'auto'; did you mean stages.STAGE.steps?"),
         ("[data]\nholdout = 2\n", "data.holdout = 2: must be less than 1"),
         ("[stages.distill]\nstpes = 3\n", "stages.distill.stpes: unknown setting, did you mean stages.distill.s"),
         ("[teacher]\nselect = 'some'\n", "teacher.select = 'some': must be a whole number, or must be 'known'"),

@@ -367,3 +367,18 @@ def test_a_jpeg_that_lacks_its_end_mark_only_is_whole(how: dict[str, Any]) -> No
 def test_a_pointer_to_a_large_file_is_named() -> None:
     with pytest.raises(ImageError, match="a Git LFS pointer, not the image"):
         decode(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+@pytest.mark.parametrize(("enough", "size"), [(0, (400, 300)), (100, (200, 150)), (60, (100, 75)), (400, (400, 300))])
+def test_a_jpeg_may_be_decoded_smaller(enough: int, size: tuple[int, int], orientation: int) -> None:
+    exif = Image.Exif()
+    exif[274] = orientation
+    smooth = np.add.outer(np.linspace(0, 100, 300), np.linspace(0, 150, 400))[..., None].repeat(3, -1).astype(np.uint8)
+    data = encoded(Image.fromarray(smooth), "JPEG", quality=95, exif=exif.tobytes())
+    found, whole = decode(data, enough=enough), decode(data)
+    assert found.size == (size if orientation == 1 else size[::-1])
+    shrunk = np.asarray(whole.resize(found.size, Image.Resampling.BOX), np.int64)
+    assert np.abs(np.asarray(found, np.int64) - shrunk).mean() < 1
+    assert decode(encoded(whole, "PNG"), enough=enough).size == whole.size
+    assert decode(data[:-2], enough=enough).size == found.size  # without its end mark

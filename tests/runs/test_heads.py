@@ -10,9 +10,12 @@ import torch
 
 import vl2v
 from little import quick_settings
+from vl2v.errors import ConfigError
+from vl2v.evaluation.metrics import fit_temperature
 from vl2v.evaluation.ridge import fitted_head
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
+from vl2v.runs.settings import resolve
 from vl2v.session import Session, silent
 from vl2v.training.device import OneDevice
 
@@ -48,3 +51,23 @@ def test_auto_never_validates_worse_than_what_was_trained(shapes: Path, recordin
         trained, best = (distilled(method, head, shapes, recording, tmp_path) for head in ("trained", "auto"))
         now, before = (run.classifier.about["validation_accuracy"] for run in (best, trained))
         assert now >= before
+
+
+def test_a_linear_head_may_start_in_closed_form(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    settings = quick_settings(shapes, recording, "kd")
+    settings["train"]["head"] = "start"
+    settings["stages"]["distill"] |= {"steps": 1, "lr": 1e-12}  # the head stays where it started
+    run = vl2v.distill(settings, tmp_path / "kd", store=tmp_path / "store")
+    sources = open_sources(run.config, Session(tmp_path / "store"))
+    student, train, val = run.classifier.student, sources.split.train, sources.split.val
+    features = Features(student, sources.dataset, OneDevice(run.config.train), 0, silent)
+    labels, domains = sources.dataset.labels, sources.dataset.domain_ids
+    fit = fitted_head(features.of(train).numpy(), labels[train], domains[train], 3)
+    weight = student.projector.weight.detach().numpy()
+    factor = float((weight * fit.weight).sum() / (fit.weight**2).sum())
+    assert factor > 0
+    np.testing.assert_allclose(weight, factor * fit.weight, atol=1e-4 * np.abs(weight).max())
+    logits = student.projector(features.of(val)).detach()
+    assert fit_temperature(logits, torch.from_numpy(labels[val])) == pytest.approx(1, abs=0.02)
+    with pytest.raises(ConfigError, match=r"train.head: method adip has no linear head to fit"):
+        resolve({**settings, "method": "adip"})

@@ -104,3 +104,19 @@ def test_a_block_that_isnt_there_is_reported_with_those_that_are() -> None:
     backbone.eval()
     with pytest.raises(StudentError, match=r"train.quick = 'blocks.9'.*use one of .*blocks\.3"):
         split(backbone, "blocks.9", torch.zeros(1, 3, 32, 32))
+
+
+def test_activations_are_shared_and_change_nothing(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    runs, passed = {}, []
+
+    def progress(task: str, done: int, total: int, remark: str) -> None:
+        passed.append(task)
+
+    for name, shared in (("alone", None), ("first", tmp_path / "shared"), ("second", tmp_path / "shared")):
+        settings = merge(quick_settings(shapes, recording, "kd"), QUICK)
+        passed.clear()
+        runs[name] = vl2v.distill(
+            settings, tmp_path / name, store=tmp_path / "store", shared_cache=shared, progress=progress
+        )
+        assert ("lower blocks" in passed) == (name != "second")
+    assert not changed(runs["alone"], runs["first"]) and not changed(runs["alone"], runs["second"])

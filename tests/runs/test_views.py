@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,9 +17,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 import vl2v
 from vendor.servers import Stub, running
 from vl2v.data import audit, open_dataset
+from vl2v.data.decoding import decode
 from vl2v.embeddings.schema import image_key
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import online_teacher, the_teacher, tower_of
+from vl2v.embeddings.views import Views, fixed_views
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.network import Network, as_export, card_of
 from vl2v.methods import task_of
@@ -53,6 +57,22 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def asked_about(store: Path) -> int:
     with EmbeddingStore(store, read_only=True) as opened:
         return sum(question.count for question in opened.queries() if question.kind == "image")
+
+
+def test_views_of_photos_decoded_smaller_have_names_of_their_own(quick: dict[str, Any], tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "photo.jpg")
+    data = (tmp_path / "photo.jpg").read_bytes()
+    plain, shrunk = (
+        fixed_views(resolve(with_(with_(quick, "teacher", views=2), "data", shrink=shrink)), 32)
+        for shrink in (False, True)
+    )
+    assert (plain.enough, shrunk.enough) == (0, 64)
+    assert plain.names[0] == shrunk.names[0] and not {*plain.names[1:]} & {*shrunk.names[1:]}
+    sent, others = (views.encoded(data, b"photo", (0, 1)) for views in (plain, shrunk))
+    assert sent[0] == others[0] == data and sent[1] != others[1]
+    small = Views(2, 0, 32, shrink=True).pixels(decode(data, enough=64), b"photo", 1)
+    assert np.array_equal(np.asarray(Image.open(io.BytesIO(others[1]))), small)
 
 
 def test_what_was_embedded_is_all_that_runs_of_any_seed_and_target_want(

@@ -17,6 +17,8 @@ def at_home(word: str) -> str:
 
 def main() -> None:
     """Run the command line; exit code 2 for the person's mistake, 1 for ours."""
+    if "OMP_WAIT_POLICY" not in os.environ:  # before PyTorch: else its threads wait for one another at full load
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from vl2v.cli.app import app
     from vl2v.cli.show import note
     from vl2v.errors import FULL, VL2VError, VL2VWarning, remedy

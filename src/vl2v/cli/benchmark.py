@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec
-from vl2v.cli.show import say
+from vl2v.cli.show import progress_bars, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -83,7 +83,6 @@ def benchmark(
     from vl2v.benchmark.engine import engine_named
     from vl2v.benchmark.grid import Grid, methods_for, split_names
     from vl2v.benchmark.run import plan, run
-    from vl2v.cli.show import progress_bars
 
     where = engine_named(engine)
     settings, spec = _taught(teacher, config, pairs)
@@ -188,7 +187,6 @@ def recommend(
     from vl2v.benchmark.grid import methods_for, split_names
     from vl2v.benchmark.recommend import recommend as hold
     from vl2v.benchmark.table import as_table
-    from vl2v.cli.show import progress_bars
 
     settings, spec = _taught(teacher, config, pairs)
     with progress_bars() as progress:

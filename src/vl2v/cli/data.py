@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vl2v.cli.learn import ConfigFile, Set, Store
-from vl2v.cli.show import say
+from vl2v.cli.show import progress_bars, say
 
 SHOWN = 20  # suspect labels in the terminal
 app = typer.Typer(
@@ -34,7 +34,6 @@ def inspect(
     """Count images by class and domain; find copies, leakage, unreadable files, and classes that can't be learned."""
     import json as as_json
 
-    from vl2v.cli.show import progress_bars
     from vl2v.config import validate
     from vl2v.runs.datasets import inspect_data
     from vl2v.runs.settings import settings_of
@@ -81,7 +80,6 @@ def mistakes(
     A label is listed where the teacher and a linear student that never saw the image agree that it is wrong, the most
     suspect first. Check them by eye: on clean data, most of them are hard images.
     """
-    from vl2v.cli.show import progress_bars
     from vl2v.config import validate
     from vl2v.runs.mistakes import find_mistakes
     from vl2v.runs.settings import settings_of
@@ -142,7 +140,6 @@ def download(
     ] = False,
 ) -> None:
     """Download a public benchmark with resume, unpack it safely and check its counts."""
-    from vl2v.cli.show import progress_bars
     from vl2v.data.catalogue import benchmark, obtain
     from vl2v.errors import DataError
 
@@ -179,7 +176,6 @@ def corrupt(
     workers: Annotated[int, typer.Option(help="Number of threads.")] = 2,
 ) -> None:
     """Write corrupted images (ImageNet-C) as a dataset for `vl2v evaluate`, one domain per type and severity."""
-    from vl2v.cli.show import progress_bars
     from vl2v.data.corrupted import corrupt_dataset
     from vl2v.data.corruptions import kinds_named
     from vl2v.data.layouts import open_dataset

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vl2v.cli.learn import Store
-from vl2v.cli.show import say
+from vl2v.cli.show import progress_bars, say
 
 
 def export(
@@ -53,7 +53,6 @@ def export(
     store: Store = None,
 ) -> None:
     """Export a student to a file that runs without vl2v, after checking it on real images."""
-    from vl2v.cli.show import progress_bars
     from vl2v.deploy.runtime import size_of
     from vl2v.errors import ConfigError
     from vl2v.export.choose import Target, TargetMissed, choose_export
@@ -139,7 +138,6 @@ def bench_device(
     """Measure speed, size and memory of a student in every format; save table and plot in the run folder."""
     import json as as_json
 
-    from vl2v.cli.show import progress_bars
     from vl2v.export.device import bench_device as measure
     from vl2v.runs.folder import Run
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl2v.cli.show import say
+from vl2v.cli.show import note, print_advice, progress_bars, run_log, say
 
 if TYPE_CHECKING:
     from vl2v.runs.folder import Run
@@ -101,7 +101,6 @@ def embed(
 
     Use the options of the `vl2v distill` command that will follow: some of them decide what is queried.
     """
-    from vl2v.cli.show import print_advice, progress_bars
     from vl2v.runs.cluster import cluster_named
     from vl2v.runs.query import embed as run_embed
     from vl2v.runs.settings import settings_of
@@ -188,7 +187,6 @@ def distill(
     store: Store = None,
 ) -> None:
     """Train a student, evaluate it on every domain and save everything in a run folder."""
-    from vl2v.cli.show import note, progress_bars, run_log
     from vl2v.runs.plan import plan_run
     from vl2v.runs.settings import settings_of
     from vl2v.runs.train import distill as train
@@ -304,7 +302,6 @@ def adapt(
 ) -> None:
     """Train a student further on images of a new domain without labels; print the accuracy before and after."""
     from vl2v.cli.benchmark import one_of
-    from vl2v.cli.show import progress_bars
     from vl2v.runs.adapting import adapt as adapted
     from vl2v.tree import assignments
 
@@ -354,7 +351,6 @@ def demo(
 ) -> None:
     """Train three students on the embedded sample with one drawing style left out, and compare them."""
     from vl2v.benchmark.demo import OURS, accuracy_bars, prediction_grid, run_demo
-    from vl2v.cli.show import progress_bars
     from vl2v.table import Table
 
     with progress_bars() as progress:

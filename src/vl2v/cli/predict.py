@@ -7,7 +7,7 @@ import typer
 
 from vl2v.cli.benchmark import RULES, Selection, one_of
 from vl2v.cli.learn import Budget, Store
-from vl2v.cli.show import say
+from vl2v.cli.show import progress_bars, say
 from vl2v.table import visible
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
@@ -24,7 +24,6 @@ def evaluate(
     """Evaluate a student and the zero-shot teacher on every domain; unseen domains are marked."""
     import json as as_json
 
-    from vl2v.cli.show import progress_bars
     from vl2v.runs.evaluate import evaluate as measure
 
     with progress_bars() as progress:
@@ -91,7 +90,6 @@ def report(
     selection: Selection = "training",
 ) -> None:
     """Write a self-contained HTML report: results, mistakes, confidence, curves, settings."""
-    from vl2v.cli.show import progress_bars
     from vl2v.report.page import write_report
 
     rule = one_of(selection, RULES, "--selection")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vl2v.cli.learn import Budget, Store
-from vl2v.cli.show import say
+from vl2v.cli.show import progress_bars, say
 
 Source = Annotated[
     str,
@@ -117,7 +117,6 @@ def _here(source: str) -> Path:
 
 def _export(run: Path, store: Path | None) -> None:
     """Export a run, in the open form where there is one."""
-    from vl2v.cli.show import progress_bars
     from vl2v.export.student import export_student
     from vl2v.runs.folder import Run
 

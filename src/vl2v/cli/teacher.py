@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vl2v.cli.learn import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec
-from vl2v.cli.show import say
+from vl2v.cli.show import progress_bars, say
 from vl2v.table import Table
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ def check(
     """Query a small labelled sample and report whether the teacher is worth it for these images."""
     import json as as_json
 
-    from vl2v.cli.show import progress_bars
     from vl2v.runs.check import check_cost, check_teacher
     from vl2v.runs.settings import settings_of
 

@@ -7,6 +7,7 @@ settled in the ledger.
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -83,8 +84,8 @@ def fetch(
     if plan.pending:
         check_texts()
     names = plan.views.names
-    for queries, images in _one_ahead(_chunks(plan)):
-        vectors = _checked(teacher, teacher.embed_images(images), len(images))
+    for queries, found in _embedded(plan, teacher):
+        vectors = _checked(teacher, found, len(queries))
         keys = [image_key(plan.contents[index], names[view]) for index, view in queries]
         of_views = [names[view] for _, view in queries]
         store.put(teacher.fingerprint, keys, vectors, kind="image", views=of_views)
@@ -272,6 +273,25 @@ def _compare(store: EmbeddingStore, teacher: PaidTeacher, kind: Kind, key: bytes
             f"{teacher.name}: embeds a cached {kind} differently than before (cosine {cosine:.3f}): its "
             "model was changed under its name; give it a new --store, or ask the vendor for the old version"
         )
+
+
+def _embedded(plan: Plan, teacher: Teacher) -> Iterator[tuple[list[Pending], NDArray[np.float32]]]:
+    """Yield queries and their embeddings; a teacher that can goes on embedding while these are saved."""
+    chunks = _one_ahead(_chunks(plan))
+    stream = getattr(teacher, "embed_stream", None)
+    if stream is None:
+        for queries, images in chunks:
+            yield queries, teacher.embed_images(images)
+        return
+    under_way: deque[list[Pending]] = deque()
+
+    def begun() -> Iterator[list[EncodedImage]]:
+        for queries, images in chunks:
+            under_way.append(queries)
+            yield images
+
+    for vectors in stream(begun(), len(plan.pending)):
+        yield under_way.popleft(), vectors
 
 
 def _chunks(plan: Plan) -> Iterator[tuple[list[Pending], list[EncodedImage]]]:

@@ -35,6 +35,7 @@ class Views:
         size: side of an augmented view in pixels: the student's input size.
         fit: how an image becomes a square before it is augmented: the student's.
         clean_fit: how the clean image becomes a square before the teacher gets it; "own": it gets the file.
+        shrink: augmented views are of large JPEG photos decoded smaller (`data.shrink`).
 
     Raises:
         ConfigError: a negative `k`, or a `size` below 1.
@@ -45,6 +46,7 @@ class Views:
     size: int = 224
     fit: Fit = "stretch"
     clean_fit: Fit | Literal["own"] = "own"
+    shrink: bool = False
 
     def __post_init__(self) -> None:
         if self.k < 0:
@@ -61,15 +63,20 @@ class Views:
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the 1 + k views, as they enter the store's keys."""
-        fit = "" if self.fit == "stretch" else f"/{self.fit}"
-        augmented = (f"{AUGMENTATION}{fit}/{self.size}/seed{self.seed}/k{k}" for k in range(self.k))
+        how = ("" if self.fit == "stretch" else f"/{self.fit}") + ("/shrunk" if self.shrink else "")
+        augmented = (f"{AUGMENTATION}{how}/{self.size}/seed{self.seed}/k{k}" for k in range(self.k))
         return (clean_view(self.clean_fit), *augmented)
+
+    @property
+    def enough(self) -> int:
+        """Pixels a side that an image of an augmented view is decoded with, see `decode`; 0: all."""
+        return enough_for(self.size) if self.shrink else 0
 
     def pixels(self, image: Image.Image, sha256: bytes, view: int) -> NDArray[np.uint8]:
         """Return augmented view `view` (1..k) of a decoded image: uint8 [size, size, 3].
 
         Args:
-            image: RGB, from `vl2v.data.decoding.decode`.
+            image: RGB, from `vl2v.data.decoding.decode` with `enough`.
             view: which one; view 0 is the file itself and has no pixels of its own.
         """
         if not 1 <= view <= self.k:
@@ -82,14 +89,23 @@ class Views:
         Raises:
             vl2v.errors.DataError: the file cannot be decoded (where its own bytes don't do).
         """
-        as_it_is = self.clean_fit == "own"
-        image = None if as_it_is and not any(views) else decode(data)
-        return [
-            data
-            if image is None or (as_it_is and view == 0)
-            else _png(self.pixels(image, sha256, view) if view else _square(image, self.clean_fit))
-            for view in views
-        ]
+        image = decode(data, enough=self.enough) if any(views) else None
+        encoded = []
+        for view in views:
+            if view:
+                assert image is not None
+                encoded.append(_png(self.pixels(image, sha256, view)))
+            elif self.clean_fit == "own":
+                encoded.append(data)
+            else:
+                whole = decode(data) if image is None or self.enough else image
+                encoded.append(_png(_square(whole, self.clean_fit)))
+        return encoded
+
+
+def enough_for(size: int) -> int:
+    """Return how many pixels a side of a photo are enough for augmented views of a size."""
+    return 2 * size
 
 
 def clean_view(fit: Fit | Literal["own"]) -> str:
@@ -107,7 +123,7 @@ def fixed_views(config: RunConfig, image_size: int) -> Views:
     wanted = config.teacher
     if not wanted.views:
         return clean_images(config)
-    return Views(wanted.views, wanted.view_seed, image_size, config.data.fit, wanted.fit)
+    return Views(wanted.views, wanted.view_seed, image_size, config.data.fit, wanted.fit, config.data.shrink)
 
 
 def _square(image: Image.Image, fit: Fit | Literal["own"]) -> NDArray[np.uint8]:

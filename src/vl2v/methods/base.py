@@ -49,6 +49,13 @@ class Output(NamedTuple):
         return functional.normalize(self.projected, dim=-1)
 
 
+def moved(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; copied to a GPU while that computes."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
 @dataclass(frozen=True)
 class Targets:
     """What a batch of n images learns from.
@@ -78,7 +85,9 @@ class Targets:
     def to(self, device: torch.device) -> Targets:
         """Return the same on a device."""
         names = ("labels", "images", "texts", "domains", "anchors", "partners", "share", "adapted")
-        there = {name: value.to(device) for name in names if (value := getattr(self, name)) is not None}
+        there: dict[str, Any] = {
+            name: moved(value, device) for name in names if (value := getattr(self, name)) is not None
+        }
         return replace(self, **there)
 
     def take(self, rows: Tensor) -> Targets:
@@ -347,7 +356,7 @@ def own_settings(task: type[Task], given: Mapping[str, Any]) -> Section:
     try:
         return task.Settings.model_validate(dict(given))
     except ValidationError as error:
-        raise ConfigError(explained(error, "loss.")) from None
+        raise ConfigError(explained(error.errors(), "loss.")) from None
 
 
 def task_of(config: RunConfig) -> Task:

@@ -108,7 +108,7 @@ def embedding_map(evaluated: EvaluatedRun, progress: Progress) -> dict[str, Any]
     """
     predictions, classifier = evaluated.predictions, evaluated.classifier
     indices = _drawn(evaluated)
-    size, workers = classifier.student.spec.image_size, evaluated.run.config.data.workers
+    size, workers = classifier.student.spec.image_size, evaluated.run.config.data.processes
     pixels: list[NDArray[np.uint8]] = []
     made = []
     numbers, fit = predictions["index"][indices], classifier.fit

@@ -254,7 +254,7 @@ def _chosen(
         return np.sort(images[random_order(len(images), config.seed)[:count]])
     fabric = OneDevice(config.train)
     student = parent.classifier.student.to(fabric.device)
-    found = Features(student, sources.dataset, fabric, config.data.workers, progress).of(images)
+    found = Features(student, sources.dataset, fabric, config.data.processes, progress).of(images)
     if strategy == "kcenter":
         return np.sort(images[k_center_order(found.numpy(), count)])
     logits = student.logits(found, parent.classifier.texts, parent.classifier.scale).detach().cpu().numpy()

@@ -242,6 +242,6 @@ def _probe_student(config: RunConfig, drawn: Sample, progress: Progress) -> dict
         return str(error)
     fabric = OneDevice(config.train)
     student = Student(backbone, nn.Identity(), spec).to(fabric.device)
-    features = Features(student, drawn.dataset, fabric, config.data.workers, progress)
+    features = Features(student, drawn.dataset, fabric, config.data.processes, progress)
     found = probe(features.of(np.arange(len(drawn.dataset))).numpy(), drawn.dataset.labels, drawn.groups)
     return dict(zip(drawn.audit.sha256, found.tolist(), strict=True))

@@ -118,7 +118,7 @@ def evaluate_images(
                 continue
             role: Role = "seen" if domain in sources else "unseen"
             labels = _labels(dataset, indices, classifier)
-            logits = classifier_logits(classifier, dataset, indices, config.data.workers)
+            logits = classifier_logits(classifier, dataset, indices, config.data.processes)
             rows.append(
                 Row(STUDENT, domain, role, measure(logits / classifier.temperature, labels, classifier.threshold))
             )

@@ -131,4 +131,4 @@ def free_features(config: RunConfig, sources: Sources, progress: Progress) -> Fe
     backbone, spec = new_backbone(config)
     fabric = OneDevice(config.train)
     student = Student(backbone, nn.Identity(), spec).to(fabric.device)
-    return Features(student, sources.dataset, fabric, config.data.workers, progress)
+    return Features(student, sources.dataset, fabric, config.data.processes, progress)

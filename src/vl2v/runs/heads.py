@@ -84,6 +84,25 @@ def refit(student: Student, task: Task, sources: Sources, targets: TeacherTarget
     return f"a {head} head in closed form ({words})"
 
 
+def start_head(student: Student, sources: Sources, features: Features) -> str:
+    """Fit the linear head of a student that isn't trained yet; return in a few words how good it is.
+
+    It is what LP-FT (Kumar et al., ICLR 2022) trains with steps: the ridge regression of the labels on the frozen
+    features, with the temperature that the validation images want.
+    """
+    train, val = sources.split.train, sources.split.val
+    labels, domains = sources.dataset.labels, sources.dataset.domain_ids
+    _put(student, fitted_head(features.of(train).numpy(), labels[train], domains[train], len(sources.dataset.classes)))
+    validated = torch.from_numpy(labels[val])
+    with torch.no_grad():
+        logits = student.projector(features.of(val).to(student.mean.device)).cpu()
+        temperature = fit_temperature(logits, validated)
+        for weight in student.projector.parameters():
+            weight.div_(temperature)
+    right = (logits.argmax(-1) == validated).double().mean()
+    return f"the head starts in closed form: {right:.1%} on validation images"
+
+
 def toward_parent(
     student: Student, parent: Student, sources: Sources, targets: TeacherTargets, features: NewFeatures
 ) -> str:

@@ -17,6 +17,7 @@ from torch import Tensor
 from vl2v.config import RunConfig, StageConfig
 from vl2v.data.augment import domainbed_augment, evaluation_view
 from vl2v.embeddings.targets import TeacherTargets, online_teacher, tower_of
+from vl2v.embeddings.views import enough_for
 from vl2v.errors import StudentError
 from vl2v.methods import Stage, Targets, Task
 from vl2v.runs.datasets import Sources
@@ -177,8 +178,9 @@ class Bench:
         self._students: dict[int, Student] = {}
         self._cached: dict[str, float] = {}
         self._folder = tempfile.TemporaryDirectory()
+        plain = config.train.model_copy(update={"compile": False})  # compiling takes longer than all measurements
         self.trainer = Trainer(
-            Path(self._folder.name), config.train, config.seed, batch_norm=config.student.batch_norm, alone=True
+            Path(self._folder.name), plain, config.seed, batch_norm=config.student.batch_norm, alone=True
         )
         self.base = resident_bytes()
         self.quick = config.train.quick != "off"
@@ -235,7 +237,7 @@ class Bench:
             image = (more - one) / ((some - 1) * self.domains) if some > 1 else one / self.domains
             overhead = max(0.0, one - image * self.domains)
         val = len(self.sources.split.val)
-        workers, threads = config.data.workers, torch.get_num_threads()
+        workers, threads = config.data.processes, torch.get_num_threads()
         again = clean / max(1, workers) if val * size**2 * 3 > CACHED and not self.quick else 0.0
         scored = seconds_an_image(student, self._example(student)) if self.quick else feature
         validation = val * (scored + again)
@@ -291,18 +293,19 @@ class Bench:
         """Return the seconds of reading and augmenting an image, and of reading it as it is."""
         images = self.sources.training
         drawn = images[np.linspace(0, len(images) - 1, min(SAMPLE, len(images))).astype(int)]
-        decoding = augmenting = squeezing = 0.0
+        data, augmenting, squeezing = self.config.data, 0.0, 0.0
         for seed, index in enumerate(drawn.tolist()):
             start = time.perf_counter()
-            image = read_image(self.sources.dataset, index)
+            image = read_image(self.sources.dataset, index, enough_for(size) if data.shrink else 0)
             read = time.perf_counter()
-            domainbed_augment(image, size, seed, self.config.data.fit)
+            domainbed_augment(image, size, seed, data.fit)
             augmented = time.perf_counter()
-            evaluation_view(image, size, self.config.data.fit)
-            decoding += read - start
-            augmenting += augmented - read
-            squeezing += time.perf_counter() - augmented
-        return (decoding + augmenting) / len(drawn), (decoding + squeezing) / len(drawn)
+            if data.shrink:
+                image = read_image(self.sources.dataset, index)
+            evaluation_view(image, size, data.fit)
+            augmenting += augmented - start
+            squeezing += time.perf_counter() - augmented + (0.0 if data.shrink else read - start)
+        return augmenting / len(drawn), squeezing / len(drawn)
 
     def guess(self, size: int) -> Rates:
         """Return about what things take at an image size, by what was measured at the nearest one."""
@@ -315,12 +318,12 @@ class Bench:
 
     def seconds(self, config: RunConfig, rates: Rates) -> dict[str, float]:
         """Return how many seconds each part of a run takes but the teacher's queries."""
-        split, workers = self.sources.split, max(1, config.data.workers)
+        split, workers = self.sources.split, max(1, config.data.processes)
         val, training = len(split.val), len(split.train) + self.unlabelled
         viewed = rates.feature + rates.clean / workers
         seconds = {"features": 0.0}
         cached = [stage for stage in self.task.stages if self.on_features(stage)]
-        if cached or self.task.refits:
+        if cached or self.task.refits or config.train.head == "start":
             seconds["features"] = (val + training * max(1, config.teacher.views)) * viewed
         if self.quick:
             views = config.teacher.views or config.train.quick_views
@@ -368,6 +371,6 @@ class Bench:
                 per_domain = config.stages[stage.key].batch_per_domain
                 example = self._example(student)
                 at_once = images_at_once(student, per_domain, self.domains, example)
-                ahead = 0 if self.quick else per_domain * self.domains * size**2 * 3 * config.data.workers * AHEAD
+                ahead = 0 if self.quick else per_domain * self.domains * size**2 * 3 * config.data.processes * AHEAD
                 most = max(most, int(at_once * self.domains * activation_bytes(student, example) * SLACK) + ahead)
         return self.base + WEIGHT * self.weights + most + min(CACHED, len(self.sources.split.val) * size**2 * 3)

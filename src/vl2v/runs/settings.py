@@ -195,6 +195,8 @@ def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
             reasons[name] = "no image has a label (data.classes)"
         elif name in ("train.quick", "train.quick_views") and not _trains_backbone(task):
             reasons[name] = f"no stage of method {task.name} trains the backbone"
+        elif name == "train.head" and value == "start" and (task.head != "linear" or given.get("data.classes")):
+            reasons[name] = f"method {task.name} has no linear head to fit to the images' labels"
         elif name == "teacher.adapt" and not task.class_term:
             reasons[name] = f"the loss of method {task.name} has no term of the teacher's logits, which it changes"
         elif (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, partial
@@ -14,12 +14,21 @@ from torch import Tensor
 
 from vl2v.config import RunConfig
 from vl2v.embeddings.targets import TeacherTargets
-from vl2v.embeddings.views import Views
+from vl2v.embeddings.views import Views, enough_for
 from vl2v.errors import ConfigError, DataError
 from vl2v.methods import Stage, Task, task_of
 from vl2v.names import listed
 from vl2v.runs.datasets import Sources
-from vl2v.runs.features import CACHED, Features, Indices, SharedCache, cached_activations, rows_of, stage_name
+from vl2v.runs.features import (
+    CACHED,
+    Features,
+    Indices,
+    SharedCache,
+    backbone_name,
+    cached_activations,
+    rows_of,
+    stage_name,
+)
 from vl2v.runs.folder import Run
 from vl2v.runs.settings import retrains
 from vl2v.session import derive
@@ -33,11 +42,12 @@ from vl2v.training.batches import (
     clean_pixels,
     viewed_pixels,
 )
-from vl2v.training.device import own_part, put_together
+from vl2v.training.device import lacks_compiler, own_part, put_together
 from vl2v.training.learner import StageWork, Validation
 from vl2v.training.loop import Trainer
 
 ACTIVATIONS = "activations"  # folder of a run that trains the upper blocks only, until it ends
+SHARED = 2**15  # images, or views of them, whose activations other runs find, too: in a cache that nobody clears
 
 
 @dataclass(frozen=True)
@@ -105,10 +115,18 @@ class RunStages:
 
     def _pixel_batches(self, sampler: DomainBalancedSampler, targets: TeacherTargets) -> PixelBatches:
         spec = self.student.spec
+        data = self.run.config.data
         renderer = Renderer(
-            self.sources.dataset, self.sources.audit.sha256, self.views, spec.image_size, sampler.seed, spec.fit
+            self.sources.dataset,
+            self.sources.audit.sha256,
+            self.views,
+            spec.image_size,
+            sampler.seed,
+            spec.fit,
+            enough_for(spec.image_size) if data.shrink else 0,
         )
-        return PixelBatches(sampler, renderer, targets, self.run.config.data.workers)
+        pinned = self.trainer.fabric.device.type == "cuda"
+        return PixelBatches(sampler, renderer, targets, data.processes, pinned)
 
     def _feature_batches(self, sampler: DomainBalancedSampler) -> FeatureBatches:
         """Pass the images (with K views: each view of each) through the frozen backbone once."""
@@ -125,19 +143,36 @@ class RunStages:
         """Pass fixed views of the images, the teacher's if it has any, through the backbone's lower blocks once."""
         config, spec = self.run.config, self.student.spec
         images, contents = np.unique(np.concatenate(sampler.groups)), self.sources.audit.sha256
-        own = Views(config.train.quick_views, derive(config.seed, "quick views"), spec.image_size, spec.fit)
+        own = Views(
+            config.train.quick_views,
+            derive(config.seed, "quick views"),
+            spec.image_size,
+            spec.fit,
+            shrink=config.data.shrink,
+        )
         views = self.views if self.views.k else own
         numbers = np.arange(views.k) + 1 if self.views.k else np.zeros(views.k, np.int64)
-        pixels = partial(viewed_pixels, self.sources.dataset, images, views, contents, workers=config.data.workers)
-        table = self._cached_activations("training", pixels, len(images) * views.k)
+        pixels = partial(viewed_pixels, self.sources.dataset, images, views, contents, workers=config.data.processes)
+        table = self._cached_activations("training", images, views.names[1:], pixels)
         table = table.view(len(images), views.k, *table.shape[1:])
         return FeatureBatches(
             sampler, table, self.targets, rows_of(images, self.sources.dataset), numbers, sampler.seed
         )
 
-    def _cached_activations(self, name: str, pixels: Callable[[], Iterable[Tensor]], rows: int) -> Tensor:
-        file = self.run.folder / ACTIVATIONS / f"{name}.f16"
-        return cached_activations(self.student, pixels, self.trainer.fabric, file, rows, self.trainer.progress)
+    def _cached_activations(
+        self, name: str, images: Indices, views: Sequence[str], pixels: Callable[[], Iterable[Tensor]]
+    ) -> Tensor:
+        """Return the activations of images in some views, image by image; shared with other runs where they are few."""
+        fabric, rows, shared = self.trainer.fabric, len(images) * len(views), self.features.shared_cache
+        make = partial(cached_activations, self.student, pixels, fabric, rows=rows, progress=self.trainer.progress)
+        if shared is None or rows > SHARED:
+            return make(file=self.run.folder / ACTIVATIONS / f"{name}.f16")
+        assert self.student.split is not None
+        contents = hashlib.sha256(b"".join(self.sources.audit.contents[image] for image in images)).hexdigest()
+        about = " ".join([self.student.split.cut, *views, contents])
+        key = backbone_name(self.student, fabric.precision, about)
+        with shared.alone(key):
+            return make(file=shared.folder / ACTIVATIONS / f"{key}.f16")
 
     def _quick_validation(self) -> Validation:
         images, spec = self.sources.split.val, self.student.spec
@@ -146,10 +181,10 @@ class RunStages:
             self.sources.dataset,
             images,
             spec.image_size,
-            workers=self.run.config.data.workers,
+            workers=self.run.config.data.processes,
             fit=spec.fit,
         )
-        table = self._cached_activations("validation", pixels, len(images))
+        table = self._cached_activations("validation", images, ["clean"], pixels)
         return self._scored(images, lambda: table.split(64))
 
     def _validation(self, *, cached: bool) -> Validation:
@@ -160,7 +195,7 @@ class RunStages:
             features = self.features.of(images)
             batches = lambda: [features]  # noqa: E731
         else:
-            size, workers = self.student.spec.image_size, self.run.config.data.workers
+            size, workers = self.student.spec.image_size, self.run.config.data.processes
             own = own_part(self.trainer.fabric, images)
             pixels = partial(clean_pixels, self.sources.dataset, own, size, workers=workers, fit=self.student.spec.fit)
             held = cache(lambda: [x.clone() for x in pixels()])  # out of the loader's shared memory
@@ -213,8 +248,8 @@ def check_classes(task: Task, sources: Sources) -> list[str]:
     ]
 
 
-def check_trainable(config: RunConfig, devices: int) -> None:
-    """Refuse what trains nothing, or can't be trained on so many devices, before images are read.
+def check_trainable(config: RunConfig, devices: int, device: str = "cpu") -> None:
+    """Refuse what trains nothing, or can't be trained on so many devices of a kind, before images are read.
 
     Raises:
         ConfigError: it can't.
@@ -228,8 +263,17 @@ def check_trainable(config: RunConfig, devices: int) -> None:
                 raise ConfigError(f"train.{name}: doesn't go with training once more; set train.retrain='off'")
         if devices > 1:
             raise ConfigError("train.retrain: a run on several devices isn't trained once more; set it to 'off'")
+    if config.train.compile:
+        why = "cached activations (train.quick) aren't compiled; leave one of the two out" * (
+            config.train.quick != "off"
+        )
+        why = why or "a run on several devices isn't compiled" * (devices > 1) or lacks_compiler(device)
+        if why:
+            raise ConfigError(f"train.compile: {why}")
     if devices == 1:
         return
+    if config.train.head == "start":
+        raise ConfigError("train.head = 'start': is fitted on one device; start it without torchrun")
     if config.train.quick != "off":
         raise ConfigError(f"train.quick = {config.train.quick!r}: trains on one device; start it without torchrun")
     for stage in task.stages:

@@ -31,7 +31,7 @@ from vl2v.runs.evaluate import evaluate_images
 from vl2v.runs.features import ComputedFeatures, Features, SharedCache
 from vl2v.runs.first_student import new_backbone, new_student, selected
 from vl2v.runs.folder import CHOSEN, Run, check_folder, locked, open_run, save_version
-from vl2v.runs.heads import calibrate, classifier_for, fit_last_layer
+from vl2v.runs.heads import calibrate, classifier_for, fit_last_layer, start_head
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
 from vl2v.runs.predictions import predictions_of, same_images, save_images
 from vl2v.runs.query import open_session, queries_online
@@ -148,7 +148,7 @@ def distill(
             save_version(run, version_of(config.method))
             if plan is not None:
                 plan.save(out)
-            check_trainable(run.config, trainer.fabric.world_size)
+            check_trainable(run.config, trainer.fabric.world_size, trainer.fabric.device.type)
             save_images(run, images.sources)
             return run, images.sources, read_json(out / CHOSEN, {})
 
@@ -247,7 +247,7 @@ def train(
             student,
             sources.dataset,
             trainer.fabric,
-            config.data.workers,
+            config.data.processes,
             progress,
             shared_cache,
             sources.audit.contents,
@@ -285,6 +285,8 @@ def train(
     start = copy.deepcopy(student) if again else student
     stages = task.stages if parent is None else task.stages[-1:]  # whose projector fits already
     stages = () if config.train.head == "only" else stages
+    if config.train.head == "start" and parent is None and not (run.folder / "checkpoints").exists():
+        progress(start_head(student, sources, features), 1, 1, "")
     with ExitStack() as held:
         alone = fabric.world_size == 1
         keep = work.share(shared_cache, stages[0], held) if shared_cache is not None and alone and stages else None
@@ -294,14 +296,14 @@ def train(
         return
 
     def new_features(one: Student) -> Features:
-        return Features(one, sources.dataset, fabric, config.data.workers, progress)
+        return Features(one, sources.dataset, fabric, config.data.processes, progress)
 
     def classifier_of(one: Student, sources: Sources) -> Classifier:
         fit_last_layer(one, config, task, sources, targets, parent, new_features, progress)
         return classifier_for(one, config, sources, teacher, targets, own_tower=own_tower)
 
     classifier = classifier_of(student, sources)
-    calibrate(classifier, sources, config.data.workers, probabilities)
+    calibrate(classifier, sources, config.data.processes, probabilities)
     if again and stages:
         best = config.train.select == "best"
         steps = trainer.log.best_step(stages[-1].name) if best else trainer.log.rows()[-1]["step"]

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vl2v.config import at_home
 from vl2v.errors import MissingExtra, StudentError
 from vl2v.lazy import import_lightly
 from vl2v.privacy import public_name
 from vl2v.teachers import build_tower
 from vl2v.teachers.protocol import BackboneSpec
+from vl2v.tree import at_home
 
 import_lightly("timm")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -97,10 +97,33 @@ class LocalTeacher:
         Raises:
             TeacherError: an image that can't be decoded, or an embedding that isn't finite.
         """
-        batches = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
-        with _lanes(len(batches), self._kind) as lanes:
-            encoded = lanes.map(lambda batch: self._encode(self._encode_images, self._inputs(batch)), batches)
-            return self._checked(list(encoded))
+        (vectors,) = self.embed_stream([images], len(images))
+        return vectors
+
+    def embed_stream(self, chunks: Iterable[Sequence[EncodedImage]], total: int) -> Iterator[Vectors]:
+        """Yield I(x) [n, d] of each chunk of n images, in order; the next chunk is being embedded meanwhile.
+
+        Args:
+            chunks: in any number.
+            total: how many images there are in all of them.
+
+        Raises:
+            TeacherError: as `embed_images` does.
+        """
+
+        def encoded(images: Sequence[EncodedImage]) -> Tensor:
+            return self._encode(self._encode_images, self._inputs(images))
+
+        with _lanes(-(-total // BATCH), self._kind) as lanes:
+            before: list[Future[Tensor]] | None = None
+            for images in chunks:
+                batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+                coming = [lanes.submit(encoded, batch) for batch in batches]
+                if before is not None:
+                    yield self._checked([batch.result() for batch in before])
+                before = coming
+            if before is not None:
+                yield self._checked([batch.result() for batch in before])
 
     def prepare_image(self, image: EncodedImage) -> Tensor:
         """Return the model's input [3, s, s] of an image, for `embed_prepared`; may run beside it in other threads.

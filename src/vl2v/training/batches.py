@@ -7,7 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from multiprocessing import ProcessError
 from typing import Any, Protocol, TypeVar
 
@@ -36,9 +36,9 @@ Rendering = tuple[Views, Sequence[bytes], int]
 BROKEN = (RuntimeError, OSError, EOFError, ProcessError)  # how a connection to a worker that is gone breaks off
 
 
-def read_image(dataset: DomainDataset, index: int) -> Image.Image:
-    """Return a decoded image that could be read before; see `read_again`."""
-    return read_again(dataset, index, decode)
+def read_image(dataset: DomainDataset, index: int, enough: int = 0) -> Image.Image:
+    """Return a decoded image that could be read before; see `read_again`, and for `enough` `decode`."""
+    return read_again(dataset, index, partial(decode, enough=enough))
 
 
 def read_again(dataset: DomainDataset, index: int, made: Callable[[bytes], T]) -> T:
@@ -57,10 +57,13 @@ def read_again(dataset: DomainDataset, index: int, made: Callable[[bytes], T]) -
         ) from None
 
 
-def loaded(items: Dataset[Any], numbers: Sequence[int], *, workers: int, ahead: int | None = None) -> Iterator[Any]:
+def loaded(
+    items: Dataset[Any], numbers: Sequence[int], *, workers: int, ahead: int | None = None, pinned: bool = False
+) -> Iterator[Any]:
     """Yield `items[number]` in order, made by `workers` processes, `ahead` items each.
 
     Where these can't go on (too little shared memory, killed for want of memory), this process makes the rest.
+    Pinned tensors are copied to a GPU while it computes.
 
     Raises:
         VL2VError: as an item does; never as a worker's traceback.
@@ -75,6 +78,7 @@ def loaded(items: Dataset[Any], numbers: Sequence[int], *, workers: int, ahead: 
             num_workers=workers,
             prefetch_factor=ahead if workers else None,
             collate_fn=_as_it_is,
+            pin_memory=pinned,
         )
         try:
             for item in _started(loader):
@@ -177,7 +181,8 @@ class Renderer:
     """What the student sees of an image in training.
 
     With K fixed views (`views.k` > 0) it is one of the queried images, else a fresh
-    augmentation, drawn from the seed, the image and how often it was drawn before.
+    augmentation, drawn from the seed, the image and how often it was drawn before; either of an image decoded with
+    `enough` pixels a side (see `decode`).
     """
 
     dataset: DomainDataset
@@ -186,10 +191,11 @@ class Renderer:
     size: int
     seed: int
     fit: Fit = "stretch"
+    enough: int = 0
 
     def render(self, index: int, turn: int) -> tuple[NDArray[np.uint8], int]:
         """Return pixels [s, s, 3] and the view (0: the clean image's embedding is the target)."""
-        image = read_image(self.dataset, index)
+        image = read_image(self.dataset, index, self.enough)
         if self.views.k:
             view = 1 + derive(self.seed, "which view", index, turn) % self.views.k
             return self.views.pixels(image, self.contents[index], view), view
@@ -212,17 +218,18 @@ class _Rendered(Dataset[tuple[Tensor, Indices, Indices]]):
 
 @dataclass(frozen=True)
 class PixelBatches:
-    """Augmented images, decoded and rendered ahead by `workers` processes."""
+    """Augmented images, decoded and rendered ahead by `workers` processes; `pinned` for a GPU."""
 
     sampler: DomainBalancedSampler
     renderer: Renderer
     targets: TeacherTargets
     workers: int
+    pinned: bool = False
 
     def between(self, start: int, stop: int) -> Iterator[tuple[Tensor, Targets]]:
         """Yield (pixels [n, s, s, 3] uint8, targets)."""
-        rendered = _Rendered(self.sampler, self.renderer)
-        for pixels, indices, views in loaded(rendered, range(start, stop), workers=self.workers, ahead=4):
+        rendered, numbers = _Rendered(self.sampler, self.renderer), range(start, stop)
+        for pixels, indices, views in loaded(rendered, numbers, workers=self.workers, ahead=4, pinned=self.pinned):
             taught = batch_targets(self.targets, indices, views)
             if self.targets.online is not None:
                 taught = replace(taught, images=self.targets.online(pixels))
@@ -284,11 +291,10 @@ class _Clean(Dataset[Tensor]):
         return torch.from_numpy(np.stack([self._pixels(int(index)) for index in self.chunks[number]]))
 
     def _pixels(self, index: int) -> NDArray[np.uint8]:
-        image = read_image(self.dataset, index)
         if self.view is None:
-            return evaluation_view(image, self.size, self.fit)
+            return evaluation_view(read_image(self.dataset, index), self.size, self.fit)
         views, contents, number = self.view
-        return views.pixels(image, contents[index], number)
+        return views.pixels(read_image(self.dataset, index, views.enough), contents[index], number)
 
 
 def clean_pixels(
@@ -327,7 +333,7 @@ class _Viewed(Dataset[Tensor]):
     def __getitem__(self, number: int) -> Tensor:
         made = []
         for index in self.chunks[number].tolist():
-            image = read_image(self.dataset, index)
+            image = read_image(self.dataset, index, self.views.enough)
             made += [self.views.pixels(image, self.contents[index], 1 + k) for k in range(self.views.k)]
         return torch.from_numpy(np.stack(made))
 

@@ -8,8 +8,10 @@ checkpoints, everything is whole.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import os
+import shutil
 import socket
 import warnings
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from vl2v.config import TrainConfig
-from vl2v.errors import ConfigError, RunError
+from vl2v.errors import ConfigError, RunError, need_extra
 from vl2v.system import best_device, has_bfloat16, world_size
 from vl2v.training.batches import Indices
 
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
     from lightning_fabric import Fabric
     from torch.distributed.device_mesh import DeviceMesh
 
+COMPILERS = ("c++", "g++", "clang++", "cl")
 M = TypeVar("M", bound=nn.Module)
 T = TypeVar("T")
 Device = Union["OneDevice", "Fabric"]
@@ -245,12 +248,14 @@ def launched_fabric(config: TrainConfig) -> Device:
 
     Raises:
         ConfigError: there are fewer GPUs than processes, or devices that can't work together.
+        MissingExtra: several processes, and Lightning Fabric isn't installed.
     """
     world = world_size()
     if world == 1:
         return OneDevice(config)
     import logging
 
+    need_extra("lightning_fabric", "devices")
     from lightning_fabric import Fabric
     from lightning_fabric.strategies import DDPStrategy, ModelParallelStrategy
 
@@ -304,6 +309,16 @@ def from_first(fabric: Device, work: Callable[[], T]) -> T:
         raise
     fabric.broadcast([made])
     return made
+
+
+def lacks_compiler(device: str) -> str:
+    """Return what torch.compile lacks for a kind of device, in words; "" if nothing."""
+    if device == "mps":
+        return "it isn't used on this kind of device"
+    if device == "cuda":
+        return "" if importlib.util.find_spec("triton") else "it needs Triton, which isn't installed"
+    there = os.environ.get("CXX") or any(map(shutil.which, COMPILERS))
+    return "" if there else f"it needs a C++ compiler, and none of {', '.join(COMPILERS)} is found"
 
 
 def own_part(fabric: Device, images: Indices) -> Indices:

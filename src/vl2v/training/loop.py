@@ -74,7 +74,9 @@ class Trainer:
         refuse_scalars(self.fabric, student)
         student.to(self.fabric.device)
         student.to(memory_format=torch.channels_last)
-        if self.fabric.device.type == "cpu":
+        if self.config.compile:
+            student.backbone.compile()
+        elif self.fabric.device.type == "cpu":
             quick_convolutions(student.backbone, student.spec.image_size)
 
     def fit(

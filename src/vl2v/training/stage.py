@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from vl2v.errors import RunError, VL2VWarning
-from vl2v.methods import Targets
+from vl2v.methods import Targets, Terms, moved
 from vl2v.methods.averaging import Scores, Weights
 from vl2v.session import derive
 from vl2v.students.student import Student
@@ -83,6 +84,7 @@ class StageRun:
         self.at_once = 0  # images of each domain; 0: not chosen yet
         self.step = 0
         self.images = 0  # seen since the last evaluation
+        self.on_gpu = trainer.fabric.device.type == "cuda"
         self.ends_early = trainer.config.steps == "auto" and work.stage.trains != "projector"
         self.no_better = 0  # validations since the best one
         self.best: Scores | None = None
@@ -93,7 +95,7 @@ class StageRun:
         settings, name = self.work.settings, self.work.stage.name
         every = settings.eval_every or max(1, settings.steps // 10)
         batches = self.work.batches.between(self.step * settings.accumulate, settings.steps * settings.accumulate)
-        meter = _Meter()
+        meter, loss = _Meter(), ""
         self._train_mode()  # evaluations give it back
         self.trainer.progress(name, self.step, settings.steps, "")
         while self.step < settings.steps and not (self.ends_early and self.no_better >= PATIENCE):
@@ -103,13 +105,15 @@ class StageRun:
             for averager in self.averagers:
                 averager.step(self.weights)
             if self.step % every == 0 or self.step == settings.steps:
+                means = meter.means()  # waits for the device
+                self._check_finite(means["loss"])
                 trained = meter.seconds()
                 scores = self._evaluate()
                 rate = learning_rate(settings, self.step - 1)
                 row = {
                     "stage": name,
                     "step": self.step,
-                    **meter.means(),
+                    **means,
                     "lr": rate,
                     "seconds": meter.seconds(),
                     "evaluation_seconds": meter.seconds() - trained,
@@ -118,10 +122,13 @@ class StageRun:
                 if self.trainer.fabric.is_global_zero:
                     self.trainer.log.write({**row, "val_accuracy": scores.accuracy, "val_loss": scores.loss})
                 meter, self.images = _Meter(), 0
+                loss = f"loss {means['loss']:.3f}, "
                 if self.step < settings.steps:
                     self._save()
-            so_far = f", validation {self.best.accuracy:.1%}" if self.best else ""
-            self.trainer.progress(name, self.step, settings.steps, f"loss {terms['loss']:.3f}{so_far}")
+            if not self.on_gpu:
+                loss = f"loss {terms['loss'].item():.3f}, "
+            so_far = f"validation {self.best.accuracy:.1%}" if self.best else ""
+            self.trainer.progress(name, self.step, settings.steps, f"{loss}{so_far}".removesuffix(", "))
         return self._finish()
 
     def timed(self, steps: int) -> list[float]:
@@ -131,7 +138,7 @@ class StageRun:
         seconds = []
         for _ in range(steps):
             start = time.perf_counter()
-            self._optimise(batches)
+            self._optimise(batches)["loss"].item()  # waits for the device
             seconds.append(time.perf_counter() - start)
         return seconds
 
@@ -161,8 +168,8 @@ class StageRun:
             if own:
                 averager.restore(own, parts)
 
-    def _optimise(self, batches: Iterator[tuple[Tensor, Targets]]) -> dict[str, float]:
-        """Take one optimiser step; return the loss and its terms."""
+    def _optimise(self, batches: Iterator[tuple[Tensor, Targets]]) -> Terms:
+        """Take one optimiser step; return the loss and its terms, on the device."""
         settings, stage, fabric = self.work.settings, self.work.stage, self.trainer.fabric
         drawn = [next(batches) for _ in range(settings.accumulate)]  # before the seed: a new loader draws from it
         self.images += sum(len(x) for x, _ in drawn) * fabric.world_size
@@ -176,11 +183,8 @@ class StageRun:
         if not self.at_once:
             self.at_once = self._choose_pieces(parts[0][0])
         terms = self._backward(parts)
-        if not math.isfinite(terms["loss"]):
-            raise RunError(
-                f"{self.trainer.folder}: the loss of {stage.name} is {terms['loss']} at step {self.step + 1}; "
-                f"start again with a smaller stages.{stage.name}.lr (now {settings.lr:g})"
-            )
+        if not self.on_gpu:  # there it is checked with the next evaluation: to read it is to wait for the device
+            self._check_finite(terms["loss"].item(), self.step + 1)
         if stage.second_pass is not None:
 
             def again() -> None:
@@ -192,20 +196,30 @@ class StageRun:
         self.wrapped.step()
         return terms
 
+    def _check_finite(self, loss: float, step: int | None = None) -> None:
+        if not math.isfinite(loss):
+            stage = self.work.stage.name
+            raise RunError(
+                f"{self.trainer.folder}: the loss of {stage} is {loss} at step {step or self.step}; "
+                f"start again with a smaller stages.{stage}.lr (now {self.work.settings.lr:g})"
+            )
+
     def _choose_pieces(self, x: Tensor) -> int:
         """Return how many images of each domain are computed at once: all, unless that takes too much memory."""
         per_domain = self.work.settings.batch_per_domain
         if not self.in_pieces or x.ndim == 2:
             return per_domain
-        with self.trainer.fabric.autocast():
+        eagerly = torch.compiler.set_stance("force_eager") if self.trainer.config.compile else nullcontext()
+        with self.trainer.fabric.autocast(), eagerly:
             return images_at_once(self.student, per_domain, len(x) // per_domain, x[:1])
 
     def _moved(self, x: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """Return a batch on the device, blended if the stage wants that."""
-        x, targets = x.to(self.trainer.fabric.device), targets.to(self.trainer.fabric.device)
+        device = self.trainer.fabric.device
+        x, targets = moved(x, device), targets.to(device)
         return self.work.stage.blend(x, targets) if self.work.stage.blend else (x, targets)
 
-    def _backward(self, parts: Sequence[tuple[Tensor, Targets]]) -> dict[str, float]:
+    def _backward(self, parts: Sequence[tuple[Tensor, Targets]]) -> Terms:
         """Replace the gradient by that of the parts' mean loss; return the loss and its terms.
 
         What doesn't fit into memory is tried again in smaller pieces.
@@ -227,7 +241,7 @@ class StageRun:
             if self.trainer.fabric.device.type == "cuda":
                 torch.cuda.empty_cache()
 
-    def _gradient(self, parts: Sequence[tuple[Tensor, Targets]]) -> dict[str, float]:
+    def _gradient(self, parts: Sequence[tuple[Tensor, Targets]]) -> Terms:
         stage, fabric, per_domain = self.work.stage, self.trainer.fabric, self.work.settings.batch_per_domain
         self.optimizer.zero_grad()
         if stage.pairs and self.at_once < per_domain:
@@ -241,7 +255,7 @@ class StageRun:
             reduced = fabric.all_reduce(mean)
             assert isinstance(reduced, Tensor)
             mean = reduced
-        return dict(zip(totals[0], mean.tolist(), strict=True))  # the only wait for the device
+        return dict(zip(totals[0], mean.unbind(), strict=True))
 
     def _piece(self, x: Tensor, targets: Targets, number: int, count: int) -> dict[str, Tensor]:
         """Add the gradient of one of some pieces; return its terms."""
@@ -362,18 +376,18 @@ class StageRun:
 
 
 class _Meter:
-    """Means of the loss and its terms, and seconds, since the last evaluation."""
+    """Means of the loss and its terms, read from the device when they are wanted, and seconds, since an evaluation."""
 
     def __init__(self) -> None:
-        self.terms: dict[str, list[float]] = {}
+        self.terms: dict[str, list[Tensor]] = {}
         self.start = time.perf_counter()
 
-    def add(self, terms: Mapping[str, float]) -> None:
+    def add(self, terms: Terms) -> None:
         for name, value in terms.items():
             self.terms.setdefault(name, []).append(value)
 
     def means(self) -> dict[str, float]:
-        return {name: sum(values) / len(values) for name, values in self.terms.items()}
+        return {name: sum(torch.stack(values).tolist()) / len(values) for name, values in self.terms.items()}
 
     def seconds(self) -> float:
         return time.perf_counter() - self.start
