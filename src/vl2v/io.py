@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -89,6 +90,44 @@ def write_tensors(
             save_file(apart, temporary, metadata)
         except SafetensorError as failure:  # what it says of a full disk
             raise error(f"{path}: can't be written ({failure}); free some space, and run it again") from None
+
+
+_ANOTHER = "free some space, or let TMPDIR name another folder, then give the same command again"
+
+
+def temporary_directory() -> tempfile.TemporaryDirectory[str]:
+    """Return a new folder that is removed with this object.
+
+    Raises:
+        RunError: there is no folder for temporary files that can be written to.
+    """
+    try:
+        return tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
+    except OSError as error:
+        raise RunError(f"no temporary folder can be written to ({error.strerror}); {_ANOTHER}") from None
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """Yield a new folder, removed afterwards, for files that libraries write.
+
+    Each of these has words of its own for a full disk, and some have none: they write half a file. So when the block
+    fails, whatever the error, and the folder can't take 64 MB more, then that is what is raised.
+
+    Raises:
+        RunError: there is no folder for temporary files that can be written to, or its disk is full.
+    """
+    with temporary_directory() as name:
+        try:
+            yield Path(name)
+        except RunError:
+            raise
+        except Exception:
+            try:
+                Path(name, "probe").write_bytes(bytes(2**26))
+            except OSError as error:
+                raise RunError(f"{name}: temporary files can't be written ({error.strerror}); {_ANOTHER}") from None
+            raise
 
 
 def sync(path: Path) -> None:

@@ -108,10 +108,15 @@ class Stopped(KeyboardInterrupt):
 
 
 class Terminated(SystemExit):
-    """SIGTERM, likewise; the process ends with the exit code that a shell gives such a one."""
+    """SIGTERM; the process ends with the exit code that a shell gives such a one.
 
-    def __init__(self) -> None:
+    Attributes:
+        reported: whether a line has said what was in flight, and how to resume.
+    """
+
+    def __init__(self, *, reported: bool = False) -> None:
         super().__init__(128 + signal.SIGTERM)
+        self.reported = reported
 
 
 class Stop:
@@ -131,7 +136,7 @@ class Stop:
 
     def end(self) -> NoReturn:
         """Raise the signal's exception."""
-        raise Terminated if self.signal == signal.SIGTERM else Stopped
+        raise Terminated(reported=True) if self.signal == signal.SIGTERM else Stopped
 
 
 @contextmanager
@@ -146,7 +151,7 @@ def heeding() -> Iterator[Stop]:
     def handle(number: int, frame: FrameType | None) -> None:
         first, stop.signal = stop.signal is None, stop.signal or number
         previous = before[number]
-        if callable(previous) and previous is not signal.default_int_handler:
+        if callable(previous) and previous not in (signal.default_int_handler, _raise):
             previous(number, frame)
         if not first:
             stop.end()
@@ -166,18 +171,38 @@ def heeding() -> Iterator[Stop]:
                     signal.signal(taken, previous)
 
 
+_raised: int | None = None  # the signal that was raised, while `signals_raised` lasts
+
+
+def _raise(number: int, frame: FrameType | None) -> NoReturn:
+    global _raised
+    _raised = number
+    raise Terminated if number == signal.SIGTERM else KeyboardInterrupt
+
+
 @contextmanager
-def sigterm_raised() -> Iterator[None]:
-    """Let SIGTERM unwind the block, where nobody else sees to it: a process with helpers has to end them."""
+def signals_raised() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM unwind the block, where nobody else sees to them; see `raise_dropped_signal`.
 
-    def handle(number: int, frame: FrameType | None) -> NoReturn:
-        raise Terminated
-
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
-    if ours:
-        signal.signal(signal.SIGTERM, handle)
+    A process with helpers, or with something to say, has to end in order.
+    """
+    global _raised
+    _raised = None
+    ours = {}
+    if threading.current_thread() is threading.main_thread():
+        defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: signal.SIG_DFL}
+        ours = {number: usual for number, usual in defaults.items() if signal.getsignal(number) == usual}
+    for number in ours:
+        signal.signal(number, _raise)
     try:
         yield
     finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, usual in ours.items():
+            signal.signal(number, usual)
+        _raised = None
+
+
+def raise_dropped_signal() -> None:
+    """Raise a signal's exception again that Python dropped, as it does in `__del__` and while a process is forked."""
+    if _raised is not None:
+        _raise(_raised, None)

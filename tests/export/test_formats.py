@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +20,16 @@ from typer.testing import CliRunner
 
 import vl2v
 import vl2v.deploy.runtime
+from little import no_file_larger_than
 from vl2v.cli.app import app
-from vl2v.errors import ConfigError, MissingExtra, StudentError, need_extra
+from vl2v.deploy.runtime import files_of, size_of
+from vl2v.errors import ConfigError, MissingExtra, RunError, StudentError, need_extra
 from vl2v.export import student as making
-from vl2v.export.formats import write_openvino
+from vl2v.export.formats import FORMATS, Export, write_openvino, write_torchscript
 from vl2v.export.measure import Way
+from vl2v.export.network import Network
 from vl2v.export.student import export_student
+from vl2v.io import temporary_folder
 
 if TYPE_CHECKING:
     from .conftest import Made
@@ -59,6 +64,63 @@ def test_it_tells_nothing_of_this_machine(other: Path, shapes: Path) -> None:
         data = file.read_bytes()
         for path in (str(shapes), str(Path.home()), "site-packages", "/src/vl2v", str(Path(vl2v.__file__).parents[2])):
             assert path.encode() not in data
+
+
+@pytest.mark.parametrize("kind", ["openvino", "torchscript"])
+def test_a_full_temporary_folder_is_one_line(kind: str, closed: Path, run: vl2v.Run) -> None:
+    """Libraries in C++ have exceptions of their own for it, or write half a file and say nothing."""
+    card, line = (
+        vl2v.deploy.runtime.load(closed).card,
+        r"temporary files can't be written \(File too large\); free some",
+    )
+    with no_file_larger_than(3000), pytest.raises(RunError, match=line) as error, temporary_folder() as folder:
+        path = folder / f"student{FORMATS[kind]}"
+        if kind == "openvino":
+            write_openvino(closed, card, path)
+        else:
+            write_torchscript(Network(run.classifier, form="closed").eval(), card, path)
+        vl2v.deploy.runtime.load(path)
+    assert "\n" not in str(error.value) and not folder.exists()
+
+
+def test_without_a_temporary_folder_a_line_names_the_remedy(
+    run: vl2v.Run, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    with pytest.raises(RunError, match=r"no temporary folder can be written to \(No such file.*TMPDIR name another"):
+        export_student(run, tmp_path / "student.pt", "torchscript", store=store)
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["a new one", "an earlier one"])
+def test_of_two_files_none_is_left_where_the_disk_is_full(
+    there: bool, made: Callable[..., Made], tmp_path: Path
+) -> None:
+    export, out = Export.of(made("openvino").path, made("openvino").parity), tmp_path / "student.xml"
+    if there:
+        export.copy(out)
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    sizes = sorted(file.stat().st_size for file in files_of(export.path))
+    with (
+        no_file_larger_than(sizes[0]),
+        pytest.raises(RunError, match=r"student\.(xml|bin): can't be written .*free some"),
+    ):
+        export.copy(out)
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+def test_of_a_folder_nothing_is_left_where_the_disk_is_full(made: Callable[..., Made], tmp_path: Path) -> None:
+    folder, out = tmp_path / "made", tmp_path / "out"
+    for number in range(3):
+        (folder / str(number)).mkdir(parents=True)
+        (folder / str(number) / "weights").write_bytes(bytes(1000 * number))
+    export = Export.of(folder, made().parity)
+    export.copy(out)
+    (out / "earlier").touch()
+    with no_file_larger_than(1500), pytest.raises(RunError, match=r"weights: can't be written .*free some space"):
+        export.copy(out)
+    assert (out / "earlier").exists() and {file.name for file in tmp_path.iterdir()} == {"made", "out"}
+    export.copy(out)
+    assert not (out / "earlier").exists() and size_of(out) == 3000
 
 
 def test_what_is_broken_or_foreign_is_named(other: Path, tmp_path: Path) -> None:

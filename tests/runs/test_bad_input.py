@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import vl2v
 from little import Interrupted, no_file_larger_than, quick_settings, stopping
 from vendor.servers import Stub
 from vl2v.embeddings.rows import FILE_NAME
-from vl2v.errors import DataError, RunError, StoreError, StudentError, TeacherError, VL2VError
+from vl2v.errors import DataError, RunError, StoreError, StudentError, TeacherError, VL2VError, VL2VWarning
 from vl2v.methods import version_of
 from vl2v.runs.folder import locked
 
@@ -184,6 +185,23 @@ def test_a_full_disk_loses_nothing(size: int, calm: vl2v.Run, given: dict[str, A
     with no_file_larger_than(size), refused(VL2VError, f"^{tmp_path}/.*free some space"):
         vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
     vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+    one, other = (load_file(run / "student" / "student.safetensors") for run in (calm.folder, tmp_path / "run"))
+    assert all((one[key] == other[key]).all() for key in one)
+
+
+def test_a_helper_that_is_killed_while_training_is_done_without(
+    calm: vl2v.Run, given: dict[str, Any], tmp_path: Path
+) -> None:
+    given["data"]["workers"] = 1
+    others = set(active_children())
+
+    def progress(task: str, done: int, total: int, words: str) -> None:
+        if (task, done) == ("distill", 1):
+            (helper,) = set(active_children()) - others
+            helper.kill()
+
+    with pytest.warns(VL2VWarning, match="^data.workers = 1: .* too little memory .*data.workers=0 avoids this"):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store", progress=progress)
     one, other = (load_file(run / "student" / "student.safetensors") for run in (calm.folder, tmp_path / "run"))
     assert all((one[key] == other[key]).all() for key in one)
 

@@ -1,4 +1,7 @@
-"""One Ctrl-C, or one SIGTERM, ends what costs money: no attempt more, what was in flight saved or on the bill."""
+"""One Ctrl-C, or one SIGTERM, ends what costs money: no attempt more, what was in flight saved or on the bill.
+
+And it ends a training, with a line; the same command resumes.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tomli_w
 from PIL import Image
 
 from forks import Forked
+from little import quick_settings
+from loopback import until
 from teachers.paid.vendor import KEY, Vendor
 from vendor.servers import running
 from vl2v.embeddings.ledger import Entry, Ledger
@@ -196,3 +202,30 @@ def test_what_was_in_flight_of_a_killed_client_is_not_bought_again(embedding, tm
         assert sold == bought.total() >= 40 + 2
         entries = bill(tmp_path / "store")
     assert sum(entry.micro for entry in entries) >= 100 * sold
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_signal_ends_the_training(workers: int, shapes: Path, recording: Path, tmp_path: Path) -> None:
+    settings = quick_settings(shapes, recording)
+    settings["data"]["workers"] = workers
+    settings["stages"]["distill"] |= {"steps": 1_000_000, "eval_every": 2}
+    config, out, errors = tmp_path / "config.toml", tmp_path / "run", tmp_path / "errors.txt"
+    config.write_text(tomli_w.dumps(settings))
+    rows: list[str] = []
+
+    def written() -> list[str]:
+        file = out / "metrics.jsonl"
+        return file.read_text().splitlines() if file.exists() else []
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = Forked("distill", "--config", config, "--out", out, "--store", tmp_path / "store", errors=errors)
+        try:
+            until(lambda: len(written()) > len(rows) + 3, seconds=ENOUGH)
+            process.send_signal(number)
+            code, said = process.wait(ENOUGH), errors.read_text()
+        finally:
+            process.kill()
+        assert code == 128 + number, said
+        assert said.endswith("interrupted; the same command resumes where it stopped\n") and "Traceback" not in said
+        assert written()[:3] == (rows or written())[:3], "the second one resumed where the first had stopped"
+        rows[:] = written()

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import current_process
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 import torch
 from torch.utils.data import Dataset, get_worker_info
 
+from little import no_file_larger_than
 from vl2v.data import open_dataset
 from vl2v.errors import RunError, VL2VWarning
 from vl2v.training import batches
@@ -96,17 +99,36 @@ def killed() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def memory_that_is_not_there() -> None:
+    os.kill(os.getpid(), signal.SIGBUS)
+
+
 def no_shared_memory() -> None:
     raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)")
 
 
-@pytest.mark.parametrize("end", [killed, no_shared_memory])
+@pytest.mark.parametrize("end", [killed, memory_that_is_not_there, no_shared_memory])
 @pytest.mark.parametrize("workers", [1, 3])
 def test_helpers_that_fail_are_done_without(end: Callable[[], object], workers: int) -> None:
     with pytest.warns(VL2VWarning, match=f"^data.workers = {workers}: .*/dev/shm.*data.workers=0") as said:
         found = [int(item) for item in loaded(Squares(end), range(2, 12), workers=workers)]
     assert found == [number**2 for number in range(2, 12)]
     assert len([one for one in said if one.category is VL2VWarning]) == 1
+
+
+def test_a_small_shared_memory_is_done_without(images: Path) -> None:
+    """As in a container with little of /dev/shm: a file of it can't be made large enough."""
+    dataset, numbers = open_dataset(images), np.arange(12)
+    with no_file_larger_than(10_000), pytest.warns(VL2VWarning, match=r"^data.workers = 1: .*/dev/shm.*data.workers=0"):
+        found = torch.cat(list(clean_pixels(dataset, numbers, 64, workers=1, chunk=4)))
+    assert torch.equal(found, torch.cat(list(clean_pixels(dataset, numbers, 64, workers=0))))
+
+
+def test_without_a_temporary_folder_no_helper_is_waited_for(images: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(images / "none"))
+    monkeypatch.delitem(current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
+    with pytest.warns(VL2VWarning, match=r"^data.workers = 1: .*data.workers=0"):
+        assert len(list(clean_pixels(open_dataset(images), np.arange(12), 64, workers=1, chunk=4))) == 3
 
 
 @pytest.mark.parametrize("error", [EOFError, ConnectionResetError])

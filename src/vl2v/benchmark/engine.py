@@ -19,7 +19,7 @@ from vl2v.benchmark.work import Notify, attempt, fail, given_up, seldom
 from vl2v.benchmark.worklist import Job, WorkList
 from vl2v.errors import ConfigError
 from vl2v.runs.cluster import Cluster, settle_in
-from vl2v.system import processors, sigterm_raised
+from vl2v.system import processors, signals_raised
 
 CRASHES = 2  # a job at which the process died so often is given up
 
@@ -83,7 +83,7 @@ class Local:
         crashes: dict[str, int] = {}
         count = min(self.processes, len(jobs))
         workers: list[Worker] = []
-        with sigterm_raised(), _ending(workers):
+        with signals_raised(), _ending(workers):
             workers += (Worker(number, count, order, events) for number in range(count))
             while workers:
                 worker, event = events.get()

@@ -22,7 +22,7 @@ def main() -> None:
     from vl2v.cli.app import app
     from vl2v.cli.show import note
     from vl2v.errors import FULL, VL2VError, VL2VWarning, remedy
-    from vl2v.system import Stopped
+    from vl2v.system import Stopped, Terminated, signals_raised
     from vl2v.table import visible
 
     for stream in (sys.stdout, sys.stderr):
@@ -40,7 +40,8 @@ def main() -> None:
 
     warnings.showwarning = show
     try:
-        app([at_home(word) for word in sys.argv[1:]])
+        with signals_raised():
+            app([at_home(word) for word in sys.argv[1:]])
     except VL2VError as error:
         sys.stderr.write(f"error: {visible(str(error))}\n")
         sys.exit(2)
@@ -52,7 +53,8 @@ def main() -> None:
         sys.exit(2)
     except SystemExit as error:
         cause = getattr(error.__context__, "__cause__", None)  # typer ends with 130, and without a word
-        if isinstance(cause, KeyboardInterrupt) and not isinstance(cause, Stopped):
+        ctrl_c = isinstance(cause, KeyboardInterrupt) and not isinstance(cause, Stopped)
+        if ctrl_c or (isinstance(error, Terminated) and not error.reported):
             sys.stderr.write("interrupted; the same command resumes where it stopped\n")
         raise
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +14,7 @@ from vl2v.export.card import write_card
 from vl2v.export.formats import INT8, Export, check_format, check_name, default_name
 from vl2v.export.measure import png, side_by_side, timed
 from vl2v.export.student import Exporter, open_images, with_preprocessing
-from vl2v.io import write_bytes, write_text
+from vl2v.io import temporary_folder, write_bytes, write_text
 from vl2v.runs.datasets import Sources
 from vl2v.runs.folder import Run
 from vl2v.session import Progress, silent
@@ -191,13 +190,13 @@ def choose_export(
         check_name(out, kind)
     _check_comparable(runs)
     precisions = [False, True] if int8 is None and kind in INT8 else [bool(int8)]
-    with tempfile.TemporaryDirectory() as folder:
+    with temporary_folder() as folder:
         opened = [(run, open_images(run, store, progress)) for run in runs]
         variants = [(run, sources, size) for run, sources in opened for size in image_sizes or default_sizes(run)]
         found: list[Candidate] = []
         for done, (run, sources, size) in enumerate(variants):
             progress("exporting", done, len(variants), f"{run.folder} at {size} px")
-            found += _made(run, sources, size, Path(folder) / str(done), kind, form, precisions)
+            found += _made(run, sources, size, folder / str(done), kind, form, precisions)
         progress("exporting", len(variants), len(variants), "")
         candidates = _timed(found)
         best = best_of(candidates, target)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
@@ -18,7 +17,7 @@ from vl2v.embeddings.targets import the_teacher
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import SECONDS, TURNS, Speed, Way, png, side_by_side, workers
 from vl2v.export.student import Exporter, open_images
-from vl2v.io import write_bytes, write_text
+from vl2v.io import temporary_folder, write_bytes, write_text
 from vl2v.runs.folder import Run
 from vl2v.session import Progress, silent
 from vl2v.students.classifier import Classifier
@@ -109,8 +108,7 @@ def bench_device(
         ConfigError: the teacher to be compared with is a black box.
         StudentError: the fp32 export differs from the student.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         exporter = Exporter(run, folder, open_images(run, store, progress), image_size=image_size)
         classifier, notes = exporter.classifier, []
         size = classifier.student.spec.image_size

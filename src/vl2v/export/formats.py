@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import warnings
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from vl2v.deploy.runtime import METADATA, files_of, openvino_library, size_of
 from vl2v.errors import ConfigError, RunError, StudentError, need_extra, writing
 from vl2v.export.network import Network
 from vl2v.export.parity import Parity, Pixels
-from vl2v.io import write_bytes
+from vl2v.io import NEW, replacing, write_bytes
 
 FORMATS = {
     "onnx": ".onnx",
@@ -65,12 +67,20 @@ class Export:
             RunError: that can't be written.
         """
         if self.path.is_dir():
-            with writing(path, RunError):
-                shutil.rmtree(path, ignore_errors=True)
-                shutil.copytree(self.path, path)
+            new = path.with_name(path.name + NEW)
+            try:
+                shutil.rmtree(new, ignore_errors=True)  # of one that was killed
+                for source in files_of(self.path):
+                    write_bytes(new / source.relative_to(self.path), source.read_bytes())
+                with writing(path, RunError):
+                    shutil.rmtree(path, ignore_errors=True)
+                    new.rename(path)
+            finally:
+                shutil.rmtree(new, ignore_errors=True)
             return
-        for source, file in zip(files_of(self.path), files_of(path), strict=True):
-            write_bytes(file, source.read_bytes())
+        with ExitStack() as both:  # all of them are written before the first takes its name
+            for source, file in zip(files_of(self.path), files_of(path), strict=True):
+                both.enter_context(replacing(file)).write_bytes(source.read_bytes())
 
 
 def check_format(kind: str, *, int8: bool = False, preprocess: str | None = None) -> None:
@@ -128,24 +138,27 @@ def write_openvino(source: Path, card: dict[str, Any], path: Path) -> None:
 
 
 def write_torchscript(network: Network, card: dict[str, Any], path: Path) -> None:
-    """Write a network for LibTorch; torch calls TorchScript deprecated, and still reads and writes it."""
-    plain = path.with_name("traced.pt")
+    """Write a network for LibTorch; torch calls TorchScript deprecated, and still reads and writes it.
+
+    (Its own writing to a file ends the process where the disk is full.)
+    """
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # of the deprecation, and of sizes that a trace takes for constants
         traced = torch.jit.freeze(torch.jit.trace(network, (network.example,), check_trace=False))
-        traced.save(str(plain), _extra_files={METADATA: json.dumps(card)})
-    _forget_sources(plain, path)
+        archive = traced.save_to_buffer(_extra_files={METADATA: json.dumps(card)})
+    path.write_bytes(_without_sources(archive))
 
 
-def _forget_sources(plain: Path, path: Path) -> None:
-    """Copy an archive without what it notes of where each line comes from: paths of this machine."""
-    reader = torch._C.PyTorchFileReader(str(plain))
-    writer = torch._C.PyTorchFileWriter(str(path))
+def _without_sources(archive: bytes) -> bytes:
+    """Return an archive without what it notes of where each line comes from: paths of this machine."""
+    reader, kept = torch._C.PyTorchFileReader(io.BytesIO(archive)), io.BytesIO()
+    writer = torch._C.PyTorchFileWriter(kept)
     for name in reader.get_all_records():
         if not name.endswith(".debug_pkl") and name not in ("version", "byteorder", ".data/serialization_id"):
             data = reader.get_record(name)
             writer.write_record(name, data, len(data))
     writer.write_end_of_file()
+    return kept.getvalue()
 
 
 def write_executorch(network: Network, card: dict[str, Any], path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from vl2v.export.inside import IMAGE, PROBABILITIES
 from vl2v.export.model_card import model_card, public_about
 from vl2v.export.parity import Domain, parts, source_domains
 from vl2v.export.student import open_images
+from vl2v.io import temporary_folder
 from vl2v.privacy import public_name
 from vl2v.runs.folder import Run
 from vl2v.students.backbone import timm_model
@@ -223,9 +223,9 @@ def parcel(run: Run, repo: str, *, licence: str = "other", store: Path | None = 
     names = tuple(export.name for export in exports)
     inside = next((name for name, there in ONNX.items() if there in web), "")
     card = model_card(run, repo, licence=licence, exports=names, timm=timm, inside=inside)
-    with tempfile.TemporaryDirectory() as folder:
-        _public(run.classifier).save(Path(folder))
-        sent = [*sorted(Path(folder).iterdir()), *exports]
+    with temporary_folder() as folder:
+        _public(run.classifier).save(folder)
+        sent = [*sorted(folder.iterdir()), *exports]
         others = {**({} if isinstance(timm, str) else timm.files), **web}
         return {"README.md": card.encode(), **{file.name: file.read_bytes() for file in sent}, **others}
 

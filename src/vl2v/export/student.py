@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property, partial
@@ -50,6 +49,7 @@ from vl2v.export.parity import (
     source_domains,
 )
 from vl2v.export.web import check_folder, write_web
+from vl2v.io import temporary_folder
 from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.folder import Run
 from vl2v.session import Progress, Session, silent
@@ -319,8 +319,8 @@ def export_student(
         preprocess = "inside"
     sources = open_images(run, store, progress)
     progress("exporting", 0, 2, "")
-    with tempfile.TemporaryDirectory() as folder:
-        exporter = Exporter(run, Path(folder), sources, form=form, image_size=image_size)
+    with temporary_folder() as folder:
+        exporter = Exporter(run, folder, sources, form=form, image_size=image_size)
         made = exporter.small() if page and int8 is None else exporter.make(kind, int8=bool(int8))
         progress("exporting", 1, 2, "")
         final = with_preprocessing(made, kind, sources, preprocess)

@@ -20,8 +20,8 @@ import platformdirs
 from numpy.typing import NDArray
 
 from vl2v.data.download import fetch, sha256_of
-from vl2v.errors import ConfigError, DataError, StudentError
-from vl2v.io import write_bytes
+from vl2v.errors import ConfigError, DataError, RunError, StudentError, writing
+from vl2v.io import temporary_folder, write_bytes
 from vl2v.session import Progress, silent
 
 RUNTIME_VERSION = "1.30.0"  # of onnxruntime-web
@@ -91,11 +91,11 @@ def _fetched_by_npm(folder: Path) -> bool:
     npm = shutil.which("npm")
     if npm is None:
         return False
-    with tempfile.TemporaryDirectory() as name:
-        words = [npm, "pack", f"onnxruntime-web@{RUNTIME_VERSION}", "--silent", "--pack-destination", name]
-        if subprocess.run(words, cwd=name, capture_output=True).returncode:
+    with temporary_folder() as packs:
+        words = [npm, "pack", f"onnxruntime-web@{RUNTIME_VERSION}", "--silent", "--pack-destination", str(packs)]
+        if subprocess.run(words, cwd=packs, capture_output=True).returncode:
             return False
-        with tarfile.open(next(Path(name).glob("*.tgz"))) as packed:
+        with tarfile.open(next(packs.glob("*.tgz"))) as packed:
             for file, digest in RUNTIME.items():
                 member = packed.extractfile(f"package/dist/{file}")
                 data = member.read() if member else b""
@@ -178,11 +178,12 @@ def write_web(
     worker = assets.joinpath("sw.js").read_text(encoding="utf-8")
     listed = json.dumps(["./", *(name for name in page if name != "index.html")])
     page["sw.js"] = worker.replace("{version}", version).replace("{files}", listed).encode()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent) as folder:
-        made = Path(folder) / "page"
-        for name, data in page.items():
-            write_bytes(made / name, data)
-        if out.exists():
-            shutil.rmtree(out)
-        made.rename(out)
+    with writing(out, RunError):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out.parent) as folder:
+            made = Path(folder) / "page"
+            for name, data in page.items():
+                write_bytes(made / name, data)
+            if out.exists():
+                shutil.rmtree(out)
+            made.rename(out)

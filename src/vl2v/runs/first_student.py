@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from vl2v.config import RunConfig
 from vl2v.embeddings.select import select_images
 from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.targets import TeacherTargets
+from vl2v.io import temporary_folder
 from vl2v.methods import Task
 from vl2v.methods.adip import align
 from vl2v.methods.averaging import Scores
@@ -107,8 +107,8 @@ def aligned(
         ),
         Validation(lambda: [seen], labels, texts, targets.scale),
     )
-    with tempfile.TemporaryDirectory() as folder:
-        trainer = Trainer(Path(folder), config.train, seed, progress=features.progress, alone=True)
+    with temporary_folder() as folder:
+        trainer = Trainer(folder, config.train, seed, progress=features.progress, alone=True)
         scores = trainer.fit(student, [(stage, lambda: work)])
     return student, scores
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from vl2v.data.augment import domainbed_augment, evaluation_view
 from vl2v.embeddings.targets import TeacherTargets, online_teacher, tower_of
 from vl2v.embeddings.views import enough_for
 from vl2v.errors import StudentError
+from vl2v.io import temporary_directory
 from vl2v.methods import Stage, Targets, Task
 from vl2v.runs.datasets import Sources
 from vl2v.runs.features import CACHED
@@ -177,7 +177,7 @@ class Bench:
         self._rates: dict[int, Rates] = {}
         self._students: dict[int, Student] = {}
         self._cached: dict[str, float] = {}
-        self._folder = tempfile.TemporaryDirectory()
+        self._folder = temporary_directory()
         plain = config.train.model_copy(update={"compile": False})  # compiling takes longer than all measurements
         self.trainer = Trainer(
             Path(self._folder.name), plain, config.seed, batch_norm=config.student.batch_norm, alone=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import warnings
@@ -27,6 +28,7 @@ from vl2v.errors import RunError, VL2VError, VL2VWarning
 from vl2v.io import retried
 from vl2v.methods import Targets
 from vl2v.session import derive
+from vl2v.system import raise_dropped_signal
 
 T = TypeVar("T")
 Indices = NDArray[np.int64]
@@ -79,12 +81,14 @@ def loaded(
             prefetch_factor=ahead if workers else None,
             collate_fn=_as_it_is,
             pin_memory=pinned,
+            worker_init_fn=_listening,
         )
         try:
             for item in _started(loader):
                 if isinstance(item, VL2VError):
                     raise item
                 made += 1
+                raise_dropped_signal()
                 yield item
         except BROKEN as error:
             if not workers:
@@ -125,6 +129,18 @@ class _Guarded(Dataset[Any]):
                 if isinstance(part, Tensor):
                     part.share_memory_()
         return item
+
+
+def _listening(worker: int) -> None:
+    """Open the socket by which a worker hands its tensors on: without a temporary folder that is an error here.
+
+    In the queue's thread it would be lost, too, and its batch waited for without end.
+    """
+    if os.name == "posix":
+        from multiprocessing.reduction import DupFd
+
+        with open(os.devnull, "rb") as nothing:
+            DupFd(nothing.fileno())
 
 
 def _as_it_is(item: Any) -> Any:

@@ -17,6 +17,7 @@ from vl2v.methods import Targets, Terms, moved
 from vl2v.methods.averaging import Scores, Weights
 from vl2v.session import derive
 from vl2v.students.student import Student
+from vl2v.system import raise_dropped_signal
 from vl2v.training.checkpoint import (
     Checkpoint,
     copied,
@@ -99,6 +100,7 @@ class StageRun:
         self._train_mode()  # evaluations give it back
         self.trainer.progress(name, self.step, settings.steps, "")
         while self.step < settings.steps and not (self.ends_early and self.no_better >= PATIENCE):
+            raise_dropped_signal()
             terms = self._optimise(batches)
             self.step += 1
             meter.add(terms)

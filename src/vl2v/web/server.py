@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from vl2v.errors import ConfigError
+from vl2v.system import Terminated
 
 if TYPE_CHECKING:
     import uvicorn
@@ -59,7 +60,7 @@ def listen(
     handler = BoundedHandler()
     logging.getLogger().addHandler(handler)
     try:
-        with bound, suppress(KeyboardInterrupt):
+        with bound, suppress(KeyboardInterrupt, Terminated):  # which uvicorn raises once more
             name = f"[{host}]" if family == socket.AF_INET6 else host
             announce(f"http://{name}:{bound.getsockname()[1]}")
             Server(configured(app)).run([bound])
