@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from safetensors.torch import load_file
 import vl2v
 from little import Interrupted, no_file_larger_than, quick_settings, stopping
 from vendor.servers import Stub
+from vl2v.data import audit, inspect, open_dataset
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.errors import DataError, RunError, StoreError, StudentError, TeacherError, VL2VError, VL2VWarning
 from vl2v.methods import version_of
@@ -146,6 +148,45 @@ class Odd(Stub):
 
     def rows(self, contents: list[bytes]) -> np.ndarray:
         return self.spoil(super().rows(contents))
+
+
+def a_split(images: Path) -> Path:
+    for name, split in zip(("chalk", "ink", "paint"), ("train", "validation", "test"), strict=True):
+        (images / name).rename(images / split)
+    return images
+
+
+def a_list_without_a_first_line(images: Path) -> Path:
+    (images / "list.csv").write_text("".join(f"{file},ball\n" for file in images.rglob("*.png")))
+    return images / "list.csv"
+
+
+@pytest.mark.parametrize("spoil", [a_split, a_list_without_a_first_line])
+def test_what_cannot_be_opened_is_refused_by_a_run_in_the_same_words(
+    spoil: Callable[[Path], Path], images: Path, given: dict[str, Any], tmp_path: Path
+) -> None:
+    given["data"]["path"] = str(spoil(images))
+    with pytest.raises(DataError) as opened:
+        open_dataset(given["data"]["path"])
+    with refused(DataError, f"^{re.escape(str(opened.value))}$"):
+        vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+
+
+def test_a_run_reads_a_list_as_inspect_does(
+    images: Path, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In UTF-16, with stray blanks, its own columns, an image listed twice and one that is gone."""
+    files = [file.relative_to(images) for file in sorted(images.rglob("*.png"))]
+    lines = ["Image Path\tLabel \tGroup", *(f"{file}\t  {file.parts[1]} \t{file.parts[0]}" for file in files)]
+    (images / "list.tsv").write_text("\n".join([*lines, lines[1], "gone.png\tball\tink"]), encoding="utf-16")
+    given["data"]["path"] = str(images / "list.tsv")
+    dataset = open_dataset(images / "list.tsv")
+    found = inspect(dataset, audit(dataset), ["paint"])
+    assert {gone.reason for gone in found.excluded} == {"listed twice", "no such file"}
+    monkeypatch.setattr("vl2v.embeddings.targets.open_teacher", lambda spec, **options: Stub())
+    run = vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
+    assert run.classifier.classes == [*dataset.classes] and run.evaluation is not None
+    assert run.evaluation.rows[-1].metrics.images == sum(found.rows["paint"].values()) == 36
 
 
 @pytest.mark.parametrize(
