@@ -175,10 +175,10 @@ def test_what_cannot_be_opened_is_refused_by_a_run_in_the_same_words(
 def test_a_run_reads_a_list_as_inspect_does(
     images: Path, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In UTF-16, with stray blanks, its own columns, an image listed twice and one that is gone."""
+    """With a BOM, stray blanks, its own columns, an image listed twice and one that is gone."""
     files = [file.relative_to(images) for file in sorted(images.rglob("*.png"))]
     lines = ["Image Path\tLabel \tGroup", *(f"{file}\t  {file.parts[1]} \t{file.parts[0]}" for file in files)]
-    (images / "list.tsv").write_text("\n".join([*lines, lines[1], "gone.png\tball\tink"]), encoding="utf-16")
+    (images / "list.tsv").write_text("\n".join([*lines, lines[1], "gone.png\tball\tink"]), encoding="utf-8-sig")
     given["data"]["path"] = str(images / "list.tsv")
     dataset = open_dataset(images / "list.tsv")
     found = inspect(dataset, audit(dataset), ["paint"])
