@@ -175,8 +175,8 @@ def lead(one: Runs, other: Runs, *, seed: int | None = None) -> Lead | None:
       luck, times a factor that was fitted to simulations (benchmarks/intervals.py; docs/findings.md has its table).
 
     Three seeds that happen to lie close together look as if no luck were shared. So where all luck is shared, or half
-    of a large one (four points), the interval of three seeds holds the truth in 90 to 93%, of five in 93 to 95%. Without
-    any luck it is 96.5% already, so that wider intervals are no remedy; more seeds are.
+    of a large one (four points), the interval of three seeds holds the truth in 90 to 93%, of five in 93 to 95%.
+    Without any luck it is 96.5% already, so that wider intervals are no remedy; more seeds are.
 
     With a single seed everywhere, only images are in it, and the luck of the training isn't. Where some targets have a
     single seed, its luck is taken to be as large as the others'.
