@@ -47,6 +47,7 @@ def public_card(path: Path, classifier: Classifier, parity: Parity) -> dict[str,
     files = [{"name": file.name, "bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files_of(path)]
     files.sort(key=lambda file: file["name"] != main.name)
     inside = exported.inside
+    batch = 1 if path.suffix in (".tflite", ".pte") else "n"
     out = "embedding" if card["form"] == "open" else "logits"
     found: dict[str, Any] = {
         "schema": SCHEMA,
@@ -58,7 +59,7 @@ def public_card(path: Path, classifier: Classifier, parity: Parity) -> dict[str,
             "name": "image" if inside else "pixels",
             "type": "uint8",
             "colours": "RGB",
-            "shape": ["n", "height", "width", 3] if inside else ["n", size, size, 3],
+            "shape": ["n", "height", "width", 3] if inside else [batch, size, size, 3],
         },
         "outputs": ["probabilities", out] if inside else [out],
         "preprocessing": "inside" if inside else "outside",
