@@ -165,7 +165,7 @@ def test_a_person_uses_it_without_a_network(site: Site, files: list[Path], run: 
         browser.find_element(By.ID, "name").send_keys("Star\n")
         waiting.until(lambda _: count.text == "4 classes")
         obstacle = browser.find_element(By.ID, "obstacle").text
-        assert obstacle == "None can be added by name: all that came with this page are there."
+        assert obstacle == "No class can be added by name: all that this page has are there."
     else:
         waiting.until(lambda _: count.text == "3 classes")
         assert not browser.find_element(By.ID, "add").is_displayed()

@@ -20,6 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from browser import AXE, DROP, accessible, chromium
 from vl2v.deploy.runtime import load
+from vl2v.serving.image_log import ImageLog
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
@@ -61,6 +62,7 @@ def test_an_image_is_answered(
 ) -> None:
     page = Page(browser, served())
     page.until(lambda: page.shown("classes"))
+    assert page.text("privacy") == "It is sent to this server alone, which doesn't save it."
     if how == "file":
         browser.find_element(By.ID, "file").send_keys(str(shapes / "paint" / "ball" / "00.png"))
     else:
@@ -75,14 +77,17 @@ def test_an_image_is_answered(
     assert page.errors() == []
 
 
-def test_what_is_unknown_is_called_so(browser: Chrome, served: Servers, opened: Path, image: bytes) -> None:
+def test_what_is_unknown_is_called_so_and_what_is_saved_is_said(
+    browser: Chrome, served: Servers, opened: Path, image: bytes, tmp_path: Path
+) -> None:
     student = load(opened, threads=1)
     student.card["threshold"] = 0.9
-    page = Page(browser, served(student))
+    page = Page(browser, served(student, images=ImageLog(tmp_path / "saved", 2**20)))
     page.until(lambda: page.shown("classes"))
+    assert page.text("privacy") == "It is sent to this server alone, which saves it."
     page.give(image, "drop")
     page.until(lambda: page.shown("answer"))
-    assert page.text("verdict") == "Unknown" and "an answer needs 90%" in page.text("why")
+    assert page.text("verdict") == "Unknown" and "and 90% is needed" in page.text("why")
 
 
 def test_a_class_is_added_with_the_keyboard_and_the_teacher_queried(

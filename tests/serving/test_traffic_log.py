@@ -146,10 +146,12 @@ def test_images_are_saved_once_each_as_they_came_and_only_where_that_is_wanted(
     served: Servers, shapes: Path, tmp_path: Path
 ) -> None:
     sent = files(shapes / "ink")[:5]
-    http.post(f"{served()}/predict", files=sent).raise_for_status()
-    assert not list(tmp_path.rglob("*.png"))
+    url = served()
+    http.post(f"{url}/predict", files=sent).raise_for_status()
+    assert not list(tmp_path.rglob("*.png")) and not http.get(f"{url}/about").json()["saves_images"]
     folder = tmp_path / "traffic"
     url = served(images=ImageLog(folder, 2**20))
+    assert http.get(f"{url}/about").json()["saves_images"]
     for _ in range(2):
         http.post(f"{url}/predict", files=sent).raise_for_status()
     assert http.post(f"{url}/predict", files=[("image", b"no image")]).status_code == 400

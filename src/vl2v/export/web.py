@@ -145,7 +145,7 @@ def write_web(
     html = files("vl2v").joinpath("serving", "page.html").read_text(encoding="utf-8")
     for old, new in (
         ('<link rel="icon" href="data:,">\n', _HEAD),
-        ("It is sent to this server alone, and not kept.", "It stays on this device."),
+        ("It is sent to this server alone.", "It stays on this device."),
         ("\nbegin();\n</script>", '\naddEventListener("DOMContentLoaded", begin);\n</script>'),
     ):
         if html.count(old) != 1:
@@ -163,6 +163,7 @@ def write_web(
         "theme_color": "#0b6e66",
         "icons": [{"src": "icon.svg", "sizes": "any", "type": "image/svg+xml", "purpose": "any maskable"}],
     }
+    card = {**card, "files": [{**card["files"][0], "name": "student.onnx"}]}
     page = {
         "index.html": html.encode(),
         "manifest.webmanifest": json.dumps(manifest, indent=2).encode(),

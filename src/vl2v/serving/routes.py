@@ -47,10 +47,12 @@ def image_routes(service: Service) -> APIRouter:
 
     @routes.get("/about", response_model=About)
     async def about() -> Any:
-        """Describe the model that is served."""
+        """Describe the model, the limits, and whether images are saved."""
         card = {key: service.student.card[key] for key in ("form", "precision", "image_size", "threshold")}
         teacher = await asyncio.to_thread(service.teacher_client.about)
-        return {"model": service.name, **card, "images": IMAGES, "bytes": BODY, "teacher": teacher}
+        saves = service.traffic_log.images is not None
+        limits = {"images": IMAGES, "bytes": BODY}
+        return {"model": service.name, **card, **limits, "saves_images": saves, "teacher": teacher}
 
     return routes
 

@@ -74,6 +74,7 @@ class About(BaseModel):
     threshold: float
     images: int
     bytes: int
+    saves_images: bool
     teacher: TeacherFacts | None
 
 

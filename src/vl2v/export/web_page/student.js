@@ -87,7 +87,7 @@
     const list = document.getElementById("others") ?? document.body.appendChild(Object.assign(document.createElement("datalist"), { id: "others" }));
     list.replaceChildren(...left.map(name => Object.assign(document.createElement("option"), { value: name })));
     document.getElementById("name").setAttribute("list", "others");
-    const why = open ? "all that came with this page are there" : "they are part of the network";
+    const why = open ? "all that this page has are there" : "they are part of the network";
     return said(200, { classes: names, obstacle: left.length ? null : why });
   }
 
@@ -95,14 +95,14 @@
     const same = name => name.normalize("NFKC").trim().replace(/[\s_]+/g, " ").toLowerCase();
     const found = [...student.others.keys()].find(name => same(name) === same(wanted));
     if (student.classes.some(({ name }) => same(name) === same(wanted))) return refused(`${wanted} is there already`);
-    if (found === undefined) return refused(`no class embedding of ${wanted} came with this page; there are those that the field suggests`);
+    if (found === undefined) return refused(`this page has no class embedding of ${wanted}; the field suggests those that it has`);
     student.classes.push({ name: found, vector: student.others.get(found) });
     return listed(student);
   }
 
   function removed(student, name) {
     const index = student.classes.findIndex(each => each.name === name);
-    if (index < 0 || student.classes.length === 1) return refused(index < 0 ? `no class ${name}` : `${name} is the last one`);
+    if (index < 0 || student.classes.length === 1) return refused(index < 0 ? `there is no class ${name}` : `${name} is the only class left`);
     student.classes.splice(index, 1);
     return listed(student);
   }
