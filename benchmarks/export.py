@@ -143,8 +143,8 @@ def profile(path: Path, size: int, folder: Path) -> Counter[str]:
 
 def operator(op: str, shapes: list[list[int]]) -> str:
     if op in ("QLinearConv", "Conv", "FusedConv"):
-        kernel = shapes[3 if op == "QLinearConv" else 1]
-        name = "depthwise" if kernel[1] == 1 else f"{kernel[2]} x {kernel[3]}" if len(kernel) == 4 else "other"
+        kernel = next((shape for shape in shapes[1:] if len(shape) == 4), None)
+        name = "other" if kernel is None else "depthwise" if kernel[1] == 1 else f"{kernel[2]} x {kernel[3]}"
         return f"convolutions, {name}, {'int8' if op == 'QLinearConv' else 'fp32'}"
     if op.startswith("Reorder") or op == "Transpose":
         return "another order of the numbers in memory"

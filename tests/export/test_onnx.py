@@ -27,7 +27,8 @@ from vl2v.data.augment import evaluation_view
 from vl2v.errors import DataError, StudentError
 from vl2v.export import parity as checking
 from vl2v.export import student as making
-from vl2v.export.onnx import int8_trials, write_onnx
+from vl2v.export.int8 import STEPS, int8_trials, rounded, rounded_weights
+from vl2v.export.onnx import write_onnx
 from vl2v.export.student import export_student
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ def test_int8_is_smaller_and_as_good(made: Callable[..., Made], closed: Path) ->
     assert vl2v.deploy.runtime.load(file).card["precision"] == "int8"
 
 
-def test_the_layer_that_int8_hurts_most_stays_in_fp32_first(tmp_path: Path) -> None:
+def test_the_first_layers_stay_in_fp32_before_those_that_int8_hurts_most(tmp_path: Path) -> None:
     torch.manual_seed(0)
 
     class Net(torch.nn.Module):
@@ -152,7 +153,60 @@ def test_the_layer_that_int8_hurts_most_stays_in_fp32_first(tmp_path: Path) -> N
     nodes = [node.name for node in onnx.load(str(tmp_path / "plain.onnx")).graph.node if node.op_type == "Conv"]
     pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8)
     trials = [kept for _, kept in int8_trials(tmp_path / "plain.onnx", {}, pixels)]
-    assert trials[:2] == [(), (nodes[2],)] and [len(kept) for kept in trials] == [0, 1, 2]  # none of them twice
+    assert trials[:3] == [(), (nodes[0],), (nodes[2],)] and [len(kept) for kept in trials] == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize(("groups", "outputs", "inputs"), [(1, 16, 40), (8, 1, 9), (3, 5, 30)])
+def test_weights_are_rounded_so_that_outputs_change_less_than_by_rounding_each(
+    groups: int, outputs: int, inputs: int
+) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(groups, inputs, 5)) @ rng.normal(size=(groups, 5, 400))  # inputs that go together
+    x += 0.1 * rng.normal(size=x.shape)
+    weights = rng.normal(size=(groups, outputs, inputs)).astype(np.float32)
+    weights[0, 0] = 0
+    found, largest = rounded(weights, (x @ x.swapaxes(1, 2)).astype(np.float32)), np.abs(weights).max(-1, keepdims=True)
+    steps = found / np.where(largest > 0, largest / STEPS, 1)
+    np.testing.assert_allclose(steps, steps.round(), atol=1e-3)
+    np.testing.assert_array_equal(np.abs(found).max(-1, keepdims=True), largest)
+    nearest = (weights / largest.clip(1e-9) * STEPS).round() / STEPS * largest
+    lost = [float(np.square((each - weights) @ x).mean()) for each in (found, nearest)]
+    assert lost[0] < 0.5 * lost[1]
+
+
+def test_an_int8_file_has_the_weights_that_were_chosen(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+
+    class Net(torch.nn.Module):
+        example = torch.zeros(2, 16, 16, 3, dtype=torch.uint8)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = torch.nn.Sequential(
+                torch.nn.Conv2d(3, 8, 3, stride=2, padding=(1, 2)),
+                torch.nn.ReLU(),
+                torch.nn.Conv2d(8, 16, 3, groups=4, dilation=2),
+                torch.nn.ReLU(),
+                torch.nn.Conv2d(16, 16, 1),
+            )
+            self.mixed, self.head = torch.nn.Linear(5, 6), torch.nn.Linear(16, 5)
+
+        def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+            x = self.layers(pixels.permute(0, 3, 1, 2) / 255)
+            return self.head(self.mixed(x).mean((2, 3)).relu())
+
+    write_onnx(Net().eval(), {"form": "closed"}, tmp_path / "plain.onnx")  # type: ignore[arg-type]
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 16, 3), np.uint8)
+    made, _ = next(int8_trials(tmp_path / "plain.onnx", {}, pixels))
+    arrays = {each.name: onnx.numpy_helper.to_array(each) for each in onnx.load(str(made)).graph.initializer}
+    wanted = rounded_weights(tmp_path / "ready.onnx", pixels)
+    assert len(wanted) == 5
+    for node in onnx.load(str(tmp_path / "ready.onnx")).graph.node:
+        if node.name in wanted:
+            name, chosen = node.input[1], wanted[node.name]
+            axis = 1 if chosen.ndim == 2 and len(arrays[f"{name}_scale"]) == chosen.shape[1] else 0
+            scale = arrays[f"{name}_scale"].reshape([-1 if each == axis else 1 for each in range(chosen.ndim)])
+            np.testing.assert_allclose(arrays[f"{name}_quantized"] * scale, chosen, rtol=1e-5, atol=1e-7)
 
 
 def test_what_is_reported_says_how_many_images_it_is_of() -> None:

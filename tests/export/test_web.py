@@ -27,7 +27,7 @@ from browser import AXE, DROP, PREDICT_ALL, accessible, chromium
 from vl2v.errors import ConfigError
 from vl2v.export import parity
 from vl2v.export import student as making
-from vl2v.export.onnx import int8_trials
+from vl2v.export.int8 import int8_trials
 from vl2v.export.student import export_student
 from vl2v.export.web import RUNTIME, runtime_files, write_web
 
@@ -160,7 +160,7 @@ def test_a_person_uses_it_without_a_network(site: Site, files: list[Path], run: 
         waiting.until(lambda _: browser.find_element(By.ID, "name").is_displayed())
         browser.find_element(By.ID, "name").send_keys("moon\n")
         problem = browser.find_element(By.ID, "problem-words")
-        waiting.until(lambda _: "No class embedding of moon" in problem.text)
+        waiting.until(lambda _: "This page has no class embedding of moon" in problem.text)
         browser.find_element(By.ID, "name").clear()
         browser.find_element(By.ID, "name").send_keys("Star\n")
         waiting.until(lambda _: count.text == "4 classes")

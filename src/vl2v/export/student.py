@@ -34,9 +34,10 @@ from vl2v.export.formats import (
     write_torchscript,
 )
 from vl2v.export.inside import put_inside
+from vl2v.export.int8 import int8_trials
 from vl2v.export.measure import side_by_side, timed
 from vl2v.export.network import Network, as_export, card_of, with_reference
-from vl2v.export.onnx import int8_trials, put_card, write_onnx
+from vl2v.export.onnx import put_card, write_onnx
 from vl2v.export.parity import (
     POINTS,
     Domain,
