@@ -20,7 +20,7 @@ from selenium.webdriver.support.ui import WebDriverWait
 
 from browser import AXE, DROP, accessible, chromium
 from vl2v.deploy.runtime import load
-from vl2v.serving.image_log import ImageLog
+from vl2v.serving.traffic_log import ImageLog
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
