@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,7 @@ def test_a_compiled_run_learns_and_where_it_can_not_be_compiled_it_says_why(
             check_trainable(config, 1)
 
 
-@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("VL2V_COMPILE"), reason="minutes of compiling; set VL2V_COMPILE=1 to run it")
 @pytest.mark.skipif(bool(lacks_compiler("cpu")), reason="no C++ compiler is installed")
 def test_a_compiled_run_ends_as_one_that_is_not(quick: dict[str, Any], tmp_path: Path) -> None:
     found = []
