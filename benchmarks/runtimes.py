@@ -32,13 +32,13 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "helpers"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "export"))
 
+from hub import Hub
 from selenium.webdriver.support.wait import WebDriverWait
 
 from browser import IN_THE_BROWSER, PREDICT_ALL, chromium
-from export.hub import Hub
 from vl2v.data.augment import evaluation_view
 from vl2v.deploy.runtime import load
 from vl2v.errors import VL2VError
