@@ -37,7 +37,7 @@ docs: .setup
 	@echo "2/3 installing the packages of requirements.lock (a few minutes)"
 	@$(PIP) --no-deps --no-compile --require-hashes --requirement requirements.lock
 	@echo "3/3 installing vl2v"
-	@$(PIP) --no-build-isolation --editable '.[dev]'
+	@$(PIP) --no-deps --no-build-isolation --editable .
 	@touch .setup
 
 # What the README's commands need: less than half of the packages, in the same versions; without Triton, a gigabyte that
