@@ -160,7 +160,7 @@ def _quantise(row: dict[str, Any], work: Path, folder: Path) -> None:
     """
     from vl2v.deploy.runtime import load
     from vl2v.export.network import card_of
-    from vl2v.export.onnx import int8_trials
+    from vl2v.export.int8 import int8_trials
     from vl2v.runs.folder import Run
 
     files = sorted((work / "images" / "ink").rglob("*.png"))
