@@ -159,8 +159,8 @@ def _quantise(row: dict[str, Any], work: Path, folder: Path) -> None:
     The accuracy of a student of random weights says nothing, so that `vl2v export --int8`'s own rule isn't used.
     """
     from vl2v.deploy.runtime import load
-    from vl2v.export.network import card_of
     from vl2v.export.int8 import int8_trials
+    from vl2v.export.network import card_of
     from vl2v.runs.folder import Run
 
     files = sorted((work / "images" / "ink").rglob("*.png"))
