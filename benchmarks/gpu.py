@@ -148,6 +148,7 @@ class Bench:
         nothing = Validation(list, torch.zeros(0), None, 1.0)
         run = StageRun(trainer, StageWork(stage, settings, batches, nothing), student, 0, None, last=True)
         run._train_mode()
+        run.at_once = settings.batch_per_domain  # whole, as on several devices
         run._optimise(batches.between(0, 1))
         return {key: whole(value.grad).cpu() for key, value in run.weights.items() if value.grad is not None}
 
