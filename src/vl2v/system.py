@@ -202,7 +202,28 @@ def signals_raised() -> Iterator[None]:
         _raised = None
 
 
+_ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def signals_held() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait until the block is over; processes that it forks have to `release_signals`."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def release_signals() -> None:
+    """Let no Ctrl-C and no SIGTERM wait any longer in this process."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+
+
 def raise_dropped_signal() -> None:
-    """Raise a signal's exception again that Python dropped, as it does in `__del__` and while a process is forked."""
+    """Raise a signal's exception again that Python dropped, as it does in `__del__`."""
     if _raised is not None:
         _raise(_raised, None)

@@ -28,7 +28,7 @@ from vl2v.errors import RunError, VL2VError, VL2VWarning
 from vl2v.io import retried
 from vl2v.methods import Targets
 from vl2v.session import derive
-from vl2v.system import raise_dropped_signal
+from vl2v.system import raise_dropped_signal, release_signals, signals_held
 
 T = TypeVar("T")
 Indices = NDArray[np.int64]
@@ -83,8 +83,10 @@ def loaded(
             pin_memory=pinned,
             worker_init_fn=_listening,
         )
+        batches: Iterator[Any] = iter(())
         try:
-            for item in _started(loader):
+            batches = _started(loader)
+            for item in batches:
                 if isinstance(item, VL2VError):
                     raise item
                 made += 1
@@ -93,6 +95,7 @@ def loaded(
         except BROKEN as error:
             if not workers:
                 raise
+            getattr(batches, "_shutdown_workers", list)()  # else each later fork complains of it, in a traceback
             reason = (str(error).strip() or type(error).__name__).splitlines()[-1]  # EOFError has no words
             warnings.warn(
                 f"data.workers = {workers}: decoding in other processes fails, as it does with a small /dev/shm or too "
@@ -107,7 +110,8 @@ def _started(loader: DataLoader[Any]) -> Iterator[Any]:
     """Return a loader's iterator, without PyTorch's handler of SIGCHLD: it would raise anywhere in the main thread."""
     main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGCHLD) if main and hasattr(signal, "SIGCHLD") else None
-    items = iter(loader)
+    with signals_held():  # in the midst of a fork Python drops what they raise
+        items = iter(loader)
     if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
         signal.signal(signal.SIGCHLD, before)
     return items
@@ -132,12 +136,15 @@ class _Guarded(Dataset[Any]):
 
 
 def _listening(worker: int) -> None:
-    """Open the socket by which a worker hands its tensors on: without a temporary folder that is an error here.
+    """Hear signals again, and open the socket by which a worker hands its tensors on.
 
-    In the queue's thread it would be lost, too, and its batch waited for without end.
+    Without a temporary folder that is an error here; in the queue's thread it would be lost, and its batch waited for
+    without end.
     """
     if os.name == "posix":
         from multiprocessing.reduction import DupFd
+
+        release_signals()
 
         with open(os.devnull, "rb") as nothing:
             DupFd(nothing.fileno())
