@@ -103,14 +103,16 @@ def add(table: str, benches: Sequence[Path]) -> None:
 
 
 def page() -> str:
-    """Return the page with its tables made anew."""
-    lines = read()
+    """Return the page with its tables made anew; what is under several of them stands under the first."""
+    lines, said = read(), set[str]()
 
     def table(place: re.Match[str]) -> str:
         found = [result_of(line) for line in lines if line["table"] == place[2]]
         text = as_table(found, reference=place[3], published=False).render("md")
-        lines_of = (line if line.startswith("|") else textwrap.fill(line, 120) for line in text.split("\n"))
-        return f"{place[1]}\n{chr(10).join(lines_of)}\n\n{place[4]}"
+        parts = [part for part in text.split("\n\n") if part not in said]
+        said.update(part for part in parts if not part.startswith("|"))
+        filled = (part if part.startswith("|") else textwrap.fill(part, 120) for part in parts)
+        return "\n\n".join((place[1].rstrip(), *filled, place[4]))
 
     return PLACE.sub(table, PAGE.read_text(encoding="utf-8"))
 
