@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vl2v.errors import TeacherError
+from vl2v.errors import DataError, TeacherError
 from vl2v.teachers import open_teacher
 from vl2v.teachers.protocol import EncodedImage
 
@@ -49,6 +49,21 @@ def test_answers_as_open_clip_does(vit, image_files):
     got = teacher.embed_images([EncodedImage(f"{i}", data) for i, data in enumerate(image_files)])
     np.testing.assert_allclose(got, images, atol=2e-6)
     np.testing.assert_allclose(teacher.embed_texts(texts), words, atol=2e-6)
+
+
+def test_what_was_read_before_an_image_that_cannot_be_is_embedded(vit, image_files):
+    teacher = opened(vit)
+    images = [EncodedImage(f"{i}", data) for i, data in enumerate(image_files)]
+
+    def chunks():
+        yield images[:2]
+        yield images[2:]
+        raise DataError("the third chunk can't be read")
+
+    found = []
+    with pytest.raises(DataError, match="third"):
+        found.extend(teacher.embed_stream(chunks(), 2 * len(images)))
+    np.testing.assert_allclose(np.concatenate(found), teacher.embed_images(images), atol=1e-6)
 
 
 def test_fingerprint_stays_with_the_same_model(vit, tmp_path):

@@ -103,6 +103,8 @@ class LocalTeacher:
     def embed_stream(self, chunks: Iterable[Sequence[EncodedImage]], total: int) -> Iterator[Vectors]:
         """Yield I(x) [n, d] of each chunk of n images, in order; the next chunk is being embedded meanwhile.
 
+        What was begun when `chunks` raises, is yielded first.
+
         Args:
             chunks: in any number.
             total: how many images there are in all of them.
@@ -116,12 +118,16 @@ class LocalTeacher:
 
         with _lanes(-(-total // BATCH), self._kind) as lanes:
             before: list[Future[Tensor]] | None = None
-            for images in chunks:
-                batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
-                coming = [lanes.submit(encoded, batch) for batch in batches]
+            try:
+                for images in chunks:
+                    batches = (images[start : start + BATCH] for start in range(0, len(images), BATCH))
+                    last, before = before, [lanes.submit(encoded, batch) for batch in batches]
+                    if last is not None:
+                        yield self._checked([batch.result() for batch in last])
+            except Exception:
                 if before is not None:
                     yield self._checked([batch.result() for batch in before])
-                before = coming
+                raise
             if before is not None:
                 yield self._checked([batch.result() for batch in before])
 
