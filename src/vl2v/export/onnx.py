@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def write_onnx(network: Network, card: dict[str, Any], path: Path) -> None:
     """Write a network and its card."""
     import onnx
 
+    logging.getLogger("torch.utils.flop_counter").setLevel(logging.ERROR)  # which warns where there is no Triton
     program = torch.onnx.export(
         network,
         (network.example,),
