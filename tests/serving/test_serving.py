@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 import shutil
 import signal
 import socket
@@ -19,6 +20,7 @@ import httpx2
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 from typer.testing import CliRunner
 
 import vl2v
@@ -34,7 +36,7 @@ from vl2v.errors import ConfigError, StudentError
 from vl2v.serving import routes
 from vl2v.serving import serve as serving
 from vl2v.serving.access import OPEN
-from vl2v.serving.requests import BODY
+from vl2v.serving.requests import BODY, NewClass
 from vl2v.serving.service import Network
 from vl2v.teachers import open_teacher
 from vl2v.teachers.protocol import Teacher
@@ -474,6 +476,14 @@ def test_of_two_exports_one_is_served_and_the_other_named(
 def test_a_teacher_that_the_export_has_no_use_for_is_refused(served: Servers, closed: Path, recording: Path) -> None:
     with pytest.raises(ConfigError, match=r"--teacher: can't be queried, .* the same `vl2v export` .* --open"):
         served(closed, teacher=f"recorded:{recording}")
+
+
+@pytest.mark.parametrize("name", ["", " ", "\u00a0", "\u2003\t"])
+def test_a_name_of_blanks_is_refused_as_the_document_says(name: str) -> None:
+    described = NewClass.model_json_schema()["properties"]["name"]
+    assert not re.search(described["pattern"], name)
+    with pytest.raises(ValidationError):
+        NewClass(name=name)
 
 
 def test_an_export_that_knows_other_classes_than_the_student_is_not_served(

@@ -26,7 +26,10 @@ BODY = 32 * 2**20  # bytes of a request
 
 Model = TypeVar("Model", bound=BaseModel)
 Base64 = Annotated[str, Field(min_length=1, json_schema_extra={"contentEncoding": "base64"})]
-ClassName = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200)]
+_NOT_BLANK: dict[str, Any] = {"pattern": r"\S"}  # blanks around a name are stripped: as many letters are left
+ClassName = Annotated[
+    str, StringConstraints(strip_whitespace=True, min_length=1, max_length=200), Field(json_schema_extra=_NOT_BLANK)
+]
 
 
 def _listed(given: Any) -> Any:
