@@ -8,13 +8,11 @@ bank is a queue of the teacher's embeddings of the latest images. Finished runs 
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
+from trial import compare
 
-import vl2v
 from vl2v.methods import Output, Targets
 from vl2v.methods.adip import AdipPlus
 from vl2v.methods.base import Terms
@@ -38,32 +36,5 @@ class Bank(AdipPlus):
         return {**terms, "loss": terms["loss"] + added, "bank": added.detach()}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--teacher", required=True)
-    parser.add_argument("--targets", required=True)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    targets = given.targets.split(",")
-    print("| |", " | ".join([*targets, "mean"]), "|\n| --- |" + " ---: |" * (len(targets) + 1))
-    for name, method in {"adip-plus": "adip-plus", "with a bank": f"{Path(__file__).resolve()}:Bank"}.items():
-        found = []
-        for target in targets:
-            run = vl2v.distill(
-                data=given.data, teacher=given.teacher, target=target, method=method, image_size=64, quick="auto",
-                seed=given.seed, out=given.out / f"{target}-{name.replace(' ', '-')}", store=given.out / "store",
-                stages={"align": {"steps": 600, "batch_per_domain": 64},
-                        "distill": {"steps": given.steps, "batch_per_domain": 8, "warmup": given.steps // 10,
-                                    "eval_every": given.steps // 4}},
-                **{"data.workers": 0},
-            )  # fmt: skip
-            row = next(row for row in run.evaluation.of("student") if row.domain == target)
-            found.append(100 * row.metrics.accuracy)
-        print(f"| {name} |", " | ".join(f"{value:.1f}" for value in [*found, np.mean(found)]), "|", flush=True)
-
-
 if __name__ == "__main__":
-    main()
+    compare(__doc__, {"with a bank": lambda given, target: {"method": f"{Path(__file__).resolve()}:Bank"}})

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
+from trial import compare
 
 import vl2v
 from vl2v.data.dataset import DomainDataset
@@ -79,35 +81,12 @@ def write_views(dataset: DomainDataset, target: str, folder: Path, seed: int) ->
             Image.fromarray((255 * view).round().byte().permute(1, 2, 0).numpy()).save(file)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("--teacher", required=True)
-    parser.add_argument("--targets", required=True)
-    parser.add_argument("--steps", type=int, default=1200)
-    parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--out", type=Path, required=True)
-    given = parser.parse_args()
-    targets, dataset = given.targets.split(","), vl2v.open_dataset(given.data)
-    print("| |", " | ".join([*targets, "mean"]), "|\n| --- |" + " ---: |" * (len(targets) + 1))
-    for name in ("adip-plus", "with strong views"):
-        found = []
-        for target in targets:
-            views = given.out / f"{target}-views"
-            if name != "adip-plus":
-                write_views(dataset, target, views, given.seed)
-            run = vl2v.distill(
-                data=given.data, teacher=given.teacher, target=target, method="adip-plus", image_size=64, quick="auto",
-                seed=given.seed, out=given.out / f"{target}-{name.replace(' ', '-')}", store=given.out / "store",
-                stages={"align": {"steps": 600, "batch_per_domain": 64},
-                        "distill": {"steps": given.steps, "batch_per_domain": 8, "warmup": given.steps // 10,
-                                    "eval_every": given.steps // 4}},
-                unlabelled=None if name == "adip-plus" else views, **{"data.workers": 0},
-            )  # fmt: skip
-            row = next(row for row in run.evaluation.of("student") if row.domain == target)
-            found.append(100 * row.metrics.accuracy)
-        print(f"| {name} |", " | ".join(f"{value:.1f}" for value in [*found, np.mean(found)]), "|", flush=True)
+def with_views(given: argparse.Namespace, target: str) -> dict[str, Any]:
+    """Write a target's views; return the setting that learns from them."""
+    folder = given.out / f"{target}-views"
+    write_views(vl2v.open_dataset(given.data), target, folder, given.seed)
+    return {"unlabelled": folder}
 
 
 if __name__ == "__main__":
-    main()
+    compare(__doc__, {"with strong views": with_views})
