@@ -4,8 +4,8 @@
         --set student.image_size=64 --try "without Align: stages.align.steps=1" --try "SWAD: train.swad=true"
 
 `--try` is "WORDS: KEY=VALUE KEY=VALUE ..."; the first row is without any. Besides settings there is steps=N, of the
-last stage. Runs are kept in --out and not done again. Prints, for each method, accuracy % on unseen domains and the
-leads over the first row.
+last stage. Finished runs stay in --out and are not trained again. Prints, for each method, accuracy % on unseen domains
+and the leads over the first row.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python benchmarks/adapt.py bench/icondg --method adip-plus --select 200 --out adapted/
 
-Half of the unseen domain's images, drawn at random, are the new place's; the teacher is queried about some of them, and
-students and teacher are measured on the other half. Embeddings of the source domains come from the benchmark's store;
-what is queried goes into a store beside the new runs. Prints accuracy % before and after, on the unseen and the seen
-domains, the share of the gap to the teacher that is closed, and the minutes. What has been done is not done again.
+Half of the unseen domain's images, drawn at random, are the new domain's; the teacher is queried about some of them,
+and students and teacher are measured on the other half. Embeddings of the source domains come from the benchmark's
+store; what is queried goes into a store beside the new runs. Prints accuracy % before and after, on the unseen and the
+seen domains, the share of the gap to the teacher that is closed, and the minutes. What has been done is not done again.
 
-With --control the place's images are of the source domains instead, as many: what more training alone brings.
+With --control the new domain's images are of the source domains instead, as many: what more training alone brings.
 """
 
 from __future__ import annotations

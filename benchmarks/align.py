@@ -59,7 +59,7 @@ def main() -> None:
         teacher = the_teacher(config.teacher)
         session = open_session(config, store, teacher, None, sources, Views(), silent)
         session.query()
-        answers = session.targets()
+        teacher_targets = session.teacher_targets()
     task = task_of(config)
     sampler = DomainBalancedSampler(sources.groups(sources.split.unlabelled), settings.batch_per_domain, 0)
     student = new_student(config, task, len(sources.dataset.classes), new_backbone(config), teacher.dim)
@@ -84,7 +84,7 @@ def main() -> None:
         pixels = next(clean_pixels(sources.dataset, images, given.size, workers=0, chunk=len(images)))
         with evaluating(student), fabric.autocast():
             features = student.features(pixels)
-        loss = loss_at(features, batch_targets(answers, images, turns * 0))
+        loss = loss_at(features, batch_targets(teacher_targets, images, turns * 0))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -102,7 +102,7 @@ def main() -> None:
     table = torch.zeros(len(sources.dataset), 1, found.shape[1])
     table[torch.from_numpy(everything), 0] = found
     once = time.perf_counter() - begun
-    batches = FeatureBatches(sampler, table, answers, np.arange(len(table)), np.zeros(1, np.int64), 0)
+    batches = FeatureBatches(sampler, table, teacher_targets, np.arange(len(table)), np.zeros(1, np.int64), 0)
     optimizer, cached = optimiser(), []
     begun = time.perf_counter()
     for features, targets in batches.between(0, given.steps):

@@ -54,16 +54,16 @@ def refitted(run: Run, store: Path) -> tuple[float, float | None]:
     sources = open_sources(config, Session(store))
     with EmbeddingStore(store, read_only=True) as known:
         teacher = the_teacher(config.teacher)
-        answers = open_session(config, known, teacher, None, sources, Views(), silent).targets()
+        targets = open_session(config, known, teacher, None, sources, Views(), silent).targets()
     if student.head != "text":
-        student = Student(student.backbone, new_projector(student.width, answers.texts.shape[1], 0), student.spec)
+        student = Student(student.backbone, new_projector(student.width, targets.texts.shape[1], 0), student.spec)
     fabric, workers = OneDevice(config.train), config.data.processes
-    lam = align_again(student, sources, answers, Features(student, sources.dataset, fabric, workers, silent))
+    lam = align_again(student, sources, targets, Features(student, sources.dataset, fabric, workers, silent))
     everything = open_dataset(config.data.path, layout=config.data.layout, exclude=config.data.exclude)
     unseen = np.concatenate([everything.indices(domain) for domain in config.data.target])
     with torch.no_grad():
         z = student.project(Features(student, everything, fabric, workers, silent).of(unseen)).numpy()
-    return 100 * float(((z @ answers.texts.T).argmax(1) == everything.labels[unseen]).mean()), lam
+    return 100 * float(((z @ targets.texts.T).argmax(1) == everything.labels[unseen]).mean()), lam
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from vl2v.runs.folder import Run
 from vl2v.runs.predictions import Predictions
 from vl2v.tree import assignments, merge
 
-IMAGES = 2000  # that a student of `resume` has answered about
+IMAGES = 2000  # that a student of `resume` has predicted
 
 
 def main() -> None:
@@ -64,10 +64,10 @@ def small(folder: Path, methods: list[str], seeds: int) -> Grid:
     rng = np.random.default_rng(0)
     for domain in DOMAINS:
         for shape in CLASSES:
-            place = folder / "shapes" / domain / shape
-            place.mkdir(parents=True)
+            class_folder = folder / "shapes" / domain / shape
+            class_folder.mkdir(parents=True)
             for number in range(12):
-                draw(shape, domain, rng).save(place / f"{number}.png")
+                draw(shape, domain, rng).save(class_folder / f"{number}.png")
     teacher = record(folder / "shapes", folder / "recording")
     settings: dict[str, Any] = {
         "teacher": {"spec": f"recorded:{teacher}"},
@@ -83,9 +83,9 @@ def resume(given: argparse.Namespace, folder: Path) -> None:
     grid = small(folder, methods, 10)
     bench = plan(grid, folder / "bench")
     rng = np.random.default_rng(0)
-    for job in bench.jobs:  # only the reading of them is timed: answers as a student's about a dataset like PACS
-        place = bench.work.folder_of(job)
-        place.mkdir(parents=True)
+    for job in bench.jobs:  # only the reading of them is timed: predictions as a student's of a dataset like PACS
+        job_folder = bench.work.folder_of(job)
+        job_folder.mkdir(parents=True)
         labels = rng.integers(0, len(CLASSES), IMAGES)
         wrong = rng.random(IMAGES) < 0.3
         columns: dict[str, list[NDArray[Any]]] = {
@@ -97,8 +97,8 @@ def resume(given: argparse.Namespace, folder: Path) -> None:
             "probability": [rng.random(IMAGES, dtype=np.float32)],
             "in_split": [rng.random(IMAGES) < 0.8],
         }
-        Predictions(list(CLASSES), list(DOMAINS), "0", columns).save(place)
-        write_text(place / "seconds.json", "1")
+        Predictions(list(CLASSES), list(DOMAINS), "0", columns).save(job_folder)
+        write_text(job_folder / "seconds.json", "1")
     assert not bench.missing
     command = [sys.executable, "-m", "vl2v", "benchmark", "--data", f"shapes={folder / 'shapes'}"]
     command += ["--teacher", f"recorded:{folder / 'recording'}", "--methods", ",".join(grid.methods)]

@@ -1,10 +1,10 @@
-"""What a distillation takes: questions, disk, hours; from counts and from rates that were measured.
+"""What a distillation takes: queries, disk, hours; from counts and from rates that were measured.
 
     python benchmarks/cost_model.py
     python benchmarks/cost_model.py --ask 900 --train 700 --dim 768 --steps 15001    # the rates of your machine
 
-The model: questions = images x (1 + views); the store has 1.087 of what the numbers take in half precision (measured,
-docs/store.md); asking takes questions / rate; a student takes steps x batch / rate, whatever the number of images;
+The model: queries = images x (1 + views); the store has 1.087 of what the numbers take in half precision (measured,
+docs/store.md); querying takes queries / rate; a student takes steps x batch / rate, whatever the number of images;
 the features for Align take the images once / rate.
 """
 
@@ -42,7 +42,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=96)
     parser.add_argument("--micro", type=int, default=20, help="price of an image in micro-units of a currency")
     given = parser.parse_args()
-    heads = ("dataset", "questions", "price", "store, GB", "asking, h", "features, h", "a student, h")
+    heads = ("dataset", "queries", "price", "store, GB", "querying, h", "features, h", "a student, h")
     print(f"| {' | '.join(heads)} | every domain left out, 3 seeds, one method, h |")
     print("| --- " * (len(heads) + 1) + "|")
     for data in DATASETS:

@@ -4,7 +4,7 @@
     python benchmarks/embed_images.py PACS open_clip:local-dir:PATH --images 512
 
 Two paths, in turns, in one process. `vl2v.embeddings.fetch` of image files into a temporary store: read, hashed,
-decoded, preprocessed as its makers do it, answered, written durably. And the same model's forward on tensors
+decoded, preprocessed as its makers do it, embedded, written durably. And the same model's forward on tensors
 that are in memory already: same precision, same batches. Prints the images per second of each repeat and the median
 of the ratios; the bar is 0.95. On a busy machine the images per second of this process's own CPU time say more:
 their ratio is printed too. Without a teacher: a ViT-B-32 with random weights.

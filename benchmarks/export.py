@@ -191,13 +191,13 @@ def vit_b_16(folder: Path) -> Path:
     import open_clip
     from safetensors.torch import save_file
 
-    place = folder / "vit-b-16"
-    place.mkdir()
+    model_folder = folder / "vit-b-16"
+    model_folder.mkdir()
     model = open_clip.create_model("ViT-B-16")
-    save_file(model.state_dict(), place / "open_clip_model.safetensors")
+    save_file(model.state_dict(), model_folder / "open_clip_model.safetensors")
     config = {"model_cfg": open_clip.get_model_config("ViT-B-16"), "preprocess_cfg": {}}
-    (place / "open_clip_config.json").write_text(json.dumps(config))
-    return place
+    (model_folder / "open_clip_config.json").write_text(json.dumps(config))
+    return model_folder
 
 
 def exported(run: Path, folder: Path, store: Path | None) -> Path:

@@ -55,9 +55,9 @@ def main() -> None:
             totals["done"] += outcome.ended == DONE
             totals["stopped at the budget"] += outcome.ended != DONE
             totals["clients killed"] += outcome.kills
-            totals["lost or wrong answers"] += any("lost" in line or "differ" in line for line in broken)
+            totals["lost or wrong embeddings"] += any("lost" in line or "differ" in line for line in broken)
             totals["over budget"] += any("budget" in line for line in broken)
-            totals["asked again without a reason"] += any("again" in line for line in broken)
+            totals["queried again without a reason"] += any("again" in line for line in broken)
             for line in broken:
                 print(f"run {number} ({kind}): {line}", flush=True)
     totals["faults"] = faults.total()

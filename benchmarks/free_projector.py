@@ -3,7 +3,7 @@
     python benchmarks/free_projector.py bench/icondg --seeds 5
 
 Takes the runs of `adip` in a benchmark's folder, of some seeds, and trains each again with a Distill that trains P
-as well; these are kept in --out. Prints accuracy % on the unseen domain and on the sources' validation images.
+as well; these stay in --out. Prints accuracy % on the unseen domain and on the sources' validation images.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python benchmarks/fuzz_serve.py student.onnx
 
 Truncated images, random bytes, headers that claim huge dimensions, real decompression bombs, other kinds of files,
-broken multipart and broken JSON, tensors that don't fit; between them whole images, which must be answered. Prints
-answers by kind and status, and the server's memory after the first tenth and in the end.
+broken multipart and broken JSON, tensors that don't fit; between them whole images, which must be predicted. Prints
+responses by kind and status, and the server's memory after the first tenth and in the end.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 
 For each target and method the learning rate of the last stage is chosen with seed 0, the same number of tries for each,
 by accuracy on the source domains' validation images; the other seeds use it. With --search, it is chosen on those
-targets only, by the mean, and all others use it. Runs are kept in --out and not
-done again. Prints unseen-domain accuracy (all images of the target): mean and standard error over the seeds.
+targets only, by the mean, and all others use it. Finished runs stay in --out and are not trained again. Prints
+unseen-domain accuracy (all images of the target): mean and standard error over the seeds.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def figures(run: Run) -> dict[str, Any]:
 
 
 def teacher_row(given: argparse.Namespace, targets: list[str]) -> dict[str, float]:
-    """Return the zero-shot teacher's accuracy % on each target; it is asked about them only now."""
+    """Return the zero-shot teacher's accuracy % on each target; it is queried about them only now."""
     found = {}
     for target in targets:
         folder = next(given.out.glob(f"{target}-adip-*"))

@@ -2,10 +2,10 @@
 
     python benchmarks/intervals.py --rounds 2000
 
-Each round makes the right and wrong answers of two methods that are equally good, or of which one is better by a known
-number of points. An image has a difficulty for both methods and one for each; a run (a method, a target and a seed) has
-luck, part of which may be the same for all targets of a seed. Printed are how often the interval of the lead holds the
-true lead, how often it leaves zero out, and its mean width.
+Each round makes the right and wrong predictions of two methods that are equally good, or of which one is better by a
+known number of points. An image has a difficulty for both methods and one for each; a run (a method, a target and a
+seed) has luck, part of which may be the same for all targets of a seed. Printed are how often the interval of the lead
+holds the true lead, how often it leaves zero out, and its mean width.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Situation:
         accuracy: in per cent; the targets' are spread around it by 8 points, less near 100.
         uneven: targets of a third to three times the images.
         heavy: luck from Student's t with three degrees of freedom.
-        missing: share of the images that a run has no answer about.
+        missing: share of the images that a run has no prediction of.
         datasets: that the targets belong to, in turns but for the first, which has half of them.
     """
 
@@ -57,7 +57,7 @@ class Situation:
     def make(self, rng: np.random.Generator, methods: int = 2) -> list[Made]:
         """Return what each method got right; the first is ahead of the others."""
         centre = _NORMAL.inv_cdf(self.accuracy / 100)
-        scale = (1 + 1 + 0.5) ** 0.5  # of an answer's own chance, an image's difficulty, and that for one method
+        scale = (1 + 1 + 0.5) ** 0.5  # of a prediction's own chance, an image's difficulty, and that for one method
         wobble = self.luck / 100 / _NORMAL.pdf(centre) * scale
         found: list[Made] = [{} for _ in range(methods)]
         counts = self.seeds if isinstance(self.seeds, tuple) else (self.seeds,) * self.targets
@@ -98,7 +98,7 @@ SITUATIONS: Mapping[str, Situation] = {
     "9 targets of two datasets": Situation(targets=9, datasets=2),
     "targets of 100 to 900 images": Situation(uneven=True),
     "targets with 1, 2, 3, 4 and 5 seeds": Situation(seeds=(1, 2, 3, 4, 5)),
-    "a tenth of the answers missing": Situation(missing=0.1),
+    "a tenth of the predictions missing": Situation(missing=0.1),
     "heavy tails": Situation(heavy=True),
     "heavy tails, luck of 4 points": Situation(heavy=True, luck=4),
     "40 images a target": Situation(images=40),
@@ -117,14 +117,14 @@ SITUATIONS: Mapping[str, Situation] = {
 
 def outcomes(situation: Situation, rounds: int, seed: int = 0) -> tuple[float, float, float]:
     """Return how often the interval holds the true lead, how often it leaves zero out, and its mean width in points."""
-    rng, held, told, width = np.random.default_rng(seed), 0, 0, 0.0
+    rng, held, detected, width = np.random.default_rng(seed), 0, 0, 0.0
     for _ in range(rounds):
         found = lead(*situation.make(rng))
         assert found is not None
         held += found.low <= situation.ahead / 100 <= found.high
-        told += found.low > 0 or found.high < 0
+        detected += found.low > 0 or found.high < 0
         width += 100 * (found.high - found.low)
-    return held / rounds, told / rounds, width / rounds
+    return held / rounds, detected / rounds, width / rounds
 
 
 def falsely_bold(rounds: int, seed: int = 0) -> float:
@@ -144,8 +144,8 @@ def main() -> None:
     rounds = given.rounds
     print("| | holds the truth, % | leaves zero out, % | width, points |\n| --- | --- | --- | --- |")
     for name, situation in SITUATIONS.items():
-        held, told, width = outcomes(situation, rounds, given.seed)
-        print(f"| {name} | {100 * held:.1f} | {100 * told:.1f} | {width:.1f} |", flush=True)
+        held, detected, width = outcomes(situation, rounds, given.seed)
+        print(f"| {name} | {100 * held:.1f} | {100 * detected:.1f} | {width:.1f} |", flush=True)
     bold = falsely_bold(rounds, given.seed)
     print(f"\nOf three methods that are equally good, one is bold in {100 * bold:.1f}% of the rounds.")
 

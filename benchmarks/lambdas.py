@@ -48,14 +48,14 @@ def main() -> None:
         sources = open_sources(config, Session(Path(folder)))
         session = open_session(config, store, the_teacher(config.teacher), None, sources, Views(), silent)
         session.query()
-        answers = session.targets()
+        teacher_targets = session.teacher_targets()
     indices = sources.training
-    assert answers.images is not None and answers.texts is not None
+    assert teacher_targets.images is not None and teacher_targets.texts is not None
     backbone, spec = new_backbone(config)
     student = Student(backbone, nn.Identity(), spec)
     features = Features(student, sources.dataset, OneDevice(config.train), config.data.processes, silent).of(indices)
-    x, images, texts = features.numpy(), answers.images[indices, 0].astype(np.float32), answers.texts
-    labels, domains = answers.labels[indices], sources.dataset.domain_ids[indices]
+    x, images, texts = features.numpy(), teacher_targets.images[indices, 0].astype(np.float32), teacher_targets.texts
+    labels, domains = teacher_targets.labels[indices], sources.dataset.domain_ids[indices]
     names, targets = sources.dataset.domains, np.hstack([images, texts[labels]])
     moments = {domain: moments_of(x[domains == domain], targets[domains == domain]) for domain in np.unique(domains)}
     print("| unseen | auto | " + " | ".join(f"{lam:g}" for lam in LAMBDAS) + " | s |")

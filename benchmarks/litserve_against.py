@@ -50,11 +50,11 @@ class Student(litserve.LitAPI):
     def predict(self, pixels: np.ndarray) -> Any:
         return self.student.predictions(self.student.run(pixels))
 
-    def unbatch(self, answers: Any) -> Any:
-        return answers
+    def unbatch(self, predictions: Any) -> Any:
+        return predictions
 
-    def encode_response(self, answer: Any) -> Any:
-        return {"model": "student", "predictions": [dataclasses.asdict(answer)]}
+    def encode_response(self, prediction: Any) -> Any:
+        return {"model": "student", "predictions": [dataclasses.asdict(prediction)]}
 
 
 def theirs(file: Path, seconds: float) -> tuple[float, float]:

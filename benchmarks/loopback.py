@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def serve_app(app: Any, told: Callable[[int], None], **options: Any) -> None:
+def serve_app(app: Any, listening: Callable[[int], None], **options: Any) -> None:
     """Serve until the process is killed, as our servers do but for options; tell the port once it is open."""
     import uvicorn
 
@@ -20,7 +20,7 @@ def serve_app(app: Any, told: Callable[[int], None], **options: Any) -> None:
 
     async def started(sockets: Any = None) -> None:
         await startup(sockets)
-        told(server.servers[0].sockets[0].getsockname()[1])
+        listening(server.servers[0].sockets[0].getsockname()[1])
 
     server.startup = started  # type: ignore[method-assign]
     freeze_gc()
@@ -30,11 +30,11 @@ def serve_app(app: Any, told: Callable[[int], None], **options: Any) -> None:
 async def load(
     port: int, requests: Sequence[bytes], connections: int, seconds: float, rate: float | None = None
 ) -> tuple[Counter[int], list[float]]:
-    """Send requests, one after another of those given; return answers by status, and the seconds of those with 200.
+    """Send requests, one after another of those given; return responses by status, and the seconds of those with 200.
 
-    Without a rate every connection asks again when it was answered; with one, requests are due at fixed times, and time
-    counts from when they were due. A connection that is closed, or that ends before there is an answer (status 0), is
-    followed by a new one.
+    Without a rate every connection sends again when it has its response; with one, requests are due at fixed times, and
+    time counts from when they were due. A connection that is closed, or that ends before there is a response (status
+    0), is followed by a new one.
     """
     statuses: Counter[int] = Counter()
     times: list[float] = []
@@ -51,11 +51,11 @@ async def load(
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
             try:
                 writer.write(requests[mine % len(requests)])
-                answer = await reader.readuntil(b"\r\n\r\n")
-                length = next(line for line in answer.lower().split(b"\r\n") if line.startswith(b"content-length"))
+                head = await reader.readuntil(b"\r\n\r\n")
+                length = next(line for line in head.lower().split(b"\r\n") if line.startswith(b"content-length"))
                 await reader.readexactly(int(length.partition(b":")[2]))
-                status = int(answer[9:12])
-                closed = b"\r\nconnection: close" in answer.lower()
+                status = int(head[9:12])
+                closed = b"\r\nconnection: close" in head.lower()
             except (ConnectionError, asyncio.IncompleteReadError):  # turned away before its body was read
                 status, closed = 0, True
             if closed:

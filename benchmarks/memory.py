@@ -20,15 +20,15 @@ TURNS, TIMES = 5, 10
 
 
 def main() -> None:
-    turns = [[one(kept) for kept in (False, True)] for _ in range(TURNS)]
+    turns = [[one(reused) for reused in (False, True)] for _ in range(TURNS)]
     for number, what in enumerate(("training, ms an image", "inference, ms an image", "peak memory, MB")):
-        usual, kept = (statistics.median(turn[way][number] for turn in turns) for way in (0, 1))
-        print(f"{what}: {usual:.2f} as usual, {kept:.2f} with memory used again, {usual / kept:.2f} times")
+        usual, reused = (statistics.median(turn[way][number] for turn in turns) for way in (0, 1))
+        print(f"{what}: {usual:.2f} as usual, {reused:.2f} with memory used again, {usual / reused:.2f} times")
 
 
-def one(kept: bool) -> list[float]:
+def one(reused: bool) -> list[float]:
     """Return the figures of one process."""
-    command = [sys.executable, __file__, "kept" if kept else "usual"]
+    command = [sys.executable, __file__, "reused" if reused else "usual"]
     done = subprocess.run(
         command, capture_output=True, text=True, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
@@ -42,7 +42,7 @@ def measure(way: str) -> None:
     from vl2v.students.convolutions import quick_convolutions
     from vl2v.system import reuse_freed_memory
 
-    if way == "kept":
+    if way == "reused":
         reuse_freed_memory()
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0).to(memory_format=torch.channels_last).eval()
     quick_convolutions(model, 64)

@@ -43,15 +43,15 @@ def read(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[bytes]]
     with (folder / "images.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     with (folder / "texts.csv").open(newline="") as file:
-        place = {row["text"]: number for number, row in enumerate(csv.DictReader(file))}
+        row_of = {row["text"]: number for number, row in enumerate(csv.DictReader(file))}
     chosen = [number for number, row in enumerate(rows) if row.get("half", "client") == "client"]
     images = unit(np.load(folder / "image_embeddings.npy")[chosen].astype(np.float32))
     names = [rows[number]["path"].split("/")[-2] for number in chosen]
     classes = sorted(set(names))
     spelt = [
-        next(text for text in (f"a photo of a {name}", f"a photo of an {name}") if text in place) for name in classes
+        next(text for text in (f"a photo of a {name}", f"a photo of an {name}") if text in row_of) for name in classes
     ]
-    texts = unit(np.load(folder / "text_embeddings.npy")[[place[text] for text in spelt]].astype(np.float32))
+    texts = unit(np.load(folder / "text_embeddings.npy")[[row_of[text] for text in spelt]].astype(np.float32))
     contents = [bytes.fromhex(rows[number]["sha256"]) for number in chosen]
     return images, texts, np.array([classes.index(name) for name in names]), contents
 

@@ -53,8 +53,8 @@ class Outputs(NamedTuple):
     sure: np.ndarray
     unknown: np.ndarray
 
-    def of(self, places: np.ndarray) -> Outputs:
-        return Outputs(*(values[places] for values in self))
+    def of(self, rows: np.ndarray) -> Outputs:
+        return Outputs(*(values[rows] for values in self))
 
 
 def outputs(student: Exported, images: list[Image.Image]) -> Outputs:
@@ -122,11 +122,11 @@ def rates(
             traffic = {f"no drift: {name}": found[""].of(live[some]) for name, some in mixes(rng, labels[live])}
             traffic |= {f"drift: {name}": each.of(live) for name, each in found.items() if name}
             for name, each in traffic.items():
-                if len(each.rows) < FEWEST:  # the same again, so that as few are told of at all
+                if len(each.rows) < FEWEST:  # the same again, so that so few are measured at all
                     each = each.of(np.resize(np.arange(len(each.rows)), FEWEST))
                 each = each.of(np.arange(len(each.rows))[:WINDOW])
-                told = drift(each.rows, each.best.tolist(), each.sure, float(each.unknown.mean()), card)
-                alarms[name][size].append(told.alarm)
+                measured = drift(each.rows, each.best.tolist(), each.sure, float(each.unknown.mean()), card)
+                alarms[name][size].append(measured.alarm)
     for name, by_size in alarms.items():
         cells = []
         for raised in by_size.values():

@@ -2,7 +2,7 @@
 
     python benchmarks/plan.py
 
-Makes a manifest with hashes and a store of answers (dimension 8), then plans in a fresh process.
+Makes a manifest with hashes and a store of embeddings (dimension 8), then plans in a fresh process.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ import resource, sys, time
 start = time.perf_counter()
 import vl2v
 imported = time.perf_counter()
-asked = vl2v.embed({"data": {"path": sys.argv[1]}, "teacher": {"spec": sys.argv[2]}}, store=sys.argv[3], dry_run=True)
-print(asked.summary())
+planned = vl2v.embed({"data": {"path": sys.argv[1]}, "teacher": {"spec": sys.argv[2]}}, store=sys.argv[3], dry_run=True)
+print(planned.summary())
 seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(f"{seconds:.1f} s (bar 60), peak memory {peak:.2f} GiB (bar 1)")
 """

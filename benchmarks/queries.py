@@ -1,11 +1,11 @@
-"""How good a student gets with fewer questions: every way to choose the images, several shares, several seeds.
+"""How good a student gets with fewer queries: every way to choose the images, several shares, several seeds.
 
     python benchmarks/queries.py PACS --exclude vendor-half.csv --teacher recorded:pacs-vendor --target sketch \\
         --set prompts.articles=false
 
-ADiP with `teacher.select` and `teacher.strategy`; images that weren't queried learn from their class's text. Runs are
-kept in --out and not done again. Prints accuracy % on the unseen domain (all of its images): mean and standard error
-over the seeds, and writes a plot.
+ADiP with `teacher.select` and `teacher.strategy`; images that weren't queried learn from their class's text. Finished
+runs stay in --out and are not trained again. Prints accuracy % on the unseen domain (all of its images): mean and
+standard error over the seeds, and writes a plot.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def as_markdown(table: dict[tuple[str, float], list[float]], images: int) -> str
     for name in dict.fromkeys(name for name, _ in table if name != "none"):
         found = (table.get((name, share)) for share in shares)
         lines.append(f"| {name} | " + " | ".join("" if cell is None else spread(cell) for cell in found) + " |")
-    lines.append(f"\none image asked about, texts alone otherwise: {spread(table['none', 0.0])}")
+    lines.append(f"\none image queried, texts alone otherwise: {spread(table['none', 0.0])}")
     full = np.mean(table["all", 1.0])
     best = max(np.mean(cell) for (_, share), cell in table.items() if share == 0.10)
     lines.append(f"the best at 10% of the queries has {100 * best / full:.1f}% of the accuracy with all")
@@ -122,7 +122,7 @@ def plot(table: dict[tuple[str, float], list[float]], images: int, path: Path) -
         errors = [np.std(cell, ddof=1) / len(cell) ** 0.5 if len(cell) > 1 else 0 for cell in found]
         axes.errorbar(counts, [np.mean(cell) for cell in found], errors, marker="o", capsize=3, label=strategy)
     axes.axhline(float(np.mean(table["none", 0.0])), color="gray", linestyle=":", label="texts alone")
-    axes.set(xscale="log", xlabel="images asked about", ylabel="accuracy on the unseen domain, %")
+    axes.set(xscale="log", xlabel="images queried", ylabel="accuracy on the unseen domain, %")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     figure.savefig(path)

@@ -5,9 +5,9 @@
     python benchmarks/ray_data.py icondg --gpus 1 --images 1024
 
 In turns, each in a Ray of its own on this machine: `Cluster.fetch` as `vl2v embed --engine ray` calls it, and a Ray
-Data pipeline that keeps its answers in shards, too. With GPUs the pipeline decodes in tasks that have a processor each
-and embeds in an actor for each GPU; without, one actor for each processor does both. `--gpus` declares GPUs, there or
-not. Prints the images per second of the whole call, start of the workers included, the seconds to the first kept
+Data pipeline that writes its embeddings into shards, too. With GPUs the pipeline decodes in tasks that have a processor
+each and embeds in an actor for each GPU; without, one actor for each processor does both. `--gpus` declares GPUs, there
+or not. Prints the images per second of the whole call, start of the workers included, the seconds to the first saved
 batch, and the images per second from then on.
 """
 
@@ -64,12 +64,12 @@ def main() -> None:
         for name, way in (("tasks", tasks), ("Ray Data", ray_data)):
             with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
                 teacher = the_teacher(config)
-                asked = plan(store, teacher, dataset, found, [], Views())
-                asked = replace(asked, pending=asked.pending[: given.images])
+                planned = plan(store, teacher, dataset, found, [], Views())
+                planned = replace(planned, pending=planned.pending[: given.images])
                 ray = cluster.start()
                 began, wall = time.perf_counter(), time.time()
-                way(cluster, asked, store, teacher, config)
-                speeds.append(len(asked.pending) / (time.perf_counter() - began))
+                way(cluster, planned, store, teacher, config)
+                speeds.append(len(planned.pending) / (time.perf_counter() - began))
                 ray.shutdown()
                 first, *rest = sorted((q.asked_at, q.count) for q in store.queries())
                 rate = sum(count for _, count in rest) / (rest[-1][0] - first[0])
@@ -78,11 +78,11 @@ def main() -> None:
     print(f"Ray Data / tasks: median {statistics.median(ratios):.2f}, {min(ratios):.2f} to {max(ratios):.2f}")
 
 
-def tasks(cluster: Cluster, asked: Plan, store: EmbeddingStore, teacher: Any, config: TeacherConfig) -> None:
-    cluster.fetch(asked, store, teacher, silent, config=config)
+def tasks(cluster: Cluster, planned: Plan, store: EmbeddingStore, teacher: Any, config: TeacherConfig) -> None:
+    cluster.fetch(planned, store, teacher, silent, config=config)
 
 
-def ray_data(cluster: Cluster, asked: Plan, store: EmbeddingStore, teacher: Any, config: TeacherConfig) -> None:
+def ray_data(cluster: Cluster, planned: Plan, store: EmbeddingStore, teacher: Any, config: TeacherConfig) -> None:
     import ray
 
     logging.getLogger("ray.data").setLevel("ERROR")
@@ -91,12 +91,12 @@ def ray_data(cluster: Cluster, asked: Plan, store: EmbeddingStore, teacher: Any,
     cpus = int(ray.cluster_resources()["CPU"])
     shards = store.path / "shards"
     shards.mkdir()
-    whole = [ray.put(replace(asked, pending=()))]
-    blocks = -(-len(asked.pending) // (BATCH if gpus else CHUNK))
-    queries = ray.data.from_items([{"index": i, "view": v} for i, v in asked.pending], override_num_blocks=blocks)
+    whole = [ray.put(replace(planned, pending=()))]
+    blocks = -(-len(planned.pending) // (BATCH if gpus else CHUNK))
+    queries = ray.data.from_items([{"index": i, "view": v} for i, v in planned.pending], override_num_blocks=blocks)
     if gpus:
         queries = queries.map_batches(decoding(whole, teacher._preprocess), batch_size=None, num_cpus=1)
-    answers = queries.map_batches(
+    embedded = queries.map_batches(
         Embedding if gpus else TeacherSession,
         fn_constructor_args=(whole, str(shards), config.model_dump_json(), str(cluster.processors)),
         batch_size=BATCH if gpus else None,
@@ -104,7 +104,7 @@ def ray_data(cluster: Cluster, asked: Plan, store: EmbeddingStore, teacher: Any,
         num_gpus=1 if gpus else 0,
         compute=ray.data.ActorPoolStrategy(size=gpus or cpus),
     )
-    assert sum(int(block["count"].sum()) for block in answers.iter_batches(batch_size=None)) == len(asked.pending)
+    assert sum(int(block["count"].sum()) for block in embedded.iter_batches(batch_size=None)) == len(planned.pending)
     for shard in shards.iterdir():
         _take_over(shard, store)
 
@@ -147,9 +147,9 @@ def decoding(whole: list[Any], preprocess: Any) -> Any:
 
         torch.set_num_threads(1)
         part = replace(ray.get(whole[0]), pending=pairs(batch))
-        asked = [(part.contents[index], part.views.names[view], image) for (index, view), image in _encoded(part)]
-        keys = [image_key(sha256, name).hex() for sha256, name, _ in asked]
-        return {"key": keys, "input": np.stack([preprocess(decode(image.data)).numpy() for *_, image in asked])}
+        images = [(part.contents[index], part.views.names[view], image) for (index, view), image in _encoded(part)]
+        keys = [image_key(sha256, name).hex() for sha256, name, _ in images]
+        return {"key": keys, "input": np.stack([preprocess(decode(image.data)).numpy() for *_, image in images])}
 
     return decoded
 

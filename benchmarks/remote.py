@@ -1,10 +1,10 @@
-"""Asking a vendor: throughput with several requests in flight, and what the client costs an image.
+"""Querying a vendor: throughput with several requests in flight, and what the client costs an image.
 
     python benchmarks/remote.py
 
-A vendor on loopback that answers after 200 ms, one 227 x 227 JPEG a request: images a second through
-`vl2v.embeddings.fetch` (read, hashed, sent, checked, kept durably, billed) with 8 requests in flight against 1. Then 32
-images a request and no latency: this process's own CPU time an image, on one core, and its parts.
+A vendor on loopback that responds after 200 ms, one 227 x 227 JPEG a request: images a second through
+`vl2v.embeddings.fetch` (read, hashed, sent, checked, saved durably, billed) with 8 requests in flight against 1. Then
+32 images a request and no latency: this process's own CPU time an image, on one core, and its parts.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def vendor(latency: float, pipe: Connection) -> None:
             vectors = [np.frombuffer(row, "<u4").astype("<f4") - 2**31 for row in rows]
             sent = [base64.b64encode(vector.tobytes()).decode() for vector in vectors]
             data = [{"index": index, "embedding": vector} for index, vector in enumerate(sent)]
-            answer = json.dumps({"model": body["model"], "data": data, "usage": {"total_tokens": len(data)}}).encode()
+            reply = json.dumps({"model": body["model"], "data": data, "usage": {"total_tokens": len(data)}}).encode()
             self.send_response(200)
-            self.send_header("Content-Length", str(len(answer)))
+            self.send_header("Content-Length", str(len(reply)))
             self.end_headers()
-            self.wfile.write(answer)
+            self.wfile.write(reply)
 
         def do_GET(self) -> None:
             self.send_error(404)
@@ -93,11 +93,11 @@ def ask(folder: Path, data: Path, latency: float, a_request: int, in_flight: int
         dataset = open_dataset(data)
         found = audit(dataset)
         store = Path(tempfile.mkdtemp(dir=folder))
-        with EmbeddingStore(store) as answers, Ledger(store) as ledger:
+        with EmbeddingStore(store) as embeddings, Ledger(store) as ledger:
             teacher.budget = LedgerBudget(ledger, teacher.name, "USD", 0, "benchmark")
-            queries = plan(answers, teacher, dataset, found, [], Views())
+            queries = plan(embeddings, teacher, dataset, found, [], Views())
             wall, cpu = time.perf_counter(), time.process_time()
-            fetch(queries, answers, teacher)
+            fetch(queries, embeddings, teacher)
             return time.perf_counter() - wall, time.process_time() - cpu, len(queries.pending)
     finally:
         process.kill()

@@ -1,12 +1,12 @@
-"""The server against a bare onnxruntime loop, its latency at half load, and what it does when it is asked too much.
+"""The server against a bare onnxruntime loop, its latency at half load, and what it does when it is overloaded.
 
     python benchmarks/serve.py student.onnx
 
 The loop and the server do the same: decode JPEGs of 227 x 227 pixels, and put them through the network in batches; the
 loop with as many threads as suit it best. They take turns, each in a process of its own, and each with the other core
 half taken: the load comes from a third process, which would otherwise burden the server alone, so while the loop runs
-that process sends the same requests at the same rate to a server that answers at once. Ratios of the same turn, wall
-clock and processor time; medians. Then the server is asked at half the rate that it can do, on a schedule that waits
+that process sends the same requests at the same rate to a server that responds at once. Ratios of the same turn, wall
+clock and processor time; medians. Then the server is queried at half the rate that it can do, on a schedule that waits
 for nobody, in turns with a loop that does the same without HTTP (its p99 tells how quiet the machine is), and at four
 times that rate.
 """
@@ -87,7 +87,7 @@ H11 = {"http": "h11", "loop": "asyncio"}  # uvicorn's plain parser and loop
 
 
 def serve(file: Path | None, options: dict[str, str], pipe: Connection) -> None:
-    """Serve a student, or (None) an answer that is always the same; send the port, and processor seconds when asked."""
+    """Serve a student, or (None) one fixed response; send the port, and processor seconds on request."""
     import threading
 
     if file is None:
@@ -112,11 +112,11 @@ def serve(file: Path | None, options: dict[str, str], pipe: Connection) -> None:
             usage = resource.getrusage(resource.RUSAGE_SELF)
             pipe.send(usage.ru_utime + usage.ru_stime)
 
-    def told(port: int) -> None:
+    def listening(port: int) -> None:
         pipe.send(port)
         threading.Thread(target=tell, daemon=True).start()
 
-    serve_app(app, told, **options)
+    serve_app(app, listening, **options)
 
 
 def requests_of(batch: int, *, as_json: bool = False) -> list[bytes]:
@@ -218,7 +218,7 @@ def main() -> None:
         medians = [statistics.median(column) for column in zip(*rows, strict=True)]
         print(f"| {batch} | {medians[0]:.0f} | {medians[1]:.0f} | {medians[2]:.2f} | {medians[3]:.2f} |", flush=True)
         rate = rate or medians[1]
-    print("\n| load | answered/s | 429 | errors | p50 ms | p99 ms | p99 / p50 |\n" + "| --- " * 7 + "|")
+    print("\n| load | 200/s | 429 | errors | p50 ms | p99 ms | p99 / p50 |\n" + "| --- " * 7 + "|")
     for _ in range(given.turns):
         with Process(paced, given.file, rate / 2, given.seconds) as process:
             tell("half, without HTTP", Counter(), process.pipe.recv(), given.seconds)

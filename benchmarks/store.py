@@ -168,8 +168,8 @@ def kills(times: int, parent: Path | None) -> None:
                 there = store.cached(facts.fingerprint, keys)
                 lost += int((~there).sum())
                 if there.all():
-                    kept = store.get_half(facts.fingerprint, keys)
-                    lost += int((kept != vectors_of(64 * batch, 64, facts.dim).astype(np.float16)).any(axis=1).sum())
+                    there = store.get_half(facts.fingerprint, keys)
+                    lost += int((there != vectors_of(64 * batch, 64, facts.dim).astype(np.float16)).any(axis=1).sum())
         with closing(sqlite3.connect(store.file)) as db:
             (verdict,) = db.execute("PRAGMA integrity_check").fetchone()
     row("kill -9", "rows acknowledged", "lost or changed", "integrity_check")
@@ -264,7 +264,7 @@ class Log:
 
     def __init__(self, folder: Path) -> None:
         self.file = (folder / "log").open("w+b", buffering=0)
-        self.places: dict[bytes, int] = {}
+        self.offsets: dict[bytes, int] = {}
         self.end, self.map = 0, None
 
     def write(self, rows: Rows) -> None:
@@ -272,7 +272,7 @@ class Log:
         os.fdatasync(self.file.fileno())
         self.width = len(rows[0][1])
         for k, _ in rows:
-            self.places[k] = self.end
+            self.offsets[k] = self.end
             self.end += 20 + self.width
 
     def read(self, keys: list[bytes]) -> list[bytes]:
@@ -280,9 +280,9 @@ class Log:
             self.map = mmap.mmap(self.file.fileno(), 0, access=mmap.ACCESS_READ)
         found = []
         for key in keys:
-            place = self.places[key]
-            vector = self.map[place + 20 : place + 20 + self.width]
-            if zlib.crc32(vector) == int.from_bytes(self.map[place + 16 : place + 20], "little"):
+            offset = self.offsets[key]
+            vector = self.map[offset + 20 : offset + 20 + self.width]
+            if zlib.crc32(vector) == int.from_bytes(self.map[offset + 16 : offset + 20], "little"):
                 found.append(vector)
         return found
 

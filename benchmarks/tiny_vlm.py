@@ -43,12 +43,12 @@ def main() -> None:
     began = time.monotonic()
     texts = prompts_for(dataset.classes, PromptConfig())
     classifier = text_classifier([teacher.embed_texts(of_class) for of_class in texts])
-    answers = np.empty(len(dataset), np.int64)
+    predicted = np.empty(len(dataset), np.int64)
     for start in range(0, len(dataset), CHUNK):
         rows = range(start, min(start + CHUNK, len(dataset)))
         images = [EncodedImage(dataset.paths[i], dataset.read(i)) for i in rows]
-        answers[start : start + CHUNK] = (teacher.embed_images(images) @ classifier.T).argmax(1)
-    right = answers == dataset.labels
+        predicted[start : start + CHUNK] = (teacher.embed_images(images) @ classifier.T).argmax(1)
+    right = predicted == dataset.labels
     print(f"| domain | images | of {len(dataset.classes)} classes, right |\n|---|---:|---:|")
     for domain in dataset.domains:
         of_domain = right[dataset.indices(domain)]

@@ -1,14 +1,14 @@
-"""The vendor's server against a bare FastAPI route, what it does when it is queried too much, and who waits for whom.
+"""The vendor's server against a bare FastAPI route, what it does when it is overloaded, and who waits for whom.
 
     python benchmarks/vendor.py
 
-Both answer as many bytes to the same request (one text, base64) from 32 connections, in turns, each in a process of
-its own; the teacher is a stub. The bare route runs once with uvicorn's plain loop and parser, and once with those of
-the vendor. Every request has an Idempotency-Key of its own, as our own client sends it. What counts is the processor
-time a request of the whole server process: other work on the machine changes it less than the rate. Then the vendor's
-queue is made short and it is queried by four times as many connections: answers by status, and how long those took
-that were answered. Last, a polite client (ten requests a second, texts and small images in turns) beside another key
-that sends what takes longest, with the teacher `tiny`.
+Both send as many bytes to the same request (one text, base64) from 32 connections, in turns, each in a process of its
+own; the teacher is a stub. The bare route runs once with uvicorn's plain loop and parser, and once with those of the
+vendor. Every request has an Idempotency-Key of its own, as our own client sends it. What counts is the processor time a
+request of the whole server process: other work on the machine changes it less than the rate. Then the vendor's queue is
+made short and it is queried by four times as many connections: responses by status, and how long the successful ones
+took. Last, a polite client (ten requests a second, texts and small images in turns) beside another key that sends what
+takes longest, with the teacher `tiny`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DIM, CONNECTIONS = 512, 32
 
 
 class Stub:
-    """Answers at once, or after so many seconds a batch."""
+    """Embeds at once, or after so many seconds a batch."""
 
     name, fingerprint, dim, logit_scale = "stub", "s" * 32, DIM, 1.0
 
@@ -95,8 +95,8 @@ class Requests:
         self.bodies = []
         for thing in things:
             modality = "image" if thing[0].startswith("data:") else "text"
-            asked = {"model": model, "input": thing, "encoding_format": "base64", "modality": modality}
-            self.bodies.append(json.dumps(asked).encode())
+            body = {"model": model, "input": thing, "encoding_format": "base64", "modality": modality}
+            self.bodies.append(json.dumps(body).encode())
         self.key, self.repeated = key, repeated
 
     def __len__(self) -> int:
@@ -133,20 +133,20 @@ def processor_time(process: int) -> float:
 def measure(kind: str, folder: Path, seconds: float) -> tuple[float, float]:
     """Return microseconds of processor time a request, and requests a second."""
     with running(kind, folder) as (process, port, keys):
-        asked: Any = Requests(keys[0], [["a photo of a dog"]])
-        asyncio.run(load(port, asked, CONNECTIONS, 1.0))
+        requests: Any = Requests(keys[0], [["a photo of a dog"]])
+        asyncio.run(load(port, requests, CONNECTIONS, 1.0))
         before = processor_time(process)
-        statuses, _ = asyncio.run(load(port, asked, CONNECTIONS, seconds))
+        statuses, _ = asyncio.run(load(port, requests, CONNECTIONS, seconds))
         assert set(statuses) == {200}, statuses
         return 1e6 * (processor_time(process) - before) / statuses.total(), statuses.total() / seconds
 
 
 def crowd(folder: Path, seconds: float) -> None:
-    print("| 50 ms a batch, queue of 32 | answered/s | 429 | errors | p50 ms | p99 ms |\n" + "| --- " * 6 + "|")
+    print("| 50 ms a batch, queue of 32 | 200/s | 429 | errors | p50 ms | p99 ms |\n" + "| --- " * 6 + "|")
     for connections in (CONNECTIONS, 4 * CONNECTIONS):
         with running("vendor", folder, 0.05, CONNECTIONS) as (_, port, keys):
-            asked: Any = Requests(keys[0], [["a photo of a dog"]])
-            statuses, times = asyncio.run(load(port, asked, connections, seconds))
+            requests: Any = Requests(keys[0], [["a photo of a dog"]])
+            statuses, times = asyncio.run(load(port, requests, connections, seconds))
         errors = statuses.total() - statuses[200] - statuses[429]
         p50, p99 = (1000 * np.percentile(times, share) for share in (50, 99))
         rate = statuses[200] / seconds
@@ -160,8 +160,8 @@ def png(width: int, height: int) -> str:
 
 
 def hostile_load(port: int, key: str, things: list[Any], seconds: float) -> dict[int, int]:
-    asked: Any = Requests(key, things, "tiny")
-    statuses, _ = asyncio.run(load(port, asked, 4, seconds + 2))
+    requests: Any = Requests(key, things, "tiny")
+    statuses, _ = asyncio.run(load(port, requests, 4, seconds + 2))
     return dict(statuses)
 
 
@@ -176,20 +176,20 @@ def fairness(folder: Path, seconds: float) -> None:
         "50 texts of 10,000 characters": [["x y " * 2500] * 50],
         "2,048 texts of 240 characters": [["x y " * 60] * 2048],
     }
-    print("| beside it, on 4 connections | its answers | polite p50 ms | p99 ms | errors |\n" + "| --- " * 5 + "|")
+    print("| beside it, on 4 connections | its responses | polite p50 ms | p99 ms | errors |\n" + "| --- " * 5 + "|")
     for words, hostile in cases.items():
         with running("tiny", folder) as (_, port, keys):
-            asked: Any = Requests(keys[0], polite, "tiny")
-            asyncio.run(load(port, asked, 1, 1.0))
+            requests: Any = Requests(keys[0], polite, "tiny")
+            asyncio.run(load(port, requests, 1, 1.0))
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
                 theirs = pool.submit(hostile_load, port, keys[1], hostile, seconds) if hostile else None
                 time.sleep(1.5 if theirs else 0)  # that process has to start
-                statuses, times = asyncio.run(load(port, asked, 2, seconds, rate=10))
+                statuses, times = asyncio.run(load(port, requests, 2, seconds, rate=10))
                 others = theirs.result() if theirs else {}
-        answers = ", ".join(f"{count} of {status}" for status, count in sorted(others.items())) or "-"
+        responses = ", ".join(f"{count} of {status}" for status, count in sorted(others.items())) or "-"
         p50, p99 = (1000 * np.percentile(times, share) for share in (50, 99))
         errors = statuses.total() - statuses[200]
-        print(f"| {words} | {answers} | {p50:.0f} | {p99:.0f} | {errors} |", flush=True)
+        print(f"| {words} | {responses} | {p50:.0f} | {p99:.0f} | {errors} |", flush=True)
 
 
 def main() -> None:

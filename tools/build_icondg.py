@@ -57,7 +57,7 @@ class RenderedIcon:
 
 
 def main() -> None:
-    """Build the archive, and contact sheets where they are asked for."""
+    """Build the archive, and contact sheets where they are wanted."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("package", type=Path)
     parser.add_argument("--table", type=Path, default=TABLE)
@@ -134,8 +134,8 @@ def plainness(icon: Icon) -> int:
 def turns(groups: Iterable[list[RenderedIcon]]) -> Iterator[RenderedIcon]:
     """Yield from the groups in turn, each group's plainest names first."""
     queues = [sorted(group, key=lambda p: (plainness(p.icon), p.icon.name)) for group in groups]
-    for place in range(max(map(len, queues), default=0)):
-        yield from (queue[place] for queue in queues if place < len(queue))
+    for turn in range(max(map(len, queues), default=0)):
+        yield from (queue[turn] for queue in queues if turn < len(queue))
 
 
 def _words(text: str) -> list[str]:
@@ -170,19 +170,19 @@ def distinct(cells: dict[Cell, list[RenderedIcon]], order: list[str], most: int)
     """Return the cells without near-duplicates, anywhere: of two alike the domain first in order keeps its own."""
     hashes = np.zeros((sum(min(len(p), most) for p in cells.values()), 4 * HASH * HASH), np.float32)
     count = 0
-    kept: dict[Cell, list[RenderedIcon]] = {}
+    chosen: dict[Cell, list[RenderedIcon]] = {}
     for cell in sorted(cells, key=lambda cell: (order.index(cell[0]), cell[1])):
-        kept[cell] = []
+        chosen[cell] = []
         for image in cells[cell]:
             bits = outline_hash(image.pixels).astype(np.float32)
             common = hashes[:count] @ bits
             either = hashes[:count].sum(axis=1) + bits.sum() - common
-            if len(kept[cell]) == most or bits.sum() == 0 or np.any(common > ALIKE * either):
+            if len(chosen[cell]) == most or bits.sum() == 0 or np.any(common > ALIKE * either):
                 continue
             hashes[count] = bits
             count += 1
-            kept[cell].append(image)
-    return kept
+            chosen[cell].append(image)
+    return chosen
 
 
 # --- what comes out ------------------------------------------------------------------------------------------------
@@ -221,9 +221,9 @@ def png(pixels: NDArray[np.uint8]) -> bytes:
     if np.array_equal(pixels[..., 0], pixels[..., 1]) and np.array_equal(pixels[..., 0], pixels[..., 2]):
         image = image.convert("L")
     else:
-        colours, places = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
+        colours, indices = np.unique(pixels.reshape(-1, 3), axis=0, return_inverse=True)
         if len(colours) <= 256:
-            image = Image.fromarray(places.reshape(pixels.shape[:2]).astype(np.uint8), mode="P")
+            image = Image.fromarray(indices.reshape(pixels.shape[:2]).astype(np.uint8), mode="P")
             image.putpalette(colours.astype(np.uint8).tobytes())
     data = io.BytesIO()
     image.save(data, "PNG", optimize=True)

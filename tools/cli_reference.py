@@ -41,7 +41,7 @@ def pages() -> dict[Path, str]:
 def cli_page() -> str:
     """Return every command with its arguments and options, as Markdown."""
     lines = ["# Command line", "", WRITTEN, ""]
-    lines += ["A mistake in what was asked for, or in the data, ends a command with one line that says what to do, and"]
+    lines += ["A mistake in the command, or in the data, ends a command with one line that says what to do, and"]
     lines += ["exit code 2. `vl2v --version` prints the version; every command has `--help`.", ""]
     for words, command in commands(typer.main.get_command(app), "vl2v"):
         lines += [f"## {words}", "", *_usage(words, command), (command.help or "").strip(), ""]

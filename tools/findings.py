@@ -33,7 +33,7 @@ PAGE, DATA = DOCS / "findings.md", DOCS / "findings.csv"
 LEAD, PLOT = DOCS / "lead.csv", DOCS / "images" / "lead.svg"
 FIGURES = ("accuracy", "in_split", "seen", "seconds")
 HEADS = ("table", "dataset", "target", "student", "method", "seed", "version", *FIGURES, "images", "right")
-PLACE = re.compile(r"(<!-- table (\S+)(?: reference=(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
+TABLE = re.compile(r"(<!-- table (\S+)(?: reference=(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def line_of(table: str, result: Result, version: str) -> dict[str, str]:
@@ -106,15 +106,15 @@ def page() -> str:
     """Return the page with its tables made anew; what is under several of them stands under the first."""
     lines, said = read(), set[str]()
 
-    def table(place: re.Match[str]) -> str:
-        found = [result_of(line) for line in lines if line["table"] == place[2]]
-        text = as_table(found, reference=place[3], published=False).render("md")
+    def table(match: re.Match[str]) -> str:
+        found = [result_of(line) for line in lines if line["table"] == match[2]]
+        text = as_table(found, reference=match[3], published=False).render("md")
         parts = [part for part in text.split("\n\n") if part not in said]
         said.update(part for part in parts if not part.startswith("|"))
         filled = (part if part.startswith("|") else textwrap.fill(part, 120) for part in parts)
-        return "\n\n".join((place[1].rstrip(), *filled, place[4]))
+        return "\n\n".join((match[1].rstrip(), *filled, match[4]))
 
-    return PLACE.sub(table, PAGE.read_text(encoding="utf-8"))
+    return TABLE.sub(table, PAGE.read_text(encoding="utf-8"))
 
 
 def draw() -> None:

@@ -75,5 +75,5 @@ def render(svg: str, size: int) -> NDArray[np.uint8]:
 def thing(name: str) -> str:
     """Return the thing that an icon's name tells, without words of style: "bell-ring-outline-24" -> "bell ring"."""
     words = [word for word in re.split(r"[-_]+", name) if word and not word.isdigit()]
-    kept = [word for word in words if word not in STYLE_WORDS and not re.fullmatch(r"\d+(px|x|k)?|[a-z]", word)]
-    return " ".join(kept)
+    plain = [word for word in words if word not in STYLE_WORDS and not re.fullmatch(r"\d+(px|x|k)?|[a-z]", word)]
+    return " ".join(plain)

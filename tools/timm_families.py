@@ -52,7 +52,7 @@ def small_member(family: str) -> str:
     from vl2v.students.backbone import output_width
 
     def rank(name: str) -> tuple[int, str]:
-        return next((place for place, part in enumerate(SMALL) if part in name), len(SMALL)), name
+        return next((rank for rank, part in enumerate(SMALL) if part in name), len(SMALL)), name
 
     sizes = {}
     for name in sorted(timm.list_models(module=family), key=rank)[:CONSIDERED]:
@@ -205,9 +205,9 @@ def table() -> str:
         size = "any" if row["free_size"] else f"{row['size']}, not {SIZE}" if row["size"] else ""
         cells = [f"`{row['family']}`", f"`{row['model']}`", row["width"], size]
         why = f": {row['why']}" if row["why"] else ""
-        told = [row[column] or "" for column in ("trains", "exports", "quantises")]
-        told = [f"{word}{why}" if word in ("no", "refused", "too slow", "not tried") else word for word in told]
-        lines.append("| " + " | ".join((*cells, *(word.replace("|", "\\|") for word in told))) + " |")
+        results = [row[column] or "" for column in ("trains", "exports", "quantises")]
+        results = [f"{word}{why}" if word in ("no", "refused", "too slow", "not tried") else word for word in results]
+        lines.append("| " + " | ".join((*cells, *(word.replace("|", "\\|") for word in results))) + " |")
     return "\n".join(lines)
 
 

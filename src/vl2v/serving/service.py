@@ -91,13 +91,13 @@ class ServingMetrics(Metrics):
     def __init__(self) -> None:
         super().__init__()
         options: dict[str, Any] = {"registry": self.registry}
-        self.images = Counter("vl2v_images", "images that were answered", **options)
-        self.unknown = Counter("vl2v_unknown", 'images with the answer "unknown"', **options)
+        self.images = Counter("vl2v_images", "images predicted", **options)
+        self.unknown = Counter("vl2v_unknown", 'images predicted as "unknown"', **options)
         latest = f"of the latest {WINDOW} images"
         self.distance = Gauge(
             "vl2v_drift_distance", f"{latest}: from the training domains; from 1 it isn't chance", **options
         )
-        self.share = Gauge("vl2v_drift_unknown_share", f'{latest}: with the answer "unknown"', **options)
+        self.share = Gauge("vl2v_drift_unknown_share", f'{latest}: predicted as "unknown"', **options)
         self.expected = Gauge(
             "vl2v_drift_unknown_expected", "that share on validation images of the same classes", **options
         )
@@ -105,7 +105,7 @@ class ServingMetrics(Metrics):
     def count(self, predictions: Sequence[Prediction]) -> None:
         """Count predictions."""
         self.images.inc(len(predictions))
-        self.unknown.inc(sum(answer.label == UNKNOWN for answer in predictions))
+        self.unknown.inc(sum(prediction.label == UNKNOWN for prediction in predictions))
 
     def watched(self, traffic_log: TrafficLog) -> None:
         """Set the gauges of drift; what isn't known is NaN."""

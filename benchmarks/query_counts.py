@@ -1,6 +1,6 @@
-"""How many questions a teacher is asked for a whole benchmark: four targets, both stages, three seeds.
+"""How many queries a whole benchmark takes: four targets, both stages, three seeds.
 
-    python benchmarks/questions.py PACS recorded:pacs-vendor --no-articles
+    python benchmarks/query_counts.py PACS recorded:pacs-vendor --no-articles
 
 Walks through every run of the grid as a run does it: plan, fetch, read the targets of the run's training images,
 once for Align and once for Distill, all on one store. Counts what reaches the teacher.
@@ -80,8 +80,8 @@ def main() -> None:
     print(f"{dataset.root.name}: {len(dataset):,} images, {distinct:,} distinct contents, {len(texts)} prompts")
     print(f"| {len(dataset.domains)} targets x {given.seeds} seeds x 2 stages = {runs} passes | images | prompts |")
     print("| --- | --- | --- |")
-    print(f"| asked in the first pass | {first_images:,} | {first_texts:,} |")
-    print(f"| asked again in all later passes | {teacher.images - first_images:,} | {teacher.texts - first_texts:,} |")
+    print(f"| in the first pass | {first_images:,} | {first_texts:,} |")
+    print(f"| again in all later passes | {teacher.images - first_images:,} | {teacher.texts - first_texts:,} |")
 
 
 if __name__ == "__main__":
