@@ -16,59 +16,44 @@ from vl2v.errors import DataError
 from vl2v.evaluation.adapted import AdaptedTeacher, Embedded, adapted
 from vl2v.evaluation.metrics import soft_temperature
 from vl2v.evaluation.ridge import Taught, best_lambda, lambda_accuracies
-from vl2v.io import write_text
+from vl2v.io import read_json, write_text
 from vl2v.methods import Task
 from vl2v.runs.datasets import Sources
 from vl2v.runs.features import Features
 from vl2v.runs.folder import CHOSEN
 from vl2v.session import Progress
 from vl2v.training.batches import batch_targets
-from vl2v.training.device import Device, from_first
 from vl2v.tree import Tree
 
 FEW = 10  # images with a label and an embedding; fewer say nothing
 
 
-def settled(
-    task: Task,
-    chosen: Tree,
-    run: Path,
-    sources: Sources,
-    targets: TeacherTargets,
-    features: Features,
-    fabric: Device,
-    progress: Progress,
-) -> Task:
-    """Return the task with numbers for those of its settings that are "auto": chosen by the teacher's embeddings.
+def automatic(
+    task: Task, run: Path, sources: Sources, targets: TeacherTargets, features: Features, progress: Progress
+) -> dict[str, float]:
+    """Return numbers for those of a task's settings that are "auto": chosen by the teacher's embeddings.
 
     They stand in the run's `chosen.json`, with how accurate each lambda was; what was chosen before is taken.
 
     Args:
         features: of the backbone as it starts.
-        fabric: every process of a run calls this.
         progress: called with what was chosen.
     """
+    chosen: Tree = read_json(run / CHOSEN, {})
     names = task.automatic
     missing = [name for name in names if name not in chosen]
-    taught = _taught(sources, targets, features) if "lambda" in missing else None
-
-    def choose() -> Tree:
-        made: Tree = dict(chosen)
-        if "lambda" in missing:
-            made["lambda"] = 0.5  # where few images were queried
-            if taught is not None:
-                made["accuracies"] = lambda_accuracies(taught)
-                made["lambda"] = best_lambda(made["accuracies"], len(taught.labels))
-        if "temperature" in missing:
-            made["temperature"] = _soft_temperature(sources, targets)
-        write_text(run / CHOSEN, json.dumps(made, indent=2))
-        return made
-
+    if "lambda" in missing:
+        chosen["lambda"] = 0.5  # where few images were queried
+        if (taught := _taught(sources, targets, features)) is not None:
+            chosen["accuracies"] = lambda_accuracies(taught)
+            chosen["lambda"] = best_lambda(chosen["accuracies"], len(taught.labels))
+    if "temperature" in missing:
+        chosen["temperature"] = _soft_temperature(sources, targets)
     if missing:
-        chosen = from_first(fabric, choose)
+        write_text(run / CHOSEN, json.dumps(chosen, indent=2))
     for name in names:
         progress(f"{name} {chosen[name]:g}", 1, 1, "")
-    return task.with_chosen({name: chosen[name] for name in names}) if names else task
+    return {name: chosen[name] for name in names}
 
 
 def _soft_temperature(sources: Sources, targets: TeacherTargets) -> float:

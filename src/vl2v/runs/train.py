@@ -7,13 +7,14 @@ import shutil
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Unpack
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from vl2v.config import RunConfig
 from vl2v.data.objects import write_dataset
@@ -23,29 +24,28 @@ from vl2v.embeddings.store import EmbeddingStore
 from vl2v.embeddings.targets import TeacherTargets, online_teacher, text_targets, the_teacher, tower_of
 from vl2v.embeddings.views import clean_images, fixed_views
 from vl2v.errors import ConfigError, VL2VWarning
-from vl2v.io import read_json
 from vl2v.methods import Averager, Stage, task_of, version_of
 from vl2v.methods.averaging import Swad
 from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.evaluate import evaluate_images
 from vl2v.runs.features import ComputedFeatures, Features, SharedCache
 from vl2v.runs.first_student import new_backbone, new_student, selected
-from vl2v.runs.folder import CHOSEN, Run, check_folder, locked, open_run, save_version
+from vl2v.runs.folder import Run, check_folder, locked, open_run, save_version
 from vl2v.runs.heads import calibrate, classifier_for, fit_last_layer, start_head
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
 from vl2v.runs.predictions import predictions_of, same_images, save_images
 from vl2v.runs.query import open_session, queries_online
 from vl2v.runs.settings import Options, has_tower, resolve, retrains, settings_of
 from vl2v.runs.stages import ACTIVATIONS, RunStages, check_classes, check_trainable
-from vl2v.runs.targets import labelled_by_teacher, settled, with_adapted_teacher
+from vl2v.runs.targets import automatic, labelled_by_teacher, with_adapted_teacher
 from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
 from vl2v.system import rank, world_size
 from vl2v.teachers.prompts import prompts_for
+from vl2v.training.checkpoint import Checkpoint, load_checkpoint
 from vl2v.training.device import from_first
 from vl2v.training.loop import Trainer
-from vl2v.tree import Tree
 
 AGAIN = "again"  # the folder, in a run's, of the training on all source images
 
@@ -138,25 +138,26 @@ def distill(
         trainer = _new_trainer(out, config, session.progress)
         trainer.log.on_metrics = None if rank() else on_metrics
 
-        def opened() -> tuple[Run, Sources | None, Tree]:
+        def opened() -> tuple[Run, Sources | None, Checkpoint | None]:
             nonlocal images
             run = open_run(out, config, lambda run: same_images(run, config, session))
             if images.data != run.config.data:
                 images = Images(run.config.data, session)
             if run.finished:
-                return run, None, {}
+                return run, None, None
             save_version(run, version_of(config.method))
             if plan is not None:
                 plan.save(out)
             check_trainable(run.config, trainer.fabric.world_size, trainer.fabric.device.type)
             save_images(run, images.sources)
-            return run, images.sources, read_json(out / CHOSEN, {})
+            several = trainer.fabric.world_size > 1
+            return run, images.sources, load_checkpoint(out / "checkpoints") if several else None
 
-        run, sources, chosen = from_first(trainer.fabric, opened)
+        run, sources, trainer.checkpoint = from_first(trainer.fabric, opened)
         if sources is not None:
             with EmbeddingStore(session.store) as embeddings:
                 shared = SharedCache(shared_cache) if shared_cache else None
-                train(run, trainer, session, embeddings, sources, chosen, shared)
+                train(run, trainer, session, embeddings, sources, shared)
         from_first(trainer.fabric, lambda: _evaluated(run, images, session))
     return run
 
@@ -200,20 +201,38 @@ def _swad(config: RunConfig, stage: Stage, last: bool) -> Averager | None:
     return Swad(overlapping=overlapping, restarts=published.swad_restarts)
 
 
+@dataclass(frozen=True)
+class Queried:
+    """What the first of a run's processes makes of the teacher's embeddings; the others get a copy.
+
+    Attributes:
+        dim: d of the teacher's space; 0 without a teacher.
+        sources: the images, those for validation with the teacher's predictions where none has a label.
+        probabilities: the teacher's, of the validation images, where none has a label.
+        chosen: for settings that are "auto".
+        computed: features that this took.
+    """
+
+    dim: int
+    targets: TeacherTargets
+    sources: Sources
+    probabilities: Tensor | None
+    chosen: dict[str, float]
+    computed: ComputedFeatures
+
+
 def train(
     run: Run,
     trainer: Trainer,
     session: Session,
     store: EmbeddingStore,
     sources: Sources,
-    chosen: Tree,
     shared_cache: SharedCache | None,
 ) -> None:
     """Train the run's student and save it.
 
     Args:
         session: the budget, and who is shown the progress.
-        chosen: for settings that are "auto", before the run was interrupted.
         shared_cache: what is shared with other runs.
 
     Raises:
@@ -232,55 +251,53 @@ def train(
     if queries_online(config) and teacher is not None:
         online_teacher(config.teacher, teacher)  # refuses a black box, before it is paid for anything
     base = tower_of(teacher, config.student.statistics) if own_tower and teacher is not None else new_backbone(config)
-    with ExitStack() as paid:
-        paying = with_budget(teacher, session, asker(run.folder)) if teacher else nullcontext()
-        spending = paid.enter_context(paying) if fabric.is_global_zero else None
-        dim = from_first(fabric, lambda: dim_of(store, teacher) if teacher else 0)
+    parent = Run(config.student.parent).classifier.student if config.student.parent is not None else None
+    views = clean_images(config) if task.queries == "nothing" else fixed_views(config, base[1].image_size)
+
+    @cache
+    def started(dim: int) -> tuple[Student, Features]:
         student = new_student(config, task, len(sources.dataset.classes), base, dim)
-        parent = Run(config.student.parent).classifier.student if config.student.parent is not None else None
         if parent is not None:
             student.start_from(parent)
         trainer.prepare(student)
         if config.train.quick != "off":
             student.cut(config.train.quick)
-        features = Features(
-            student,
-            sources.dataset,
-            trainer.fabric,
-            config.data.processes,
-            progress,
-            shared_cache,
-            sources.audit.contents,
-        )
-        views = clean_images(config)
-        targets = TeacherTargets(sources.dataset.labels, domains=sources.dataset.domain_ids)
-        if task.queries != "nothing":
-            views = fixed_views(config, student.spec.image_size)
+        options = fabric, config.data.processes, progress, shared_cache, sources.audit.contents
+        return student, Features(student, sources.dataset, *options)
 
-            def queried() -> tuple[TeacherTargets, ComputedFeatures]:
-                assert teacher is not None
+    with ExitStack() as paid:
+        paying = with_budget(teacher, session, asker(run.folder)) if teacher else nullcontext()
+        spending = paid.enter_context(paying) if fabric.is_global_zero else None
+
+        def queried() -> Queried:
+            dim = dim_of(store, teacher) if teacher else 0
+            _, features = started(dim)
+            learnt, probabilities = sources, None
+            targets = TeacherTargets(sources.dataset.labels, domains=sources.dataset.domain_ids)
+            if teacher is not None and task.queries != "nothing":
                 queries = open_session(config, store, teacher, spending, sources, views, progress)
                 queries = replace(queries, buys_new_sizes=False)
                 nothing = np.zeros(0, np.int64)
                 selection = nothing if task.queries == "texts" else selected(queries, sources, features, run.folder)
                 run.save_refused(queries.query(selection))
-                found = queries.targets(selection)
+                targets = queries.targets(selection)
                 if config.teacher.adapt == "auto":
-                    found = with_adapted_teacher(found, sources, progress)
-                return found, features.computed
+                    targets = with_adapted_teacher(targets, sources, progress)
+            if not sources.labelled:
+                learnt, probabilities = labelled_by_teacher(sources, targets)
+            chosen = automatic(task, run.folder, learnt, targets, features, progress)
+            return Queried(dim, targets, learnt, probabilities, chosen, features.computed)
 
-            targets, features.computed = from_first(fabric, queried)
-            if queries_online(config) and teacher is not None:
-                targets = replace(targets, online=online_teacher(config.teacher, teacher))
-    probabilities = None  # the teacher's, that validate where there is no label
-    if not sources.labelled:
-        sources, probabilities = labelled_by_teacher(sources, targets)
+        found = from_first(fabric, queried)
+    (student, features), targets, sources = started(found.dim), found.targets, found.sources
+    features.computed, features.together = found.computed, True
+    if queries_online(config) and teacher is not None:
+        targets = replace(targets, online=online_teacher(config.teacher, teacher))
     if task.head == "stacked":
         assert targets.texts is not None
         student.classify_by(torch.from_numpy(targets.texts))
-    features.together = True
-    task = settled(task, chosen, run.folder, sources, targets, features, fabric, progress)
-    work = RunStages(run, student, sources, targets, views, trainer, features, probabilities)
+    task = task.with_chosen(found.chosen)
+    work = RunStages(run, student, sources, targets, views, trainer, features, found.probabilities)
     again = retrains(config, task)
     start = copy.deepcopy(student) if again else student
     stages = task.stages if parent is None else task.stages[-1:]  # whose projector fits already
@@ -303,7 +320,7 @@ def train(
         return classifier_for(one, config, sources, teacher, targets, own_tower=own_tower)
 
     classifier = classifier_of(student, sources)
-    calibrate(classifier, sources, config.data.processes, probabilities)
+    calibrate(classifier, sources, config.data.processes, found.probabilities)
     if again and stages:
         best = config.train.select == "best"
         steps = trainer.log.best_step(stages[-1].name) if best else trainer.log.rows()[-1]["step"]

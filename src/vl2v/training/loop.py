@@ -19,8 +19,8 @@ from vl2v.session import Progress, silent
 from vl2v.students.convolutions import quick_convolutions
 from vl2v.students.student import Student
 from vl2v.system import reuse_freed_memory
-from vl2v.training.checkpoint import load, load_checkpoint, under
-from vl2v.training.device import Device, OneDevice, from_first, launched_fabric, refuse_scalars
+from vl2v.training.checkpoint import Checkpoint, load, load_checkpoint, under
+from vl2v.training.device import Device, OneDevice, launched_fabric, refuse_scalars
 from vl2v.training.learner import StageWork
 from vl2v.training.log import MetricsLog
 from vl2v.training.stage import StageRun
@@ -36,6 +36,9 @@ class Trainer:
             stage, and whether it is the last.
         progress: called after every step.
         alone: train in this process, even if it is one of several of a run.
+
+    Attributes:
+        checkpoint: the one that the first of several processes found; a process alone finds its own.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class Trainer:
         self.batch_norm = batch_norm
         self.average = average
         self.progress = progress
+        self.checkpoint: Checkpoint | None = None
         self.fabric: Device = OneDevice(config) if alone else launched_fabric(config)
         if self.fabric.device.type == "cpu":
             reuse_freed_memory()
@@ -99,7 +103,9 @@ class Trainer:
         Raises:
             RunError: a loss that isn't finite, a full disk, checkpoints that are all corrupt.
         """
-        checkpoint = from_first(self.fabric, lambda: load_checkpoint(self.folder / "checkpoints"))
+        checkpoint, self.checkpoint = self.checkpoint, None
+        if self.fabric.world_size == 1:
+            checkpoint = load_checkpoint(self.folder / "checkpoints")
         names = [stage.name for stage, _ in stages]
         regularizers = [stage.regularizer(student) if stage.regularizer else None for stage, _ in stages]
         first = 0
