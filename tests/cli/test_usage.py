@@ -14,9 +14,8 @@ import jsonschema
 import pytest
 
 from typed import Said, typed
-from vl2v.cli import at_home
-from vl2v.cli import show as shown
-from vl2v.cli.show import note, progress_bars, run_log
+from vl2v import cli as shown
+from vl2v.cli import at_home, note, progress_bars, run_log
 from vl2v.methods import METHODS
 
 Typed = Callable[..., Said]

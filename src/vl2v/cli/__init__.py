@@ -1,12 +1,30 @@
-"""The command line: parses, calls, prints; no logic of its own. Heavy imports happen inside the commands."""
+"""The command line: parses, calls, prints; no logic of its own. Heavy imports happen inside the commands.
+
+Here is where it starts, and what all commands print with: lines, progress bars, the log of a run.
+"""
 
 from __future__ import annotations
 
 import io
+import logging
 import os
 import sys
+import time
 import warnings
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from vl2v.privacy import without_secrets
+from vl2v.table import visible
+
+if TYPE_CHECKING:
+    from vl2v.session import Progress
+
+LEVEL = 0  # -1: --quiet, 1: --verbose
 
 
 def at_home(word: str) -> str:
@@ -20,10 +38,8 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:  # before PyTorch: else its threads wait for one another at full load
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from vl2v.cli.app import app
-    from vl2v.cli.show import note
     from vl2v.errors import FULL, VL2VError, VL2VWarning, remedy
     from vl2v.system import Stopped, Terminated, signals_raised
-    from vl2v.table import visible
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a code page may lack a name's letters
@@ -59,4 +75,102 @@ def main() -> None:
         raise
 
 
-__all__ = ["main"]
+def say(*lines: str, err: bool = False) -> None:
+    """Print lines on standard output or standard error, with control characters in names written out."""
+    for line in lines:
+        typer.echo(visible(line), err=err)
+
+
+def note(line: str) -> None:
+    """Print a line on standard error unless --quiet was given."""
+    if LEVEL >= 0:
+        say(f"note: {line}", err=True)
+
+
+@contextmanager
+def progress_bars() -> Iterator[Progress]:
+    """Yield a progress callback that shows a bar per task, with the time left, on standard error.
+
+    Where that isn't a terminal, remarks are printed as lines, and with --verbose the start and end of every task.
+    Of several processes of a run only the first one shows any.
+    """
+    from vl2v.session import silent
+    from vl2v.system import rank
+
+    if rank() or LEVEL < 0:
+        yield silent
+        return
+    logging.getLogger("stamina").setLevel(logging.ERROR)  # the bill has the retries; lines would tear the bars
+    if not sys.stderr.isatty():
+        yield _lines()
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(elapsed_when_finished=True),
+        TextColumn("{task.fields[remark]}", markup=False),
+    )
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks = {}
+
+        def progress(task: str, done: int, total: int, remark: str) -> None:
+            if task not in tasks:
+                tasks[task] = bars.add_task(visible(task), total=total or None, remark="")
+            bars.update(tasks[task], completed=done, total=total or None, remark=visible(remark))
+
+        yield progress
+
+
+def _lines() -> Progress:
+    """Return a progress callback that prints lines."""
+    begun: set[str] = set()
+
+    def progress(task: str, done: int, total: int, remark: str) -> None:
+        first, ended = task not in begun, bool(total) and done >= total
+        begun.add(task)
+        if first and ended and total == 1:  # a remark in the form of a task
+            say(" ".join(filter(None, (task, remark))), err=True)
+        elif LEVEL > 0 and (first or ended):
+            say(" ".join(filter(None, (task, f"{done}/{total}", remark))), err=True)
+
+    return progress
+
+
+@contextmanager
+def run_log(folder: Path, progress: Progress) -> Iterator[Progress]:
+    """Yield the callback, which now also appends to `log.txt` of a run folder: each task's start and end, and errors.
+
+    Nothing is written before the folder is this run's.
+    """
+    from vl2v.system import rank
+
+    if rank():
+        yield progress
+        return
+    begun: set[str] = set()
+    waiting: list[str] = []
+
+    def write(line: str) -> None:
+        waiting.append(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {visible(line)}\n")
+        if begun and (folder / "config.toml").is_file():
+            with suppress(OSError), (folder / "log.txt").open("a", encoding="utf-8") as file:
+                file.writelines(waiting)
+            waiting.clear()
+
+    def logged(task: str, done: int, total: int, remark: str) -> None:
+        progress(task, done, total, remark)
+        if task not in begun or (total and done >= total):
+            begun.add(task)
+            write(" ".join(filter(None, (task, f"{done}/{total}", remark))))
+
+    write("vl2v " + without_secrets(" ".join(sys.argv[1:])))
+    try:
+        yield logged
+    except BaseException as error:
+        write(f"stopped: {without_secrets(' '.join(f'{type(error).__name__}: {error}'.split()))}")
+        raise
+    write("finished")

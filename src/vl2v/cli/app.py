@@ -7,7 +7,8 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from vl2v.cli import benchmark, data, learn, predict, show, store, teacher, vendor
+from vl2v import cli
+from vl2v.cli import benchmark, data, learn, predict, store, teacher, vendor
 from vl2v.cli.export import bench_device, export, push
 from vl2v.cli.learn import adapt, demo
 from vl2v.cli.predict import report
@@ -64,7 +65,7 @@ def root(
     """Small image classifiers, taught by a vision-language model, that work on domains they never saw."""
     if verbose and quiet:
         raise typer.BadParameter("choose one of --verbose and --quiet")
-    show.LEVEL = 1 if verbose else -1 if quiet else 0
+    cli.LEVEL = 1 if verbose else -1 if quiet else 0
 
 
 app.add_typer(data.app, name="data")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from vl2v.cli import progress_bars, say
 from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec
-from vl2v.cli.show import progress_bars, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

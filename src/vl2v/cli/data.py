@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli import progress_bars, say
 from vl2v.cli.learn import ConfigFile, Set, Store
-from vl2v.cli.show import progress_bars, say
 
 SHOWN = 20  # suspect labels in the terminal
 app = typer.Typer(

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli import progress_bars, say
 from vl2v.cli.learn import Store
-from vl2v.cli.show import progress_bars, say
 
 
 def export(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl2v.cli.show import note, print_advice, progress_bars, run_log, say
+from vl2v.cli import note, progress_bars, run_log, say
 
 if TYPE_CHECKING:
     from vl2v.runs.folder import Run
@@ -128,7 +128,7 @@ def embed(
 
         with progress_bars() as progress:
             found = advice(settings, preset=preset, store=store, progress=progress)
-        print_advice(found)
+        found.table().print()
         return
     with progress_bars() as progress:
         queried = run_embed(

@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
+from vl2v.cli import progress_bars, say
 from vl2v.cli.learn import Budget, Store
-from vl2v.cli.show import progress_bars, say
 
 Source = Annotated[
     str,

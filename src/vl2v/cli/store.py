@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vl2v.cli import say
 from vl2v.cli.learn import Store
-from vl2v.cli.show import say
 
 if TYPE_CHECKING:
     from vl2v.embeddings.ledger import Entry

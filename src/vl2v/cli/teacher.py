@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from vl2v.cli import progress_bars, say
 from vl2v.cli.learn import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec
-from vl2v.cli.show import progress_bars, say
 from vl2v.table import Table
 
 if TYPE_CHECKING:

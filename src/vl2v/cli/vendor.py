@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from vl2v.cli.show import say
+from vl2v.cli import say
 
 app = typer.Typer(help="Sell a local teacher's embeddings of texts and images over HTTP.", no_args_is_help=True)
 

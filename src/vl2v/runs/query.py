@@ -26,6 +26,7 @@ from vl2v.methods import find_method
 from vl2v.runs.datasets import Sources, open_everything, open_sources
 from vl2v.runs.settings import Options, has_tower, resolve, settings_of
 from vl2v.session import Progress, Session, silent
+from vl2v.table import Table
 from vl2v.teachers.prompts import check_prompts, prompts_for
 from vl2v.teachers.protocol import Teacher
 
@@ -256,6 +257,12 @@ class Advice:
         if gain + 2 * error < WORTH:
             return f"not worth querying more: {expected}"
         return f"uncertain: {expected}; query a few hundred more, then run this again"
+
+    def table(self) -> Table:
+        """Return the curve of accuracy against queries, with the verdict on more of them."""
+        rows = [[f"{p.images:,}", f"{100 * p.accuracy:.1f}", f"{100 * p.error:.1f}"] for p in self.points]
+        title = "a first student's accuracy % on the source domains' validation images"
+        return Table(["images queried", "accuracy", "standard error"], rows, (), [self.verdict()], title, left=())
 
 
 def advise(

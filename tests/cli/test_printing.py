@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vl2v.cli.show import progress_bars, say
+from vl2v.cli import progress_bars, say
 from vl2v.table import Table, visible
 
 MARKUP = (
