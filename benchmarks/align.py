@@ -17,9 +17,8 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from vl2v.embeddings.plan import Views
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import the_teacher
-from vl2v.embeddings.views import Views
 from vl2v.methods import Targets, task_of
 from vl2v.methods.adip import cosine_loss
 from vl2v.runs.datasets import open_sources
@@ -30,6 +29,7 @@ from vl2v.runs.settings import resolve
 from vl2v.runs.train import new_student
 from vl2v.session import Session, silent
 from vl2v.students.student import evaluating
+from vl2v.teachers import the_teacher
 from vl2v.training.batches import DomainBalancedSampler, FeatureBatches, batch_targets, clean_pixels
 from vl2v.training.device import precision_name
 from vl2v.training.learner import Learner

@@ -17,9 +17,8 @@ import torch
 from vl2v.benchmark.results import result_of
 from vl2v.benchmark.worklist import WorkList
 from vl2v.data import open_dataset
+from vl2v.embeddings.plan import Views
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import the_teacher
-from vl2v.embeddings.views import Views
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
 from vl2v.runs.folder import Run
@@ -27,6 +26,7 @@ from vl2v.runs.heads import align_again
 from vl2v.runs.query import open_session
 from vl2v.session import Session, silent
 from vl2v.students.student import Student, new_projector
+from vl2v.teachers import the_teacher
 from vl2v.training.device import OneDevice
 
 

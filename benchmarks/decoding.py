@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 
 from vl2v.data.augment import domainbed_augment
 from vl2v.data.decoding import decode
-from vl2v.embeddings.views import enough_for
+from vl2v.embeddings.plan import enough_for
 
 
 def photo() -> bytes:

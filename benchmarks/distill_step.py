@@ -21,8 +21,8 @@ import torch
 
 from vl2v.config import StageConfig, TrainConfig
 from vl2v.data import audit, open_dataset
-from vl2v.embeddings.targets import TeacherTargets
-from vl2v.embeddings.views import Views
+from vl2v.embeddings.plan import Views
+from vl2v.embeddings.session import TeacherTargets
 from vl2v.methods import find_method
 from vl2v.students.backbone import output_width, pretrained_backbone
 from vl2v.students.student import Student, new_projector

@@ -29,9 +29,8 @@ from safetensors.torch import save_file
 from vl2v.data.auditing import audit, set_aside
 from vl2v.data.layouts import open_dataset
 from vl2v.embeddings.fetch import fetch
-from vl2v.embeddings.plan import plan
+from vl2v.embeddings.plan import Views, plan
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.views import Views
 from vl2v.teachers import open_teacher
 from vl2v.teachers.local import BATCH, LocalTeacher
 from vl2v.teachers.protocol import EncodedImage

@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 
 import vl2v
 from vl2v.config import StageConfig, TrainConfig
-from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.session import TeacherTargets
 from vl2v.methods import find_method
 from vl2v.runs.measure import MadeUpBatches
 from vl2v.students.backbone import pretrained_backbone

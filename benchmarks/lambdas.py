@@ -16,9 +16,8 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
+from vl2v.embeddings.plan import Views
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import the_teacher
-from vl2v.embeddings.views import Views
 from vl2v.evaluation.ridge import LAMBDAS, Taught, accuracies, best_lambda, lambda_accuracies, moments_of
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
@@ -27,6 +26,7 @@ from vl2v.runs.query import open_session
 from vl2v.runs.settings import resolve
 from vl2v.session import Session, silent
 from vl2v.students.student import Student
+from vl2v.teachers import the_teacher
 from vl2v.training.device import OneDevice
 from vl2v.tree import assignments, merge
 

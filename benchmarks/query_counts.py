@@ -21,11 +21,10 @@ from vl2v.data.auditing import audit, set_aside
 from vl2v.data.layouts import open_dataset
 from vl2v.data.splits import leave_out
 from vl2v.embeddings.fetch import fetch
-from vl2v.embeddings.plan import plan
+from vl2v.embeddings.plan import Views, plan
 from vl2v.embeddings.schema import text_key
+from vl2v.embeddings.session import targets
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import targets
-from vl2v.embeddings.views import Views
 from vl2v.teachers import open_teacher
 from vl2v.teachers.prompts import prompts_for
 from vl2v.teachers.protocol import EncodedImage, Teacher

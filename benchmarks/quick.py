@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from vl2v.config import StageConfig, TrainConfig
-from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.session import TeacherTargets
 from vl2v.methods.base import find_method
 from vl2v.runs.measure import MadeUpBatches
 from vl2v.students.backbone import pretrained_backbone

@@ -32,13 +32,12 @@ from vl2v.data.auditing import audit
 from vl2v.data.decoding import decode
 from vl2v.data.layouts import open_dataset
 from vl2v.embeddings.fetch import CHUNK, _encoded, fetch
-from vl2v.embeddings.plan import Plan, plan
+from vl2v.embeddings.plan import Plan, Views, plan
 from vl2v.embeddings.schema import image_key
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import the_teacher
-from vl2v.embeddings.views import Views
 from vl2v.runs.cluster import Cluster, _take_over, settle_in
 from vl2v.session import silent
+from vl2v.teachers import the_teacher
 from vl2v.teachers.local import BATCH
 
 

@@ -29,9 +29,8 @@ from vl2v.data import audit, open_dataset
 from vl2v.embeddings.bill import LedgerBudget
 from vl2v.embeddings.fetch import fetch
 from vl2v.embeddings.ledger import Ledger
-from vl2v.embeddings.plan import plan
+from vl2v.embeddings.plan import Views, plan
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.views import Views
 from vl2v.teachers import open_teacher
 
 DIM = 512

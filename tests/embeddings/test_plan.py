@@ -15,11 +15,10 @@ from vl2v.data.auditing import Audit, audit
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.layouts import open_dataset
 from vl2v.embeddings.fetch import fetch
-from vl2v.embeddings.plan import plan
+from vl2v.embeddings.plan import Views, plan
 from vl2v.embeddings.schema import image_key, text_key
+from vl2v.embeddings.session import targets
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import targets
-from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, DataError, StoreError, TeacherError
 from vl2v.teachers.protocol import EncodedImage
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from vl2v.config import StageConfig, TrainConfig
-from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.session import TeacherTargets
 from vl2v.methods import Stage, Targets
 from vl2v.methods.base import find_method
 from vl2v.runs.measure import MadeUpBatches

@@ -14,9 +14,8 @@ from safetensors.torch import load_file
 
 import vl2v
 from little import Interrupted, quick_settings, stopping
+from vl2v.embeddings.plan import Views
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import the_teacher
-from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError
 from vl2v.evaluation.ridge import LAMBDAS, best_lambda
 from vl2v.methods import METHODS, find_method, version_of
@@ -25,6 +24,7 @@ from vl2v.runs.features import Features
 from vl2v.runs.heads import align_again
 from vl2v.runs.query import open_session
 from vl2v.session import Session, silent
+from vl2v.teachers import the_teacher
 from vl2v.training.device import OneDevice
 
 # Method and version -> losses, of a method that learns from labels, one that learns from targets, one from the start.

@@ -17,14 +17,14 @@ from safetensors.torch import load_file
 import vl2v
 from vl2v.embeddings.bill import LedgerBudget
 from vl2v.embeddings.ledger import Ledger
+from vl2v.embeddings.plan import Views
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import the_teacher
-from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.query import advise, open_session
 from vl2v.runs.settings import resolve
 from vl2v.session import Session
+from vl2v.teachers import the_teacher
 from vl2v.teachers.protocol import EncodedImage
 
 

@@ -18,22 +18,22 @@ import vl2v
 from vendor.servers import Stub, running
 from vl2v.data import audit, open_dataset
 from vl2v.data.decoding import decode
+from vl2v.embeddings.plan import Views, fixed_views
 from vl2v.embeddings.schema import image_key
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import online_teacher, the_teacher, tower_of
-from vl2v.embeddings.views import Views, fixed_views
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.network import Network, as_export, card_of
 from vl2v.methods import task_of
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import new_student
+from vl2v.teachers import online_teacher, the_teacher, tower_of
 
 
 @pytest.fixture
 def teacher(monkeypatch: pytest.MonkeyPatch) -> Stub:
     """Return the teacher that every spec opens: it has an embedding of any image."""
     stub = Stub()
-    monkeypatch.setattr("vl2v.embeddings.targets.open_teacher", lambda spec, **options: stub)
+    monkeypatch.setattr("vl2v.embeddings.session.open_teacher", lambda spec, **options: stub)
     return stub
 
 
@@ -174,7 +174,7 @@ class WhiteBox(Stub):
 @pytest.fixture
 def white(monkeypatch: pytest.MonkeyPatch) -> WhiteBox:
     box = WhiteBox()
-    monkeypatch.setattr("vl2v.embeddings.targets.open_teacher", lambda spec, **options: box)
+    monkeypatch.setattr("vl2v.embeddings.session.open_teacher", lambda spec, **options: box)
     return box
 
 

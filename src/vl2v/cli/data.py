@@ -45,7 +45,7 @@ def inspect(
     run = validate(settings)
     reader = None
     if "spec" in settings.get("teacher", {}):
-        from vl2v.embeddings.targets import the_teacher
+        from vl2v.teachers import the_teacher
 
         reader = the_teacher(run.teacher)
     with progress_bars() as progress:

@@ -1,19 +1,149 @@
-"""What a dataset and its prompts take of a teacher: what is cached in the store, and what is left to query."""
+"""What a teacher is queried about: the views of an image, what of them and of the prompts is cached, what is left."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 
 from vl2v.data.auditing import Audit
+from vl2v.data.augment import Fit, domainbed_augment, fitted
 from vl2v.data.dataset import DomainDataset
+from vl2v.data.decoding import decode
 from vl2v.embeddings.rows import TeacherFacts
-from vl2v.embeddings.schema import image_key, text_key
+from vl2v.embeddings.schema import CLEAN, image_key, text_key
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.views import Views
-from vl2v.errors import DataError
+from vl2v.errors import ConfigError, DataError
+from vl2v.session import derive
+
+if TYPE_CHECKING:
+    from vl2v.config import RunConfig
+
+
+LARGEST = 1024  # pixels a side of a clean view that is made square: no teacher takes more
+AUGMENTATION = "domainbed-v1"  # changes when `domainbed_augment` would draw another image from the same seed
+
+
+@dataclass(frozen=True)
+class Views:
+    """The clean view and `k` augmented ones, the same for every stage, run and machine.
+
+    View 0 is the image file as it is. View v >= 1 is the augmented image number v - 1, drawn from a seed that
+    depends on the file's content, so that copies of an image share their embeddings.
+
+    Args:
+        k: how many augmented views; 0 queries the clean image only.
+        size: side of an augmented view in pixels: the student's input size.
+        fit: how an image becomes a square before it is augmented: the student's.
+        clean_fit: how the clean image becomes a square before the teacher gets it; "own": it gets the file.
+        shrink: augmented views are of large JPEG photos decoded smaller (`data.shrink`).
+
+    Raises:
+        ConfigError: a negative `k`, or a `size` below 1.
+    """
+
+    k: int = 0
+    seed: int = 0
+    size: int = 224
+    fit: Fit = "stretch"
+    clean_fit: Fit | Literal["own"] = "own"
+    shrink: bool = False
+
+    def __post_init__(self) -> None:
+        if self.k < 0:
+            raise ConfigError(f"views = {self.k}: the number of augmented views is 0 or more")
+        if self.size < 1:
+            raise ConfigError(f"size = {self.size}: a view is at least 1 pixel wide")
+
+    def __len__(self) -> int:
+        return 1 + self.k
+
+    def __str__(self) -> str:
+        return f"clean, and {self.k} of {self.size} px" if self.k else "clean"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the 1 + k views, as they enter the store's keys."""
+        how = ("" if self.fit == "stretch" else f"/{self.fit}") + ("/shrunk" if self.shrink else "")
+        augmented = (f"{AUGMENTATION}{how}/{self.size}/seed{self.seed}/k{k}" for k in range(self.k))
+        return (clean_view(self.clean_fit), *augmented)
+
+    @property
+    def enough(self) -> int:
+        """Pixels a side that an image of an augmented view is decoded with, see `decode`; 0: all."""
+        return enough_for(self.size) if self.shrink else 0
+
+    def pixels(self, image: Image.Image, sha256: bytes, view: int) -> NDArray[np.uint8]:
+        """Return augmented view `view` (1..k) of a decoded image: uint8 [size, size, 3].
+
+        Args:
+            image: RGB, from `vl2v.data.decoding.decode` with `enough`.
+            view: which one; view 0 is the file itself and has no pixels of its own.
+        """
+        if not 1 <= view <= self.k:
+            raise IndexError(f"view {view} of {self.k} augmented ones")
+        return domainbed_augment(image, self.size, derive(self.seed, "view", sha256.hex(), view - 1), self.fit)
+
+    def encoded(self, data: bytes, sha256: bytes, views: tuple[int, ...]) -> list[bytes]:
+        """Return what the teacher is sent for some views of one image file: its own bytes, or a PNG.
+
+        Raises:
+            vl2v.errors.DataError: the file cannot be decoded (where its own bytes don't do).
+        """
+        image = decode(data, enough=self.enough) if any(views) else None
+        encoded = []
+        for view in views:
+            if view:
+                assert image is not None
+                encoded.append(_png(self.pixels(image, sha256, view)))
+            elif self.clean_fit == "own":
+                encoded.append(data)
+            else:
+                whole = decode(data) if image is None or self.enough else image
+                encoded.append(_png(_square(whole, self.clean_fit)))
+        return encoded
+
+
+def enough_for(size: int) -> int:
+    """Return how many pixels a side of a photo are enough for augmented views of a size."""
+    return 2 * size
+
+
+def clean_view(fit: Fit | Literal["own"]) -> str:
+    """Return the name of the clean view, as it enters the store's keys."""
+    return CLEAN if fit == "own" else f"{CLEAN}/{fit}"
+
+
+def clean_images(config: RunConfig) -> Views:
+    """Return the clean view alone, as the teacher gets it."""
+    return Views(clean_fit=config.teacher.fit)
+
+
+def fixed_views(config: RunConfig, image_size: int) -> Views:
+    """Return the views that the teacher is queried about, for a student of this input size in pixels."""
+    wanted = config.teacher
+    if not wanted.views:
+        return clean_images(config)
+    return Views(wanted.views, wanted.view_seed, image_size, config.data.fit, wanted.fit, config.data.shrink)
+
+
+def _square(image: Image.Image, fit: Fit | Literal["own"]) -> NDArray[np.uint8]:
+    """Return an image as a square of the side it has by then (the longer one if it is stretched), at most `LARGEST`."""
+    assert fit != "own"
+    square = fitted(image, fit)
+    side = min(max(square.size), LARGEST)
+    return np.array(square.resize((side, side), Image.Resampling.BICUBIC))
+
+
+def _png(pixels: NDArray[np.uint8]) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)  # larger files, several times faster to write
+    return buffer.getvalue()
 
 
 @dataclass(frozen=True)

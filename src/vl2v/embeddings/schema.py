@@ -19,6 +19,7 @@ from vl2v.sqlite import Format, transaction
 
 KEY_BYTES = 16
 RESERVED = "reserved"  # the status of a query that has left
+CLEAN = "clean"  # the view that is the image file as it is
 UNNAMED = ""  # the view of images that were saved before version 3
 
 SCHEMA = """
@@ -146,7 +147,7 @@ def upgrade(db: sqlite3.Connection) -> None:
     db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
-def image_key(sha256: bytes, view: str = "clean") -> bytes:
+def image_key(sha256: bytes, view: str = CLEAN) -> bytes:
     """Return the 16-byte key of one view of an image, from the SHA-256 of the image file's bytes."""
     if len(sha256) != 32:
         raise ValueError(f"a SHA-256 has 32 bytes, not {len(sha256)}")

@@ -15,8 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.embeddings.session import TeacherSession
-from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.session import TeacherSession, TeacherTargets
 from vl2v.io import locked, read_json, write_text
 from vl2v.session import derive
 

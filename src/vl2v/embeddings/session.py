@@ -11,28 +11,120 @@ from itertools import chain
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.config import RunConfig
+from vl2v.config import PromptConfig, RunConfig
 from vl2v.data.auditing import Audit
 from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings.bill import LedgerBudget
 from vl2v.embeddings.fetch import Refusal, fetch, same_model
-from vl2v.embeddings.plan import Plan, plan
+from vl2v.embeddings.plan import Plan, Views, plan
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.embeddings.schema import image_key, text_key
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import TeacherTargets, anchor_prompts, targets, text_targets
-from vl2v.embeddings.views import Views
 from vl2v.errors import ConfigError, StoreError, TeacherError
 from vl2v.io import locked
 from vl2v.session import Progress, default_store
+from vl2v.teachers import OnlineTeacher
 from vl2v.teachers.paid.teacher import PaidTeacher, as_paid
-from vl2v.teachers.prompts import prompts_for
+from vl2v.teachers.prompts import domain_template, prompts_for, text_classifier
 from vl2v.teachers.protocol import Teacher
 from vl2v.tree import toml_key
 
+Indices = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TeacherTargets:
+    """Everything that a student learns of its images from the teacher and the labels, by dataset index.
+
+    Attributes:
+        labels: [N], -1 for unlabelled.
+        images: teacher embeddings [N, 1 + K, d], the clean image's first, zeros for images that weren't queried;
+            None without a teacher.
+        texts: T [C, d]; None without a teacher.
+        online: for an online teacher: uint8 pixels [n, s, s, 3] -> I(x) [n, d].
+        domains: [N].
+        anchors: embeddings of each class in each source domain's words [C, D, d]; None unless the method wants them.
+        adapted: W and b, side by side, of an adapted teacher's logits I(x) . W^T + b [C, d + 1]; None: s I(x) . T^T.
+    """
+
+    labels: NDArray[np.int64]
+    images: NDArray[np.float16] | None = None
+    texts: NDArray[np.float32] | None = None
+    scale: float = 1.0
+    online: OnlineTeacher | None = None
+    domains: NDArray[np.int64] | None = None
+    anchors: NDArray[np.float32] | None = None
+    adapted: NDArray[np.float32] | None = None
+
+    def queried(self, indices: Indices) -> Indices:
+        """Return those of the images that have a teacher embedding."""
+        return indices[:0] if self.images is None else indices[self.images[indices, 0].any(1)]
+
+
+def targets(
+    store: EmbeddingStore,
+    fingerprint: str,
+    audit: Audit,
+    views: Views,
+    indices: Sequence[int] | NDArray[np.int64] | None = None,
+) -> NDArray[np.float16]:
+    """Return the image targets I(x) of training: float16 [n, 1 + k, dim], the clean view first, unit rows.
+
+    Args:
+        indices: n of the audit's images; None: all of them.
+
+    Raises:
+        StoreError: embeddings are missing or damaged; the message counts them and names the command that gets them.
+    """
+    chosen = range(len(audit.sha256)) if indices is None else [int(i) for i in indices]
+    keys = [image_key(audit.contents[index], name) for index in chosen for name in views.names]
+    rows = store.get_half(fingerprint, keys)
+    return rows.reshape(len(chosen), len(views), rows.shape[1])
+
+
+def text_targets(store: EmbeddingStore, fingerprint: str, prompts: Sequence[Sequence[str]]) -> NDArray[np.float32]:
+    """Return the class targets T [C, d] of training, unit rows.
+
+    Raises:
+        StoreError: embeddings are missing or damaged.
+    """
+    return text_classifier([store.get(fingerprint, [text_key(text) for text in group]) for group in prompts])
+
+
+def class_text(
+    name: str,
+    prompts: PromptConfig,
+    domains: Sequence[str],
+    fingerprint: str,
+    store: EmbeddingStore,
+    query: Callable[[list[str]], None],
+) -> NDArray[np.float32]:
+    """Return the text embedding [d] of a class, a unit vector.
+
+    Args:
+        prompts: settings of the run's class prompts.
+        domains: the run's source domains, for domain prompts.
+        query: called with the class's prompts if some aren't cached; saves their embeddings.
+
+    Raises:
+        StoreError: it didn't.
+    """
+    (texts,) = prompts_for([name], prompts, domains)
+    keys = [text_key(text) for text in texts]
+    if not store.cached(fingerprint, keys).all():
+        query(texts)
+    return np.asarray(text_targets(store, fingerprint, [texts])[0])
+
+
+def anchor_prompts(classes: Sequence[str], prompts: PromptConfig, domains: Sequence[str]) -> list[list[list[str]]]:
+    """Return the texts of every class in each domain's words alone: for each domain those of every class."""
+    templates = [domain_template(domain, articles=prompts.articles) for domain in domains]
+    alone = [prompts.model_copy(update={"templates": [text], "domain_prompts": False}) for text in templates]
+    return [prompts_for(classes, one, []) for one in alone]
+
+
 SIZES = range(16, 1025)  # that students' images may have, in pixels
 
-Indices = NDArray[np.int64]
 Fetch = Callable[[Plan, EmbeddingStore, Teacher, Progress, Callable[[], None]], list[Refusal]]
 FitScale = Callable[[NDArray[np.float32], Indices], float]
 """The logit scale that fits cosines [n, C] and labels [n]."""

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.embeddings.rows import CHUNK, FIND, Rows, TeacherFacts, TeacherRecord, TeacherRow
-from vl2v.embeddings.schema import UNNAMED, crc, halves_of
-from vl2v.embeddings.views import CLEAN
+from vl2v.embeddings.schema import CLEAN, UNNAMED, crc, halves_of
 from vl2v.errors import StoreError
 from vl2v.privacy import without_secrets
 from vl2v.sqlite import explained, transaction

@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from vl2v.config import TeacherConfig
-from vl2v.embeddings.targets import the_teacher
 from vl2v.errors import ConfigError, StudentError
 from vl2v.export.measure import SECONDS, TURNS, Speed, Way, png, side_by_side, workers
 from vl2v.export.student import Exporter, open_images
@@ -24,6 +23,7 @@ from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
 from vl2v.system import processors
 from vl2v.table import Table
+from vl2v.teachers import the_teacher
 from vl2v.teachers.protocol import gives_weights
 
 REFERENCE = "eager fp32"

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from vl2v.data.auditing import Audit
 from vl2v.data.dataset import DomainDataset
+from vl2v.embeddings.plan import clean_view
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.embeddings.schema import image_key
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.views import clean_view
 from vl2v.errors import DataError, RunError
 from vl2v.evaluation.alignment import accuracy_by_group
 from vl2v.evaluation.compare import paired_difference, wilson

@@ -16,7 +16,7 @@ from PIL import Image
 
 from vl2v.deploy.runtime import size_of
 from vl2v.embeddings.bill import read_bill
-from vl2v.embeddings.targets import anchor_prompts
+from vl2v.embeddings.session import anchor_prompts
 from vl2v.evaluation.alignment import accuracy_by_group, confusions
 from vl2v.evaluation.compare import Share, paired_difference, wilson
 from vl2v.evaluation.metrics import Row

@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from vl2v.config import RunConfig
 from vl2v.embeddings.bill import asker, cost, with_budget
 from vl2v.embeddings.fetch import Refusal
+from vl2v.embeddings.plan import fixed_views
 from vl2v.embeddings.select import k_center_order, random_order, uncertain_order
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import the_teacher
-from vl2v.embeddings.views import fixed_views
 from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.evaluation.metrics import Evaluation
 from vl2v.io import NEW
@@ -38,6 +37,7 @@ from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
 from vl2v.session import Progress, Session, silent
 from vl2v.table import Table
+from vl2v.teachers import the_teacher
 from vl2v.training.device import OneDevice
 from vl2v.tree import Tree, merge
 

@@ -16,12 +16,10 @@ from torch import nn
 from vl2v.config import PromptConfig, RunConfig
 from vl2v.embeddings.bill import LedgerBudget, cost, with_budget
 from vl2v.embeddings.fetch import Refusal, fetch, fetch_texts
-from vl2v.embeddings.plan import Plan, plan
+from vl2v.embeddings.plan import Plan, clean_images, clean_view, plan
 from vl2v.embeddings.schema import image_key
-from vl2v.embeddings.session import buying
+from vl2v.embeddings.session import buying, text_targets
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import text_targets, the_teacher
-from vl2v.embeddings.views import clean_images, clean_view
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
 from vl2v.runs.features import Features
@@ -31,6 +29,7 @@ from vl2v.runs.settings import Options, resolve, settings_of
 from vl2v.runs.teacher_verdict import Check, Sample, Skipped, draw_sample, verdict_of
 from vl2v.session import Progress, Session, silent
 from vl2v.students.student import Student
+from vl2v.teachers import the_teacher
 from vl2v.teachers.paid.teacher import as_paid
 from vl2v.teachers.prompts import check_prompts, prompts_for
 from vl2v.teachers.protocol import Teacher

@@ -16,10 +16,10 @@ from vl2v.embeddings.fetch import Refusal, fetch
 from vl2v.embeddings.maintain import merge
 from vl2v.embeddings.plan import Plan
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import the_teacher
 from vl2v.errors import ConfigError, StoreError, TeacherError, VL2VError, need_extra
 from vl2v.io import locked
 from vl2v.session import Progress
+from vl2v.teachers import the_teacher
 from vl2v.teachers.paid.teacher import as_paid
 from vl2v.teachers.protocol import Teacher
 

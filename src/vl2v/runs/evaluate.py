@@ -19,12 +19,11 @@ from vl2v.data.auditing import Audit
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.files import one_form
 from vl2v.data.splits import in_split
+from vl2v.embeddings.plan import clean_images, clean_view
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.embeddings.schema import image_key, text_key
-from vl2v.embeddings.session import TeacherSession
+from vl2v.embeddings.session import TeacherSession, TeacherTargets, text_targets
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import TeacherTargets, text_targets, the_teacher
-from vl2v.embeddings.views import clean_images, clean_view
 from vl2v.errors import DataError, TeacherError
 from vl2v.evaluation.compare import wilson
 from vl2v.evaluation.metrics import Evaluation, Role, Row, measure
@@ -41,6 +40,7 @@ from vl2v.students.classifier import Classifier
 from vl2v.students.hub import is_on_hub
 from vl2v.students.student import Student
 from vl2v.system import best_device, reuse_freed_memory
+from vl2v.teachers import the_teacher
 from vl2v.teachers.prompts import prompts_for
 from vl2v.training.batches import clean_pixels
 

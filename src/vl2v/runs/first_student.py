@@ -12,8 +12,7 @@ from torch import nn
 
 from vl2v.config import RunConfig
 from vl2v.embeddings.select import select_images
-from vl2v.embeddings.session import TeacherSession
-from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.session import TeacherSession, TeacherTargets
 from vl2v.io import temporary_folder
 from vl2v.methods import Task
 from vl2v.methods.adip import align

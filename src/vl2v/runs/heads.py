@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vl2v.config import RunConfig
-from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.session import TeacherTargets
 from vl2v.evaluation.metrics import fit_temperature, unknown_threshold
 from vl2v.evaluation.ridge import Fit, Taught, fitted, fitted_head
 from vl2v.methods import Task

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from vl2v.config import RunConfig, StageConfig
 from vl2v.data.augment import domainbed_augment, evaluation_view
-from vl2v.embeddings.targets import TeacherTargets, online_teacher, tower_of
-from vl2v.embeddings.views import enough_for
+from vl2v.embeddings.plan import enough_for
+from vl2v.embeddings.session import TeacherTargets
 from vl2v.errors import StudentError
 from vl2v.io import temporary_directory
 from vl2v.methods import Stage, Targets, Task
@@ -28,6 +28,7 @@ from vl2v.runs.settings import has_tower, refits
 from vl2v.students.backbone import image_size_of, output_width
 from vl2v.students.student import Student, evaluating
 from vl2v.system import processors, resident_bytes
+from vl2v.teachers import online_teacher, tower_of
 from vl2v.teachers.protocol import Teacher
 from vl2v.training.batches import batch_targets, read_image
 from vl2v.training.learner import StageWork, Validation

@@ -16,11 +16,11 @@ from vl2v.config import RunConfig
 from vl2v.data.dataset import DomainDataset
 from vl2v.deploy.runtime import softmax
 from vl2v.embeddings.maintain import find_teacher
+from vl2v.embeddings.plan import clean_view
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.embeddings.schema import image_key, text_key
+from vl2v.embeddings.session import text_targets
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import text_targets
-from vl2v.embeddings.views import clean_view
 from vl2v.errors import DataError, StoreError
 from vl2v.io import write_text
 from vl2v.runs.datasets import open_data, usable

@@ -19,11 +19,9 @@ import numpy as np
 
 from vl2v.config import RunConfig, StageConfig, deciding
 from vl2v.embeddings.bill import cost, with_budget
-from vl2v.embeddings.plan import Plan
+from vl2v.embeddings.plan import Plan, fixed_views
 from vl2v.embeddings.session import dim_of
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import the_teacher
-from vl2v.embeddings.views import fixed_views
 from vl2v.errors import ConfigError
 from vl2v.io import read_json, write_text
 from vl2v.methods import Task, task_of
@@ -35,6 +33,7 @@ from vl2v.runs.settings import has_tower, recipe, resolve
 from vl2v.session import Progress, Session, default_store, silent
 from vl2v.students.backbone import image_size_of
 from vl2v.system import best_device, peak_bytes, world_size
+from vl2v.teachers import the_teacher
 from vl2v.teachers.paid.teacher import as_paid
 from vl2v.teachers.protocol import EncodedImage, Teacher
 from vl2v.training.batches import read_again

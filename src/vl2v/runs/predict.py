@@ -132,9 +132,10 @@ def class_embeddings(
     """
     from vl2v.embeddings.bill import asker, with_budget
     from vl2v.embeddings.fetch import fetch_texts
+    from vl2v.embeddings.session import class_text
     from vl2v.embeddings.store import EmbeddingStore
-    from vl2v.embeddings.targets import class_text, the_teacher
     from vl2v.session import Session
+    from vl2v.teachers import the_teacher
 
     run = Run.of(run)
     about = run.classifier.about

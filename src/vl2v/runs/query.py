@@ -15,18 +15,17 @@ from numpy.typing import NDArray
 from vl2v.config import RunConfig
 from vl2v.embeddings.bill import Cost, LedgerBudget, cost, with_budget
 from vl2v.embeddings.fetch import Refusal
-from vl2v.embeddings.plan import Plan
+from vl2v.embeddings.plan import Plan, Views, clean_images, fixed_views
 from vl2v.embeddings.select import BY_STUDENT, random_order
 from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import online_teacher, the_teacher, tower_of
-from vl2v.embeddings.views import Views, clean_images, fixed_views
 from vl2v.errors import ConfigError, VL2VWarning, did_you_mean
 from vl2v.methods import find_method
 from vl2v.runs.datasets import Sources, open_everything, open_sources
 from vl2v.runs.settings import Options, has_tower, resolve, settings_of
 from vl2v.session import Progress, Session, silent
 from vl2v.table import Table
+from vl2v.teachers import online_teacher, the_teacher, tower_of
 from vl2v.teachers.prompts import check_prompts, prompts_for
 from vl2v.teachers.protocol import Teacher
 

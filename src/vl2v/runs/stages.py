@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from vl2v.config import RunConfig
-from vl2v.embeddings.targets import TeacherTargets
-from vl2v.embeddings.views import Views, enough_for
+from vl2v.embeddings.plan import Views, enough_for
+from vl2v.embeddings.session import TeacherTargets
 from vl2v.errors import ConfigError, DataError
 from vl2v.methods import Stage, Task, task_of
 from vl2v.names import listed

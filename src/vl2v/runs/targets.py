@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vl2v.data.dataset import DomainDataset
-from vl2v.embeddings.targets import TeacherTargets
+from vl2v.embeddings.session import TeacherTargets
 from vl2v.errors import DataError
 from vl2v.evaluation.adapted import AdaptedTeacher, Embedded, adapted
 from vl2v.evaluation.metrics import soft_temperature

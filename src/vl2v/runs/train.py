@@ -19,10 +19,9 @@ from torch import Tensor
 from vl2v.config import RunConfig
 from vl2v.data.objects import write_dataset
 from vl2v.embeddings.bill import asker, with_budget
-from vl2v.embeddings.session import dim_of
+from vl2v.embeddings.plan import clean_images, fixed_views
+from vl2v.embeddings.session import TeacherTargets, dim_of, text_targets
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import TeacherTargets, online_teacher, text_targets, the_teacher, tower_of
-from vl2v.embeddings.views import clean_images, fixed_views
 from vl2v.errors import ConfigError, VL2VWarning
 from vl2v.methods import Averager, Stage, task_of, version_of
 from vl2v.methods.averaging import Swad
@@ -42,6 +41,7 @@ from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
 from vl2v.system import rank, world_size
+from vl2v.teachers import online_teacher, the_teacher, tower_of
 from vl2v.teachers.prompts import prompts_for
 from vl2v.training.checkpoint import Checkpoint, load_checkpoint
 from vl2v.training.device import from_first

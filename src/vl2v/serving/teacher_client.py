@@ -19,8 +19,8 @@ from vl2v.embeddings.bill import spending_of, with_budget
 from vl2v.embeddings.fetch import fetch_image, fetch_texts
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.embeddings.schema import image_key
+from vl2v.embeddings.session import class_text
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.embeddings.targets import class_text
 from vl2v.errors import ConfigError, StudentError
 from vl2v.privacy import public_name
 from vl2v.serving.decoders import MOST

@@ -8,15 +8,17 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
-from vl2v.errors import TeacherError, did_you_mean
-from vl2v.teachers.protocol import Teacher, gives_weights
+from vl2v.config import TeacherConfig
+from vl2v.errors import ConfigError, TeacherError, did_you_mean
+from vl2v.teachers.protocol import BackboneSpec, Teacher, gives_weights
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 GROUP = "vl2v.teachers"
 _PAID = ("openai-compatible", "jina", "cohere", "voyage", "gemini", "bedrock", "vllm", "azure-vision")
@@ -28,6 +30,8 @@ _BUILTIN = {
     **dict.fromkeys(_PAID, "vl2v.teachers.paid.client:open_remote"),
 }
 _WHITE = ("open_clip", "hf", "tiny")
+OnlineTeacher = Callable[["Tensor"], "Tensor"]
+"""Embeds uint8 pixels [n, s, s, 3] anew: I(x) [n, d]."""
 
 
 def open_teacher(spec: str, **options: Any) -> Teacher:
@@ -53,6 +57,12 @@ def open_teacher(spec: str, **options: Any) -> Teacher:
     return _factory(kind)(before + colon + os.path.expanduser(path), **options)
 
 
+def the_teacher(config: TeacherConfig) -> Teacher:
+    """Open the teacher of a configuration."""
+    options = {} if config.precision == "auto" else {"precision": config.precision}
+    return open_teacher(config.spec, **options)
+
+
 def is_white_box(spec: str) -> bool:
     """Return whether a teacher's weights are at hand; one that an installed package brings is opened to see.
 
@@ -66,6 +76,47 @@ def is_white_box(spec: str) -> bool:
 def teacher_kinds() -> list[str]:
     """Return all kinds that can be opened."""
     return [*_BUILTIN, *(point.name for point in entry_points(group=GROUP))]
+
+
+def online_teacher(config: TeacherConfig, teacher: Teacher) -> OnlineTeacher:
+    """Return a function that queries the teacher with each augmented batch, as the authors' code does.
+
+    Raises:
+        ConfigError: the teacher is a black box.
+    """
+    if not gives_weights(teacher):
+        raise ConfigError(
+            f"teacher.online: {teacher.name} is a black box: every query would be paid for at every step; "
+            "use teacher.views=K for fixed augmented views, or teacher.online=false"
+        )
+    from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+    imagenet = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    mean, std = imagenet if config.statistics == "imagenet" else (None, None)
+
+    def embed(pixels: Tensor) -> Tensor:
+        return teacher.embed_pixels(pixels.permute(0, 3, 1, 2), mean=mean, std=std)
+
+    return embed
+
+
+def tower_of(teacher: Teacher, statistics: str = "own") -> tuple[nn.Module, BackboneSpec]:
+    """Return a copy of the teacher's image tower and its spec, for students that start from it.
+
+    Args:
+        statistics: of the pixels, "own" or "imagenet".
+
+    Raises:
+        ConfigError: the teacher is a black box.
+    """
+    if not gives_weights(teacher):
+        raise ConfigError(f"{teacher.name}: a black box; a student can't start from its image tower, use method adip")
+    backbone, spec = teacher.image_tower()
+    if statistics == "imagenet":
+        from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+        spec = replace(spec, mean=tuple(IMAGENET_DEFAULT_MEAN), std=tuple(IMAGENET_DEFAULT_STD))
+    return backbone, spec
 
 
 def build_tower(build: dict[str, Any]) -> nn.Module:

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from vl2v.data.augment import Fit, domainbed_augment, evaluation_view
 from vl2v.data.dataset import DomainDataset
 from vl2v.data.decoding import ImageError, decode
-from vl2v.embeddings.targets import TeacherTargets
-from vl2v.embeddings.views import Views
+from vl2v.embeddings.plan import Views
+from vl2v.embeddings.session import TeacherTargets
 from vl2v.errors import RunError, VL2VError, VL2VWarning
 from vl2v.io import retried
 from vl2v.methods import Targets
