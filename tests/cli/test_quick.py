@@ -16,11 +16,11 @@ import torch
 
 import vl2v
 from little import quick_settings
-from vl2v.deploy.beside import load_beside
 from vl2v.export.student import keep_export
 from vl2v.runs.folder import Run
 from vl2v.runs.predict import add_class, predict_files
 from vl2v.students.backbone import LITE_WIDTH, PACKAGED, output_width, pretrained_backbone
+from vl2v.students.stored import load_beside
 
 HEAVY = "torch torchvision timm open_clip lightning_fabric transformers pandas scipy matplotlib sympy huggingface_hub"
 # Does commands one after the other; tells of each how it ended, what it printed, and what was imported by then.

@@ -36,7 +36,7 @@ from vl2v.export.model_card import model_card, teacher_licence
 from vl2v.export.parity import source_domains
 from vl2v.export.student import open_images
 from vl2v.serving import serve as serving
-from vl2v.students.hub import fetch_export
+from vl2v.students.stored import fetch_export
 
 if TYPE_CHECKING:
     from .conftest import Made

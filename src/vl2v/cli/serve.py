@@ -110,7 +110,7 @@ def _here(source: str) -> Path:
     if not source.startswith("hf:"):
         return Path(source)
     from vl2v.deploy.runtime import NAMES
-    from vl2v.students.hub import fetch_export
+    from vl2v.students.stored import fetch_export
 
     return fetch_export(source, NAMES)
 

@@ -25,7 +25,7 @@ from vl2v.privacy import public_name
 from vl2v.runs.folder import Run
 from vl2v.students.backbone import timm_model
 from vl2v.students.classifier import Classifier
-from vl2v.students.hub import PREFIX, check_repo, one_line
+from vl2v.students.stored import PREFIX, check_repo, one_line
 
 ONNX = {"student.onnx": "onnx/model.onnx", "student-int8.onnx": "onnx/model_quantized.onnx"}
 """Export in a run folder -> its name for transformers.js."""

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vl2v.deploy.beside import export_of
 from vl2v.deploy.runtime import FORMAT_INSIDE, load
 from vl2v.errors import StudentError
 from vl2v.evaluation.metrics import fit_temperature, unknown_threshold
@@ -55,6 +54,7 @@ from vl2v.runs.datasets import Sources, open_sources
 from vl2v.runs.folder import Run
 from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier, at_size
+from vl2v.students.stored import export_of
 from vl2v.system import processors
 
 

@@ -37,7 +37,7 @@ from vl2v.runs.settings import resolve
 from vl2v.runs.targets import adapted_teacher
 from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier
-from vl2v.students.hub import is_on_hub
+from vl2v.students.stored import is_on_hub
 from vl2v.students.student import Student
 from vl2v.system import best_device, reuse_freed_memory
 from vl2v.teachers import the_teacher

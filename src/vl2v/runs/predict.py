@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING
 
 from vl2v.config import PromptConfig
 from vl2v.data.files import NO_SUFFIX, PASSED_OVER, SUFFIXES, image_files
-from vl2v.deploy.beside import class_names, load_beside
 from vl2v.deploy.prediction import BATCH, Prediction, Predictor
 from vl2v.errors import DataError, TeacherError
 from vl2v.runs.folder import Run
-from vl2v.students.hub import fetch, is_on_hub
+from vl2v.students.stored import class_names, fetch, is_on_hub, load_beside
 
 if TYPE_CHECKING:
     import numpy as np
