@@ -29,7 +29,7 @@ from vl2v.errors import RunError
 from vl2v.evaluation.compare import Marks
 from vl2v.methods import LOOP, METHODS
 from vl2v.report.bench import Bench
-from vl2v.report.differences import image_reader
+from vl2v.report.benchmark import image_reader
 from vl2v.runs.evaluate import evaluate
 from vl2v.runs.predictions import Predictions
 from vl2v.runs.query import embed

@@ -13,8 +13,7 @@ import pytest
 
 from bench import finish, flip
 from little import DOMAINS, Here
-from vl2v.benchmark.draws import Range, drawn, ranges, suggested
-from vl2v.benchmark.grid import Grid
+from vl2v.benchmark.grid import Grid, Range, drawn, ranges, suggested
 from vl2v.benchmark.results import gather, results
 from vl2v.benchmark.run import plan, run
 from vl2v.benchmark.worklist import WorkList

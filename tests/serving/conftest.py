@@ -16,7 +16,7 @@ from once import copied_once
 from vl2v.deploy.runtime import Exported, load
 from vl2v.export.student import export_student
 from vl2v.serving.app import create_app
-from vl2v.serving.teacher_client import TeacherClient
+from vl2v.serving.service import TeacherClient
 from vl2v.serving.traffic_log import ImageLog, TrafficLog
 from vl2v.teachers import open_teacher
 from vl2v.teachers.protocol import Teacher

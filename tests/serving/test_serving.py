@@ -33,7 +33,7 @@ from vl2v.data.decoding import decode
 from vl2v.embeddings.schema import text_key
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, StudentError
-from vl2v.serving import routes
+from vl2v.serving import app as application
 from vl2v.serving import serve as serving
 from vl2v.serving.access import OPEN
 from vl2v.serving.requests import BODY, NewClass
@@ -130,7 +130,7 @@ def test_a_class_that_can_be_taken_for_another_is_refused_and_any_can_be_removed
     for name in ("air plane", "Unknown", "..", "st\u200bar", "Cone"):
         assert http.post(f"{url}/classes", json={"name": name, "embedding": text}).status_code == 409, name
     assert http.delete(f"{url}/classes/air%20plane").json()["classes"] == ["ball", "box", "cone"]
-    monkeypatch.setattr(routes, "ADDED", 1)
+    monkeypatch.setattr(application, "ADDED", 1)
     bounded = served()
     statuses = [http.post(f"{bounded}/classes", json={"name": n, "embedding": text}).status_code for n in ("x", "y")]
     assert statuses == [201, 409]

@@ -11,9 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vl2v.benchmark.draws import repeated, suggested
 from vl2v.benchmark.engine import Engine, Local, engine_named
-from vl2v.benchmark.grid import Draw, Grid, methods_for
+from vl2v.benchmark.grid import Draw, Grid, methods_for, repeated, suggested
 from vl2v.benchmark.results import by_cell, merit
 from vl2v.benchmark.work import Notify
 from vl2v.benchmark.worklist import TEACHERS, Cell, Corruptions, Job, WorkList

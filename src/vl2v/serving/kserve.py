@@ -17,8 +17,7 @@ from starlette.exceptions import HTTPException
 
 from vl2v import __version__
 from vl2v.deploy.prediction import Prediction
-from vl2v.serving.requests import IMAGES, kind_of, parsed, plain_body, unpacked
-from vl2v.serving.schemas import ANY_BODY, body, failures
+from vl2v.serving.requests import ANY_BODY, IMAGES, body, failures, kind_of, parsed, plain_body, unpacked
 from vl2v.serving.service import Service, client_of
 
 VERSION = "1"

@@ -124,7 +124,7 @@ def application(
 ) -> FastAPI:
     """Return what is served; see `serve`."""
     from vl2v.serving.app import create_app
-    from vl2v.serving.teacher_client import TeacherClient
+    from vl2v.serving.service import TeacherClient
     from vl2v.session import default_store
     from vl2v.teachers import open_teacher
 

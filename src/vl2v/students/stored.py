@@ -1,8 +1,8 @@
 """Where a trained student is found without PyTorch: on the Hugging Face hub, or as the export beside it in its run.
 
-A finished run keeps that export so that `vl2v predict` needs no torch. Its file is named after a digest of the network's
-weights. Class names, class embeddings and thresholds are read from the student's own files, so that added classes need
-no new export; after other changes of the student no file has the right name, and torch is used.
+A finished run keeps that export so that `vl2v predict` needs no torch. Its file is named after a digest of the weights.
+Class names, class embeddings and thresholds are read from the student's own files, so that added classes need no new
+export; after other changes of the student no file has the right name, and torch is used.
 """
 
 from __future__ import annotations

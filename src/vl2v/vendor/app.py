@@ -28,7 +28,7 @@ from vl2v.vendor.keys import Key, Keys
 from vl2v.vendor.meter import Meter, Sale
 from vl2v.vendor.requests import BODY, INLINE, Read, Refusal
 from vl2v.web.batches import Busy, Waited
-from vl2v.web.metrics import TEXT, Metrics
+from vl2v.web.server import TEXT, Metrics
 
 AT_ONCE = 2**15  # bytes of embeddings that are encoded faster than a thread starts
 NEW = 20_000  # objects until garbage is looked for; Python's 700 are those of a few requests at once

@@ -1,4 +1,7 @@
-"""The server: slow and silent clients are disconnected, connections and the log are bounded, stopping is quick."""
+"""The server: slow and silent clients are disconnected, connections and the log are bounded, stopping is quick.
+
+And the Prometheus metrics that every server of ours has.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +13,24 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Callable
+from bisect import bisect_left
+from collections import Counter as Counts
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import accumulate
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+from prometheus_client import CollectorRegistry, Gauge, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, HistogramMetricFamily
+from prometheus_client.utils import floatToGoString
 
 from vl2v.errors import ConfigError
 from vl2v.system import Terminated
 
 if TYPE_CHECKING:
     import uvicorn
+
 
 HEADER_SECONDS = 5.0  # for all headers of a request, since the connection or their first byte
 READ_SECONDS = 15.0  # in which a client has to read READ_BYTES of a long response
@@ -255,3 +266,43 @@ class BoundedHandler(logging.Handler):
         else:
             with suppress(OSError, ValueError):
                 print(line, file=sys.stderr, flush=True)  # noqa: T201
+
+
+TEXT = "text/plain; version=0.0.4"  # what Prometheus reads
+SECONDS = Histogram.DEFAULT_BUCKETS  # the last is infinite
+
+
+class Metrics:
+    """Requests, how long they took, batches and the queue; none names a client.
+
+    What every request counts is counted here, on the event loop; prometheus_client would take locks for each.
+    """
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._statuses: Counts[int] = Counts()
+        self._times = [0] * len(SECONDS)
+        self._total = 0.0
+        self.registry.register(self)
+        options: dict[str, Any] = {"registry": self.registry}
+        self.batches = Histogram("vl2v_batch_things", "things in a batch", buckets=(1, 2, 4, 8, 16, 32, 64), **options)
+        self.queued = Gauge("vl2v_queued_things", "things that wait", **options)
+
+    def answered(self, status: int, seconds: float) -> None:
+        """Count a response."""
+        self._statuses[status] += 1
+        self._times[bisect_left(SECONDS, seconds)] += 1
+        self._total += seconds
+
+    def collect(self) -> Iterator[Any]:
+        """Yield what is counted here, as prometheus_client wants it."""
+        requests = CounterMetricFamily("vl2v_requests", "responses by status", labels=["status"])
+        for status, count in self._statuses.items():
+            requests.add_metric([str(status)], count)
+        yield requests
+        buckets = list(zip(map(floatToGoString, SECONDS), accumulate(self._times), strict=True))
+        yield HistogramMetricFamily("vl2v_request_seconds", "time to respond", buckets, self._total)
+
+    def text(self) -> bytes:
+        """Return all of them as Prometheus reads them."""
+        return generate_latest(self.registry)

@@ -13,9 +13,8 @@ from vl2v.embeddings.schema import text_key
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import StoreError, TeacherError
 from vl2v.teachers.paid import attempts
-from vl2v.teachers.paid.failures import retry_after
 from vl2v.teachers.paid.limits import RateLimit
-from vl2v.teachers.paid.line import Reply
+from vl2v.teachers.paid.line import Reply, retry_after
 from vl2v.teachers.paid.teacher import Embedded, Refused
 from vl2v.teachers.protocol import EncodedImage
 
@@ -111,7 +110,7 @@ def test_nobody_waits_for_a_month(code, outcome, rent, vendor):
     ],
 )
 def test_how_long_a_vendor_wants_to_be_left_alone(headers, seconds, monkeypatch):
-    monkeypatch.setattr("vl2v.teachers.paid.failures.time", lambda: 1_800_000_000.0)
+    monkeypatch.setattr("vl2v.teachers.paid.line.time", lambda: 1_800_000_000.0)
     assert retry_after(Reply(429, headers, b"")) == seconds
     every_answer_has_it = "x-ratelimit-reset" in headers and "retry-after" not in headers
     assert retry_after(Reply(500, headers, b"")) == (None if every_answer_has_it else seconds)

@@ -20,11 +20,20 @@ import numpy as np
 from vl2v.errors import TeacherError
 from vl2v.privacy import read_secret, without_secrets
 from vl2v.teachers.paid.adapters import Adapter, vector
-from vl2v.teachers.paid.failures import STALE, WORDS, Rejected, TryAgain, hopeless_connection, retry_after, words_of
 from vl2v.teachers.paid.limits import Limits, Price, RateLimit
-from vl2v.teachers.paid.line import Line, Reply, Unusable
-from vl2v.teachers.paid.requests import Item, Sent
-from vl2v.teachers.paid.responses import Names, Usage
+from vl2v.teachers.paid.line import (
+    STALE,
+    WORDS,
+    Line,
+    Rejected,
+    Reply,
+    TryAgain,
+    Unusable,
+    hopeless_connection,
+    retry_after,
+    words_of,
+)
+from vl2v.teachers.paid.requests import Item, Names, Sent, Usage
 from vl2v.teachers.paid.session import Outcome, Session
 from vl2v.teachers.paid.teacher import Budget, Embedded, Kind, Query, Refused, Status, money
 from vl2v.teachers.protocol import Vectors
