@@ -54,8 +54,8 @@ def begun(method: str, folder: Path) -> tuple[StageRun, Batches]:
     made = MadeUpBatches((32, 32, 3), DOMAINS, EACH, CLASSES, DIM, kind.anchors, like)
     batches = PartlyLabelled(made) if kind.queries == "images" else made
     settings = StageConfig(steps=1, lr=1e-3, batch_per_domain=EACH)
-    regularizer = stage.regularizer(student) if stage.regularizer else None
+    auxiliary = stage.auxiliary(student, DIM) if stage.auxiliary else None
     nothing = Validation(list, torch.zeros(0), None, 1.0)
-    run = StageRun(trainer, StageWork(stage, settings, batches, nothing), student, 0, regularizer, last=True)
+    run = StageRun(trainer, StageWork(stage, settings, batches, nothing), student, 0, auxiliary, last=True)
     run._train_mode()  # batch norms in eval mode
     return run, batches

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import combinations
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch.nn.functional import normalize
 from vl2v.methods import Output, Targets, find_method, own_settings
 from vl2v.methods.adip import cosine_loss
 from vl2v.methods.averaging import BetaAverage, Interpolation, Scores, Soup
-from vl2v.methods.distillation import cosine_distance, kd_loss, squared_distance
+from vl2v.methods.distillation import cosine_distance, cosines, kd_loss, squared_distance
 from vl2v.methods.finetuning import cross_entropy, text_cross_entropy
 from vl2v.methods.regularized import between_domains, climb, mixed_cross_entropy, oracle
 
@@ -129,6 +130,47 @@ def test_rise_uses_the_published_weights():
     assert loss == {"temperature": 3.0, "kd_weight": 0.9}
 
 
+def softened(logits: np.ndarray) -> np.ndarray:
+    exp = np.exp(logits / 3)
+    return exp / exp.sum(-1, keepdims=True)
+
+
+@pytest.mark.parametrize(("done", "chosen"), [(0.0, [1, 4]), (0.75, [1, 4]), (0.76, range(10))])
+def test_scmd_distils_the_hardest_fifth_and_at_last_all(done, chosen):
+    """Two of ten images are a fifth; image 4 has no label, and counts as of the class that the teacher names."""
+    logits, cosines, images = (random(10, n, seed=i) for i, n in enumerate((C, D, D)))
+    images, texts = normalize(images, dim=-1), normalize(random(C, D, seed=3), dim=-1)
+    teacher = (7 * images @ texts.T).double().numpy()
+    labels = logits.argmax(-1)  # easy ones
+    labels[1], labels[4] = logits[1].argmin(), -1
+    logits[4, teacher[4].argmax()] -= 9
+    v, e = logits.double().numpy(), (cosines @ texts.T).double().numpy()
+    expected = []
+    for i in chosen:
+        hard = 0 if i == 4 else np.log(np.exp(v[i]).sum()) - v[i, labels[i]]
+        t = softened(teacher[i])
+        divergences = [(t * np.log(t / softened(other[i]))).sum() for other in (v, e)]
+        expected.append(hard + 0.5 * 9 * sum(divergences))
+    targets = Targets(labels, images, texts, 7.0, done=done)
+    output = Output(random(10, P, seed=4), logits, auxiliary=cosines)
+    terms = made("scmd", {}).training_step(output, targets)
+    assert terms["loss"].item() == pytest.approx(np.mean(expected), rel=1e-5)
+    assert sum(terms[name].item() for name in ("label", "soft", "modal")) == pytest.approx(terms["loss"].item())
+
+
+def test_scmds_cosines_have_a_scale_that_learns_up_to_a_hundred():
+    net = cosines(SimpleNamespace(width=P), D)
+    features = random(N, P, seed=1)
+    assert net(features, Output(features, features)).norm(dim=-1).tolist() == pytest.approx([1 / 0.07] * N, rel=1e-5)
+    with torch.no_grad():
+        net.log_scale += 9
+    found = net(features, Output(features, features))
+    assert found.norm(dim=-1).tolist() == pytest.approx([100] * N, rel=1e-5)
+    assert torch.allclose(found / 100, normalize(features @ net.projector.weight.T, dim=-1), atol=1e-6)
+    found.sum().backward()
+    assert net.log_scale.grad.abs() > 0 and net.projector.weight.grad.abs().sum() > 0
+
+
 def test_mixup_mixes_every_image_with_one_of_another_domain(targets):
     torch.manual_seed(3)
     pixels = torch.arange(N).view(N, 1, 1, 1).expand(N, 2, 2, 3).to(torch.uint8)
@@ -198,23 +240,28 @@ def test_miro_is_the_gaussian_bound_on_the_pretrained_features():
             return x @ self.weight
 
     net = Net()
-    penalty = oracle(net, 0.1)
+    auxiliary = oracle(net, 0)
     x = random(N, P, seed=1)
     known = net.features(x).detach()
     with torch.no_grad():
         net.weight += 0.1
     now = net.features(x)
     variance = 0.1 + 1e-5
-    expected = 0.1 / 2 * (np.log(variance) + ((now - known) ** 2 / variance)).mean()
-    found = penalty(x, Output(now, now))
-    assert found.item() == pytest.approx(expected.item(), rel=1e-4)
-    found.backward()
+    expected = 0.3 / 2 * (np.log(variance) + ((now - known) ** 2 / variance)).mean()
+    logits = random(N, C, seed=2)
+    output = Output(now, logits, auxiliary=auxiliary(x, Output(now, logits)))
+    terms = made("miro", {"miro_weight": 0.3}).training_step(output, Targets(LABELS))
+    assert terms["penalty"].item() == pytest.approx(expected.item(), rel=1e-4)
+    assert terms["loss"].item() == pytest.approx(
+        negative_log_likelihood(logits, LABELS).mean().item() + expected.item(), rel=1e-5
+    )
+    terms["loss"].backward()
     assert net.weight.grad.abs().sum() > 0
-    assert [name for name, p in penalty.named_parameters() if p.requires_grad] == ["raw"]
+    assert [name for name, p in auxiliary.named_parameters() if p.requires_grad] == ["raw"]
 
 
 def test_stages_of_methods_that_change_the_step_or_the_weights():
-    made = {name: find_method(name)() for name in ("sam", "sagm", "soup", "wise-ft", "clipood")}
+    made = {name: find_method(name)() for name in ("sam", "sagm", "soup", "wise-ft", "clipood", "scmd")}
     for name, step in {"sam": {"rho": 0.05}, "sagm": {"rho": 0.05, "alpha": 1e-3, "first": 0.5}}.items():
         assert made[name].stages[0].second_pass.keywords == step
     assert [stage.key for stage in made["soup"].stages] == ["probe", *["finetune"] * 3]
@@ -222,6 +269,10 @@ def test_stages_of_methods_that_change_the_step_or_the_weights():
     assert [(a.member, a.members) for stage in averagers["soup"] for a in stage] == [(1, 3), (2, 3), (3, 3)]
     assert [a.shares for a in averagers["wise-ft"][0]] == [(0.5,)]
     assert [type(a) for a in averagers["clipood"][0]] == [BetaAverage]
+    (average,) = averagers["scmd"][0]
+    for step in range(1, 1001):
+        average.step({"w": torch.tensor([float(step)])})
+    assert average.finish({}, {}, lambda weights: Scores(0, 0))["w"].item() == pytest.approx((299 + 1000) / 2)
 
 
 def test_the_gradient_is_taken_where_the_slope_leads_up():

@@ -102,6 +102,7 @@ def test_only_methods_that_learn_from_images_embeddings_query_them() -> None:
         "fd",
         "simkd",
         "rise",
+        "scmd",
     }
     assert of["texts"] == {"erm-text", "wise-ft", "clipood"}
     assert all(name == task.name for name, task in METHODS.items())
@@ -123,7 +124,7 @@ def test_a_method_has_the_settings_that_its_loss_depends_on_and_no_others(
     z, targets = batch
     task = find_method(method)
     targets = replace(targets, anchors=torch.randn(3, 2, 5, generator=torch.Generator().manual_seed(2)))
-    output = Output(z, z if task.head == "text" else z[:, :3], z)
+    output = Output(z, z if task.head == "text" else z[:, :3], z, z)
     if setting not in {info.alias or name for name, info in task.Settings.model_fields.items()}:
         with pytest.raises(ConfigError, match=f"loss.{setting}: method {method} has no such setting"):
             own_settings(task, {setting: values[0]})

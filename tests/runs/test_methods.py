@@ -94,7 +94,7 @@ def test_every_method_gives_the_same_weights_twice(
         ("soup", "finetune 3/3", 1),
         ("rise", "distill", 3),
         ("mixup", "finetune", 3),
-        ("coral", "finetune", 3),
+        ("scmd", "distill", 3),
     ],
 )
 def test_an_interrupted_run_ends_the_same(

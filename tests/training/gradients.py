@@ -14,8 +14,7 @@ from torch.distributed.tensor import DTensor
 import vl2v
 from vl2v.methods import Stage, register
 from vl2v.methods.averaging import BetaAverage, Interpolation, Soup
-from vl2v.methods.finetuning import Finetuning, cross_entropy
-from vl2v.methods.regularized import oracle
+from vl2v.methods.regularized import Miro, oracle
 from vl2v.training import stage
 from vl2v.training.device import whole
 
@@ -36,8 +35,8 @@ def kept(self, parts):
 
 
 @register("averaging")
-class Averaging(Finetuning):
-    """Two members, with a regularizer, averaged over their steps, and interpolated."""
+class Averaging(Miro):
+    """Two members, with an auxiliary module, averaged over their steps, and interpolated."""
 
     title = "everything that is done with weights"
 
@@ -47,8 +46,8 @@ class Averaging(Finetuning):
             Stage(
                 f"finetune {k}/2",
                 "all",
-                cross_entropy,
-                regularizer=lambda student: oracle(student, 0.1),
+                self.training_step,
+                auxiliary=oracle,
                 averagers=(BetaAverage, partial(Interpolation, (0.3, 0.6)), partial(Soup, k, 2)),
             )
             for k in (1, 2)

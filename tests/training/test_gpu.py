@@ -53,7 +53,9 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StageRun, "__init__", told)
 
 
-@pytest.mark.parametrize("method", ["adip", "adip-plus", "erm", "fd", "kd", "miro", "sagm"])  # not: coral, mixup, rise
+@pytest.mark.parametrize(  # not: coral, mixup, rise
+    "method", ["adip", "adip-plus", "erm", "fd", "kd", "miro", "sagm", "scmd"]
+)
 def test_no_step_waits_for_the_device(method: str, tmp_path: Path, on_gpu: None) -> None:
     run, batches = begun(method, tmp_path)
     steps = batches.between(0, 2)

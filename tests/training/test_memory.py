@@ -27,7 +27,9 @@ def gradients(method: str, at_once: int, folder: Path) -> tuple[dict[str, Tensor
     return found, loss
 
 
-@pytest.mark.parametrize("method", ["adip", "adip-plus", "coral", "erm", "fd", "kd", "miro", "mixup", "rise", "sagm"])
+@pytest.mark.parametrize(
+    "method", ["adip", "adip-plus", "coral", "erm", "fd", "kd", "miro", "mixup", "rise", "sagm", "scmd"]
+)
 @pytest.mark.parametrize("at_once", [1, 2])
 def test_a_step_in_pieces_has_the_gradient_of_the_whole(method: str, at_once: int, tmp_path: Path) -> None:
     whole, loss = gradients(method, EACH, tmp_path)

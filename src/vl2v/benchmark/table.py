@@ -100,7 +100,8 @@ def as_table(
     if shown:
         notes.append(
             "Published, with CLIP ViT-B/16 as the teacher, on the whole datasets: black, a ViT-B/16 that starts from "
-            "ImageNet; white, the teacher's own tower; resnet50, from ImageNet. Not comparable with the rest."
+            "ImageNet; white, the teacher's own tower; resnet50, from ImageNet (scmd's teacher: ViT-B/32). Not "
+            "comparable with the rest."
         )
     return Table(heads, rows, tuple(bold), notes, left=("student", "method"))
 

@@ -35,11 +35,13 @@ class Output(NamedTuple):
         features: F(x) [n, p].
         projected: P(F(x)), not normalised: [n, d] for a text head; for a linear one the logits [n, C].
         embedding: [n, d], what a linear head sees that is put on top of a projector (RISE); None elsewhere.
+        auxiliary: what the stage's auxiliary module returned (`Stage.auxiliary`); None without one.
     """
 
     features: Tensor
     projected: Tensor
     embedding: Tensor | None = None
+    auxiliary: Tensor | None = None
 
     @property
     def z(self) -> Tensor:
@@ -70,6 +72,7 @@ class Targets:
         partners: [n] for images that are mixtures, the label of the second.
         share: [n] the first one's part of a mixture, 0 to 1.
         adapted: W and b, side by side, of an adapted teacher's logits [C, d + 1]; see `logits`.
+        done: the share of the stage's steps that came before, 0 to 1.
     """
 
     labels: Tensor
@@ -81,6 +84,7 @@ class Targets:
     partners: Tensor | None = None
     share: Tensor | None = None
     adapted: Tensor | None = None
+    done: float = 0.0
 
     def to(self, device: torch.device) -> Targets:
         """Return the same on a device."""
@@ -154,9 +158,10 @@ class Stage:
         training_step: the loss of a batch, with its terms.
         blend: mixes a batch's pixels before the student sees them.
         second_pass: changes the gradients after the backward pass, for sharpness-aware steps.
-        regularizer: made from the student as it starts; a module that is trained along and not shipped. Called with
-            the pixels and the output, it returns what is added to the loss.
-        regularizer_rate: its weights' learning rate, in those of the student's.
+        auxiliary: made from the student as it starts and d, the dimension of the teacher's space (0 without a
+            teacher): a module that is trained along and not shipped. Called with the pixels and the output, it
+            returns what the loss finds as `Output.auxiliary`; with `pairs`, by the output alone.
+        auxiliary_rate: its weights' learning rate, in those of the student's.
         averagers: each makes an averager of the weights that the stage ends with; they are applied in order.
         id: names what the stage does, whichever method it is part of; runs can share a first stage of the same id
             and the same `decides`. It changes when the same settings lead to other weights. Empty: never shared.
@@ -169,8 +174,8 @@ class Stage:
     training_step: Step
     blend: Blend | None = None
     second_pass: SecondPass | None = None
-    regularizer: Callable[[Student], nn.Module] | None = None
-    regularizer_rate: float = 1.0
+    auxiliary: Callable[[Student, int], nn.Module] | None = None
+    auxiliary_rate: float = 1.0
     averagers: tuple[Callable[[], Averager], ...] = ()
     id: str = ""
     decides: Mapping[str, Any] = field(default_factory=dict)

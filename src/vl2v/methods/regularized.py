@@ -140,12 +140,17 @@ class Miro(Finetuning):
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        penalty = partial(oracle, weight=self.settings.miro_weight)
-        return (Stage("finetune", "all", cross_entropy, regularizer=penalty, regularizer_rate=QUICKER),)
+        return (Stage("finetune", "all", self.training_step, auxiliary=oracle, auxiliary_rate=QUICKER),)
+
+    def training_step(self, output: Output, targets: Targets) -> Terms:
+        """Return L = cross-entropy + weight / 2 mean(log v + (F(x) - F0(x))^2 / v)."""
+        assert output.auxiliary is not None
+        penalty = (self.settings.miro_weight / 2 * output.auxiliary).mean()
+        return {"loss": cross_entropy(output, targets)["loss"] + penalty, "penalty": penalty.detach()}
 
 
-def oracle(student: Student, weight: float) -> nn.Module:
-    """Return the penalty of a student: weight / 2 mean(log v + (F(x) - F0(x))^2 / v).
+def oracle(student: Student, dim: int) -> nn.Module:
+    """Return what finds log v + (F(x) - F0(x))^2 / v, [n, p], of images.
 
     F0 is the student's backbone as it starts; v, a variance for each feature, is trained along from 0.1.
     """
@@ -168,7 +173,7 @@ def oracle(student: Student, weight: float) -> nn.Module:
             with torch.no_grad():
                 known: Tensor = self.pretrained.features(x)
             variance = functional.softplus(self.raw) + 1e-5
-            return weight / 2 * (variance.log() + (output.features - known).square() / variance).mean()
+            return variance.log() + (output.features - known).square() / variance
 
     return Oracle()
 

@@ -92,8 +92,8 @@ def seconds_a_step(
 ) -> float:
     """Return how long a step takes: the median of some, after one that warms up. The student's weights change."""
     nothing = Validation(list, torch.zeros(0), None, 1.0)
-    regularizer = stage.regularizer(student) if stage.regularizer else None
-    run = StageRun(trainer, StageWork(stage, settings, batches, nothing), student, 0, regularizer, last=True)
+    auxiliary = stage.auxiliary(student, batches.dim) if stage.auxiliary else None
+    run = StageRun(trainer, StageWork(stage, settings, batches, nothing), student, 0, auxiliary, last=True)
     return float(np.median(run.timed(steps + 1)[1:]))
 
 

@@ -308,7 +308,7 @@ def train(
         alone = fabric.world_size == 1
         keep = work.share(shared_cache, stages[0], held) if shared_cache is not None and alone and stages else None
         if stages:
-            trainer.fit(student, [(stage, partial(work.of, stage)) for stage in stages], keep)
+            trainer.fit(student, [(stage, partial(work.of, stage)) for stage in stages], keep, found.dim)
     if not fabric.is_global_zero:
         return
 
@@ -332,7 +332,7 @@ def train(
         work = replace(
             work, student=start, sources=everything, trainer=second, features=new_features(start), steps=steps
         )
-        second.fit(start, [(stage, partial(work.of, stage)) for stage in stages])
+        second.fit(start, [(stage, partial(work.of, stage)) for stage in stages], dim=found.dim)
         first, classifier = classifier, classifier_of(start, everything)
         classifier.temperature, classifier.threshold = first.temperature, first.threshold
         classifier.about = {**first.about, "images": everything.counts, "retrained": steps}

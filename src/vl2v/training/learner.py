@@ -19,21 +19,21 @@ from vl2v.training.device import Adam, AdamW
 
 
 class Learner(nn.Module):
-    """A student, with the regularizer of its stage if there is one.
+    """A student, with the auxiliary module of its stage if there is one.
 
     In training mode it returns what the loss needs, in eval mode the student's own output.
 
     Args:
-        regularizer: see `Stage.regularizer`.
+        auxiliary: see `Stage.auxiliary`.
     """
 
-    def __init__(self, student: Student, regularizer: nn.Module | None = None) -> None:
+    def __init__(self, student: Student, auxiliary: nn.Module | None = None) -> None:
         super().__init__()
         self.student = student
-        self.regularizer = regularizer
+        self.auxiliary = auxiliary
 
-    def forward(self, x: Tensor, *, features_only: bool = False) -> Tensor | tuple[Output, Tensor]:
-        """Return (output, penalty) of pixels [n, s, s, 3] or features [n, p]; the penalty is 0 without regularizer."""
+    def forward(self, x: Tensor, *, features_only: bool = False) -> Tensor | Output:
+        """Return the output of pixels [n, s, s, 3] or features [n, p]; or the features alone."""
         if features_only:
             return self.student.features(x)
         if not self.training:
@@ -41,8 +41,7 @@ class Learner(nn.Module):
             return out
         features = x.float() if x.ndim == 2 else self.student.features(x)
         output = self._output(features)
-        penalty = features.new_zeros(()) if self.regularizer is None else self.regularizer(x, output)
-        return output, penalty
+        return output if self.auxiliary is None else output._replace(auxiliary=self.auxiliary(x, output))
 
     def _output(self, features: Tensor) -> Output:
         projector = self.student.projector

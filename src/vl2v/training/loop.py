@@ -15,7 +15,7 @@ import torch
 from vl2v.config import TrainConfig
 from vl2v.methods import Averager, Stage
 from vl2v.methods.averaging import Scores
-from vl2v.session import Progress, silent
+from vl2v.session import Progress, derive, silent
 from vl2v.students.convolutions import quick_convolutions
 from vl2v.students.student import Student
 from vl2v.system import reuse_freed_memory
@@ -88,6 +88,7 @@ class Trainer:
         student: Student,
         stages: Sequence[tuple[Stage, Callable[[], StageWork]]],
         ended: Callable[[int], None] | None = None,
+        dim: int = 0,
     ) -> Scores:
         """Train the student in place through all stages.
 
@@ -96,6 +97,7 @@ class Trainer:
             stages: each, and what makes the stage's work when its turn comes (cached features are computed
                 from the weights that the student has by then).
             ended: called with the number of each stage once its checkpoint is written.
+            dim: d of the teacher's space; 0 without a teacher.
 
         Returns:
             Validation scores of the weights it ends with.
@@ -107,7 +109,8 @@ class Trainer:
         if self.fabric.world_size == 1:
             checkpoint = load_checkpoint(self.folder / "checkpoints")
         names = [stage.name for stage, _ in stages]
-        regularizers = [stage.regularizer(student) if stage.regularizer else None for stage, _ in stages]
+        torch.manual_seed(derive(self.seed, "auxiliary"))
+        auxiliaries = [stage.auxiliary(student, dim) if stage.auxiliary else None for stage, _ in stages]
         first = 0
         if checkpoint is not None:
             for corrupt in checkpoint.passed_over:
@@ -120,7 +123,7 @@ class Trainer:
         self.prepare(student)
         for number in range(first, len(stages)):
             last = number == len(stages) - 1
-            run = StageRun(self, stages[number][1](), student, number, regularizers[number], last=last)
+            run = StageRun(self, stages[number][1](), student, number, auxiliaries[number], last=last)
             if checkpoint is not None:
                 run.restore(checkpoint)
             checkpoint = run.train()

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -48,7 +49,7 @@ class StageRun:
         work: StageWork,
         student: Student,
         number: int,
-        regularizer: nn.Module | None,
+        auxiliary: nn.Module | None,
         *,
         last: bool,
     ) -> None:
@@ -57,13 +58,13 @@ class StageRun:
         self.number = number
         set_trainable(student, work.stage.trains)
         self.given = student
-        self.model, learner = set_up(trainer.fabric, Learner(student, regularizer).to(trainer.fabric.device))
+        self.model, learner = set_up(trainer.fabric, Learner(student, auxiliary).to(trainer.fabric.device))
         self.student = learner.student
         self.weights = trainable(learner.student)
-        self.extra = trainable(learner.regularizer) if learner.regularizer is not None else {}
+        self.extra = trainable(learner.auxiliary) if learner.auxiliary is not None else {}
         groups = [{"params": [*self.weights.values()], "rate": 1.0}]
         if self.extra:
-            groups.append({"params": [*self.extra.values()], "rate": work.stage.regularizer_rate})
+            groups.append({"params": [*self.extra.values()], "rate": work.stage.auxiliary_rate})
         self.optimizer = new_optimizer(groups, work.settings)
         self.wrapped = trainer.fabric.setup_optimizers(self.optimizer)
         if trainer.batch_norm == "train":
@@ -77,10 +78,7 @@ class StageRun:
         self.start = copied(self.weights) if any(averager.from_start for averager in self.averagers) else {}
         self.handed_on: Weights = {}  # from the stage before
         self.in_pieces = (
-            work.stage.trains != "projector"
-            and trainer.batch_norm == "eval"
-            and trainer.fabric.world_size == 1
-            and not (work.stage.pairs and work.stage.regularizer)
+            work.stage.trains != "projector" and trainer.batch_norm == "eval" and trainer.fabric.world_size == 1
         )
         self.at_once = 0  # images of each domain; 0: not chosen yet
         self.step = 0
@@ -218,7 +216,7 @@ class StageRun:
     def _moved(self, x: Tensor, targets: Targets) -> tuple[Tensor, Targets]:
         """Return a batch on the device, blended if the stage wants that."""
         device = self.trainer.fabric.device
-        x, targets = moved(x, device), targets.to(device)
+        x, targets = moved(x, device), replace(targets.to(device), done=self.step / self.work.settings.steps)
         return self.work.stage.blend(x, targets) if self.work.stage.blend else (x, targets)
 
     def _backward(self, parts: Sequence[tuple[Tensor, Targets]]) -> Terms:
@@ -263,10 +261,7 @@ class StageRun:
         """Add the gradient of one of some pieces; return its terms."""
         fabric = self.trainer.fabric
         with fabric.no_backward_sync(self.model, enabled=fabric.world_size > 1 and number < count):
-            output, penalty = self.model(x)
-            terms = self.work.stage.training_step(output, targets)
-            if self.work.stage.regularizer is not None:
-                terms = {**terms, "loss": terms["loss"] + penalty, "penalty": penalty.detach()}
+            terms = self.work.stage.training_step(self.model(x), targets)
             fabric.backward(terms["loss"] / count)
         return {name: term.detach().float() for name, term in terms.items()}
 
@@ -284,8 +279,7 @@ class StageRun:
                 states.append(torch.get_rng_state())
                 found.append(self.model(chunk, features_only=True))
         features = torch.cat(found).requires_grad_(True)
-        output, _ = self.model(features)
-        terms = self.work.stage.training_step(output, targets)
+        terms = self.work.stage.training_step(self.model(features), targets)
         fabric.backward(terms["loss"] / count)
         assert features.grad is not None
         after = torch.get_rng_state()
