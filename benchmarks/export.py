@@ -34,7 +34,7 @@ from vl2v.deploy.runtime import load
 from vl2v.errors import StudentError
 from vl2v.export.device import bench_device
 from vl2v.export.measure import Call, side_by_side
-from vl2v.export.onnx import write_onnx
+from vl2v.export.network import write_onnx
 from vl2v.export.parity import parts
 from vl2v.export.student import Exporter, export_student, open_images
 from vl2v.runs.folder import Run

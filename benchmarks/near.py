@@ -17,8 +17,8 @@ import numpy as np
 from PIL import Image
 
 from vl2v.data import audit, open_dataset
+from vl2v.data.auditing import lookalikes, near_copies, signature_of
 from vl2v.data.decoding import decode
-from vl2v.data.near_duplicates import lookalikes, near_copies, signature_of
 
 EVERY = 25  # images of which one is changed
 

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
 from vl2v.data.auditing import audit, set_aside
+from vl2v.data.dataset import leave_out
 from vl2v.data.layouts import open_dataset
-from vl2v.data.splits import leave_out
 from vl2v.embeddings.fetch import fetch
 from vl2v.embeddings.plan import Views, plan
 from vl2v.embeddings.schema import text_key

@@ -42,7 +42,7 @@ from browser import IN_THE_BROWSER, PREDICT_ALL, chromium
 from vl2v.data.augment import evaluation_view
 from vl2v.deploy.runtime import load
 from vl2v.errors import VL2VError
-from vl2v.export.card import public_card
+from vl2v.export.cards import public_card
 from vl2v.export.formats import check_format
 from vl2v.export.hub import parcel
 from vl2v.export.parity import Parity, odd_images

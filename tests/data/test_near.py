@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 
 from vl2v.data import audit, open_dataset
+from vl2v.data.auditing import lookalikes, near_copies, signature_of
 from vl2v.data.decoding import decode
-from vl2v.data.near_duplicates import lookalikes, near_copies, signature_of
 
 
 def scene(seed: int, size: int = 96) -> Image.Image:

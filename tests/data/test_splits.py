@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from vl2v.data import leave_out, open_dataset
-from vl2v.data.dataset import DomainDataset
-from vl2v.data.splits import domainbed_split, seed_hash
+from vl2v.data.dataset import DomainDataset, domainbed_split, seed_hash
 from vl2v.errors import DataError
 
 

@@ -31,8 +31,8 @@ from export import hub as stand_in
 from export.hub import Hub
 from vl2v.cli.app import app
 from vl2v.errors import DataError, HubError, StudentError
+from vl2v.export.cards import model_card, teacher_licence
 from vl2v.export.hub import as_timm, parcel, push
-from vl2v.export.model_card import model_card, teacher_licence
 from vl2v.export.parity import source_domains
 from vl2v.export.student import open_images
 from vl2v.serving import serve as serving

@@ -28,7 +28,7 @@ from vl2v.errors import DataError, StudentError
 from vl2v.export import parity as checking
 from vl2v.export import student as making
 from vl2v.export.int8 import STEPS, int8_trials, rounded, rounded_weights
-from vl2v.export.onnx import write_onnx
+from vl2v.export.network import write_onnx
 from vl2v.export.student import export_student
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ import pytest
 
 from vl2v import Run
 from vl2v.deploy.runtime import load
-from vl2v.export.onnx import TRITON_BATCH as BATCH
-from vl2v.export.onnx import model_file, write_config
+from vl2v.export.network import TRITON_BATCH as BATCH
+from vl2v.export.network import model_file, write_config
 from vl2v.export.student import export_student
 
 from .conftest import Servers

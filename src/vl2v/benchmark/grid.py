@@ -302,7 +302,7 @@ class Grid:
         Raises:
             DataError: no such domain, or what is left can't be learnt from.
         """
-        from vl2v.data.splits import leave_out
+        from vl2v.data.dataset import leave_out
 
         images, holdout = self.datasets[dataset], self._data_of(dataset).holdout
         trains = any(METHODS[method].stage_defaults for method in self.methods)

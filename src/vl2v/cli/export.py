@@ -57,7 +57,7 @@ def export(
     from vl2v.errors import ConfigError
     from vl2v.export.choose import Target, TargetMissed, choose_export
     from vl2v.export.formats import default_name
-    from vl2v.export.onnx import model_file, write_config
+    from vl2v.export.network import model_file, write_config
     from vl2v.export.student import export_student
     from vl2v.runs.folder import Run
     from vl2v.runs.predict import class_embeddings

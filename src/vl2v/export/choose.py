@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from vl2v.deploy.runtime import load
 from vl2v.errors import ConfigError, StudentError
-from vl2v.export.card import write_card
+from vl2v.export.cards import write_card
 from vl2v.export.formats import INT8, Export, check_format, check_name, default_name
 from vl2v.export.measure import png, side_by_side, timed
 from vl2v.export.student import Exporter, open_images, with_preprocessing

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from vl2v.data.augment import PADDING, Fit
-from vl2v.export.onnx import set_card
+from vl2v.export.network import set_card
 
 IMAGE, PIXELS, PROBABILITIES = "image", "pixels", "probabilities"
 

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from vl2v.deploy.runtime import onnxruntime_library
-from vl2v.export.onnx import put_card
+from vl2v.export.network import put_card
 from vl2v.export.parity import Pixels, parts
 
 FRONT = (1 / 16, 1 / 8, 1 / 4, 3 / 8)  # of the layers, that stay in fp32 where fewer aren't enough: the first ones,

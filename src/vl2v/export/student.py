@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from vl2v.deploy.runtime import FORMAT_INSIDE, load
 from vl2v.errors import StudentError
 from vl2v.evaluation.metrics import fit_temperature, unknown_threshold
-from vl2v.export.card import public_card, write_card
+from vl2v.export.cards import public_card, write_card
 from vl2v.export.formats import (
     FORMATS,
     NEEDED,
@@ -35,8 +35,7 @@ from vl2v.export.formats import (
 from vl2v.export.inside import put_inside
 from vl2v.export.int8 import int8_trials
 from vl2v.export.measure import side_by_side, timed
-from vl2v.export.network import Network, as_export, card_of, with_reference
-from vl2v.export.onnx import put_card, write_onnx
+from vl2v.export.network import Network, as_export, card_of, put_card, with_reference, write_onnx
 from vl2v.export.parity import (
     POINTS,
     Domain,

@@ -128,7 +128,7 @@ def write_web(
 
     Args:
         model: an ONNX file with preprocessing inside.
-        card: its card, as `vl2v.export.card` makes it.
+        card: its card, as `vl2v.export.cards` makes it.
         out: the folder; it is new, or that of an earlier page, which is replaced.
         others: classes that can be added in the page, of the open form: name -> class embedding [d].
         runtime: as for `runtime_files`.

@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from vl2v.config import DataConfig, RunConfig
 from vl2v.data.auditing import Audit, audit, set_aside
-from vl2v.data.dataset import DomainDataset
+from vl2v.data.dataset import DomainDataset, Split, hold_out, leave_out
 from vl2v.data.inspection import Inspection, inspect
 from vl2v.data.layouts import open_dataset
-from vl2v.data.splits import Split, hold_out, leave_out
 from vl2v.errors import DataError
 from vl2v.names import UNKNOWN, same_name
 from vl2v.session import Progress, Session, silent

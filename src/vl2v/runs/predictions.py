@@ -15,10 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from vl2v.config import DataConfig, RunConfig
-from vl2v.data.auditing import Audit
-from vl2v.data.dataset import DomainDataset
-from vl2v.data.near_duplicates import lookalikes
-from vl2v.data.splits import in_split
+from vl2v.data.auditing import Audit, lookalikes
+from vl2v.data.dataset import DomainDataset, in_split
 from vl2v.errors import DataError, RunError
 from vl2v.io import checksum, write_bytes, write_text
 from vl2v.runs.datasets import Images, Sources, open_sources
