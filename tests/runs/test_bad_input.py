@@ -183,7 +183,7 @@ def test_a_run_reads_a_list_as_inspect_does(
     dataset = open_dataset(images / "list.tsv")
     found = inspect(dataset, audit(dataset), ["paint"])
     assert {gone.reason for gone in found.excluded} == {"listed twice", "no such file"}
-    monkeypatch.setattr("vl2v.embeddings.session.open_teacher", lambda spec, **options: Stub())
+    monkeypatch.setattr("vl2v.teachers.open_teacher", lambda spec, **options: Stub())
     run = vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
     assert run.classifier.classes == [*dataset.classes] and run.evaluation is not None
     assert run.evaluation.rows[-1].metrics.images == sum(found.rows["paint"].values()) == 36
@@ -203,7 +203,7 @@ def test_answers_that_are_no_embeddings(
         rows[0] = value
         return rows
 
-    monkeypatch.setattr("vl2v.embeddings.session.open_teacher", lambda spec, **options: Odd(spoil))
+    monkeypatch.setattr("vl2v.teachers.open_teacher", lambda spec, **options: Odd(spoil))
     with refused(TeacherError, message):
         vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
 
@@ -211,11 +211,9 @@ def test_answers_that_are_no_embeddings(
 def test_a_teacher_of_another_dimension_than_its_answers_in_the_store(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vl2v.embeddings.session.open_teacher", lambda spec, **options: Stub())
+    monkeypatch.setattr("vl2v.teachers.open_teacher", lambda spec, **options: Stub())
     vl2v.embed(given, store=tmp_path / "store")
-    monkeypatch.setattr(
-        "vl2v.embeddings.session.open_teacher", lambda spec, **options: Odd(lambda rows: rows[:, :8], 8)
-    )
+    monkeypatch.setattr("vl2v.teachers.open_teacher", lambda spec, **options: Odd(lambda rows: rows[:, :8], 8))
     given["data"]["target"] = []  # more to ask
     with refused(StoreError, "embeddings have 8 numbers, those here have 16: give it a store of its own"):
         vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")

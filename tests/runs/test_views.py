@@ -33,7 +33,7 @@ from vl2v.teachers import online_teacher, the_teacher, tower_of
 def teacher(monkeypatch: pytest.MonkeyPatch) -> Stub:
     """Return the teacher that every spec opens: it has an embedding of any image."""
     stub = Stub()
-    monkeypatch.setattr("vl2v.embeddings.session.open_teacher", lambda spec, **options: stub)
+    monkeypatch.setattr("vl2v.teachers.open_teacher", lambda spec, **options: stub)
     return stub
 
 
@@ -174,7 +174,7 @@ class WhiteBox(Stub):
 @pytest.fixture
 def white(monkeypatch: pytest.MonkeyPatch) -> WhiteBox:
     box = WhiteBox()
-    monkeypatch.setattr("vl2v.embeddings.session.open_teacher", lambda spec, **options: box)
+    monkeypatch.setattr("vl2v.teachers.open_teacher", lambda spec, **options: box)
     return box
 
 

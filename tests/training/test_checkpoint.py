@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from vl2v.errors import RunError
-from vl2v.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from vl2v.training.learner import Checkpoint, load_checkpoint, save_checkpoint
 
 
 def write(folder: Path, step: int) -> None:

@@ -15,7 +15,7 @@ from vl2v.methods import Targets
 from vl2v.students.backbone import pretrained_backbone
 from vl2v.students.convolutions import quick_convolutions
 from vl2v.students.student import Student, new_projector
-from vl2v.training.memory import activation_bytes, images_at_once, is_out_of_memory, pieces, smaller
+from vl2v.training.learner import activation_bytes, images_at_once, is_out_of_memory, pieces, smaller
 
 
 def gradients(method: str, at_once: int, folder: Path) -> tuple[dict[str, Tensor], float]:
@@ -54,11 +54,11 @@ def test_as_many_images_at_once_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     student = Student(backbone, new_projector(1280, DIM, 0), spec)
     each = activation_bytes(student)
     assert 60e6 < each < 100e6, "some 80 MB an image"
-    monkeypatch.setattr("vl2v.training.memory.available_memory", lambda: 64e9)
+    monkeypatch.setattr("vl2v.training.learner.available_memory", lambda: 64e9)
     n = 3 * images_at_once(student, 32, 3)
     assert n < 96 and n * each * 1.3 < 1.8e9, "under 3 GB with all else"
     assert images_at_once(student, 2, 3) == 2, "what fits isn't cut"
-    monkeypatch.setattr("vl2v.training.memory.available_memory", lambda: 4e9)
+    monkeypatch.setattr("vl2v.training.learner.available_memory", lambda: 4e9)
     assert images_at_once(student, 32, 3) < n // 3, "half of what is free"
     assert all(weight.requires_grad for weight in student.parameters()) and student.training
     quick_convolutions(student.backbone, 224)
@@ -73,13 +73,13 @@ SCARCE = """
 import resource
 import torch
 from pathlib import Path
-from vl2v.training import memory
+from vl2v.training import learner
 size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (size + 2**26,) * 2)
 try:
     torch.empty(2**30, dtype=torch.uint8)
 except RuntimeError as error:
-    print(memory.is_out_of_memory(error))
+    print(learner.is_out_of_memory(error))
 """
 
 

@@ -31,9 +31,8 @@ from vl2v.system import processors, resident_bytes
 from vl2v.teachers import online_teacher, tower_of
 from vl2v.teachers.protocol import Teacher
 from vl2v.training.batches import batch_targets, read_image
-from vl2v.training.learner import StageWork, Validation
+from vl2v.training.learner import SLACK, WEIGHT, StageWork, Validation, activation_bytes, images_at_once
 from vl2v.training.loop import Trainer
-from vl2v.training.memory import SLACK, WEIGHT, activation_bytes, images_at_once
 from vl2v.training.stage import StageRun
 
 

@@ -43,8 +43,8 @@ from vl2v.students.student import Student
 from vl2v.system import rank, world_size
 from vl2v.teachers import online_teacher, the_teacher, tower_of
 from vl2v.teachers.prompts import prompts_for
-from vl2v.training.checkpoint import Checkpoint, load_checkpoint
 from vl2v.training.device import from_first
+from vl2v.training.learner import Checkpoint, load_checkpoint
 from vl2v.training.loop import Trainer
 
 AGAIN = "again"  # the folder, in a run's, of the training on all source images

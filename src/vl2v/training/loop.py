@@ -19,9 +19,8 @@ from vl2v.session import Progress, derive, silent
 from vl2v.students.convolutions import quick_convolutions
 from vl2v.students.student import Student
 from vl2v.system import reuse_freed_memory
-from vl2v.training.checkpoint import Checkpoint, load, load_checkpoint, under
 from vl2v.training.device import Device, OneDevice, launched_fabric, refuse_scalars
-from vl2v.training.learner import StageWork
+from vl2v.training.learner import Checkpoint, StageWork, load, load_checkpoint, under
 from vl2v.training.log import MetricsLog
 from vl2v.training.stage import StageRun
 

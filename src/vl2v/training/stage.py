@@ -19,20 +19,27 @@ from vl2v.methods.averaging import Scores, Weights
 from vl2v.session import derive
 from vl2v.students.student import Student
 from vl2v.system import raise_dropped_signal
-from vl2v.training.checkpoint import (
+from vl2v.training.device import like, make_whole, set_up, whole
+from vl2v.training.learner import (
     Checkpoint,
+    Learner,
+    StageWork,
     copied,
+    images_at_once,
+    is_out_of_memory,
+    learning_rate,
     load,
     load_optimizer,
+    new_optimizer,
     optimizer_tensors,
+    pieces,
     running_statistics,
     save_checkpoint,
+    set_trainable,
+    smaller,
     trainable,
     under,
 )
-from vl2v.training.device import like, make_whole, set_up, whole
-from vl2v.training.learner import Learner, StageWork, learning_rate, new_optimizer, set_trainable
-from vl2v.training.memory import images_at_once, is_out_of_memory, pieces, smaller
 
 if TYPE_CHECKING:
     from vl2v.training.loop import Trainer
