@@ -23,9 +23,9 @@ from vl2v.methods import Targets, task_of
 from vl2v.methods.adip import cosine_loss
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import compute_features
-from vl2v.runs.first_student import new_backbone
 from vl2v.runs.query import open_session
 from vl2v.runs.settings import resolve
+from vl2v.runs.start import new_backbone
 from vl2v.runs.train import new_student
 from vl2v.session import Session, silent
 from vl2v.students.student import evaluating

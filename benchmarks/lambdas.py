@@ -21,9 +21,9 @@ from vl2v.embeddings.store import EmbeddingStore
 from vl2v.evaluation.ridge import LAMBDAS, Taught, accuracies, best_lambda, lambda_accuracies, moments_of
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
-from vl2v.runs.first_student import new_backbone
 from vl2v.runs.query import open_session
 from vl2v.runs.settings import resolve
+from vl2v.runs.start import new_backbone
 from vl2v.session import Session, silent
 from vl2v.students.student import Student
 from vl2v.teachers import the_teacher

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from vl2v.embeddings.select import balanced_order, k_center_order, nearest_order, random_order, uncertain_order
+from vl2v.embeddings.plan import balanced_order, k_center_order, nearest_order, random_order, uncertain_order
 
 
 @pytest.fixture

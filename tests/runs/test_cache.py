@@ -84,7 +84,7 @@ def test_a_first_stage_of_another_lambda_is_not_taken(
 ) -> None:
     shared_cache, store, ended = tmp_path / "cache", tmp_path / "store", []
     for share in (0.0, 1.0):  # chosen on the same images, as after a change of the rule
-        monkeypatch.setattr("vl2v.runs.targets.best_lambda", lambda *found, share=share: share)
+        monkeypatch.setattr("vl2v.runs.start.best_lambda", lambda *found, share=share: share)
         settings = quick_settings(shapes, recording, "adip-plus")
         alone = vl2v.distill(settings, tmp_path / f"alone-{share}", store=store)
         ended.append(vl2v.distill(settings, tmp_path / f"shared-{share}", store=store, shared_cache=shared_cache))

@@ -52,7 +52,7 @@ def test_only_the_upper_blocks_learn_and_a_killed_run_ends_the_same(
 
 
 def pretrained(run: vl2v.Run) -> tuple[dict[str, torch.Tensor], Any]:
-    from vl2v.runs.first_student import new_backbone
+    from vl2v.runs.start import new_backbone
 
     backbone, spec = new_backbone(run.config)
     return backbone.state_dict(), spec

@@ -204,8 +204,8 @@ def _searching(work: WorkList, grid: Grid) -> Draw:
 
 def _check_students(jobs: Sequence[Job]) -> None:
     """Make each student once, as its run will; refuse those that a black box can't teach."""
-    from vl2v.runs.first_student import new_backbone
     from vl2v.runs.query import queries_online
+    from vl2v.runs.start import new_backbone
 
     trained = [job for job in jobs if find_method(job.method).stage_defaults]
     kinds = {json.dumps([job.method, job.settings["student"]], sort_keys=True, default=str): job for job in trained}

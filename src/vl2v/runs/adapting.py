@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from vl2v.config import RunConfig
 from vl2v.embeddings.bill import asker, cost, with_budget
 from vl2v.embeddings.fetch import Refusal
-from vl2v.embeddings.plan import fixed_views
-from vl2v.embeddings.select import k_center_order, random_order, uncertain_order
+from vl2v.embeddings.plan import fixed_views, k_center_order, random_order, uncertain_order
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.evaluation.metrics import Evaluation

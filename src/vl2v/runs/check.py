@@ -23,9 +23,9 @@ from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, StudentError, TeacherError
 from vl2v.evaluation.alignment import probe
 from vl2v.runs.features import Features
-from vl2v.runs.first_student import new_backbone
 from vl2v.runs.query import QueryReport
 from vl2v.runs.settings import Options, resolve, settings_of
+from vl2v.runs.start import new_backbone
 from vl2v.runs.teacher_verdict import Check, Sample, Skipped, draw_sample, verdict_of
 from vl2v.session import Progress, Session, silent
 from vl2v.students.student import Student

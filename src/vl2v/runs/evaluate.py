@@ -33,7 +33,7 @@ from vl2v.runs.predict import load
 from vl2v.runs.predictions import Predictions, content, same_images, source_notes
 from vl2v.runs.query import fit_scale
 from vl2v.runs.settings import resolve
-from vl2v.runs.targets import adapted_teacher
+from vl2v.runs.start import adapted_teacher
 from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier
 from vl2v.students.stored import is_on_hub

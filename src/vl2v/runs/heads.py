@@ -19,7 +19,7 @@ from vl2v.runs.datasets import Sources
 from vl2v.runs.evaluate import classifier_logits
 from vl2v.runs.features import Features
 from vl2v.runs.settings import refits
-from vl2v.runs.targets import FEW, adapted_teacher, learnt_images
+from vl2v.runs.start import FEW, adapted_teacher, learnt_images
 from vl2v.session import Progress
 from vl2v.students.backbone import weights_of
 from vl2v.students.classifier import Classifier

@@ -22,9 +22,9 @@ from vl2v.io import temporary_directory
 from vl2v.methods import Stage, Targets, Task
 from vl2v.runs.datasets import Sources
 from vl2v.runs.features import CACHED
-from vl2v.runs.first_student import new_backbone, new_student
 from vl2v.runs.query import queries_online
 from vl2v.runs.settings import has_tower, refits
+from vl2v.runs.start import new_backbone, new_student
 from vl2v.students.backbone import image_size_of, output_width
 from vl2v.students.student import Student, evaluating
 from vl2v.system import processors, resident_bytes

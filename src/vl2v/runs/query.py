@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from vl2v.config import RunConfig
 from vl2v.embeddings.bill import Cost, LedgerBudget, cost, with_budget
 from vl2v.embeddings.fetch import Refusal
-from vl2v.embeddings.plan import Plan, Views, clean_images, fixed_views
-from vl2v.embeddings.select import BY_STUDENT, random_order
+from vl2v.embeddings.plan import BY_STUDENT, Plan, Views, clean_images, fixed_views, random_order
 from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, VL2VWarning, did_you_mean
@@ -193,7 +192,7 @@ def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDAr
     config = session.config
     if config.teacher.select is None:
         return None
-    from vl2v.runs.first_student import free_features, selected
+    from vl2v.runs.start import free_features, selected
 
     if dry_run and config.teacher.strategy in BY_STUDENT:  # as many, though not the same
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"strategy": "random"})})
@@ -273,8 +272,8 @@ def advise(
 ) -> Advice:
     """Return how a first student's validation accuracy grows with the queried images; query nothing.
 
-    The first student is the projector, aligned on the free student's features (`first_student.aligned`); of the images
-    that are cached, an eighth, a quarter, half and all are taken, three times at random.
+    The first student is the projector, aligned on the free student's features; of the cached images an eighth, a
+    quarter, half and all are taken, three times at random.
 
     Args:
         settings: as for `embed`.
@@ -284,7 +283,7 @@ def advise(
     Raises:
         ConfigError: fewer than 64 training images were queried, or not all class prompts.
     """
-    from vl2v.runs.first_student import aligned, free_features
+    from vl2v.runs.start import aligned, free_features
 
     config = resolve(settings, preset)
     shared = Session.of(store, progress=progress)

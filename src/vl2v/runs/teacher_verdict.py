@@ -14,7 +14,7 @@ from vl2v.data import audit
 from vl2v.data.auditing import Audit
 from vl2v.data.dataset import DomainDataset
 from vl2v.embeddings.fetch import Refusal
-from vl2v.embeddings.select import random_order
+from vl2v.embeddings.plan import random_order
 from vl2v.errors import DataError
 from vl2v.evaluation.adapted import Embedded, left_out_predictions
 from vl2v.evaluation.alignment import Alignment, accuracy_by_group, align, confusions, probe

@@ -28,7 +28,6 @@ from vl2v.methods.averaging import Swad
 from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.evaluate import evaluate_images
 from vl2v.runs.features import ComputedFeatures, Features, SharedCache
-from vl2v.runs.first_student import new_backbone, new_student, selected
 from vl2v.runs.folder import Run, check_folder, locked, open_run, save_version
 from vl2v.runs.heads import calibrate, classifier_for, fit_last_layer, start_head
 from vl2v.runs.plan import Minutes, RunPlan, limit_of, plan_run, saved_plan, takes_moments
@@ -36,7 +35,14 @@ from vl2v.runs.predictions import predictions_of, same_images, save_images
 from vl2v.runs.query import open_session, queries_online
 from vl2v.runs.settings import Options, has_tower, resolve, retrains, settings_of
 from vl2v.runs.stages import ACTIVATIONS, RunStages, check_classes, check_trainable
-from vl2v.runs.targets import automatic, labelled_by_teacher, with_adapted_teacher
+from vl2v.runs.start import (
+    automatic,
+    labelled_by_teacher,
+    new_backbone,
+    new_student,
+    selected,
+    with_adapted_teacher,
+)
 from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
