@@ -11,7 +11,7 @@ import pytest
 
 import vl2v
 from vl2v.errors import ConfigError, MissingExtra
-from vl2v.training.log import TRACKERS, tracking
+from vl2v.training.loop import TRACKERS, tracking
 
 
 def test_every_row_reaches_the_hook_and_the_tool(quick: dict[str, Any], tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from vl2v.runs.settings import applicable
 from vl2v.session import Progress, silent
 from vl2v.students.backbone import licence_of
 from vl2v.teachers import is_white_box
-from vl2v.training.log import MetricsLog
+from vl2v.training.loop import MetricsLog
 from vl2v.tree import Tree, flat, merge
 
 CANDIDATES = ("lp-ft", "erm", "kd", "adip", "adip-plus")

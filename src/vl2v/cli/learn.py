@@ -220,7 +220,7 @@ def distill(
     with ExitStack() as stack:
         progress = stack.enter_context(run_log(out, stack.enter_context(progress_bars())))
         if log is not None and not rank():
-            from vl2v.training.log import tracking
+            from vl2v.training.loop import tracking
 
             common["on_metrics"] = stack.enter_context(tracking(log, out))
         run = train(settings, out, on_plan=lambda plan: say(*plan.summary()), **common, progress=progress)

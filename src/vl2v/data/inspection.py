@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 
 from vl2v.data.auditing import Audit, near_copies
-from vl2v.data.dataset import UNLABELLED, DomainDataset, Excluded, leave_out
+from vl2v.data.dataset import NO_SUFFIX, PASSED_OVER, UNLABELLED, DomainDataset, Excluded, leave_out
 from vl2v.data.decoding import CONVERT, FEWER_BITS, NO_ALPHA, NO_END, NOT_WHOLE
-from vl2v.data.files import NO_SUFFIX, PASSED_OVER
 from vl2v.data.layouts import split_like
 from vl2v.errors import DataError
 from vl2v.names import UNKNOWN, listed, same_name, says_nothing, skeleton

@@ -18,8 +18,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.data.dataset import ONE_DOMAIN, UNLABELLED, DomainDataset, Excluded
-from vl2v.data.files import SUFFIXES, image_files, one_form, printable
+from vl2v.data.dataset import (
+    ONE_DOMAIN,
+    SUFFIXES,
+    UNLABELLED,
+    DomainDataset,
+    Excluded,
+    image_files,
+    one_form,
+    printable,
+)
 from vl2v.data.manifest import Row, read_manifest, without_listed
 from vl2v.errors import DataError
 from vl2v.names import check_name

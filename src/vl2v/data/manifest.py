@@ -13,8 +13,7 @@ from sys import intern
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from vl2v.data.dataset import DomainDataset, Excluded
-from vl2v.data.files import SUFFIXES, one_form, printable
+from vl2v.data.dataset import SUFFIXES, DomainDataset, Excluded, one_form, printable
 from vl2v.errors import DataError, need_extra
 from vl2v.tree import text_of
 

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from vl2v.data.files import one_form
+from vl2v.data.dataset import one_form
 from vl2v.deploy.prediction import BATCH
 from vl2v.deploy.runtime import Exported
 from vl2v.errors import StudentError

@@ -29,7 +29,7 @@ from vl2v.runs.predictions import content
 from vl2v.runs.settings import resolve, without_paths
 from vl2v.session import Progress, Session
 from vl2v.training.batches import read_image
-from vl2v.training.log import MetricsLog
+from vl2v.training.loop import MetricsLog
 from vl2v.tree import Tree, flat
 
 SHOWN = 5  # images of each kind of disagreement

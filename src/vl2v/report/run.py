@@ -33,7 +33,7 @@ from vl2v.session import Progress, Session, derive
 from vl2v.teachers.paid.teacher import money
 from vl2v.teachers.prompts import prompts_for
 from vl2v.training.batches import clean_pixels
-from vl2v.training.log import MetricsLog
+from vl2v.training.loop import MetricsLog
 
 CONFUSED = 40  # classes in the confusion matrix
 WORST, MISTAKES = 6, 5  # classes with thumbnails, and thumbnails of each

@@ -16,8 +16,7 @@ from torch import Tensor
 from vl2v.config import DataConfig, PromptConfig, RunConfig
 from vl2v.data import leave_out
 from vl2v.data.auditing import Audit
-from vl2v.data.dataset import DomainDataset, in_split
-from vl2v.data.files import one_form
+from vl2v.data.dataset import DomainDataset, in_split, one_form
 from vl2v.embeddings.plan import clean_images, clean_view
 from vl2v.embeddings.rows import FILE_NAME
 from vl2v.embeddings.schema import image_key, text_key

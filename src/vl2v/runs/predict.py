@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vl2v.config import PromptConfig
-from vl2v.data.files import NO_SUFFIX, PASSED_OVER, SUFFIXES, image_files
+from vl2v.data.dataset import NO_SUFFIX, PASSED_OVER, SUFFIXES, image_files
 from vl2v.deploy.prediction import BATCH, Prediction, Predictor
 from vl2v.errors import DataError, TeacherError
 from vl2v.runs.folder import Run

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vl2v.config import PromptConfig
-from vl2v.data.files import one_form
+from vl2v.data.dataset import one_form
 from vl2v.errors import ConfigError
 from vl2v.names import listed, same_name, says_nothing
 from vl2v.tree import toml_key

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vl2v.data.files import one_form
+from vl2v.data.dataset import one_form
 from vl2v.errors import TeacherError, need_extra
 from vl2v.teachers.prompts import unit
 from vl2v.teachers.protocol import EMBEDDING_VERSION, EncodedImage, Vectors
