@@ -144,10 +144,13 @@ def accuracy_bars(results: Mapping[str, Mapping[str, float | None]], path: Path)
     figure.savefig(path, dpi=130)
 
 
-def prediction_grid(runs: Mapping[str, Run], domain: str, path: Path, *, rows: int = 3, columns: int = 8) -> None:
+ROWS, COLUMNS = 3, 8
+
+
+def prediction_grid(runs: Mapping[str, Run], domain: str, path: Path) -> None:
     """Draw images of a domain with what each student predicts, right in green and wrong ones in red.
 
-    One image of each of `rows * columns` classes, the first in the dataset's order, so that nobody chose them.
+    One image of each of `ROWS * COLUMNS` classes, the first in the dataset's order, so that nobody chose them.
 
     Args:
         runs: finished runs on the same data, by name.
@@ -159,12 +162,12 @@ def prediction_grid(runs: Mapping[str, Run], domain: str, path: Path, *, rows: i
     dataset = open_dataset(config.path, layout=config.layout)
     images = dataset.indices(domain)
     _, first = np.unique(dataset.labels[images], return_index=True)
-    chosen = images[np.sort(first)][: rows * columns]
+    chosen = images[np.sort(first)][: ROWS * COLUMNS]
     files = [dataset.read(i) for i in chosen]
     predictions = {name: [p.best for p in run.classifier.predict(files)] for name, run in runs.items()}
-    figure = Figure(figsize=(1.5 * columns, 2.3 * rows + 0.4))
+    figure = Figure(figsize=(1.5 * COLUMNS, 2.3 * ROWS + 0.4))
     figure.subplots_adjust(left=0.01, right=0.99, top=0.89, bottom=0.09, hspace=0.62, wspace=0.1)
-    cells = figure.subplots(rows, columns, squeeze=False).ravel()
+    cells = figure.subplots(ROWS, COLUMNS, squeeze=False).ravel()
     for cell in cells:
         cell.axis("off")
     for cell, index, data, number in zip(cells, chosen, files, range(len(chosen)), strict=False):

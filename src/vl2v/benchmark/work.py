@@ -24,6 +24,7 @@ from vl2v.tree import merge
 
 Notify = Callable[[dict[str, Any]], None]
 SAVED_EVERY = 5  # seconds
+SELDOM = 0.2  # seconds between two events of progress
 
 
 def do(work: WorkList, job: Job, *, budget: float = 0, progress: Progress = silent) -> bool:
@@ -165,13 +166,13 @@ def work_through(work: WorkList, jobs: Iterable[Job], *, since: float, budget: f
             notify({"event": "done" if good else "failed", "job": job.name})
 
 
-def seldom(notify: Notify, seconds: float = 0.2) -> Notify:
+def seldom(notify: Notify) -> Notify:
     """Return `notify` for a reader far away: progress that follows too soon on something else is left out."""
     last = [0.0]
 
     def notify_seldom(what: dict[str, Any]) -> None:
         now = time.monotonic()
-        if what["event"] == "progress" and now - last[0] < seconds and what["done"] < what["total"]:
+        if what["event"] == "progress" and now - last[0] < SELDOM and what["done"] < what["total"]:
             return
         last[0] = now
         notify(what)

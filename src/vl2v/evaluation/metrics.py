@@ -48,16 +48,17 @@ def measure(logits: Tensor, labels: Tensor, threshold: float = 0.0) -> Metrics:
     )
 
 
-def calibration_error(sure: Tensor, right: Tensor, bins: int = 15) -> float:
-    """Return the expected calibration error (Guo et al., ICML 2017, equation 3), in equal bins.
+def calibration_error(sure: Tensor, right: Tensor) -> float:
+    """Return the expected calibration error (Guo et al., ICML 2017, equation 3), in 15 equal bins.
+
+    A probability on an edge is of the bin above.
 
     Args:
         sure: the probability of each best class [n].
         right: 1 where it is right, else 0 [n].
-        bins: how many; a probability on an edge is of the bin above.
     """
-    number = (sure * bins).floor().long().clamp(max=bins)
-    gaps = torch.zeros(bins + 1, dtype=torch.float64).index_add_(0, number, (right - sure).double())
+    number = (sure * BINS).floor().long().clamp(max=BINS)
+    gaps = torch.zeros(BINS + 1, dtype=torch.float64).index_add_(0, number, (right - sure).double())
     return gaps.abs().sum().item() / len(sure)
 
 
@@ -88,12 +89,13 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     return (-inverse.detach().clamp(-7, 7)).exp().item()
 
 
-def unknown_threshold(logits: Tensor, labels: Tensor, keep: float = 0.95) -> float:
-    """Return the probability that a share `keep` of the correctly predicted images reaches."""
+def unknown_threshold(logits: Tensor, labels: Tensor) -> float:
+    """Return the probability that 95% of the correctly predicted images reach."""
     best = logits.softmax(-1).amax(-1)[logits.argmax(-1) == labels]
-    return best.quantile(1 - keep).item() if len(best) else 0.0
+    return best.quantile(1 - 0.95).item() if len(best) else 0.0
 
 
+BINS = 15
 SOFTNESS = 0.75  # what a temperature of 4 gives seven classes and a logit scale of 20: chosen there (docs/trials.md)
 SAMPLE = 4096  # images; more change nothing
 COLDEST, HOTTEST = 1e-4, 10.0  # times the logit scale

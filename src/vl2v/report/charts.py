@@ -180,11 +180,9 @@ def calibration(probability: NDArray[np.floating], right: NDArray[np.bool_], bin
     return Calibration(counts, confidence, accuracy, float(abs(gap).sum() / len(right)))
 
 
-def coverage(
-    probability: NDArray[np.floating], right: NDArray[np.bool_], most: int = 80
-) -> list[tuple[float, float, float]]:
-    """Return (threshold, coverage, accuracy) as the threshold rises: at most `most` points, n > 0."""
+def coverage(probability: NDArray[np.floating], right: NDArray[np.bool_]) -> list[tuple[float, float, float]]:
+    """Return (threshold, coverage, accuracy) as the threshold rises: at most 80 points, n > 0."""
     order = np.argsort(-probability, kind="stable")
     hits, count = np.cumsum(right[order]), len(order)
-    steps = np.unique(np.linspace(max(1, count // 20), count, min(most, count)).round().astype(int))
+    steps = np.unique(np.linspace(max(1, count // 20), count, min(80, count)).round().astype(int))
     return [(float(probability[order[k - 1]]), k / count, float(hits[k - 1] / k)) for k in steps]

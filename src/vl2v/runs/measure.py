@@ -96,16 +96,16 @@ def seconds_a_step(
     return float(np.median(run.timed(steps + 1)[1:]))
 
 
-def seconds_an_image(student: Student, example: Tensor | None = None, count: int = 16) -> float:
+def seconds_an_image(student: Student, example: Tensor | None = None) -> float:
     """Return how long the forward pass of an image takes, in batches; of `example` [1, ...], by default of pixels."""
     size = student.spec.image_size
     one = torch.zeros(1, size, size, 3, dtype=torch.uint8) if example is None else example
-    images = one.expand(count, *one.shape[1:]).contiguous()
+    images = one.expand(SAMPLE, *one.shape[1:]).contiguous()
     with evaluating(student):
         student.features(images[:2])
         start = time.perf_counter()
         student.features(images).cpu()
-        return (time.perf_counter() - start) / count
+        return (time.perf_counter() - start) / SAMPLE
 
 
 SAMPLE = 16  # images that are read to see how long it takes

@@ -95,18 +95,18 @@ def _queried(config: RunConfig, task: Task, sources: Sources) -> np.ndarray[tupl
     return sources.queried[: config.teacher.select if isinstance(config.teacher.select, int) else 0]
 
 
-def _seconds_of(queries: Plan, teacher: Teacher, sample: int = 4) -> float:
+def _seconds_of(queries: Plan, teacher: Teacher) -> float:
     """Return how long a local teacher's pending queries will take, measured on some of them."""
     seconds = 0.0
     if queries.pending:
-        indices = [index for index, _ in queries.pending[:sample]]
+        indices = [index for index, _ in queries.pending[:SAMPLE]]
         images = [EncodedImage(queries.dataset.paths[i], read_again(queries.dataset, i, bytes)) for i in indices]
         teacher.embed_images(images[:1])
         start = time.perf_counter()
         teacher.embed_images(images)
         seconds += (time.perf_counter() - start) / len(images) * len(queries.pending)
     if queries.pending_texts:
-        texts = list(queries.pending_texts[:sample])
+        texts = list(queries.pending_texts[:SAMPLE])
         start = time.perf_counter()
         teacher.embed_texts(texts)
         seconds += (time.perf_counter() - start) / len(texts) * len(queries.pending_texts)
@@ -117,6 +117,7 @@ Minutes = float | Literal["auto"] | None
 """What a run has to fit in. "auto": `WITHOUT_GPU`, where there is no GPU and neither steps, image size nor preset are
 given. None: nothing."""
 
+SAMPLE = 4  # queries by which a local teacher is measured
 WITHOUT_GPU = 20.0
 FEWEST = 300  # steps; images become smaller before there are fewer
 SIZES = (192, 160, 128, 96, 64)

@@ -19,7 +19,6 @@ from vl2v.web.server import is_local
 
 TRIES = 20  # wrong keys that an address may send in a minute
 _ADDRESSES = 10_000  # that are remembered
-TOGETHER = 512 * 2**20  # bytes of bodies that are held at once
 BODY_SECONDS = 60.0  # that a body may take
 OPEN = frozenset(("/", "/health", "/ready", "/v2/health/live", "/v2/health/ready"))
 
@@ -55,16 +54,14 @@ class Locked(_Guard):
 
     Args:
         key: is compared in constant time.
-        clock: seconds.
     """
 
     refused = failure(401, "a valid key is needed", headers={"WWW-Authenticate": "Bearer"})
     slowed = failure(429, "too many wrong keys, try again later", headers={"Retry-After": "60"})
 
-    def __init__(self, app: Any, key: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, app: Any, key: str) -> None:
         super().__init__(app)
         self._digest = hashlib.sha256(key.encode()).digest()
-        self._clock = clock
         self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()  # since when, how many
         self._right: OrderedDict[str, None] = OrderedDict()
 
@@ -86,13 +83,13 @@ class Locked(_Guard):
             if scheme.lower() == b"bearer" and hmac.compare_digest(self._digest, hashlib.sha256(key).digest()):
                 _remember(self._right, address, None)
                 return True
-            since = self._wrong[address][0] if self._tries(address) else self._clock()
+            since = self._wrong[address][0] if self._tries(address) else time.monotonic()
             _remember(self._wrong, address, (since, self._tries(address) + 1))
         return scope["path"] in OPEN
 
     def _tries(self, address: str) -> int:
         since, count = self._wrong.get(address, (0.0, 0))
-        return count if count and self._clock() - since < 60 else 0
+        return count if count and time.monotonic() - since < 60 else 0
 
 
 class Local(_Guard):
@@ -165,13 +162,11 @@ class Bodies:
         *,
         most: int,
         observe: Callable[[int, float], None],
-        seconds: float = BODY_SECONDS,
-        together: int = TOGETHER,
+        together: int,
     ) -> None:
         self.app = app
         self.most = most
         self.observe = observe
-        self.seconds = seconds
         self.together = together
         self.held = 0
 
@@ -187,10 +182,10 @@ class Bodies:
             if whole:  # what comes now is the end of the connection
                 return await receive()
             try:
-                async with asyncio.timeout(started + self.seconds - time.perf_counter()):
+                async with asyncio.timeout(started + BODY_SECONDS - time.perf_counter()):
                     message = await receive()
             except TimeoutError:
-                raise Refused(408, f"the body took over {self.seconds:g} s") from None
+                raise Refused(408, f"the body took over {BODY_SECONDS:g} s") from None
             whole = not message.get("more_body", False)
             size = len(message.get("body", b""))
             seen, self.held = seen + size, self.held + size

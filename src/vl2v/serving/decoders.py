@@ -27,6 +27,7 @@ SECONDS = 10.0  # of processor time that an image may take
 REQUEST_SECONDS = 30.0  # that all images of a request may take
 RECYCLED = 32  # images after which a process is replaced
 WAITING = 16  # requests of a client that may wait
+PATIENCE = 10.0  # seconds that one may wait for its turn
 _SMALL_FILE = 32 * 1024  # bytes: its header is read at once
 
 _REQUEST = struct.Struct("<Qd")  # bytes of the file, seconds
@@ -50,13 +51,11 @@ class Turns:
     Args:
         at_once: how many.
         waiting: turns that a client may wait for.
-        seconds: that one may wait.
     """
 
-    def __init__(self, at_once: int, *, waiting: int = WAITING, seconds: float = 10.0) -> None:
+    def __init__(self, at_once: int, *, waiting: int = WAITING) -> None:
         self.free = at_once
         self.waiting = waiting
-        self.seconds = seconds
         self._clients: dict[str, deque[asyncio.Future[None]]] = {}  # whose turn is next comes first
 
     @asynccontextmanager
@@ -83,7 +82,7 @@ class Turns:
         turn = asyncio.get_running_loop().create_future()
         queue.append(turn)
         try:
-            async with asyncio.timeout(self.seconds):
+            async with asyncio.timeout(PATIENCE):
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
@@ -93,7 +92,7 @@ class Turns:
                 if not queue:
                     self._clients.pop(client, None)
             if isinstance(error, TimeoutError):
-                raise Waited(f"waited for {self.seconds:g} s") from None
+                raise Waited(f"waited for {PATIENCE:g} s") from None
             raise
 
     def _pass_on(self) -> None:

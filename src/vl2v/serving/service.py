@@ -40,6 +40,8 @@ from vl2v.web.batches import Batches, Busy
 from vl2v.web.server import Metrics
 
 ASKER = "vl2v serve"
+BATCH = 32  # images
+SECONDS = 10.0  # that a request may wait for its turn
 BUILT_IN = (
     "this export has its classes built in; the same `vl2v export` command with --open makes one that takes new ones, "
     "if the student classifies by texts"
@@ -156,9 +158,7 @@ class Network:
 
     Args:
         student: loaded with one thread.
-        most: images in a batch.
         waiting: images that may wait.
-        seconds: that a request may wait for its turn.
         observe: called with the size of each batch.
     """
 
@@ -166,14 +166,12 @@ class Network:
         self,
         student: Exported,
         *,
-        most: int = 32,
         waiting: int = 128,
-        seconds: float = 10.0,
         observe: Callable[[int], None] = lambda size: None,
     ) -> None:
         self.student = student
         self.batches: Batches[Sequence[Thing], Rows] = Batches(
-            self._outputs, most=most, waiting=waiting, seconds=seconds, threads=processors(), observe=observe
+            self._outputs, most=BATCH, waiting=waiting, seconds=SECONDS, threads=processors(), observe=observe
         )
 
     async def outputs(self, things: Sequence[Thing], client: str = "") -> Rows:
@@ -201,8 +199,7 @@ class Network:
         return np.stack(views)
 
     def _run(self, pixels: NDArray[np.uint8]) -> Rows:
-        most = self.batches.most
-        return np.concatenate([self.student.run(pixels[i : i + most]) for i in range(0, len(pixels), most)])
+        return np.concatenate([self.student.run(pixels[i : i + BATCH]) for i in range(0, len(pixels), BATCH)])
 
 
 class ServingMetrics(Metrics):

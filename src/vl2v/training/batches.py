@@ -362,14 +362,14 @@ class _Viewed(Dataset[Tensor]):
 
 
 def viewed_pixels(
-    dataset: DomainDataset, images: Indices, views: Views, contents: Sequence[bytes], *, workers: int, most: int = 64
+    dataset: DomainDataset, images: Indices, views: Views, contents: Sequence[bytes], *, workers: int
 ) -> Iterator[Tensor]:
     """Yield uint8 pixels [n x K, s, s, 3] of the K fixed views of images, image by image.
 
     Args:
         contents: SHA-256 by dataset index.
     """
-    each = max(1, most // views.k)
+    each = max(1, 64 // views.k)
     chunks = [images[start : start + each] for start in range(0, len(images), each)]
     viewed = _Viewed(dataset, chunks, views, contents)
     yield from loaded(viewed, range(len(chunks)), workers=min(workers, len(chunks)))

@@ -230,8 +230,8 @@ class Checkpoint:
     passed_over: list[str] = field(default_factory=list)
 
 
-def save_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, keep: int = 2) -> None:
-    """Write `name`.safetensors durably, then remove all but the newest `keep`.
+def save_checkpoint(folder: Path, name: str, checkpoint: Checkpoint) -> None:
+    """Write `name`.safetensors durably, then remove all but the newest two.
 
     Raises:
         RunError: the disk is full or the folder can't be written to.
@@ -241,7 +241,7 @@ def save_checkpoint(folder: Path, name: str, checkpoint: Checkpoint, keep: int =
     metadata = {"state": state, "crc": _checksum(tensors, state)}
     target = folder / f"{name}.safetensors"
     write_tensors(target, tensors, metadata)
-    for old in _newest_first(folder)[keep:]:
+    for old in _newest_first(folder)[2:]:
         old.unlink()
 
 

@@ -66,7 +66,6 @@ class Batcher:
     Args:
         meter: takes the sales before embeddings are returned.
         waiting: queued items per client; beyond that `Busy` (a single request may be larger).
-        seconds: that a request may wait for its turn.
         observe: called with the size of each batch.
     """
 
@@ -77,7 +76,6 @@ class Batcher:
         *,
         most: int = 64,
         waiting: int = 512,
-        seconds: float = 30.0,
         observe: Callable[[int], None] = lambda size: None,
     ) -> None:
         self.teacher: Any = teacher
@@ -86,10 +84,10 @@ class Batcher:
         self._splits = hasattr(type(teacher), "prepare_image")
         self._inside: dict[str, int] = defaultdict(int)  # items by client
         self._embedding: FairQueue[Any, Any] = FairQueue(
-            self._embed, most=most, cost=CHARACTERS, seconds=seconds, finish=self._bill, observe=observe
+            self._embed, most=most, cost=CHARACTERS, finish=self._bill, observe=observe
         )
-        self._small: FairQueue[_Part, Any] = FairQueue(self._prepare, most=16, cost=4 * SMALL, seconds=seconds)
-        self._large: FairQueue[_Part, Any] = FairQueue(self._prepare, most=1, cost=1, seconds=seconds)
+        self._small: FairQueue[_Part, Any] = FairQueue(self._prepare, most=16, cost=4 * SMALL)
+        self._large: FairQueue[_Part, Any] = FairQueue(self._prepare, most=1, cost=1)
 
     @property
     def queued(self) -> int:

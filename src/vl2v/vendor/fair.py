@@ -17,7 +17,7 @@ from vl2v.web.batches import Waited
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 SHARES = 8  # a client's turn takes at most this part of a batch
-HOLD = 0.05  # seconds that a batch should take at most: what comes in meanwhile waits for all of it
+HOLD = 0.05  # seconds that a batch should take at most (thrice those of a single item): what comes in waits for it
 
 
 class Stopped(Exception):
@@ -59,12 +59,12 @@ def _waits(job: Job[Any, Any] | None) -> bool:
 
 
 class FairQueue(Generic[Item, Result]):
-    """A queue with worker threads of its own; the client that was served least goes first.
+    """A queue with a worker thread of its own; the client that was served least goes first.
 
-    Service is counted in `costs`; a client that returns after a while starts level with the others. While all threads
-    work, what comes in gathers for the next batch. Batches that take longer than `hold` seconds are followed by smaller
-    ones, so that a client who sends little waits for little, whatever the others send; and quick ones by larger ones,
-    up to `most` and `cost`.
+    Service is counted in `costs`; a client that returns after a while starts level with the others. While the thread
+    works, what comes in gathers for the next batch. Batches that take longer than `HOLD` seconds are followed by
+    smaller ones, so that a client who sends little waits for little, whatever the others send; and quick ones by larger
+    ones, up to `most` and `cost`.
 
     Args:
         work: processes a batch, in a thread; returns for each item its result or its error.
@@ -73,7 +73,6 @@ class FairQueue(Generic[Item, Result]):
         seconds: that a request may wait until its first item is taken.
         finish: called with finished jobs, in the thread and before they are resolved; may set their `error` or `value`.
         observe: called with the size of each batch.
-        hold: seconds that a batch should take at most; where a single item takes longer, up to three times as long.
         clock: seconds.
     """
 
@@ -84,10 +83,8 @@ class FairQueue(Generic[Item, Result]):
         most: int,
         cost: float,
         seconds: float = 30.0,
-        threads: int = 1,
         finish: Callable[[list[Job[Item, Result]]], None] = lambda jobs: None,
         observe: Callable[[int], None] = lambda size: None,
-        hold: float = HOLD,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.work = work
@@ -96,22 +93,20 @@ class FairQueue(Generic[Item, Result]):
         self.seconds = seconds
         self.finish = finish
         self.observe = observe
-        self.hold = hold
         self.clock = clock
         self.queued = 0  # items
         self._jobs: dict[str, deque[Job[Item, Result]]] = {}  # by client; no empty ones
         self._served: dict[str, float] = {}  # cost, by waiting client
         self._level = 0.0  # cost of the client that was served last
-        self._limits: dict[str, float] = {}  # cost of a batch that takes `hold` seconds, by kind
+        self._limits: dict[str, float] = {}  # cost of a batch that takes `HOLD` seconds, by kind
         self._alone: dict[str, float] = {}  # seconds of the quickest of the latest batches of one item, by kind
         self._arrived: list[Job[Item, Result]] = []  # in this turn of the event loop
         self._due: deque[tuple[float, ref[Job[Item, Result]]]] = deque()  # until when each may wait, in order
         self._timer: asyncio.TimerHandle | None = None
         self._closed = False
         self._changed = threading.Condition()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(threads)]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
 
     async def submit(
         self, client: str, kind: str, items: Sequence[Item], costs: Sequence[float], context: Any = None
@@ -139,7 +134,7 @@ class FairQueue(Generic[Item, Result]):
             del job  # a failure must not hold its own frame, and with it the items
 
     def _enqueue(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Put what arrived in one turn of the event loop into the queue: threads are woken once for all of it."""
+        """Put what arrived in one turn of the event loop into the queue: the thread is woken once for all of it."""
         arrived, self._arrived = self._arrived, []
         due = loop.time() + self.seconds
         with self._changed:
@@ -156,7 +151,7 @@ class FairQueue(Generic[Item, Result]):
                 else:
                     waiting.append(job)
                 self.queued += len(job.items)
-            self._changed.notify(len(arrived))
+            self._changed.notify()
         _deliver([job for job in arrived if job.error is not None])
         while self._due and not _waits(self._due[0][1]()):
             self._due.popleft()
@@ -173,8 +168,7 @@ class FairQueue(Generic[Item, Result]):
             for job in left:
                 job.error = Stopped("the server is being stopped")
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join()
+        self._thread.join()
         _deliver(left)
 
     def _expire(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -228,7 +222,7 @@ class FairQueue(Generic[Item, Result]):
             alone = self._alone.get(kind, 0.0)
             if items == 1:
                 alone = self._alone[kind] = min(seconds, 1.1 * alone or seconds)
-            limit, hold = self._limits.get(kind, self.cost), max(self.hold, 3 * alone)
+            limit, hold = self._limits.get(kind, self.cost), max(HOLD, 3 * alone)
             if seconds > hold:
                 limit = max(min(cost, limit) * hold / seconds, limit / 4)
             elif seconds < hold / 2 and cost > limit / 2:
