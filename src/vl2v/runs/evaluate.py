@@ -94,9 +94,9 @@ def evaluate_images(
     if run is None and data is None:
         raise DataError(f"{student}: comes without its images; give some (--data)")
     reuse_freed_memory()
-    classifier = load(run or student)
+    classifier = run.classifier if run else load(student)
     given = run.config if run else RunConfig(data=DataConfig(path=data or Path()))
-    config = given if data is None else given.model_copy(update={"data": _at(given.data, data)})
+    config = given if data is None else given.model_copy(update={"data": given.data.model_copy(update={"path": data})})
     own = run is not None and (data is None or _is_own(run, config, session))
     if not own:
         config = RunConfig(data=DataConfig(path=config.data.path, workers=config.data.workers), train=config.train)
@@ -146,10 +146,6 @@ def _at_its_quickest(student: Student, config: RunConfig) -> Iterator[None]:
         yield
     finally:
         student.to("cpu")
-
-
-def _at(data: DataConfig, path: Path) -> DataConfig:
-    return data.model_copy(update={"path": path})
 
 
 def _is_own(run: Run, config: RunConfig, session: Session) -> bool:
