@@ -1,6 +1,6 @@
 """What each runtime predicts for 200 odd images, beside the student in torch.
 
-    python benchmarks/runtimes.py RUN [--store STORE]
+    python benchmarks/runtimes.py RUN [--store STORE] [--formats litert]
 
 The images are validation images of the run's source domains: as they are, and made grey, tiny, large, of odd sizes,
 very wide or tall. Each runtime gets them decoded, or as PNG where it decodes itself; LiteRT takes pixels of the
@@ -172,6 +172,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("--store", type=Path)
+    parser.add_argument("--formats", nargs="+", default=["onnx", "openvino", "litert"])
     given = parser.parse_args()
     run = Run(given.run)
     student = run.classifier
@@ -193,7 +194,7 @@ def main() -> None:
         dist = DIST if DIST.is_dir() else None
         exporter = Exporter(copy, folder, sources)
         made: dict[tuple[str, bool], tuple[Path, Parity] | VL2VError] = {}
-        for kind, int8 in product(("onnx", "openvino", "litert"), (False, True)):
+        for kind, int8 in product(given.formats, (False, True)):
             try:
                 check_format(kind)
                 plain = exporter.make(kind, int8=int8)
@@ -211,7 +212,8 @@ def main() -> None:
                 made["web", int8] = page, final.parity
         print("| runtime | same class | probabilities differ by up to | |\n| --- | --- | --- | --- |")
         with closing_hub() as hub:
-            hub.commit(REPO, parcel(copy, REPO, store=given.store))
+            if "onnx" in given.formats:
+                hub.commit(REPO, parcel(copy, REPO, store=given.store))
             for int8 in (False, True):
                 for label, kind, call in (
                     ("ONNX Runtime, Python", "onnx", in_python),
@@ -221,6 +223,8 @@ def main() -> None:
                     ("OpenVINO", "openvino", by_vl2v),
                     ("LiteRT", "litert", by_vl2v),
                 ):
+                    if (kind, int8) not in made:
+                        continue
                     found, label = made[kind, int8], f"{label}, {'int8' if int8 else 'fp32'}"
                     if isinstance(found, VL2VError):
                         print(f"| {label} | not run: {found} | | |", flush=True)
@@ -228,9 +232,13 @@ def main() -> None:
                     file, parity = found
                     note = f"{len(parity.kept)} layers in fp32" if parity.kept else ""
                     print(row(label, wanted, partial(call, file, odd), note), flush=True)
+                if "onnx" not in given.formats:
+                    continue
                 dtype = "q8" if int8 else "fp32"
                 call = partial(in_transformers_js, hub, dtype, student.classes, odd)
                 print(row(f"transformers.js, {dtype}", wanted, call), flush=True)
+            if "onnx" not in given.formats:
+                return
             words = "a text head's norm isn't in it" if student.texts is not None else ""
             print(row("timm, fp32", wanted, partial(in_timm, hub, folder, odd), words), flush=True)
 

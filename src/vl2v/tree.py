@@ -101,8 +101,12 @@ def text_of(data: bytes) -> str:
         >>> text_of("chalk".encode("utf-16")), text_of("plain".encode("utf-8-sig"))
         ('chalk', 'plain')
     """
-    utf16 = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if utf16 else "utf-8-sig").replace("\r\n", "\n")
+    return data.decode(encoding_of(data)).replace("\r\n", "\n")
+
+
+def encoding_of(data: bytes) -> str:
+    """Return the encoding of a text that begins so: UTF-16 if it has that mark, else UTF-8."""
+    return "utf-16" if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
 def at_home(path: Path) -> Path:

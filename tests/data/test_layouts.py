@@ -398,7 +398,8 @@ def test_lines_of_an_exclusion_list_that_name_nothing_are_reported(tmp_path: Pat
         ("x.jpg", b"\xff\xd8\xff\xe0", "one image"),
         ("x.jsonl", b'{"file_name": "a.png"}\n', "JSON.*CSV manifest"),
         ("x.json", b' [{"file": 1}]', "JSON"),
-        ("x.csv", "path".encode("utf-16"), "UTF-16.*save it as CSV"),
+        ("x.csv", "path".encode("utf-16"), "no class column among path"),
+        ("x.csv", "path".encode("utf-16")[:-1], "can't be read as CSV.*save it as UTF-8"),
         ("x.csv", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
     ],
 )

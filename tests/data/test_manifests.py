@@ -70,7 +70,15 @@ def test_leading_zeros_stay(tmp_path: Path) -> None:
     assert dataset.classes == ("00", "01") and dataset.domains == ("007",) and len(dataset) == 6
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_spreadsheets_of_windows_are_read(encoding: str, tmp_path: Path) -> None:
+    """Excel's "Unicode text" is UTF-16 with tabs."""
+    rows = [f"{number}.png\tK\u00f6ter {number % 2}\tTag" for number in range(12)]
+    dataset = open_dataset(manifest(tmp_path, "\r\n".join(["path\tclass\tdomain", *rows]), encoding=encoding))
+    assert dataset.classes == ("K\u00f6ter 0", "K\u00f6ter 1") and len(dataset) == 12
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16-le"])
 def test_another_encoding_is_said_to_be_one(encoding: str, tmp_path: Path) -> None:
     """voxel51/fiftyone#1066, solivr/tf-crnn#18: a spreadsheet's CSV with an umlaut."""
     rows = [f"{number}.png;K\u00f6ter;Tag" for number in range(12)]

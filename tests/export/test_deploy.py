@@ -110,10 +110,10 @@ def test_a_page(deployed: tuple[Path, Prediction], node_modules: Path, site: tup
 
 
 def test_cpp(deployed: tuple[Path, Prediction]) -> None:
-    """ONNXRUNTIME_INCLUDE names the folder of onnxruntime_c_api.h; the library is that of Python's package."""
-    headers = os.environ.get("ONNXRUNTIME_INCLUDE", "/usr/include/onnxruntime")
-    if shutil.which("g++") is None or not (Path(headers) / "onnxruntime_c_api.h").is_file():
-        pytest.skip("no g++, or no onnxruntime_c_api.h: ONNXRUNTIME_INCLUDE names its folder")
+    """With the library of Python's package, and the header in ONNXRUNTIME_INCLUDE, or else the part of it beside."""
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to compile it with")
+    headers = os.environ.get("ONNXRUNTIME_INCLUDE", Path(__file__).with_name("include"))
     folder, wanted = deployed
     (library,) = (Path(onnxruntime.__file__).parent / "capi").glob("libonnxruntime.so.*")
     (folder / "libonnxruntime.so.1").symlink_to(library)

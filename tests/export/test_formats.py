@@ -240,9 +240,9 @@ def test_openvino_reports_nothing_over_the_network(tmp_path: Path) -> None:
 
 def test_onnxruntime_reports_nothing_over_the_network(closed: Path, tmp_path: Path) -> None:
     for place, before in enumerate(
-        ("vl2v.deploy.runtime.load(sys.argv[1])", "vl2v.deploy.runtime.onnxruntime_library()", "pass")
+        ("vl2v.deploy.runtime.load(sys.argv[1])", "vl2v.export.formats.check_format('onnx')", "pass")
     ):
-        program = f"import sys, vl2v.deploy.runtime; {before}; import onnxruntime as o; o.InferenceSession(sys.argv[1])"
+        program = f"import sys, vl2v.export.formats; {before}; import onnxruntime as o; o.InferenceSession(sys.argv[1])"
         assert bool(keeps(tmp_path / f"{place}", program, closed)) == (before == "pass")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -208,6 +209,10 @@ def test_images_are_dropped_pasted_and_photographed(
 
 def test_nothing_of_the_page_is_elsewhere_and_it_is_small(folder: Path) -> None:
     assert sum(file.stat().st_size for file in folder.iterdir()) < 5e6  # a student of nothing, so that 15 MB are left
+    icons = [icon["src"] for icon in json.loads((folder / "manifest.webmanifest").read_text("utf-8"))["icons"]]
+    icons += re.findall(r'<link rel="apple-touch-icon" href="(.*)">', (folder / "index.html").read_text("utf-8"))
+    assert [Image.open(folder / name).size for name in icons] == [(192, 192), (512, 512), (180, 180)]
+    assert all(f'"{name}"' in (folder / "sw.js").read_text("utf-8") for name in icons)
     for name in ("index.html", "student.js", "sw.js", "manifest.webmanifest"):
         text = (folder / name).read_text("utf-8").replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text and "https:" not in text

@@ -120,3 +120,10 @@ def test_activations_are_shared_and_change_nothing(shapes: Path, recording: Path
         )
         assert ("lower blocks" in passed) == (name != "second")
     assert not changed(runs["alone"], runs["first"]) and not changed(runs["alone"], runs["second"])
+    interrupt = stopping("distill", 4)
+    given = {"store": tmp_path / "store", "shared_cache": tmp_path / "shared"}
+    with pytest.raises(Interrupted):
+        vl2v.distill(settings, tmp_path / "third", progress=interrupt, **given)
+    passed.clear()
+    assert not changed(runs["alone"], vl2v.distill(settings, tmp_path / "third", progress=progress, **given))
+    assert "distill" in passed and "lower blocks" not in passed, "a resumed run finds them, too"

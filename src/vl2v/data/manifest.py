@@ -15,7 +15,7 @@ from urllib.parse import unquote, urlsplit
 
 from vl2v.data.dataset import SUFFIXES, DomainDataset, Excluded, one_form, printable
 from vl2v.errors import DataError, need_extra
-from vl2v.tree import text_of
+from vl2v.tree import encoding_of, text_of
 
 SPLITS = ("train", "val", "test")
 _SPLIT_WORDS = {
@@ -52,7 +52,6 @@ _KINDS = (
      "one image", "give the folder that holds the domains or classes"),
     (re.compile(rb"\s*[{\[]"), "JSON", "write a CSV manifest: path,class,domain"),
     (re.compile(rb"version https://git-lfs"), "a Git LFS pointer", "fetch the file itself (git lfs pull)"),
-    (re.compile(rb"\xff\xfe|\xfe\xff"), "a text in UTF-16", "save it as CSV (UTF-8)"),
     (re.compile(rb"\s*<"), "HTML or XML", "write a CSV manifest: path,class,domain"),
 )  # fmt: skip
 """How files begin that are given for a manifest and are none: what they are, and what to do."""
@@ -245,7 +244,9 @@ def _plain(name: str) -> str:
 def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
     """Yield (which line, its cells by column), the columns alone first; the first line tells the separator."""
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open("rb") as opened:
+            encoding = encoding_of(opened.read(2))
+        with path.open(encoding=encoding, newline="") as file:
             first = file.readline()
             file.seek(0)
             delimiter = max(",;\t|", key=first.count)
@@ -271,7 +272,7 @@ def _read_csv(path: Path) -> Iterator[tuple[str, dict[str, str | None]]]:
                 yield f"line {begin}", dict(zip(heads, cells, strict=False))
     except csv.Error as error:
         raise DataError(f"{path}: can't be read as CSV ({error}); is a \" missing?") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise DataError(f"{path}: can't be read as CSV ({error}); save it as UTF-8") from None
 
 

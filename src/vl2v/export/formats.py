@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vl2v.deploy.runtime import METADATA, files_of, openvino_library, size_of
+from vl2v.deploy.runtime import METADATA, files_of, onnxruntime_library, openvino_library, size_of
 from vl2v.errors import ConfigError, RunError, StudentError, need_extra, writing
 from vl2v.export.network import Network
 from vl2v.export.parity import Parity, Pixels
@@ -99,7 +99,7 @@ def check_format(kind: str, *, int8: bool = False, preprocess: str | None = None
     if preprocess == "inside" and kind not in INSIDE:
         raise ConfigError(f"--preprocess inside: not available for {kind}, only for {', '.join(INSIDE)}")
     for module, extra in NEEDED[kind].items():
-        need_extra(module, extra)
+        onnxruntime_library() if module == "onnxruntime" else need_extra(module, extra)
     if kind == "openvino":
         openvino_library()
 

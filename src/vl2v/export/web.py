@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import io
 import json
 import shutil
 import subprocess
@@ -18,6 +19,7 @@ from typing import Any
 import numpy as np
 import platformdirs
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from vl2v.data.download import fetch, sha256_of
 from vl2v.errors import ConfigError, DataError, RunError, StudentError, writing
@@ -42,11 +44,12 @@ _POLICY = (
     "img-src 'self' blob: data:; media-src blob:; connect-src 'self'; manifest-src 'self'; worker-src 'self'; "
     "base-uri 'none'; form-action 'none'"
 )
+_COLOUR = "#0b6e66"
 _HEAD = f"""<meta http-equiv="Content-Security-Policy" content="{_POLICY}">
 <link rel="manifest" href="manifest.webmanifest">
-<link rel="icon" href="icon.svg">
-<link rel="apple-touch-icon" href="icon.svg">
-<meta name="theme-color" content="#0b6e66">
+<link rel="icon" href="icon-192.png">
+<link rel="apple-touch-icon" href="icon-180.png">
+<meta name="theme-color" content="{_COLOUR}">
 <script src="ort.wasm.min.js"></script>
 <script src="student.js" defer></script>
 """
@@ -160,8 +163,11 @@ def write_web(
         "start_url": "./",
         "display": "standalone",
         "background_color": "#f7f6f2",
-        "theme_color": "#0b6e66",
-        "icons": [{"src": "icon.svg", "sizes": "any", "type": "image/svg+xml", "purpose": "any maskable"}],
+        "theme_color": _COLOUR,
+        "icons": [
+            {"src": f"icon-{side}.png", "sizes": f"{side}x{side}", "type": "image/png", "purpose": "any maskable"}
+            for side in (192, 512)
+        ],
     }
     card = {**card, "files": [{**card["files"][0], "name": "student.onnx"}]}
     page = {
@@ -170,7 +176,8 @@ def write_web(
         "classes.json": json.dumps(embeddings).encode(),
         "student.json": json.dumps(card, indent=2, ensure_ascii=False).encode(),
         card["files"][0]["name"]: model.read_bytes(),
-        **{name: assets.joinpath(name).read_bytes() for name in ("student.js", "icon.svg")},
+        "student.js": assets.joinpath("student.js").read_bytes(),
+        **{f"icon-{side}.png": _icon(side) for side in (180, 192, 512)},  # iPhones show no SVG
         **{name: file.read_bytes() for name, file in runtime_files(runtime, progress).items()},
     }
     if _WASM in page:  # not called .gz: some servers would have the browser unpack that
@@ -188,3 +195,15 @@ def write_web(
             if out.exists():
                 shutil.rmtree(out)
             made.rename(out)
+
+
+def _icon(side: int) -> bytes:
+    """Return the page's icon as PNG: a photograph in outline, on a full square: systems cut the corners."""
+    image = Image.new("RGB", (1536, 1536), _COLOUR)
+    draw = ImageDraw.Draw(image)
+    draw.rounded_rectangle((248, 344, 1288, 1192), 168, outline="white", width=80)
+    draw.ellipse((408, 448, 664, 704), outline="white", width=80)
+    draw.line([(352, 1056), (608, 800), (800, 992), (960, 864), (1184, 1056)], "white", 80, joint="curve")
+    buffer = io.BytesIO()
+    image.resize((side, side)).quantize(16).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 
 import numpy as np
@@ -63,6 +63,11 @@ class RunStages:
     features: Features
     probabilities: Tensor | None = None
     steps: int | None = None  # of the last stage, where validation has chosen them
+    start: str = field(init=False, default="")  # of `train.quick`: the backbone's name before a checkpoint is loaded
+
+    def __post_init__(self) -> None:
+        if self.run.config.train.quick != "off":
+            object.__setattr__(self, "start", backbone_name(self.student, self.trainer.fabric.precision, ""))
 
     def of(self, stage: Stage) -> StageWork:
         """Return what a stage needs to run."""
@@ -170,7 +175,7 @@ class RunStages:
         assert self.student.split is not None
         contents = hashlib.sha256(b"".join(self.sources.audit.contents[image] for image in images)).hexdigest()
         about = " ".join([self.student.split.cut, *views, contents])
-        key = backbone_name(self.student, fabric.precision, about)
+        key = hashlib.sha256(f"{self.start} {about}".encode()).hexdigest()[:24]
         with shared.alone(key):
             return make(file=shared.folder / ACTIVATIONS / f"{key}.f16")
 

@@ -226,7 +226,7 @@ def automatic(
     if missing:
         write_text(run / CHOSEN, json.dumps(chosen, indent=2))
     for name in names:
-        progress(f"{name} {chosen[name]:g}", 1, 1, "")
+        progress(f"chosen on the source domains: {name} {chosen[name]:g}", 1, 1, "")
     return {name: chosen[name] for name in names}
 
 

@@ -147,6 +147,23 @@ def store_modulecrc(fingerprint, key, vector):
     return crc(fingerprint, key, vector)
 
 
+def test_the_sides_of_images_are_part_of_the_fingerprint_and_what_was_bought_before_they_were_is_found(
+    tmp_path, monkeypatch
+):
+    def opened(sides):
+        file = tmp_path / "vendors.toml"
+        file.write_text(f"[azure-vision]\nimage_sides = {sides}\n")
+        monkeypatch.setenv("VL2V_VENDORS", str(file))
+        return open_teacher("azure-vision:https://me.example.com/#2023-04-15")
+
+    small, large = opened([11, 500]), opened([11, 900])
+    assert small.fingerprint != large.fingerprint
+    before = small.limits.model_copy(update={"image_sides": None})
+    old = fingerprint_of(small.name, "https://me.example.com", "2023-04-15", None, before)
+    assert old not in (small.fingerprint, large.fingerprint)
+    assert small.was_spelt(small.name, old) and not small.was_spelt(small.name, large.fingerprint)
+
+
 @pytest.mark.parametrize(
     "spec",
     [

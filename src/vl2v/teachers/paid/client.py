@@ -118,14 +118,21 @@ class RemoteTeacher:
         if canonical_spec(name) != self.name:
             return False
         _, url, *_ = parts_of(name)
-        spelt = fingerprint_of(name, (url or self.limits.url).rstrip("/"), self._model, self._dimensions, self.limits)
-        return fingerprint == spelt or HIDDEN in name  # the address had a password, and so had its fingerprint
+        addresses = {canonical_url(self._attempts.url), (url or self.limits.url).rstrip("/")}
+        without_sides = self.limits.model_copy(update={"image_sides": None})  # which weren't part of it
+        spelt = {
+            fingerprint_of(name, address, self._model, self._dimensions, limits)
+            for address in addresses
+            for limits in (self.limits, without_sides)
+        }
+        return fingerprint in spelt or HIDDEN in name  # the address had a password, and so had its fingerprint
 
     def image_as_text(self, data: bytes) -> str | None:
         """Return what a server that overlooks the modality would embed of an image as a text; None: none may."""
         if not self._adapter.modality:
             return None
-        return prepare(data, self.limits.formats, self.limits.image_bytes, self.limits.image_pixels).uri
+        limits = self.limits
+        return prepare(data, limits.formats, limits.image_bytes, limits.image_pixels, limits.image_sides).uri
 
     def too_long(self, text: str) -> str | None:
         """Return why the vendor wouldn't take a whole text, by its documented limits; None: it would."""
@@ -288,5 +295,6 @@ def fingerprint_of(name: str, url: str, model: str, dimensions: int | None, limi
     """Return the digest of all that changes what a vendor's model embeds, or how."""
     kind = name.partition(":")[0]
     sent = [IMAGE_VERSION, limits.formats, limits.image_bytes, limits.image_pixels]
+    sent += [limits.image_sides] if limits.image_sides else []
     decides = [kind, url, model, dimensions, *sent, EMBEDDING_VERSION]
     return hashlib.sha256(json.dumps(decides).encode()).hexdigest()[:32]
