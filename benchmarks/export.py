@@ -44,6 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path, nargs="?")
     parser.add_argument("--int8", action="store_true")
+    parser.add_argument("--formats", nargs="+", default=["onnx", "openvino"], help="of --int8")
     parser.add_argument("--fused", nargs="+", metavar="MODEL", default=[])
     parser.add_argument("--against", help="as for `vl2v bench-device`, or vit-b-16")
     parser.add_argument("--image-size", type=int)
@@ -58,7 +59,7 @@ def main() -> None:
             print_fused(given.fused, folder, given.turns)
             return
         if given.int8:
-            print_int8(Run(given.run), folder, given.store, given.turns)
+            print_int8(Run(given.run), folder, given.store, given.turns, given.formats)
             return
         against = f"open_clip:local-dir:{vit_b_16(folder)}" if given.against == "vit-b-16" else given.against
         found = bench_device(
@@ -68,7 +69,7 @@ def main() -> None:
         print(f"cold start: {cold_start(exported(given.run, folder, given.store), folder):.2f} s")
 
 
-def print_int8(run: Run, folder: Path, store: Path | None, turns: int) -> None:
+def print_int8(run: Run, folder: Path, store: Path | None, turns: int, formats: list[str]) -> None:
     exporter = Exporter(run, folder, open_images(run, store))
     size = exporter.classifier.student.spec.image_size
     print(
@@ -77,7 +78,7 @@ def print_int8(run: Run, folder: Path, store: Path | None, turns: int) -> None:
     )
     print("| --- " * 11 + "|")
     files = {}
-    for kind, label in (("onnx", "ONNX Runtime"), ("openvino", "OpenVINO")):
+    for kind in formats:
         plain, small = exporter.make(kind), exporter.make(kind, int8=True)
         files[kind] = plain.path, small.path
         callers = {
@@ -92,10 +93,20 @@ def print_int8(run: Run, folder: Path, store: Path | None, turns: int) -> None:
         parity = small.parity
         print(
             "|",
-            " | ".join([label, *cells, *sizes, f"{100 * parity.same:.1f}%", str(len(parity.kept))]),
+            " | ".join(
+                [
+                    {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "litert": "LiteRT"}[kind],
+                    *cells,
+                    *sizes,
+                    f"{100 * parity.same:.1f}%",
+                    str(len(parity.kept)),
+                ]
+            ),
             "|",
             flush=True,
         )
+    if "onnx" not in files:
+        return
     exact, images = 0, 0
     session = opened(files["onnx"][1], onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL)
     for domain in exporter.domains:
