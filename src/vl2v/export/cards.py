@@ -35,13 +35,7 @@ if TYPE_CHECKING:
     from vl2v.export.hub import AsTimm
 
 
-PUBLIC = ("method", "seed", "sources", "target", "images", "validation_accuracy", "validation_agreement")
 PAPER = ("adip", "sd")  # the methods of arXiv 2310.08255
-
-
-def public_about(about: dict[str, Any]) -> dict[str, Any]:
-    """Return what others may know of where a student comes from: no folder and no address of its maker's."""
-    return {name: about[name] for name in PUBLIC if name in about}
 
 
 def model_card(

@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from vl2v.deploy.runtime import load, load_current
 from vl2v.errors import HubError, StudentError, VL2VError
-from vl2v.export.cards import model_card, public_about
+from vl2v.export.cards import model_card
 from vl2v.export.inside import IMAGE, PROBABILITIES
+from vl2v.export.network import public_about
 from vl2v.export.parity import Domain, parts, source_domains
 from vl2v.export.student import open_images
 from vl2v.io import temporary_folder

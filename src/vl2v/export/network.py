@@ -18,12 +18,12 @@ from torch.nn import functional
 
 from vl2v.deploy.drift import reference
 from vl2v.deploy.runtime import FORMAT, METADATA, Exported, load, onnxruntime_library
-from vl2v.export.cards import public_about
 from vl2v.export.parity import Domain, Pixels, parts
 from vl2v.io import write_text
 from vl2v.names import UNKNOWN
 from vl2v.students.classifier import Classifier
 
+PUBLIC = ("method", "seed", "sources", "target", "images", "validation_accuracy", "validation_agreement")
 PREPROCESSING = {
     "orientation": "EXIF orientation is applied",
     "colours": "8-bit RGB: palettes are resolved, transparency is laid on white, grey and CMYK are converted without "
@@ -72,6 +72,11 @@ class Network(nn.Module):
     def example(self) -> Tensor:
         """Pixels to trace it with."""
         return torch.zeros(2, self.size, self.size, 3, dtype=torch.uint8)
+
+
+def public_about(about: dict[str, Any]) -> dict[str, Any]:
+    """Return what others may know of where a student comes from: no folder and no address of its maker's."""
+    return {name: about[name] for name in PUBLIC if name in about}
 
 
 def card_of(classifier: Classifier, form: str, precision: str) -> dict[str, Any]:
