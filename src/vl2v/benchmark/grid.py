@@ -71,6 +71,7 @@ _OWN = {
     "sd": ("lambda", Range(0.1, 0.9)),
     "kd": ("temperature", Range(1, 5)),
     "rise": ("kd_weight", Range(0.1, 0.9)),
+    "scmd": ("temperature", Range(2, 5)),
     "wise-ft": ("interpolate", Range(0.2, 0.8)),
 }
 
@@ -98,8 +99,9 @@ def drawn(method: str, seed: int, draw: int) -> Tree:
     Of the last stage: learning rate 10^U(-5, -3.5), weight decay 10^U(-6, -2), images a domain 2^U(3, 5.5). Of a
     method of its own: CORAL's weight and Mixup's alpha 10^U(-1, 1). Not in DomainBed: lambda U(0.1, 0.9), MIRO's weight
     10^U(-2, 0), KD's temperature U(1, 5), RISE's share of distillation U(0.1, 0.9), roughly what its authors searched,
-    WiSE-FT's interpolation U(0.2, 0.8). The losses of adip, adip-plus, fd and simkd, and lp's frozen features, want
-    larger steps: ten times the range; white boxes smaller ones, a tenth. CLIPood's weight decay is ten times the range.
+    SCMD's temperature U(2, 5), WiSE-FT's interpolation U(0.2, 0.8). The losses of adip, adip-plus, fd and simkd, and
+    lp's frozen features, want larger steps: ten times the range; white boxes smaller ones, a tenth. CLIPood's weight
+    decay is ten times the range.
     """
     rng = np.random.default_rng(derive(seed, "draw", method, draw))
     found = ranges(method).items()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -30,14 +30,19 @@ class AdaptedTeacher(Task):
 ALIGN = {"steps": 1000, "lr": 1e-3, "optimizer": "adam"}
 
 
+Lambda = Annotated[
+    Share | Literal["auto"],
+    Field(
+        alias="lambda",
+        description="the image target's share; auto: as is best for domains left out, on frozen features",
+    ),
+]
+
+
 class AdipSettings(Section):
     """Settings of the two cosines."""
 
-    lambda_: Share | Literal["auto"] = Field(
-        default=0.5,
-        alias="lambda",
-        description="the image target's share; auto: as is best for domains left out, on frozen features",
-    )
+    lambda_: Lambda = 0.5
 
 
 @register("adip")
@@ -116,15 +121,8 @@ class AdipPlus(Task):
     class Settings(AdipSettings):
         """Settings of ADiP, and of the added term."""
 
-        lambda_: Share | Literal["auto"] = Field(
-            default="auto",
-            alias="lambda",
-            description="the image target's share; auto: as is best for domains left out, on frozen features",
-        )
-        temperature: Temperature | Literal["auto"] = Field(
-            default="auto",
-            description="of the softened logits; auto: the teacher's have 3/4 of a blind guess's entropy",
-        )
+        lambda_: Lambda = "auto"
+        temperature: Temperature = "auto"
         class_weight: float = Field(default=0.5, ge=0, description="of the term between classes")
 
     settings: Settings

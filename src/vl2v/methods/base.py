@@ -145,7 +145,10 @@ SecondPass = Callable[[Mapping[str, "Tensor"], Callable[[], None], Callable[["Te
 weights as they are instead of the old one, and what makes a tensor whole that several processes have parts of."""
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Temperature = Annotated[float, Field(gt=0)]
+Temperature = Annotated[
+    Annotated[float, Field(gt=0)] | Literal["auto"],
+    Field(description="of the softened logits; auto: the teacher's have 3/4 of a blind guess's entropy"),
+]
 
 
 @dataclass(frozen=True)

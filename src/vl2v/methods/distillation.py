@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 class KdSettings(Section):
     """Settings of the distillation of logits."""
 
-    temperature: Temperature | Literal["auto"] = Field(
-        default=2.0, description="of the softened logits; auto: the teacher's have 3/4 of a blind guess's entropy"
-    )
+    temperature: Temperature = 2.0
     kd_weight: Share = Field(default=0.5, description="share of the teacher's term")
 
 
@@ -172,9 +170,7 @@ class Rise(Task):
     class Settings(KdSettings):
         """Settings of the distillation, with RISE's defaults."""
 
-        temperature: Temperature | Literal["auto"] = Field(
-            default=3.0, description="of the softened logits; auto: the teacher's have 3/4 of a blind guess's entropy"
-        )
+        temperature: Temperature = 3.0
         kd_weight: Share = Field(default=0.9, description="share of the teacher's term")
 
     settings: Settings
@@ -235,9 +231,7 @@ class Scmd(Task):
     class Settings(Section):
         """Settings of the divergences."""
 
-        temperature: Temperature | Literal["auto"] = Field(
-            default=3.0, description="of the softened logits; auto: the teacher's have 3/4 of a blind guess's entropy"
-        )
+        temperature: Temperature = 3.0
 
     settings: Settings
 
