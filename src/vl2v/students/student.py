@@ -162,8 +162,15 @@ class Student(nn.Module):
         self.spec = spec
         self.head = head
         self.split: Split | None = None
+        self._is_fastvit = any(type(part).__module__ == "timm.models.fastvit" for part in backbone.modules())
         self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1) * 255, persistent=False)
+
+    @property
+    def layout(self) -> torch.memory_format:
+        """How images lie in memory. With channels last, oneDNN crashes in FastViT's backward pass (PyTorch 2.14)."""
+        on_cpu = self.mean.device.type == "cpu"
+        return torch.contiguous_format if self._is_fastvit and on_cpu else torch.channels_last
 
     @property
     def width(self) -> int:
@@ -179,13 +186,16 @@ class Student(nn.Module):
         """Return F(x) [n, p] of uint8 pixels [n, s, s, 3] (0 to 255), or of `activations` of a student that is cut."""
         if self.split is not None and pixels.is_floating_point():
             x = pixels.to(self.mean.device).float()
-            return self.split.upper(x.permute(0, 3, 1, 2) if x.ndim == 4 else x).float()
+            return self.split.upper(self._laid_out(x.permute(0, 3, 1, 2)) if x.ndim == 4 else x).float()
         features: Tensor = self.backbone(self._normalised(pixels))
         return features.float()
 
     def _normalised(self, pixels: Tensor) -> Tensor:
         x = pixels.to(self.mean.device).permute(0, 3, 1, 2).to(self.mean.dtype)  # stays channels-last in memory
-        return (x - self.mean) / self.std
+        return self._laid_out((x - self.mean) / self.std)
+
+    def _laid_out(self, x: Tensor) -> Tensor:
+        return x if self.layout is torch.channels_last else x.contiguous()
 
     def cut(self, block: str) -> None:
         """Cut the backbone in two, so that `features` takes `activations`, too; see `vl2v.students.student`.

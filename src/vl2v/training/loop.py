@@ -87,10 +87,10 @@ class Trainer:
         """
         refuse_scalars(self.fabric, student)
         student.to(self.fabric.device)
-        student.to(memory_format=torch.channels_last)
+        student.to(memory_format=student.layout)
         if self.config.compile:
             student.backbone.compile()
-        elif self.fabric.device.type == "cpu":
+        elif self.fabric.device.type == "cpu" and student.layout is torch.channels_last:
             quick_convolutions(student.backbone, student.spec.image_size)
 
     def fit(
