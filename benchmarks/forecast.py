@@ -72,7 +72,7 @@ def measure(data: str, teacher: str, target: str, wanted: dict[str, Any]) -> Non
     ((plan, start),) = begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
     spent = time.monotonic() - start
-    words = plan.summary()[0].split(", about")[0]
+    words = plan.summary()[0].removeprefix("plan: ")
     print(
         json.dumps(
             {"words": words, "forecast": plan.total, "seconds": spent, "memory": plan.memory / 1e9, "peak": peak}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 import signal
 import sys
@@ -15,6 +16,17 @@ from types import FrameType
 from typing import Any, NoReturn
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
+
+
+@contextmanager
+def without_logs() -> Iterator[None]:
+    """Log nothing of libraries while weights are fetched: each retry would be a line, and what fails is raised."""
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def rank() -> int:

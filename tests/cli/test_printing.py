@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -89,3 +90,41 @@ def test_no_code_page_ends_a_command(encoding: str, tmp_path: Path) -> None:
     failed = typed(str(tmp_path / "m.csv"), "--target", "\u65e5\x1b[2J\n")
     assert failed.returncode == 2 and b"Traceback" not in failed.stderr
     assert rb"\x1b[2J" in failed.stderr and failed.stderr.splitlines()[-1].startswith(b"error: ")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="a terminal of POSIX")
+def test_lines_stand_whole_above_the_bars_that_are_being_drawn() -> None:
+    program = """
+import sys
+from tqdm import tqdm
+from vl2v.cli import progress_bars, say
+before = sys.stderr
+with progress_bars() as progress:
+    progress("measuring", 0, 2, "")
+    say("plan: 460 steps")
+    progress("chosen: 0.5", 1, 1, "")
+    progress("measuring", 2, 2, "")
+    for _ in tqdm(range(3), mininterval=0):
+        pass
+assert sys.stderr is before
+"""
+    import termios
+
+    terminal, end = os.openpty()
+    termios.tcsetwinsize(end, (24, 80))
+    environment = {name: value for name, value in os.environ.items() if name not in ("TQDM_DISABLE", "COLUMNS")}
+    environment["TERM"] = "xterm"
+    with subprocess.Popen([sys.executable, "-c", program], stdout=end, stderr=end, env=environment) as process:
+        os.close(end)
+        written = b""
+        try:
+            while part := os.read(terminal, 65536):
+                written += part
+        except OSError:  # how Linux ends a terminal that nobody writes to any more
+            pass
+        assert process.wait() == 0
+    os.close(terminal)
+    lines = [re.split(r"\x1b\[[0-9;?]*[A-Za-z]|\r", line)[-1] for line in written.decode().split("\r\n")]
+    assert "plan: 460 steps" in lines and "chosen: 0.5" in lines
+    assert "3 of 3" in written.decode() and "3/3" not in written.decode(), "a download is a remark on our bar"
+    assert b"chosen: 0.5 \xe2" not in written, "what isn't a task has no bar"

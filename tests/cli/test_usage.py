@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tomllib
 from collections.abc import Callable
 from functools import partial
@@ -158,6 +159,34 @@ def test_remarks_are_printed_once_and_quiet_prints_none(
                 progress("a", done, 9, "end" if done == 9 else "")
         note("x")
         assert capsys.readouterr() == ("", expected)
+
+
+@pytest.mark.parametrize("words", [(), ("data",), ("store",), ("vendor", "keys")])
+def test_lists_of_commands_have_whole_sentences(vl2v: Typed, words: tuple[str, ...]) -> None:
+    listed = vl2v(*words, "--help").stdout.partition("Commands:")[2]
+    assert "..." not in listed
+    sentences = re.split(r"^  (?=\w)", listed.rstrip(), flags=re.MULTILINE)[1:]
+    assert len(sentences) > 2 and all(sentence.rstrip().endswith(".") for sentence in sentences)
+
+
+def test_methods_are_listed_by_what_they_need(vl2v: Typed) -> None:
+    lines = vl2v("methods").stdout.splitlines()
+    assert sorted(line.split()[0] for line in lines if line.startswith("  ")) == sorted(METHODS)
+    assert lines[-1] == "default: adip-plus"
+    assert max(map(len, lines)) <= 80
+    after = lines[lines.index("a teacher whose weights are at hand:") + 1 : -1]
+    assert [line.split()[0] for line in after] == [name for name, task in METHODS.items() if task.tower]
+
+
+def test_verbose_output_that_is_no_terminal_says_how_far_a_task_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shown, "LEVEL", 1)
+    monkeypatch.setattr(shown, "EVERY", -1)  # seconds: the next line is always due
+    with progress_bars() as progress:
+        for done in range(4):
+            progress("a", done, 3, "")
+    assert capsys.readouterr().err == "a 0/3\na 1/3\na 2/3\na 3/3\n"
 
 
 def test_verbose_and_quiet_exclude_each_other(vl2v: Typed) -> None:

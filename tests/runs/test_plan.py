@@ -108,8 +108,9 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(unhurried: dict[st
     plan = plan_run(settings, store=tmp_path / "store", minutes=0.05)
     words = plan.summary()
     assert f"{plan.config.stages['distill'].steps} steps of" in words[0] and "at 32 px" in words[0]
-    assert "queries (0 cached), free" in words[0] and "on this CPU" in words[0]
-    assert "the full recipe (32 px, 1,000 steps of" in words[-1]
+    assert "on this CPU" in words[1] and "queries (0 cached), free" in words[2]
+    assert "the full recipe (32 px, 1,000 steps of" in words[-2]
+    assert max(map(len, words)) <= 80
     assert plan.chosen["stages.distill.steps"] < 1000
     assert not list(tmp_path.glob("run*"))
     with EmbeddingStore(tmp_path / "store") as store:

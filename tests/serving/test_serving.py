@@ -512,7 +512,7 @@ def test_it_says_where_it_listens_and_answers_there(opened: Path, image: bytes, 
     try:
         assert process.stderr is not None
         line = process.stderr.readline().strip()
-        assert line.startswith(f"{opened} (open form, fp32) at {address}:") and not line.endswith(":0")
+        assert line.startswith(f"serving {opened} (open form, fp32) at {address}:") and not line.endswith(":0")
         url = line.rpartition(" at ")[2]
         assert http.post(f"{url}/predict", files={"image": image}).status_code == 200
         assert http.get(f"{url}/about", headers={"Host": "evil.example"}).status_code == 400

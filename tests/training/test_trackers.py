@@ -51,3 +51,21 @@ def test_an_unknown_tool_is_refused(tmp_path: Path) -> None:
     message = "--log magic: choose one of wandb, mlflow, trackio, tensorboard"
     with pytest.raises(ConfigError, match=message), tracking("magic", tmp_path):
         pass
+
+
+def test_mlflow_gets_every_measure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlflow = pytest.importorskip("mlflow", reason="mlflow-skinny isn't installed")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # a database takes ten seconds to make
+    monkeypatch.setenv("MLFLOW_DISABLE_TELEMETRY", "true")
+    mlflow.set_tracking_uri(tmp_path / "mlruns")
+    rows = [{"stage": "align", "step": 5, "loss": 0.5, "images_per_second": 9.0}]
+    rows += [{"stage": "distill", "step": step, "loss": 1 / step} for step in (2, 4)]
+    with tracking("mlflow", tmp_path / "a run") as log:
+        for row in rows:
+            log(row)
+    client = mlflow.MlflowClient()
+    (run,) = client.search_runs([client.get_experiment_by_name("vl2v").experiment_id])
+    assert (run.info.run_name, run.info.status) == ("a run", "FINISHED")
+    assert run.data.metrics == {"align/loss": 0.5, "align/images_per_second": 9.0, "distill/loss": 0.25}
+    logged = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, "distill/loss")]
+    assert logged == [(2, 0.5), (4, 0.25)]

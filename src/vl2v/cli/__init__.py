@@ -8,15 +8,16 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
-import typer
+from typer.core import TyperGroup
 
 from vl2v.privacy import without_secrets
 from vl2v.table import visible
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vl2v.session import Progress
 
 LEVEL = 0  # -1: --quiet, 1: --verbose
+EVERY = 30  # seconds between two lines on a task
 
 
 def at_home(word: str) -> str:
@@ -75,10 +77,21 @@ def main() -> None:
         raise
 
 
+class Commands(TyperGroup):
+    """Commands whose list has the first sentence of each in full; Typer cuts it off after half a line."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return a command by its name."""
+        command = super().get_command(ctx, cmd_name)
+        if command is not None and command.help:
+            command.short_help = " ".join(command.help.split("\n\n")[0].split())
+        return command
+
+
 def say(*lines: str, err: bool = False) -> None:
     """Print lines on standard output or standard error, with control characters in names written out."""
-    for line in lines:
-        typer.echo(visible(line), err=err)
+    for line in lines:  # not typer.echo, which would write into bars that are being drawn
+        print(visible(line), file=sys.stderr if err else sys.stdout, flush=True)
 
 
 def note(line: str) -> None:
@@ -91,7 +104,8 @@ def note(line: str) -> None:
 def progress_bars() -> Iterator[Progress]:
     """Yield a progress callback that shows a bar per task, with the time left, on standard error.
 
-    Where that isn't a terminal, remarks are printed as lines, and with --verbose the start and end of every task.
+    Where that isn't a terminal, remarks are printed as lines, and with --verbose the start and end of every task, and
+    how far it is every half minute.
     Of several processes of a run only the first one shows any.
     """
     from vl2v.session import silent
@@ -105,7 +119,7 @@ def progress_bars() -> Iterator[Progress]:
         yield _lines()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -114,27 +128,76 @@ def progress_bars() -> Iterator[Progress]:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[remark]}", markup=False),
     )
-    with Progress(*columns, console=Console(stderr=True)) as bars:
-        tasks = {}
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=sys.stdout.isatty()) as bars:
+        tasks: dict[str, TaskID] = {}
 
         def progress(task: str, done: int, total: int, remark: str) -> None:
+            if task not in tasks and done == total == 1:  # a remark in the form of a task
+                say(" ".join(filter(None, (task, remark))), err=True)
+                return
             if task not in tasks:
                 tasks[task] = bars.add_task(visible(task), total=total or None, remark="")
             bars.update(tasks[task], completed=done, total=total or None, remark=visible(remark))
 
+        if hasattr(sys.stderr, "rich_proxied_file"):  # put there by rich, and taken away again
+            sys.stderr = _Downloads(
+                sys.stderr, lambda remark: tasks and bars.update([*tasks.values()][-1], remark=remark)
+            )
         yield progress
+
+
+_LIBRARY_BAR = re.compile(r"(\S+)/(\S+) \[")  # of tqdm
+
+
+class _Downloads(io.TextIOBase):
+    """Standard error while bars are drawn: of a bar of another library, how far it is stands behind our last one.
+
+    Args:
+        below: what takes whole lines.
+        remark: called with how far it is.
+    """
+
+    def __init__(self, below: TextIO, remark: Callable[[str], Any]) -> None:
+        self.below = below
+        self.rich_proxied_file = getattr(below, "rich_proxied_file", below)  # where rich itself writes
+        self.remark = remark
+        self.in_bar = False
+
+    def write(self, text: str) -> int:
+        """Write a text, or show how far a bar is."""
+        self.in_bar = text.startswith("\r") or (self.in_bar and not text.strip())
+        if not self.in_bar:
+            return self.below.write(text)
+        if found := _LIBRARY_BAR.search(text):
+            self.remark(f"{found[1]} of {found[2]}")
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush what takes whole lines."""
+        self.below.flush()
+
+    def fileno(self) -> int:
+        """Return the terminal's number."""
+        return self.below.fileno()
+
+    def isatty(self) -> bool:
+        """Return True: bars are drawn in a terminal."""
+        return True
 
 
 def _lines() -> Progress:
     """Return a progress callback that prints lines."""
     begun: set[str] = set()
+    last = time.monotonic()
 
     def progress(task: str, done: int, total: int, remark: str) -> None:
+        nonlocal last
         first, ended = task not in begun, bool(total) and done >= total
         begun.add(task)
         if first and ended and total == 1:  # a remark in the form of a task
             say(" ".join(filter(None, (task, remark))), err=True)
-        elif LEVEL > 0 and (first or ended):
+        elif LEVEL > 0 and (first or ended or time.monotonic() - last > EVERY):
+            last = time.monotonic()
             say(" ".join(filter(None, (task, f"{done}/{total}", remark))), err=True)
 
     return progress

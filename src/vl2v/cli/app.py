@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import typer
-from typer.core import TyperGroup
 
 from vl2v import cli
 from vl2v.cli import benchmark, data, learn, predict, store, teacher, vendor
@@ -28,7 +27,7 @@ def _visible() -> Iterator[None]:
         raise
 
 
-class _Commands(TyperGroup):
+class _Commands(cli.Commands):
     def make_context(self, *args: Any, **extra: Any) -> Any:
         with _visible():
             return super().make_context(*args, **extra)

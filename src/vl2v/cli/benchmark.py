@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from vl2v.cli import progress_bars, say
+from vl2v.cli import Commands, progress_bars, say
 from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec
 
 if TYPE_CHECKING:
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from vl2v.benchmark.worklist import Corruptions
     from vl2v.session import Progress
 
-app = typer.Typer(help="Compare methods under one protocol, on any number of machines.", invoke_without_command=True)
+app = typer.Typer(
+    cls=Commands, help="Compare methods under one protocol, on any number of machines.", invoke_without_command=True
+)
 Folder = Annotated[Path, typer.Argument(help="A benchmark folder.")]
 
 Engine = Annotated[

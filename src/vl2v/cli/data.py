@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
-from vl2v.cli import progress_bars, say
+from vl2v.cli import Commands, progress_bars, say
 from vl2v.cli.learn import ConfigFile, Set, Store
 
 SHOWN = 20  # suspect labels in the terminal
 app = typer.Typer(
-    help="Inspect, download and corrupt datasets, before anything is queried or trained.", no_args_is_help=True
+    cls=Commands,
+    help="Inspect, download and corrupt datasets, before anything is queried or trained.",
+    no_args_is_help=True,
 )
 
 DataPath = Annotated[Path, typer.Argument(help="Dataset: folders domain/class/image or class/image, or a manifest.")]
@@ -59,7 +61,7 @@ def inspect(
     rows.append(["all", *(str(sum(count.values())) for count in counts)])
     notes = [f"- {finding}" for finding in inspection.findings] or ["nothing to fix"]
     Table(["class", *domains], rows, (), notes, str(path), sections=[len(rows) - 2]).print()
-    say("once a teacher has embedded the images, `vl2v data mistakes` lists labels that are probably wrong")
+    say("once a teacher has embedded these, `vl2v data mistakes` lists suspect labels")
 
 
 @app.command("mistakes")

@@ -187,11 +187,14 @@ def distill(
     store: Store = None,
 ) -> None:
     """Train a student, evaluate it on every domain and save everything in a run folder."""
-    from vl2v.runs.plan import plan_run
-    from vl2v.runs.settings import settings_of
-    from vl2v.runs.train import distill as train
-    from vl2v.system import rank
+    with progress_bars() as progress:
+        progress("starting", 0, 1, "")
+        from vl2v.runs.plan import plan_run
+        from vl2v.runs.settings import settings_of
+        from vl2v.runs.train import distill as train
+        from vl2v.system import rank
 
+        progress("starting", 1, 1, "")
     settings = settings_of(
         config,
         pairs or (),
@@ -250,13 +253,23 @@ def _keep_export(run: Run, store: Path | None, progress: Progress) -> str:
 
 
 def methods() -> None:
-    """List the training methods."""
+    """List the training methods by what they need."""
+    from vl2v.config import RunConfig
     from vl2v.methods import METHODS
 
-    needs = {"images": "a teacher", "texts": "the teacher's texts", "nothing": "labels only"}
-    for name, task in METHODS.items():
-        white = ", and its weights" if task.tower else ""
-        say(f"{name:9} {task.title} ({needs[task.queries]}{white})")
+    needs = {
+        "images": "a teacher",
+        "texts": "class prompts embedded by a teacher",
+        "nothing": "labels only",
+        "weights": "a teacher whose weights are at hand",
+    }
+    width = max(map(len, METHODS))
+    for need, words in needs.items():
+        say(f"{words}:")
+        for name, task in METHODS.items():
+            if need == ("weights" if task.tower else task.queries):
+                say(f"  {name:{width}}  {task.title}")
+    say(f"default: {RunConfig.model_fields['method'].default}")
 
 
 def config(

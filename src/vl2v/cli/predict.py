@@ -5,14 +5,14 @@ from typing import Annotated
 
 import typer
 
-from vl2v.cli import progress_bars, say
+from vl2v.cli import Commands, progress_bars, say
 from vl2v.cli.benchmark import RULES, Selection, one_of
 from vl2v.cli.learn import Budget, Store
 from vl2v.table import visible
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]
 Student = Annotated[str, typer.Argument(metavar="RUN", help="Run folder, or hf:USER/REPO[@REVISION].")]
-classes = typer.Typer(help="List a student's classes, and add new ones.", no_args_is_help=True)
+classes = typer.Typer(cls=Commands, help="List a student's classes, and add new ones.", no_args_is_help=True)
 
 
 def evaluate(

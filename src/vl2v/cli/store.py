@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vl2v.cli import say
+from vl2v.cli import Commands, say
 from vl2v.cli.learn import Store
 
 if TYPE_CHECKING:
     from vl2v.embeddings.ledger import Entry
 
-app = typer.Typer(help="Inspect and maintain embedding stores.", no_args_is_help=True)
+app = typer.Typer(cls=Commands, help="Inspect and maintain embedding stores.", no_args_is_help=True)
 
 
 @app.callback()

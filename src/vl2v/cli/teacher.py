@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from vl2v.cli import progress_bars, say
+from vl2v.cli import Commands, progress_bars, say
 from vl2v.cli.learn import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec
 from vl2v.table import Table
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from vl2v.evaluation.compare import Share
     from vl2v.runs.teacher_verdict import Check
 
-app = typer.Typer(help="Check a teacher before paying for all of its embeddings.", no_args_is_help=True)
+app = typer.Typer(cls=Commands, help="Check a teacher before paying for all of its embeddings.", no_args_is_help=True)
 
 ROWS = 10  # of long tables; --json has all
 

@@ -5,11 +5,13 @@ from typing import Annotated
 
 import typer
 
-from vl2v.cli import say
+from vl2v.cli import Commands, say
 
-app = typer.Typer(help="Sell a local teacher's embeddings of texts and images over HTTP.", no_args_is_help=True)
+app = typer.Typer(
+    cls=Commands, help="Sell a local teacher's embeddings of texts and images over HTTP.", no_args_is_help=True
+)
 
-keys_app = typer.Typer(help="Manage the clients' keys.", no_args_is_help=True)
+keys_app = typer.Typer(cls=Commands, help="Manage the clients' keys.", no_args_is_help=True)
 app.add_typer(keys_app, name="keys")
 
 KeyFile = Annotated[Path, typer.Option(help="File with the clients' hashed keys (TOML).")]

@@ -69,7 +69,8 @@ def fetch(
     """
 
     task = f"querying {teacher.name}"
-    progress(task, 0, plan.queries, "")
+    if plan.queries:
+        progress(task, 0, plan.queries, "")
     paid = as_paid(teacher)
     if paid is not None:
         return _buy(plan, store, paid, progress, check_texts) if plan.queries else []

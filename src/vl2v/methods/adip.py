@@ -112,7 +112,7 @@ class AdipPlus(Task):
     fitted once more, in closed form. Ours; see docs/trials.md.
     """
 
-    title = "ADiP that fits its teacher, and learns how it tells classes apart"
+    title = "ADiP plus a term between classes; fits lambda to its teacher"
     version = 4
     refits = True
     class_term = True

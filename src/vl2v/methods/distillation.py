@@ -223,7 +223,7 @@ class Scmd(Task):
     of step 299 on. The scale of the cosines learns as fast as the rest, which in theirs has half of its rate.
     """
 
-    title = "distillation of logits on the hardest fifth of a batch, averaged"
+    title = "distillation of logits, of the hardest fifth of a batch"
     head = "linear"
     class_term = True
     stage_defaults = {"distill": {"steps": 1000, "lr": 3e-4, "schedule": "constant"}}

@@ -90,7 +90,7 @@ class ErmPlusPlus(Finetuning):
     `student.batch_norm` says otherwise, and the start is whatever `student.weights` are.
     """
 
-    title = "the head first, then constant-rate averaging, then all source images"
+    title = "the head first, then constant-rate averaging, then all images"
     retrains = True
     stage_defaults = {"probe": {"steps": 500, "lr": 1e-3}, "finetune": {**FINETUNE, "schedule": "constant"}}
 

@@ -200,7 +200,7 @@ def fit_last_layer(
         if head != "method":
             progress(refit(student, task, sources, targets, trained, head), 1, 1, "")
         elif (best := align_again(student, sources, targets, trained)) is not None:
-            progress(f"aligned again, lambda {best:g}", 1, 1, "")
+            progress(f"last layer fitted once more, lambda {best:g}", 1, 1, "")
     if parent is not None:
         progress(toward_parent(student, parent, sources, targets, new_features), 1, 1, "")
 

@@ -25,6 +25,7 @@ from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError
 from vl2v.io import read_json, write_text
 from vl2v.methods import Task, task_of
+from vl2v.privacy import public_name
 from vl2v.runs.datasets import Images, Sources
 from vl2v.runs.folder import PLAN
 from vl2v.runs.measure import Bench, Rates
@@ -45,19 +46,24 @@ class Teaching:
     """The queries of a run.
 
     Attributes:
+        name: of the teacher; "" if none is queried.
         queries: how many are left.
         cached: how many aren't.
         seconds: they take.
         price: in words.
     """
 
+    name: str = ""
     queries: int = 0
     cached: int = 0
     seconds: float = 0.0
     price: str = "free"
 
     def __str__(self) -> str:
-        return f"teacher {self.queries:,} queries ({self.cached:,} cached), {self.price}"
+        if not self.name:
+            return "no teacher is queried"
+        toy = " (for trying, not for work)" if self.name == "tiny" else ""
+        return f"teacher {self.name}{toy}: {self.queries:,} queries ({self.cached:,} cached), {self.price}"
 
 
 def teaching_of(
@@ -66,8 +72,11 @@ def teaching_of(
     """Return the queries of a run, its teacher, and d of the teacher's space; nothing is put into the store."""
     if task.queries == "nothing" and not has_tower(config, task):
         return Teaching(), None, 0
+    progress("opening the teacher", 0, 1, "")
     teacher = the_teacher(config.teacher)
+    name = public_name(teacher.name)
     with with_budget(teacher, Session(store.path, budget), "vl2v distill") as spending:
+        progress("opening the teacher", 1, 1, "")
         if task.queries == "nothing":
             return Teaching(), teacher, dim_of(store, teacher)
         size = image_size_of(config.student.name, config.student.image_size) if config.teacher.views else 0
@@ -80,10 +89,10 @@ def teaching_of(
         dim = dim_of(store, teacher)
         cached = queries.cached + queries.cached_texts
         if as_paid(teacher) is None:
-            return Teaching(queries.queries, cached, _seconds_of(queries, teacher)), teacher, dim
+            return Teaching(name, queries.queries, cached, _seconds_of(queries, teacher)), teacher, dim
         forecast = cost(queries, teacher, spending)
         assert forecast is not None
-        return Teaching(queries.queries, cached, forecast.forecast.seconds, forecast.price()), teacher, dim
+        return Teaching(name, queries.queries, cached, forecast.forecast.seconds, forecast.price()), teacher, dim
 
 
 def _queried(config: RunConfig, task: Task, sources: Sources) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
@@ -165,15 +174,16 @@ class RunPlan:
         """Return lines for people: what will be done, and what more time would bring."""
         steps = ", ".join(_steps(stage, self.domains) for stage in _trained(self.config).values())
         lines = [
-            f"{self.config.student.name} at {self.image_size} px, {steps or 'features computed once'}, "
-            f"about {duration(self.total)} on {self.device}, peak memory {self.memory / 1e9:.1f} GB, {self.teaching}"
+            f"plan: {self.config.student.name} at {self.image_size} px, {steps or 'features computed once'}",
+            f"  about {duration(self.total)} on {self.device}, peak memory {self.memory / 1e9:.1f} GB",
+            f"  {self.teaching}",
         ]
         if self.minutes is not None and self.total > 60 * self.minutes * 1.1:
-            lines.append(
-                f"this doesn't fit in {self.minutes:g} minutes: the settings given, or the teacher, take longer"
-            )
+            lines.append(f"  that is more than {self.minutes:g} min: what can't be shortened takes longer")
+        if any(stage.steps < FEWEST for key, stage in _trained(self.config).items() if _name(key) in self.chosen):
+            lines.append(f"  so few steps teach little: at least {FEWEST} want more time, or an idle machine")
         if self.full:
-            lines.append(f"{self.full}: give --minutes, or the settings themselves")
+            lines += [f"  {self.full}", "  give --minutes N for another length, or settings of your own"]
         return lines
 
     def beside(self, progress: Progress) -> Progress:
@@ -313,8 +323,12 @@ def _trained(config: RunConfig) -> dict[str, StageConfig]:
     return {key: config.stages[key] for key in config.stages if key in keys}
 
 
+def _name(key: str) -> str:
+    return f"stages.{key}.steps"
+
+
 def _steps(settings: StageConfig, domains: int) -> str:
-    return f"{settings.steps:,} steps of {settings.batch_per_domain * domains * settings.accumulate}"
+    return f"{settings.steps:,} steps of {settings.batch_per_domain * domains * settings.accumulate} images"
 
 
 def _rungs(bench: Bench, given: set[str]) -> Iterator[tuple[int, bool, float]]:
@@ -347,8 +361,8 @@ def fitting(bench: Bench, limit: float, given: set[str]) -> Tree:
             break
     if scale < 1:
         for key, stage in _trained(config).items():
-            if f"stages.{key}.steps" not in given:
-                chosen[f"stages.{key}.steps"] = max(10, int(stage.steps * scale) // 10 * 10)
+            if _name(key) not in given:
+                chosen[_name(key)] = max(10, int(stage.steps * scale) // 10 * 10)
     config = planned(bench.config, chosen)
     for key, stage in _trained(config).items():
         if chosen and f"stages.{key}.eval_every" not in given:
@@ -366,7 +380,7 @@ def _at(bench: Bench, size: int, given: set[str], *, halved: bool) -> Tree:
 
 def _scale(bench: Bench, config: RunConfig, rates: Rates, limit: float, given: set[str]) -> float:
     """Return by how much the steps that may change have to be multiplied to fit; at most 1."""
-    free = {key: stage for key, stage in _trained(config).items() if f"stages.{key}.steps" not in given}
+    free = {key: stage for key, stage in _trained(config).items() if _name(key) not in given}
     of_steps = sum(stage.steps * rates.step(stage.batch_per_domain) for stage in free.values())
     rest = sum(bench.seconds(config, rates).values()) - of_steps
     return min(1.0, max(0.0, limit - rest) / of_steps) if of_steps else 1.0
@@ -384,4 +398,4 @@ def _longer(bench: Bench, queries: float, limit: float) -> str:
     steps = ", ".join(_steps(stage, bench.domains) for stage in _trained(config).values())
     size = bench.size_of(config)
     whole = duration(queries + sum(bench.seconds(config, bench.guess(size)).values()))
-    return f"fitted to {limit:g} minutes; the full recipe ({size} px, {steps}) would take {whole}"
+    return f"for {limit:g} min; the full recipe ({size} px, {steps}) takes {whole}"

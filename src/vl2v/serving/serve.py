@@ -108,7 +108,9 @@ def serve(
     if images is not None:
         announce(f"every image that is predicted is saved in {log_images}, up to {log_images_mb} MB")
     app = application(student, teacher, budget, store, log, origins, name, key, images)
-    listen(app, host, port, lambda address: announce(f"{file} ({student.kind}) at {address}"), app.state.stopping)
+    listen(
+        app, host, port, lambda address: announce(f"serving {file} ({student.kind}) at {address}"), app.state.stopping
+    )
 
 
 def application(

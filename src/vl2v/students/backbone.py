@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vl2v.errors import MissingExtra, StudentError
 from vl2v.lazy import import_lightly
 from vl2v.privacy import public_name
+from vl2v.system import without_logs
 from vl2v.teachers import build_tower
 from vl2v.teachers.protocol import BackboneSpec
 from vl2v.tree import at_home
@@ -228,10 +229,11 @@ def timm_model(name: str, size: int, *, classes: int = 0, pretrained: bool = Fal
     kwargs: dict[str, Any] = {"num_classes": classes, "pretrained": pretrained}
     model: nn.Module
     try:
-        try:
-            model = timm.create_model(name, img_size=size, **kwargs)
-        except TypeError:  # convolutional models take any size and no such argument
-            model = timm.create_model(name, **kwargs)
+        with without_logs():
+            try:
+                model = timm.create_model(name, img_size=size, **kwargs)
+            except TypeError:  # convolutional models take any size and no such argument
+                model = timm.create_model(name, **kwargs)
     except Exception as error:
         if not pretrained:
             raise

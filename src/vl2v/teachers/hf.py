@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vl2v.errors import TeacherError, need_extra, reason
+from vl2v.system import without_logs
 from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import BackboneSpec
 
@@ -32,11 +33,12 @@ def open_hf(rest: str, **options: Any) -> LocalTeacher:
     import transformers
 
     try:
-        config = transformers.AutoConfig.from_pretrained(rest)
-        _check_kind(rest, config.model_type)
-        model, loaded = transformers.AutoModel.from_pretrained(rest, use_safetensors=True, output_loading_info=True)
-        processor = transformers.AutoImageProcessor.from_pretrained(rest)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(rest)
+        with without_logs():
+            config = transformers.AutoConfig.from_pretrained(rest)
+            _check_kind(rest, config.model_type)
+            model, loaded = transformers.AutoModel.from_pretrained(rest, use_safetensors=True, output_loading_info=True)
+            processor = transformers.AutoImageProcessor.from_pretrained(rest)
+            tokenizer = transformers.AutoTokenizer.from_pretrained(rest)
     except TeacherError:
         raise
     except Exception as error:  # of the hub, of files, of configurations: transformers raises many kinds

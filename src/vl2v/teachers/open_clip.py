@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vl2v.errors import DataError, TeacherError, reason
 from vl2v.lazy import import_lightly
+from vl2v.system import without_logs
 from vl2v.teachers.local import PROBE, LocalTeacher
 from vl2v.teachers.protocol import BackboneSpec
 
@@ -38,10 +39,11 @@ def open_open_clip(rest: str, **options: Any) -> LocalTeacher:
             "ViT-B-32/laion2b_s34b_b79k, or local-dir:PATH"
         )
     try:
-        model, preprocess = open_clip.create_model_from_pretrained(
-            model_name, pretrained=pretrained, force_quick_gelu=with_quick_gelu(open_clip, model_name, pretrained)
-        )
-        tokenizer = open_clip.get_tokenizer(model_name)
+        with without_logs():
+            model, preprocess = open_clip.create_model_from_pretrained(
+                model_name, pretrained=pretrained, force_quick_gelu=with_quick_gelu(open_clip, model_name, pretrained)
+            )
+            tokenizer = open_clip.get_tokenizer(model_name)
     except Exception as error:
         raise TeacherError(f"open_clip:{rest}: can't be opened ({reason(error)})") from None
     config = open_clip.get_model_preprocess_cfg(model)
