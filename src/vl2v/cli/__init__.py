@@ -139,10 +139,12 @@ def progress_bars() -> Iterator[Progress]:
                 tasks[task] = bars.add_task(visible(task), total=total or None, remark="")
             bars.update(tasks[task], completed=done, total=total or None, remark=visible(remark))
 
+        def remark(text: str) -> None:
+            for task in [*tasks.values()][-1:]:
+                bars.update(task, remark=text)
+
         if hasattr(sys.stderr, "rich_proxied_file"):  # put there by rich, and taken away again
-            sys.stderr = _Downloads(
-                sys.stderr, lambda remark: tasks and bars.update([*tasks.values()][-1], remark=remark)
-            )
+            sys.stderr = _Downloads(sys.stderr, remark)
         yield progress
 
 
@@ -157,7 +159,7 @@ class _Downloads(io.TextIOBase):
         remark: called with how far it is.
     """
 
-    def __init__(self, below: TextIO, remark: Callable[[str], Any]) -> None:
+    def __init__(self, below: TextIO, remark: Callable[[str], None]) -> None:
         self.below = below
         self.rich_proxied_file = getattr(below, "rich_proxied_file", below)  # where rich itself writes
         self.remark = remark
