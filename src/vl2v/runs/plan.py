@@ -244,9 +244,7 @@ def plan_run(
     """Measure a few steps and return what `distill` would do; nothing is trained, and no teacher queried for good.
 
     Args:
-        settings: as for `distill`; so are
-        preset: and
-        store: and
+        settings: as for `distill`; so are `preset` and `store`.
         images: of the settings, where somebody has opened them already.
         progress: called with the progress of reading images.
 
