@@ -148,7 +148,7 @@ def _export(row: dict[str, Any], work: Path, folder: Path) -> None:
     from vl2v.export.student import export_student
     from vl2v.runs.folder import Run
 
-    export_student(Run(folder / "run"), folder / "student.onnx", store=work / "store")
+    export_student(Run(folder / "run"), folder / "student.onnx", preprocess="outside", store=work / "store")
     (image, *_) = sorted((work / "images" / "chalk").rglob("*.png"))
     load(folder / "student.onnx").predict([image])
 

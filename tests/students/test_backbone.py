@@ -143,27 +143,32 @@ def test_a_re_parameterised_student_is_exported_fused(name: str) -> None:
 
 FASTVIT = """
 from pathlib import Path
+import open_clip
 import torch
+from torch import nn
 from vl2v.config import TrainConfig
-from vl2v.students.backbone import output_width, pretrained_backbone
+from vl2v.students.backbone import pretrained_backbone
 from vl2v.students.student import Student, new_projector
+from vl2v.teachers.open_clip import build_open_clip_tower
 from vl2v.training.loop import Trainer
 
 torch.manual_seed(0)
 backbone, spec = pretrained_backbone("fastvit_t8", "none", image_size=64)
-student = Student(backbone, new_projector(output_width("fastvit_t8", 64), 5, 0), spec)
-Trainer(Path("run"), TrainConfig(accelerator="cpu", precision="fp32"), 0, alone=True).prepare(student)
-student.eval()
-for _ in range(2):
-    student(torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8)).square().sum().backward()
-print(all(weight.grad.isfinite().all() for weight in student.parameters()))
+tower = build_open_clip_tower({**open_clip.get_model_config("MobileCLIP2-S0"), "quick_gelu": False})
+for student in Student(backbone, new_projector(768, 5, 0), spec), Student(tower, nn.Identity(), spec):
+    Trainer(Path("run"), TrainConfig(accelerator="cpu", precision="fp32"), 0, alone=True).prepare(student)
+    student.eval()
+    for _ in range(2):
+        out = student(torch.randint(0, 256, (4, 64, 64, 3), dtype=torch.uint8))
+        out.square()[:, 0].sum().backward()
+    print(out.shape[1], all(weight.grad.isfinite().all() for weight in student.parameters()))
 """
 
 
-def test_fastvit_trains_on_a_cpu() -> None:
+def test_fastvit_trains_on_a_cpu_and_so_does_mobileclips_image_tower() -> None:
     """With channels last, oneDNN ends the process: so in one of its own."""
     done = subprocess.run([sys.executable, "-c", FASTVIT], capture_output=True, text=True)
-    assert done.stdout.strip() == "True", done.stderr
+    assert done.stdout.split() == ["5", "True", "512", "True"], done.stderr
 
 
 def test_the_starts_that_the_docs_name_can_be_built_and_have_the_licence_that_they_name() -> None:
