@@ -15,8 +15,9 @@ import vl2v
 from vl2v.methods import Stage, register
 from vl2v.methods.averaging import BetaAverage, Interpolation, Soup
 from vl2v.methods.regularized import Miro, oracle
+from vl2v.runs import train
 from vl2v.training import stage
-from vl2v.training.device import whole
+from vl2v.training.device import from_first, whole
 
 _backward = stage.StageRun._backward
 
@@ -54,8 +55,19 @@ class Averaging(Miro):
         )
 
 
+waits: list[int] = []  # for the first process, or the others, in the runs so far
+
+
+def counted(fabric, work):
+    waits.append(fabric.global_rank)
+    return from_first(fabric, work)
+
+
 if __name__ == "__main__":
     stage.StageRun._backward = kept
+    train.from_first = counted
     for name, settings in json.loads(Path(sys.argv[1]).read_text()).items():
         folder = Path(sys.argv[2]) / name
         vl2v.distill(settings, folder, store=folder.parent / "store")
+        folder.with_suffix(f".{waits[0]}.waits").write_text(str(len(waits)))
+        waits.clear()

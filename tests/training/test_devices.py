@@ -113,6 +113,12 @@ def test_the_teacher_is_queried_once_however_many_devices(trained: Path) -> None
     assert queries[0] == queries[1] == queries[2] and queries[0]
 
 
+@pytest.mark.parametrize("method", ["adip", "rise", "sam", "averaging"])
+def test_the_others_wait_for_the_first_process_at_three_points(method: str, trained: Path) -> None:
+    waits = [(trained / name / f"{method}.{rank}.waits").read_text() for name in STRATEGIES for rank in range(2)]
+    assert waits == ["3"] * 4, "open, query, save"
+
+
 def test_a_killed_run_goes_on_with_more_devices_with_fewer_and_with_another_strategy(
     quick: dict[str, Any], tmp_path: Path
 ) -> None:
