@@ -341,11 +341,7 @@ def methods_for(names: Sequence[str], teacher: str) -> list[str]:
 
 
 def _check_stages(given: object) -> None:
-    """Refuse settings of a stage that no method has.
-
-    Raises:
-        ConfigError: there is one.
-    """
+    """Refuse settings of a stage that no method has."""
     if not isinstance(given, Mapping):
         raise ConfigError(f"stages = {given!r}: must be a table of stages, for example stages.distill.lr=1e-3")
     stages = dict.fromkeys(name for entry in METHODS.values() for name in entry.stage_defaults)
@@ -357,11 +353,7 @@ def _check_stages(given: object) -> None:
 
 
 def _check_settings(settings: Tree, methods: Sequence[str]) -> None:
-    """Refuse settings that none of the methods has; each method takes those that it has.
-
-    Raises:
-        ConfigError: there is one.
-    """
+    """Refuse settings that none of the methods has; each method takes those that it has."""
     reasons = {method: foreign(settings, METHODS[method]) for method in methods}
     trained = [method for method in methods if METHODS[method].stage_defaults]
     if trained and (unused := set.intersection(*map(set, reasons.values()))):

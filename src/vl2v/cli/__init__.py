@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from typer.core import TyperGroup
 
+from vl2v.errors import FULL, VL2VError, VL2VWarning, remedy
 from vl2v.privacy import without_secrets
 from vl2v.table import visible
 
@@ -40,7 +41,6 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:  # before PyTorch: else its threads wait for one another at full load
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from vl2v.cli.app import app
-    from vl2v.errors import FULL, VL2VError, VL2VWarning, remedy
     from vl2v.system import Stopped, Terminated, signals_raised
 
     for stream in (sys.stdout, sys.stderr):

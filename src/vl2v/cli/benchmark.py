@@ -13,6 +13,8 @@ import typer
 
 from vl2v.cli import Commands, progress_bars, say
 from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec
+from vl2v.errors import ConfigError, RunError
+from vl2v.table import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -227,8 +229,6 @@ def _print_table(
     from vl2v.benchmark.results import gather, leakage
     from vl2v.benchmark.table import as_table
     from vl2v.benchmark.worklist import WorkList
-    from vl2v.errors import ConfigError, RunError
-    from vl2v.table import FORMATS
 
     rule = one_of(selection, RULES, "--selection")
     kind = one_of(form, FORMATS, "--format")
@@ -268,7 +268,6 @@ def _print_table(
 
 
 def _datasets(given: list[str]) -> dict[str, str]:
-    from vl2v.errors import ConfigError
 
     found: dict[str, str] = {}
     for item in given:
@@ -289,7 +288,6 @@ _VARIED = ("method", "seed", "student.name", "data.path", "data.target", "data.s
 def _taught(teacher: str | None, file: Path | None, pairs: list[str] | None) -> tuple[dict[str, Any], str]:
     """Return the settings of every run, and the teacher that they name."""
     from vl2v.config import validate
-    from vl2v.errors import ConfigError
     from vl2v.runs.settings import settings_of
     from vl2v.tree import assignments, flat, merge, read_toml
 
@@ -326,7 +324,6 @@ def one_of(value: str, allowed: tuple[str, ...], option: str) -> Any:
     Raises:
         ConfigError: it isn't.
     """
-    from vl2v.errors import ConfigError
 
     if value not in allowed:
         raise ConfigError(f"{option} {value}: choose one of {', '.join(allowed)}")

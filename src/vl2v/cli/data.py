@@ -7,6 +7,8 @@ import typer
 
 from vl2v.cli import Commands, progress_bars, say
 from vl2v.cli.learn import ConfigFile, Set, Store
+from vl2v.errors import ConfigError, DataError
+from vl2v.table import Table
 
 SHOWN = 20  # suspect labels in the terminal
 app = typer.Typer(
@@ -40,7 +42,6 @@ def inspect(
     from vl2v.runs.datasets import inspect_data
     from vl2v.runs.settings import settings_of
     from vl2v.session import default_store
-    from vl2v.table import Table
 
     own = {"data.layout": layout, "data.exclude": exclude}
     settings = settings_of(config, pairs or (), data=path, target=target, teacher=teacher, **own)
@@ -86,7 +87,6 @@ def mistakes(
     from vl2v.runs.mistakes import find_mistakes
     from vl2v.runs.settings import settings_of
     from vl2v.session import default_store
-    from vl2v.table import Table
 
     run = validate(settings_of(config, pairs or (), data=path, **{"data.layout": layout}))
     with progress_bars() as progress:
@@ -120,7 +120,6 @@ def sample(
 def list_datasets() -> None:
     """List the public benchmarks that `vl2v data download` can get."""
     from vl2v.data.catalogue import catalogue
-    from vl2v.table import Table
 
     rows = []
     for found in catalogue().values():
@@ -143,7 +142,6 @@ def download(
 ) -> None:
     """Download a public benchmark with resume, unpack it safely and check its counts."""
     from vl2v.data.catalogue import benchmark, obtain
-    from vl2v.errors import DataError
 
     wanted = benchmark(name)
     say(f"{wanted.title}: {wanted.about}; about {wanted.bytes / 1e9:.1f} GB to download", err=True)
@@ -181,7 +179,6 @@ def corrupt(
     from vl2v.data.corrupted import corrupt_dataset
     from vl2v.data.corruptions import kinds_named
     from vl2v.data.layouts import open_dataset
-    from vl2v.errors import ConfigError
 
     try:
         levels = [int(level) for level in severities.split(",")]

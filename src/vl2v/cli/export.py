@@ -8,6 +8,7 @@ import typer
 
 from vl2v.cli import progress_bars, say
 from vl2v.cli.learn import Store
+from vl2v.errors import ConfigError
 
 
 def export(
@@ -54,7 +55,6 @@ def export(
 ) -> None:
     """Export a student to a file that runs without vl2v, after checking it on real images."""
     from vl2v.deploy.runtime import size_of
-    from vl2v.errors import ConfigError
     from vl2v.export.choose import Target, TargetMissed, choose_export
     from vl2v.export.formats import default_name
     from vl2v.export.network import model_file, write_config
@@ -155,7 +155,6 @@ def bench_device(
 
 def _amount(option: str, text: str | None, units: dict[str, float]) -> float | None:
     """Return an amount with a unit as a number."""
-    from vl2v.errors import ConfigError
 
     if text is None:
         return None

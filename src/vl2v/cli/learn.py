@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl2v.cli import note, progress_bars, run_log, say
+from vl2v.errors import DataError, MissingExtra, VL2VError
+from vl2v.table import Table
 
 if TYPE_CHECKING:
     from vl2v.runs.folder import Run
@@ -242,7 +244,6 @@ def distill(
 
 def _keep_export(run: Run, store: Path | None, progress: Progress) -> str:
     """Keep an export beside a student, for `vl2v predict`; return why there is none, "" where there is."""
-    from vl2v.errors import VL2VError
     from vl2v.export.student import keep_export
 
     try:
@@ -364,7 +365,6 @@ def demo(
 ) -> None:
     """Train three students on the embedded sample with one drawing style left out, and compare them."""
     from vl2v.benchmark.demo import OURS, accuracy_bars, prediction_grid, run_demo
-    from vl2v.table import Table
 
     with progress_bars() as progress:
         found = run_demo(out, target=target, progress=progress)
@@ -385,7 +385,6 @@ def demo(
 
 def demo_page(run: Run, out: Path, progress: Progress) -> str:
     """Write a run's page, unless it is there, and return how to open it, or why there is none."""
-    from vl2v.errors import DataError, MissingExtra
     from vl2v.export.student import export_student
     from vl2v.runs.predict import class_embeddings
 

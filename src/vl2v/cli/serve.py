@@ -7,6 +7,7 @@ import typer
 
 from vl2v.cli import progress_bars, say
 from vl2v.cli.learn import Budget, Store
+from vl2v.errors import StudentError
 
 Source = Annotated[
     str,
@@ -40,7 +41,6 @@ def serve(
 ) -> None:
     """Serve a student over HTTP, with a web page to drop images on; a run without an export is exported first."""
     from vl2v.deploy.runtime import exports_in
-    from vl2v.errors import StudentError
     from vl2v.serving.serve import serve as run
     from vl2v.serving.serve import to_serve
 

@@ -7,6 +7,8 @@ import typer
 
 from vl2v.cli import Commands, say
 from vl2v.cli.learn import Store
+from vl2v.errors import ConfigError, StoreError
+from vl2v.table import Table
 
 if TYPE_CHECKING:
     from vl2v.embeddings.ledger import Entry
@@ -30,7 +32,6 @@ def list_teachers(store: Store = None) -> None:
     """List the teachers in a store and how many embeddings it has of each."""
     from vl2v.embeddings.maintain import summaries
     from vl2v.embeddings.store import EmbeddingStore
-    from vl2v.table import Table
 
     with EmbeddingStore(_folder(store), read_only=True) as opened:
         found = summaries(opened)
@@ -147,7 +148,6 @@ def bill(
     """Show who queried which teacher, when, and at what cost; queries of free teachers are listed, too."""
     from vl2v.embeddings.bill import free_queries, read_bill
     from vl2v.embeddings.ledger import Entry
-    from vl2v.errors import ConfigError, StoreError
     from vl2v.session import default_store
 
     if csv and json:
@@ -174,7 +174,6 @@ def bill(
 
 def _show(entries: "list[Entry]") -> None:
     from vl2v.embeddings.bill import totals
-    from vl2v.table import Table
     from vl2v.teachers.paid.teacher import money
 
     if not entries:

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from vl2v.cli import Commands, say
+from vl2v.table import Table
 
 app = typer.Typer(
     cls=Commands, help="Sell a local teacher's embeddings of texts and images over HTTP.", no_args_is_help=True
@@ -63,7 +64,6 @@ def list_keys(
     ledger: LedgerFile = Path("sold.sqlite"),
 ) -> None:
     """List the clients with limits, prices in millionths and purchases."""
-    from vl2v.table import Table
     from vl2v.vendor.keys import read_keys
     from vl2v.vendor.meter import sums
 

@@ -142,11 +142,7 @@ def adapt(
 
 
 def _check(parent: Run, select: int, *, closed_form: bool) -> None:
-    """Refuse what can't be adapted, before anything is copied.
-
-    Raises:
-        ConfigError, RunError: see `adapt`.
-    """
+    """Refuse what can't be adapted, before anything is copied."""
     if not parent.finished:
         raise RunError(f"{parent.folder}: no student yet; give the same `vl2v distill` command again to finish it")
     if select < 1:

@@ -81,11 +81,7 @@ def queries_online(config: RunConfig) -> bool:
 
 
 def _check_names(overrides: Iterable[str], classes: Sequence[str]) -> None:
-    """Refuse overrides of classes that are misspelt; others may be for classes that come later.
-
-    Raises:
-        ConfigError: one is.
-    """
+    """Refuse overrides of classes that are misspelt; others may be for classes that come later."""
     for name in set(overrides) - set(classes):
         if hint := did_you_mean(name, set(classes) - set(overrides)):
             raise ConfigError(f"prompts.overrides.{name}: the data have no such class; {hint}")

@@ -145,11 +145,7 @@ def resolve(settings: Mapping[str, Any], preset: str = "default") -> RunConfig:
 
 
 def _check_quick(config: RunConfig, task: Task) -> None:
-    """Refuse `train.quick` where it can't apply.
-
-    Raises:
-        ConfigError: it can't.
-    """
+    """Refuse `train.quick` where it can't apply."""
     if config.train.quick == "off":
         return
     why = ""
