@@ -181,7 +181,8 @@ class RunPlan:
         if self.minutes is not None and self.total > 60 * self.minutes * 1.1:
             lines.append(f"  that is more than {self.minutes:g} min: what can't be shortened takes longer")
         if any(stage.steps < FEWEST for key, stage in _trained(self.config).items() if _name(key) in self.chosen):
-            lines.append(f"  so few steps teach little: at least {FEWEST} want more time, or an idle machine")
+            quick = ", or --quick" if self.config.train.quick == "off" else ""
+            lines.append(f"  so few steps teach little: {FEWEST} want more minutes, an idle machine{quick}")
         if self.full:
             lines += [f"  {self.full}", "  give --minutes N for another length, or settings of your own"]
         return lines
