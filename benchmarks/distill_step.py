@@ -66,7 +66,7 @@ def rates(
         settings = StageConfig(steps=1000, lr=1e-6, batch_per_domain=per_domain)
         nothing = Validation(list, torch.zeros(0), None, 1.0)
         run = StageRun(trainer, StageWork(stage, settings, files, nothing), student, 0, None, last=True)
-        run._train_mode()
+        run.train_mode()
 
         def bare() -> float:
             begun = loss = None
@@ -84,10 +84,10 @@ def rates(
         def real(first: int) -> float:
             loader = files.between(first, first + steps + 2)
             for _ in range(2):  # the workers have started
-                run._optimise(loader)["loss"].item()
+                run.optimise(loader)["loss"].item()
             begun = time.perf_counter()
             for _ in range(steps):
-                terms = run._optimise(loader)
+                terms = run.optimise(loader)
             terms["loss"].item()
             return steps * len(pixels) / (time.perf_counter() - begun)
 

@@ -147,9 +147,9 @@ class Bench:
         settings = StageConfig(steps=1, lr=1e-6, batch_per_domain=4)
         nothing = Validation(list, torch.zeros(0), None, 1.0)
         run = StageRun(trainer, StageWork(stage, settings, batches, nothing), student, 0, None, last=True)
-        run._train_mode()
+        run.train_mode()
         run.at_once = settings.batch_per_domain  # whole, as on several devices
-        run._optimise(batches.between(0, 1))
+        run.optimise(batches.between(0, 1))
         return {key: whole(value.grad).cpu() for key, value in run.weights.items() if value.grad is not None}
 
     def strategy(self, kind: str) -> str:

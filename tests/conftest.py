@@ -43,6 +43,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         items.sort(key=lambda item: -SECONDS.get(item.nodeid.partition("::")[0].removeprefix("tests/"), 0))
 
 
+@pytest.fixture(scope="session")
+def quick_python() -> Iterator[str]:
+    """Return a program that stands for Python: what it starts has torch and what belongs to it imported already."""
+    from forks import quick_programs
+
+    with quick_programs() as folder:
+        yield str(folder / "quick-python")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def new_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Keep out what the user of this machine has in caches and settings; all processes share the new ones."""

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from forks import quick_command
+from forks import quick_programs
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +55,7 @@ def follow(name: str, folder: Path) -> str:
     environment = {**os.environ, **{key: str(value) for key, value in new.items()}, "OMP_NUM_THREADS": "1"}
     program = script(PAGES[name]).replace("8000", str(free_port()))
     # Not a pipe: one that the page left running would keep it open.
-    with quick_command() as programs, (home / "printed.txt").open("w") as printed:
+    with quick_programs() as programs, (home / "printed.txt").open("w") as printed:
         path = os.pathsep.join([str(programs), str(Path(sys.executable).parent), os.environ["PATH"]])
         environment |= {"PATH": path, "COLUMNS": "200"}
         done = subprocess.run(

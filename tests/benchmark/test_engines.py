@@ -29,6 +29,12 @@ from vl2v.cli.app import app
 from vl2v.tree import merge
 
 
+@pytest.fixture(autouse=True)
+def quick_workers(quick_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let workers start with everything imported."""
+    monkeypatch.setattr(sys, "executable", quick_python)
+
+
 def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Grid, tmp_path: Path) -> None:
     shared = merge(grid.settings, {"stages": {"probe": {"steps": 200}}})
     bench = plan(replace(grid, methods=["lp-ft", "soup"], seeds=1, settings=shared), tmp_path)
@@ -108,6 +114,7 @@ def test_a_worker_that_cant_start_is_no_end_of_the_list(
     for job in bench.jobs:
         fail(bench.work, job, "it failed yesterday", "")
         (bench.work.folder_of(job) / "failed.json").write_text(json.dumps({"error": "it failed yesterday", "at": 0.0}))
+    monkeypatch.undo()  # a Python that finds no vl2v
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "vl2v.py").write_text("raise SystemExit('no memory')")
     with pytest.raises(RuntimeError, match="a worker can't start: no memory"):

@@ -32,9 +32,14 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def ray() -> Iterator[None]:
-    """Start a cluster of two processors for all tests."""
+    """Start a cluster of one processor for all tests: each of its workers takes seconds to import everything.
+
+    Work at once is what tests/runs/test_cluster.py and tests/benchmark/test_engines.py have.
+    """
     ray = pytest.importorskip("ray")
-    Cluster(1, {"num_cpus": 2}).start()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_worker_niceness", "0")  # else they wait for all other tests
+        Cluster(1, {"num_cpus": 1}).start()
     yield
     ray.shutdown()
 
@@ -50,7 +55,7 @@ def test_a_teacher_is_queried_once_with_a_worker_killed(
             killed.append(workers[0])
             os.kill(workers[0], signal.SIGKILL)
 
-    with pytest.raises(ConfigError, match="ray:3: this machine has 2 processors"):
+    with pytest.raises(ConfigError, match="ray:3: this machine has 1 processors"):
         Cluster(3).check()
     embed(tiny, store=tmp_path, cluster=Cluster(1), progress=kill_once)
     assert killed and same_embeddings(tmp_path, embedded)

@@ -72,7 +72,7 @@ def test_optuna_looks_where_results_are_good(grid: Grid) -> None:
 
 
 @pytest.mark.parametrize("method", [name for name, entry in METHODS.items() if entry.stage_defaults])
-def test_a_value_has_one_place_in_its_range(method: str) -> None:
+def test_a_value_has_one_position_in_its_range(method: str) -> None:
     for found in ranges(method).values():
         middle = (found.low + found.high) / 2
         assert found.value(found.position(found.value(middle))) == pytest.approx(found.value(middle))

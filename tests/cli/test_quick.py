@@ -153,7 +153,7 @@ assert torch.compiler.disable.__module__ == "torch.compiler" and sys.modules.get
     subprocess.run([sys.executable, "-c", words], check=True, cwd=tmp_path)
 
 
-def answers(run: Path, images: Path) -> list[tuple[Path, str, np.ndarray[Any, Any]]]:
+def predictions(run: Path, images: Path) -> list[tuple[Path, str, np.ndarray[Any, Any]]]:
     made = []
     for path, prediction in predict_files(run, [images]):
         assert not isinstance(prediction, str)
@@ -166,11 +166,11 @@ def test_an_export_beside_the_student_predicts_as_it_does(method: str, runs: dic
     run = runs[method]
     (file,) = (run / "student").glob("network-*.onnx")
     assert load_beside(run / "student") is not None
-    quick = answers(run, shapes)
+    quick = predictions(run, shapes)
     hidden = file.rename(file.with_suffix(".hidden"))
     try:
         assert load_beside(run / "student") is None
-        slow = answers(run, shapes)
+        slow = predictions(run, shapes)
     finally:
         hidden.rename(file)
     assert [(path, label) for path, label, _ in quick] == [(path, label) for path, label, _ in slow]
@@ -209,6 +209,6 @@ def test_a_damaged_export_is_not_used(damage: bytes, runs: dict[str, Path], shap
     file.write_bytes(damage)
     try:
         assert load_beside(run / "student") is None
-        assert len(answers(run, shapes)) == 108
+        assert len(predictions(run, shapes)) == 108
     finally:
         file.write_bytes(whole)

@@ -100,7 +100,7 @@ def ask(vendor: Vendor, store: EmbeddingStore, ledger: Ledger, images, budget: i
     return refused, seen
 
 
-def test_every_answer_is_kept_paid_and_never_queried_for_again(store, ledger, images) -> None:
+def test_every_embedding_is_saved_paid_and_never_queried_for_again(store, ledger, images) -> None:
     vendor = Vendor()
     refused, seen = ask(vendor, store, ledger, images)
     assert refused == [] and seen[0] == (0, 14) and seen[-1] == (14, 14)
@@ -117,7 +117,7 @@ def test_every_answer_is_kept_paid_and_never_queried_for_again(store, ledger, im
     assert len(vendor.queried) == queried
 
 
-def test_at_the_budget_all_answers_are_kept_and_more_money_goes_on(store, ledger, images) -> None:
+def test_at_the_budget_all_embeddings_are_saved_and_more_money_goes_on(store, ledger, images) -> None:
     vendor = Vendor()
     with pytest.raises(BudgetReached, match="all embeddings are saved: raise --budget"):
         ask(vendor, store, ledger, images, budget=PRICE * 9)
@@ -158,7 +158,7 @@ def test_texts_alone_are_bought_as_carefully(store, ledger) -> None:
         fetch_texts(store, vendor, ["a hen"])
 
 
-def test_a_wrong_first_answer_leaves_nothing_behind(store, ledger, images) -> None:
+def test_a_wrong_first_embedding_leaves_nothing_behind(store, ledger, images) -> None:
     vendor = Vendor()
     vendor.dim = 7  # of the text canary; what comes after has 8
     query = vendor.query

@@ -100,7 +100,7 @@ def test_every_paid_query_is_on_the_bill_once(tmp_path: Path) -> None:
         assert [e.status for e in ledger.entries("runs/b")] == ["answered", "rejected", "reserved"]
 
 
-def test_answers_that_contradict_each_other_are_refused_whole(tmp_path: Path) -> None:
+def test_embeddings_that_contradict_each_other_are_refused_whole(tmp_path: Path) -> None:
     into = fill(tmp_path / "all", range(100))
     other = fill(tmp_path / "other", range(90, 1500), of=[90, 7, *range(92, 1500)])
     with Ledger(other) as ledger:
@@ -112,7 +112,7 @@ def test_answers_that_contradict_each_other_are_refused_whole(tmp_path: Path) ->
     assert contents(into) == before
 
 
-def test_rounding_is_no_contradiction_and_the_first_answer_stays(tmp_path: Path) -> None:
+def test_rounding_is_no_contradiction_and_the_first_embedding_stays(tmp_path: Path) -> None:
     into, other = fill(tmp_path / "all", [0]), tmp_path / "other"
     with EmbeddingStore(other) as store:
         store.register(ONE)

@@ -98,7 +98,7 @@ def test_every_content_is_queried_once_and_never_again(dataset: DomainDataset, s
     assert [(q.kind, q.count) for q in store.queries()] == [("text", 2), ("image", 11)]
 
 
-def test_the_targets_are_the_teachers_answers_in_the_datasets_order(
+def test_the_targets_are_the_teachers_embeddings_in_the_datasets_order(
     dataset: DomainDataset, store: EmbeddingStore
 ) -> None:
     teacher, found, views = HashTeacher(), audit(dataset), Views(k=2, seed=3, size=16)
@@ -191,7 +191,7 @@ def test_a_file_that_is_not_what_was_planned_is_named(
         (lambda rows: rows * 0, "11 of 11 embeddings are zero"),
     ],
 )
-def test_a_teachers_bad_answer_is_refused(dataset: DomainDataset, store: EmbeddingStore, spoil, words: str) -> None:
+def test_a_teachers_bad_embedding_is_refused(dataset: DomainDataset, store: EmbeddingStore, spoil, words: str) -> None:
     class Spoilt(HashTeacher):
         def embed_images(self, images: Sequence[EncodedImage]) -> NDArray[np.float32]:
             return spoil(super().embed_images(images))

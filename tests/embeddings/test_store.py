@@ -76,7 +76,7 @@ def test_no_keys_no_embeddings(filled: Path) -> None:
         assert store.cached(ONE.fingerprint, []).shape == (0,)
 
 
-def test_another_teacher_never_answers_from_the_first_ones_answers(filled: Path) -> None:
+def test_another_teacher_never_uses_the_first_ones_embeddings(filled: Path) -> None:
     with EmbeddingStore(filled) as store:
         assert not store.cached(TWO.fingerprint, some_keys(50)).any()
         with pytest.raises(StoreError, match=r"holds no embeddings of teacher fedc.*vl2v embed"):
@@ -108,7 +108,7 @@ def test_keys_that_share_their_first_half_are_distinguished(tmp_path: Path) -> N
         )
 
 
-def test_missing_answers_are_counted_with_the_remedy(filled: Path) -> None:
+def test_missing_embeddings_are_counted_with_the_remedy(filled: Path) -> None:
     with (
         EmbeddingStore(filled) as store,
         pytest.raises(StoreError, match=r"3 of 8 embeddings of tiny:one .* are missing: `vl2v embed` queries them"),
@@ -116,7 +116,7 @@ def test_missing_answers_are_counted_with_the_remedy(filled: Path) -> None:
         store.get(ONE.fingerprint, some_keys(8, start=45))
 
 
-def test_the_first_answer_stays_and_every_query_is_remembered(filled: Path) -> None:
+def test_the_first_embedding_stays_and_every_query_is_remembered(filled: Path) -> None:
     before = time.time()
     with EmbeddingStore(filled) as store:
         twice = [*some_keys(2), text_key("new"), text_key("new")]

@@ -30,7 +30,7 @@ def test_groups_without_images_have_no_share() -> None:
     assert (share.name, share.images, share.correct) == ("paint", 2, 1)
 
 
-def test_a_probe_answers_about_each_group_from_the_others() -> None:
+def test_a_probe_predicts_each_group_from_the_others() -> None:
     rng = np.random.default_rng(0)
     labels, groups = np.arange(60) % 3, np.arange(60) // 20
     features = TEXTS[labels] + 0.1 * rng.normal(size=(60, 3)).astype(np.float32)

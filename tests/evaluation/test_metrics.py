@@ -29,7 +29,7 @@ def test_the_temperature_undoes_a_scale() -> None:
     assert fit_temperature(honest / 5, labels) == pytest.approx(0.2, rel=0.05)
 
 
-def test_the_temperature_stays_finite_where_all_answers_are_right() -> None:
+def test_the_temperature_stays_finite_where_all_predictions_are_right() -> None:
     for count, sharpness in ((3, 4), (300, 4), (300, 1000)):
         labels = torch.arange(count) % 3
         logits = sharpness * torch.eye(3)[labels]
@@ -37,7 +37,7 @@ def test_the_temperature_stays_finite_where_all_answers_are_right() -> None:
         torch.testing.assert_close(surest, torch.full((count,), 1 - 2 / 3 / (count + 2)), atol=1e-4, rtol=0)
 
 
-def test_the_threshold_keeps_95_in_100_right_answers() -> None:
+def test_the_threshold_keeps_95_in_100_right_predictions() -> None:
     best = torch.linspace(0.5, 1, 101)
     logits = torch.stack([best, 1 - best], 1).clamp_min(1e-6).log()
     threshold = unknown_threshold(logits, torch.zeros(101, dtype=torch.long))

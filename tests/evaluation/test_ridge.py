@@ -115,7 +115,7 @@ def test_of_one_domain_every_fifth_image_is_left_out(
 
 
 @pytest.mark.parametrize("away", [0, 5])
-def test_one_image_teaches_its_own_answer(
+def test_one_image_teaches_its_own_embedding(
     away: float, drawn: tuple[Table, Table, Table, NDArray[np.int64], NDArray[np.int64]]
 ) -> None:
     """A domain of one answered image has no variance, only what rounding leaves of it."""

@@ -24,7 +24,7 @@ def test_softness_is_entropy_over_that_of_a_blind_guess() -> None:
 
 
 @pytest.mark.parametrize(("classes", "scale"), [(2, 5.0), (7, 20.0), (54, 40.0), (300, 100.0)])
-def test_the_temperature_makes_any_teachers_answers_as_soft(classes: int, scale: float) -> None:
+def test_the_temperature_makes_any_teachers_predictions_as_soft(classes: int, scale: float) -> None:
     rng = np.random.default_rng(0)
     texts = units(rng, classes, 16)
     images = units(rng, 10_000, 16) + texts[rng.integers(classes, size=10_000)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,15 @@ import vl2v.deploy.runtime
 from vl2v.cli.app import app
 from vl2v.errors import ConfigError
 from vl2v.export.choose import Choice, Target, TargetMissed, best_of, choose_export
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_turns() -> Iterator[None]:
+    """Let each candidate be timed in one short turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vl2v.export.choose.TURNS", 1)
+        patch.setattr("vl2v.export.choose.SECONDS", 0.02)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -270,7 +270,7 @@ def test_a_format_that_differs_is_not_written(
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_answers_that_are_not_finite_are_refused(closed: Path, tmp_path: Path, value: float) -> None:
+def test_predictions_that_are_not_finite_are_refused(closed: Path, tmp_path: Path, value: float) -> None:
     model = onnx.load(str(closed))
     for tensor in model.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) == 4:

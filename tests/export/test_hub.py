@@ -269,7 +269,7 @@ def test_what_can_not_be_had_is_said_in_a_line(hub: Hub, reference: str, message
     assert str(error.value) == message
 
 
-def test_without_a_connection_the_cache_answers_or_a_line_does(
+def test_without_a_connection_the_cache_is_used_or_a_line_says_so(
     hub: Hub, run: vl2v.Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = push(run, REPO)
@@ -413,9 +413,11 @@ def test_the_commands(hub: Hub, run: vl2v.Run, shapes: Path, tmp_path: Path) -> 
     assert "student.safetensors: " in dry.stderr and not hub.commits
     done = CliRunner().invoke(app, ["push", str(run.folder), REPO, "--license", "mit"])
     assert done.exit_code == 0 and done.stdout.startswith(f"hf:{REPO}@{hub.head(REPO)[0]}"), done.output
-    found = command("predict", f"hf:{REPO}", shapes / "ink" / "ball" / "00.png")
-    assert found.returncode == 0 and found.stdout.split("\t")[1] in ("ball", "box", "cone", "unknown"), found.stderr
-    assert TOKEN not in dry.stdout + dry.stderr + done.stdout + done.stderr + found.stderr
+    found = CliRunner().invoke(app, ["predict", f"hf:{REPO}", str(shapes / "ink" / "ball" / "00.png")])
+    assert found.exit_code == 0 and found.stdout.split("\t")[1] in ("ball", "box", "cone", "unknown"), found.stderr
+    listed = command("classes", "list", f"hf:{REPO}")
+    assert listed.stdout.split() == ["ball", "box", "cone"], listed.stderr
+    assert TOKEN not in dry.stdout + dry.stderr + done.stdout + done.stderr + found.stderr + listed.stderr
     hub.stop()
     environment["HF_HOME"] = str(tmp_path / "empty")
     lost = command("classes", "list", f"hf:{REPO}")

@@ -16,6 +16,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from itertools import dropwhile
 from multiprocessing.connection import wait
 from multiprocessing.reduction import DupFd
 from pathlib import Path
@@ -24,52 +25,86 @@ from typing import Any
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(
-    ["torch", "torchvision", "timm", "lightning_fabric", "open_clip", "vl2v.cli.app", "vl2v.runs.train"]
+    [
+        "torch",
+        "torch._dynamo",
+        "torchvision",
+        "timm",
+        "lightning_fabric",
+        "open_clip",
+        "vl2v.cli.app",
+        "vl2v.runs.train",
+    ]
 )
 
-# What stands for `vl2v` in a shell: it hands on its words, folder, environment and streams, and ends as the fork ends.
+# What stands for `vl2v` in a shell, or for Python: it hands on its words, folder, environment, streams and signals. It
+# ends as the fork ends, and where it is killed the fork is killed, too.
 CLIENT = """#!{python} -IS
-import json, os, socket, sys
+import json, os, signal, socket, sys
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    order = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
+    order = json.dumps([[*{words!r}, *sys.argv[1:]], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(order).to_bytes(4, "big")], [0, 1, 2])
     server.sendall(order)
-    sys.exit(int(server.recv(3)))
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: server.sendall(bytes([number])))
+    code = int(server.recv(4))
+    if -code in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+        signal.signal(-code, signal.SIG_DFL)
+    if code < 0:
+        os.kill(os.getpid(), -code)
+    sys.exit(code)
 """
+PROGRAMS = {"vl2v": ["-m", "vl2v"], "quick-python": []}
 
 
-def forked(words: Sequence[str], folder: str, environment: Mapping[str, str], streams: Sequence[int]) -> Any:
-    """Start `vl2v WORDS` with the files that are open as `streams` for its input, output and errors; return it.
-
-    Where the first word is the path of a program, start that.
-    """
-    process = context.Process(target=_become, args=(words, folder, dict(environment), [DupFd(fd) for fd in streams]))
+def forked(
+    words: Sequence[str],
+    folder: str,
+    environment: Mapping[str, str],
+    streams: Sequence[int],
+    python: str = sys.executable,
+) -> Any:
+    """Start `python WORDS` with the files that are open as `streams` for its input, output and errors; return it."""
+    given = (words, folder, dict(environment), [DupFd(fd) for fd in streams], python)
+    process = context.Process(target=_become, args=given)
     process.start()
     return process
 
 
-def _become(words: Sequence[str], folder: str, environment: dict[str, str], streams: Sequence[Any]) -> None:
+def _become(
+    words: Sequence[str], folder: str, environment: dict[str, str], streams: Sequence[Any], python: str
+) -> None:
     for number, stream in enumerate(streams):
         os.dup2(stream.detach(), number)
     sys.stdin, sys.stdout = open(0, closefd=False), open(1, "w", closefd=False)  # noqa: SIM115
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.executable = python
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     multiprocessing.set_start_method(None, force=True)  # as in a process that was started
-    if words[0].endswith(".py"):
-        sys.argv = [*words]
-        runpy.run_path(words[0], run_name="__main__")
-    else:
-        sys.argv = ["vl2v", *words]
+    first, *others = dropwhile(lambda word: word.startswith(("-u", "-X")), words)
+    if first == "-c":
+        code, *others = others
+        sys.argv = ["-c", *others]
+        exec(compile(code, "<string>", "exec"), {"__name__": "__main__"})
+    elif [first, *others[:1]] == ["-m", "vl2v"]:
+        sys.argv = ["vl2v", *others[1:]]
         from vl2v.cli import main
 
         main()
+    elif first == "-m":
+        sys.argv = ["-m", *others[1:]]
+        runpy.run_module(others[0], run_name="__main__", alter_sys=True)
+    else:
+        sys.argv = [first, *others]
+        sys.path.insert(0, str(Path(first).parent))
+        runpy.run_path(first, run_name="__main__")
 
 
 def launched(count: int, words: Sequence[str], folder: Path) -> str:
-    """Return what the `count` processes of a run print, started with the variables that torchrun gives them.
+    """Return what the `count` processes of `python WORDS` print, started with the variables that torchrun gives them.
 
     As with it, they meet in a store of this process, and if one of them fails the others are ended.
     """
@@ -112,7 +147,7 @@ class Forked:
         self.errors = errors
         with open(os.devnull, "r+") as nothing, errors.open("w") as said:
             streams = [nothing.fileno(), nothing.fileno(), said.fileno()]
-            self.process = forked([*map(str, words)], os.getcwd(), {**os.environ, **environment}, streams)
+            self.process = forked(["-m", "vl2v", *map(str, words)], os.getcwd(), {**os.environ, **environment}, streams)
 
     def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.process.pid, number)
@@ -129,45 +164,53 @@ class Forked:
 
 
 @contextmanager
-def quick_command() -> Iterator[Path]:
-    """Yield a folder for the PATH of a shell, with a program `vl2v` that is forked as long as the block lasts."""
+def quick_programs() -> Iterator[Path]:
+    """Yield a folder for the PATH of a shell: its `vl2v` and `quick-python` are forked as long as the block lasts."""
     with TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as server:
-        address, program = str(Path(folder) / "socket"), Path(folder) / "vl2v"
-        program.write_text(CLIENT.format(python=sys.executable, address=address))
-        program.chmod(0o755)
+        address = str(Path(folder) / "socket")
+        for name, words in PROGRAMS.items():
+            (Path(folder) / name).write_text(CLIENT.format(python=sys.executable, address=address, words=words))
+            (Path(folder) / name).chmod(0o755)
         server.bind(address)
         server.listen()
-        threading.Thread(target=_accept, args=(server,), daemon=True).start()
+        threading.Thread(target=_accept, args=(server, f"{folder}/quick-python"), daemon=True).start()
         yield Path(folder)
         server.shutdown(socket.SHUT_RDWR)
 
 
-def _accept(server: socket.socket) -> None:
+def _accept(server: socket.socket, python: str) -> None:
     with suppress(OSError):  # it was shut down
         while True:
-            threading.Thread(target=_run, args=(server.accept()[0],), daemon=True).start()
+            threading.Thread(target=_run, args=(server.accept()[0], python), daemon=True).start()
 
 
-def _run(client: socket.socket) -> None:
+def _run(client: socket.socket, python: str) -> None:
     with client:
         head, streams, *_ = socket.recv_fds(client, 4, 3)
         order = b""
         while len(order) < int.from_bytes(head, "big"):
             order += client.recv(2**20)
-        process = forked(*json.loads(order), streams)
+        process = forked(*json.loads(order), streams, python)
         for stream in streams:
             os.close(stream)
         ended = threading.Event()
 
-        def end() -> None:
-            """End the process when whoever typed its command has ended."""
-            client.recv(1)
-            if not ended.is_set():
-                os.kill(process.pid, signal.SIGTERM)
+        def hand_on() -> None:
+            """Hand on signals; kill the process when what stands for it has been killed."""
+            while not ended.is_set():
+                try:
+                    number = client.recv(1)
+                except OSError:
+                    number = b""
+                if not ended.is_set():
+                    with suppress(ProcessLookupError):
+                        os.kill(process.pid, number[0] if number else signal.SIGKILL)
+                if not number:
+                    return
 
-        threading.Thread(target=end, daemon=True).start()
+        threading.Thread(target=hand_on, daemon=True).start()
         process.join()
         ended.set()
         with suppress(OSError):  # the client was killed
-            client.sendall(str(process.exitcode % 256).encode())
+            client.sendall(str(process.exitcode).encode())
             client.shutdown(socket.SHUT_RDWR)

@@ -42,10 +42,13 @@ def until_accepted(url: str, things: int, futures: Sequence[Future[Any]] = ()) -
 
 
 def started_server(
-    *words: str | Path, program: str = "from vl2v.cli import main; main()", **environment: str
+    *words: str | Path,
+    program: str = "from vl2v.cli import main; main()",
+    python: str = sys.executable,
+    **environment: str,
 ) -> tuple[subprocess.Popen[str], str]:
     """Start `vl2v WORDS` on a free port; return the process, and the address that it says it has."""
-    command = [sys.executable, "-c", program, *map(str, words), "--port", "0"]
+    command = [python, "-c", program, *map(str, words), "--port", "0"]
     process = subprocess.Popen(command, env={**os.environ, **environment}, stderr=subprocess.PIPE, text=True)
     late = threading.Timer(300, process.kill)
     late.start()

@@ -57,5 +57,5 @@ def begun(method: str, folder: Path) -> tuple[StageRun, Batches]:
     auxiliary = stage.auxiliary(student, DIM) if stage.auxiliary else None
     nothing = Validation(list, torch.zeros(0), None, 1.0)
     run = StageRun(trainer, StageWork(stage, settings, batches, nothing), student, 0, auxiliary, last=True)
-    run._train_mode()  # batch norms in eval mode
+    run.train_mode()  # batch norms in eval mode
     return run, batches

@@ -80,7 +80,7 @@ def test_prices_are_minutes_sizes_and_queries(of_benchmark: Written, page: Page)
     assert len(page.rows("Figures of Accuracy against minutes")) == 4
 
 
-def test_classes_and_disagreements_are_those_of_the_answers(of_benchmark: Written, page: Page) -> None:
+def test_classes_and_disagreements_are_those_of_the_predictions(of_benchmark: Written, page: Page) -> None:
     found = results(WorkList(of_benchmark.folder))
     teacher = Predictions.load(of(found, method="zero-shot")[0].folder)
     paint = teacher["domain"] == teacher.domains.index("paint")

@@ -26,7 +26,7 @@ class Corner(nn.Module):
         return torch.stack([brightness, -brightness], 1)
 
 
-def test_occlusion_finds_the_part_that_the_answer_hangs_on() -> None:
+def test_occlusion_finds_the_part_that_the_prediction_hangs_on() -> None:
     spec = BackboneSpec({}, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     classifier = Classifier(Student(Corner(), nn.Identity(), spec, "linear"), ["bright", "dark"], None)
     white = torch.full((2, 32, 32, 3), 255, dtype=torch.uint8)

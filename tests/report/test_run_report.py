@@ -95,7 +95,7 @@ def test_an_interval_is_possible_or_cant_be_stated() -> None:
         assert lead(0.2, low, high)[1] == "too few runs to tell"
 
 
-def test_classes_and_confusions_are_those_of_the_answers(of_run: Written) -> None:
+def test_classes_and_confusions_are_those_of_the_predictions(of_run: Written) -> None:
     page, kept = Page(of_run.html), Predictions.load(of_run.folder)
     unseen = kept["domain"] == kept.domains.index("paint")
     labels, answers = kept["label"][unseen], kept["answer"][unseen]
@@ -137,7 +137,7 @@ def test_calibration_is_measured_as_the_evaluation_does() -> None:
     assert found.counts.sum() == 400
 
 
-def test_coverage_is_of_the_surest_answers() -> None:
+def test_coverage_is_of_the_surest_predictions() -> None:
     found = coverage(np.array([0.2, 0.9, 0.6, 0.4]), np.array([False, True, True, False]))
     assert found == [(0.9, 0.25, 1.0), (0.6, 0.5, 1.0), (0.4, 0.75, pytest.approx(2 / 3)), (0.2, 1.0, 0.5)]
 

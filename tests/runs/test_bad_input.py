@@ -196,7 +196,7 @@ def test_a_run_reads_a_list_as_inspect_does(
         (0.0, "stub:m: 1 of [0-9]+ embeddings are zero .* nothing of this batch was saved: check the teacher"),
     ],
 )
-def test_answers_that_are_no_embeddings(
+def test_replies_that_are_no_embeddings(
     value: float, message: str, given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def spoil(rows: np.ndarray) -> np.ndarray:
@@ -208,7 +208,7 @@ def test_answers_that_are_no_embeddings(
         vl2v.distill(given, tmp_path / "run", store=tmp_path / "store")
 
 
-def test_a_teacher_of_another_dimension_than_its_answers_in_the_store(
+def test_a_teacher_of_another_dimension_than_its_embeddings_in_the_store(
     given: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("vl2v.teachers.open_teacher", lambda spec, **options: Stub())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +25,10 @@ def test_what_a_killed_call_left_in_shards_is_taken_over(tiny: dict[str, Any], e
     assert same_embeddings(tmp_path, embedded) and not list((tmp_path / "shards").glob("[0-9]*"))
 
 
-def test_two_nodes_with_their_own_stores(shapes: Path, recording: Path, tmp_path: Path) -> None:
+def test_two_nodes_with_their_own_stores(shapes: Path, recording: Path, quick_python: str, tmp_path: Path) -> None:
     teacher = f"recorded:{recording}"
     embed({"data": {"path": str(shapes)}, "teacher": {"spec": teacher}}, store=tmp_path / "calm")
-    command = [sys.executable, "-m", "vl2v", "embed", "--data", str(shapes), "--teacher", teacher]
+    command = [quick_python, "-m", "vl2v", "embed", "--data", str(shapes), "--teacher", teacher]
     chalk, ink, paint = DOMAINS
     first = [*command, "--target", chalk, "--target", ink, "--store", str(tmp_path / "a")]
     second = [*command, "--target", paint, "--store", str(tmp_path / "b")]

@@ -191,12 +191,14 @@ def test_a_row_of_which_no_checkpoint_was_kept_is_written_once(
 
 def test_predict_evaluate_and_add_a_class(run: vl2v.Run, shapes: Path, tmp_path: Path) -> None:
     image = shapes / "ink" / "ball" / "00.png"
-    (answer,) = vl2v.load(run.folder).predict([image])
-    assert answer.best in ("ball", "box", "cone") and sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-5)
+    (prediction,) = vl2v.load(run.folder).predict([image])
+    assert prediction.best in ("ball", "box", "cone") and sum(prediction.probabilities.values()) == pytest.approx(
+        1, abs=1e-5
+    )
     bad = tmp_path / "bad.png"
     bad.write_bytes(b"no image")
     found = dict(predict_files(run.folder, [image, bad, shapes / "ink" / "box"]))
-    assert len(found) == 14 and isinstance(found[bad], str) and found[image] == answer
+    assert len(found) == 14 and isinstance(found[bad], str) and found[image] == prediction
     classifier = vl2v.add_class(run, "star", store=tmp_path / "store")
     assert classifier.classes == ["ball", "box", "cone", "star"]
     assert set(vl2v.load(run.folder).predict([image])[0].probabilities) == {"ball", "box", "cone", "star"}

@@ -144,7 +144,7 @@ def test_a_class_that_only_the_target_has_changes_no_weight(tmp_path: Path) -> N
         settings = {
             "data": {"path": str(data), "target": ["t"]},
             "teacher": {"spec": "tiny"},
-            "student": {"image_size": 32},
+            "student": {"name": "test_efficientnet", "weights": "none", "image_size": 32},
             "stages": {"align": {"steps": 2}, "distill": {"steps": 2, "batch_per_domain": 4}},
         }
         run = vl2v.distill(settings, tmp_path / str(name) / "run", store=tmp_path / "store")

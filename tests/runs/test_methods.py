@@ -69,8 +69,8 @@ def test_a_student_of_every_method_predicts(method: str, trained: Callable[[str]
     run = trained(method)
     assert run.evaluation is not None and run.evaluation.mean(role="unseen") is not None
     image = next((shapes / "paint").rglob("*.png"))
-    (answer,) = vl2v.load(run.folder).predict([image])
-    assert sum(answer.probabilities.values()) == pytest.approx(1, abs=1e-4)
+    (prediction,) = vl2v.load(run.folder).predict([image])
+    assert sum(prediction.probabilities.values()) == pytest.approx(1, abs=1e-4)
     if method == "rise":
         assert run.classifier.student.projector.out_features == 3  # the head on the projector is one layer now
 
@@ -126,7 +126,7 @@ def test_lambda_is_chosen_before_training_and_kept(shapes: Path, recording: Path
 
 
 @pytest.mark.parametrize("method", ["adip-plus", "kd"])
-def test_the_temperature_is_chosen_by_the_teachers_answers(
+def test_the_temperature_is_chosen_by_the_teachers_predictions(
     method: str, shapes: Path, recording: Path, tmp_path: Path
 ) -> None:
     settings = quick_settings(shapes, recording, method) | {"loss": {"temperature": "auto"}}

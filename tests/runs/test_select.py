@@ -79,7 +79,7 @@ def test_known_asks_about_no_more_images_and_is_remembered(quick: dict[str, Any]
     assert all(torch.equal(value, before[key]) for key, value in student(again).items())
 
 
-def test_kd_learns_from_some_answers_too(quick: dict[str, Any], tmp_path: Path) -> None:
+def test_kd_learns_from_some_embeddings_too(quick: dict[str, Any], tmp_path: Path) -> None:
     quick |= {"method": "kd", "stages": {"distill": quick["stages"]["distill"]}}
     quick["teacher"] |= {"select": 5, "strategy": "random"}
     run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")

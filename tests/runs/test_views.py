@@ -182,7 +182,7 @@ def projector(folder: Path) -> dict[str, torch.Tensor]:
     return {key: value for key, value in weights(vl2v.Run(folder)).items() if "projector" in key}
 
 
-def test_an_online_teacher_is_queried_by_distill_while_align_learns_from_the_clean_answers(
+def test_an_online_teacher_is_queried_by_distill_while_align_learns_from_the_clean_embeddings(
     quick: dict[str, Any], white: WhiteBox, store: Path, tmp_path: Path
 ) -> None:
     offline = vl2v.distill(quick, tmp_path / "offline", store=store)

@@ -57,7 +57,7 @@ class Page:
 
 
 @pytest.mark.parametrize("how", ["drop", "paste", "file"])
-def test_an_image_is_answered(
+def test_an_image_is_predicted(
     how: str, browser: Chrome, served: Servers, opened: Path, shapes: Path, image: bytes
 ) -> None:
     page = Page(browser, served())
@@ -241,7 +241,7 @@ def broken_off() -> Iterator[str]:
 
 
 @pytest.mark.parametrize("how", BROKEN)
-def test_an_answer_that_is_none_is_reported(
+def test_a_response_that_is_none_is_reported(
     how: str, browser: Chrome, served: Servers, image: bytes, broken_off: str
 ) -> None:
     page = Page(browser, served())

@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
@@ -165,7 +164,7 @@ def test_a_bomb_a_huge_body_and_one_that_never_ends(served: Servers, image: byte
 
 def test_another_clients_broken_image_fails_nobody_else(opened: Path, image: bytes) -> None:
     network = Network(vl2v.deploy.runtime.load(opened, threads=1))
-    good, bad, both = network._outputs([[image], [b"no"], [image, image]])
+    good, bad, both = network.compute([[image], [b"no"], [image, image]])
     assert isinstance(bad, Exception) and "images[0] can't be decoded" in str(bad)
     assert good.shape[0] == 1 and both.shape[0] == 2  # type: ignore[union-attr]
     np.testing.assert_allclose(both, np.repeat(good, 2, 0), atol=1e-6)  # type: ignore[arg-type]
@@ -417,8 +416,8 @@ def test_a_file_is_served_with_what_the_image_has(opened: Path, run: vl2v.Run, i
         process.kill()
 
 
-def test_told_to_stop_it_answers_what_it_accepted(run: vl2v.Run, image: bytes) -> None:
-    process, url = started_server("serve", run.folder)
+def test_stopped_it_answers_what_it_accepted(run: vl2v.Run, image: bytes, quick_python: str) -> None:
+    process, url = started_server("serve", run.folder, python=quick_python)
     try:
         body = {"images": [b64(image)] * 24}  # all of them together may wait
         with ThreadPoolExecutor(4) as pool:
@@ -502,12 +501,14 @@ def test_an_export_that_knows_other_classes_than_the_student_is_not_served(
 
 
 @pytest.mark.parametrize(("host", "address"), [("127.0.0.2", "http://127.0.0.2"), ("::1", "http://[::1]")])
-def test_it_says_where_it_listens_and_answers_there(opened: Path, image: bytes, host: str, address: str) -> None:
+def test_it_says_where_it_listens_and_answers_there(
+    opened: Path, image: bytes, quick_python: str, host: str, address: str
+) -> None:
     try:
         socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET).close()
     except OSError:
         pytest.skip(f"this machine has no {host}")
-    command = [sys.executable, "-m", "vl2v", "serve", str(opened), "--host", host, "--port", "0"]
+    command = [quick_python, "-m", "vl2v", "serve", str(opened), "--host", host, "--port", "0"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None

@@ -18,9 +18,9 @@ from little import quick_settings
 from typed import Said, typed
 
 
-def alone(*words: str | Path) -> subprocess.CompletedProcess[str]:
+def alone(*words: str | Path, python: str = sys.executable) -> subprocess.CompletedProcess[str]:
     """Run a command in a process of its own."""
-    return subprocess.run([sys.executable, "-m", "vl2v", *map(str, words)], capture_output=True, text=True)
+    return subprocess.run([python, "-m", "vl2v", *map(str, words)], capture_output=True, text=True)
 
 
 @pytest.fixture
@@ -36,9 +36,10 @@ def config(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture(scope="module")
-def run(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(config: Path, quick_python: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    done = alone("distill", "--config", config, "--out", folder / "a", "--store", folder / "store")
+    words = ("distill", "--config", config, "--out", folder / "a", "--store", folder / "store")
+    done = alone(*words, python=quick_python)
     assert done.returncode == 0, done.stderr
     assert "paint *" in done.stdout and "worst domain" in done.stdout
     return folder / "a"

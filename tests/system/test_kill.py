@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -60,9 +59,9 @@ def calm(config: Path) -> Path:
 
 
 @pytest.mark.parametrize("last", ["00-00000010", "01-00000004", "01-00000008"])
-def test_a_killed_run_ends_the_same(last: str, config: Path, calm: Path, tmp_path: Path) -> None:
+def test_a_killed_run_ends_the_same(last: str, config: Path, calm: Path, quick_python: str, tmp_path: Path) -> None:
     killed = tmp_path / "killed"
-    command = [sys.executable, "-c", KILLED, last, "distill", "--config", str(config), "--out", str(killed)]
+    command = [quick_python, "-c", KILLED, last, "distill", "--config", str(config), "--out", str(killed)]
     command += ["--store", str(config.with_name("store"))]
     assert subprocess.run(command, capture_output=True).returncode == -signal.SIGKILL
     assert (killed / "checkpoints" / f"{last}.safetensors").exists()

@@ -90,7 +90,7 @@ def test_an_image_that_is_none(teacher, images):
         teacher.embed_images([*images, EncodedImage("broken.jpg", b"no image")])
 
 
-def test_tower_answers_as_the_teacher(teacher, images):
+def test_tower_embeds_as_the_teacher(teacher, images):
     if not gives_weights(teacher):
         pytest.skip("a black box")
     import torch

@@ -30,7 +30,7 @@ def opened(folder, **options):
     return open_teacher(f"hf:{folder}", **{"precision": "fp32", **options})
 
 
-def test_answers_as_transformers_does(folder, image_files):
+def test_embeds_as_transformers_does(folder, image_files):
     import torch
     import transformers
 

@@ -33,7 +33,7 @@ def edit(folder, *keys, value):
     file.write_text(json.dumps(config))
 
 
-def test_answers_as_open_clip_does(vit, image_files):
+def test_embeds_as_open_clip_does(vit, image_files):
     import open_clip
     import torch
 
@@ -128,7 +128,7 @@ def test_weights_with_quick_gelu_are_run_with_it():
     assert not with_quick_gelu(open_clip, "local-dir:x", None)
 
 
-def test_weights_that_answer_nan(open_clip_folder, image_files):
+def test_weights_that_give_nan(open_clip_folder, image_files):
     import torch
 
     def change(model):

@@ -64,7 +64,7 @@ def test_by_content_whatever_the_name(tmp_path):
     assert ask(tmp_path, *FILES) == [0, 1, 2]
 
 
-def test_a_hashed_row_never_answers_for_another_content(tmp_path):
+def test_a_hashed_row_never_stands_for_another_content(tmp_path):
     record(tmp_path, list(FILES), sha256=True)
     with pytest.raises(TeacherError, match=r"no embedding of 1 of 1 images, first photo/dog/a\.jpg"):
         ask(tmp_path, "photo/dog/a.jpg", data=b"edited")
@@ -128,7 +128,7 @@ def test_logit_scale_and_name(tmp_path):
     assert opened.fingerprint == teacher.fingerprint
 
 
-def test_fingerprint_changes_with_an_answer(tmp_path):
+def test_fingerprint_changes_with_an_embedding(tmp_path):
     before = open_teacher(f"recorded:{record(tmp_path, list(FILES))}").fingerprint
     changed = VECTORS.copy()
     changed[2, 3] = 1

@@ -19,11 +19,11 @@ from vl2v.runs import train
 from vl2v.training import stage
 from vl2v.training.device import from_first, whole
 
-_backward = stage.StageRun._backward
+backward = stage.StageRun.backward
 
 
 def kept(self, parts):
-    loss = _backward(self, parts)
+    loss = backward(self, parts)
     file = self.trainer.folder.with_suffix(f".{self.work.stage.key}.safetensors")
     if self.step == 0 and not file.exists():
         gradients = {key: whole(value.grad) for key, value in self.weights.items() if value.grad is not None}
@@ -64,7 +64,7 @@ def counted(fabric, work):
 
 
 if __name__ == "__main__":
-    stage.StageRun._backward = kept
+    stage.StageRun.backward = kept
     train.from_first = counted
     for name, settings in json.loads(Path(sys.argv[1]).read_text()).items():
         folder = Path(sys.argv[2]) / name

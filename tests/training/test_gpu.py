@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -46,11 +45,11 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the loop take the CPU for a GPU: it then reads what lies there between evaluations only."""
     begin = StageRun.__init__
 
-    def told(self: StageRun, *given: Any, **options: Any) -> None:
+    def begun_on_gpu(self: StageRun, *given: Any, **options: Any) -> None:
         begin(self, *given, **options)
         self.on_gpu = True
 
-    monkeypatch.setattr(StageRun, "__init__", told)
+    monkeypatch.setattr(StageRun, "__init__", begun_on_gpu)
 
 
 @pytest.mark.parametrize(  # not: coral, mixup, rise
@@ -59,13 +58,13 @@ def on_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_step_waits_for_the_device(method: str, tmp_path: Path, on_gpu: None) -> None:
     run, batches = begun(method, tmp_path)
     steps = batches.between(0, 2)
-    run._optimise(steps)  # the first one chooses how many images fit
+    run.optimise(steps)  # the first one chooses how many images fit
     with Waits() as waits:
-        run._optimise(steps)
+        run.optimise(steps)
     assert not waits.called
     with Waits() as waits:
         run.on_gpu = False
-        run._optimise(batches.between(2, 3))
+        run.optimise(batches.between(2, 3))
     assert waits.called == ["_local_scalar_dense"], "a CPU looks at every loss"
 
 
@@ -79,7 +78,7 @@ def test_losses_are_those_of_a_run_that_waits(quick: dict[str, Any], tmp_path: P
     assert [(row["step"], row["loss"]) for row in rows] == [(row["step"], row["loss"]) for row in others]
 
 
-def test_a_loss_that_is_not_finite_is_told_at_the_next_evaluation(
+def test_a_loss_that_is_not_finite_is_reported_at_the_next_evaluation(
     quick: dict[str, Any], tmp_path: Path, on_gpu: None
 ) -> None:
     settings = merge(quick, {"stages": {"distill": {"lr": 1e30, "clip": None}}})
@@ -122,9 +121,9 @@ def test_a_compiled_run_ends_as_one_that_is_not(quick: dict[str, Any], tmp_path:
 
 
 @pytest.mark.slow
-def test_the_benchmark_of_gpus_runs() -> None:
+def test_the_benchmark_of_gpus_runs(quick_python: str) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "gpu.py"
-    done = subprocess.run([sys.executable, script, "--device", "cpu", "--quick"], capture_output=True, text=True)
+    done = subprocess.run([quick_python, script, "--device", "cpu", "--quick"], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [line.split("|") for line in done.stdout.splitlines() if line.startswith("|") and "---" not in line]
     checks = {cells[1].strip(): cells[2].strip() for cells in rows if len(cells) == 6 and cells[1].strip() != "check"}

@@ -22,7 +22,7 @@ def gradients(method: str, at_once: int, folder: Path) -> tuple[dict[str, Tensor
     """Return the gradient and the loss of a method's first step on images."""
     run, batches = begun(method, folder)
     run.at_once = at_once
-    loss = run._optimise(batches.between(0, 1))["loss"].item()
+    loss = run.optimise(batches.between(0, 1))["loss"].item()
     found = {key: value.grad.clone() for key, value in run.weights.items() if value.grad is not None}
     return found, loss
 

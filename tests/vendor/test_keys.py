@@ -157,11 +157,11 @@ def test_keys_are_listed_with_what_they_bought(tmp_path, monkeypatch):
     assert eve == "eve - - - - 1 0 1 0.000007 no key"
 
 
-def test_told_to_stop_it_answers_and_bills_what_it_accepted(tmp_path):
+def test_stopped_it_answers_and_bills_what_it_accepted(tmp_path, quick_python):
     files = ["--keys", str(tmp_path / "keys.toml")]
     key = add_key(tmp_path / "keys.toml", "me")
     more = ["--teacher", "tiny", "--ledger", str(tmp_path / "sold.sqlite")]
-    process, url = started_server("vendor", "serve", *files, *more)
+    process, url = started_server("vendor", "serve", *files, *more, python=quick_python)
     try:
         body = {"model": "tiny", "input": [uri(image(i)) for i in range(8)], "modality": "image"}
         headers = {"Authorization": f"Bearer {key}"}

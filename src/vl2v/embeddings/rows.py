@@ -163,7 +163,7 @@ class Rows:
             for (number,) in self._db.execute("SELECT id FROM teachers").fetchall():
                 count = "SELECT count(*) FROM places WHERE teacher = ?1"
                 self._db.execute(f"UPDATE teachers SET answers = ({count}) WHERE id = ?1", (number,))
-                self._sign(number)
+                self.sign(number)
         self._teachers.clear()
         self._complete.clear()
         return len(lost)
@@ -248,7 +248,7 @@ class Rows:
         )
         if embeddings:
             self._db.execute("UPDATE teachers SET answers = answers + ? WHERE id = ?", (len(embeddings), teacher))
-            self._sign(teacher)
+            self.sign(teacher)
         if last // GATHERED != (last + len(embeddings)) // GATHERED:
             self._gather()
 
@@ -277,7 +277,7 @@ class Rows:
         self._db.execute("INSERT INTO places SELECT * FROM new_places ORDER BY teacher, half_key, answer")
         self._db.execute("DELETE FROM new_places")
 
-    def _sign(self, teacher: int) -> None:
+    def sign(self, teacher: int) -> None:
         """Write the checksum of a teacher's row, which was changed."""
         row = self._db.execute(f"SELECT {TEACHER} FROM teachers WHERE id = ?", (teacher,)).fetchone()
         self._db.execute("UPDATE teachers SET crc = ? WHERE id = ?", (teacher_crc(*row[1:-1]), teacher))

@@ -97,7 +97,7 @@ class EmbeddingStore(Rows):
             with explained(self.file), transaction(self._db):
                 for number in sorted(numbers):
                     self._db.execute("UPDATE teachers SET same_as = ? WHERE id = ?", (row.number, number))
-                    self._sign(number)
+                    self.sign(number)
             self._teachers.clear()
             return
         own = row or others[0]

@@ -171,7 +171,7 @@ class Network:
     ) -> None:
         self.student = student
         self.batches: Batches[Sequence[Thing], Rows] = Batches(
-            self._outputs, most=BATCH, waiting=waiting, seconds=SECONDS, threads=processors(), observe=observe
+            self.compute, most=BATCH, waiting=waiting, seconds=SECONDS, threads=processors(), observe=observe
         )
 
     async def outputs(self, things: Sequence[Thing], client: str = "") -> Rows:
@@ -183,7 +183,8 @@ class Network:
         """
         return await self.batches.submit(things, len(things), client)
 
-    def _outputs(self, requests: list[Sequence[Thing]]) -> list[Rows | Exception]:
+    def compute(self, requests: list[Sequence[Thing]]) -> list[Rows | Exception]:
+        """Compute several requests as one batch; return each one's rows, or what is wrong with it."""
         decoded = [self._pixels(things) for things in requests]
         good = [pixels for pixels in decoded if not isinstance(pixels, Exception)]
         rows = iter(np.split(self._run(np.concatenate(good)), np.cumsum([len(p) for p in good])[:-1]) if good else ())

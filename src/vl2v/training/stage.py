@@ -102,11 +102,11 @@ class StageRun:
         every = settings.eval_every or max(1, settings.steps // 10)
         batches = self.work.batches.between(self.step * settings.accumulate, settings.steps * settings.accumulate)
         meter, loss = _Meter(), ""
-        self._train_mode()  # evaluations give it back
+        self.train_mode()  # evaluations give it back
         self.trainer.progress(name, self.step, settings.steps, "")
         while self.step < settings.steps and not (self.ends_early and self.no_better >= PATIENCE):
             raise_dropped_signal()
-            terms = self._optimise(batches)
+            terms = self.optimise(batches)
             self.step += 1
             meter.add(terms)
             for averager in self.averagers:
@@ -141,11 +141,11 @@ class StageRun:
     def timed(self, steps: int) -> list[float]:
         """Take the first steps without evaluating; return how many seconds each took."""
         batches = self.work.batches.between(0, steps * self.work.settings.accumulate)
-        self._train_mode()
+        self.train_mode()
         seconds = []
         for _ in range(steps):
             start = time.perf_counter()
-            self._optimise(batches)["loss"].item()  # waits for the device
+            self.optimise(batches)["loss"].item()  # waits for the device
             seconds.append(time.perf_counter() - start)
         return seconds
 
@@ -175,7 +175,7 @@ class StageRun:
             if own:
                 averager.restore(own, parts)
 
-    def _optimise(self, batches: Iterator[tuple[Tensor, Targets]]) -> Terms:
+    def optimise(self, batches: Iterator[tuple[Tensor, Targets]]) -> Terms:
         """Take one optimiser step; return the loss and its terms, on the device."""
         settings, stage, fabric = self.work.settings, self.work.stage, self.trainer.fabric
         drawn = [next(batches) for _ in range(settings.accumulate)]  # before the seed: a new loader draws from it
@@ -189,13 +189,13 @@ class StageRun:
         parts = [self._moved(x, targets) for x, targets in drawn]
         if not self.at_once:
             self.at_once = self._choose_pieces(parts[0][0])
-        terms = self._backward(parts)
+        terms = self.backward(parts)
         if not self.on_gpu:  # there it is checked with the next evaluation: to read it is to wait for the device
             self._check_finite(terms["loss"].item(), self.step + 1)
         if stage.second_pass is not None:
 
             def again() -> None:
-                self._backward(parts)
+                self.backward(parts)
 
             stage.second_pass(self.weights, again, whole)
         if settings.clip is not None:
@@ -226,7 +226,7 @@ class StageRun:
         x, targets = moved(x, device), replace(targets.to(device), done=self.step / self.work.settings.steps)
         return self.work.stage.blend(x, targets) if self.work.stage.blend else (x, targets)
 
-    def _backward(self, parts: Sequence[tuple[Tensor, Targets]]) -> Terms:
+    def backward(self, parts: Sequence[tuple[Tensor, Targets]]) -> Terms:
         """Replace the gradient by that of the parts' mean loss; return the loss and its terms.
 
         What doesn't fit into memory is tried again in smaller pieces.
@@ -296,7 +296,8 @@ class StageRun:
         torch.set_rng_state(after)
         return {name: term.detach().float() for name, term in terms.items()}
 
-    def _train_mode(self) -> None:
+    def train_mode(self) -> None:
+        """Put the student's parts into the modes that they train in."""
         self.model.train()
         if self.work.stage.trains == "projector":
             self.student.backbone.eval()

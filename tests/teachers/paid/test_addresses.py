@@ -123,7 +123,7 @@ def test_embeddings_bought_under_an_old_spelling_are_found(secret, vendor, tmp_p
         store._db.execute("UPDATE teachers SET fingerprint = ?, name = ?", (Old.fingerprint, Old.name))
         store._db.execute("UPDATE answers SET crc = 0")
     with EmbeddingStore(tmp_path) as store:
-        store._sign(1)
+        store.sign(1)
         for number, key, vector in store._db.execute("SELECT id, key, vector FROM answers").fetchall():
             crc = store_modulecrc(Old.fingerprint, key, vector)
             store._db.execute("UPDATE answers SET crc = ? WHERE id = ?", (crc, number))
