@@ -184,6 +184,8 @@ def _show(entries: "list[Entry]") -> None:
         counts = (f"{number:,}" for number in (line.queries, line.count, line.tokens))
         rows.append([*line.group, *counts, money(line.micro, line.currency) if line.currency else "free"])
     heads = ("teacher", "queried by", "day", "what", "outcome", "requests", "inputs", "tokens", "price")
-    Table(heads, rows, title="queries to teachers", left=heads[:5]).print()
+    shown = [n for n, head in enumerate(heads) if head != "queried by" or any(row[n] for row in rows)]
+    cells = [[row[n] for n in shown] for row in rows]
+    Table([heads[n] for n in shown], cells, title="queries to teachers", left=heads[:5]).print()
     for currency in sorted({line.currency for line in lines if line.currency}):
         say(f"total: {money(sum(line.micro for line in lines if line.currency == currency), currency)}")
