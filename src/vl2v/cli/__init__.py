@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vl2v.session import Progress
 
 LEVEL = 0  # -1: --quiet, 1: --verbose
+RESUMED = ("embed", "distill", "adapt", "benchmark", "recommend", "demo", "download", "check")
 EVERY = 30  # seconds between two lines on a task
 
 
@@ -73,7 +74,8 @@ def main() -> None:
         cause = getattr(error.__context__, "__cause__", None)  # typer ends with 130, and without a word
         ctrl_c = isinstance(cause, KeyboardInterrupt) and not isinstance(cause, Stopped)
         if ctrl_c or (isinstance(error, Terminated) and not error.reported):
-            sys.stderr.write("interrupted; the same command resumes where it stopped\n")
+            resumes = "; the same command resumes where it stopped" * any(word in RESUMED for word in sys.argv[1:])
+            sys.stderr.write(f"interrupted{resumes}\n")
         raise
 
 
