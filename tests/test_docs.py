@@ -90,7 +90,7 @@ def test_settings_in_the_text_exist(page: Path) -> None:
     known = {*setting_names(), *own}
     sections = {name.split(".")[0] for name in known if "." in name}
     for section, key in re.findall(r"[`\s]([a-z]+)\.([a-z_]+)(?=[`=])", page.read_text(encoding="utf-8")):
-        if section in sections and key not in ("json", "safetensors", "onnx", "tflite", "mlpackage"):  # files
+        if section in sections and key not in ("json", "safetensors", "onnx", "tflite", "pte", "mlpackage"):  # files
             assert f"{section}.{key}" in known
     for text in blocks(page, "toml"):
         for section, table in tomllib.loads(text).items():
