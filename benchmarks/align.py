@@ -73,8 +73,7 @@ def main() -> None:
     learner = Learner(student)
 
     def loss_at(features: torch.Tensor, targets: Targets) -> torch.Tensor:
-        output, _ = learner(features)
-        return cosine_loss(output, targets, config.loss["lambda"])["loss"]
+        return cosine_loss(learner(features), targets, config.loss["lambda"])["loss"]
 
     # Through the backbone: decode, forward, project, step.
     optimizer, spent, losses = optimiser(), 0.0, []

@@ -74,8 +74,7 @@ def rates(
                 if number == 2:  # the device is warm
                     begun = time.perf_counter()
                 run.optimizer.zero_grad()
-                output, _ = run.model(pixels)
-                loss = stage.training_step(output, targets)["loss"]
+                loss = stage.training_step(run.model(pixels), targets)["loss"]
                 loss.backward()
             assert begun is not None and loss is not None
             loss.item()  # waits for the device

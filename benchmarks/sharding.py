@@ -40,7 +40,7 @@ def main(strategy: str) -> None:
     wrapped = fabric.setup_optimizers(optimizer)
     for _ in range(2):
         optimizer.zero_grad()
-        output, _ = model(torch.randint(256, (2, SIZE, SIZE, 3), dtype=torch.uint8, device=fabric.device))
+        output = model(torch.randint(256, (2, SIZE, SIZE, 3), dtype=torch.uint8, device=fabric.device))
         fabric.backward(output.projected.square().mean())
         wrapped.step()
     held = [*learner.parameters(), *(p.grad for p in learner.parameters())]
