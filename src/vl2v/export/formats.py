@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 
 from vl2v.deploy.runtime import METADATA, files_of, onnxruntime_library, openvino_library, size_of
 from vl2v.errors import ConfigError, RunError, StudentError, need_extra, writing
+from vl2v.export.int8 import FRONT
 from vl2v.export.network import Network
 from vl2v.export.parity import Parity, Pixels
 from vl2v.io import NEW, replacing, write_bytes
@@ -182,19 +185,31 @@ def write_litert(network: Network, path: Path) -> None:
     need_extra("litert_torch", "litert").convert(network, (network.example[:1],)).export(str(path))
 
 
-def write_litert_int8(source: Path, path: Path, pixels: Pixels) -> None:
-    """Write a LiteRT file in int8: weights per channel, ranges of activations from images [n, s, s, 3]."""
+def litert_int8_trials(source: Path, card: dict[str, Any], pixels: Pixels) -> Iterator[tuple[Path, tuple[str, ...]]]:
+    """Yield int8 files beside a LiteRT file, and the layers left in fp32: none, then more and more of the first ones.
+
+    Weights are per channel, each rounded to the nearest; ranges of activations are those of images [n, s, s, 3].
+    """
     quantizer = need_extra("ai_edge_quantizer.quantizer", "litert")
     recipe = need_extra("ai_edge_quantizer.recipe", "litert")
-    model = _litert_model(source)
+    model, ready = _litert_model(source), source.with_name("ready.tflite")
     _revive_channels(model)
-    _save_litert(model, path)
-    made = quantizer.Quantizer(str(path))
-    made.load_quantization_recipe(recipe.static_wi8_ai8())
-    made.update_quantization_recipe(".*", "OUTPUT", algorithm_key="no_quantize")  # logits are floats, as in fp32
-    name = "serving_default"
-    ranges = made.calibrate({name: [{"args_0": image[None]} for image in pixels]}, num_threads=1)
-    made.quantize(ranges).export_model(path, overwrite=True)
+    _save_litert(model, ready)
+    outputs = [_first_output(model, node) for node in model.subgraphs[0].operators]
+    layers = [
+        number for number, node in enumerate(model.subgraphs[0].operators) if _kind(model, node) in _litert_layers()
+    ]
+    images = [{"args_0": image[None]} for image in pixels]
+    for count in (0, *sorted({int(share * len(layers)) for share in FRONT} - {0})):
+        made = quantizer.Quantizer(str(ready))
+        made.load_quantization_recipe(recipe.static_wi8_ai8())
+        exempt = [f"^{re.escape(name)};" for name in outputs[: layers[count] if count else 0]]
+        for scope, kind in (*((scope, "*") for scope in exempt), (".*", "OUTPUT")):  # logits are floats, as in fp32
+            made.update_quantization_recipe(scope, kind, algorithm_key="no_quantize")
+        path = source.with_name(f"int8-first-{count}.tflite")
+        made.quantize(made.calibrate({"serving_default": images}, num_threads=1)).export_model(path, overwrite=True)
+        put_litert_card(path, card)
+        yield path, tuple(outputs[layer] for layer in layers[:count])
 
 
 def _revive_channels(model: Any) -> None:
@@ -203,12 +218,10 @@ def _revive_channels(model: Any) -> None:
     Pretrained networks have channels of next to no weight, where a batch norm's variance is 0. In int8 a bias is a
     whole number of steps of input and weight, which overflows 32 bits there; this changes next to nothing else.
     """
-    kinds = need_extra("ai_edge_litert.schema_py_generated", "litert").BuiltinOperator
-    axes = {kinds.CONV_2D: 0, kinds.DEPTHWISE_CONV_2D: 3}  # of the channels
-    codes = [max(code.builtinCode, code.deprecatedBuiltinCode) for code in model.operatorCodes]
+    axes = _litert_layers()
     for graph in model.subgraphs:
         for node in graph.operators:
-            axis = axes.get(codes[node.opcodeIndex])
+            axis = axes.get(_kind(model, node))
             if axis is None:
                 continue
             tensor = graph.tensors[node.inputs[1]]
@@ -218,6 +231,23 @@ def _revive_channels(model: Any) -> None:
             largest = np.abs(rows).max(1)
             rows[largest < largest.max() / 10_000, 0] = largest.max() / 10_000
             buffer.data = np.ascontiguousarray(np.moveaxis(rows.reshape(weights.shape), 0, axis)).ravel().view(np.uint8)
+
+
+def _litert_layers() -> dict[int, int]:
+    """Return the kinds of LiteRT's convolutions, and the axis of their weights that channels lie on."""
+    kinds = need_extra("ai_edge_litert.schema_py_generated", "litert").BuiltinOperator
+    return {kinds.CONV_2D: 0, kinds.DEPTHWISE_CONV_2D: 3}
+
+
+def _kind(model: Any, node: Any) -> int:
+    code = model.operatorCodes[node.opcodeIndex]
+    kind: int = max(code.builtinCode, code.deprecatedBuiltinCode)
+    return kind
+
+
+def _first_output(model: Any, node: Any) -> str:
+    name: bytes = model.subgraphs[0].tensors[node.outputs[0]].name
+    return name.decode()
 
 
 def put_litert_card(path: Path, card: dict[str, Any]) -> None:

@@ -24,11 +24,11 @@ from vl2v.export.formats import (
     check_format,
     check_name,
     default_name,
+    litert_int8_trials,
     put_litert_card,
     write_coreml,
     write_executorch,
     write_litert,
-    write_litert_int8,
     write_openvino,
     write_torchscript,
 )
@@ -176,7 +176,7 @@ class Exporter:
         """Return an int8 export that isn't shown to lose accuracy, leaving out as few layers as that takes.
 
         One that loses none beyond the tolerance on these images, and has 98% of the student's classes, is taken before
-        one that seems to, by chance.
+        one that seems to, by chance; where none has 98%, the one that has most of them.
         """
         found: list[tuple[Path, Parity]] = []
         refused: list[Parity] = []
@@ -191,17 +191,14 @@ class Exporter:
         if not found:
             best = min(refused, key=lambda parity: parity.lost)
             raise StudentError(f"int8 loses accuracy ({best.summary()}); nothing was written: use fp32")
-        path, parity = min(found, key=lambda pair: (not pair[1].agrees, pair[1].lost))
+        path, parity = min(found, key=lambda pair: (0, pair[1].lost) if pair[1].agrees else (1, -pair[1].same))
         self._put_card(path, with_reference(load(path), self.domains))
         return Export.of(path, parity)
 
     def _int8_files(self, kind: str) -> Iterator[tuple[Path, tuple[str, ...]]]:
         card = card_of(self.classifier, self.form, "int8")
         if kind == "litert":
-            path = self.folder / "student-int8.tflite"
-            write_litert_int8(self.make(kind).path, path, self._calibration)
-            put_litert_card(path, card)
-            yield path, ()
+            yield from litert_int8_trials(self.make(kind).path, card, self._calibration)
             return
         for made, kept in self._trials(card):
             if kind == "onnx":
