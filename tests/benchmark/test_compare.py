@@ -109,7 +109,7 @@ CHECKED = {
     "3 seeds, 5 targets, luck of 2 points": 0.93,
     "1 target, 3 seeds": 0.93,
     "targets with 1, 2, 3, 4 and 5 seeds": 0.93,
-    "a tenth of the answers missing": 0.93,
+    "a tenth of the predictions missing": 0.93,
     "accuracies near 98%, luck of half a point": 0.93,
     "half of the luck common to all targets": 0.915,  # 87% without the term for it
     "all of the luck common, 5 seeds": 0.93,
