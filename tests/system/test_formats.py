@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from typed import typed
-from vl2v import Run, load, runtime
+from vl2v import Run, load
+from vl2v.deploy import runtime
 
 EARLIER = Path(__file__).parents[1] / "formats"
 TEACHER = "openai-compatible:http://127.0.0.1:8123/v1#tiny"  # nobody listens there any more
