@@ -37,11 +37,13 @@ def ray() -> Iterator[None]:
     Work at once is what tests/runs/test_cluster.py and tests/benchmark/test_engines.py have.
     """
     ray = pytest.importorskip("ray")
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("RAY_worker_niceness", "0")  # else they wait for all other tests
         Cluster(1, {"num_cpus": 1}).start()
     yield
     ray.shutdown()
+    signal.signal(signal.SIGTERM, before)  # Ray leaves its own
 
 
 def test_a_teacher_is_queried_once_with_a_worker_killed(
