@@ -15,7 +15,7 @@ from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import RunError
 from vl2v.runs import plan as plans
 from vl2v.runs.measure import Bench, Rates
-from vl2v.runs.plan import RunPlan, limit_of, plan_run
+from vl2v.runs.plan import RunPlan, can_be_quick, limit_of, plan_run
 from vl2v.runs.settings import resolve
 from vl2v.tree import merge
 
@@ -97,6 +97,24 @@ def test_without_any_the_default_is_twenty_minutes_on_a_cpu() -> None:
     assert limit_of(settings, "default", None, resolve(settings)) is None
 
 
+@pytest.mark.parametrize(
+    ("settings", "possible"),
+    [
+        ({}, True),
+        ({"train": {"quick": "off"}}, False),
+        ({"train": {"accelerator": "cuda"}}, False),
+        ({"train": {"compile": True}}, False),
+        ({"method": "mixup"}, False),
+        ({"method": "sd"}, False),
+        ({"method": "erm++"}, False),
+        ({"method": "lp"}, False),
+    ],
+)
+def test_lower_blocks_are_given_up_where_nothing_speaks_against_it(settings: dict[str, Any], possible: bool) -> None:
+    settings = merge({"data": {"path": "."}, "train": {"accelerator": "cpu"}}, settings)
+    assert can_be_quick(settings, "default", resolve(settings)) is possible
+
+
 @pytest.fixture
 def unhurried(quick: dict[str, Any]) -> dict[str, Any]:
     """Return settings of a run that would take longer than it may."""
@@ -111,7 +129,10 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(unhurried: dict[st
     assert "on this CPU" in words[1] and "queries (0 cached), free" in words[2]
     assert "the full recipe (32 px, 1,000 steps of" in words[-2]
     assert max(map(len, words)) <= 80
-    assert plan.chosen["stages.distill.steps"] < 1000
+    assert plan.chosen["stages.distill.steps"] < 1000 and plan.chosen["train.quick"] == "auto"
+    assert words[0].endswith(", upper blocks")
+    whole = plan_run(merge(settings, {"train": {"quick": "off"}}), store=tmp_path / "store", minutes=0.05)
+    assert whole.config.train.quick == "off" and "upper blocks" not in whole.summary()[0]
     assert not list(tmp_path.glob("run*"))
     with EmbeddingStore(tmp_path / "store") as store:
         assert not store.teachers(), "nobody was queried for good"
@@ -131,11 +152,14 @@ def test_a_plan_is_decided_once(unhurried: dict[str, Any], tmp_path: Path, monke
     assert len(seen) == 1 and run.config.stages["distill"].steps == 6
     made = json.loads((out / "plan.json").read_text())
     assert made["chosen"]["stages.distill.steps"] == 6 and made["seconds"]["distill"] > 0
-    again = vl2v.distill(merge(settings, {"stages": {"distill": {"steps": 6}}}), tmp_path / "other", store=store)
+    given = merge(settings, {"stages": {"distill": {"steps": 6}}, "train": {"quick": "auto"}})
+    again = vl2v.distill(given, tmp_path / "other", store=store)
     assert again.evaluation is not None and run.evaluation is not None
     assert again.evaluation.to_json() == run.evaluation.to_json(), "planned or given, the same steps end alike"
     with pytest.raises(RunError, match=r"stages\.distill\.steps"):
         vl2v.distill(settings, out, store=store, minutes=0.02)
+    with pytest.raises(RunError, match=r"train\.quick"):
+        vl2v.distill(merge(settings, {"train": {"quick": "off"}}), out, store=store, minutes=0.01)
 
 
 @pytest.mark.parametrize(

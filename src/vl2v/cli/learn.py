@@ -173,8 +173,13 @@ def distill(
         typer.Option("--online-teacher", help="Query the teacher about every augmented batch (local teachers only)."),
     ] = None,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Train the upper blocks only, on cached activations of the lower ones.")
-    ] = False,
+        bool | None,
+        typer.Option(
+            "--quick/--no-quick",
+            help="Train the upper blocks only, on cached activations of the lower ones (by default where the whole "
+            "recipe takes longer than it may).",
+        ),
+    ] = None,
     minutes: Annotated[
         float | None,
         typer.Option(help="Plan the run to take this long; without a GPU 20, unless steps or image size are set."),
@@ -207,7 +212,7 @@ def distill(
         teacher=teacher,
         views=views,
         online_teacher=online_teacher,
-        quick="auto" if quick else None,
+        quick=None if quick is None else "auto" if quick else "off",
         select=_number(select),
         strategy=strategy,
         student=student,

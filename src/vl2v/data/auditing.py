@@ -107,9 +107,9 @@ class _Index:
         found = sorted({other for table, key in zip(self._tables, keys, strict=True) for other in table.get(key, ())})
         if not found:
             return default
-        grey = _normalised([self._signatures[other] for other in found]) @ _normalised([signature])[0]
-        alike = (found[i] for i in np.flatnonzero(grey >= LIKE) if _same_colours(signature, self._signatures[found[i]]))
-        return next(alike, default)
+        grey = _normalised([signature, *(self._signatures[other] for other in found)])
+        likely = (found[i] for i in np.flatnonzero(grey[1:] @ grey[0] >= LIKE))
+        return next((other for other in likely if _same_colours(signature, self._signatures[other])), default)
 
 
 def _sides(signatures: Sequence[bytes]) -> NDArray[np.uint16]:

@@ -171,11 +171,11 @@ def accuracies(
         labels: [m] classes.
     """
     mean = _mean(learnt)
+    bias = _scores(mean.t, texts)
     right = np.zeros((len(RIDGES), len(LAMBDAS)))
     for index, ridge in enumerate(RIDGES):
-        of_image, of_text = np.split((features - mean.x) @ _solved(mean, ridge) + mean.t, 2, axis=1)
-        scores = [(lam * of_image + (1 - lam) * of_text) @ texts.T for lam in LAMBDAS]
-        right[index] = [(score.argmax(1) == labels).mean() for score in scores]
+        of_image, of_text = np.split((features - mean.x) @ _solved(mean, ridge, texts) + bias, 2, axis=1)
+        right[index] = [((lam * of_image + (1 - lam) * of_text).argmax(1) == labels).mean() for lam in LAMBDAS]
     return right
 
 
@@ -184,10 +184,19 @@ def _mean(groups: Sequence[Moments]) -> Moments:
     return Moments(*(np.mean(part, 0) for part in zip(*groups, strict=True)))
 
 
-def _solved(mean: Moments, ridge: float) -> NDArray[np.float64]:
-    """Return the weights [p, 2 d] of both targets' regression on centred features."""
+def _scores(targets: NDArray[np.float64], texts: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Return the scores of the classes [..., 2 C] of targets of both kinds [..., 2 d]."""
+    of_image, of_text = np.split(targets, 2, axis=-1)
+    return np.concatenate([of_image @ texts.T, of_text @ texts.T], axis=-1)
+
+
+def _solved(mean: Moments, ridge: float, texts: NDArray[np.float32] | None = None) -> NDArray[np.float64]:
+    """Return the weights [p, 2 d] of both targets' regression on centred features; with texts, of scores [p, 2 C]."""
+    crossed = mean.xt - np.outer(mean.x, mean.t)
+    if texts is not None:
+        crossed = _scores(crossed, texts)
     variance = mean.xx - np.outer(mean.x, mean.x)
     size = max(np.trace(variance) / len(variance), ROUNDING * np.mean(mean.x**2), np.finfo(np.float32).tiny)
     penalty = ridge * size * np.eye(len(variance))
-    weights: NDArray[np.float64] = np.linalg.solve(variance + penalty, mean.xt - np.outer(mean.x, mean.t))
+    weights: NDArray[np.float64] = np.linalg.solve(variance + penalty, crossed)
     return weights

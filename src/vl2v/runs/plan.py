@@ -1,8 +1,9 @@
 """What a run will do and how long that takes on this machine, decided before anything starts.
 
 A few real steps of the run's own student are measured, on made-up images. A run that has to fit in some minutes gives
-up in this order, and never what the user has set: image size (down to 128 px), images of each domain in a batch (down
-to half), steps (down to `FEWEST`), smaller images, still fewer steps; last, how often it is evaluated.
+up in this order, and never what the user has set: on a CPU the training of the lower blocks (`train.quick`), image size
+(down to 128 px), images of each domain in a batch (down to half), steps (down to `FEWEST`), smaller images, still fewer
+steps; last, how often it is evaluated.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,7 +23,7 @@ from vl2v.embeddings.bill import cost, with_budget
 from vl2v.embeddings.plan import Plan, fixed_views
 from vl2v.embeddings.session import dim_of
 from vl2v.embeddings.store import EmbeddingStore
-from vl2v.errors import ConfigError
+from vl2v.errors import ConfigError, StudentError
 from vl2v.io import read_json, write_text
 from vl2v.methods import Task, task_of
 from vl2v.privacy import public_name
@@ -31,6 +32,7 @@ from vl2v.runs.folder import PLAN
 from vl2v.runs.measure import Bench, Rates
 from vl2v.runs.query import open_session
 from vl2v.runs.settings import has_tower, recipe, resolve
+from vl2v.runs.stages import check_trainable
 from vl2v.session import Progress, Session, default_store, silent
 from vl2v.students.backbone import image_size_of
 from vl2v.system import best_device, peak_bytes, world_size
@@ -128,6 +130,7 @@ given. None: nothing."""
 
 SAMPLE = 4  # queries by which a local teacher is measured
 WITHOUT_GPU = 20.0
+QUICK: Tree = {"train.quick": "auto"}
 FEWEST = 300  # steps; images become smaller before there are fewer
 SIZES = (192, 160, 128, 96, 64)
 ENOUGH = 128  # pixels a side; batches and steps become smaller before the images do
@@ -173,16 +176,16 @@ class RunPlan:
     def summary(self) -> list[str]:
         """Return lines for people: what will be done, and what more time would bring."""
         steps = ", ".join(_steps(stage, self.domains) for stage in _trained(self.config).values())
+        part = ", upper blocks" if steps and self.config.train.quick != "off" else ""
         lines = [
-            f"plan: {self.config.student.name} at {self.image_size} px, {steps or 'features computed once'}",
+            f"plan: {self.config.student.name} at {self.image_size} px, {steps or 'features computed once'}{part}",
             f"  about {duration(self.total)} on {self.device}, peak memory {self.memory / 1e9:.1f} GB",
             f"  {self.teaching}",
         ]
         if self.minutes is not None and self.total > 60 * self.minutes * 1.1:
             lines.append(f"  that is more than {self.minutes:g} min: what can't be shortened takes longer")
         if any(stage.steps < FEWEST for key, stage in _trained(self.config).items() if _name(key) in self.chosen):
-            quick = ", or --quick" if self.config.train.quick == "off" else ""
-            lines.append(f"  so few steps teach little: {FEWEST} want more minutes, an idle machine{quick}")
+            lines.append(f"  so few steps teach little: {FEWEST} want more minutes or an idle machine")
         if self.full:
             lines += [f"  {self.full}", "  give --minutes N for another length, or settings of your own"]
         return lines
@@ -209,13 +212,19 @@ def duration(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def saved_plan(folder: Path, config: RunConfig, minutes: Minutes) -> RunConfig | None:
-    """Return a run's settings as they were planned when it began; None: it hasn't begun, or was planned otherwise."""
+def saved_plan(folder: Path, config: RunConfig, minutes: Minutes, settings: Mapping[str, Any]) -> RunConfig | None:
+    """Return a run's settings as they were planned when it began; None: it hasn't begun, or was planned otherwise.
+
+    Args:
+        settings: as the user gives them; a plan that chose another value isn't theirs.
+    """
     if not (folder / "config.toml").is_file():
         return None
     if not (made := read_json(folder / PLAN)):
         return config if any((folder / name).exists() for name in ("checkpoints", "student", "metrics.jsonl")) else None
-    if made["request"] != request_of(config, minutes):
+    given = {name: value for name, value in flat(settings).items() if value is not None}
+    others = any(given.get(name, value) != value for name, value in made["chosen"].items())
+    if others or made["request"] != request_of(config, minutes):
         return None
     return planned(config, made["chosen"])
 
@@ -262,14 +271,22 @@ def plan_run(
         queries, teacher, dim = teaching_of(config, task, sources, embeddings, budget, progress)
     progress("measuring", 0, 1, "")
     task = task.with_chosen(dict.fromkeys(task.automatic, 0.5))  # any number costs the same
-    bench = Bench(config, task, sources, len(images.listed), teacher, dim)
+
+    def bench_of(config: RunConfig) -> Bench:
+        return Bench(config, task, sources, len(images.listed), teacher, dim)
+
+    bench = bench_of(config)
     limit = limit_of(settings, preset, minutes, config)
     chosen: Tree = {}
     full = ""
     if limit is not None:
-        chosen = fitting(bench, 60 * limit - queries.seconds, _given(settings, preset, config))
-        if chosen:
-            full = _longer(bench, queries.seconds, limit)
+        left, given = 60 * limit - queries.seconds, _given(settings, preset, config)
+        if _scale(bench, config, bench.rates(bench.size_of(config), config), left, given) < 1:
+            whole = _longer(bench, queries.seconds, limit)
+            if can_be_quick(settings, preset, config):
+                bench, chosen = _quicker(bench, bench_of)
+            chosen |= fitting(bench, left, given)
+            full = whole if chosen else ""
     fitted = planned(config, chosen)
     rates = bench.rates(bench.size_of(fitted), fitted)
     seconds = {"teacher": queries.seconds, **bench.seconds(fitted, rates)}
@@ -297,8 +314,35 @@ def limit_of(settings: Mapping[str, Any], preset: str, minutes: Minutes, config:
         return minutes
     given = flat(settings)
     own = preset != "default" or "student.image_size" in given or any(name.endswith(".steps") for name in given)
+    return WITHOUT_GPU if _alone_on_a_cpu(config) and not own else None
+
+
+def _alone_on_a_cpu(config: RunConfig) -> bool:
     on_cpu = config.train.accelerator == "cpu" or (config.train.accelerator == "auto" and best_device() == "cpu")
-    return WITHOUT_GPU if on_cpu and not own and world_size() == 1 else None
+    return on_cpu and world_size() == 1
+
+
+def can_be_quick(settings: Mapping[str, Any], preset: str, config: RunConfig) -> bool:
+    """Return whether a plan may train the upper blocks alone: on a CPU, if the user and the other settings let it."""
+    if "train.quick" in _given(settings, preset, config) or has_tower(config, task_of(config)):
+        return False
+    if not _alone_on_a_cpu(config):
+        return False
+    try:
+        check_trainable(resolve(merge(settings, nested(QUICK)), preset), 1)
+    except ConfigError:
+        return False
+    return True
+
+
+def _quicker(bench: Bench, bench_of: Callable[[RunConfig], Bench]) -> tuple[Bench, Tree]:
+    """Return a bench on which the upper blocks alone are trained, and the setting; as before, if nothing can be cut."""
+    quick = bench_of(planned(bench.config, QUICK))
+    try:
+        quick.rates(quick.size_of(quick.config), quick.config)
+    except StudentError:
+        return bench, {}
+    return quick, dict(QUICK)
 
 
 def takes_moments(config: RunConfig) -> bool:

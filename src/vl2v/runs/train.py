@@ -124,7 +124,7 @@ def distill(
     with nullcontext() if rank() else locked(out):
         check_folder(out)
         plan, images = None, Images(config.data, session)
-        if (begun := saved_plan(out, config, minutes)) is not None:
+        if (begun := saved_plan(out, config, minutes, given)) is not None:
             config = begun
         elif world_size() == 1 and (
             limit_of(given, preset, minutes, config) or (on_plan and not takes_moments(config))
