@@ -15,7 +15,7 @@ from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import RunError
 from vl2v.runs import plan as plans
 from vl2v.runs.measure import Bench, Rates
-from vl2v.runs.plan import RunPlan, can_be_quick, limit_of, plan_run
+from vl2v.runs.plan import RunPlan, can_be_quick, limit_of, plan_run, quicker
 from vl2v.runs.settings import resolve
 from vl2v.tree import merge
 
@@ -115,13 +115,32 @@ def test_lower_blocks_are_given_up_where_nothing_speaks_against_it(settings: dic
     assert can_be_quick(settings, "default", resolve(settings)) is possible
 
 
+class Cut(Known):
+    """A machine on which a thousand seconds pass until the activations are cached."""
+
+    def seconds(self, config: RunConfig, rates: Rates) -> dict[str, float]:
+        return {**super().seconds(config, rates), "lower blocks": 1000.0}
+
+
+@pytest.mark.parametrize(("limit", "quick"), [(4001.0, True), (3999.0, False)])
+def test_activations_are_cached_where_that_takes_a_quarter_of_the_time_at_most(limit: float, quick: bool) -> None:
+    config = resolve({"data": {"path": "."}})
+    whole = Known(config)
+    bench, chosen = quicker(whole, Cut, limit, set())
+    assert (bench is not whole) is quick and chosen == ({"train.quick": "auto"} if quick else {})
+    assert bench.config.train.quick == ("auto" if quick else "off")
+
+
 @pytest.fixture
 def unhurried(quick: dict[str, Any]) -> dict[str, Any]:
     """Return settings of a run that would take longer than it may."""
     return merge(quick, {"stages": {"distill": {"steps": None}}, "student": {"image_size": 32}})
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(unhurried: dict[str, Any], tmp_path: Path) -> None:
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
+    unhurried: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "ONCE", 1e9)  # however slow the machine is
     settings = {**unhurried, "stages": {key: {} for key in unhurried["stages"]}}
     plan = plan_run(settings, store=tmp_path / "store", minutes=0.05)
     words = plan.summary()
@@ -143,8 +162,8 @@ def test_a_plan_is_decided_once(unhurried: dict[str, Any], tmp_path: Path, monke
     del settings["stages"]["distill"]["steps"]
     out, store, seen = tmp_path / "run", tmp_path / "store", list[RunPlan]()
     few = lambda plan: seen.append(plan)  # noqa: E731
-    real = plans.fitting
-    monkeypatch.setattr(plans, "fitting", lambda *given: {**real(*given), "stages.distill.steps": 6})  # a slow machine
+    real, slow = plans.fitting, {"stages.distill.steps": 6, "train.quick": "auto"}
+    monkeypatch.setattr(plans, "fitting", lambda *given: {**real(*given), **slow})  # a slow machine
     with pytest.raises(Interrupted):
         vl2v.distill(settings, out, store=store, minutes=0.01, on_plan=few, progress=stopping("distill", 4))
     monkeypatch.setattr(plans, "fitting", lambda *given: {"stages.distill.steps": 12})  # it is quicker by now

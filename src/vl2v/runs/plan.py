@@ -131,6 +131,7 @@ given. None: nothing."""
 SAMPLE = 4  # queries by which a local teacher is measured
 WITHOUT_GPU = 20.0
 QUICK: Tree = {"train.quick": "auto"}
+ONCE = 0.25  # of the time, at most, for the lower blocks' activations
 FEWEST = 300  # steps; images become smaller before there are fewer
 SIZES = (192, 160, 128, 96, 64)
 ENOUGH = 128  # pixels a side; batches and steps become smaller before the images do
@@ -284,7 +285,7 @@ def plan_run(
         if _scale(bench, config, bench.rates(bench.size_of(config), config), left, given) < 1:
             whole = _longer(bench, queries.seconds, limit)
             if can_be_quick(settings, preset, config):
-                bench, chosen = _quicker(bench, bench_of)
+                bench, chosen = quicker(bench, bench_of, left, given)
             chosen |= fitting(bench, left, given)
             full = whole if chosen else ""
     fitted = planned(config, chosen)
@@ -335,14 +336,20 @@ def can_be_quick(settings: Mapping[str, Any], preset: str, config: RunConfig) ->
     return True
 
 
-def _quicker(bench: Bench, bench_of: Callable[[RunConfig], Bench]) -> tuple[Bench, Tree]:
-    """Return a bench on which the upper blocks alone are trained, and the setting; as before, if nothing can be cut."""
+def quicker(bench: Bench, bench_of: Callable[[RunConfig], Bench], limit: float, given: set[str]) -> tuple[Bench, Tree]:
+    """Return a bench on which the upper blocks alone are trained, and the setting.
+
+    As before, if the backbone can't be cut, or so many images take too long to pass through the lower blocks once.
+    """
     quick = bench_of(planned(bench.config, QUICK))
+    size = quick.size_of(quick.config)
     try:
-        quick.rates(quick.size_of(quick.config), quick.config)
+        quick.rates(size, quick.config)
     except StudentError:
         return bench, {}
-    return quick, dict(QUICK)
+    least = size if "student.image_size" in given else min(size, ENOUGH)
+    once = quick.seconds(quick.config, quick.guess(least))["lower blocks"]
+    return (quick, dict(QUICK)) if once <= ONCE * limit else (bench, {})
 
 
 def takes_moments(config: RunConfig) -> bool:
