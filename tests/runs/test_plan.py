@@ -15,7 +15,7 @@ from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import RunError
 from vl2v.runs import plan as plans
 from vl2v.runs.measure import Bench, Rates
-from vl2v.runs.plan import RunPlan, can_be_quick, limit_of, plan_run, quicker
+from vl2v.runs.plan import RunPlan, can_be_quick, gives_up_much, limit_of, plan_run, quicker
 from vl2v.runs.settings import resolve
 from vl2v.tree import merge
 
@@ -113,6 +113,19 @@ def test_without_any_the_default_is_twenty_minutes_on_a_cpu() -> None:
 def test_lower_blocks_are_given_up_where_nothing_speaks_against_it(settings: dict[str, Any], possible: bool) -> None:
     settings = merge({"data": {"path": "."}, "train": {"accelerator": "cpu"}}, settings)
     assert can_be_quick(settings, "default", resolve(settings)) is possible
+
+
+@pytest.mark.parametrize(
+    ("chosen", "much"),
+    [
+        ({}, False),
+        ({"student.image_size": 128, "stages.distill.batch_per_domain": 16, "stages.distill.steps": 300}, False),
+        ({"student.image_size": 96, "stages.distill.steps": 1000}, True),
+        ({"stages.distill.steps": 290}, True),
+    ],
+)
+def test_lower_blocks_are_given_up_before_small_images_and_few_steps(chosen: dict[str, Any], much: bool) -> None:
+    assert gives_up_much(chosen) is much
 
 
 class Cut(Known):

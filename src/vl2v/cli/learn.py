@@ -176,8 +176,8 @@ def distill(
         bool | None,
         typer.Option(
             "--quick/--no-quick",
-            help="Train the upper blocks only, on cached activations of the lower ones (by default where the whole "
-            "recipe takes longer than it may).",
+            help="Train the upper blocks only, on cached activations of the lower ones (by default where a plan has "
+            "too little time for all).",
         ),
     ] = None,
     minutes: Annotated[

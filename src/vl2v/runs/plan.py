@@ -1,9 +1,9 @@
 """What a run will do and how long that takes on this machine, decided before anything starts.
 
 A few real steps of the run's own student are measured, on made-up images. A run that has to fit in some minutes gives
-up in this order, and never what the user has set: on a CPU the training of the lower blocks (`train.quick`), image size
-(down to 128 px), images of each domain in a batch (down to half), steps (down to `FEWEST`), smaller images, still fewer
-steps; last, how often it is evaluated.
+up in this order, and never what the user has set: image size (down to 128 px), images of each domain in a batch (down
+to half), steps (down to `FEWEST`), on a CPU the training of the lower blocks (`train.quick`; then from the start, as
+far as is needed), smaller images, still fewer steps; last, how often it is evaluated.
 """
 
 from __future__ import annotations
@@ -282,12 +282,11 @@ def plan_run(
     full = ""
     if limit is not None:
         left, given = 60 * limit - queries.seconds, _given(settings, preset, config)
-        if _scale(bench, config, bench.rates(bench.size_of(config), config), left, given) < 1:
-            whole = _longer(bench, queries.seconds, limit)
-            if can_be_quick(settings, preset, config):
-                bench, chosen = quicker(bench, bench_of, left, given)
-            chosen |= fitting(bench, left, given)
-            full = whole if chosen else ""
+        chosen = fitting(bench, left, given)
+        full = _longer(bench, queries.seconds, limit) if chosen else ""
+        if gives_up_much(chosen) and can_be_quick(settings, preset, config):
+            bench, quick = quicker(bench, bench_of, left, given)
+            chosen = {**quick, **fitting(bench, left, given)} if quick else chosen
     fitted = planned(config, chosen)
     rates = bench.rates(bench.size_of(fitted), fitted)
     seconds = {"teacher": queries.seconds, **bench.seconds(fitted, rates)}
@@ -321,6 +320,12 @@ def limit_of(settings: Mapping[str, Any], preset: str, minutes: Minutes, config:
 def _alone_on_a_cpu(config: RunConfig) -> bool:
     on_cpu = config.train.accelerator == "cpu" or (config.train.accelerator == "auto" and best_device() == "cpu")
     return on_cpu and world_size() == 1
+
+
+def gives_up_much(chosen: Mapping[str, Any]) -> bool:
+    """Return whether images are so small, or steps so few, that the lower blocks' training is given up before."""
+    steps = [value for name, value in chosen.items() if name.endswith(".steps")]
+    return chosen.get("student.image_size", ENOUGH) < ENOUGH or min(steps, default=FEWEST) < FEWEST
 
 
 def can_be_quick(settings: Mapping[str, Any], preset: str, config: RunConfig) -> bool:
