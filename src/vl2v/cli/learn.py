@@ -176,8 +176,8 @@ def distill(
         bool | None,
         typer.Option(
             "--quick/--no-quick",
-            help="Train the upper blocks only, on cached activations of the lower ones (by default where a plan has "
-            "too little time for all).",
+            help="Train the upper blocks only, on cached activations of the lower ones (a plan that is very "
+            "short of time does so by itself).",
         ),
     ] = None,
     minutes: Annotated[

@@ -2,8 +2,8 @@
 
 A few real steps of the run's own student are measured, on made-up images. A run that has to fit in some minutes gives
 up in this order, and never what the user has set: image size (down to 128 px), images of each domain in a batch (down
-to half), steps (down to `FEWEST`), on a CPU the training of the lower blocks (`train.quick`; then from the start, as
-far as is needed), smaller images, still fewer steps; last, how often it is evaluated.
+to half), steps (down to `FEWEST`), smaller images, on a CPU the training of the lower blocks (`train.quick`), still
+fewer steps; last, how often it is evaluated.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ class RunPlan:
         ]
         if self.minutes is not None and self.total > 60 * self.minutes * 1.1:
             lines.append(f"  that is more than {self.minutes:g} min: what can't be shortened takes longer")
-        if any(stage.steps < FEWEST for key, stage in _trained(self.config).items() if _name(key) in self.chosen):
+        if too_few(self.config, self.chosen):
             lines.append(f"  so few steps teach little: {FEWEST} want more minutes or an idle machine")
         if self.full:
             lines += [f"  {self.full}", "  give --minutes N for another length, or settings of your own"]
@@ -284,9 +284,8 @@ def plan_run(
         left, given = 60 * limit - queries.seconds, _given(settings, preset, config)
         chosen = fitting(bench, left, given)
         full = _longer(bench, queries.seconds, limit) if chosen else ""
-        if gives_up_much(chosen) and can_be_quick(settings, preset, config):
-            bench, quick = quicker(bench, bench_of, left, given)
-            chosen = {**quick, **fitting(bench, left, given)} if quick else chosen
+        if too_few(config, chosen) and can_be_quick(settings, preset, config):
+            bench, chosen = quicker(bench, bench_of, chosen, left, given)
     fitted = planned(config, chosen)
     rates = bench.rates(bench.size_of(fitted), fitted)
     seconds = {"teacher": queries.seconds, **bench.seconds(fitted, rates)}
@@ -322,10 +321,10 @@ def _alone_on_a_cpu(config: RunConfig) -> bool:
     return on_cpu and world_size() == 1
 
 
-def gives_up_much(chosen: Mapping[str, Any]) -> bool:
-    """Return whether images are so small, or steps so few, that the lower blocks' training is given up before."""
-    steps = [value for name, value in chosen.items() if name.endswith(".steps")]
-    return chosen.get("student.image_size", ENOUGH) < ENOUGH or min(steps, default=FEWEST) < FEWEST
+def too_few(config: RunConfig, chosen: Mapping[str, Any]) -> bool:
+    """Return whether a plan has chosen so few steps that they teach little."""
+    stages = _trained(planned(config, chosen))
+    return any(stage.steps < FEWEST for key, stage in stages.items() if _name(key) in chosen)
 
 
 def can_be_quick(settings: Mapping[str, Any], preset: str, config: RunConfig) -> bool:
@@ -341,20 +340,22 @@ def can_be_quick(settings: Mapping[str, Any], preset: str, config: RunConfig) ->
     return True
 
 
-def quicker(bench: Bench, bench_of: Callable[[RunConfig], Bench], limit: float, given: set[str]) -> tuple[Bench, Tree]:
-    """Return a bench on which the upper blocks alone are trained, and the setting.
+def quicker(
+    bench: Bench, bench_of: Callable[[RunConfig], Bench], chosen: Tree, limit: float, given: set[str]
+) -> tuple[Bench, Tree]:
+    """Return a bench on which the upper blocks alone are trained, and what it takes to fit in a limit, in seconds.
 
     As before, if the backbone can't be cut, or so many images take too long to pass through the lower blocks once.
     """
-    quick = bench_of(planned(bench.config, QUICK))
-    size = quick.size_of(quick.config)
+    kept = QUICK | {name: value for name, value in chosen.items() if name == "student.image_size"}
+    quick = bench_of(planned(bench.config, kept))
     try:
-        quick.rates(size, quick.config)
+        rates = quick.rates(quick.size_of(quick.config), quick.config)
     except StudentError:
-        return bench, {}
-    least = size if "student.image_size" in given else min(size, ENOUGH)
-    once = quick.seconds(quick.config, quick.guess(least))["lower blocks"]
-    return (quick, dict(QUICK)) if once <= ONCE * limit else (bench, {})
+        return bench, chosen
+    if quick.seconds(quick.config, rates)["lower blocks"] > ONCE * limit:
+        return bench, chosen
+    return quick, kept | fitting(quick, limit, given | set(kept))
 
 
 def takes_moments(config: RunConfig) -> bool:
