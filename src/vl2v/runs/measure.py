@@ -113,6 +113,7 @@ LONGEST = 3.0  # seconds that a measured step may take; larger batches are measu
 AVERAGED = 5  # evaluations of an averager that chooses
 AHEAD = 4  # batches that a worker decodes ahead
 WRITTEN = 3e8  # bytes of a checkpoint a second
+BESIDE = 5e8  # bytes, for all that isn't a step: passes without gradients, fits in closed form, the export
 STARTING = 20.0  # seconds, for all that isn't measured: most of them are for the export that `vl2v distill` keeps
 
 
@@ -373,4 +374,5 @@ class Bench:
                 at_once = images_at_once(student, per_domain, self.domains, example)
                 ahead = 0 if self.quick else per_domain * self.domains * size**2 * 3 * config.data.processes * AHEAD
                 most = max(most, int(at_once * self.domains * activation_bytes(student, example) * SLACK) + ahead)
-        return self.base + WEIGHT * self.weights + most + min(CACHED, len(self.sources.split.val) * size**2 * 3)
+        beside = int(BESIDE) + min(CACHED, len(self.sources.split.val) * size**2 * 3)
+        return self.base + WEIGHT * self.weights + most + beside
