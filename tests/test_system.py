@@ -4,8 +4,11 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from vl2v import system
 
 pytestmark = pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries stay as they are")
 
@@ -29,6 +32,16 @@ def faults(**settings: str) -> int:
         [sys.executable, "-c", COUNT], capture_output=True, text=True, check=True, env={**own, **settings}
     )
     return int(done.stdout)
+
+
+def test_a_control_groups_own_use_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(system, "CONTROL_GROUP", tmp_path)
+    whole = system.available_memory()
+    for name, content in {"max": "3000", "current": "2500", "stat": "anon 9\ninactive_file 400\nactive_file 7"}.items():
+        (tmp_path / f"memory.{name}").write_text(content + "\n")
+    assert system.available_memory() == 900
+    (tmp_path / "memory.max").write_text("max\n")
+    assert system.available_memory() == pytest.approx(whole, rel=0.2)
 
 
 def test_memory_that_was_freed_is_used_again() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
@@ -69,7 +70,12 @@ def available_memory() -> float:
     try:
         lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
         free = next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-        return min(free, float(Path("/sys/fs/cgroup/memory.max").read_text(encoding="utf-8")))
+        limit, used, parts = (
+            (CONTROL_GROUP / name).read_text(encoding="utf-8")
+            for name in ("memory.max", "memory.current", "memory.stat")
+        )
+        files = next(float(line.split()[1]) for line in parts.splitlines() if line.startswith("inactive_file "))
+        return min(free, max(0.0, float(limit) - float(used) + files))  # cached files make room
     except (OSError, ValueError, StopIteration):  # "max": no limit
         return free
 

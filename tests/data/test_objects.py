@@ -12,7 +12,7 @@ from torchvision.datasets import ImageFolder
 
 from vl2v.data import open_dataset, write_dataset
 from vl2v.data.dataset import DomainDataset
-from vl2v.data.decoding import decode
+from vl2v.data.decoding import ImageError, decode
 from vl2v.errors import DataError
 
 
@@ -42,14 +42,22 @@ def test_an_image_folder_keeps_its_files_bytes(folder: Path, tmp_path: Path) -> 
     )
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK", "I;16"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK", "I;16", "I"])
 def test_pairs_of_image_and_label_are_written_without_loss(mode: str, tmp_path: Path) -> None:
     pixels = Image.fromarray((np.arange(96, dtype=np.uint8) * 2).reshape(8, 12))
-    image = Image.fromarray(np.asarray(pixels).astype(np.uint16) * 257) if mode == "I;16" else pixels.convert(mode)
+    image = pixels.convert(mode)
+    if mode in ("I;16", "I"):
+        image = Image.fromarray(np.asarray(pixels).astype({"I;16": np.uint16, "I": np.int32}[mode]) * 257)
     dataset = open_dataset(write_dataset([(image, "a"), (image, "b")], tmp_path))
     expected = pixels.convert("1") if mode == "1" else pixels
     assert (np.asarray(decode(dataset.read(0)))[..., 0] == np.asarray(expected.convert("L"))).all()
     assert dataset.classes == ("a", "b") and dataset.domains == ("all",)
+
+
+def test_pixels_of_32_bits_are_refused_as_in_anyones_file(tmp_path: Path) -> None:
+    dataset = open_dataset(write_dataset([(Image.new("F", (4, 4), 0.5), "a"), (Image.new("L", (4, 4)), "b")], tmp_path))
+    with pytest.raises(ImageError, match="not 8 or 16 bits a channel"):
+        decode(dataset.read(0))
 
 
 def test_a_second_call_writes_no_image_again(tmp_path: Path) -> None:
@@ -75,8 +83,8 @@ class Frame:
 def test_a_frame_of_paths_is_read_as_a_manifest_would_be(folder: Path, tmp_path: Path) -> None:
     files = sorted(folder.rglob("*.jpg"))
     columns = {"File_Path": [str(file) for file in files], "label": [float("nan"), *[1.0] * 5, *[2.0] * 6]}
-    dataset = open_dataset(write_dataset(Frame({**columns, "region": ["north", "south"] * 6}), tmp_path / "out"))
-    assert dataset.classes == ("1", "2") and dataset.domains == ("north", "south") and (dataset.labels < 0).sum() == 1
+    dataset = open_dataset(write_dataset(Frame({**columns, "region": ["north", None] * 6}), tmp_path / "out"))
+    assert dataset.classes == ("1", "2") and dataset.domains == ("all", "north") and (dataset.labels < 0).sum() == 1
     with pytest.raises(DataError, match="no class column among File_Path"):
         write_dataset(Frame({"File_Path": columns["File_Path"]}), tmp_path / "out")
 

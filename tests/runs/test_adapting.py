@@ -20,6 +20,7 @@ from vl2v.runs.adapting import BEFORE, adapt
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.settings import resolve
 from vl2v.session import Session
+from vl2v.tree import merge
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
@@ -86,8 +87,14 @@ def test_it_starts_from_the_parents_weights(parents: Any, place: Path, store: Pa
         torch.testing.assert_close(mine[key], value, atol=1e-5, rtol=1e-4)
 
 
-def test_in_closed_form_the_backbone_stays_as_it_is(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("quick", ["off", "auto"])
+def test_in_closed_form_the_backbone_stays_as_it_is(
+    parents: Any, place: Path, shapes: Path, recording: Path, store: Path, tmp_path: Path, quick: str
+) -> None:
     parent = parents()
+    if quick == "auto":  # there is no block left to cut
+        settings = merge(quick_settings(shapes, recording), {"train": {"quick": quick}})
+        parent = vl2v.distill(settings, tmp_path / "quick", store=store)
     run = adapt(parent, place, tmp_path / "adapted", select=18, closed_form=True, store=store).run
     assert run is not None and run.evaluation is not None
     mine, theirs = run.classifier.student, parent.classifier.student
@@ -127,7 +134,11 @@ def test_it_can_be_adapted_again_to_another_domain(
     for number in range(6, 12):
         shutil.copy(shapes / "paint" / "ball" / f"{number:02}.png", more)
     assert first is not None
-    second = adapt(first, more, tmp_path / "second", select=4, store=store).run
+    queries = image_queries(store)
+    found = adapt(first, more, tmp_path / "second", select=4, store=store)
+    second = found.run
+    chosen = {found.queries.plan.dataset.file(index) for index, _ in found.queries.plan.pending}
+    assert len(chosen) == 4 == image_queries(store) - queries and {file.parent.name for file in chosen} == {"more"}
     assert second is not None and len(np.atleast_1d(second.config.data.unlabelled)) == 2
     assert second.classifier.about["parent"]["run"] == "first"
 

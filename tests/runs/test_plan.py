@@ -24,7 +24,7 @@ class Known(Bench):
     """A machine on which an image of 224 px takes a second, and nothing else takes any time."""
 
     def __init__(self, config: RunConfig, evaluating: float = 0.0) -> None:
-        self.config, self.domains, self.tower, self.evaluating = config, 3, 0, evaluating
+        self.config, self.domains, self.tower, self.evaluating, self.base = config, 3, 0, evaluating, 0
 
     def rates(self, size: int, config: RunConfig) -> Rates:
         return Rates((size / 224) ** 2, 0, 0, 0, 0, self.evaluating, 3, 1, 0)
@@ -54,7 +54,7 @@ FULL = 1000 * 96.0  # seconds of the recipe
         (0.01, 64, 16, 240),
     ],
 )
-def test_what_costs_least_accuracy_is_given_up_first(
+def test_things_are_given_up_in_the_order_of_the_page(
     share: float, size: int | None, batch: int | None, steps: int | None
 ) -> None:
     config = resolve({"data": {"path": "."}})
@@ -125,9 +125,13 @@ class Cut(Known):
         return {**super().seconds(config, rates), "lower blocks": 1000.0}
 
 
-@pytest.mark.parametrize(("limit", "quick"), [(4001.0, True), (3999.0, False)])
-def test_activations_are_cached_where_that_takes_a_quarter_of_the_time_at_most(limit: float, quick: bool) -> None:
-    config, before = resolve({"data": {"path": "."}}), {"student.image_size": 64, "stages.distill.steps": 100}
+@pytest.mark.parametrize(
+    ("limit", "steps", "quick"), [(4001.0, 100, True), (3999.0, 100, False), (4001.0, 1000, False)]
+)
+def test_activations_are_cached_where_that_takes_little_time_and_brings_steps(
+    limit: float, steps: int, quick: bool
+) -> None:
+    config, before = resolve({"data": {"path": "."}}), {"student.image_size": 64, "stages.distill.steps": steps}
     bench, chosen = quicker(Known(config), Cut, before, limit, set())
     assert isinstance(bench, Cut) is quick and bench.config.train.quick == ("auto" if quick else "off")
     assert chosen == ({"train.quick": "auto", "student.image_size": 64} if quick else before)
@@ -139,10 +143,7 @@ def unhurried(quick: dict[str, Any]) -> dict[str, Any]:
     return merge(quick, {"stages": {"distill": {"steps": None}}, "student": {"image_size": 32}})
 
 
-def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
-    unhurried: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(plans, "ONCE", 1e9)  # however slow the machine is
+def test_a_dry_run_says_what_would_be_done_and_writes_nothing(unhurried: dict[str, Any], tmp_path: Path) -> None:
     settings = {**unhurried, "stages": {key: {} for key in unhurried["stages"]}}
     plan = plan_run(settings, store=tmp_path / "store", minutes=0.05)
     words = plan.summary()
@@ -150,13 +151,27 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(
     assert "on this CPU" in words[1] and "queries (0 cached), free" in words[2]
     assert "the full recipe (32 px, 1,000 steps of" in words[-2]
     assert max(map(len, words)) <= 80
-    assert plan.chosen["stages.distill.steps"] < 1000 and plan.chosen["train.quick"] == "auto"
-    assert words[0].endswith(", upper blocks")
-    whole = plan_run(merge(settings, {"train": {"quick": "off"}}), store=tmp_path / "store", minutes=0.05)
-    assert whole.config.train.quick == "off" and "upper blocks" not in whole.summary()[0]
+    assert plan.chosen["stages.distill.steps"] < 1000
     assert not list(tmp_path.glob("run*"))
     with EmbeddingStore(tmp_path / "store") as store:
         assert not store.teachers(), "nobody was queried for good"
+
+
+@pytest.mark.parametrize(("whole", "upper"), [(20, 600), (300, 600), (20, 10)])
+def test_the_upper_blocks_alone_are_trained_where_all_would_have_few_steps(
+    whole: int, upper: int, unhurried: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "ONCE", 1e9)  # however slow the machine is
+    monkeypatch.setattr(plans, "fitting", lambda bench, *_: {"stages.distill.steps": upper if bench.quick else whole})
+    settings = {**unhurried, "stages": {key: {} for key in unhurried["stages"]}}
+    plan = plan_run(settings, store=tmp_path / "store", minutes=0.5)
+    line = "  of the upper blocks alone, since there is little time (--no-quick: of all)"
+    if (whole, upper) == (20, 600):
+        assert plan.chosen == {"train.quick": "auto", "stages.distill.steps": 600} and line in plan.summary()
+    else:
+        assert plan.chosen == {"stages.distill.steps": whole} and line not in plan.summary()
+    given = merge(settings, {"train": {"quick": "off"}})
+    assert plan_run(given, store=tmp_path / "store", minutes=0.5).chosen == {"stages.distill.steps": whole}
 
 
 def test_a_plan_is_decided_once(unhurried: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

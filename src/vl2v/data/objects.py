@@ -18,6 +18,7 @@ from vl2v.io import replacing, write_text
 
 MANIFEST = "manifest.csv"
 _AS_PNG = ("RGB", "L", "RGBA", "LA", "P", "1", "I;16")
+_AS_TIFF = ("I", "I;16B", "F")  # what PNG doesn't hold; decoding scales or refuses it, as it does anyone's file
 
 Item = tuple[bytes, str, str]
 """(an image file's bytes, class, domain); class "" is none."""
@@ -121,12 +122,13 @@ def _of_columns(data: Any) -> Iterator[Item]:
     if images:
         data = data.cast_column(image, type(features[image])(decode=False))
     for row in data:
-        value, domain = row[label], row[column] if column else ONE_DOMAIN
+        words = []
         for name in (label, column):
-            if name is not None and kinds[name] == "ClassLabel":
-                text = "" if row[name] in (None, -1) else features[name].int2str(row[name])
-                value, domain = (text, domain) if name == label else (value, text)
-        yield _content(row[image]), "" if value is None else str(value), str(domain)
+            value = row[name] if name else None
+            if name and kinds[name] == "ClassLabel":
+                value = None if value in (None, -1) else features[name].int2str(value)
+            words.append(_word(value))
+        yield _content(row[image]), words[0], words[1] or ONE_DOMAIN
 
 
 def _of_frame(data: Any) -> Iterator[Item]:
@@ -135,11 +137,8 @@ def _of_frame(data: Any) -> Iterator[Item]:
     path, label = _column(names, "path"), _column(names, "class")
     column = column_of(names, "domain")
     for row in data.to_dict("records"):
-        value = row[label]
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # in a column of whole numbers with a gap, all become decimals
-        missing = value is None or value != value
-        yield _content(row[path]), "" if missing else str(value), str(row[column]) if column else ONE_DOMAIN
+        domain = _word(row[column]) if column else ""
+        yield _content(row[path]), _word(row[label]), domain or ONE_DOMAIN
 
 
 def _of_pairs(data: Any) -> Iterator[Item]:
@@ -148,6 +147,15 @@ def _of_pairs(data: Any) -> Iterator[Item]:
         image, label = data[index][:2]
         numbered = classes is not None and not isinstance(label, str)
         yield _content(image), str(classes[int(label)] if numbered and classes else label), ONE_DOMAIN
+
+
+def _word(value: Any) -> str:
+    """Return a class or domain as it is written in a manifest; "" if it is missing."""
+    if value is None or value != value:
+        return ""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # in a column of whole numbers with a gap, all become decimals
+    return str(value)
 
 
 def _column(names: list[str], wanted: str) -> str:
@@ -167,7 +175,8 @@ def _content(image: Any) -> bytes:
         return _read(Path(image))
     if isinstance(image, Image.Image):
         buffer = io.BytesIO()
-        (image if image.mode in _AS_PNG else image.convert("RGB")).save(buffer, "PNG")
+        known = image.mode in (*_AS_PNG, *_AS_TIFF)
+        (image if known else image.convert("RGB")).save(buffer, "TIFF" if image.mode in _AS_TIFF else "PNG")
         return buffer.getvalue()
     raise DataError(f"{type(image).__name__}: not an image; give a PIL image, a path or a file's bytes (no transform)")
 

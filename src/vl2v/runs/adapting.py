@@ -7,6 +7,7 @@ accuracy on the source domains' validation images (`vl2v.runs.heads.toward_paren
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
@@ -128,7 +129,7 @@ def adapt(
     given = merge({"train": {"head": "only"}} if closed_form else {}, settings or {})
     tree = _settings(parent, folder, given)
     session = Session.of(store, budget, progress)
-    queried = _query(parent, resolve(tree), out, session, select, strategy, dry_run=dry_run)
+    queried = _query(parent, resolve(tree), folder, out, session, select, strategy, dry_run=dry_run)
     if dry_run:
         return Adapted(None, queried)
     out.mkdir(parents=True, exist_ok=True)
@@ -210,12 +211,15 @@ def _settings(parent: Run, images: Path, given: Mapping[str, Any]) -> Tree:
     tree = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     tree["stages"] = {last: {**tree["stages"][last], "warmup": round(STEPS * stage.warmup)}}
     tree["stages"][last].pop("eval_every", None)
+    if given.get("train", {}).get("head") == "only":  # no block is trained, lower or upper
+        tree["train"] = {key: value for key, value in tree["train"].items() if not key.startswith("quick")}
     return merge(tree, own, given)
 
 
 def _query(
     parent: Run,
     config: RunConfig,
+    folder: Path,
     out: Path,
     session: Session,
     select: int,
@@ -229,7 +233,7 @@ def _query(
     views = fixed_views(config, parent.classifier.student.spec.image_size)
     with EmbeddingStore(session.store) as opened, with_budget(teacher, session, asker(out)) as spending:
         querying = open_session(config, opened, teacher, spending, sources, views, session.progress)
-        chosen = _chosen(parent, config, sources, select, strategy, session.progress)
+        chosen = _chosen(parent, config, sources, folder, select, strategy, session.progress)
         queries = querying.plan(chosen)
         forecast = cost(queries, teacher, spending)
         refused: list[Refusal] = [] if dry_run else querying.query(chosen)
@@ -237,10 +241,17 @@ def _query(
 
 
 def _chosen(
-    parent: Run, config: RunConfig, sources: Sources, select: int, strategy: Strategy, progress: Progress
+    parent: Run, config: RunConfig, sources: Sources, folder: Path, select: int, strategy: Strategy, progress: Progress
 ) -> NDArray[np.int64]:
-    """Return the unlabelled images to query about (dataset indices, sorted); of copies, one."""
+    """Return the images of a folder to query about (dataset indices, sorted); of copies, one.
+
+    Those that the parent learnt from without labels aren't among them, unless they are in the folder, too.
+    """
     images = sources.split.unlabelled
+    if folder.is_dir():
+        new = Path(os.path.realpath(folder))
+        there = [Path(os.path.realpath(sources.dataset.file(i).parent)).is_relative_to(new) for i in images.tolist()]
+        images = images[np.array(there, np.bool_)]
     contents = [sources.audit.sha256[i] for i in images]
     _, first = np.unique(np.array([content.hex() for content in contents]), return_index=True)
     images = images[np.sort(first)]

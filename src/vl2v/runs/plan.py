@@ -177,12 +177,13 @@ class RunPlan:
     def summary(self) -> list[str]:
         """Return lines for people: what will be done, and what more time would bring."""
         steps = ", ".join(_steps(stage, self.domains) for stage in _trained(self.config).values())
-        part = ", upper blocks" if steps and self.config.train.quick != "off" else ""
         lines = [
-            f"plan: {self.config.student.name} at {self.image_size} px, {steps or 'features computed once'}{part}",
+            f"plan: {self.config.student.name} at {self.image_size} px, {steps or 'features computed once'}",
             f"  about {duration(self.total)} on {self.device}, peak memory {self.memory / 1e9:.1f} GB",
             f"  {self.teaching}",
         ]
+        if self.chosen.get("train.quick"):
+            lines.append("  of the upper blocks alone, since there is little time (--no-quick: of all)")
         if self.minutes is not None and self.total > 60 * self.minutes * 1.1:
             lines.append(f"  that is more than {self.minutes:g} min: what can't be shortened takes longer")
         if too_few(self.config, self.chosen):
@@ -345,23 +346,31 @@ def quicker(
 ) -> tuple[Bench, Tree]:
     """Return a bench on which the upper blocks alone are trained, and what it takes to fit in a limit, in seconds.
 
-    As before, if the backbone can't be cut, or so many images take too long to pass through the lower blocks once.
+    As before, if the backbone can't be cut, if so many images take too long to pass through the lower blocks once, or
+    if a student would not see more images.
     """
     kept = QUICK | {name: value for name, value in chosen.items() if name == "student.image_size"}
     quick = bench_of(planned(bench.config, kept))
+    quick.base = bench.base  # of a process that has measured nothing yet
     try:
         rates = quick.rates(quick.size_of(quick.config), quick.config)
     except StudentError:
         return bench, chosen
     if quick.seconds(quick.config, rates)["lower blocks"] > ONCE * limit:
         return bench, chosen
-    return quick, kept | fitting(quick, limit, given | set(kept))
+    found = kept | fitting(quick, limit, given | set(kept))
+    more = _images(planned(quick.config, found)) > _images(planned(bench.config, chosen))
+    return (quick, found) if more else (bench, chosen)
 
 
 def takes_moments(config: RunConfig) -> bool:
     """Return whether a run is over before it could be measured."""
-    images = sum(stage.steps * stage.batch_per_domain * stage.accumulate for stage in _trained(config).values())
-    return images * ((config.student.image_size or 224) / 224) ** 2 < MOMENTS
+    return _images(config) * ((config.student.image_size or 224) / 224) ** 2 < MOMENTS
+
+
+def _images(config: RunConfig) -> int:
+    """Return how many images of each domain a student is trained on, repeated ones counted again."""
+    return sum(stage.steps * stage.batch_per_domain * stage.accumulate for stage in _trained(config).values())
 
 
 def _given(settings: Mapping[str, Any], preset: str, config: RunConfig) -> set[str]:
