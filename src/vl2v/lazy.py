@@ -88,12 +88,46 @@ def import_lightly(*modules: str) -> None:
             import_module(name)
 
 
+class _Later:
+    """A class or function of a module that is imported when it is used."""
+
+    def __init__(self, module: str, name: str) -> None:
+        self._module, self._name = module, name
+
+    def _found(self) -> Any:
+        return getattr(import_module(self._module), self._name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._found()(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(self._found(), name)
+
+    def __instancecheck__(self, instance: Any) -> bool:
+        return isinstance(instance, self._found())
+
+
+def _lazy_module(name: str) -> ModuleType:
+    def found(attribute: str) -> _Later:
+        if attribute.startswith("__"):
+            raise AttributeError(attribute)
+        return _Later(name, attribute)
+
+    module = ModuleType(name)
+    module.__path__ = []
+    module.__getattr__ = found  # type: ignore[method-assign]
+    return module
+
+
 @contextmanager
 def _stand_ins() -> Iterator[None]:
     """Find torchvision's files without running the `__init__` of torchvision and torchvision.ops.
 
     Its models aren't found, nor is wandb, both of which timm does without, and a function that must not be compiled
-    isn't marked as such, since marking imports the compiler.
+    isn't marked as such, since marking imports the compiler. What open_clip takes from transformers, for text towers
+    that few models have, is imported when it is used.
     """
     import torch.compiler
 
@@ -102,6 +136,8 @@ def _stand_ins() -> Iterator[None]:
     stand_ins: dict[str, ModuleType | None] = {"torchvision.models": None}
     if "wandb" not in sys.modules:
         stand_ins["wandb"] = None
+    if "transformers" not in sys.modules and find_spec("transformers"):
+        stand_ins |= {name: _lazy_module(name) for name in ("transformers", "transformers.modeling_outputs")}
     for name in ("torchvision", "torchvision.ops"):
         stand_ins[name] = package = ModuleType(name)
         package.__spec__ = ModuleSpec(name, None, is_package=True)

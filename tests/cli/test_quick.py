@@ -46,6 +46,7 @@ LOOKING = """
 distill --help
 methods
 config
+config --schema
 data list
 data inspect SHAPES
 bill --store STORE
@@ -128,6 +129,22 @@ from torchvision.models import resnet18
 assert torchvision.ops.nms(torch.rand(3, 4), torch.rand(3), 0.5) is not None
 assert torchvision.transforms.ToTensor and torchvision.datasets.ImageFolder and resnet18
 assert torch.compiler.disable.__module__ == "torch.compiler"
+"""
+    subprocess.run([sys.executable, "-c", words], check=True)
+
+
+def test_what_open_clip_takes_of_transformers_is_imported_when_it_is_used() -> None:
+    pytest.importorskip("transformers")
+    words = """
+import sys
+from vl2v.lazy import import_lightly
+import_lightly("open_clip")
+from open_clip import hf_model
+assert "transformers" not in sys.modules and hf_model.transformers is not None
+config = hf_model.AutoConfig.for_model("bert")
+assert isinstance(config, hf_model.PretrainedConfig) and not isinstance(3, hf_model.PretrainedConfig)
+import transformers
+assert isinstance(config, transformers.BertConfig)
 """
     subprocess.run([sys.executable, "-c", words], check=True)
 

@@ -344,6 +344,10 @@ def adapt(
     if found.run is None:
         say(*found.queries.summary().split("\n"))
         return
+    with progress_bars() as progress:
+        lacking = _keep_export(found.run, store, progress)
+    if lacking:
+        note(lacking)
     for refusal in found.queries.refused:
         say(f"{refusal.path}: refused by the teacher: {refusal.reason}", err=True)
     assert found.run.evaluation is not None
