@@ -21,16 +21,8 @@ COMMANDS = {
     "`--minutes 2`": ["--minutes", "2"],
     "`--minutes 4`": ["--minutes", "4"],
     "MobileNetV3, 96 px, 150 steps": [
-        "--student",
-        "mobilenetv3_small_100",
-        "--set",
-        "student.weights=none",
-        "--image-size",
-        "96",
-        "--set",
-        "stages.distill.steps=150",
-        "--set",
-        "stages.distill.batch_per_domain=8",
+        *("--student", "mobilenetv3_small_100", "--set", "student.weights=none", "--image-size", "96"),
+        *("--set", "stages.distill.steps=150", "--set", "stages.distill.batch_per_domain=8"),
     ],
     "none: 20 minutes": [],
 }
