@@ -85,6 +85,7 @@ def test_the_nearest_domain_is_named_and_a_mixture_of_them_is_near() -> None:
         assert found.nearest == name and not found.alarm and "no alarm" in found.verdict()
     far = drift_of(drawn(rng, 3 * ELSEWHERE, np.ones(54), 500), known)
     assert far.distance is not None and far.distance > 1 and "drift: inspect some" in far.verdict()
+    assert "`vl2v adapt RUN --images FOLDER`" in far.verdict() and "--log-images" in far.verdict()
 
 
 def test_the_same_image_again_and_again_is_no_evidence() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from vl2v.evaluation.metrics import measure
 from vl2v.report.charts import calibration, coverage
 from vl2v.report.evaluated_run import open_evaluated
 from vl2v.report.page import lead, write_report
+from vl2v.runs.adapting import BEFORE, adapt
 from vl2v.runs.evaluate import evaluate
 from vl2v.runs.folder import Run
 from vl2v.runs.predict import add_class
@@ -260,6 +262,30 @@ def test_a_student_with_a_linear_head_has_a_map_of_its_own(
     words = Page(write_report(run.folder, store=of_run.store).read_text()).words
     assert "of what each model makes of an image" in words and "mean cosine" not in words
     assert "vl2v classes add" not in words and "vl2v export kd --int8" in words
+
+
+def test_an_adapted_run_is_shown_before_and_after(of_run: Written, shapes: Path, tmp_path: Path) -> None:
+    store = shutil.copytree(of_run.store, tmp_path / "store")
+    new = shutil.copytree(shapes / "paint", tmp_path / "new")
+    found = adapt(of_run.folder, new, tmp_path / "adapted", select=8, closed_form=True, store=store)
+    assert found.run is not None and found.run.evaluation is not None and of_run.run.evaluation is not None
+    page = Page(write_report(found.run.folder, store=store).read_text())
+    rows = {row["domain"]: row for row in page.rows("Accuracy by domain")}
+    assert rows.keys() == {"paint", "chalk", "ink"}
+    for head, evaluation in (("before %", of_run.run.evaluation), ("student %", found.run.evaluation)):
+        for row in evaluation.of():
+            m = row.metrics
+            low, high = wilson(round(m.accuracy * m.images), m.images)
+            assert rows[row.domain][head] == f"{percent(m.accuracy)} {percent(low)} to {percent(high)}"
+    assert "measured on paint, of which it saw no label." in page.words and "never saw" not in page.words
+    assert "“Before” is the run that this one was adapted from." in page.words
+    before = Page(of_run.html)
+    assert "before %" not in before.rows("Accuracy by domain")[0] and "“Before”" not in before.words
+    assert "measured on paint, which it never saw." in before.words
+    missing = [row for row in found.run.evaluation.rows if (row.who, row.domain) != (BEFORE, "ink")]
+    found.run.save_evaluation(replace(found.run.evaluation, rows=tuple(missing)))
+    rows = Page(write_report(found.run.folder, store=store).read_text()).rows("Accuracy by domain")
+    assert {row["domain"] for row in rows if row["before %"] == "not measured"} == {"ink"}
 
 
 def test_a_run_without_an_unseen_domain_has_a_report(quick: dict[str, object], tmp_path: Path) -> None:

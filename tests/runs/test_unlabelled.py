@@ -58,7 +58,7 @@ def runs(pool: Path, recording: Path, tmp_path_factory: pytest.TempPathFactory) 
     return run
 
 
-@pytest.mark.parametrize("method", ["adip", "adip-plus", "kd", "pseudo-labels"])
+@pytest.mark.parametrize("method", ["adip", "adip-plus", "kd", "pseudo-labels", "scmd"])
 def test_a_student_learns_from_class_names_and_images_alone(runs: Any, shapes: Path, method: str) -> None:
     run = runs(method)
     about = run.classifier.about

@@ -75,7 +75,10 @@ class Drift:
         else:
             where = f"images differ from those of the training domains, least from {self.nearest}"
         more = "more" if self.unknown - self.expected > POINTS else "not more"
-        advice = "drift: inspect some of them, and measure the accuracy on a labelled sample"
+        advice = (
+            "drift: inspect some of them, measure the accuracy on a labelled sample, and adapt the student to them: "
+            "`vl2v adapt RUN --images FOLDER`, or `--from FOLDER` with what `vl2v serve --log-images FOLDER` saved"
+        )
         return f"{where}; {more} unknown than expected; {advice if self.alarm else 'no alarm'}"
 
 

@@ -26,6 +26,7 @@ from vl2v.report.charts import Chart, Heat, Series, Span, axis, calibration
 from vl2v.report.evaluated_run import EvaluatedRun, confidence, open_evaluated, verdict
 from vl2v.report.map import embedding_map, lit, occlusion
 from vl2v.report.page import data_uri, duration, interval, lead, page, percent
+from vl2v.runs.adapting import BEFORE
 from vl2v.runs.evaluate import STUDENT, TEACHER
 from vl2v.runs.folder import Run
 from vl2v.runs.settings import without_paths
@@ -93,7 +94,8 @@ def _lead(evaluated: EvaluatedRun) -> str:
     words = f"{config.student.name}, {teacher} on {', '.join(evaluated.sources)}"
     if not evaluated.unseen.any():
         return f"{words}. No domain was left out of training, so nothing here says how it does on a new one."
-    return f"{words}, and measured on {', '.join(config.data.target)}, which it never saw."
+    saw = "which it never saw" if config.student.parent is None else "of which it saw no label"
+    return f"{words}, and measured on {', '.join(config.data.target)}, {saw}."
 
 
 def _teacher_name(evaluated: EvaluatedRun) -> str:
@@ -228,9 +230,9 @@ def _notes(evaluated: EvaluatedRun) -> Iterator[str]:
 
 
 def _accuracy(evaluated: EvaluatedRun) -> dict[str, Any]:
-    """Return the table of domains, unseen ones first."""
+    """Return the table of domains, unseen ones first; of an adapted run, with what its parent predicted rightly."""
     evaluation, predictions = evaluated.evaluation, evaluated.predictions
-    teachers = {row.domain: row for row in evaluation.of(TEACHER)}
+    teachers, before = ({row.domain: row for row in evaluation.of(who)} for who in (TEACHER, BEFORE))
     rows, differs = [], False
     for row in sorted(evaluation.of(), key=lambda row: row.role == "seen"):
         metrics, (low, high) = row.metrics, _wilson(row)
@@ -239,6 +241,7 @@ def _accuracy(evaluated: EvaluatedRun) -> dict[str, Any]:
             "name": row.domain,
             "unseen": row.role == "unseen",
             "images": f"{metrics.images:,}",
+            "before": ("not measured", ""),
             "student": interval(metrics.accuracy, low, high),
             "teacher": ("not queried", ""),
             "difference": ("", ""),
@@ -247,6 +250,9 @@ def _accuracy(evaluated: EvaluatedRun) -> dict[str, Any]:
             "known": percent(metrics.known),
             "spans": found,
         }
+        if row.domain in before:
+            parent = before[row.domain]
+            made["before"] = interval(parent.metrics.accuracy, *_wilson(parent))
         if row.domain in teachers:
             other = teachers[row.domain]
             low, high = _wilson(other)
@@ -258,7 +264,7 @@ def _accuracy(evaluated: EvaluatedRun) -> dict[str, Any]:
                 made["difference"] = lead(gap.mean, gap.low, gap.high)
                 differs = True
         rows.append(made)
-    return {"domains": rows, "differs": differs, "span_axis": "0 to 100%"}
+    return {"domains": rows, "before": bool(before), "differs": differs, "span_axis": "0 to 100%"}
 
 
 def _mistakes(evaluated: EvaluatedRun) -> dict[str, Any]:
