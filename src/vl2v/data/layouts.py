@@ -57,6 +57,7 @@ def open_dataset(
     layout: str = "auto",
     exclude: Path | None = None,
     unlabelled: Path | Sequence[Path] | None = None,
+    unseen: Sequence[str] = (),
     classes: Sequence[str] = (),
     root: Path | None = None,
 ) -> DomainDataset:
@@ -71,7 +72,8 @@ def open_dataset(
             are at. Images in deeper folders are set aside by "auto"; else they are of the class they are under.
         exclude: a text or CSV file with one relative path a line, for example DomainNet's list of duplicates.
         unlabelled: folders of images without labels, or CSV or Parquet files that list them in a column path;
-            together a domain of their own.
+            together a domain of their own. Such a folder in `path` is no domain there.
+        unseen: domains that stay domains, with their labels, where their folders are among `unlabelled`.
         classes: names of the classes where no image has a label: all of `path` is unlabelled then, too.
         root: the folder that a manifest's paths are relative to; by default its own.
 
@@ -108,7 +110,7 @@ def open_dataset(
     dataset = (
         _from_rows(root or path.parent, *read_manifest(path, root or path.parent, ONE_DOMAIN))
         if is_file
-        else _from_folder(path, layout, folders)
+        else _from_folder(path, layout, [folder for folder in folders if not _is_one_of(folder, path, unseen)])
     )
     if exclude is not None:
         dataset = without_listed(dataset, exclude)
@@ -129,6 +131,10 @@ def _meant(path: Path) -> str:
         return f"; there is no folder {path.parent} either" if path.parent.name and not path.parent.exists() else ""
     near = difflib.get_close_matches(path.name.casefold(), there, n=1, cutoff=0.75)
     return f"; did you mean {path.parent / there[near[0]]}?" if near else ""
+
+
+def _is_one_of(folder: Path, path: Path, names: Sequence[str]) -> bool:
+    return any(os.path.realpath(folder) == os.path.realpath(_benchmark_folder(path) / name) for name in names)
 
 
 def _from_folder(path: Path, layout: str, besides: Sequence[Path]) -> DomainDataset:

@@ -152,7 +152,7 @@ def _check(parent: Run, select: int, *, closed_form: bool) -> None:
     if task.queries != "images" or task.head == "stacked":
         raise ConfigError(
             f"{parent.folder}: method {config.method} learns nothing from images without labels that could be added "
-            "to its student; adapt a run of adip, adip-plus, kd, fd, simkd or sd"
+            "to its student; adapt a run of adip, adip-plus, kd, fd, simkd, scmd, pseudo-labels or sd"
         )
     if not closed_form and task.head != parent.classifier.student.head:
         raise ConfigError(

@@ -99,7 +99,12 @@ def open_data(data: DataConfig) -> DomainDataset:
 def _open_all(data: DataConfig) -> DomainDataset:
     """Open a dataset as its settings say, with the unlabelled images that lie elsewhere."""
     return open_dataset(
-        data.path, layout=data.layout, exclude=data.exclude, unlabelled=data.unlabelled, classes=data.classes
+        data.path,
+        layout=data.layout,
+        exclude=data.exclude,
+        unlabelled=data.unlabelled,
+        unseen=data.target,
+        classes=data.classes,
     )
 
 
