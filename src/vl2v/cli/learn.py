@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from vl2v.runs.folder import Run
     from vl2v.session import Progress
 
-Data = Annotated[Path | None, typer.Option(help="Images: folders domain/class/image or class/image, or a manifest.")]
+Data = Annotated[
+    Path | None,
+    typer.Option(
+        help="Images: folders domain/class/image or class/image, a manifest, or hf:NAME of the Hugging Face hub."
+    ),
+]
 
 TeacherSpec = Annotated[
     str | None,
