@@ -21,6 +21,7 @@ from pathlib import Path
 
 FIRST_STEP = """
 import os, sys, vl2v
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as the command has it
 
 def stop(task, done, total, remark):
     if task == "align":
@@ -46,6 +47,7 @@ def started(data: Path, run: Path | None, folder: Path) -> dict[str, list[str]]:
     subprocess.run(first, check=True, capture_output=True)  # the teacher is queried once
     commands = {
         "python -c pass": [sys.executable, "-c", "pass"],
+        "python -c 'import torch'": [sys.executable, "-c", "import torch"],
         "vl2v --help": [*vl2v, "--help"],
         "vl2v methods": [*vl2v, "methods"],
         "vl2v data inspect": [*vl2v, "data", "inspect", str(data)],
