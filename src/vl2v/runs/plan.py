@@ -330,9 +330,8 @@ def too_few(config: RunConfig, chosen: Mapping[str, Any]) -> bool:
 
 def can_be_quick(settings: Mapping[str, Any], preset: str, config: RunConfig) -> bool:
     """Return whether a plan may train the upper blocks alone: on a CPU, if the user and the other settings let it."""
-    if "train.quick" in _given(settings, preset, config) or has_tower(config, task_of(config)):
-        return False
-    if not _alone_on_a_cpu(config):
+    given = "train.quick" in _given(settings, preset, config)
+    if given or has_tower(config, task_of(config)) or not _alone_on_a_cpu(config):
         return False
     try:
         check_trainable(resolve(merge(settings, nested(QUICK)), preset), 1)
