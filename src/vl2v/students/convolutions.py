@@ -5,10 +5,11 @@ one convolution with weights w' = w gamma / sigma and bias b' = beta - mean gamm
 training: the gradients of w, gamma and beta follow from those of w' and b'. ReLU6 is done in place. So a layer goes
 over its activations a few times instead of a dozen, and saves half as many for the backward pass.
 
-oneDNN is slow in three gradients of depthwise convolutions, the more so in bfloat16: of the weights of kernels larger
-than 3x3, of the weights where kernels are larger than what they see, and of the input of strided ones. All are sums
-that quick passes can do: a 5x5 weight gradient is made of 3x3 ones, a small input is padded first, and the input
-gradient of a strided convolution is a plain convolution of the gradient, spread out on the input's grid.
+oneDNN is slow in three gradients of depthwise convolutions: of the weights of kernels larger than 3x3, of the weights
+where kernels are larger than what they see, and of the input of strided ones. All are sums that its quick forward pass
+can do: on small maps the gradient of the weights is a convolution of each image's channels with their own gradient as
+kernel, summed over the images, and that of a strided convolution's input is a plain convolution of the gradient, spread
+out on the input's grid.
 
 Results and gradients are PyTorch's, up to the order of additions; `benchmarks/convolutions.py` shows what it brings.
 """
@@ -21,6 +22,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+
+LARGEST_MAP = 8
+"""Pixels a side of a depthwise convolution's output up to which its own gradient is a quick kernel."""
 
 
 def quick_convolutions(model: nn.Module, image_size: int) -> tuple[int, int]:
@@ -208,28 +212,34 @@ class _Folded(torch.autograd.Function):
     ) -> Tensor:
         stride, padding, dilation, groups, kind, clamps = geometry
         factor = gamma * over_sigma
-        folded = weight * factor.view(-1, 1, 1, 1)
         bias = beta - mean * factor
+        product = None
         if kind == "pointwise":  # a product of matrices, for which MKL is quicker than oneDNN
             shape = len(x), len(weight), *x.shape[2:]
             out = torch.empty(shape, dtype=x.dtype, memory_format=torch.channels_last)
-            torch.addmm(bias, _rows(x), folded.flatten(1).T, out=_rows(out))
+            if len(_rows(x)) < x.shape[1]:  # there is less to multiply in the product than in the weights
+                product = _rows(x) @ weight.flatten(1).T
+                torch.addcmul(bias, product, factor, out=_rows(out))
+            else:
+                torch.addmm(bias, _rows(x), _times(weight, factor).flatten(1).T, out=_rows(out))
         else:
-            out = functional.conv2d(x, folded, bias, stride, padding, dilation, groups)
+            out = functional.conv2d(x, _times(weight, factor), bias, stride, padding, dilation, groups)
         if clamps:
             out.clamp_(0, 6)
-        ctx.save_for_backward(x, weight, factor, mean, over_sigma, out if clamps else None)
+        ctx.save_for_backward(x, weight, factor, mean, over_sigma, out if clamps else None, product)
         ctx.geometry = geometry
         return out
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, factor, mean, over_sigma, out = ctx.saved_tensors
+        x, weight, factor, mean, over_sigma, out, product = ctx.saved_tensors
         stride, padding, dilation, groups, kind, _ = ctx.geometry
         gradient = gradients[0].contiguous(memory_format=torch.channels_last)
         if out is not None:
             gradient = torch.ops.aten.hardtanh_backward(gradient, out, 0.0, 6.0)
-        folded = weight * factor.view(-1, 1, 1, 1)
+        if product is not None:
+            return _of_product(ctx.needs_input_grad[0], _rows(gradient), x, weight, factor, mean, over_sigma, product)
+        folded = _times(weight, factor)
         wants_x, wants_weights = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:4])
         of_x = of_weight = of_bias = None
         if kind == "depthwise":
@@ -252,7 +262,33 @@ class _Folded(torch.autograd.Function):
         if of_weight is None or of_bias is None:
             return of_x, None, None, None, None, None, None
         of_gamma = over_sigma * ((of_weight * weight).sum((1, 2, 3)) - mean * of_bias)
-        return of_x, of_weight * factor.view(-1, 1, 1, 1), of_gamma, of_bias, None, None, None
+        return of_x, _times(of_weight, factor), of_gamma, of_bias, None, None, None
+
+
+def _times(weight: Tensor, factor: Tensor) -> Tensor:
+    """Return weights [c, ...] times a factor of each output channel."""
+    return weight * factor.view(-1, 1, 1, 1)
+
+
+def _of_product(
+    wants_x: bool,
+    rows: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    factor: Tensor,
+    mean: Tensor,
+    over_sigma: Tensor,
+    product: Tensor,
+) -> tuple[Tensor | None, ...]:
+    """Return the gradients of a pointwise convolution whose batch norm was applied to the product x w [n h w, c]."""
+    of_beta = rows.sum(0)
+    of_gamma = over_sigma * ((rows * product).sum(0) - mean * of_beta)
+    rows = rows * factor
+    of_x = None
+    if wants_x:
+        of_x = torch.empty_like(x)
+        torch.mm(rows, weight.flatten(1), out=_rows(of_x))
+    return of_x, (rows.T @ _rows(x)).view_as(weight), of_gamma, of_beta, None, None, None
 
 
 class _Depthwise(torch.autograd.Function):
@@ -287,18 +323,13 @@ def _input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, pa
 
 def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     kernel = weight.shape[-1]
-    if kernel == 3 and min(x.shape[-2:]) >= kernel:
+    if max(gradient.shape[-2:]) > LARGEST_MAP or (kernel == 3 and min(x.shape[-2:]) >= kernel):
         return _usual(gradient, x, weight, stride, padding, 1)
-    if padding:
-        x = functional.pad(x, (padding,) * 4)
-    height, width = (stride * (side - 1) + 3 for side in gradient.shape[-2:])
-    out = torch.empty_like(weight)
-    block = weight[:, :, :3, :3].contiguous()
-    for top in range(0, kernel - 2, 2):
-        for left in range(0, kernel - 2, 2):
-            seen = x[:, :, top : top + height, left : left + width].contiguous(memory_format=torch.channels_last)
-            out[:, :, top : top + 3, left : left + 3] = _usual(gradient, seen, block, stride, 0, 1)
-    return out
+    (n, c, *sides), map_size = x.shape, gradient.shape[-2:]
+    images = x.permute(2, 3, 0, 1).reshape(1, *sides, n * c).permute(0, 3, 1, 2)  # every image's channels side by side
+    taps = functional.conv2d(images, gradient.reshape(n * c, 1, *map_size), None, 1, padding, stride, n * c)
+    taps = taps[..., :kernel, :kernel].permute(0, 2, 3, 1)
+    return taps.reshape(kernel, kernel, n, c).sum(2).permute(2, 0, 1).unsqueeze(1)
 
 
 def _usual(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int, which: int) -> Tensor:
