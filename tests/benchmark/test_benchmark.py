@@ -64,6 +64,16 @@ def test_what_changes_no_result_is_in_no_name(grid: Grid) -> None:
     assert alone.variant == replace(grid, settings={}).variant
 
 
+def test_the_last_layer_goes_by_the_same_rule_for_all(grid: Grid) -> None:
+    asked = merge(grid.settings, {"train": {"head": "refit"}})
+    for some, head in (
+        (replace(grid, methods=["erm", "adip"]), "auto"),
+        (replace(grid, methods=["erm", "adip"], settings=asked), "refit"),
+        (replace(grid, methods=["erm", "adip"], preset="paper"), "method"),
+    ):
+        assert {resolve(job.settings).train.head for job in some.jobs()} == {head}
+
+
 def test_a_preset_is_of_every_method_and_settings_change_it(grid: Grid) -> None:
     ours, steps = replace(grid, steps=None, batch=None), {"zero-shot": [], "erm": [5001], "adip": [10, 5001]}
     published = list(replace(ours, preset="paper").jobs())

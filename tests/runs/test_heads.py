@@ -53,6 +53,21 @@ def test_auto_never_validates_worse_than_what_was_trained(shapes: Path, recordin
         assert now >= before
 
 
+def test_trained_once_more_it_ends_as_the_validated_training_did(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    said: list[str] = []
+
+    def run(head: str) -> vl2v.Run:
+        settings = quick_settings(shapes, recording, "kd")
+        settings["train"] |= {"retrain": "on", "head": head}
+        out, keep = tmp_path / head, (lambda task, *_: said.append(task)) if head == "auto" else silent
+        return vl2v.distill(settings, out, store=tmp_path / "store", progress=keep)
+
+    auto = run("auto").classifier.student
+    decided = [task for task in said if "as trained" in task or "in closed form" in task]
+    other = run("trained" if "as trained" in decided[0] else "refit").classifier.student
+    assert auto.head == other.head and torch.equal(auto.projector.weight, other.projector.weight)
+
+
 def test_a_linear_head_may_start_in_closed_form(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "kd")
     settings["train"]["head"] = "start"
@@ -66,7 +81,7 @@ def test_a_linear_head_may_start_in_closed_form(shapes: Path, recording: Path, t
     weight = student.projector.weight.detach().numpy()
     factor = float((weight * fit.weight).sum() / (fit.weight**2).sum())
     assert factor > 0
-    np.testing.assert_allclose(weight, factor * fit.weight, atol=1e-4 * np.abs(weight).max())
+    np.testing.assert_allclose(weight, factor * fit.weight, atol=1e-3 * np.abs(weight).max())  # processors differ
     logits = student.projector(features.of(val)).detach()
     assert fit_temperature(logits, torch.from_numpy(labels[val])) == pytest.approx(1, abs=0.02)
     with pytest.raises(ConfigError, match=r"train.head: method adip has no linear head to fit"):

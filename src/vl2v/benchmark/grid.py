@@ -282,7 +282,8 @@ class Grid:
         }
         task = METHODS[cell.method]
         measured: Tree = {"published": {"target_in_split": False}}  # tables have both figures
-        shared = merge(recipe(self.preset, task.stage_defaults, student), measured, self.settings)
+        fair: Tree = {} if self.preset == "paper" else {"train": {"head": "auto"}}  # the same rule for all
+        shared = merge(recipe(self.preset, task.stage_defaults, student), measured, fair, self.settings)
         return merge(applicable(shared, task), own)
 
     def _sized(self, cell: Cell, settings: Tree) -> Tree:

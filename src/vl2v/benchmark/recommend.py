@@ -129,7 +129,8 @@ def recommend(
     if len(methods) * len(students) < FINALISTS or not methods:
         raise ConfigError(f"--methods: name {FINALISTS} or more to compare, for example {','.join(CANDIDATES)}")
     seconds = {"steps": 400, "batch_per_domain": 64}  # of a first stage
-    whole = merge({"stages": {"align": seconds, "probe": seconds}}, settings or {}, {"teacher": {"spec": teacher}})
+    own = {"stages": {"align": seconds, "probe": seconds}, "train": {"head": "auto"}}
+    whole = merge(own, settings or {}, {"teacher": {"spec": teacher}})
     name = data.resolve().name
     grid = Grid({name: str(data)}, [], methods, students, 1, settings=whole, batch=BATCH)
     domains = grid.datasets[name].labelled_domains

@@ -48,8 +48,10 @@ def align_again(student: Student, sources: Sources, targets: TeacherTargets, fea
     return fit.lambda_
 
 
-def refit(student: Student, task: Task, sources: Sources, targets: TeacherTargets, features: Features, how: str) -> str:
-    """Fit a trained student's last layer in closed form (`train.head`); return in a few words what became of it.
+def refit(
+    student: Student, task: Task, sources: Sources, targets: TeacherTargets, features: Features, how: str
+) -> tuple[bool, str]:
+    """Fit a trained student's last layer in closed form (`train.head`); return whether it stays, and in a few words.
 
     A text head's projector is fitted as `align_again` does. A linear head is fitted to the labels; where the teacher
     was queried about images, a projector with the class embeddings is fitted as well, and what is better on source
@@ -71,7 +73,7 @@ def refit(student: Student, task: Task, sources: Sources, targets: TeacherTarget
         )  # fmt: skip
     there = {head: fit for head, fit in fits.items() if fit is not None}
     if not there:
-        return "the head stays as trained: too few images to fit another"
+        return False, "the head stays as trained: too few images to fit another"
     head = max(there, key=lambda name: there[name].accuracy)
     student.projector = nn.Linear(student.width, len(there[head].bias)).to(student.mean.device)
     student.head = head
@@ -80,8 +82,8 @@ def refit(student: Student, task: Task, sources: Sources, targets: TeacherTarget
     words = f"{100 * before:.1f} to {100 * after:.1f}% on validation images"
     if how == "auto" and after <= before:
         student.projector, student.head = old
-        return f"the head stays as trained ({words})"
-    return f"a {head} head in closed form ({words})"
+        return False, f"the head stays as trained ({words})"
+    return True, f"a {head} head in closed form ({words})"
 
 
 def start_head(student: Student, sources: Sources, features: Features) -> str:
@@ -185,24 +187,29 @@ def fit_last_layer(
     parent: Student | None,
     new_features: NewFeatures,
     progress: Progress,
-) -> None:
-    """Give a trained student the last layer that it ships, as its method and `train.head` want it.
+    head: str,
+) -> str:
+    """Give a trained student the last layer that it ships; return how (`train.head`), "auto" having been decided.
 
     Args:
         parent: that it was adapted from, if it was.
         new_features: makes the features of a student as it is.
         progress: called with what became of it.
+        head: `train.head`, or what "auto" came to before.
     """
     student.fold()
-    head = config.train.head
-    if refits(config, task):
+    if head != "trained" and refits(config, task):
         trained = new_features(student)
         if head != "method":
-            progress(refit(student, task, sources, targets, trained, head), 1, 1, "")
+            stays, words = refit(student, task, sources, targets, trained, head)
+            progress(words, 1, 1, "")
+            if head == "auto":
+                head = "refit" if stays else "trained"
         elif (best := align_again(student, sources, targets, trained)) is not None:
             progress(f"last layer fitted once more, lambda {best:g}", 1, 1, "")
     if parent is not None:
         progress(toward_parent(student, parent, sources, targets, new_features), 1, 1, "")
+    return head
 
 
 def classifier_for(

@@ -321,11 +321,11 @@ def train(
     def new_features(one: Student) -> Features:
         return Features(one, sources.dataset, fabric, config.data.processes, progress)
 
-    def classifier_of(one: Student, sources: Sources) -> Classifier:
-        fit_last_layer(one, config, task, sources, targets, parent, new_features, progress)
-        return classifier_for(one, config, sources, teacher, targets, own_tower=own_tower)
+    def classifier_of(one: Student, sources: Sources, head: str) -> tuple[Classifier, str]:
+        head = fit_last_layer(one, config, task, sources, targets, parent, new_features, progress, head)
+        return classifier_for(one, config, sources, teacher, targets, own_tower=own_tower), head
 
-    classifier = classifier_of(student, sources)
+    classifier, head = classifier_of(student, sources, config.train.head)
     calibrate(classifier, sources, config.data.processes, found.probabilities)
     if again and stages:
         best = config.train.select == "best"
@@ -339,7 +339,7 @@ def train(
             work, student=start, sources=everything, trainer=second, features=new_features(start), steps=steps
         )
         second.fit(start, [(stage, partial(work.of, stage)) for stage in stages], dim=found.dim)
-        first, classifier = classifier, classifier_of(start, everything)
+        first, (classifier, _) = classifier, classifier_of(start, everything, head)
         classifier.temperature, classifier.threshold = first.temperature, first.threshold
         classifier.about = {**first.about, "images": everything.counts, "retrained": steps}
     texts = classifier.texts
