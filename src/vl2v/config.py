@@ -118,6 +118,10 @@ class TeacherConfig(Section):
     strategy: Literal["random", "balanced", "kcenter", "uncertainty", "nearest"] = Field(
         default="kcenter", description="which images are selected; nearest: to the class embeddings"
     )
+    select_from: Literal["all", "unlabelled"] = Field(
+        default="all",
+        description="what is selected from; unlabelled: the images without labels, and all with labels are queried",
+    )
     online: bool = Field(
         default=False,
         description="query every augmented batch anew (white boxes); stages on cached features learn from the "

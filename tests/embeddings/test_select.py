@@ -41,6 +41,18 @@ def test_k_center_goes_to_every_cloud_before_it_goes_back(features):
     np.testing.assert_array_equal(order[:7], k_center_order(features, 7))
 
 
+def test_k_center_begins_farthest_from_what_is_known(features):
+    cloud = np.repeat([0, 1, 2], [50, 5, 2])
+    order = k_center_order(features, 2, features[cloud == 0])
+    assert sorted(cloud[order]) == [1, 2]
+    cosine = (
+        features
+        @ features[cloud == 0].T
+        / np.outer(*(np.linalg.norm(f, axis=1) for f in (features, features[cloud == 0])))
+    )
+    assert order[0] == cosine.max(1).argmin()
+
+
 def test_k_center_covers_better_than_chance(features):
     def radius(chosen):
         unit = features / np.linalg.norm(features, axis=1, keepdims=True)

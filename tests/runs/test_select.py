@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -155,3 +156,32 @@ def test_what_a_process_is_buying_another_does_not_buy_as_well(
         first.result()
         second.result()
     assert sum(bought) == len(sources.dataset) == queried(tmp_path / "store")["image"]
+
+
+@pytest.mark.parametrize("strategy", ["random", "balanced", "kcenter", "uncertainty", "nearest"])
+def test_of_a_pool_so_many_are_queried_and_all_images_with_labels(
+    strategy: str, quick: dict[str, Any], shapes: Path, tmp_path: Path
+) -> None:
+    heap = tmp_path / "heap"
+    heap.mkdir()
+    for file in sorted(shapes.glob("paint/*/*.png")):  # the unseen domain, as images without labels
+        shutil.copy(file, heap / f"{file.parent.name}{file.name}")
+    quick["teacher"] |= {"select": 10_000, "strategy": strategy}
+    vl2v.embed(quick, store=tmp_path / "store")
+    labelled = queried(tmp_path / "store")["image"]
+    sources = open_sources(resolve(quick), Session(tmp_path / "store"))
+    twin = sources.dataset.root / sources.dataset.paths[sources.split.train[0]]
+    shutil.copy(twin, heap / "twin.png")  # is known by its label's image, and not chosen
+    quick["data"]["unlabelled"] = str(heap)
+    quick["teacher"] |= {"select": 5, "select_from": "unlabelled"}
+    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    assert queried(tmp_path / "store")["image"] == labelled + 5
+    assert len(json.loads((run.folder / "asked.json").read_text())) == labelled + 5
+
+
+def test_what_is_selected_from_has_to_be_there(quick: dict[str, Any], tmp_path: Path) -> None:
+    quick["teacher"] |= {"select": 5, "select_from": "unlabelled"}
+    with pytest.raises(ConfigError, match="no images without labels; name some with --unlabelled"):
+        vl2v.embed(quick, store=tmp_path / "store")
+    with pytest.raises(ConfigError, match=r"teacher.select_from: only with teacher.select, a number"):
+        resolve({**quick, "teacher": {**quick["teacher"], "select": None}})

@@ -61,6 +61,11 @@ Strategy = Annotated[
     str | None, typer.Option(help="How images are selected: random, balanced, kcenter, uncertainty or nearest.")
 ]
 
+SelectFrom = Annotated[
+    str | None,
+    typer.Option(help="What is selected from: all, or unlabelled: then all images with labels are queried, too."),
+]
+
 Method = Annotated[
     str | None,
     typer.Option(help="Training method, adip-plus by default (adip with --preset paper); see `vl2v methods`."),
@@ -87,6 +92,7 @@ def embed(
     budget: Budget = 0,
     select: Select = None,
     strategy: Strategy = None,
+    select_from: SelectFrom = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show what would be queried and what it would cost, then stop.")
     ] = False,
@@ -125,6 +131,7 @@ def embed(
         views=views,
         select=_number(select),
         strategy=strategy,
+        select_from=select_from,
         student=student,
         image_size=image_size,
         method=method,
@@ -173,6 +180,7 @@ def distill(
     budget: Budget = 0,
     select: Select = None,
     strategy: Strategy = None,
+    select_from: SelectFrom = None,
     online_teacher: Annotated[
         bool | None,
         typer.Option("--online-teacher", help="Query the teacher about every augmented batch (local teachers only)."),
@@ -220,6 +228,7 @@ def distill(
         quick=None if quick is None else "auto" if quick else "off",
         select=_number(select),
         strategy=strategy,
+        select_from=select_from,
         student=student,
         image_size=image_size,
         method=method,

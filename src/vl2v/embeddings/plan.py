@@ -289,7 +289,7 @@ def balanced_order(labels: Sequence[int] | Indices, domains: Sequence[int] | Ind
     return order[np.lexsort((np.arange(len(order)), turn))]
 
 
-def k_center_order(features: NDArray[np.float32], count: int) -> Indices:
+def k_center_order(features: NDArray[np.float32], count: int, known: NDArray[np.float32] | None = None) -> Indices:
     """Return the first `count` images of the greedy k-center order: each is the farthest from all before it.
 
     Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach (arXiv 1708.00489),
@@ -297,11 +297,18 @@ def k_center_order(features: NDArray[np.float32], count: int) -> Indices:
 
     Args:
         features: [n, p], for example the pretrained student's.
+        known: [m, p], of images that come before all of them: the first is the farthest from these.
     """
     unit = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
     chosen = np.empty(count, np.int64)
     nearest = np.full(len(unit), -np.inf, np.float32)  # largest cosine to what is chosen
     following = int(np.argmax(unit @ unit.mean(0))) if len(unit) else 0
+    if known is not None and len(unit):
+        for start in range(0, len(known), 256):
+            block = known[start : start + 256]
+            block = block / np.maximum(np.linalg.norm(block, axis=1, keepdims=True), 1e-12)
+            np.maximum(nearest, (unit @ block.T).max(1), out=nearest)
+        following = int(np.argmin(nearest)) if len(known) else following
     for i in range(count):
         chosen[i] = following
         np.maximum(nearest, unit @ unit[following], out=nearest)

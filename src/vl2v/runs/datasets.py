@@ -14,7 +14,7 @@ from vl2v.data.auditing import Audit, audit, set_aside
 from vl2v.data.dataset import DomainDataset, Split, hold_out, leave_out
 from vl2v.data.inspection import Inspection, inspect
 from vl2v.data.layouts import open_dataset
-from vl2v.errors import DataError
+from vl2v.errors import ConfigError, DataError
 from vl2v.names import UNKNOWN, same_name
 from vl2v.session import Progress, Session, silent
 from vl2v.teachers.prompts import prompts_for, read_prompts, same_prompts
@@ -58,6 +58,21 @@ class Sources:
     def queried(self) -> NDArray[np.int64]:
         """The images that the teacher may be queried about, sorted: without any label the held-out ones, too."""
         return self.training if self.labelled else np.sort(np.concatenate([self.training, self.split.val]))
+
+    def candidates(self, select_from: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return the images that are queried in any case, and those that `teacher.select` chooses from.
+
+        Raises:
+            ConfigError: no image is without a label.
+        """
+        if select_from == "all":
+            return self.queried[:0], self.queried
+        if not len(self.split.unlabelled):
+            raise ConfigError(
+                f"teacher.select_from = {select_from!r}: {self.dataset.root} has no images without labels; name some "
+                "with --unlabelled"
+            )
+        return self.split.train, self.split.unlabelled
 
     def with_validation(self) -> Sources:
         """Return the same, with the validation images among those to learn from, too."""

@@ -103,7 +103,8 @@ def _queried(config: RunConfig, task: Task, sources: Sources) -> np.ndarray[tupl
         return np.zeros(0, np.int64)
     if config.teacher.select is None:
         return None
-    return sources.queried[: config.teacher.select if isinstance(config.teacher.select, int) else 0]
+    before, images = sources.candidates(config.teacher.select_from)
+    return np.concatenate([before, images[: config.teacher.select if isinstance(config.teacher.select, int) else 0]])
 
 
 def _seconds_of(queries: Plan, teacher: Teacher) -> float:

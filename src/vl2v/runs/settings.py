@@ -22,7 +22,7 @@ _OF_IMAGE_QUERIES = (
     "data.unlabelled",
     *(
         f"teacher.{name}"
-        for name in ("views", "view_seed", "fit", "select", "strategy", "online", "statistics", "adapt")
+        for name in ("views", "view_seed", "fit", "select", "strategy", "select_from", "online", "statistics", "adapt")
     ),
 )
 _OF_SMALL_STUDENTS = ("student.name", "student.weights", "student.image_size")
@@ -35,12 +35,13 @@ _OPTIONS = {
     "views": "teacher.views",
     "select": "teacher.select",
     "strategy": "teacher.strategy",
+    "select_from": "teacher.select_from",
     "online_teacher": "teacher.online",
     "student": "student.name",
     "image_size": "student.image_size",
     "quick": "train.quick",
 }
-_OF_LABELS = ("data.target", "data.layout", "teacher.adapt")
+_OF_LABELS = ("data.target", "data.layout", "teacher.adapt", "teacher.select_from")
 _NOT_TWICE = ("train.swad", "train.quick")
 _NEEDS = {
     "teacher.view_seed": "teacher.views",
@@ -61,6 +62,7 @@ class Options(TypedDict, total=False):
         views: fixed augmented views of each image to query, too.
         select: how many training images to query, or "known" for those with cached embeddings.
         strategy: "random", "balanced", "kcenter", "uncertainty" or "nearest".
+        select_from: "unlabelled": `select` counts images without labels, and all with labels are queried.
         online_teacher: query every augmented batch anew (white boxes only).
         quick: "auto": train the upper blocks only, on cached activations of the lower ones; or the first block trained.
         prompts: a section of `vl2v.config.RunConfig`, as a mapping; so are the following.
@@ -77,6 +79,7 @@ class Options(TypedDict, total=False):
     views: int
     select: int | Literal["known"]
     strategy: Literal["random", "balanced", "kcenter", "uncertainty", "nearest"]
+    select_from: Literal["all", "unlabelled"]
     online_teacher: bool
     quick: str
     prompts: Mapping[str, Any]
@@ -199,6 +202,8 @@ def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
             name in _NOT_TWICE and value != "off" and task.retrains and given.get("train.retrain", "method") == "method"
         ):
             reasons[name] = f"method {task.name} is trained once more on all source images (train.retrain)"
+        elif name == "teacher.select_from" and not isinstance(given.get("teacher.select"), int):
+            reasons[name] = "only with teacher.select, a number"
         elif name in _NEEDS and not given.get(_NEEDS[name]):
             reasons[name] = f"only with {_NEEDS[name]}"
     return reasons

@@ -158,35 +158,47 @@ def _select(session: TeacherSession, sources: Sources, features: Features) -> In
     config, training = session.config, sources.queried
     if config.teacher.select == "known":
         return training[session.cached(training)]
-    _, first = np.unique(session.same(training), return_index=True)
-    images = training[np.sort(first)]  # of copies, one
+    before, images = sources.candidates(config.teacher.select_from)
+    _, first = np.unique(session.same(images), return_index=True)
+    images = images[np.sort(first)]  # of copies, one
+    images = images[~np.isin(session.same(images), session.same(before))]
     count = min(int(config.teacher.select or 0), len(images))
+    return np.concatenate([before, images[_order(session, sources, features, before, images, count)]])
+
+
+def _order(
+    session: TeacherSession, sources: Sources, features: Features, before: Indices, images: Indices, count: int
+) -> Indices:
+    """Return which `count` of some images to query (positions), where all of those `before` them are queried."""
+    config, training = session.config, sources.queried
     match config.teacher.strategy:
         case "random":
-            return images[random_order(len(images), config.seed)[:count]]
+            return random_order(len(images), config.seed)[:count]
         case "balanced":
             labels, domains = session.dataset.labels[images], session.dataset.domain_ids[images]
-            return images[balanced_order(labels, domains, config.seed)[:count]]
-    rows = features.of(training).numpy()[np.searchsorted(training, images)]  # of all: Align needs them anyway
+            return balanced_order(labels, domains, config.seed)[:count]
+    found = features.of(training).numpy()  # of all: Align needs them anyway
+    rows, known = (found[np.searchsorted(training, some)] for some in (images, before))
     if config.teacher.strategy == "kcenter":
-        return images[k_center_order(rows, count)]
-    half = k_center_order(rows, count // 2)  # the others come first by a student trained on these
-    session.query(images[half])
+        return k_center_order(rows, count, known)
+    half = k_center_order(rows, 0 if len(before) else count // 2)  # the others come first by a student of these
+    taught = np.concatenate([before, images[half]])
+    session.query(taught)
     rest = np.setdiff1d(np.arange(len(images)), half)
-    targets = session.targets(images[half])
+    targets = session.targets(taught)
     assert targets.texts is not None
     student, _ = aligned(config, sources, features, targets, config.seed)
     with torch.no_grad():
         logits = student.logits(torch.from_numpy(rows[rest]), torch.from_numpy(targets.texts), targets.scale)
-    more = rest[BY_STUDENT[config.teacher.strategy](logits.cpu().numpy())[: count - len(half)]]
-    return np.concatenate([images[half], images[more]])
+    more = BY_STUDENT[config.teacher.strategy](logits.cpu().numpy())[: count - len(half)]
+    return np.concatenate([half, rest[more]])
 
 
 def _digest(session: TeacherSession, training: Indices) -> str:
     """Return a digest of everything that decides the selection."""
     config = session.config
     decides = hashlib.sha256()
-    decides.update(config.teacher.model_dump_json(include={"select", "strategy"}).encode())
+    decides.update(config.teacher.model_dump_json(include={"select", "strategy", "select_from"}).encode())
     decides.update(config.student.model_dump_json().encode())
     decides.update(f"{config.seed} {session.teacher.fingerprint}".encode())
     decides.update("".join(session.contents(session.same(training))).encode())
