@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -62,6 +63,10 @@ def calibration_error(sure: Tensor, right: Tensor) -> float:
     return gaps.abs().sum().item() / len(sure)
 
 
+MOST = 7.0  # the logarithm of a temperature, either way
+HALVINGS = 40
+
+
 def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     """Return the temperature that minimises the cross-entropy of logits / temperature (Guo et al., ICML 2017).
 
@@ -72,21 +77,21 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         logits: [n, C].
         labels: classes [n], or probabilities [n, C], which are matched as they are.
     """
-    inverse = torch.zeros((), dtype=torch.float64, requires_grad=True)  # its logarithm: stays positive
-    optimizer = torch.optim.LBFGS([inverse], max_iter=100, line_search_fn="strong_wolfe")
-    logits = logits.double()
-    labels = labels.double() if labels.ndim == 2 else labels
-    perfect = labels.ndim == 1 and bool((logits.argmax(-1) == labels).all())
-    smoothed = 1 / (len(labels) + 2) if perfect else 0.0
+    logits, classes = logits.double(), logits.shape[-1]
+    wanted = labels.double() if labels.ndim == 2 else functional.one_hot(labels, classes).double()
+    if labels.ndim == 1 and bool((logits.argmax(-1) == labels).all()):
+        smoothed = 1 / (len(labels) + 2)
+        wanted = (1 - smoothed) * wanted + smoothed / classes
 
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = functional.cross_entropy(logits * inverse.clamp(-7, 7).exp(), labels, label_smoothing=smoothed)
-        loss.backward()
-        return loss
+    def slope(inverse: float) -> float:
+        return float((((logits * inverse).softmax(-1) - wanted) * logits).sum(-1).mean())
 
-    optimizer.step(closure)
-    return (-inverse.detach().clamp(-7, 7)).exp().item()
+    # Convex in 1 / temperature: its slope is halved into. (LBFGS would import PyTorch's compiler, for seven seconds.)
+    low, high = -MOST, MOST
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(math.exp(middle)) > 0 else (middle, high)
+    return math.exp(-(low + high) / 2)
 
 
 def unknown_threshold(logits: Tensor, labels: Tensor) -> float:

@@ -6,12 +6,15 @@ import importlib
 import importlib.metadata
 import importlib.util
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from vl2v.errors import MissingExtra, StudentError
 from vl2v.lazy import import_lightly
@@ -44,6 +47,24 @@ def build_backbone(spec: BackboneSpec) -> nn.Module:
         return timm_model(build["name"], spec.image_size)
     tower: nn.Module = build_tower(build)
     return tower
+
+
+class _Undrawn(TorchFunctionMode):
+    """Leaves tensors without memory as they are, where they would be drawn: that imports PyTorch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run a function, or return its first tensor if it would change that in place."""
+        kwargs, name = kwargs or {}, getattr(func, "__name__", "")
+        tensor = args[0] if args else kwargs.get("tensor")
+        in_place = name.endswith("_") and not name.endswith("__")
+        return tensor if in_place and isinstance(tensor, Tensor) and tensor.is_meta else func(*args, **kwargs)
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build modules that have no weights, only their names and shapes."""
+    with torch.device("meta"), _Undrawn():
+        yield
 
 
 def pretrained_backbone(

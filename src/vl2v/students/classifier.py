@@ -23,7 +23,7 @@ from vl2v.errors import StudentError
 from vl2v.io import replacing, write_tensors
 from vl2v.names import listed
 from vl2v.privacy import HIDDEN, without_secrets
-from vl2v.students.backbone import build_backbone
+from vl2v.students.backbone import build_backbone, without_memory
 from vl2v.students.student import Student, as_logits, evaluating
 from vl2v.table import Table
 from vl2v.teachers.protocol import BackboneSpec
@@ -235,7 +235,7 @@ def _described(folder: Path, card: dict[str, Any], tensors: dict[str, Tensor]) -
         StudentError: the description or the weights can't be used.
     """
     try:
-        with torch.device("meta"):
+        with without_memory():
             built = _built(card)
             wanted = {key: value.shape for key, value in built.state_dict().items()}
             bounds = {key for key, value in built.named_buffers() if not key.endswith(("running_mean", "running_var"))}

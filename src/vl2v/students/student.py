@@ -163,8 +163,8 @@ class Student(nn.Module):
         self.head = head
         self.split: Split | None = None
         self._is_fastvit = any(type(part).__module__ == "timm.models.fastvit" for part in backbone.modules())
-        self.register_buffer("mean", torch.tensor(spec.mean).view(1, 3, 1, 1) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(spec.std).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("mean", torch.tensor(spec.mean, device="cpu").view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std, device="cpu").view(1, 3, 1, 1) * 255, persistent=False)
 
     @property
     def layout(self) -> torch.memory_format:
