@@ -22,6 +22,7 @@ LATER: Tree = {
     "data.shrink": False,
     "teacher.fit": "own",
     "teacher.adapt": "off",
+    "teacher.select_from": "all",
     "student.parent": None,
     "data.unlabelled_domains": "auto",
     "train.head": "method",
@@ -120,7 +121,8 @@ class TeacherConfig(Section):
     )
     select_from: Literal["all", "unlabelled"] = Field(
         default="all",
-        description="what is selected from; unlabelled: the images without labels, and all with labels are queried",
+        description="what is selected from; unlabelled: the images without labels, and all training images with labels "
+        "are queried",
     )
     online: bool = Field(
         default=False,

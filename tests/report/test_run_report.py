@@ -277,7 +277,7 @@ def test_an_adapted_run_is_shown_before_and_after(of_run: Written, shapes: Path,
             m = row.metrics
             low, high = wilson(round(m.accuracy * m.images), m.images)
             assert rows[row.domain][head] == f"{percent(m.accuracy)} {percent(low)} to {percent(high)}"
-    assert "adip: paint without labels" in page.words
+    assert "adip, adapted" in page.words
     assert "measured on paint, of which it saw no label." in page.words and "never saw" not in page.words
     assert "“Before” is the run that this one was adapted from." in page.words
     before = Page(of_run.html)

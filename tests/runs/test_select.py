@@ -179,6 +179,15 @@ def test_of_a_pool_so_many_are_queried_and_all_images_with_labels(
     assert len(json.loads((run.folder / "asked.json").read_text())) == labelled + 5
 
 
+def test_a_run_with_a_pool_can_be_adapted(quick: dict[str, Any], shapes: Path, tmp_path: Path) -> None:
+    quick["data"]["unlabelled"] = str(shapes / "paint")
+    quick["teacher"] |= {"select": 5, "select_from": "unlabelled"}
+    run = vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    new, out = shapes / "paint", tmp_path / "adapted"
+    found = vl2v.adapt(run, new, out, select=8, closed_form=True, store=tmp_path / "store")
+    assert found.run is not None and found.run.config.teacher.select_from == "all"
+
+
 def test_what_is_selected_from_has_to_be_there(quick: dict[str, Any], tmp_path: Path) -> None:
     quick["teacher"] |= {"select": 5, "select_from": "unlabelled"}
     with pytest.raises(ConfigError, match="no images without labels; name some with --unlabelled"):

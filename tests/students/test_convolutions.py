@@ -45,6 +45,19 @@ def test_an_input_smaller_than_the_kernel(kernel: int, side: int) -> None:
         torch.testing.assert_close(one, other)
 
 
+@pytest.mark.parametrize("side", [5, 13])
+def test_in_bfloat16_they_are_as_close_as_its_digits(side: int) -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(8, 8, 5, padding=2, groups=8, bias=False)
+    x = torch.randn(4, 8, side, side)
+    before = gradients(conv, x)
+    quick_convolutions(conv, side)
+    after = gradients(conv.bfloat16(), x.bfloat16())
+    for one, other in zip(before, after, strict=True):
+        assert other.dtype == torch.bfloat16
+        assert (one - other.float()).norm() < 0.02 * one.norm()
+
+
 def test_a_whole_network_keeps_results_names_and_gradients() -> None:
     torch.manual_seed(0)
     model = timm.create_model("tf_efficientnet_lite0", num_classes=0).double().eval()

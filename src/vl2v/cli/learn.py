@@ -63,7 +63,7 @@ Strategy = Annotated[
 
 SelectFrom = Annotated[
     str | None,
-    typer.Option(help="What is selected from: all, or unlabelled: then all images with labels are queried, too."),
+    typer.Option(help="What is selected from: all, or unlabelled: all training images with labels are queried then."),
 ]
 
 Method = Annotated[

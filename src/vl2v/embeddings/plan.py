@@ -337,4 +337,4 @@ def nearest_order(logits: NDArray[np.float32]) -> Indices:
 
 
 BY_STUDENT = {"uncertainty": uncertain_order, "nearest": nearest_order}
-"""Strategies that go by a first student, trained on half of the images: the order of the others by its logits."""
+"""Strategies that go by a first student, trained on those queried before: the order of the others by its logits."""

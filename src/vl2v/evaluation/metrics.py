@@ -87,6 +87,8 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return float((((logits * inverse).softmax(-1) - wanted) * logits).sum(-1).mean())
 
     # Convex in 1 / temperature: its slope is halved into. (LBFGS would import PyTorch's compiler, for seven seconds.)
+    if not (start := slope(1.0)) or math.isnan(start):
+        return 1.0 + start
     low, high = -MOST, MOST
     for _ in range(HALVINGS):
         middle = (low + high) / 2

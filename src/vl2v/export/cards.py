@@ -30,7 +30,7 @@ from vl2v.table import Table, markdown
 if TYPE_CHECKING:
     from huggingface_hub import ModelCardData
 
-    from vl2v.config import StudentConfig
+    from vl2v.config import StudentConfig, TeacherConfig
     from vl2v.evaluation.metrics import Evaluation, Row
     from vl2v.export.hub import AsTimm
 
@@ -94,7 +94,7 @@ def model_card(
             title=METHODS[RENAMED.get(about["method"], about["method"])].title,
             teacher=teacher,
             teacher_licence=teacher_licence(teacher) if teacher else None,
-            asks=config.teacher.select,
+            asks=_asked(config.teacher),
             student=config.student.name,
             base=base,
             base_licence=base_licence,
@@ -144,6 +144,15 @@ def _base(student: StudentConfig, teacher: str | None) -> tuple[str | None, str]
     if student.weights != "hub" and student.name in PACKAGED:
         licence += " as timm has them; the package that may have brought them states none"
     return known.hf_hub_id, licence
+
+
+def _asked(teacher: TeacherConfig) -> str | None:
+    """Return which images the teacher was asked about, where it wasn't all of them."""
+    if teacher.select is None:
+        return None
+    if teacher.select_from == "unlabelled":
+        return f"the training images with labels and {teacher.select} without"
+    return f"{'some' if teacher.select == 'known' else teacher.select} of the training images"
 
 
 def _metadata(

@@ -175,7 +175,8 @@ def _queries(bench: Bench) -> Iterator[Chart]:
     found: dict[Model, dict[str, list[Job]]] = defaultdict(lambda: defaultdict(list))
     for job in bench.work.jobs():
         if job.of_today and bench.work.done(job) and not job.draw and not job.held and _family(job) in shown:
-            found[job.student, job.method][str(resolve(job.settings).teacher.select)].append(job)
+            teacher = resolve(job.settings).teacher
+            found[job.student, job.method][f"{teacher.select} {teacher.select_from}"].append(job)
     series: list[Series] = []
     ends: list[float] = []
     for number, (model, groups) in enumerate(found.items()):
@@ -205,7 +206,9 @@ def _queries(bench: Bench) -> Iterator[Chart]:
 def _family(job: Job) -> str:
     """Return everything that decides a job's result but how many images are queried."""
     decides = deciding(resolve(job.settings).model_dump(mode="json", by_alias=True))
-    return json.dumps({**decides, "teacher.select": None, "teacher.strategy": None}, sort_keys=True)
+    return json.dumps(
+        {**decides, **dict.fromkeys(("teacher.select", "teacher.strategy", "teacher.select_from"))}, sort_keys=True
+    )
 
 
 def _queried(job: Job, folder: Path) -> float:

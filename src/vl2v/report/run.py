@@ -53,10 +53,9 @@ def run_page(run: Run, session: Session) -> str:
     evaluated = open_evaluated(run, session)
     config = run.config
     target = ", ".join(config.data.target) or "no domain"
-    how = "unseen" if config.student.parent is None else "without labels"
     content = {
         "eyebrow": "Report of a run",
-        "title": f"{config.method}: {target} {how}",
+        "title": f"{config.method}: {target} unseen" if config.student.parent is None else f"{config.method}, adapted",
         "lead": _lead(evaluated),
         "tiles": list(_tiles(evaluated)),
         "verdict": verdict(evaluated),

@@ -204,7 +204,7 @@ def _settings(parent: Run, images: Path, given: Mapping[str, Any]) -> Tree:
     folders = [] if before is None else before if isinstance(before, list) else [before]
     own: Tree = {
         "data": {"unlabelled": [str(folder) for folder in dict.fromkeys([*folders, images.resolve()])]},
-        "teacher": {"select": "known", "strategy": "kcenter"},
+        "teacher": {"select": "known", "strategy": "kcenter", "select_from": "all"},
         "student": {"parent": str(parent.folder.resolve())},
         "stages": {last: {"steps": steps, "lr": RATE * stage.lr}},
     }

@@ -50,8 +50,8 @@ def align_again(student: Student, sources: Sources, targets: TeacherTargets, fea
 
 def refit(
     student: Student, task: Task, sources: Sources, targets: TeacherTargets, features: Features, how: str
-) -> tuple[bool, str]:
-    """Fit a trained student's last layer in closed form (`train.head`); return whether it stays, and in a few words.
+) -> tuple[str, str]:
+    """Fit a trained student's last layer in closed form (`train.head`); return what became of it, and in a few words.
 
     A text head's projector is fitted as `align_again` does. A linear head is fitted to the labels; where the teacher
     was queried about images, a projector with the class embeddings is fitted as well, and what is better on source
@@ -60,7 +60,11 @@ def refit(
     Args:
         student: its backbone is trained; a head may become a text head.
         features: of the backbone as it ended.
-        how: "refit", "only", or "auto": if it is better on the source domains' validation images than as trained.
+        how: "refit", "only", or "auto": if it is better on the source domains' validation images than as trained; or
+            the one head that may be fitted, "text" or "linear".
+
+    Returns:
+        "text", "linear" or "trained".
     """
     before, old = _accuracy(student, sources, targets, features), (student.projector, student.head)
     queried = task.queries == "images" or student.head == "text"
@@ -71,9 +75,9 @@ def refit(
             features.of(train).numpy(), targets.labels[train], sources.dataset.domain_ids[train],
             len(sources.dataset.classes),
         )  # fmt: skip
-    there = {head: fit for head, fit in fits.items() if fit is not None}
+    there = {head: fit for head, fit in fits.items() if fit is not None and how not in fits.keys() - {head}}
     if not there:
-        return False, "the head stays as trained: too few images to fit another"
+        return "trained", "the head stays as trained: too few images to fit another"
     head = max(there, key=lambda name: there[name].accuracy)
     student.projector = nn.Linear(student.width, len(there[head].bias)).to(student.mean.device)
     student.head = head
@@ -82,8 +86,8 @@ def refit(
     words = f"{100 * before:.1f} to {100 * after:.1f}% on validation images"
     if how == "auto" and after <= before:
         student.projector, student.head = old
-        return False, f"the head stays as trained ({words})"
-    return True, f"a {head} head in closed form ({words})"
+        return "trained", f"the head stays as trained ({words})"
+    return head, f"a {head} head in closed form ({words})"
 
 
 def start_head(student: Student, sources: Sources, features: Features) -> str:
@@ -189,22 +193,20 @@ def fit_last_layer(
     progress: Progress,
     head: str,
 ) -> str:
-    """Give a trained student the last layer that it ships; return how (`train.head`), "auto" having been decided.
+    """Give a trained student the last layer that it ships; return what "auto" or "refit" came to (`refit`), or head.
 
     Args:
         parent: that it was adapted from, if it was.
         new_features: makes the features of a student as it is.
         progress: called with what became of it.
-        head: `train.head`, or what "auto" came to before.
+        head: `train.head`, or what it came to before.
     """
     student.fold()
     if head != "trained" and refits(config, task):
         trained = new_features(student)
         if head != "method":
-            stays, words = refit(student, task, sources, targets, trained, head)
+            head, words = refit(student, task, sources, targets, trained, head)
             progress(words, 1, 1, "")
-            if head == "auto":
-                head = "refit" if stays else "trained"
         elif (best := align_again(student, sources, targets, trained)) is not None:
             progress(f"last layer fitted once more, lambda {best:g}", 1, 1, "")
     if parent is not None:

@@ -21,7 +21,7 @@ import numpy as np
 from vl2v.config import RunConfig, StageConfig, deciding
 from vl2v.embeddings.bill import cost, with_budget
 from vl2v.embeddings.plan import Plan, fixed_views
-from vl2v.embeddings.session import dim_of
+from vl2v.embeddings.session import TeacherSession, dim_of
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, StudentError
 from vl2v.io import read_json, write_text
@@ -33,6 +33,7 @@ from vl2v.runs.measure import Bench, Rates
 from vl2v.runs.query import open_session
 from vl2v.runs.settings import has_tower, recipe, resolve
 from vl2v.runs.stages import check_trainable
+from vl2v.runs.start import candidates
 from vl2v.session import Progress, Session, default_store, silent
 from vl2v.students.backbone import image_size_of
 from vl2v.system import best_device, peak_bytes, world_size
@@ -84,7 +85,7 @@ def teaching_of(
         size = image_size_of(config.student.name, config.student.image_size) if config.teacher.views else 0
         views = fixed_views(config, size)
         session = open_session(config, store, teacher, spending, sources, views, progress)
-        wanted = _queried(config, task, sources)
+        wanted = _queried(session, task, sources)
         if config.teacher.select == "known":
             wanted = sources.queried[session.cached(sources.queried)]
         queries = session.plan(wanted)
@@ -97,14 +98,17 @@ def teaching_of(
         return Teaching(name, queries.queries, cached, forecast.forecast.seconds, forecast.price()), teacher, dim
 
 
-def _queried(config: RunConfig, task: Task, sources: Sources) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+def _queried(
+    session: TeacherSession, task: Task, sources: Sources
+) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
     """Return the images that will be queried, or as many others; None: all of them."""
     if task.queries == "texts":
         return np.zeros(0, np.int64)
-    if config.teacher.select is None:
+    select = session.config.teacher.select
+    if select is None:
         return None
-    before, images = sources.candidates(config.teacher.select_from)
-    return np.concatenate([before, images[: config.teacher.select if isinstance(config.teacher.select, int) else 0]])
+    before, images = candidates(session, sources)
+    return np.concatenate([before, images[: select if isinstance(select, int) else 0]])
 
 
 def _seconds_of(queries: Plan, teacher: Teacher) -> float:

@@ -62,7 +62,7 @@ class Options(TypedDict, total=False):
         views: fixed augmented views of each image to query, too.
         select: how many training images to query, or "known" for those with cached embeddings.
         strategy: "random", "balanced", "kcenter", "uncertainty" or "nearest".
-        select_from: "unlabelled": `select` counts images without labels, and all with labels are queried.
+        select_from: "unlabelled": `select` counts images without labels; all training images with labels are queried.
         online_teacher: query every augmented batch anew (white boxes only).
         quick: "auto": train the upper blocks only, on cached activations of the lower ones; or the first block trained.
         prompts: a section of `vl2v.config.RunConfig`, as a mapping; so are the following.

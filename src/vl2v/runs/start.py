@@ -158,12 +158,21 @@ def _select(session: TeacherSession, sources: Sources, features: Features) -> In
     config, training = session.config, sources.queried
     if config.teacher.select == "known":
         return training[session.cached(training)]
-    before, images = sources.candidates(config.teacher.select_from)
-    _, first = np.unique(session.same(images), return_index=True)
-    images = images[np.sort(first)]  # of copies, one
-    images = images[~np.isin(session.same(images), session.same(before))]
+    before, images = candidates(session, sources)
     count = min(int(config.teacher.select or 0), len(images))
     return np.concatenate([before, images[_order(session, sources, features, before, images, count)]])
+
+
+def candidates(session: TeacherSession, sources: Sources) -> tuple[Indices, Indices]:
+    """Return the images that are queried in any case, and those that are chosen from: of copies one, of these none.
+
+    Raises:
+        ConfigError: the images without labels are chosen from, and there is none.
+    """
+    before, images = sources.candidates(session.config.teacher.select_from)
+    _, first = np.unique(session.same(images), return_index=True)
+    images = images[np.sort(first)]
+    return before, images[~np.isin(session.same(images), session.same(before))]
 
 
 def _order(
@@ -198,7 +207,9 @@ def _digest(session: TeacherSession, training: Indices) -> str:
     """Return a digest of everything that decides the selection."""
     config = session.config
     decides = hashlib.sha256()
-    decides.update(config.teacher.model_dump_json(include={"select", "strategy", "select_from"}).encode())
+    later = {"select_from"} if config.teacher.select_from != "all" else set()  # selections from before it are found
+    ours = {"select", "strategy", *later}
+    decides.update(config.teacher.model_dump_json(include=ours).encode())
     decides.update(config.student.model_dump_json().encode())
     decides.update(f"{config.seed} {session.teacher.fingerprint}".encode())
     decides.update("".join(session.contents(session.same(training))).encode())
