@@ -36,7 +36,7 @@ def quick_workers(quick_python: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_jobs_share_is_made_once_by_processes_that_start_together(grid: Grid, tmp_path: Path) -> None:
-    shared = merge(grid.settings, {"stages": {"probe": {"steps": 200}}})
+    shared = merge(grid.settings, {"stages": {"probe": {"steps": 200}}, "train": {"head": "method"}})
     bench = plan(replace(grid, methods=["lp-ft", "soup"], seeds=1, settings=shared), tmp_path)
     made: dict[str, dict[str, int]] = {"probe": {}, "student's features": {}}
 

@@ -62,7 +62,7 @@ def of_benchmark(shapes: Path, recording: Path, tmp_path_factory: pytest.TempPat
         "teacher": {"spec": f"recorded:{recording}"},
         "student": {"weights": "none", "image_size": 32},
         "data": {"workers": 0},
-        "train": {"precision": "fp32", "accelerator": "cpu"},
+        "train": {"precision": "fp32", "accelerator": "cpu", "head": "method"},
         "stages": {"align": {"steps": 10, "lr": 1e-2}, "probe": {"steps": 10}},
     }
     everything = ["test_efficientnet", "test_resnet"]
