@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -55,3 +57,8 @@ def test_an_evaluation_survives_json() -> None:
     assert worst is not None and worst.domain == "b"
     assert evaluation.mean(role="seen") == 0.9
     assert evaluation.mean("teacher") is None
+
+
+def test_logits_that_say_nothing_keep_their_temperature() -> None:
+    assert fit_temperature(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])) == 1
+    assert math.isnan(fit_temperature(torch.full((4, 3), torch.nan), torch.tensor([0, 1, 2, 0])))

@@ -87,8 +87,11 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return float((((logits * inverse).softmax(-1) - wanted) * logits).sum(-1).mean())
 
     # Convex in 1 / temperature: its slope is halved into. (LBFGS would import PyTorch's compiler, for seven seconds.)
-    if not (start := slope(1.0)) or math.isnan(start):
-        return 1.0 + start
+    start = slope(1.0)
+    if start == 0:  # all logits alike, say
+        return 1.0
+    if math.isnan(start):
+        return start
     low, high = -MOST, MOST
     for _ in range(HALVINGS):
         middle = (low + high) / 2

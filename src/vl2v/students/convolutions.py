@@ -324,9 +324,9 @@ def _input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, pa
 def _weight_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
     kernel = weight.shape[-1]
     if max(gradient.shape[-2:]) > LARGEST_MAP or (kernel == 3 and min(x.shape[-2:]) >= kernel):
-        exact = gradient.float(), x.float(), weight.float()  # in bfloat16 it takes ten times as long
-        slow = kernel > 3 and x.dtype == torch.bfloat16
-        return _usual(*(exact if slow else (gradient, x, weight)), stride, padding, 1).to(weight.dtype)
+        if kernel > 3 and x.dtype == torch.bfloat16:  # in which it takes ten times as long
+            return _usual(gradient.float(), x.float(), weight.float(), stride, padding, 1).to(weight.dtype)
+        return _usual(gradient, x, weight, stride, padding, 1)
     (n, c, *sides), map_size = x.shape, gradient.shape[-2:]
     images = x.permute(2, 3, 0, 1).reshape(1, *sides, n * c).permute(0, 3, 1, 2)  # every image's channels side by side
     taps = functional.conv2d(images, gradient.reshape(n * c, 1, *map_size), None, 1, padding, stride, n * c)
