@@ -26,6 +26,7 @@ from vl2v.students.classifier import Classifier
 from vl2v.students.student import Student
 from vl2v.teachers.protocol import Teacher
 
+ANY = ("refit", "only", "auto")  # of `train.head`: whichever head is better
 SHARES = (0.75, 0.5, 0.25)  # of the way from a parent's weights to those of the student adapted from it
 FORGOTTEN = 0.005  # of the validation images: what the student may lose of its parent's accuracy on them
 NewFeatures = Callable[[Student], Features]
@@ -75,7 +76,7 @@ def refit(
             features.of(train).numpy(), targets.labels[train], sources.dataset.domain_ids[train],
             len(sources.dataset.classes),
         )  # fmt: skip
-    there = {head: fit for head, fit in fits.items() if fit is not None and how not in fits.keys() - {head}}
+    there = {head: fit for head, fit in fits.items() if fit is not None and how in (head, *ANY)}
     if not there:
         return "trained", "the head stays as trained: too few images to fit another"
     head = max(there, key=lambda name: there[name].accuracy)
