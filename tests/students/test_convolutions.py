@@ -22,7 +22,7 @@ def gradients(model: nn.Module, x: torch.Tensor) -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("kernel", [3, 5, 7])
 @pytest.mark.parametrize("stride", [1, 2, 3])
-@pytest.mark.parametrize("padding", [0, 1, 2])
+@pytest.mark.parametrize("padding", [0, 1, 2, 3, 4])
 def test_one_convolution_in_double_precision(kernel: int, stride: int, padding: int) -> None:
     torch.manual_seed(0)
     conv = nn.Conv2d(4, 4, kernel, stride, padding, groups=4, bias=False).double()

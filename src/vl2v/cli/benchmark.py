@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from vl2v.cli import Commands, progress_bars, say
-from vl2v.cli.learn import Budget, ConfigFile, Preset, Set, TeacherSpec
+from vl2v.cli.options import Budget, ConfigFile, Preset, Set, TeacherSpec
 from vl2v.errors import ConfigError, RunError
 from vl2v.table import FORMATS
 

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vl2v.cli import Commands, progress_bars, say
-from vl2v.cli.learn import ConfigFile, Set, Store
+from vl2v.cli.options import ConfigFile, Set, Store
 from vl2v.errors import ConfigError, DataError
 from vl2v.table import Table
 

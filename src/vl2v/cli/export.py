@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from vl2v.cli import progress_bars, say
-from vl2v.cli.learn import Store
+from vl2v.cli.options import Store
 from vl2v.errors import ConfigError
 
 

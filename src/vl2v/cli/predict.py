@@ -7,7 +7,7 @@ import typer
 
 from vl2v.cli import Commands, progress_bars, say
 from vl2v.cli.benchmark import RULES, Selection, one_of
-from vl2v.cli.learn import Budget, Store
+from vl2v.cli.options import Budget, Store
 from vl2v.table import visible
 
 RunFolder = Annotated[Path, typer.Argument(help="Run folder.")]

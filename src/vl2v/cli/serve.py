@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from vl2v.cli import progress_bars, say
-from vl2v.cli.learn import Budget, Store
+from vl2v.cli.options import Budget, Store
 from vl2v.errors import StudentError
 
 Source = Annotated[

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vl2v.cli import Commands, say
-from vl2v.cli.learn import Store
+from vl2v.cli.options import Store
 from vl2v.errors import ConfigError, StoreError
 from vl2v.table import Table
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from vl2v.cli import Commands, progress_bars, say
-from vl2v.cli.learn import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec
+from vl2v.cli.options import Budget, ConfigFile, Data, Set, Store, Target, TeacherSpec
 from vl2v.table import Table
 
 if TYPE_CHECKING:

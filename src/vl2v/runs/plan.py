@@ -10,130 +10,30 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
-
 from vl2v.config import RunConfig, StageConfig, deciding
-from vl2v.embeddings.bill import cost, with_budget
-from vl2v.embeddings.plan import Plan, fixed_views
-from vl2v.embeddings.session import TeacherSession, dim_of
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, StudentError
 from vl2v.io import read_json, write_text
-from vl2v.methods import Task, task_of
-from vl2v.privacy import public_name
-from vl2v.runs.datasets import Images, Sources
+from vl2v.methods import task_of
+from vl2v.runs.datasets import Images
 from vl2v.runs.folder import PLAN
 from vl2v.runs.measure import Bench, Rates
-from vl2v.runs.query import open_session
 from vl2v.runs.settings import has_tower, recipe, resolve
 from vl2v.runs.stages import check_trainable
-from vl2v.runs.start import candidates
+from vl2v.runs.teaching import Teaching, teaching_of
 from vl2v.session import Progress, Session, default_store, silent
-from vl2v.students.backbone import image_size_of
 from vl2v.system import best_device, peak_bytes, world_size
-from vl2v.teachers import the_teacher
-from vl2v.teachers.paid.teacher import as_paid
-from vl2v.teachers.protocol import EncodedImage, Teacher
-from vl2v.training.batches import read_again
 from vl2v.tree import Tree, flat, merge, nested
-
-
-@dataclass(frozen=True)
-class Teaching:
-    """The queries of a run.
-
-    Attributes:
-        name: of the teacher; "" if none is queried.
-        queries: how many are left.
-        cached: how many aren't.
-        seconds: they take.
-        price: in words.
-    """
-
-    name: str = ""
-    queries: int = 0
-    cached: int = 0
-    seconds: float = 0.0
-    price: str = "free"
-
-    def __str__(self) -> str:
-        if not self.name:
-            return "no teacher is queried"
-        toy = " (for trying, not for work)" if self.name == "tiny" else ""
-        return f"teacher {self.name}{toy}: {self.queries:,} queries ({self.cached:,} cached), {self.price}"
-
-
-def teaching_of(
-    config: RunConfig, task: Task, sources: Sources, store: EmbeddingStore, budget: float, progress: Progress
-) -> tuple[Teaching, Teacher | None, int]:
-    """Return the queries of a run, its teacher, and d of the teacher's space; nothing is put into the store."""
-    if task.queries == "nothing" and not has_tower(config, task):
-        return Teaching(), None, 0
-    progress("opening the teacher", 0, 1, "")
-    teacher = the_teacher(config.teacher)
-    name = public_name(teacher.name)
-    with with_budget(teacher, Session(store.path, budget), "vl2v distill") as spending:
-        progress("opening the teacher", 1, 1, "")
-        if task.queries == "nothing":
-            return Teaching(), teacher, dim_of(store, teacher)
-        size = image_size_of(config.student.name, config.student.image_size) if config.teacher.views else 0
-        views = fixed_views(config, size)
-        session = open_session(config, store, teacher, spending, sources, views, progress)
-        wanted = _queried(session, task, sources)
-        if config.teacher.select == "known":
-            wanted = sources.queried[session.cached(sources.queried)]
-        queries = session.plan(wanted)
-        dim = dim_of(store, teacher)
-        cached = queries.cached + queries.cached_texts
-        if as_paid(teacher) is None:
-            return Teaching(name, queries.queries, cached, _seconds_of(queries, teacher)), teacher, dim
-        forecast = cost(queries, teacher, spending)
-        assert forecast is not None
-        return Teaching(name, queries.queries, cached, forecast.forecast.seconds, forecast.price()), teacher, dim
-
-
-def _queried(
-    session: TeacherSession, task: Task, sources: Sources
-) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
-    """Return the images that will be queried, or as many others; None: all of them."""
-    if task.queries == "texts":
-        return np.zeros(0, np.int64)
-    select = session.config.teacher.select
-    if select is None:
-        return None
-    before, images = candidates(session, sources)
-    return np.concatenate([before, images[: select if isinstance(select, int) else 0]])
-
-
-def _seconds_of(queries: Plan, teacher: Teacher) -> float:
-    """Return how long a local teacher's pending queries will take, measured on some of them."""
-    seconds = 0.0
-    if queries.pending:
-        indices = [index for index, _ in queries.pending[:SAMPLE]]
-        images = [EncodedImage(queries.dataset.paths[i], read_again(queries.dataset, i, bytes)) for i in indices]
-        teacher.embed_images(images[:1])
-        start = time.perf_counter()
-        teacher.embed_images(images)
-        seconds += (time.perf_counter() - start) / len(images) * len(queries.pending)
-    if queries.pending_texts:
-        texts = list(queries.pending_texts[:SAMPLE])
-        start = time.perf_counter()
-        teacher.embed_texts(texts)
-        seconds += (time.perf_counter() - start) / len(texts) * len(queries.pending_texts)
-    return seconds
-
 
 Minutes = float | Literal["auto"] | None
 """What a run has to fit in. "auto": `WITHOUT_GPU`, where there is no GPU and neither steps, image size nor preset are
 given. None: nothing."""
 
-SAMPLE = 4  # queries by which a local teacher is measured
 WITHOUT_GPU = 20.0
 QUICK: Tree = {"train.quick": "auto"}
 ONCE = 0.25  # of the time, at most, for the lower blocks' activations
@@ -142,7 +42,6 @@ SIZES = (192, 160, 128, 96, 64)
 ENOUGH = 128  # pixels a side; batches and steps become smaller before the images do
 MOMENTS = 200  # images of 224 px, of each domain: what is trained on fewer isn't measured
 VALIDATING = 0.1  # of a stage's time, at most
-_OF_STAGE = ("steps", "batch_per_domain", "eval_every")
 
 
 @dataclass(frozen=True)

@@ -311,9 +311,9 @@ class _Depthwise(torch.autograd.Function):
 
 
 def _input_gradient(gradient: Tensor, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
-    if stride == 1:
-        return _usual(gradient, x, weight, stride, padding, 0)
     kernel = weight.shape[-1]
+    if stride == 1 or padding >= kernel:  # which would be a negative padding below
+        return _usual(gradient, x, weight, stride, padding, 0)
     height, width = (side + 2 * padding - kernel + 1 for side in x.shape[-2:])
     shape = *gradient.shape[:2], height, width
     spread = torch.empty(shape, dtype=gradient.dtype, memory_format=torch.channels_last).zero_()

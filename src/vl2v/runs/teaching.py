@@ -1,0 +1,113 @@
+"""The queries of a run before it starts: how many are left, how long they take, and what they cost."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from vl2v.config import RunConfig
+from vl2v.embeddings.bill import cost, with_budget
+from vl2v.embeddings.plan import Plan, fixed_views
+from vl2v.embeddings.session import TeacherSession, dim_of
+from vl2v.embeddings.store import EmbeddingStore
+from vl2v.methods import Task
+from vl2v.privacy import public_name
+from vl2v.runs.datasets import Sources
+from vl2v.runs.query import open_session
+from vl2v.runs.settings import has_tower
+from vl2v.runs.start import candidates
+from vl2v.session import Progress, Session
+from vl2v.students.backbone import image_size_of
+from vl2v.teachers import the_teacher
+from vl2v.teachers.paid.teacher import as_paid
+from vl2v.teachers.protocol import EncodedImage, Teacher
+from vl2v.training.batches import read_again
+
+SAMPLE = 4  # queries by which a local teacher is measured
+
+
+@dataclass(frozen=True)
+class Teaching:
+    """The queries of a run.
+
+    Attributes:
+        name: of the teacher; "" if none is queried.
+        queries: how many are left.
+        cached: how many aren't.
+        seconds: they take.
+        price: in words.
+    """
+
+    name: str = ""
+    queries: int = 0
+    cached: int = 0
+    seconds: float = 0.0
+    price: str = "free"
+
+    def __str__(self) -> str:
+        if not self.name:
+            return "no teacher is queried"
+        toy = " (for trying, not for work)" if self.name == "tiny" else ""
+        return f"teacher {self.name}{toy}: {self.queries:,} queries ({self.cached:,} cached), {self.price}"
+
+
+def teaching_of(
+    config: RunConfig, task: Task, sources: Sources, store: EmbeddingStore, budget: float, progress: Progress
+) -> tuple[Teaching, Teacher | None, int]:
+    """Return the queries of a run, its teacher, and d of the teacher's space; nothing is put into the store."""
+    if task.queries == "nothing" and not has_tower(config, task):
+        return Teaching(), None, 0
+    progress("opening the teacher", 0, 1, "")
+    teacher = the_teacher(config.teacher)
+    name = public_name(teacher.name)
+    with with_budget(teacher, Session(store.path, budget), "vl2v distill") as spending:
+        progress("opening the teacher", 1, 1, "")
+        if task.queries == "nothing":
+            return Teaching(), teacher, dim_of(store, teacher)
+        size = image_size_of(config.student.name, config.student.image_size) if config.teacher.views else 0
+        views = fixed_views(config, size)
+        session = open_session(config, store, teacher, spending, sources, views, progress)
+        wanted = _queried(session, task, sources)
+        if config.teacher.select == "known":
+            wanted = sources.queried[session.cached(sources.queried)]
+        queries = session.plan(wanted)
+        dim = dim_of(store, teacher)
+        cached = queries.cached + queries.cached_texts
+        if as_paid(teacher) is None:
+            return Teaching(name, queries.queries, cached, _seconds_of(queries, teacher)), teacher, dim
+        forecast = cost(queries, teacher, spending)
+        assert forecast is not None
+        return Teaching(name, queries.queries, cached, forecast.forecast.seconds, forecast.price()), teacher, dim
+
+
+def _queried(
+    session: TeacherSession, task: Task, sources: Sources
+) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
+    """Return the images that will be queried, or as many others; None: all of them."""
+    if task.queries == "texts":
+        return np.zeros(0, np.int64)
+    select = session.config.teacher.select
+    if select is None:
+        return None
+    before, images = candidates(session, sources)
+    return np.concatenate([before, images[: select if isinstance(select, int) else 0]])
+
+
+def _seconds_of(queries: Plan, teacher: Teacher) -> float:
+    """Return how long a local teacher's pending queries will take, measured on some of them."""
+    seconds = 0.0
+    if queries.pending:
+        indices = [index for index, _ in queries.pending[:SAMPLE]]
+        images = [EncodedImage(queries.dataset.paths[i], read_again(queries.dataset, i, bytes)) for i in indices]
+        teacher.embed_images(images[:1])
+        start = time.perf_counter()
+        teacher.embed_images(images)
+        seconds += (time.perf_counter() - start) / len(images) * len(queries.pending)
+    if queries.pending_texts:
+        texts = list(queries.pending_texts[:SAMPLE])
+        start = time.perf_counter()
+        teacher.embed_texts(texts)
+        seconds += (time.perf_counter() - start) / len(texts) * len(queries.pending_texts)
+    return seconds
