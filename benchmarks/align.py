@@ -59,7 +59,7 @@ def main() -> None:
         teacher = the_teacher(config.teacher)
         session = open_session(config, store, teacher, None, sources, Views(), silent)
         session.query()
-        teacher_targets = session.teacher_targets()
+        teacher_targets = session.targets()
     task = task_of(config)
     sampler = DomainBalancedSampler(sources.groups(sources.split.unlabelled), settings.batch_per_domain, 0)
     student = new_student(config, task, len(sources.dataset.classes), new_backbone(config), teacher.dim)

@@ -48,7 +48,7 @@ def main() -> None:
         sources = open_sources(config, Session(Path(folder)))
         session = open_session(config, store, the_teacher(config.teacher), None, sources, Views(), silent)
         session.query()
-        teacher_targets = session.teacher_targets()
+        teacher_targets = session.targets()
     indices = sources.training
     assert teacher_targets.images is not None and teacher_targets.texts is not None
     backbone, spec = new_backbone(config)

@@ -69,6 +69,17 @@ def test_trained_once_more_it_ends_as_the_validated_training_did(shapes: Path, r
     assert torch.equal(twice.student.projector.weight, other.projector.weight)
 
 
+def test_trained_once_more_it_starts_in_closed_form_again(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    settings = quick_settings(shapes, recording, "kd")
+    settings["stages"]["distill"] |= {"steps": 1, "lr": 1e-12}
+    settings["train"] |= {"head": "start", "retrain": "off"}
+    once = vl2v.distill(settings, tmp_path / "once", store=tmp_path / "store")
+    settings["train"] |= {"retrain": "on"}
+    twice = vl2v.distill(settings, tmp_path / "twice", store=tmp_path / "store")
+    mine, theirs = (run.classifier.student.projector.weight for run in (twice, once))
+    torch.testing.assert_close(mine, theirs)
+
+
 def test_a_linear_head_may_start_in_closed_form(shapes: Path, recording: Path, tmp_path: Path) -> None:
     settings = quick_settings(shapes, recording, "kd")
     settings["train"]["head"] = "start"

@@ -13,6 +13,7 @@ from little import Interrupted, quick_settings, stopping
 from vl2v.config import RunConfig
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import RunError
+from vl2v.methods import task_of
 from vl2v.runs import plan as plans
 from vl2v.runs.measure import Bench, Rates
 from vl2v.runs.plan import RunPlan, can_be_quick, limit_of, plan_run, quicker
@@ -25,6 +26,7 @@ class Known(Bench):
 
     def __init__(self, config: RunConfig, evaluating: float = 0.0) -> None:
         self.config, self.domains, self.tower, self.evaluating, self.base = config, 3, 0, evaluating, 0
+        self.task = task_of(config)
 
     def rates(self, size: int, config: RunConfig) -> Rates:
         return Rates((size / 224) ** 2, 0, 0, 0, 0, self.evaluating, 3, 1, 0)
@@ -34,7 +36,7 @@ class Known(Bench):
 
     def seconds(self, config: RunConfig, rates: Rates) -> dict[str, float]:
         stage = config.stages["distill"]
-        return {"distill": stage.steps * rates.step(stage.batch_per_domain)}
+        return {"distill": self.passes * stage.steps * rates.step(stage.batch_per_domain)}
 
 
 FULL = 1000 * 96.0  # seconds of the recipe
@@ -113,6 +115,20 @@ def test_without_any_the_default_is_twenty_minutes_on_a_cpu() -> None:
 def test_lower_blocks_are_given_up_where_nothing_speaks_against_it(settings: dict[str, Any], possible: bool) -> None:
     settings = merge({"data": {"path": "."}, "train": {"accelerator": "cpu"}}, settings)
     assert can_be_quick(settings, "default", resolve(settings)) is possible
+
+
+def test_a_last_layer_alone_gives_up_nothing_for_steps_that_nobody_takes(quick: dict[str, Any], tmp_path: Path) -> None:
+    alone = merge(quick, {"train": {"head": "only"}})
+    plan = plan_run(alone, store=tmp_path / "store", minutes=0.02)
+    assert not plan.chosen and not {"align", "distill"} & set(plan.seconds)
+    assert "features computed once" in plan.summary()[0]
+
+
+def test_what_is_trained_twice_has_half_the_steps() -> None:
+    once, twice = (Known(resolve({"data": {"path": "."}, "train": {"retrain": again}})) for again in ("off", "on"))
+    assert (once.passes, twice.passes) == (1, 2)
+    steps = [plans.fitting(one, FULL / 40, {"student.image_size"})["stages.distill.steps"] for one in (once, twice)]
+    assert steps == [50, 20]
 
 
 class Cut(Known):

@@ -22,6 +22,7 @@ from vl2v.embeddings.plan import Views
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError
 from vl2v.runs.datasets import open_sources
+from vl2v.runs.plan import plan_run
 from vl2v.runs.query import advise, open_session
 from vl2v.runs.settings import resolve
 from vl2v.session import Session
@@ -55,6 +56,16 @@ def test_so_many_are_queried_and_no_more(strategy: str, quick: dict[str, Any], t
     most = 20 if strategy != "uncertainty" else 12 + 20 - 6  # of which the first six by k-center are the same
     images, texts = queried(tmp_path / "store").values()
     assert 20 <= images <= most and texts == 3, "more is asked on top"
+
+
+def test_a_selection_is_that_of_every_image_size_and_forecast(quick: dict[str, Any], tmp_path: Path) -> None:
+    quick["teacher"] |= {"select": 12, "strategy": "kcenter"}
+    vl2v.embed(quick, store=tmp_path / "store")
+    quick["student"] = {**quick["student"], "image_size": 64}  # as a plan may choose
+    plan = plan_run(quick, store=tmp_path / "store", minutes=None)
+    assert (plan.teaching.queries, plan.teaching.cached) == (0, 12 + 3)
+    vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
+    assert queried(tmp_path / "store") == {"image": 12, "text": 3}
 
 
 def test_a_run_does_not_depend_on_what_else_is_known(quick: dict[str, Any], tmp_path: Path) -> None:

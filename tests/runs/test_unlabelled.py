@@ -82,6 +82,36 @@ def test_what_validates_is_held_out_and_measured_against_the_teacher(
     assert queries(runs("adip").folder.parent / "store") == 36, "every image once, those held out, too"
 
 
+def test_another_folder_changes_nothing_of_what_was_held_out(
+    pool: Path, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    settings = without_labels(pool, recording)
+    before = open_sources(resolve(settings), Session.of(tmp_path))
+    settings["data"]["unlabelled"] = [str(pool), str(shapes / "paint")]
+    after = open_sources(resolve(settings), Session.of(tmp_path))
+    held, both = ({one.dataset.file(i).resolve() for i in one.split.val} for one in (before, after))
+    assert held < both and all(file.is_relative_to(shapes) for file in both - held)
+    assert [len(group) for group in after.groups(after.split.unlabelled)] == [29, 29]
+
+
+def test_a_head_in_closed_form_needs_no_label(pool: Path, recording: Path, tmp_path: Path) -> None:
+    settings = without_labels(pool, recording, "kd")
+    settings["train"] = {**settings["train"], "head": "refit"}
+    run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+    assert run.classifier.student.head == "text"
+
+
+def test_a_sample_is_measured_without_the_images_that_it_learnt_from(
+    shapes: Path, recording: Path, pool: Path, tmp_path: Path
+) -> None:
+    heap = Path(shutil.copytree(pool, tmp_path / "heap"))
+    run = vl2v.distill(without_labels(heap, recording), tmp_path / "run", store=tmp_path / "store")
+    shutil.rmtree(heap)
+    found = vl2v.evaluate(run, shapes, domains=["paint"])
+    assert [row.domain for row in found.rows] == ["paint"]
+    assert any("isn't known" in note and "heap" in note for note in found.notes)
+
+
 def test_a_selection_counts_the_held_out_images(pool: Path, recording: Path, tmp_path: Path) -> None:
     settings = without_labels(pool, recording)
     settings["teacher"] |= {"select": 20, "strategy": "uncertainty"}

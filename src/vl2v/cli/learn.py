@@ -297,7 +297,7 @@ def adapt(
     from vl2v.runs.adapting import adapt as adapted
     from vl2v.tree import assignments
 
-    out = out or run.with_name(f"{run.resolve().name}-adapted")
+    out = out or run.resolve().with_name(f"{run.resolve().name}-adapted")
     which = one_of(strategy, ("kcenter", "uncertainty", "random"), "--strategy")
     with progress_bars() as progress:
         found = adapted(

@@ -227,13 +227,17 @@ def leave_out(dataset: DomainDataset, target: Sequence[str], *, fraction: float 
     )
 
 
-def hold_out(dataset: DomainDataset, *, fraction: float = 0.2, trial_seed: int = 0) -> Split:
-    """Split images none of which has a label: a share of them, drawn as DomainBed does, validates.
+def hold_out(dataset: DomainDataset, groups: Sequence[Indices], *, fraction: float = 0.2, trial_seed: int = 0) -> Split:
+    """Split images none of which has a label: a share of each group, drawn as DomainBed does, validates.
+
+    Args:
+        groups: the images of each folder; a further one changes nothing in those before it.
 
     Raises:
         DataError: too few images.
     """
-    train, val = domainbed_split(len(dataset), fraction, seed_hash(trial_seed, 0))
+    parts = [domainbed_split(len(group), fraction, seed_hash(trial_seed, i)) for i, group in enumerate(groups)]
+    train, val = (np.concatenate([group[part[k]] for group, part in zip(groups, parts, strict=True)]) for k in (0, 1))
     if not len(train) or not len(val):
         raise DataError(f"{dataset.root}: {len(dataset)} usable images, too few to hold some out; add more")
     nothing = np.zeros(0, np.int64)

@@ -49,7 +49,7 @@ from vl2v.export.parity import (
 )
 from vl2v.export.web import check_folder, write_web
 from vl2v.io import temporary_folder
-from vl2v.runs.datasets import Sources, open_sources
+from vl2v.runs.datasets import Images, Sources, at_hand
 from vl2v.runs.folder import Run
 from vl2v.session import Progress, Session, silent
 from vl2v.students.classifier import Classifier, at_size
@@ -260,8 +260,8 @@ def with_preprocessing(made: Export, kind: str, sources: Sources, where: str | N
 
 
 def open_images(run: Run, store: Path | None, progress: Progress = silent) -> Sources:
-    """Open the images that a run learnt from."""
-    return open_sources(run.config, Session.of(store, progress=progress))
+    """Open the images that a run learnt from, but for those without labels that are gone."""
+    return Images(at_hand(run.config.data), Session.of(store, progress=progress)).sources
 
 
 def export_student(

@@ -24,7 +24,7 @@ from vl2v.evaluation.compare import paired_difference, wilson
 from vl2v.evaluation.metrics import Evaluation, Role, Row, measure
 from vl2v.report.charts import Chart, Series, axis, calibration, coverage
 from vl2v.report.page import lead, percent, thumbnail
-from vl2v.runs.datasets import Images
+from vl2v.runs.datasets import Images, at_hand
 from vl2v.runs.evaluate import STUDENT, TEACHER, evaluate_images, zero_shot_logits
 from vl2v.runs.folder import Run
 from vl2v.runs.predictions import Predictions, content
@@ -125,7 +125,7 @@ def open_evaluated(run: Run, session: Session) -> EvaluatedRun:
             f"{run.folder}: learnt from images without labels, so there is nothing to report; "
             "`vl2v evaluate RUN --data SAMPLE` measures its accuracy on images with labels"
         )
-    images = Images(run.config.data, session)
+    images = Images(at_hand(run.config.data), session)
     dataset, audit = images.all
     predictions, evaluation = _saved(run, dataset, audit), run.evaluation
     if predictions is None or evaluation is None:

@@ -7,6 +7,8 @@ accuracy on the source domains' validation images (`vl2v.runs.heads.toward_paren
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -22,17 +24,18 @@ from vl2v.config import RunConfig
 from vl2v.embeddings.bill import asker, cost, with_budget
 from vl2v.embeddings.fetch import Refusal
 from vl2v.embeddings.plan import fixed_views, k_center_order, random_order, uncertain_order
+from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.evaluation.metrics import Evaluation
-from vl2v.io import NEW
+from vl2v.io import NEW, read_json, write_text
 from vl2v.methods import find_method
 from vl2v.privacy import public_name
-from vl2v.runs.datasets import Sources, open_sources
+from vl2v.runs.datasets import Sources, named_unlabelled, open_sources
 from vl2v.runs.evaluate import STUDENT
 from vl2v.runs.features import Features
-from vl2v.runs.folder import CHOSEN, Run
-from vl2v.runs.query import QueryReport, open_session
+from vl2v.runs.folder import ADAPTING, CHOSEN, Run, changed_settings, check_folder
+from vl2v.runs.query import QueryReport, open_session, queries_online
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
 from vl2v.session import Progress, Session, silent
@@ -112,8 +115,10 @@ def adapt(
 
     Raises:
         BudgetReached: every embedding paid for is saved; the same call with a larger budget resumes.
-        ConfigError: the parent's method learns nothing from images without labels.
-        RunError: the parent isn't finished.
+        ConfigError: the parent's method learns nothing from images without labels; the store isn't the one with the
+            embeddings that the parent learnt from.
+        DataError: no usable image to learn from.
+        RunError: the parent isn't finished; `out` holds what was adapted to other images, or by another selection.
 
     Examples:
         >>> found = adapt("runs/student", "new-camera/", "runs/adapted", select=200)  # doctest: +SKIP
@@ -125,14 +130,13 @@ def adapt(
     _check(parent, select, closed_form=closed_form)
     folder = Path(images or log or "")
     if log is not None and not dry_run:
-        folder = _linked(folder, out.with_name(f"{out.name}-images"))
+        folder = _linked(folder, out)
     given = merge({"train": {"head": "only"}} if closed_form else {}, settings or {})
     tree = _settings(parent, folder, given)
     session = Session.of(store, budget, progress)
     queried = _query(parent, resolve(tree), folder, out, session, select, strategy, dry_run=dry_run)
     if dry_run:
         return Adapted(None, queried)
-    out.mkdir(parents=True, exist_ok=True)
     if not (out / "config.toml").exists():
         with suppress(FileNotFoundError):  # what the parent chose for itself still fits
             shutil.copyfile(parent.folder / CHOSEN, out / CHOSEN)
@@ -161,13 +165,21 @@ def _check(parent: Run, select: int, *, closed_form: bool) -> None:
         )
 
 
-def _linked(log: Path, folder: Path) -> Path:
-    """Return a folder with the images that a server's log has now, or had when an interrupted run began.
+def _linked(log: Path, out: Path) -> Path:
+    """Return a folder beside a run with the images that a server's log has now, or had when the run was begun.
 
     Raises:
         DataError: there are none.
+        RunError: the run is finished, and the log has others by now.
     """
+    folder = out.with_name(f"{out.name}-images")
     if folder.is_dir():
+        since = {image.name for image in log.iterdir() if image.suffix != NEW} if log.is_dir() else set()
+        since -= {image.name for image in folder.iterdir()}
+        if since and (out / "student" / "student.json").is_file():
+            raise RunError(
+                f"{out}: adapted to earlier images of {log}, which has {len(since)} others by now; choose another --out"
+            )
         return folder
     if not log.is_dir():
         raise DataError(f"{log}: no such folder; `vl2v serve --log-images FOLDER` saves images in one")
@@ -200,8 +212,7 @@ def _settings(parent: Run, images: Path, given: Mapping[str, Any]) -> Tree:
     *_, last = task.stage_defaults
     stage = config.stages[last]
     steps = max(1, round(STEPS * stage.steps), min(MOST * stage.steps, ENOUGH))
-    before = config.data.unlabelled
-    folders = [] if before is None else before if isinstance(before, list) else [before]
+    folders = named_unlabelled(config.data)
     own: Tree = {
         "data": {"unlabelled": [str(folder) for folder in dict.fromkeys([*folders, images.resolve()])]},
         "teacher": {"select": "known", "strategy": "kcenter", "select_from": "all"},
@@ -233,28 +244,85 @@ def _query(
     views = fixed_views(config, parent.classifier.student.spec.image_size)
     with EmbeddingStore(session.store) as opened, with_budget(teacher, session, asker(out)) as spending:
         querying = open_session(config, opened, teacher, spending, sources, views, session.progress)
-        chosen = _chosen(parent, config, sources, folder, select, strategy, session.progress)
+        new = _new(sources, folder)
+        if not queries_online(config):
+            _check_store(parent, querying, np.setdiff1d(sources.queried, new))
+        if not dry_run:
+            _claim(out, config, querying.contents(new), select, strategy)
+        chosen = _chosen(parent, config, sources, new, select, strategy, session.progress)
         queries = querying.plan(chosen)
         forecast = cost(queries, teacher, spending)
         refused: list[Refusal] = [] if dry_run else querying.query(chosen)
         return QueryReport(queries, forecast, tuple(refused), spending.bill() if spending else "")
 
 
-def _chosen(
-    parent: Run, config: RunConfig, sources: Sources, folder: Path, select: int, strategy: Strategy, progress: Progress
-) -> NDArray[np.int64]:
-    """Return the images of a folder to query about (dataset indices, sorted); of copies, one.
+def _new(sources: Sources, folder: Path) -> NDArray[np.int64]:
+    """Return the images of a folder (dataset indices, sorted); of copies, one.
 
     Those that the parent learnt from without labels aren't among them, unless they are in the folder, too.
+
+    Raises:
+        DataError: none of them can be learnt from.
     """
     images = sources.split.unlabelled
     if folder.is_dir():
         new = Path(os.path.realpath(folder))
         there = [Path(os.path.realpath(sources.dataset.file(i).parent)).is_relative_to(new) for i in images.tolist()]
         images = images[np.array(there, np.bool_)]
-    contents = [sources.audit.sha256[i] for i in images]
-    _, first = np.unique(np.array([content.hex() for content in contents]), return_index=True)
-    images = images[np.sort(first)]
+    if not len(images):
+        raise DataError(f"{folder}: no image in it that can be learnt from; `vl2v data inspect {folder}` says why")
+    _, first = np.unique(np.array([sources.audit.sha256[i].hex() for i in images]), return_index=True)
+    return images[np.sort(first)]
+
+
+def _check_store(parent: Run, querying: TeacherSession, old: NDArray[np.int64]) -> None:
+    """Refuse a store without the embeddings that a parent learnt from: its student would forget what they taught.
+
+    Args:
+        old: the images that the parent may have learnt from.
+    """
+    asked = read_json(parent.folder / "asked.json", None)
+    if asked is not None:
+        old = old[np.isin(querying.contents(querying.same(old)), asked)]
+    there = int(querying.cached(old).sum())
+    if 2 * there < len(old):  # a teacher may have refused some
+        raise ConfigError(
+            f"{querying.store.path}: has the teacher's embeddings of {there:,} of the {len(old):,} images that "
+            f"{parent.folder} learnt from, and without them it would forget; give the --store of that run"
+        )
+
+
+def _claim(out: Path, config: RunConfig, contents: list[str], select: int, strategy: Strategy) -> None:
+    """Save what a run is adapted to, before anything is queried for it.
+
+    Raises:
+        RunError: the folder holds what was trained with other settings, on other images or by another selection.
+    """
+    digest = hashlib.sha256("".join(sorted(contents)).encode()).hexdigest()
+    now = {"--images": digest, "--select": select, "--strategy": strategy}
+    trained = check_folder(out)
+    before = read_json(out / ADAPTING, now)
+    changed = [name for name, value in now.items() if before[name] != value]
+    if trained:  # images that lie elsewhere by now are compared later
+        changed += [name for name in changed_settings(Run(out).config, config) if name != "data.path"]
+    if changed and trained:
+        raise RunError(f"{out}: holds a run with other settings ({', '.join(changed)}); choose another --out")
+    if changed:  # nothing is trained yet: another selection takes the place of that one
+        (out / "asked.json").unlink(missing_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(out / ADAPTING, json.dumps(now))
+
+
+def _chosen(
+    parent: Run,
+    config: RunConfig,
+    sources: Sources,
+    images: NDArray[np.int64],
+    select: int,
+    strategy: Strategy,
+    progress: Progress,
+) -> NDArray[np.int64]:
+    """Return which of some images to query about, sorted."""
     count = min(select, len(images))
     if strategy == "random":
         return np.sort(images[random_order(len(images), config.seed)[:count]])

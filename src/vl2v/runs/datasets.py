@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +32,17 @@ class Sources:
     Attributes:
         dataset: with the classes that there is something to learn of.
         others: the other classes, which a student has by their texts alone: nothing is learnt from their names.
-        unlabelled_domains: how many domains the images without labels count as in a batch.
+        unlabelled_domains: how many domains the images without labels count as in a batch; "auto": each of the folders
+            is one, and what lies elsewhere one more.
+        folders: where images without labels lie, as paths from the dataset's root.
     """
 
     dataset: DomainDataset
     audit: Audit
     split: Split
     others: tuple[str, ...] = ()
-    unlabelled_domains: int = 1
+    unlabelled_domains: int | Literal["auto"] = "auto"
+    folders: tuple[str, ...] = ()
 
     @property
     def with_others(self) -> DomainDataset:
@@ -44,10 +50,14 @@ class Sources:
         return self.dataset.of_classes(sorted((*self.dataset.classes, *self.others)))
 
     def groups(self, unlabelled: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-        """Return the training images of each domain, then those without labels that are given, once for each domain."""
+        """Return the training images of each domain, then those without labels that are given, domain by domain."""
         domains = self.dataset.domain_ids[self.split.train]
         groups = [self.split.train[domains == domain] for domain in np.unique(domains)]
-        return groups + [unlabelled] * self.unlabelled_domains if len(unlabelled) else groups
+        if not len(unlabelled):
+            return groups
+        if self.unlabelled_domains == "auto":
+            return groups + by_folder(self.dataset, unlabelled, self.folders)
+        return groups + [unlabelled] * self.unlabelled_domains
 
     @property
     def training(self) -> NDArray[np.int64]:
@@ -152,15 +162,18 @@ class Images:
         data, everything = self.data, _checked(self.listed)
         if data.classes:
             dataset, found = self._usable(np.arange(len(everything)))
-            split = hold_out(dataset, fraction=data.holdout, trial_seed=data.split_seed)
-            return Sources(dataset, found, split, (), _domains_of_unlabelled(data))
+            folders = _folders_of(data, dataset.root)
+            groups = by_folder(dataset, np.arange(len(dataset)), folders)
+            split = hold_out(dataset, groups, fraction=data.holdout, trial_seed=data.split_seed)
+            return Sources(dataset, found, split, (), data.unlabelled_domains, folders)
         split = leave_out(everything, data.target, fraction=data.holdout, trial_seed=data.split_seed)
         images = np.sort(np.concatenate([split.train, split.val, split.unlabelled]))
         dataset, found = self._usable(images)
         split = leave_out(dataset, [], fraction=data.holdout, trial_seed=data.split_seed)
         there = {dataset.classes[label] for label in np.unique(dataset.labels) if label >= 0}
         names, others = (tuple(name for name in dataset.classes if (name in there) == own) for own in (True, False))
-        return Sources(dataset.of_classes(names), found, split, others, _domains_of_unlabelled(data))
+        folders = _folders_of(data, dataset.root)
+        return Sources(dataset.of_classes(names), found, split, others, data.unlabelled_domains, folders)
 
     @cached_property
     def all(self) -> tuple[DomainDataset, Audit]:
@@ -190,12 +203,40 @@ class Images:
         return self._audited.subset(images)
 
 
-def _domains_of_unlabelled(data: DataConfig) -> int:
-    """Return how many domains the images without labels count as: by default each folder of them is one."""
-    if data.unlabelled_domains != "auto":
-        return data.unlabelled_domains
-    folders = len(data.unlabelled) if isinstance(data.unlabelled, list) else 0 if data.unlabelled is None else 1
-    return max(1, folders + (1 if data.classes else 0))
+def named_unlabelled(data: DataConfig) -> list[Path]:
+    """Return the folders, and the files that list images, that `data.unlabelled` names."""
+    if isinstance(data.unlabelled, list):
+        return data.unlabelled
+    return [] if data.unlabelled is None else [data.unlabelled]
+
+
+def _folders_of(data: DataConfig, root: Path) -> tuple[str, ...]:
+    """Return the folders of images without labels, and those of files that list them, as paths from a root."""
+    named = [data.path] * bool(data.classes) + named_unlabelled(data)
+    folders = [os.path.realpath(folder.parent if folder.is_file() else folder) for folder in named]
+    return tuple(dict.fromkeys(os.path.relpath(folder, os.path.realpath(root)) for folder in folders))
+
+
+def by_folder(dataset: DomainDataset, images: NDArray[np.int64], folders: Sequence[str]) -> list[NDArray[np.int64]]:
+    """Return some images in groups: those of each folder, if there are any, then those of none of the folders.
+
+    Args:
+        folders: as paths from the dataset's root; of one in another the inner one counts.
+    """
+    inner = sorted(range(len(folders)), key=lambda number: -len(folders[number]))
+    starts = ["" if folder == "." else f"{folder}/" for folder in folders]
+    paths = [dataset.paths[image] for image in images.tolist()]
+    where = np.array([next((i for i in inner if path.startswith(starts[i])), len(folders)) for path in paths])
+    return [images[where == number] for number in np.unique(where)]
+
+
+def at_hand(data: DataConfig) -> DataConfig:
+    """Return settings without the folders of images without labels that are gone: what measures a student has labels.
+
+    Where no image has a label, nothing is left out.
+    """
+    there = [folder for folder in named_unlabelled(data) if folder.exists()]
+    return data if data.classes else data.model_copy(update={"unlabelled": there or None})
 
 
 def open_sources(config: RunConfig, session: Session) -> Sources:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,7 +135,12 @@ def evaluate_images(
             notes.append("accuracy on source domains is that of images which it was trained on at last (train.retrain)")
     elif unlabelled and run is not None:
         mine = [row for row in rows if row.who == STUDENT]
-        notes += sample_notes(mine, found, Images(run.config.data, session).sources.audit)
+        try:
+            learnt = set(Images(run.config.data, session).sources.audit.sha256)
+        except DataError as error:
+            notes.append(f"whether some of these images are among those that it learnt from isn't known: {error}")
+            learnt = set()
+        notes += sample_notes(mine, found, learnt)
     return Evaluation(tuple(rows), (*notes, *_left_out(dataset)), tuple(classifier.classes)), predictions
 
 
@@ -238,11 +244,11 @@ def agreement_note(classifier: Classifier) -> str:
     )
 
 
-def sample_notes(rows: Sequence[Row], sample: Audit, learnt: Audit) -> list[str]:
+def sample_notes(rows: Sequence[Row], sample: Audit, learnt: AbstractSet[bytes]) -> list[str]:
     """Return how sure an accuracy is that was measured on a labelled sample, and whether its images were learnt from.
 
     Args:
-        learnt: of the images without labels that the student learnt from.
+        learnt: SHA-256 of the images without labels that the student learnt from.
     """
     images = sum(row.metrics.images for row in rows)
     right = sum(round(row.metrics.accuracy * row.metrics.images) for row in rows)
@@ -253,7 +259,7 @@ def sample_notes(rows: Sequence[Row], sample: Audit, learnt: Audit) -> list[str]
         f"{right} of {images} images right: {100 * right / images:.1f}%, 95% interval {100 * low:.1f} to "
         f"{100 * high:.1f}% if they were drawn at random"
     ]
-    common = len(set(sample.sha256) & set(learnt.sha256))
+    common = len(set(sample.sha256) & learnt)
     if common:
         notes.append(f"{common} of them are among the images that it learnt from, without their labels")
     return notes

@@ -32,6 +32,8 @@ CHOSEN = "chosen.json"  # numbers for settings that are "auto"
 PLAN = "plan.json"  # what was chosen for a run, and its forecast
 VERSION = "version.txt"  # of the method and the loop that train it
 
+ADAPTING = "adapting.json"  # what `vl2v adapt` was asked for
+
 # What a run leaves that stopped before it trained anything; `asked.json` lists the images that it selected.
 _FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", CHOSEN, PLAN, VERSION)
 _BEFORE_TRAINING = tuple(f"{file}{part}" for file in _FIRST_FILES for part in ("", ".new"))
@@ -163,11 +165,17 @@ def check_folder(folder: Path) -> list[Path]:
     Raises:
         RunError: the folder holds something else.
     """
-    ours = {"run.lock", *_BEFORE_TRAINING, *_OF_ATTEMPTS}
+    ours = {"run.lock", ADAPTING, *_BEFORE_TRAINING, *_OF_ATTEMPTS}
     others = [entry for entry in folder.iterdir() if entry.name not in ours] if folder.is_dir() else []
     if others and not (folder / "config.toml").is_file():
         raise RunError(f"{folder}: not empty, and not a run folder; choose another --out")
     return others
+
+
+def changed_settings(before: RunConfig, now: RunConfig) -> list[str]:
+    """Return the names of the settings that decide what is trained, and differ."""
+    old, new = (deciding(settings.model_dump(by_alias=True)) for settings in (before, now))
+    return sorted(name for name in old.keys() | new.keys() if old.get(name) != new.get(name))
 
 
 def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]) -> Run:
@@ -185,8 +193,7 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
     if path.is_file():
         _clean(path, write=True)
         run = Run(folder)
-        before, now = (deciding(settings.model_dump(by_alias=True)) for settings in (run.config, config))
-        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        changed = changed_settings(run.config, config)
         if not changed:
             return run
         if others and changed == ["data.path"] and same_images(run):

@@ -54,9 +54,9 @@ def refit(
 ) -> tuple[str, str]:
     """Fit a trained student's last layer in closed form (`train.head`); return what became of it, and in a few words.
 
-    A text head's projector is fitted as `align_again` does. A linear head is fitted to the labels; where the teacher
-    was queried about images, a projector with the class embeddings is fitted as well, and what is better on source
-    domains left out is taken.
+    A text head's projector is fitted as `align_again` does. A linear head is fitted to the labels, if there are any;
+    where the teacher was queried about images, a projector with the class embeddings is fitted as well, and what is
+    better on source domains left out is taken.
 
     Args:
         student: its backbone is trained; a head may become a text head.
@@ -70,7 +70,7 @@ def refit(
     before, old = _accuracy(student, sources, targets, features), (student.projector, student.head)
     queried = task.queries == "images" or student.head == "text"
     fits: dict[str, Fit | None] = {"text": _projector(sources, targets, features) if queried else None}
-    if student.head == "linear":
+    if student.head == "linear" and sources.labelled:
         train = sources.split.train
         fits["linear"] = fitted_head(
             features.of(train).numpy(), targets.labels[train], sources.dataset.domain_ids[train],

@@ -23,7 +23,7 @@ from vl2v.methods import Stage, Targets, Task
 from vl2v.runs.datasets import Sources
 from vl2v.runs.features import CACHED
 from vl2v.runs.query import queries_online
-from vl2v.runs.settings import has_tower, refits
+from vl2v.runs.settings import has_tower, refits, retrains
 from vl2v.runs.start import new_backbone, new_student
 from vl2v.students.backbone import image_size_of, output_width
 from vl2v.students.student import Student, evaluating
@@ -186,6 +186,16 @@ class Bench:
         self.base = resident_bytes()
         self.quick = config.train.quick != "off"
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is trained: nothing, where the last layer alone is fitted."""
+        return () if self.config.train.head == "only" else self.task.stages
+
+    @property
+    def passes(self) -> int:
+        """How many times it is trained (`train.retrain`)."""
+        return 2 if retrains(self.config, self.task) else 1
+
     @cached_property
     def tower(self) -> int:
         """The image size of the teacher's own tower; 0: the student isn't that."""
@@ -229,7 +239,7 @@ class Bench:
         if self.quick:
             read = 0.0
         image = overhead = 0.0
-        stage = next((stage for stage in self.task.stages if stage.trains != "projector"), None)
+        stage = next((stage for stage in self.stages if stage.trains != "projector"), None)
         if stage is not None:
             settings = config.stages[stage.key].model_copy(update={"accumulate": 1})
             one = self._step(student, settings, 1, steps=2)
@@ -323,26 +333,26 @@ class Bench:
         val, training = len(split.val), len(split.train) + self.unlabelled
         viewed = rates.feature + rates.clean / workers
         seconds = {"features": 0.0}
-        cached = [stage for stage in self.task.stages if self.on_features(stage)]
+        cached = [stage for stage in self.stages if self.on_features(stage)]
         if cached or self.task.refits or config.train.head == "start":
-            seconds["features"] = (val + training * max(1, config.teacher.views)) * viewed
+            seconds["features"] = self.passes * (val + training * max(1, config.teacher.views)) * viewed
         if self.quick:
             views = config.teacher.views or config.train.quick_views
             seconds["lower blocks"] = val * viewed + training * views * (rates.feature + rates.viewed / workers)
-        for stage in self.task.stages:
+        for stage in self.stages:
             settings = config.stages[stage.key]
             every = settings.eval_every or max(1, settings.steps // 10)
             if self.on_features(stage):
-                spent = settings.steps * self.cached_step(stage)
+                spent = self.passes * settings.steps * self.cached_step(stage)
             else:
                 validations = -(-settings.steps // every) + sum(AVERAGED for _ in stage.averagers)
                 saving = WEIGHT * self.weights / WRITTEN
-                spent = settings.steps * settings.accumulate * rates.step(settings.batch_per_domain)
+                spent = self.passes * settings.steps * settings.accumulate * rates.step(settings.batch_per_domain)
                 spent += validations * (rates.validation + saving)
             seconds[stage.key] = seconds.get(stage.key, 0.0) + spent
         last = (2 * val + self.unseen) * viewed + self.unseen * rates.clean
         if refits(config, self.task):
-            last += (val + training) * viewed
+            last += self.passes * (val + training) * viewed
         return {**seconds, "evaluation": last + STARTING}
 
     def on_features(self, stage: Stage) -> bool:
@@ -367,7 +377,7 @@ class Bench:
         """Return the bytes of memory that this process has at its height."""
         size = self.size_of(config)
         student, most = self._student(size), 0
-        for stage in self.task.stages:
+        for stage in self.stages:
             if not self.on_features(stage):
                 per_domain = config.stages[stage.key].batch_per_domain
                 example = self._example(student)

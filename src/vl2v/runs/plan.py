@@ -287,6 +287,8 @@ def _given(settings: Mapping[str, Any], preset: str, config: RunConfig) -> set[s
 
 def _trained(config: RunConfig) -> dict[str, StageConfig]:
     """Return the settings of the stages that train on images, not on features computed once; by stage."""
+    if config.train.head == "only":
+        return {}
     keys = {stage.key for stage in task_of(config).stages if stage.trains != "projector"}
     return {key: config.stages[key] for key in config.stages if key in keys}
 
@@ -350,6 +352,7 @@ def _scale(bench: Bench, config: RunConfig, rates: Rates, limit: float, given: s
     """Return by how much the steps that may change have to be multiplied to fit; at most 1."""
     free = {key: stage for key, stage in _trained(config).items() if _name(key) not in given}
     of_steps = sum(stage.steps * rates.step(stage.batch_per_domain) for stage in free.values())
+    of_steps *= bench.passes
     rest = sum(bench.seconds(config, rates).values()) - of_steps
     return min(1.0, max(0.0, limit - rest) / of_steps) if of_steps else 1.0
 

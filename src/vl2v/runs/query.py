@@ -217,12 +217,15 @@ class Advice:
 
     Attributes:
         points: the curve; the last one is of all cached embeddings.
+        left: training images that weren't queried.
         cost: of querying them; None for a teacher that costs nothing.
+        labelled: whether the curve is of accuracy; else, where no image has a label, of agreement with the teacher.
     """
 
     points: tuple[Point, ...]
     left: int
     cost: Cost | None
+    labelled: bool = True
 
     def gain(self) -> tuple[float, float]:
         """Return what the remaining images may add to the accuracy, and its standard error.
@@ -255,8 +258,13 @@ class Advice:
     def table(self) -> Table:
         """Return the curve of accuracy against queries, with the verdict on more of them."""
         rows = [[f"{p.images:,}", f"{100 * p.accuracy:.1f}", f"{100 * p.error:.1f}"] for p in self.points]
-        title = "a first student's accuracy % on the source domains' validation images"
-        return Table(["images queried", "accuracy", "standard error"], rows, (), [self.verdict()], title, left=())
+        what = "accuracy" if self.labelled else "agreement"
+        title = (
+            "a first student's accuracy % on the source domains' validation images"
+            if self.labelled
+            else "on how many % of the held-out images a first student agrees with the teacher"
+        )
+        return Table(["images queried", what, "standard error"], rows, (), [self.verdict()], title, left=())
 
 
 def advise(
@@ -307,4 +315,6 @@ def advise(
                 accuracies.append(scores.accuracy)
             error = float(np.std(accuracies, ddof=1) / SEEDS**0.5)
             points.append(Point(count, float(np.mean(accuracies)), error))
-        return Advice(tuple(points), len(sources.training) - len(cached), cost(plan, teacher, spending))
+        rest = replace(session, views=_views(config, teacher)).plan(sources.training)  # a run queries every view
+        left = len(sources.training) - len(cached)
+        return Advice(tuple(points), left, cost(rest, teacher, spending), sources.labelled)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -130,28 +131,48 @@ def aligned(
 def selected(session: TeacherSession, sources: Sources, features: Features, run: Path | None = None) -> Indices | None:
     """Return the training images that a run queries its teacher about (dataset indices, sorted); None: every image.
 
-    The selection is made once and saved: in the store's folder for runs alike, and as `asked.json` in the run folder,
-    so that a run that is resumed learns from the very images that it began with.
+    The selection is made once and saved: in the store's folder for runs alike, whatever their image size, and as
+    `asked.json` in the run folder, so that a run that is resumed learns from the very images that it began with.
     """
     wanted, training = session.config.teacher.select, sources.queried
     if wanted is None:
         return None
-    saved = [] if run is None else [run / "asked.json"]
+    own = [] if run is None else [run / "asked.json"]
     with ExitStack() as held:
-        if wanted != "known":
-            shared = session.store.path / "chosen" / f"{_digest(session, training)}.json"
-            saved.append(shared)
-            held.enter_context(locked(shared.with_suffix(".lock")))
-        found = next((file for file in saved if file.is_file()), None)
-        contents = session.contents(session.same(training))
+        shared = [] if wanted == "known" else [_saved(session, training)]
+        for file in shared:
+            held.enter_context(locked(file.with_suffix(".lock")))
+        found = next((file for file in (*own, *_selections(session, training)) if file.is_file()), None)
         if found is None:
-            chosen = set(session.contents(session.same(_select(session, sources, features))))
+            chosen = session.contents(session.same(_select(session, sources, features)))
         else:
-            chosen = set(read_json(found))
-        for file in saved:
+            chosen = read_json(found)
+        for file in own + shared:
             if not file.is_file():
-                write_text(file, json.dumps(sorted(chosen)))
-    return training[[index for index, content in enumerate(contents) if content in chosen]]
+                write_text(file, json.dumps(sorted(set(chosen))))
+    return _among(session, training, chosen)
+
+
+def selected_before(session: TeacherSession, sources: Sources) -> Indices | None:
+    """Return the training images that were selected for runs like this one (see `selected`); None: none were yet."""
+    training = sources.queried
+    found = next((file for file in _selections(session, training) if file.is_file()), None)
+    return None if found is None else _among(session, training, read_json(found))
+
+
+def _among(session: TeacherSession, training: Indices, chosen: Collection[str]) -> Indices:
+    return training[np.isin(session.contents(session.same(training)), list(chosen))]
+
+
+def _selections(session: TeacherSession, training: Indices) -> list[Path]:
+    """Return the files that a selection may be saved in: this version's, and an earlier one's."""
+    if session.config.teacher.select == "known":
+        return []
+    return [_saved(session, training), _saved(session, training, sized=True)]
+
+
+def _saved(session: TeacherSession, training: Indices, *, sized: bool = False) -> Path:
+    return session.store.path / "chosen" / f"{_digest(session, training, sized=sized)}.json"
 
 
 def _select(session: TeacherSession, sources: Sources, features: Features) -> Indices:
@@ -203,14 +224,14 @@ def _order(
     return np.concatenate([half, rest[more]])
 
 
-def _digest(session: TeacherSession, training: Indices) -> str:
-    """Return a digest of everything that decides the selection."""
+def _digest(session: TeacherSession, training: Indices, *, sized: bool) -> str:
+    """Return a digest of everything that decides the selection, but for the image size that a plan may choose."""
     config = session.config
     decides = hashlib.sha256()
     later = {"select_from"} if config.teacher.select_from != "all" else set()  # selections from before it are found
     ours = {"select", "strategy", *later}
     decides.update(config.teacher.model_dump_json(include=ours).encode())
-    decides.update(config.student.model_dump_json().encode())
+    decides.update(config.student.model_dump_json(exclude=set() if sized else {"image_size"}).encode())
     decides.update(f"{config.seed} {session.teacher.fingerprint}".encode())
     decides.update("".join(session.contents(session.same(training))).encode())
     decides.update(session.dataset.labels[training].tobytes() + session.dataset.domain_ids[training].tobytes())

@@ -17,7 +17,7 @@ from vl2v.privacy import public_name
 from vl2v.runs.datasets import Sources
 from vl2v.runs.query import open_session
 from vl2v.runs.settings import has_tower
-from vl2v.runs.start import candidates
+from vl2v.runs.start import candidates, selected_before
 from vl2v.session import Progress, Session
 from vl2v.students.backbone import image_size_of
 from vl2v.teachers import the_teacher
@@ -91,6 +91,8 @@ def _queried(
     select = session.config.teacher.select
     if select is None:
         return None
+    if isinstance(select, int) and (found := selected_before(session, sources)) is not None:
+        return found
     before, images = candidates(session, sources)
     return np.concatenate([before, images[: select if isinstance(select, int) else 0]])
 

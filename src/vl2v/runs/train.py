@@ -305,11 +305,11 @@ def train(
     task = task.with_chosen(found.chosen)
     work = RunStages(run, student, sources, targets, views, trainer, features, found.probabilities)
     again = retrains(config, task)
-    start = copy.deepcopy(student) if again else student
     stages = task.stages if parent is None else task.stages[-1:]  # whose projector fits already
     stages = () if config.train.head == "only" else stages
-    if config.train.head == "start" and parent is None and not (run.folder / "checkpoints").exists():
+    if config.train.head == "start" and parent is None and (again or not (run.folder / "checkpoints").exists()):
         progress(start_head(student, sources, features), 1, 1, "")
+    start = copy.deepcopy(student) if again else student
     with ExitStack() as held:
         alone = fabric.world_size == 1
         keep = work.share(shared_cache, stages[0], held) if shared_cache is not None and alone and stages else None
