@@ -44,7 +44,7 @@ class Advice:
     Attributes:
         student: to be used, as tables call it.
         runner_up: the best other one, in words.
-        licence: of the weights that the student starts from.
+        licences: of the weights that the finalists' students start from.
         accuracy: of the method on domains left out, the mean.
         ahead: its lead over the runner-up.
         over_teacher: and over the zero-shot teacher.
@@ -57,7 +57,7 @@ class Advice:
     student: str
     runner_up: str
     reference: str
-    licence: str
+    licences: dict[str, str]
     accuracy: float
     ahead: Lead
     over_teacher: Lead | None
@@ -77,7 +77,7 @@ class Advice:
                 f"{best} and {self.runner_up} can't be separated here ({points:+.1f} points, {interval}); "
                 f"{best} is a fair choice, and more minutes may separate them."
             ]
-        lines.append(f"Licence of the weights that {self.student} starts from: {self.licence}.")
+        lines += [f"Licence of the weights that {one} starts from: {words}." for one, words in self.licences.items()]
         teacher = self.over_teacher
         if teacher is not None and teacher.high < 0:
             lines.append(f"The zero-shot teacher itself is {-100 * teacher.mean:.1f} points better: train for longer.")
@@ -198,7 +198,7 @@ def recommend(
         student=student,
         runner_up=_words(second, students),
         reference=second[0],
-        licence=licence_of(name),
+        licences={one: licence_of(STUDENTS.get(one, one)) for one in dict.fromkeys((student, second[1]))},
         accuracy=mean_and_error(of_one(final, best))[0],
         ahead=ahead,
         over_teacher=lead(runs[best], runs[teacher_itself]),
