@@ -1,6 +1,6 @@
 """The tables of docs/findings.md, made from docs/findings.csv: a line a run, with the version that trained it.
 
-    python tools/findings.py add NAME BENCH...   # finished runs of benchmark folders, in place of table NAME's lines
+    python tools/findings.py add NAME BENCH...   # add finished runs of benchmark folders to table NAME
     python tools/findings.py                     # write the tables between <!-- table NAME --> and <!-- end -->, draw
     python tools/findings.py --check             # exit with 1 if that would change the page
 
@@ -82,7 +82,7 @@ def read() -> list[dict[str, str]]:
 
 
 def add(table: str, benches: Sequence[Path]) -> None:
-    """Put the runs of benchmark folders in place of a table's lines."""
+    """Add the runs of benchmark folders to a table, under its name of the dataset; the same runs are taken out."""
     found: dict[Path, tuple[Result, str]] = {}
     for work in map(WorkList, benches):
         shown = read_json(work.folder / "shown.json")
@@ -93,8 +93,12 @@ def add(table: str, benches: Sequence[Path]) -> None:
                 if result is not None:
                     found[result.folder] = result, job.version
     same = of_same_images([result for result, _ in found.values()])[0]
-    lines = [line for line in read() if line["table"] != table] if DATA.exists() else []
-    lines += [line_of(table, one, found[one.folder][1]) for one in same]
+    lines = read()
+    own = [line for line in lines if line["table"] == table]
+    named = {"dataset": own[0]["dataset"]} if own else {}
+    own += [line_of(table, one, found[one.folder][1]) | named for one in same]
+    runs = {tuple(line[name] for name in HEADS[1:6]): line for line in own}
+    lines = [*(line for line in lines if line["table"] != table), *runs.values()]
     with DATA.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, HEADS, lineterminator="\n")
         writer.writeheader()
