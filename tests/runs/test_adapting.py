@@ -17,6 +17,7 @@ from little import CLASSES, Interrupted, quick_settings, stopping
 from vl2v.cli.app import app
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError, RunError
+from vl2v.export.student import open_images
 from vl2v.runs.adapting import BEFORE, adapt
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.settings import resolve
@@ -224,8 +225,22 @@ def test_what_a_finished_one_saw_of_a_log_is_told_from_what_came_since(
     again = adapt(parents(), None, out, log=log, select=4, closed_form=True, store=store)
     assert again.run is not None and again.queries.plan.queries == 0
     shutil.copy(shapes / "paint" / "ball" / "11.png", log / "since.png")
+    (out / "evaluation.json").rename(tmp_path / "kept.json")  # as if it had been killed before it was evaluated
+    ended = adapt(parents(), None, out, log=log, select=4, closed_form=True, store=store).run
+    assert ended is not None and ended.evaluation is not None and ended.evaluation.of(BEFORE)
     with pytest.raises(RunError, match="has 1 others by now; choose another --out"):
         adapt(parents(), None, out, log=log, select=4, closed_form=True, store=store)
+
+
+def test_its_images_may_be_deleted_afterwards(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:
+    here = Path(shutil.copytree(place, tmp_path / "here"))
+    run = adapt(parents(), here, tmp_path / "out", select=4, closed_form=True, store=store).run
+    assert run is not None
+    shutil.rmtree(here)
+    found = vl2v.evaluate(run)
+    assert any("without labels that it learnt from are gone" in note for note in found.notes)
+    assert not any("have changed" in note for note in found.notes)
+    assert open_images(run, store).split.unlabelled.size == 0
 
 
 def test_the_command_prints_before_and_after(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:

@@ -29,9 +29,9 @@ from vl2v.training.device import OneDevice
 
 # Method and version -> losses, of a method that learns from labels, one that learns from targets, one from the start.
 TRAINED = {
-    "erm 5.1": [1.10011, 1.10382, 1.09773],
-    "adip 5.1": [-0.34278, -0.4846, -0.49667, -0.50154, -0.35125],
-    "miro 5.2": [0.98477, 0.98766, 0.98109],
+    "erm 6.1": [1.10011, 1.10382, 1.09773],
+    "adip 6.1": [-0.34278, -0.4846, -0.49667, -0.50154, -0.35125],
+    "miro 6.2": [0.98477, 0.98766, 0.98109],
 }
 
 WHITE = [name for name, entry in METHODS.items() if entry.tower]

@@ -19,7 +19,7 @@ from little import CLASSES, quick_settings, record
 from vl2v.cli.app import app
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError
-from vl2v.runs.datasets import open_sources
+from vl2v.runs.datasets import by_folder, open_sources
 from vl2v.runs.settings import resolve
 from vl2v.session import Session
 
@@ -92,6 +92,40 @@ def test_another_folder_changes_nothing_of_what_was_held_out(
     held, both = ({one.dataset.file(i).resolve() for i in one.split.val} for one in (before, after))
     assert held < both and all(file.is_relative_to(shapes) for file in both - held)
     assert [len(group) for group in after.groups(after.split.unlabelled)] == [29, 29]
+
+
+def test_small_folders_hold_out_as_many_as_one_heap(pool: Path, recording: Path, tmp_path: Path) -> None:
+    base = tmp_path / "cameras"
+    for number, file in enumerate(sorted(pool.iterdir())):
+        (base / f"{number // 4}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, base / f"{number // 4}")
+    settings = without_labels(pool, recording, unlabelled=[str(folder) for folder in sorted(base.iterdir())])
+    sources = open_sources(resolve(settings), Session.of(tmp_path))
+    assert (len(sources.split.val), len(sources.split.unlabelled)) == (7, 29)
+    assert len(sources.groups(sources.split.unlabelled)) == 9
+    settings["data"]["unlabelled"] = [str(base), str(base / "1")]  # one in the other: the inner one counts
+    sources = open_sources(resolve(settings), Session.of(tmp_path))
+    assert [len(group) for group in by_folder(sources.dataset, np.arange(40), (".", "1"))] == [32, 8]
+
+
+def test_nothing_to_fit_a_last_layer_to_is_an_error_and_no_student(pool: Path, recording: Path, tmp_path: Path) -> None:
+    settings = without_labels(pool, recording, "kd")
+    settings["train"] = {**settings["train"], "head": "only"}
+    settings["teacher"] |= {"select": 8, "strategy": "random"}
+    with pytest.raises(DataError, match="to fit a last layer to"):
+        vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+
+
+def test_a_run_without_labels_is_adapted_to_far_more_images_than_it_learnt_from(
+    pool: Path, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    few = tmp_path / "few"
+    few.mkdir()
+    for file in sorted(pool.iterdir())[::3]:
+        shutil.copy(file, few)
+    run = vl2v.distill(without_labels(few, recording), tmp_path / "run", store=tmp_path / "store")
+    found = vl2v.adapt(run, shapes, tmp_path / "adapted", select=4, closed_form=True, store=tmp_path / "store")
+    assert found.run is not None and found.queries.plan.queries <= 4
 
 
 def test_a_head_in_closed_form_needs_no_label(pool: Path, recording: Path, tmp_path: Path) -> None:

@@ -236,12 +236,19 @@ def hold_out(dataset: DomainDataset, groups: Sequence[Indices], *, fraction: flo
     Raises:
         DataError: too few images.
     """
-    parts = [domainbed_split(len(group), fraction, seed_hash(trial_seed, i)) for i, group in enumerate(groups)]
-    train, val = (np.concatenate([group[part[k]] for group, part in zip(groups, parts, strict=True)]) for k in (0, 1))
-    if not len(train) or not len(val):
+    train, val = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    before = held = 0
+    for number, group in enumerate(groups):
+        order = group[np.concatenate(domainbed_split(len(group), 0, seed_hash(trial_seed, number)))]
+        before += len(group)
+        count = int(before * fraction) - held  # small folders have a part, too
+        held += count
+        train.append(order[count:])
+        val.append(order[:count])
+    if not held or held == before:
         raise DataError(f"{dataset.root}: {len(dataset)} usable images, too few to hold some out; add more")
     nothing = np.zeros(0, np.int64)
-    return Split(nothing, np.sort(val), nothing, np.sort(train))
+    return Split(nothing, np.sort(np.concatenate(val)), nothing, np.sort(np.concatenate(train)))
 
 
 def _split_domain(dataset: DomainDataset, images: Indices, fraction: float, seed: int) -> tuple[Indices, Indices]:

@@ -261,7 +261,7 @@ def number(value: float | Literal["auto"], name: str) -> float:
 
 
 T = TypeVar("T", bound=type[Task])
-LOOP = 5  # raised when what all methods share trains or measures differently: batches, augmentation, averaging
+LOOP = 6  # raised when what all methods share trains or measures differently: batches, augmentation, averaging
 RENAMED = {"vl2v": "adip-plus"}
 METHODS: dict[str, type[Task]] = {}
 _FILES = ("adip", "finetuning", "distillation", "regularized")

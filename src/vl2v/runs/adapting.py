@@ -48,6 +48,7 @@ Strategy = Literal["random", "kcenter", "uncertainty"]
 
 BEFORE = "before adapting"  # the parent's rows in an evaluation
 STEPS, RATE = 0.5, 0.5  # of the parent's last stage: its steps and its learning rate
+LEAST = 0.1  # of the images that a parent learnt from: a teacher may have refused the others, or they are new
 ENOUGH, MOST = 600, 2  # steps: these, if they are more than that and not over twice the parent's (docs/findings.md)
 
 
@@ -141,7 +142,7 @@ def adapt(
         with suppress(FileNotFoundError):  # what the parent chose for itself still fits
             shutil.copyfile(parent.folder / CHOSEN, out / CHOSEN)
     made = distill(tree, out, store=session.store, budget=budget, progress=progress)
-    if made.evaluation is not None and not made.evaluation.of(BEFORE):
+    if made.evaluation is not None and not _ended(made):
         made.save_evaluation(_beside(made.evaluation, parent))
     return Adapted(made, queried)
 
@@ -174,9 +175,8 @@ def _linked(log: Path, out: Path) -> Path:
     """
     folder = out.with_name(f"{out.name}-images")
     if folder.is_dir():
-        since = {image.name for image in log.iterdir() if image.suffix != NEW} if log.is_dir() else set()
-        since -= {image.name for image in folder.iterdir()}
-        if since and (out / "student" / "student.json").is_file():
+        since = {image.name for image in _images_in(log)} - {image.name for image in folder.iterdir()}
+        if since and (out / "config.toml").is_file() and _ended(Run(out)):
             raise RunError(
                 f"{out}: adapted to earlier images of {log}, which has {len(since)} others by now; choose another --out"
             )
@@ -186,15 +186,25 @@ def _linked(log: Path, out: Path) -> Path:
     unfinished = folder.with_name(f"{folder.name}{NEW}")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True, mode=0o700)
-    for image in sorted(log.iterdir()):
+    for image in _images_in(log):
         with suppress(FileNotFoundError):  # the server has just deleted it
-            if image.suffix != NEW and image.is_file():
-                _link(image, unfinished / image.name)
+            _link(image, unfinished / image.name)
     if not any(unfinished.iterdir()):
         unfinished.rmdir()
         raise DataError(f"{log}: no images in it yet")
     unfinished.replace(folder)
     return folder
+
+
+def _images_in(log: Path) -> list[Path]:
+    """Return the images that a server has saved in a folder; none where there is no folder."""
+    if not log.is_dir():
+        return []
+    return sorted(image for image in log.iterdir() if image.suffix != NEW and image.is_file())
+
+
+def _ended(run: Run) -> bool:
+    return run.evaluation is not None and bool(run.evaluation.of(BEFORE))
 
 
 def _link(image: Path, target: Path) -> None:
@@ -246,7 +256,7 @@ def _query(
         querying = open_session(config, opened, teacher, spending, sources, views, session.progress)
         new = _new(sources, folder)
         if not queries_online(config):
-            _check_store(parent, querying, np.setdiff1d(sources.queried, new))
+            _check_store(parent, querying, _before(sources, folder))
         if not dry_run:
             _claim(out, config, querying.contents(new), select, strategy)
         chosen = _chosen(parent, config, sources, new, select, strategy, session.progress)
@@ -257,22 +267,35 @@ def _query(
 
 
 def _new(sources: Sources, folder: Path) -> NDArray[np.int64]:
-    """Return the images of a folder (dataset indices, sorted); of copies, one.
+    """Return the images of a folder to learn from (dataset indices, sorted); of copies, one.
 
     Those that the parent learnt from without labels aren't among them, unless they are in the folder, too.
 
     Raises:
-        DataError: none of them can be learnt from.
+        DataError: there are none.
     """
-    images = sources.split.unlabelled
-    if folder.is_dir():
-        new = Path(os.path.realpath(folder))
-        there = [Path(os.path.realpath(sources.dataset.file(i).parent)).is_relative_to(new) for i in images.tolist()]
-        images = images[np.array(there, np.bool_)]
+    images = _within(sources, sources.split.unlabelled, folder)
     if not len(images):
         raise DataError(f"{folder}: no image in it that can be learnt from; `vl2v data inspect {folder}` says why")
     _, first = np.unique(np.array([sources.audit.sha256[i].hex() for i in images]), return_index=True)
     return images[np.sort(first)]
+
+
+def _within(sources: Sources, images: NDArray[np.int64], folder: Path) -> NDArray[np.int64]:
+    """Return those of some images that lie in a folder; of a file that lists images, all."""
+    if not folder.is_dir():
+        return images
+    new = Path(os.path.realpath(folder))
+    there = [Path(os.path.realpath(sources.dataset.file(i).parent)).is_relative_to(new) for i in images.tolist()]
+    return images[np.array(there, np.bool_)]
+
+
+def _before(sources: Sources, folder: Path) -> NDArray[np.int64]:
+    """Return the images that a parent has learnt from: those with labels, or where none has, those not in a folder."""
+    if sources.labelled:
+        return sources.split.train
+    here = {sources.audit.sha256[i] for i in _within(sources, sources.queried, folder)}
+    return np.array([i for i in sources.queried if sources.audit.sha256[i] not in here], np.int64)
 
 
 def _check_store(parent: Run, querying: TeacherSession, old: NDArray[np.int64]) -> None:
@@ -281,11 +304,11 @@ def _check_store(parent: Run, querying: TeacherSession, old: NDArray[np.int64]) 
     Args:
         old: the images that the parent may have learnt from.
     """
-    asked = read_json(parent.folder / "asked.json", None)
+    asked = read_json(parent.folder / "asked.json")
     if asked is not None:
         old = old[np.isin(querying.contents(querying.same(old)), asked)]
     there = int(querying.cached(old).sum())
-    if 2 * there < len(old):  # a teacher may have refused some
+    if there < LEAST * len(old):
         raise ConfigError(
             f"{querying.store.path}: has the teacher's embeddings of {there:,} of the {len(old):,} images that "
             f"{parent.folder} learnt from, and without them it would forget; give the --store of that run"

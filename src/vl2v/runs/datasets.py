@@ -212,9 +212,9 @@ def named_unlabelled(data: DataConfig) -> list[Path]:
 
 def _folders_of(data: DataConfig, root: Path) -> tuple[str, ...]:
     """Return the folders of images without labels, and those of files that list them, as paths from a root."""
-    named = [data.path] * bool(data.classes) + named_unlabelled(data)
-    folders = [os.path.realpath(folder.parent if folder.is_file() else folder) for folder in named]
-    return tuple(dict.fromkeys(os.path.relpath(folder, os.path.realpath(root)) for folder in folders))
+    named = [os.path.realpath(path.parent if path.is_file() else path) for path in named_unlabelled(data)]
+    folders = [os.path.relpath(path, os.path.realpath(root)) for path in named]
+    return tuple(dict.fromkeys(["."] * bool(data.classes) + folders))  # of these images, `data.path` is the root
 
 
 def by_folder(dataset: DomainDataset, images: NDArray[np.int64], folders: Sequence[str]) -> list[NDArray[np.int64]]:
@@ -223,8 +223,8 @@ def by_folder(dataset: DomainDataset, images: NDArray[np.int64], folders: Sequen
     Args:
         folders: as paths from the dataset's root; of one in another the inner one counts.
     """
-    inner = sorted(range(len(folders)), key=lambda number: -len(folders[number]))
     starts = ["" if folder == "." else f"{folder}/" for folder in folders]
+    inner = sorted(range(len(starts)), key=lambda number: -len(starts[number]))
     paths = [dataset.paths[image] for image in images.tolist()]
     where = np.array([next((i for i in inner if path.startswith(starts[i])), len(folders)) for path in paths])
     return [images[where == number] for number in np.unique(where)]

@@ -27,7 +27,7 @@ from vl2v.errors import DataError, TeacherError
 from vl2v.evaluation.compare import wilson
 from vl2v.evaluation.metrics import Evaluation, Role, Row, measure
 from vl2v.io import write_text
-from vl2v.runs.datasets import Images, open_data, usable
+from vl2v.runs.datasets import Images, at_hand, open_data, usable
 from vl2v.runs.folder import Run
 from vl2v.runs.predict import load
 from vl2v.runs.predictions import Predictions, content, same_images, source_notes
@@ -101,7 +101,7 @@ def evaluate_images(
     own = run is not None and (data is None or _is_own(run, config, session))
     if not own:
         config = RunConfig(data=DataConfig(path=config.data.path, workers=config.data.workers), train=config.train)
-    images = images or Images(config.data, session)
+    images = images or Images(at_hand(config.data), session)
     _check_classes(images.listed, classifier)
     dataset, found = images.all
     sources = [name for name in classifier.about["sources"] if own and name in dataset.domains]

@@ -165,7 +165,7 @@ def check_folder(folder: Path) -> list[Path]:
     Raises:
         RunError: the folder holds something else.
     """
-    ours = {"run.lock", ADAPTING, *_BEFORE_TRAINING, *_OF_ATTEMPTS}
+    ours = {"run.lock", ADAPTING, f"{ADAPTING}.new", *_BEFORE_TRAINING, *_OF_ATTEMPTS}
     others = [entry for entry in folder.iterdir() if entry.name not in ours] if folder.is_dir() else []
     if others and not (folder / "config.toml").is_file():
         raise RunError(f"{folder}: not empty, and not a run folder; choose another --out")

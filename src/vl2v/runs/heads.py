@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vl2v.config import RunConfig
 from vl2v.embeddings.session import TeacherTargets
+from vl2v.errors import DataError
 from vl2v.evaluation.metrics import fit_temperature, unknown_threshold
 from vl2v.evaluation.ridge import Fit, Taught, fitted, fitted_head
 from vl2v.methods import Task
@@ -206,7 +207,13 @@ def fit_last_layer(
     if head != "trained" and refits(config, task):
         trained = new_features(student)
         if head != "method":
-            head, words = refit(student, task, sources, targets, trained, head)
+            found, words = refit(student, task, sources, targets, trained, head)
+            if head == "only" and found == "trained" and parent is None:
+                raise DataError(
+                    f"{sources.dataset.root}: too few images that the teacher was queried about, or that have labels, "
+                    f"to fit a last layer to, and train.head = 'only' trains nothing else; it takes {FEW}"
+                )
+            head = found
             progress(words, 1, 1, "")
         elif (best := align_again(student, sources, targets, trained)) is not None:
             progress(f"last layer fitted once more, lambda {best:g}", 1, 1, "")

@@ -194,7 +194,7 @@ class Bench:
     @property
     def passes(self) -> int:
         """How many times it is trained (`train.retrain`)."""
-        return 2 if retrains(self.config, self.task) else 1
+        return 2 if self.stages and retrains(self.config, self.task) else 1
 
     @cached_property
     def tower(self) -> int:

@@ -102,6 +102,8 @@ class RunStages:
         learnt = hashlib.sha256(b"".join(self.sources.audit.contents))
         for table in (targets.labels, targets.images, targets.texts, split.train, split.val):
             learnt.update(b"" if table is None else np.ascontiguousarray(table).tobytes())
+        for group in self.sources.groups(targets.queried(split.unlabelled)):
+            learnt.update(hashlib.sha256(group.tobytes()).digest())
         name = stage_name(self.run.config, stage, self.student, f"{learnt.hexdigest()} {targets.scale}")
         if name is None or targets.online is not None:
             return None

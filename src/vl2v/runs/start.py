@@ -165,10 +165,10 @@ def _among(session: TeacherSession, training: Indices, chosen: Collection[str]) 
 
 
 def _selections(session: TeacherSession, training: Indices) -> list[Path]:
-    """Return the files that a selection may be saved in: this version's, and an earlier one's."""
+    """Return the files that a selection may be saved in: an earlier version's, and this one's."""
     if session.config.teacher.select == "known":
         return []
-    return [_saved(session, training), _saved(session, training, sized=True)]
+    return [_saved(session, training, sized=True), _saved(session, training)]
 
 
 def _saved(session: TeacherSession, training: Indices, *, sized: bool = False) -> Path:
