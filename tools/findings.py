@@ -30,6 +30,7 @@ from vl2v.io import read_json
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGE, DATA = DOCS / "findings.md", DOCS / "findings.csv"
+UNLABELLED, UNLABELLED_PLOT = DOCS / "unlabelled.csv", DOCS / "images" / "unlabelled.svg"
 LEAD, PLOT = DOCS / "lead.csv", DOCS / "images" / "lead.svg"
 FIGURES = ("accuracy", "in_split", "seen", "seconds")
 HEADS = ("table", "dataset", "target", "student", "method", "seed", "version", *FIGURES, "images", "right")
@@ -122,15 +123,25 @@ def page() -> str:
 
 
 def draw() -> None:
-    """Draw the lead of adip-plus over the best other method against training steps, with 95% intervals."""
+    """Draw the plots."""
     import matplotlib
 
     matplotlib.use("svg")
     matplotlib.rcParams["svg.hashsalt"] = "lead"
+    _draw_lead()
+    _draw_unlabelled()
+
+
+def _lines(file: Path) -> list[dict[str, str]]:
+    with file.open(encoding="utf-8", newline="") as opened:
+        return list(csv.DictReader(opened))
+
+
+def _draw_lead() -> None:
+    """Draw the lead of adip-plus over the best other method against training steps, with 95% intervals."""
     from matplotlib import pyplot
 
-    with LEAD.open(encoding="utf-8", newline="") as file:
-        lines = list(csv.DictReader(file))
+    lines = _lines(LEAD)
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
     for number, dataset in enumerate(dict.fromkeys(line["dataset"] for line in lines)):
         steps, lead, low, high = (
@@ -145,6 +156,30 @@ def draw() -> None:
     axes.minorticks_off()
     figure.legend(frameon=False, loc="outside lower center", ncols=2)
     figure.savefig(PLOT, metadata={"Date": None})
+
+
+def _draw_unlabelled() -> None:
+    """Draw accuracy on unseen domains against the images without labels that were queried, and its mean."""
+    from matplotlib import pyplot
+
+    lines = _lines(UNLABELLED)
+    counts = sorted({int(line["images"]) for line in lines})
+    figure, axes = pyplot.subplots(figsize=(7, 3.5), layout="constrained")
+    for number, method in enumerate(dict.fromkeys(line["method"] for line in lines)):
+        targets = dict.fromkeys(line["target"] for line in lines if line["method"] == method)
+        table = np.array([
+            [next(float(line["accuracy"]) for line in lines
+                  if (line["method"], line["target"], int(line["images"])) == (method, target, count))
+             for count in counts]
+            for target in targets
+        ])  # fmt: skip
+        for row in table:
+            axes.plot(range(len(counts)), row, ":", color=f"C{number}", linewidth=1)
+        axes.plot(range(len(counts)), table.mean(0), "o-", color=f"C{number}", label=method)
+    axes.set_xticks(range(len(counts)), [f"{count:,}" for count in counts])
+    axes.set(xlabel="images without labels queried", ylabel="accuracy on unseen domains, %")
+    axes.legend(frameon=False)
+    figure.savefig(UNLABELLED_PLOT, metadata={"Date": None})
 
 
 def main() -> int:

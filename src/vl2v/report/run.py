@@ -165,11 +165,8 @@ def _facts(evaluated: EvaluatedRun) -> Iterator[tuple[str, str]]:
     run, config, about = evaluated.run, evaluated.run.config, evaluated.classifier.about
     sources = evaluated.images.sources
     task = task_of(config)
-    yield (
-        "Data",
-        f"{config.data.path.resolve().name}: {len(evaluated.dataset):,} images "
-        f"of {len(evaluated.dataset.classes)} classes",
-    )
+    name, images, classes = config.data.path.resolve().name, len(evaluated.dataset), len(evaluated.dataset.classes)
+    yield "Data", f"{name}: {images:,} images of {classes} classes"
     training = f"{len(sources.split.train):,} images of {', '.join(sources.names)}"
     more = f", and {len(sources.split.unlabelled):,} without labels" if len(sources.split.unlabelled) else ""
     if any(not folder.exists() for folder in named_unlabelled(config.data)):
