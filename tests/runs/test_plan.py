@@ -108,7 +108,8 @@ def test_without_any_the_default_is_twenty_minutes_on_a_cpu() -> None:
         ({"train": {"compile": True}}, False),
         ({"method": "mixup"}, False),
         ({"method": "sd"}, False),
-        ({"method": "erm++"}, False),
+        ({"method": "erm++"}, True),
+        ({"method": "erm++", "train": {"swad": True, "retrain": "on"}}, False),
         ({"method": "lp"}, False),
     ],
 )

@@ -51,6 +51,26 @@ def test_only_the_upper_blocks_learn_and_a_killed_run_ends_the_same(
     assert learnt and all(key.startswith(("blocks.3", "blocks.4", "conv_head", "bn2")) for key in learnt), learnt
 
 
+def test_trained_once_more_the_lower_blocks_stay_as_they_were(shapes: Path, recording: Path, tmp_path: Path) -> None:
+    settings = merge(quick_settings(shapes, recording, "erm++"), QUICK)
+    run = vl2v.distill(settings, tmp_path / "run", store=tmp_path / "store")
+    about = run.classifier.about
+    assert about["retrained"] > 0 and not (run.folder / "again" / "activations").exists()
+    fresh, _ = pretrained(run)
+    learnt = {key for key, value in fresh.items() if not torch.equal(weights(run)[f"backbone.{key}"], value)}
+    assert learnt and all(key.startswith(("blocks.3", "blocks.4", "conv_head", "bn2")) for key in learnt), learnt
+    said: list[str] = []
+
+    def second_time(task: str, done: int, total: int, words: str) -> None:
+        said.append(task)
+        if task == "finetune" and done and any(task.startswith("once more") for task in said):
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        vl2v.distill(settings, tmp_path / "other", store=tmp_path / "store", progress=second_time)
+    assert not changed(run, vl2v.distill(settings, tmp_path / "other", store=tmp_path / "store")), "killed or not"
+
+
 def pretrained(run: vl2v.Run) -> tuple[dict[str, torch.Tensor], Any]:
     from vl2v.runs.start import new_backbone
 

@@ -338,7 +338,8 @@ class Bench:
             seconds["features"] = self.passes * (val + training * max(1, config.teacher.views)) * viewed
         if self.quick:
             views = config.teacher.views or config.train.quick_views
-            seconds["lower blocks"] = val * viewed + training * views * (rates.feature + rates.viewed / workers)
+            once = val * viewed + training * views * (rates.feature + rates.viewed / workers)
+            seconds["lower blocks"] = self.passes * once
         for stage in self.stages:
             settings = config.stages[stage.key]
             every = settings.eval_every or max(1, settings.steps // 10)

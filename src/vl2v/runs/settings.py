@@ -42,7 +42,6 @@ _OPTIONS = {
     "quick": "train.quick",
 }
 _OF_LABELS = ("data.target", "data.layout", "teacher.adapt", "teacher.select_from")
-_NOT_TWICE = ("train.swad", "train.quick")
 _NEEDS = {
     "teacher.view_seed": "teacher.views",
     "teacher.strategy": "teacher.select",
@@ -198,9 +197,7 @@ def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
             reasons[name] = f"method {task.name} has no linear head to fit to the images' labels"
         elif name == "teacher.adapt" and not task.class_term:
             reasons[name] = f"the loss of method {task.name} has no term of the teacher's logits, which it changes"
-        elif (
-            name in _NOT_TWICE and value != "off" and task.retrains and given.get("train.retrain", "method") == "method"
-        ):
+        elif name == "train.swad" and value and task.retrains and given.get("train.retrain", "method") == "method":
             reasons[name] = f"method {task.name} is trained once more on all source images (train.retrain)"
         elif name == "teacher.select_from" and not isinstance(given.get("teacher.select"), int):
             reasons[name] = "only with teacher.select, a number"

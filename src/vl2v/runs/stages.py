@@ -173,7 +173,7 @@ class RunStages:
         fabric, rows, shared = self.trainer.fabric, len(images) * len(views), self.features.shared_cache
         make = partial(cached_activations, self.student, pixels, fabric, rows=rows, progress=self.trainer.progress)
         if shared is None or rows > SHARED:
-            return make(file=self.run.folder / ACTIVATIONS / f"{name}.f16")
+            return make(file=self.trainer.folder / ACTIVATIONS / f"{name}.f16")
         assert self.student.split is not None
         contents = hashlib.sha256(b"".join(self.sources.audit.contents[image] for image in images)).hexdigest()
         about = " ".join([self.student.split.cut, *views, contents])
@@ -265,9 +265,8 @@ def check_trainable(config: RunConfig, devices: int, device: str = "cpu") -> Non
     if not task.stage_defaults:
         raise ConfigError(f"method {config.method}: trains no student; it is a row of `vl2v benchmark`")
     if retrains(config, task):
-        for name, clashes in (("swad", config.train.swad), ("quick", config.train.quick != "off")):
-            if clashes:
-                raise ConfigError(f"train.{name}: doesn't go with training once more; set train.retrain='off'")
+        if config.train.swad:
+            raise ConfigError("train.swad: doesn't go with training once more; set train.retrain='off'")
         if devices > 1:
             raise ConfigError("train.retrain: a run on several devices isn't trained once more; set it to 'off'")
     if config.train.compile:

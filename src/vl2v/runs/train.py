@@ -182,7 +182,8 @@ def _evaluated(run: Run, images: Images, session: Session) -> None:
         evaluation, predictions = evaluate_images(run, session=session, images=images)
         predictions.save(run.folder)
         run.save_evaluation(evaluation)
-    for temporary in ("checkpoints", f"{AGAIN}/checkpoints", ACTIVATIONS):  # the first is five times the student's size
+    made = ("checkpoints", ACTIVATIONS)
+    for temporary in (*made, *(f"{AGAIN}/{name}" for name in made)):  # the first is five times the student's size
         shutil.rmtree(run.folder / temporary, ignore_errors=True)
 
 
