@@ -1,12 +1,14 @@
-"""The tables of docs/findings.md, made from docs/findings.csv: a line a run, with the version that trained it.
+"""The tables of docs/findings.md and docs/trials.md, made from docs/findings.csv: a line a run.
 
     python tools/findings.py add NAME BENCH...   # add finished runs of benchmark folders to table NAME
     python tools/findings.py                     # write the tables between <!-- table NAME --> and <!-- end -->, draw
-    python tools/findings.py --check             # exit with 1 if that would change the page
+    python tools/findings.py --check             # exit with 1 if that would change a page
 
-`<!-- table NAME reference=kd -->` counts leads from a method. Each line of the CSV has what a run got right of its
-unseen domain, image by image (as the bits of a hexadecimal number), so that intervals are computed anew. Of a folder,
-the runs of the settings that were given last are taken, whichever version trained them; of several draws the first.
+`<!-- table NAME reference=kd -->` counts leads from a method; `<!-- leads NAME,... reference=kd -->` those on all
+targets of some tables, by Student's t over the targets, in whose spread the luck of the trainings is. Each line of the
+CSV has the version that trained the run, and what it got right of its unseen domain, image by image (as the bits of a
+hexadecimal number), so that intervals are computed anew. Of a folder, the runs of the settings that were given last are
+taken, whichever version trained them; of several draws the first.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import csv
 import re
 import sys
 import textwrap
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,15 +28,16 @@ from vl2v.benchmark.results import Result, of_same_images
 from vl2v.benchmark.results import result_of as result_of_job
 from vl2v.benchmark.table import as_table
 from vl2v.benchmark.worklist import WorkList
-from vl2v.evaluation.compare import Marks
+from vl2v.evaluation.compare import Marks, student_t
 from vl2v.io import read_json
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-PAGE, DATA = DOCS / "findings.md", DOCS / "findings.csv"
+PAGES, DATA = (DOCS / "findings.md", DOCS / "trials.md"), DOCS / "findings.csv"
 UNLABELLED, UNLABELLED_PLOT = DOCS / "unlabelled.csv", DOCS / "images" / "unlabelled.svg"
 LEAD, PLOT = DOCS / "lead.csv", DOCS / "images" / "lead.svg"
 FIGURES = ("accuracy", "in_split", "seen", "seconds")
 HEADS = ("table", "dataset", "target", "student", "method", "seed", "version", *FIGURES, "images", "right")
+LEADS = re.compile(r"(<!-- leads (\S+) reference=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table (\S+)(?: reference=(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -107,8 +111,8 @@ def add(table: str, benches: Sequence[Path]) -> None:
     print(f"{len(same)} runs in table {table}")
 
 
-def page() -> str:
-    """Return the page with its tables made anew; what is under several of them stands under the first."""
+def page(file: Path) -> str:
+    """Return a page with its tables made anew; what is under several of them stands under the first."""
     lines, said = read(), set[str]()
 
     def table(match: re.Match[str]) -> str:
@@ -119,7 +123,33 @@ def page() -> str:
         filled = (part if part.startswith("|") else textwrap.fill(part, 120) for part in parts)
         return "\n\n".join((match[1].rstrip(), *filled, match[4]))
 
-    return TABLE.sub(table, PAGE.read_text(encoding="utf-8"))
+    def leads(match: re.Match[str]) -> str:
+        return "\n\n".join((match[1].rstrip(), _leads(lines, match[2].split(","), match[3]), match[4]))
+
+    return LEADS.sub(leads, TABLE.sub(table, file.read_text(encoding="utf-8")))
+
+
+def _leads(lines: Sequence[dict[str, str]], tables: Sequence[str], reference: str) -> str:
+    """Return methods' mean accuracy % over all targets of some tables, and their leads over one of them."""
+    found: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+    for line in lines:
+        if line["table"] in tables:
+            found[line["method"]][line["table"], line["target"]].append(100 * float(line["accuracy"]))
+    means = {method: {one: np.mean(values) for one, values in cells.items()} for method, cells in found.items()}
+    base, rows = (
+        means[reference],
+        [f"| method | mean of {len(means[reference])} targets | against {reference}, 95% | wins/losses |"],
+    )
+    rows.append("| --- | ---: | ---: | ---: |")
+    for method, cells in sorted(means.items(), key=lambda one: -np.mean([*one[1].values()])):
+        if cells.keys() != base.keys():
+            continue
+        ahead = np.array([cells[one] - base[one] for one in base])
+        half = student_t(len(ahead) - 1) * ahead.std(ddof=1) / len(ahead) ** 0.5
+        lead = f"{ahead.mean():+.1f} [{ahead.mean() - half:+.1f}, {ahead.mean() + half:+.1f}]"
+        compared = [lead, f"{(ahead > 0).sum()}/{(ahead < 0).sum()}"] if method != reference else ["", ""]
+        rows.append(f"| {method} | {np.mean([*cells.values()]):.1f} | " + " | ".join(compared) + " |")
+    return "\n".join(rows)
 
 
 def draw() -> None:
@@ -193,10 +223,11 @@ def main() -> int:
     given = parser.parse_args()
     if given.verb == "add":
         add(given.table, given.benches)
-    made, there = page(), PAGE.read_text(encoding="utf-8")
+    made = {file: page(file) for file in PAGES}
     if given.check:
-        return int(made != there)
-    PAGE.write_text(made, encoding="utf-8")
+        return int(any(text != file.read_text(encoding="utf-8") for file, text in made.items()))
+    for file, text in made.items():
+        file.write_text(text, encoding="utf-8")
     draw()
     return 0
 
