@@ -2,11 +2,12 @@
 
     python benchmarks/pools.py ICONS --teacher tiny
 
-For each domain as the unseen one, the labelled images are those of the other domains but the next one in the alphabet.
-The pool is half of that next domain's images ("elsewhere"), or half of the unseen domain's own ("there", as for
-`vl2v adapt`); accuracy is that on the unseen domain's other half. The student is a linear projector on frozen features,
-fitted to the labelled images and the N of the pool that a strategy takes; "uncertainty" and "nearest" go by the one
-that is fitted without the pool. Prints how many points the N images bring, mean and standard error over targets.
+For each domain as the unseen one, the labelled images are those of the other domains but the next one in the
+alphabet. The pool is half of that next domain's images ("elsewhere"), or half of the unseen domain's own ("there");
+k-center takes those that are farthest from the labelled ones (as `--select-from unlabelled` does); accuracy is that
+on the unseen domain's other half. The student is a linear projector on frozen features, fitted to the labelled images
+and the N of the pool that a strategy takes; "uncertainty" and "nearest" go by the one that is fitted without the
+pool. Prints how many points the N images bring, mean and standard error over targets.
 """
 
 from __future__ import annotations

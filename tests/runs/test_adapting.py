@@ -201,6 +201,29 @@ def test_before_it_trains_a_larger_selection_takes_the_place_of_a_smaller_one(
     assert len(json.loads((out / "asked.json").read_text())) == len(few) + 4
 
 
+def test_what_an_earlier_version_adapted_is_not_taken_for_an_answer(
+    parents: Any, place: Path, store: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    adapt(parents(), place, out, select=4, closed_form=True, store=store)
+    (out / "adapting.json").unlink()
+    queries = image_queries(store)
+    with pytest.raises(RunError, match="not which images it was adapted to"):
+        adapt(parents(), place, out, select=8, closed_form=True, store=store)
+    assert image_queries(store) == queries
+
+
+def test_a_log_is_linked_anew_after_a_refusal(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:
+    log, out = Path(shutil.copytree(place, tmp_path / "log")), tmp_path / "out"
+    with pytest.raises(ConfigError, match="give the --store"):
+        adapt(parents(), None, out, log=log, store=tmp_path / "empty")
+    assert not (tmp_path / "out-images").exists()
+    adapt(parents(), None, out, log=log, select=4, closed_form=True, store=store)
+    other = Path(shutil.copytree(place, tmp_path / "other"))
+    with pytest.raises(RunError, match=r"adapts to the images of .*log; choose another --out"):
+        adapt(parents(), None, out, log=other, select=4, closed_form=True, store=store)
+
+
 def test_a_store_without_what_the_parent_learnt_from_is_refused(parents: Any, place: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"embeddings of 0 of the \d+ images that .*; give the --store of that run"):
         adapt(parents(), place, tmp_path / "out", store=tmp_path / "empty")
@@ -232,14 +255,20 @@ def test_what_a_finished_one_saw_of_a_log_is_told_from_what_came_since(
         adapt(parents(), None, out, log=log, select=4, closed_form=True, store=store)
 
 
-def test_its_images_may_be_deleted_afterwards(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("emptied", [True, False])
+def test_its_images_may_be_deleted_afterwards(
+    parents: Any, place: Path, store: Path, tmp_path: Path, emptied: bool
+) -> None:
     here = Path(shutil.copytree(place, tmp_path / "here"))
     run = adapt(parents(), here, tmp_path / "out", select=4, closed_form=True, store=store).run
     assert run is not None
+    assert not any("gone" in note for note in vl2v.evaluate(run).notes)
     shutil.rmtree(here)
+    if emptied:
+        here.mkdir()
     found = vl2v.evaluate(run)
     assert any("without labels that it learnt from are gone" in note for note in found.notes)
-    assert not any("have changed" in note for note in found.notes)
+    assert not any("have changed since" in note for note in found.notes)
     assert open_images(run, store).split.unlabelled.size == 0
 
 

@@ -126,6 +126,11 @@ def test_a_run_without_labels_is_adapted_to_far_more_images_than_it_learnt_from(
     run = vl2v.distill(without_labels(few, recording), tmp_path / "run", store=tmp_path / "store")
     found = vl2v.adapt(run, shapes, tmp_path / "adapted", select=4, closed_form=True, store=tmp_path / "store")
     assert found.run is not None and found.queries.plan.queries <= 4
+    again = vl2v.adapt(run, shapes, tmp_path / "adapted", select=4, closed_form=True, store=tmp_path / "store")
+    assert again.run is not None and again.run.evaluation == found.run.evaluation
+    settings = {"data": {"path": "."}, "method": "erm-text", "train": {"head": "only"}}
+    with pytest.raises(ConfigError, match=r"train.head: method erm-text has no embeddings of images"):
+        resolve(settings)
 
 
 def test_a_head_in_closed_form_needs_no_label(pool: Path, recording: Path, tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from vl2v.report.evaluated_run import EvaluatedRun, confidence, open_evaluated, 
 from vl2v.report.map import embedding_map, lit, occlusion
 from vl2v.report.page import data_uri, duration, interval, lead, page, percent
 from vl2v.runs.adapting import BEFORE
-from vl2v.runs.datasets import named_unlabelled
+from vl2v.runs.datasets import gone
 from vl2v.runs.evaluate import STUDENT, TEACHER
 from vl2v.runs.folder import Run
 from vl2v.runs.settings import without_paths
@@ -169,7 +169,7 @@ def _facts(evaluated: EvaluatedRun) -> Iterator[tuple[str, str]]:
     yield "Data", f"{name}: {images:,} images of {classes} classes"
     training = f"{len(sources.split.train):,} images of {', '.join(sources.names)}"
     more = f", and {len(sources.split.unlabelled):,} without labels" if len(sources.split.unlabelled) else ""
-    if any(not folder.exists() for folder in named_unlabelled(config.data)):
+    if gone(config.data):
         more += ", and images without labels whose folders are gone"
     yield "Learnt from", f"{training}{more}; {len(sources.split.val):,} more to validate on"
     yield "Unseen", ", ".join(config.data.target) or "none"

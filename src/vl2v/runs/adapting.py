@@ -47,6 +47,7 @@ from vl2v.tree import Tree, merge
 Strategy = Literal["random", "kcenter", "uncertainty"]
 
 BEFORE = "before adapting"  # the parent's rows in an evaluation
+ADAPTED = "adapted from"  # begins the note of an evaluation that has them, if there are any
 STEPS, RATE = 0.5, 0.5  # of the parent's last stage: its steps and its learning rate
 LEAST = 0.1  # of the images that a parent learnt from: a teacher may have refused the others, or they are new
 ENOUGH, MOST = 600, 2  # steps: these, if they are more than that and not over twice the parent's (docs/findings.md)
@@ -129,13 +130,18 @@ def adapt(
     if (images is None) == (log is None):
         raise ConfigError("give either a folder of images (--images) or the folder of a server's log (--from)")
     _check(parent, select, closed_form=closed_form)
-    folder = Path(images or log or "")
+    folder, linked = Path(images or log or ""), None
     if log is not None and not dry_run:
-        folder = _linked(folder, out)
+        folder, linked = _linked(folder, out)
     given = merge({"train": {"head": "only"}} if closed_form else {}, settings or {})
     tree = _settings(parent, folder, given)
     session = Session.of(store, budget, progress)
-    queried = _query(parent, resolve(tree), folder, out, session, select, strategy, dry_run=dry_run)
+    asked: Tree = {"--select": select, "--strategy": strategy, "--from": str(Path(log).resolve()) if log else ""}
+    try:
+        queried = _query(parent, resolve(tree), folder, out, session, asked, dry_run=dry_run)
+    finally:
+        if linked and not (out / ADAPTING).is_file():  # it was refused: the next one learns from the images of then
+            shutil.rmtree(linked, ignore_errors=True)
     if dry_run:
         return Adapted(None, queried)
     if not (out / "config.toml").exists():
@@ -166,21 +172,27 @@ def _check(parent: Run, select: int, *, closed_form: bool) -> None:
         )
 
 
-def _linked(log: Path, out: Path) -> Path:
+def _linked(log: Path, out: Path) -> tuple[Path, Path | None]:
     """Return a folder beside a run with the images that a server's log has now, or had when the run was begun.
+
+    Returns:
+        The folder, and the same if it was made now, else None.
 
     Raises:
         DataError: there are none.
-        RunError: the run is finished, and the log has others by now.
+        RunError: the run learns from another log, or is finished, and the log has others by now.
     """
     folder = out.with_name(f"{out.name}-images")
     if folder.is_dir():
+        where = read_json(out / ADAPTING, {}).get("--from", str(log.resolve()))
+        if where != str(log.resolve()):
+            raise RunError(f"{out}: adapts to the images of {where}; choose another --out")
         since = {image.name for image in _images_in(log)} - {image.name for image in folder.iterdir()}
         if since and (out / "config.toml").is_file() and _ended(Run(out)):
             raise RunError(
                 f"{out}: adapted to earlier images of {log}, which has {len(since)} others by now; choose another --out"
             )
-        return folder
+        return folder, None
     if not log.is_dir():
         raise DataError(f"{log}: no such folder; `vl2v serve --log-images FOLDER` saves images in one")
     unfinished = folder.with_name(f"{folder.name}{NEW}")
@@ -193,7 +205,7 @@ def _linked(log: Path, out: Path) -> Path:
         unfinished.rmdir()
         raise DataError(f"{log}: no images in it yet")
     unfinished.replace(folder)
-    return folder
+    return folder, folder
 
 
 def _images_in(log: Path) -> list[Path]:
@@ -204,7 +216,7 @@ def _images_in(log: Path) -> list[Path]:
 
 
 def _ended(run: Run) -> bool:
-    return run.evaluation is not None and bool(run.evaluation.of(BEFORE))
+    return run.evaluation is not None and any(note.startswith(ADAPTED) for note in run.evaluation.notes)
 
 
 def _link(image: Path, target: Path) -> None:
@@ -243,12 +255,15 @@ def _query(
     folder: Path,
     out: Path,
     session: Session,
-    select: int,
-    strategy: Strategy,
+    asked: Tree,
     *,
     dry_run: bool,
 ) -> QueryReport:
-    """Query the teacher about the most useful images of the new domain."""
+    """Query the teacher about the most useful images of the new domain.
+
+    Args:
+        asked: how many of them, chosen how, and whose log they come from, by the names of the options.
+    """
     sources = open_sources(config, session)
     teacher = the_teacher(config.teacher)
     views = fixed_views(config, parent.classifier.student.spec.image_size)
@@ -256,10 +271,10 @@ def _query(
         querying = open_session(config, opened, teacher, spending, sources, views, session.progress)
         new = _new(sources, folder)
         if not queries_online(config):
-            _check_store(parent, querying, _before(sources, folder))
+            _check_store(parent, querying, _before(sources, folder), session.progress)
         if not dry_run:
-            _claim(out, config, querying.contents(new), select, strategy)
-        chosen = _chosen(parent, config, sources, new, select, strategy, session.progress)
+            _claim(out, config, querying.contents(new), asked)
+        chosen = _chosen(parent, config, sources, new, asked["--select"], asked["--strategy"], session.progress)
         queries = querying.plan(chosen)
         forecast = cost(queries, teacher, spending)
         refused: list[Refusal] = [] if dry_run else querying.query(chosen)
@@ -298,8 +313,10 @@ def _before(sources: Sources, folder: Path) -> NDArray[np.int64]:
     return np.array([i for i in sources.queried if sources.audit.sha256[i] not in here], np.int64)
 
 
-def _check_store(parent: Run, querying: TeacherSession, old: NDArray[np.int64]) -> None:
+def _check_store(parent: Run, querying: TeacherSession, old: NDArray[np.int64], progress: Progress) -> None:
     """Refuse a store without the embeddings that a parent learnt from: its student would forget what they taught.
+
+    Where some are missing, that is said.
 
     Args:
         old: the images that the parent may have learnt from.
@@ -308,28 +325,32 @@ def _check_store(parent: Run, querying: TeacherSession, old: NDArray[np.int64]) 
     if asked is not None:
         old = old[np.isin(querying.contents(querying.same(old)), asked)]
     there = int(querying.cached(old).sum())
+    has = f"has the teacher's embeddings of {there:,} of the {len(old):,} images that {parent.folder} learnt from"
     if there < LEAST * len(old):
         raise ConfigError(
-            f"{querying.store.path}: has the teacher's embeddings of {there:,} of the {len(old):,} images that "
-            f"{parent.folder} learnt from, and without them it would forget; give the --store of that run"
+            f"{querying.store.path}: {has}, and without them it would forget; give the --store of that run"
         )
+    if there < len(old):
+        progress(f"the store {has}", 1, 1, "")
 
 
-def _claim(out: Path, config: RunConfig, contents: list[str], select: int, strategy: Strategy) -> None:
+def _claim(out: Path, config: RunConfig, contents: list[str], asked: Tree) -> None:
     """Save what a run is adapted to, before anything is queried for it.
 
     Raises:
-        RunError: the folder holds what was trained with other settings, on other images or by another selection.
+        RunError: the folder holds what was trained with other settings, on other images or by another selection, or
+            by a version that didn't save what that was.
     """
-    digest = hashlib.sha256("".join(sorted(contents)).encode()).hexdigest()
-    now = {"--images": digest, "--select": select, "--strategy": strategy}
-    trained = check_folder(out)
-    before = read_json(out / ADAPTING, now)
-    changed = [name for name, value in now.items() if before[name] != value]
-    if trained:  # images that lie elsewhere by now are compared later
+    now = {"--images": hashlib.sha256("".join(sorted(contents)).encode()).hexdigest(), **asked}
+    trained, before = check_folder(out), read_json(out / ADAPTING)
+    changed = [name for name, value in now.items() if before is not None and before[name] != value]
+    if trained:
+        if before is None:
+            raise RunError(f"{out}: holds a student, but not which images it was adapted to; choose another --out")
+        # images that lie elsewhere by now are compared later
         changed += [name for name in changed_settings(Run(out).config, config) if name != "data.path"]
-    if changed and trained:
-        raise RunError(f"{out}: holds a run with other settings ({', '.join(changed)}); choose another --out")
+        if changed:
+            raise RunError(f"{out}: holds a run with other settings ({', '.join(changed)}); choose another --out")
     if changed:  # nothing is trained yet: another selection takes the place of that one
         (out / "asked.json").unlink(missing_ok=True)
     out.mkdir(parents=True, exist_ok=True)
@@ -362,5 +383,5 @@ def _beside(evaluation: Evaluation, parent: Run) -> Evaluation:
     """Return an evaluation with the parent's rows, where the parent was evaluated."""
     before = () if parent.evaluation is None else parent.evaluation.of(STUDENT)
     rows = [replace(row, who=BEFORE) for row in before]
-    note = f"adapted from {public_name(parent.folder.name)} on images without labels"
+    note = f"{ADAPTED} {public_name(parent.folder.name)} on images without labels"
     return replace(evaluation, rows=(*evaluation.rows, *rows), notes=(*evaluation.notes, note))

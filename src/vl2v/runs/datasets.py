@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from vl2v.config import DataConfig, RunConfig
 from vl2v.data.auditing import Audit, audit, set_aside
-from vl2v.data.dataset import DomainDataset, Split, hold_out, leave_out
+from vl2v.data.dataset import DomainDataset, Split, hold_out, image_files, leave_out
 from vl2v.data.inspection import Inspection, inspect
 from vl2v.data.layouts import open_dataset
+from vl2v.data.manifest import read_manifest
 from vl2v.errors import ConfigError, DataError
 from vl2v.names import UNKNOWN, same_name
 from vl2v.session import Progress, Session, silent
@@ -230,13 +232,28 @@ def by_folder(dataset: DomainDataset, images: NDArray[np.int64], folders: Sequen
     return [images[where == number] for number in np.unique(where)]
 
 
+def gone(data: DataConfig) -> list[Path]:
+    """Return the folders of images without labels, and files that list them, that have no image any more."""
+
+    def is_there(path: Path) -> bool:
+        if path.is_dir():
+            return bool(image_files(path)[0])
+        with suppress(DataError):  # none of its images is there
+            return path.is_file() and bool(read_manifest(path, path.parent, "", labelled=False)[0])
+        return False
+
+    return [path for path in named_unlabelled(data) if not is_there(path)]
+
+
 def at_hand(data: DataConfig) -> DataConfig:
     """Return settings without the folders of images without labels that are gone: what measures a student has labels.
 
     Where no image has a label, nothing is left out.
     """
-    there = [folder for folder in named_unlabelled(data) if folder.exists()]
-    return data if data.classes else data.model_copy(update={"unlabelled": there or None})
+    if data.classes or not (missing := gone(data)):
+        return data
+    there = [path for path in named_unlabelled(data) if path not in missing]
+    return data.model_copy(update={"unlabelled": there or None})
 
 
 def open_sources(config: RunConfig, session: Session) -> Sources:

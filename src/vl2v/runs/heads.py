@@ -19,7 +19,7 @@ from vl2v.methods import Task
 from vl2v.runs.datasets import Sources
 from vl2v.runs.evaluate import classifier_logits
 from vl2v.runs.features import Features
-from vl2v.runs.settings import refits
+from vl2v.runs.settings import has_tower, refits
 from vl2v.runs.start import FEW, adapted_teacher, learnt_images
 from vl2v.session import Progress
 from vl2v.students.backbone import weights_of
@@ -208,7 +208,7 @@ def fit_last_layer(
         trained = new_features(student)
         if head != "method":
             found, words = refit(student, task, sources, targets, trained, head)
-            if head == "only" and found == "trained" and parent is None:
+            if head == "only" and found == "trained" and parent is None and not has_tower(config, task):
                 raise DataError(
                     f"{sources.dataset.root}: too few images that the teacher was queried about, or that have labels, "
                     f"to fit a last layer to, and train.head = 'only' trains nothing else; it takes {FEW}"

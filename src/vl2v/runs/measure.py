@@ -348,8 +348,8 @@ class Bench:
             else:
                 validations = -(-settings.steps // every) + sum(AVERAGED for _ in stage.averagers)
                 saving = WEIGHT * self.weights / WRITTEN
-                spent = self.passes * settings.steps * settings.accumulate * rates.step(settings.batch_per_domain)
-                spent += validations * (rates.validation + saving)
+                spent = settings.steps * settings.accumulate * rates.step(settings.batch_per_domain)
+                spent = self.passes * (spent + validations * (rates.validation + saving))
             seconds[stage.key] = seconds.get(stage.key, 0.0) + spent
         last = (2 * val + self.unseen) * viewed + self.unseen * rates.clean
         if refits(config, self.task):

@@ -19,7 +19,7 @@ from vl2v.data.auditing import Audit, lookalikes
 from vl2v.data.dataset import DomainDataset, in_split
 from vl2v.errors import DataError, RunError
 from vl2v.io import checksum, write_bytes, write_text
-from vl2v.runs.datasets import Images, Sources, at_hand, open_sources
+from vl2v.runs.datasets import Images, Sources, gone, open_sources
 from vl2v.runs.folder import CHOSEN, IMAGES, Run
 from vl2v.session import Session
 
@@ -195,8 +195,8 @@ def source_notes(run: Run, images: Images) -> list[str]:
     )
     notes = [f"leakage: {count} images of unseen domains are among those to learn from, too"] if count else []
     notes += _near_copies(learnt, dataset, found, names)
-    if at_hand(run.config.data) != run.config.data:
-        notes.append("images without labels that it learnt from are gone, so nothing of these could be checked")
+    if gone(run.config.data):
+        notes.append("images without labels that it learnt from are gone, so whether any have changed isn't known")
     elif have_changed(run, learnt):
         notes.append("images have changed since the run: some that count as seen may be images that it was trained on")
     return notes

@@ -195,6 +195,8 @@ def foreign(settings: Mapping[str, Any], task: type[Task]) -> dict[str, str]:
             reasons[name] = f"no stage of method {task.name} trains the backbone"
         elif name == "train.head" and value == "start" and (task.head != "linear" or given.get("data.classes")):
             reasons[name] = f"method {task.name} has no linear head to fit to the images' labels"
+        elif name == "train.head" and value == "only" and task.queries == "texts":
+            reasons[name] = f"method {task.name} has no embeddings of images to fit a last layer to"
         elif name == "teacher.adapt" and not task.class_term:
             reasons[name] = f"the loss of method {task.name} has no term of the teacher's logits, which it changes"
         elif name == "train.swad" and value and task.retrains and given.get("train.retrain", "method") == "method":
