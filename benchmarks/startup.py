@@ -39,7 +39,7 @@ def started(data: Path, run: Path | None, folder: Path) -> dict[str, list[str]]:
     vl2v = [sys.executable, "-m", "vl2v"]
     few = folder / "few"
     for name in sorted({file.parent.name for file in data.rglob("*") if file.is_file()})[:5]:
-        for style in sorted(data.iterdir()):
+        for style in sorted(folder for folder in data.iterdir() if (folder / name).is_dir()):
             (few / style.name / name).mkdir(parents=True)
             for file in sorted((style / name).iterdir())[:6]:
                 shutil.copy(file, few / style.name / name)
