@@ -13,26 +13,14 @@ pool. Prints how many points the N images bring, mean and standard error over ta
 from __future__ import annotations
 
 import argparse
-import tempfile
 from pathlib import Path
 
 import numpy as np
+from frozen import frozen
 from numpy.typing import NDArray
-from torch import nn
 
-from vl2v.embeddings.plan import BY_STUDENT, Views, k_center_order, random_order
-from vl2v.embeddings.store import EmbeddingStore
+from vl2v.embeddings.plan import BY_STUDENT, k_center_order, random_order
 from vl2v.evaluation.ridge import Taught, fitted
-from vl2v.runs.datasets import open_sources
-from vl2v.runs.features import Features
-from vl2v.runs.query import open_session
-from vl2v.runs.settings import resolve
-from vl2v.runs.start import new_backbone
-from vl2v.session import Session, silent
-from vl2v.students.student import Student
-from vl2v.teachers import the_teacher
-from vl2v.training.device import OneDevice
-from vl2v.tree import assignments, merge
 
 STRATEGIES = ("random", "kcenter", "uncertainty", "nearest")
 Indices = NDArray[np.int64]
@@ -42,13 +30,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--teacher", default="tiny")
-    parser.add_argument("--exclude", type=Path)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--counts", type=int, nargs="*", default=[25, 50, 100, 200])
     parser.add_argument("--set", action="append", default=[], dest="pairs")
     given = parser.parse_args()
-    taught = everything(given)
+    taught, _ = frozen(given)
     domains, names = taught.groups, np.unique(taught.groups)
     gains: dict[tuple[str, str, int], list[list[float]]] = {}
     for number, unseen in enumerate(names):
@@ -70,29 +57,6 @@ def main() -> None:
             means = [np.mean(gains[where, strategy, count], 1) for count in given.counts]
             cells = [f"{of.mean():+.1f} ± {of.std(ddof=1) / len(of) ** 0.5:.1f}" for of in means]
             print(f"| {where} | {strategy} |", " | ".join(cells), "|")
-
-
-def everything(given: argparse.Namespace) -> Taught:
-    """Return features, embeddings, classes and domains of all images."""
-    tree = {
-        "data": {"path": given.data, **({"exclude": given.exclude} if given.exclude else {})},
-        "teacher": {"spec": given.teacher},
-        "student": {"image_size": given.size},
-    }
-    config = resolve(merge(tree, assignments(given.pairs)))
-    with tempfile.TemporaryDirectory() as folder, EmbeddingStore(Path(folder)) as store:
-        sources = open_sources(config, Session(Path(folder)))
-        session = open_session(config, store, the_teacher(config.teacher), None, sources, Views(), silent)
-        session.query()
-        targets = session.targets()
-    indices = sources.training
-    assert targets.images is not None and targets.texts is not None
-    backbone, spec = new_backbone(config)
-    new = Student(backbone, nn.Identity(), spec)
-    features = Features(new, sources.dataset, OneDevice(config.train), config.data.processes, silent).of(indices)
-    images = targets.images[indices, 0].astype(np.float32)
-    domains = sources.dataset.domain_ids[indices]
-    return Taught(features.numpy(), images, targets.texts, targets.labels[indices], domains)
 
 
 def halves(images: Indices, draw: int) -> tuple[Indices, Indices]:
