@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], dest="pairs")
     given = parser.parse_args()
     tree = {
+        "method": "adip",
         "data": {"path": given.data, "target": [given.target]},
         "teacher": {"spec": given.teacher},
         "student": {"image_size": given.size},
