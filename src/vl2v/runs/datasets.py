@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from vl2v.config import DataConfig, RunConfig
 from vl2v.data.auditing import Audit, audit, set_aside
-from vl2v.data.dataset import DomainDataset, Split, hold_out, image_files, leave_out
+from vl2v.data.dataset import SUFFIXES, DomainDataset, Split, hold_out, leave_out
 from vl2v.data.inspection import Inspection, inspect
 from vl2v.data.layouts import open_dataset
 from vl2v.data.manifest import read_manifest
@@ -237,7 +237,7 @@ def gone(data: DataConfig) -> list[Path]:
 
     def is_there(path: Path) -> bool:
         if path.is_dir():
-            return bool(image_files(path)[0])
+            return any(file.suffix.lower() in SUFFIXES for file in path.rglob("*"))  # up to the first one
         with suppress(DataError):  # none of its images is there
             return path.is_file() and bool(read_manifest(path, path.parent, "", labelled=False)[0])
         return False
