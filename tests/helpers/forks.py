@@ -40,14 +40,19 @@ context.set_forkserver_preload(
 # What stands for `vl2v` in a shell, or for Python: it hands on its words, folder, environment, streams and signals. It
 # ends as the fork ends, and where it is killed the fork is killed, too.
 CLIENT = """#!{python} -IS
-import json, os, signal, socket, sys
+import json, os, select, signal, socket, sys
+caught, wake = socket.socketpair()
+wake.setblocking(False)
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     order = json.dumps([[*{words!r}, *sys.argv[1:]], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(order).to_bytes(4, "big")], [0, 1, 2])
     server.sendall(order)
+    signal.set_wakeup_fd(wake.fileno())
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: server.sendall(bytes([number])))
+        signal.signal(number, lambda number, frame: None)  # the number is in `caught`
+    while server not in select.select([caught, server], [], [])[0]:
+        server.sendall(caught.recv(1))
     code = int(server.recv(4))
     if -code in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(-code, signal.SIG_DFL)

@@ -18,6 +18,7 @@ from loopback import started_server, until, until_accepted
 from vl2v.errors import ConfigError
 from vl2v.vendor.keys import add_key, read_keys, revoke_key
 from vl2v.vendor.meter import Meter, Sale
+from vl2v.vendor.serve import _reload_on_hangup
 
 from .helpers import ask, image, sold, uri
 from .servers import DIM, Stub, row, running
@@ -155,6 +156,29 @@ def test_keys_are_listed_with_what_they_bought(tmp_path, monkeypatch):
     assert alice == "alice - - 30 20 2 3 2 0.000130 -"
     assert bob.startswith("bob 60 - 0 0 0 0 0 0.000000 20")
     assert eve == "eve - - - - 1 0 1 0.000007 no key"
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
+def test_a_second_hangup_while_keys_are_read_is_not_lost(tmp_path, monkeypatch):
+    file = tmp_path / "keys.toml"
+    add_key(file, "one")
+    keys, two = read_keys(file), []
+
+    def reading(path):
+        read = read_keys(path)
+        if not two:
+            two.append(add_key(path, "two"))
+            signal.raise_signal(signal.SIGHUP)
+        return read
+
+    monkeypatch.setattr("vl2v.vendor.serve.read_keys", reading)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        _reload_on_hangup(keys, file)
+        signal.raise_signal(signal.SIGHUP)
+        until(lambda: two and keys.find(two[0]))
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_stopped_it_answers_and_bills_what_it_accepted(tmp_path, quick_python):

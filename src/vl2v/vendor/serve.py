@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import signal
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 
 from vl2v.errors import ConfigError, need_extra
 from vl2v.privacy import public_name
@@ -70,13 +72,18 @@ def serve(
 
 
 def _reload_on_hangup(keys: Keys, file: Path) -> None:
-    def reload(number: int, frame: object) -> None:
-        try:
-            keys.replace(read_keys(file).keys)
-        except ConfigError as error:
-            _log.error("the keys stay as they were: %s", error)
-        else:
-            _log.warning("%s: %d keys are accepted", file, keys.accepted)
+    """Read the keys again on SIGHUP, in a thread: a handler that the next one interrupts would end with older keys."""
+    hangups: SimpleQueue[int] = SimpleQueue()
+
+    def reload() -> None:
+        while hangups.get():
+            try:
+                keys.replace(read_keys(file).keys)
+            except ConfigError as error:
+                _log.error("the keys stay as they were: %s", error)
+            else:
+                _log.warning("%s: %d keys are accepted", file, keys.accepted)
 
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, reload)
+        threading.Thread(target=reload, name="vl2v-keys", daemon=True).start()
+        signal.signal(signal.SIGHUP, lambda number, frame: hangups.put(number))
