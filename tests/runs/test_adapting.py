@@ -20,6 +20,7 @@ from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.export.student import open_images
 from vl2v.runs.adapting import BEFORE, adapt
 from vl2v.runs.datasets import open_sources
+from vl2v.runs.folder import locked
 from vl2v.runs.settings import resolve
 from vl2v.session import Session
 from vl2v.tree import merge
@@ -184,7 +185,7 @@ def test_a_folder_with_another_adapted_student_is_refused_before_anything_is_que
         adapt(parents(), place, out, select=4, store=store)
     shutil.copytree(place, other)
     shutil.copy(shapes / "paint" / "ball" / "11.png", other)
-    with pytest.raises(RunError, match=r"--images, data.unlabelled"):
+    with pytest.raises(RunError, match=r"\(--images\)"):
         adapt(parents(), other, out, select=4, closed_form=True, store=store)
     assert image_queries(store) == queries
 
@@ -222,6 +223,100 @@ def test_a_log_is_linked_anew_after_a_refusal(parents: Any, place: Path, store: 
     other = Path(shutil.copytree(place, tmp_path / "other"))
     with pytest.raises(RunError, match=r"adapts to the images of .*log; choose another --out"):
         adapt(parents(), None, out, log=other, select=4, closed_form=True, store=store)
+
+
+def test_a_log_is_linked_anew_after_a_kill_and_other_folders_stay(
+    parents: Any, place: Path, store: Path, tmp_path: Path
+) -> None:
+    log, beside = Path(shutil.copytree(place, tmp_path / "log")), tmp_path / "out-images"
+    beside.mkdir()
+    (beside / "mine.png").write_bytes(b"mine")
+    with pytest.raises(RunError, match="isn't of a run; choose another --out"):
+        adapt(parents(), None, tmp_path / "out", log=log, store=store)
+    assert (beside / "mine.png").read_bytes() == b"mine"
+    (beside / ".from").write_text("another log")  # killed before it was claimed
+    run = adapt(parents(), None, tmp_path / "out", log=log, select=4, closed_form=True, store=store).run
+    assert run is not None
+    assert {file.name for file in beside.iterdir()} == {".from", *(image.name for image in log.iterdir())}
+    shutil.rmtree(beside)
+    with pytest.raises(RunError, match="are gone; choose another --out"):
+        adapt(parents(), None, tmp_path / "out", log=log, select=4, closed_form=True, store=store)
+    assert not beside.exists()
+
+
+def test_what_trains_or_is_finished_queries_no_more(
+    parents: Any, place: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, other = tmp_path / "out", Path(shutil.copytree(store, tmp_path / "other"))
+    run = adapt(parents(), place, out, select=4, closed_form=True, store=store).run
+    assert run is not None
+    queries = image_queries(other)
+    again = adapt(parents(), place, out, select=4, closed_form=True, store=other)
+    assert again.run is not None and again.run.evaluation == run.evaluation
+    assert image_queries(other) == queries and again.queries.plan.queries == 0
+
+
+def test_what_was_chosen_is_saved_before_it_is_paid_for(
+    parents: Any, place: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: Any) -> Any:
+        raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr("vl2v.embeddings.session.TeacherSession.query", stopped)
+        adapt(parents(), place, tmp_path / "out", select=4, store=store)
+    chosen = json.loads((tmp_path / "out" / "adapting.json").read_text())["chosen"]
+    assert len(chosen) == 4
+    monkeypatch.setattr("vl2v.runs.adapting.k_center_order", lambda found, count: np.arange(count))
+    found = adapt(parents(), place, tmp_path / "out", select=4, closed_form=True, store=store)
+    assert sorted(found.queries.plan.contents[index].hex() for index, _ in found.queries.plan.pending) == sorted(chosen)
+
+
+def test_another_process_that_trains_there_keeps_its_selection(
+    parents: Any, place: Path, store: Path, tmp_path: Path
+) -> None:
+    out, queries = tmp_path / "out", image_queries(store)
+    out.mkdir()
+    with locked(out), pytest.raises(RunError, match="another process is training in it"):
+        adapt(parents(), place, out, select=4, store=store)
+    assert image_queries(store) == queries and not (out / "adapting.json").exists()
+
+
+def test_a_place_that_moves_is_followed_until_the_run_has_ended(
+    parents: Any, place: Path, store: Path, tmp_path: Path
+) -> None:
+    before, after = Path(shutil.copytree(place, tmp_path / "before")), tmp_path / "after"
+    whole = adapt(parents(), place, tmp_path / "whole", select=4, store=store).run
+    with pytest.raises(Interrupted):
+        adapt(parents(), before, tmp_path / "out", select=4, store=store, progress=stopping("distill", 2))
+    before.rename(after)
+    run = adapt(parents(), after, tmp_path / "out", select=4, store=store).run
+    assert run is not None and whole is not None and run.config.data.unlabelled == [after.resolve()]
+    mine, theirs = (one.classifier.student.state_dict() for one in (run, whole))
+    assert all(torch.equal(mine[key], theirs[key]) for key in theirs)
+    other = Path(shutil.copytree(after, tmp_path / "other"))
+    (other / "box1.png").unlink()
+    with pytest.raises(RunError, match="--images"):
+        adapt(parents(), other, tmp_path / "out", select=4, store=store)
+
+
+def test_what_its_parent_may_know_of_the_validation_images_is_said(
+    place: Path, shapes: Path, recording: Path, tmp_path: Path
+) -> None:
+    data, store = Path(shutil.copytree(shapes, tmp_path / "data")), tmp_path / "store"
+    settings = merge(quick_settings(data, recording), {"train": {"retrain": "on"}})
+    parent = vl2v.distill(settings, tmp_path / "parent", store=store)
+    knows = adapt(parent, place, tmp_path / "one", select=4, closed_form=True, store=store).run
+    (data / "ink" / "ball" / "00.png").unlink()
+    changed = adapt(parent, place, tmp_path / "two", select=4, closed_form=True, store=store).run
+    for run, words in ((knows, "trained on all source images"), (changed, "have changed since parent was trained")):
+        assert run is not None and run.evaluation is not None
+        assert any(words in note for note in run.evaluation.notes)
+
+
+def test_a_setting_that_is_no_section_is_refused(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="train"):
+        adapt(parents(), place, tmp_path / "out", settings={"train": 3}, store=store)
 
 
 def test_a_store_without_what_the_parent_learnt_from_is_refused(parents: Any, place: Path, tmp_path: Path) -> None:

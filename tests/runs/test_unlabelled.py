@@ -105,7 +105,18 @@ def test_small_folders_hold_out_as_many_as_one_heap(pool: Path, recording: Path,
     assert len(sources.groups(sources.split.unlabelled)) == 9
     settings["data"]["unlabelled"] = [str(base), str(base / "1")]  # one in the other: the inner one counts
     sources = open_sources(resolve(settings), Session.of(tmp_path))
-    assert [len(group) for group in by_folder(sources.dataset, np.arange(40), (".", "1"))] == [32, 8]
+    assert [len(group) for group in by_folder(sources.dataset, np.arange(36), (".", "1"))] == [32, 4]
+
+
+def test_a_folder_that_is_named_twice_is_there_once(pool: Path, shapes: Path, recording: Path, tmp_path: Path) -> None:
+    roll = Path(shutil.copytree(pool, tmp_path / "roll"))
+    run = vl2v.distill(without_labels(roll, recording), tmp_path / "run", store=tmp_path / "store")
+    shutil.copy(shapes / "paint" / "ball" / "00.png", roll / "since.png")
+    found = vl2v.adapt(run, roll, tmp_path / "adapted", select=37, closed_form=True, store=tmp_path / "store").run
+    assert found is not None
+    sources = open_sources(found.config, Session.of(tmp_path / "store"))
+    held, learnt = ({sources.audit.sha256[i] for i in part} for part in (sources.split.val, sources.split.unlabelled))
+    assert len(sources.dataset) == 37 and len(held) == 7 and not held & learnt
 
 
 def test_nothing_to_fit_a_last_layer_to_is_an_error_and_no_student(pool: Path, recording: Path, tmp_path: Path) -> None:

@@ -322,15 +322,17 @@ def _with_unlabelled(dataset: DomainDataset, folders: Sequence[Path]) -> DomainD
 def _with_files(
     dataset: DomainDataset, folder: Path, files: Sequence[tuple[str, ...]], excluded: Sequence[Excluded]
 ) -> DomainDataset:
-    """Add a folder's images to the last domain."""
+    """Add a folder's images to the last domain, but those that are in it already, by another folder's name."""
     # from real folder to real folder: ".." beyond a link leads elsewhere
     below = os.path.relpath(os.path.realpath(folder), os.path.realpath(dataset.root))
     above = "" if below == "." else f"{below}/"
-    count = len(files)
+    there = {dataset.paths[i] for i in np.flatnonzero(dataset.domain_ids == len(dataset.domains) - 1)}
+    paths = [above + "/".join(parts) for parts in sorted(files, key=lambda parts: tuple(map(one_form, parts)))]
+    paths = [path for path in paths if path not in there]
+    count = len(paths)
     return replace(
         dataset,
-        paths=dataset.paths
-        + tuple(above + "/".join(parts) for parts in sorted(files, key=lambda parts: tuple(map(one_form, parts)))),
+        paths=(*dataset.paths, *paths),
         labels=np.concatenate([dataset.labels, np.full(count, -1)]),
         domain_ids=np.concatenate([dataset.domain_ids, np.full(count, len(dataset.domains) - 1)]),
         splits=None if dataset.splits is None else (*dataset.splits, *([None] * count)),

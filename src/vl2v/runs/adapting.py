@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +34,8 @@ from vl2v.privacy import public_name
 from vl2v.runs.datasets import Sources, named_unlabelled, open_sources
 from vl2v.runs.evaluate import STUDENT
 from vl2v.runs.features import Features
-from vl2v.runs.folder import ADAPTING, CHOSEN, Run, changed_settings, check_folder
+from vl2v.runs.folder import ADAPTING, MOVED, Run, changed_settings, check_folder, locked
+from vl2v.runs.predictions import have_changed
 from vl2v.runs.query import QueryReport, open_session, queries_online
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
@@ -46,6 +47,7 @@ from vl2v.tree import Tree, merge
 
 Strategy = Literal["random", "kcenter", "uncertainty"]
 
+LOG = ".from"  # in a folder of images: which server's log they are from
 BEFORE = "before adapting"  # the parent's rows in an evaluation
 ADAPTED = "adapted from"  # begins the note of an evaluation that has them, if there are any
 STEPS, RATE = 0.5, 0.5  # of the parent's last stage: its steps and its learning rate
@@ -130,9 +132,9 @@ def adapt(
     if (images is None) == (log is None):
         raise ConfigError("give either a folder of images (--images) or the folder of a server's log (--from)")
     _check(parent, select, closed_form=closed_form)
-    folder, linked = Path(images or log or ""), None
+    folder = Path(images or log or "")
     if log is not None and not dry_run:
-        folder, linked = _linked(folder, out)
+        folder = _linked(folder, out)
     given = merge({"train": {"head": "only"}} if closed_form else {}, settings or {})
     tree = _settings(parent, folder, given)
     session = Session.of(store, budget, progress)
@@ -140,16 +142,13 @@ def adapt(
     try:
         queried = _query(parent, resolve(tree), folder, out, session, asked, dry_run=dry_run)
     finally:
-        if linked and not (out / ADAPTING).is_file():  # it was refused: the next one learns from the images of then
-            shutil.rmtree(linked, ignore_errors=True)
+        if log is not None and not dry_run and not (out / ADAPTING).is_file():  # refused: nobody learns from them
+            shutil.rmtree(folder, ignore_errors=True)
     if dry_run:
         return Adapted(None, queried)
-    if not (out / "config.toml").exists():
-        with suppress(FileNotFoundError):  # what the parent chose for itself still fits
-            shutil.copyfile(parent.folder / CHOSEN, out / CHOSEN)
     made = distill(tree, out, store=session.store, budget=budget, progress=progress)
     if made.evaluation is not None and not _ended(made):
-        made.save_evaluation(_beside(made.evaluation, parent))
+        made.save_evaluation(_beside(made.evaluation, parent, session))
     return Adapted(made, queried)
 
 
@@ -172,31 +171,33 @@ def _check(parent: Run, select: int, *, closed_form: bool) -> None:
         )
 
 
-def _linked(log: Path, out: Path) -> tuple[Path, Path | None]:
+def _linked(log: Path, out: Path) -> Path:
     """Return a folder beside a run with the images that a server's log has now, or had when the run was begun.
-
-    Returns:
-        The folder, and the same if it was made now, else None.
 
     Raises:
         DataError: there are none.
-        RunError: the run learns from another log, or is finished, and the log has others by now.
+        RunError: the run learns from another log, or is finished, and the log has others by now or its images are
+            gone; somebody else's folder is there.
     """
-    folder = out.with_name(f"{out.name}-images")
-    if folder.is_dir():
-        where = read_json(out / ADAPTING, {}).get("--from", str(log.resolve()))
-        if where != str(log.resolve()):
-            raise RunError(f"{out}: adapts to the images of {where}; choose another --out")
+    folder, claimed = out.with_name(f"{out.name}-images"), read_json(out / ADAPTING)
+    if claimed is not None and (other := claimed.get("--from")) != str(log.resolve()):
+        raise RunError(f"{out}: adapts to the images of {other or 'a folder'}; choose another --out")
+    if folder.exists() and claimed is not None:
         since = {image.name for image in _images_in(log)} - {image.name for image in folder.iterdir()}
         if since and (out / "config.toml").is_file() and _ended(Run(out)):
             raise RunError(
                 f"{out}: adapted to earlier images of {log}, which has {len(since)} others by now; choose another --out"
             )
-        return folder, None
+        return folder
+    if folder.exists() and not (folder / LOG).is_file():
+        raise RunError(f"{folder}: is there already, and isn't of a run; choose another --out")
+    if check_folder(out):
+        raise RunError(f"{out}: the images that it adapts to, in {folder}, are gone; choose another --out")
     if not log.is_dir():
         raise DataError(f"{log}: no such folder; `vl2v serve --log-images FOLDER` saves images in one")
     unfinished = folder.with_name(f"{folder.name}{NEW}")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    for former in (unfinished, folder):
+        shutil.rmtree(former, ignore_errors=True)
     unfinished.mkdir(parents=True, mode=0o700)
     for image in _images_in(log):
         with suppress(FileNotFoundError):  # the server has just deleted it
@@ -204,8 +205,9 @@ def _linked(log: Path, out: Path) -> tuple[Path, Path | None]:
     if not any(unfinished.iterdir()):
         unfinished.rmdir()
         raise DataError(f"{log}: no images in it yet")
+    write_text(unfinished / LOG, str(log.resolve()))
     unfinished.replace(folder)
-    return folder, folder
+    return folder
 
 
 def _images_in(log: Path) -> list[Path]:
@@ -244,7 +246,8 @@ def _settings(parent: Run, images: Path, given: Mapping[str, Any]) -> Tree:
     tree = config.model_dump(mode="json", by_alias=True, exclude_none=True)
     tree["stages"] = {last: {**tree["stages"][last], "warmup": round(STEPS * stage.warmup)}}
     tree["stages"][last].pop("eval_every", None)
-    if given.get("train", {}).get("head") == "only":  # no block is trained, lower or upper
+    train = given.get("train")
+    if isinstance(train, Mapping) and train.get("head") == "only":  # no block is trained, lower or upper
         tree["train"] = {key: value for key, value in tree["train"].items() if not key.startswith("quick")}
     return merge(tree, own, given)
 
@@ -273,11 +276,20 @@ def _query(
         if not queries_online(config):
             _check_store(parent, querying, _before(sources, folder), session.progress)
         if not dry_run:
-            _claim(out, config, querying.contents(new), asked)
-        chosen = _chosen(parent, config, sources, new, asked["--select"], asked["--strategy"], session.progress)
-        queries = querying.plan(chosen)
-        forecast = cost(queries, teacher, spending)
-        refused: list[Refusal] = [] if dry_run else querying.query(chosen)
+            check_folder(out)
+        with nullcontext() if dry_run else locked(out):
+            claim = {} if dry_run else _claim(out, config, querying.contents(new), asked)
+            if (known := claim.get("chosen")) is not None:
+                chosen = new[np.isin(querying.contents(new), known)]
+            else:
+                chosen = _chosen(parent, config, sources, new, asked["--select"], asked["--strategy"], session.progress)
+            if not dry_run:
+                write_text(out / ADAPTING, json.dumps(claim | {"chosen": querying.contents(chosen)}))
+                if check_folder(out):  # it trains already: what is queried now would teach it nothing
+                    chosen = chosen[querying.cached(chosen)]
+            queries = querying.plan(chosen)
+            forecast = cost(queries, teacher, spending)
+            refused: list[Refusal] = [] if dry_run else querying.query(chosen)
         return QueryReport(queries, forecast, tuple(refused), spending.bill() if spending else "")
 
 
@@ -334,8 +346,11 @@ def _check_store(parent: Run, querying: TeacherSession, old: NDArray[np.int64], 
         progress(f"the store {has}", 1, 1, "")
 
 
-def _claim(out: Path, config: RunConfig, contents: list[str], asked: Tree) -> None:
-    """Save what a run is adapted to, before anything is queried for it.
+def _claim(out: Path, config: RunConfig, contents: list[str], asked: Tree) -> Tree:
+    """Return what a run is adapted to, before anything is queried for it.
+
+    Returns:
+        With the images that were chosen for it (`chosen`, by SHA-256), if they were.
 
     Raises:
         RunError: the folder holds what was trained with other settings, on other images or by another selection, or
@@ -347,14 +362,14 @@ def _claim(out: Path, config: RunConfig, contents: list[str], asked: Tree) -> No
     if trained:
         if before is None:
             raise RunError(f"{out}: holds a student, but not which images it was adapted to; choose another --out")
-        # images that lie elsewhere by now are compared later
-        changed += [name for name in changed_settings(Run(out).config, config) if name != "data.path"]
+        # images that lie elsewhere by now are compared, too
+        changed += [name for name in changed_settings(Run(out).config, config) if name not in MOVED]
         if changed:
             raise RunError(f"{out}: holds a run with other settings ({', '.join(changed)}); choose another --out")
-    if changed:  # nothing is trained yet: another selection takes the place of that one
-        (out / "asked.json").unlink(missing_ok=True)
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(out / ADAPTING, json.dumps(now))
+    if before is not None and not changed:
+        return {"chosen": read_json(out / "asked.json"), **before}
+    (out / "asked.json").unlink(missing_ok=True)  # nothing is trained yet: this selection takes the place of that one
+    return now
 
 
 def _chosen(
@@ -379,9 +394,14 @@ def _chosen(
     return np.sort(images[uncertain_order(logits)[:count]])
 
 
-def _beside(evaluation: Evaluation, parent: Run) -> Evaluation:
-    """Return an evaluation with the parent's rows, where the parent was evaluated."""
+def _beside(evaluation: Evaluation, parent: Run, session: Session) -> Evaluation:
+    """Return an evaluation with the parent's rows, where the parent was evaluated, and with what is to be known."""
     before = () if parent.evaluation is None else parent.evaluation.of(STUDENT)
     rows = [replace(row, who=BEFORE) for row in before]
-    note = f"{ADAPTED} {public_name(parent.folder.name)} on images without labels"
-    return replace(evaluation, rows=(*evaluation.rows, *rows), notes=(*evaluation.notes, note))
+    name = public_name(parent.folder.name)
+    notes = [f"{ADAPTED} {name} on images without labels"]
+    if have_changed(parent, open_sources(parent.config, session)):
+        notes.append(f"images have changed since {name} was trained: it may know some that validate here")
+    elif "retrained" in parent.classifier.about:
+        notes.append(f"{name} was trained on all source images: it knows those that validate here")
+    return replace(evaluation, rows=(*evaluation.rows, *rows), notes=(*evaluation.notes, *notes))

@@ -33,6 +33,7 @@ PLAN = "plan.json"  # what was chosen for a run, and its forecast
 VERSION = "version.txt"  # of the method and the loop that train it
 
 ADAPTING = "adapting.json"  # what `vl2v adapt` was asked for
+MOVED = {"data.path", "data.unlabelled"}  # settings by which a run finds its images, wherever they lie
 
 # What a run leaves that stopped before it trained anything; `asked.json` lists the images that it selected.
 _FIRST_FILES = ("config.toml", IMAGES, "asked.json", "refused.csv", CHOSEN, PLAN, VERSION)
@@ -184,7 +185,7 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
     A run that failed before it trained anything makes way for one with other settings: a mistake is being mended.
 
     Args:
-        same_images: returns whether a run's images are those at the path of the settings, which isn't the run's.
+        same_images: returns whether a run's images are those at the paths of the settings, which aren't the run's.
 
     Raises:
         RunError: the folder holds a run of another configuration, holds something else, or can't be written to.
@@ -196,7 +197,7 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
         changed = changed_settings(run.config, config)
         if not changed:
             return run
-        if others and changed == ["data.path"] and same_images(run):
+        if others and MOVED.issuperset(changed) and same_images(run):
             follow(folder, config.data)
             return Run(folder)
         if others:

@@ -133,7 +133,7 @@ def toward_parent(
     floor = _accuracy(parent, sources, targets, features(parent)) - FORGOTTEN
     start = parent.state_dict()
     trained = {key: value.clone() for key, value in student.state_dict().items()}
-    alike = all(start[key].shape == value.shape for key, value in trained.items())
+    alike = start.keys() == trained.keys() and all(start[key].shape == trained[key].shape for key in start)
     for share in SHARES if alike else (1.0,):
         if share < 1:
             mixed = {k: start[k].lerp(v, share) if v.is_floating_point() else v for k, v in trained.items()}

@@ -19,7 +19,7 @@ from vl2v.data.auditing import Audit, lookalikes
 from vl2v.data.dataset import DomainDataset, in_split
 from vl2v.errors import DataError, RunError
 from vl2v.io import checksum, write_bytes, write_text
-from vl2v.runs.datasets import Images, Sources, gone, open_sources
+from vl2v.runs.datasets import Images, Sources, gone
 from vl2v.runs.folder import CHOSEN, IMAGES, Run
 from vl2v.session import Session
 
@@ -163,12 +163,15 @@ def same_images(run: Run, config: RunConfig, session: Session) -> bool:
     """Return whether images are, byte for byte, a run's: what it learns from, once it is evaluated all of them.
 
     Args:
-        run: begun with images at another path.
-        config: the run's, with the path where the images are to be now.
+        run: begun with images at other paths.
+        config: the run's, with the paths where the images are to be now.
     """
-    if (predictions := predictions_of(run)) is not None:
-        return predictions.content == content(*Images(config.data, session).all)
-    return (run.folder / IMAGES).is_file() and not have_changed(run, open_sources(config, session))
+    predictions, images = predictions_of(run), Images(config.data, session)
+    if predictions is not None and predictions.content != content(*images.all):
+        return False
+    if predictions is not None and config.data.unlabelled == run.config.data.unlabelled:
+        return True  # some that it learnt from may be gone
+    return (run.folder / IMAGES).is_file() and not have_changed(run, images.sources)
 
 
 def predictions_of(run: Run) -> Predictions | None:

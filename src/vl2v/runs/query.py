@@ -47,6 +47,7 @@ def open_session(
         ConfigError: settings that don't go together.
     """
     wanted = config.teacher
+    store.recognise(teacher)
     if queries_online(config):
         online_teacher(wanted, teacher)  # refuses a black box before anything is paid
     if wanted.online and wanted.views:
@@ -188,8 +189,10 @@ def _chosen(session: TeacherSession, sources: Sources, *, dry_run: bool) -> NDAr
     config = session.config
     if config.teacher.select is None:
         return None
-    from vl2v.runs.start import free_features, selected
+    from vl2v.runs.start import free_features, selected, selected_before
 
+    if dry_run and (before := selected_before(session, sources)) is not None:
+        return before
     if dry_run and config.teacher.strategy in BY_STUDENT:  # as many, though not the same
         config = config.model_copy(update={"teacher": config.teacher.model_copy(update={"strategy": "random"})})
         session = replace(session, config=config)
@@ -220,12 +223,14 @@ class Advice:
         left: training images that weren't queried.
         cost: of querying them; None for a teacher that costs nothing.
         labelled: whether the curve is of accuracy; else, where no image has a label, of agreement with the teacher.
+        pool: whether there are images without labels beside those with labels.
     """
 
     points: tuple[Point, ...]
     left: int
     cost: Cost | None
     labelled: bool = True
+    pool: bool = False
 
     def gain(self) -> tuple[float, float]:
         """Return what the remaining images may add to the accuracy, and its standard error.
@@ -244,7 +249,7 @@ class Advice:
     def verdict(self) -> str:
         """Return a sentence or two for people."""
         if not self.left:
-            return "every training image was queried: there is nothing left to query"
+            return "every training image was queried"
         gain, error = self.gain()
         price = f" ({self.cost.price()})" if self.cost else ""
         rest = f"the {self.left:,} images that are left{price}"
@@ -258,13 +263,16 @@ class Advice:
     def table(self) -> Table:
         """Return the curve of accuracy against queries, with the verdict on more of them."""
         rows = [[f"{p.images:,}", f"{100 * p.accuracy:.1f}", f"{100 * p.error:.1f}"] for p in self.points]
+        notes = [self.verdict()]
+        if self.pool:
+            notes.append("what images without labels bring on domains that are unseen, the source domains don't tell")
         what = "accuracy" if self.labelled else "agreement"
         title = (
             "a first student's accuracy % on the source domains' validation images"
             if self.labelled
             else "on how many % of the held-out images a first student agrees with the teacher"
         )
-        return Table(["images queried", what, "standard error"], rows, (), [self.verdict()], title, left=())
+        return Table(["images queried", what, "standard error"], rows, (), notes, title, left=())
 
 
 def advise(
@@ -295,7 +303,7 @@ def advise(
     teacher = the_teacher(config.teacher)
     with EmbeddingStore(shared.store) as embeddings, with_budget(teacher, shared, "vl2v embed --advise") as spending:
         session = open_session(config, embeddings, teacher, spending, sources, clean_images(config), progress)
-        plan = session.plan(sources.training)
+        plan = session.plan(sources.queried)
         cached = sources.training[session.cached(sources.training)]
         if len(cached) < FEWEST or plan.pending_texts:
             raise ConfigError(
@@ -315,6 +323,7 @@ def advise(
                 accuracies.append(scores.accuracy)
             error = float(np.std(accuracies, ddof=1) / SEEDS**0.5)
             points.append(Point(count, float(np.mean(accuracies)), error))
-        rest = replace(session, views=_views(config, teacher)).plan(sources.training)  # a run queries every view
-        left = len(sources.training) - len(cached)
-        return Advice(tuple(points), left, cost(rest, teacher, spending), sources.labelled)
+        rest = replace(session, views=_views(config, teacher)).plan(sources.queried)  # a run queries every view
+        left = int((~session.cached(sources.queried)).sum())
+        pool = sources.labelled and len(sources.split.unlabelled) > 0
+        return Advice(tuple(points), left, cost(rest, teacher, spending), sources.labelled, pool)

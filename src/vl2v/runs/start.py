@@ -32,7 +32,7 @@ from vl2v.methods.adip import align
 from vl2v.methods.averaging import Scores
 from vl2v.runs.datasets import Sources
 from vl2v.runs.features import Features, Indices, rows_of
-from vl2v.runs.folder import CHOSEN
+from vl2v.runs.folder import CHOSEN, Run
 from vl2v.runs.settings import has_tower, resolve
 from vl2v.session import Progress, derive
 from vl2v.students.backbone import output_width, pretrained_backbone
@@ -247,17 +247,19 @@ def free_features(config: RunConfig, sources: Sources, progress: Progress) -> Fe
 
 
 def automatic(
-    task: Task, run: Path, sources: Sources, targets: TeacherTargets, features: Features, progress: Progress
+    task: Task, run: Run, sources: Sources, targets: TeacherTargets, features: Features, progress: Progress
 ) -> dict[str, float]:
     """Return numbers for those of a task's settings that are "auto": chosen by the teacher's embeddings.
 
-    They stand in the run's `chosen.json`, with how accurate each lambda was; what was chosen before is taken.
+    They stand in the run's `chosen.json`, with how accurate each lambda was; what was chosen before is taken, for an
+    adapted student's parent, too.
 
     Args:
         features: of the backbone as it starts.
         progress: called with what was chosen.
     """
-    chosen: Tree = read_json(run / CHOSEN, {})
+    file, parent = run.folder / CHOSEN, run.config.student.parent
+    chosen: Tree = read_json(file, read_json(Path(parent) / CHOSEN, {}) if parent else {})
     names = task.automatic
     missing = [name for name in names if name not in chosen]
     if "lambda" in missing:
@@ -267,8 +269,8 @@ def automatic(
             chosen["lambda"] = best_lambda(chosen["accuracies"], len(taught.labels))
     if "temperature" in missing:
         chosen["temperature"] = _soft_temperature(sources, targets)
-    if missing:
-        write_text(run / CHOSEN, json.dumps(chosen, indent=2))
+    if chosen and (missing or not file.is_file()):
+        write_text(file, json.dumps(chosen, indent=2))
     for name in names:
         progress(f"chosen on the source domains: {name} {chosen[name]:g}", 1, 1, "")
     return {name: chosen[name] for name in names}

@@ -292,7 +292,7 @@ def train(
                     targets = with_adapted_teacher(targets, sources, progress)
             if not sources.labelled:
                 learnt, probabilities = labelled_by_teacher(sources, targets)
-            chosen = automatic(task, run.folder, learnt, targets, features, progress)
+            chosen = automatic(task, run, learnt, targets, features, progress)
             return Queried(dim, targets, learnt, probabilities, chosen, features.computed)
 
         found = from_first(fabric, queried)

@@ -104,6 +104,8 @@ def read_keys(file: Path) -> Keys:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{file}: [[key]] {where}: {expected(first)}") from None
+    except OSError as error:
+        raise ConfigError(f"{file}: can't be read ({error.strerror})") from None
     except (TypeError, AttributeError):
         raise ConfigError(f"{file}: keys are tables [[key]]; `vl2v vendor keys add` writes them") from None
     names = [key.name for key in keys]

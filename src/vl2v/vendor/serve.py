@@ -79,7 +79,7 @@ def _reload_on_hangup(keys: Keys, file: Path) -> None:
         while hangups.get():
             try:
                 keys.replace(read_keys(file).keys)
-            except ConfigError as error:
+            except Exception as error:  # whatever it is, the next SIGHUP counts
                 _log.error("the keys stay as they were: %s", error)
             else:
                 _log.warning("%s: %d keys are accepted", file, keys.accepted)
