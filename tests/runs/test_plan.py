@@ -13,7 +13,7 @@ from little import Interrupted, quick_settings, stopping
 from vl2v.config import RunConfig
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import RunError
-from vl2v.methods import task_of
+from vl2v.methods import Stage, task_of
 from vl2v.runs import plan as plans
 from vl2v.runs.measure import Bench, Rates
 from vl2v.runs.plan import RunPlan, can_be_quick, limit_of, plan_run, quicker
@@ -36,7 +36,7 @@ class Known(Bench):
 
     def seconds(self, config: RunConfig, rates: Rates) -> dict[str, float]:
         stage = config.stages["distill"]
-        return {"distill": self.passes * stage.steps * rates.step(stage.batch_per_domain)}
+        return {"distill": self.passes * stage.steps * stage.accumulate * rates.step(stage.batch_per_domain)}
 
 
 FULL = 1000 * 96.0  # seconds of the recipe
@@ -132,6 +132,14 @@ def test_what_is_trained_twice_has_half_the_steps() -> None:
     assert steps == [50, 20]
 
 
+def test_micro_batches_take_their_time_too() -> None:
+    config = resolve({"data": {"path": "."}, "stages": {"distill": {"accumulate": 2}}})
+    given = {"student.image_size", "stages.distill.batch_per_domain"}
+    assert plans.fitting(Known(config), FULL, given) == {"stages.distill.steps": 500}, "half of what the recipe takes"
+    found = plans.fitting(Known(config, evaluating=FULL / 150), FULL, given)
+    assert found == {"stages.distill.steps": 500}, "ten evaluations take less than a tenth of the time"
+
+
 class Cut(Known):
     """A machine on which a thousand seconds pass until the activations are cached; then steps are ten times quicker."""
 
@@ -215,6 +223,97 @@ def test_a_plan_is_decided_once(unhurried: dict[str, Any], tmp_path: Path, monke
         vl2v.distill(merge(settings, {"train": {"quick": "off"}}), out, store=store, minutes=0.01)
 
 
+class Counting(Bench):
+    """A machine on which an image takes a second to pass through the backbone, and nothing else takes any time."""
+
+    weights = 0
+
+    def rates(self, size: int, config: RunConfig) -> Rates:
+        return Rates(0, 0, 1, 0, 0, 0, self.domains, 1, 0)
+
+    def cached_step(self, stage: Stage) -> float:
+        return 0.0
+
+
+def passed(settings: dict[str, Any], folder: Path, store: Path) -> dict[str, int]:
+    """Return how many images a run passes through the backbone before it trains that."""
+    found, stage = {"student's features": 0, "lower blocks": 0}, next(iter(settings["stages"]))
+    trained = list[str]()
+
+    def progress(task: str, done: int, total: int, remark: str) -> None:
+        trained.extend([task] if task == stage and done else [])
+        if task in found and done == total and not trained:
+            found[task] += total
+
+    vl2v.distill(settings, folder, store=store, minutes=None, progress=progress)
+    return found
+
+
+POOL = {"select": 5, "select_from": "unlabelled"}
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "train"),
+    [
+        ("adip", {}, {}),
+        ("adip", {**POOL, "strategy": "random"}, {}),
+        ("adip", {**POOL, "strategy": "kcenter"}, {}),
+        ("adip", {**POOL, "select": 1000, "strategy": "kcenter"}, {}),
+        ("adip-plus", {**POOL, "strategy": "uncertainty"}, {}),
+        ("kd", {**POOL, "strategy": "nearest", "select": 1}, {"head": "start"}),
+        ("kd", {**POOL, "strategy": "balanced"}, {"quick": "blocks.3"}),
+        ("erm", {}, {"head": "start", "retrain": "on"}),
+    ],
+)
+def test_as_many_images_are_forecast_as_a_run_passes(
+    method: str, teacher: dict[str, Any], train: dict[str, Any], shapes: Path, recording: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    settings = merge(quick_settings(shapes, recording, method), {"teacher": teacher, "train": train})
+    if method != "erm":
+        settings["data"]["unlabelled"] = str(shapes / "paint")
+    monkeypatch.setattr(plans, "Bench", Counting)
+    plan = plan_run(settings, store=tmp_path / "store", minutes=None)
+    forecast = plan.seconds["features"], plan.seconds.get("lower blocks", 0)
+    assert forecast == tuple(passed(settings, tmp_path / "run", tmp_path / "store").values())
+
+
+@pytest.mark.parametrize(
+    ("teacher", "unlabelled"),
+    [
+        ({"select": "known"}, 0),
+        ({"select": 30, "strategy": "random"}, 30 * 36 / (58 + 36)),
+        ({"select": 1000, "strategy": "random"}, 36),
+        ({"select": 1, "select_from": "unlabelled", "strategy": "random"}, 1),
+    ],
+)
+def test_images_without_labels_are_counted_where_they_are_queried(
+    teacher: dict[str, Any], unlabelled: float, quick: dict[str, Any], shapes: Path, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    settings = merge(quick, {"data": {"unlabelled": str(shapes / "paint")}, "teacher": teacher})
+    monkeypatch.setattr(plans, "Bench", Counting)
+    plan = plan_run(settings, store=tmp_path / "store", minutes=None)
+    val, training = 14, 58
+    assert plan.seconds["features"] == val + training + round(unlabelled)
+    assert plan.domains == 2 + (unlabelled > 0)
+
+
+def test_only_stages_on_features_want_these_each_time_that_a_run_is_trained(
+    shapes: Path, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plans, "Bench", Counting)
+
+    def features(method: str, **train: str) -> float:
+        settings = merge(quick_settings(shapes, recording, method), {"train": train})
+        return plan_run(settings, store=tmp_path / "store", minutes=None).seconds["features"]
+
+    once = features("adip", retrain="off")
+    assert features("adip", retrain="on") == 2 * once
+    assert features("kd", head="start", retrain="on") == once
+    assert features("kd", retrain="on") == 0
+
+
 @pytest.mark.parametrize(
     ("method", "quick"), [("adip-plus", "off"), ("adip-plus", "auto"), ("erm", "off"), ("lp", "off"), ("rise", "auto")]
 )
@@ -224,3 +323,11 @@ def test_every_kind_of_method_can_be_planned(
     settings = merge(quick_settings(shapes, recording, method), {"train": {"quick": quick}})
     plan = plan_run(settings, store=tmp_path / "store", minutes=None)
     assert not plan.chosen and plan.seconds[list(plan.config.stages)[-1]] > 0
+
+
+def test_where_images_lie_is_no_part_of_what_a_plan_is_made_for(shapes: Path, tmp_path: Path) -> None:
+    one, other = (
+        resolve({"data": {"path": str(path), "unlabelled": [str(path / "ink")]}, "teacher": "recorded:vendor"})
+        for path in (shapes, tmp_path)
+    )
+    assert plans.request_of(one, 5) == plans.request_of(other, 5)

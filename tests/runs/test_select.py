@@ -58,6 +58,12 @@ def test_so_many_are_queried_and_no_more(strategy: str, quick: dict[str, Any], t
     assert 20 <= images <= most and texts == 3, "more is asked on top"
 
 
+def test_a_selection_that_was_made_is_forecast_as_it_is(quick: dict[str, Any], tmp_path: Path) -> None:
+    quick["teacher"] |= {"select": 12, "strategy": "uncertainty"}
+    vl2v.embed(quick, store=tmp_path / "store")
+    assert vl2v.embed(quick, store=tmp_path / "store", dry_run=True).plan.queries == 0
+
+
 def test_a_selection_is_that_of_every_image_size_and_forecast(quick: dict[str, Any], tmp_path: Path) -> None:
     quick["teacher"] |= {"select": 12, "strategy": "kcenter"}
     vl2v.embed(quick, store=tmp_path / "store")
@@ -66,6 +72,18 @@ def test_a_selection_is_that_of_every_image_size_and_forecast(quick: dict[str, A
     assert (plan.teaching.queries, plan.teaching.cached) == (0, 12 + 3)
     vl2v.distill(quick, tmp_path / "run", store=tmp_path / "store")
     assert queried(tmp_path / "store") == {"image": 12, "text": 3}
+
+
+@pytest.mark.parametrize("strategy", ["random", "kcenter"])
+def test_a_forecast_is_never_less_than_what_is_queried(strategy: str, quick: dict[str, Any], tmp_path: Path) -> None:
+    first = {**quick, "data": {**quick["data"], "target": ["ink", "paint"]}}
+    vl2v.embed(first, store=tmp_path / "store")  # the dataset's first images
+    cached = queried(tmp_path / "store")["image"]
+    quick["teacher"] |= {"select": 12, "strategy": strategy}
+    plan = plan_run(quick, store=tmp_path / "store", minutes=None)
+    assert (plan.teaching.queries, plan.teaching.cached) == (12, 3), "none of those selected may be cached"
+    vl2v.embed(quick, store=tmp_path / "store")
+    assert cached < queried(tmp_path / "store")["image"] <= cached + 12
 
 
 def test_a_run_does_not_depend_on_what_else_is_known(quick: dict[str, Any], tmp_path: Path) -> None:
@@ -116,7 +134,7 @@ def test_advice_is_a_curve_and_a_verdict(
     del quick["teacher"]["select"]
     vl2v.embed(quick, store=tmp_path / "store")
     monkeypatch.setattr("vl2v.runs.query.SHARES", (1,))  # the curve isn't looked at
-    assert "nothing left" in advise(quick, store=tmp_path / "store").verdict()
+    assert "every training image was queried" in advise(quick, store=tmp_path / "store").verdict()
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ from vl2v.runs.features import CACHED
 from vl2v.runs.query import queries_online
 from vl2v.runs.settings import has_tower, refits, retrains
 from vl2v.runs.start import new_backbone, new_student
+from vl2v.runs.teaching import Teaching
 from vl2v.students.backbone import image_size_of, output_width
 from vl2v.students.student import Student, evaluating
 from vl2v.system import processors, resident_bytes
@@ -160,20 +161,30 @@ class Bench:
 
     Args:
         images: how many there are with those of unseen domains.
+        teaching: the queries.
         teacher: who is queried, or gives the tower.
         dim: d of the teacher's space.
     """
 
     def __init__(
-        self, config: RunConfig, task: Task, sources: Sources, images: int, teacher: Teacher | None, dim: int
+        self,
+        config: RunConfig,
+        task: Task,
+        sources: Sources,
+        images: int,
+        teaching: Teaching,
+        teacher: Teacher | None,
+        dim: int,
     ) -> None:
         self.config = config
         self.task = task
         self.sources = sources
         self.teacher = teacher
         self.dim = dim
-        self.unlabelled = len(sources.split.unlabelled) if task.queries == "images" else 0
-        self.domains = len(sources.groups(sources.split.unlabelled[: self.unlabelled]))
+        self.teaching = teaching
+        pool = sources.split.unlabelled
+        some = pool[np.linspace(0, len(pool) - 1, teaching.unlabelled).astype(int)]  # of every folder
+        self.domains = max(1, len(sources.groups(some)))
         self.unseen = max(0, images - len(sources.split.val) - len(sources.training))
         self._rates: dict[int, Rates] = {}
         self._students: dict[int, Student] = {}
@@ -330,12 +341,9 @@ class Bench:
     def seconds(self, config: RunConfig, rates: Rates) -> dict[str, float]:
         """Return how many seconds each part of a run takes but the teacher's queries."""
         split, workers = self.sources.split, max(1, config.data.processes)
-        val, training = len(split.val), len(split.train) + self.unlabelled
+        val, training = len(split.val), len(split.train) + self.teaching.unlabelled
         viewed = rates.feature + rates.clean / workers
-        seconds = {"features": 0.0}
-        cached = [stage for stage in self.stages if self.on_features(stage)]
-        if cached or self.task.refits or config.train.head == "start":
-            seconds["features"] = self.passes * (val + training * max(1, config.teacher.views)) * viewed
+        seconds = {"features": self._passed(config) * viewed}
         if self.quick:
             views = config.teacher.views or config.train.quick_views
             once = val * viewed + training * views * (rates.feature + rates.viewed / workers)
@@ -355,6 +363,24 @@ class Bench:
         if refits(config, self.task):
             last += self.passes * (val + training) * viewed
         return {**seconds, "evaluation": last + STARTING}
+
+    def _passed(self, config: RunConfig) -> int:
+        """Return how many images, or views, pass through the backbone as it starts; the same ones pass once.
+
+        A stage on features learns from views, if there are any, and each time that the student is trained; lambda, a
+        head that starts in closed form and the selection of the images to query want clean images once.
+        """
+        val, labelled = len(self.sources.split.val), len(self.sources.split.train)
+        images, views, passes = 0, 0, 1
+        if any(self.on_features(stage) for stage in self.stages):
+            images, views, passes = labelled + self.teaching.unlabelled, config.teacher.views, self.passes
+        elif self.task.refits:
+            images = labelled + self.teaching.unlabelled
+        elif config.train.head == "start":
+            images = labelled
+        found = passes * (val + images * max(1, views)) if images else 0
+        selecting = self.teaching.passed
+        return found if selecting == images and not views else found + selecting
 
     def on_features(self, stage: Stage) -> bool:
         """Return whether a stage learns from features that are computed once."""

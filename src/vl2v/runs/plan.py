@@ -21,7 +21,7 @@ from vl2v.errors import ConfigError, StudentError
 from vl2v.io import read_json, write_text
 from vl2v.methods import task_of
 from vl2v.runs.datasets import Images
-from vl2v.runs.folder import PLAN
+from vl2v.runs.folder import MOVED, PLAN
 from vl2v.runs.measure import Bench, Rates
 from vl2v.runs.settings import has_tower, recipe, resolve
 from vl2v.runs.stages import check_trainable
@@ -130,7 +130,9 @@ def saved_plan(folder: Path, config: RunConfig, minutes: Minutes, settings: Mapp
         return config if any((folder / name).exists() for name in ("checkpoints", "student", "metrics.jsonl")) else None
     given = {name: value for name, value in flat(settings).items() if value is not None}
     others = any(given.get(name, value) != value for name, value in made["chosen"].items())
-    if others or made["request"] != request_of(config, minutes):
+    request = made["request"]
+    kept = {name: value for name, value in request["settings"].items() if name not in MOVED}  # earlier ones had them
+    if others or {**request, "settings": kept} != request_of(config, minutes):
         return None
     return planned(config, made["chosen"])
 
@@ -138,8 +140,8 @@ def saved_plan(folder: Path, config: RunConfig, minutes: Minutes, settings: Mapp
 def request_of(config: RunConfig, minutes: Minutes) -> Tree:
     """Return what a plan is made for; where the images lie changes nothing."""
     given = deciding(config.model_dump(mode="json", by_alias=True))
-    del given["data.path"]
-    return {"minutes": minutes, "settings": {name: value for name, value in given.items() if value is not None}}
+    kept = {name: value for name, value in given.items() if value is not None and name not in MOVED}
+    return {"minutes": minutes, "settings": kept}
 
 
 def planned(config: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:
@@ -179,7 +181,7 @@ def plan_run(
     task = task.with_chosen(dict.fromkeys(task.automatic, 0.5))  # any number costs the same
 
     def bench_of(config: RunConfig) -> Bench:
-        return Bench(config, task, sources, len(images.listed), teacher, dim)
+        return Bench(config, task, sources, len(images.listed), queries, teacher, dim)
 
     bench = bench_of(config)
     limit = limit_of(settings, preset, minutes, config)
@@ -338,7 +340,7 @@ def fitting(bench: Bench, limit: float, given: set[str]) -> Tree:
     config = planned(bench.config, chosen)
     for key, stage in _trained(config).items():
         if chosen and f"stages.{key}.eval_every" not in given:
-            chosen |= _validations(key, stage, rates.validation, rates.step(stage.batch_per_domain))
+            chosen |= _validations(key, stage, rates.validation, _step(stage, rates))
     return chosen
 
 
@@ -353,10 +355,14 @@ def _at(bench: Bench, size: int, given: set[str], *, halved: bool) -> Tree:
 def _scale(bench: Bench, config: RunConfig, rates: Rates, limit: float, given: set[str]) -> float:
     """Return by how much the steps that may change have to be multiplied to fit; at most 1."""
     free = {key: stage for key, stage in _trained(config).items() if _name(key) not in given}
-    of_steps = sum(stage.steps * rates.step(stage.batch_per_domain) for stage in free.values())
-    of_steps *= bench.passes
+    of_steps = bench.passes * sum(stage.steps * _step(stage, rates) for stage in free.values())
     rest = sum(bench.seconds(config, rates).values()) - of_steps
     return min(1.0, max(0.0, limit - rest) / of_steps) if of_steps else 1.0
+
+
+def _step(stage: StageConfig, rates: Rates) -> float:
+    """Return the seconds of a step, of all its micro-batches."""
+    return stage.accumulate * rates.step(stage.batch_per_domain)
 
 
 def _validations(key: str, stage: StageConfig, validation: float, step: float) -> Tree:

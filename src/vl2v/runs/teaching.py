@@ -15,6 +15,7 @@ from vl2v.embeddings.store import EmbeddingStore
 from vl2v.methods import Task
 from vl2v.privacy import public_name
 from vl2v.runs.datasets import Sources
+from vl2v.runs.features import Indices
 from vl2v.runs.query import open_session
 from vl2v.runs.settings import has_tower
 from vl2v.runs.start import candidates, selected_before
@@ -38,6 +39,8 @@ class Teaching:
         cached: how many aren't.
         seconds: they take.
         price: in words.
+        unlabelled: how many of the images without labels are learnt from; roughly, where they aren't selected yet.
+        passed: how many images pass through the student as it starts, once, to select those that are queried.
     """
 
     name: str = ""
@@ -45,6 +48,8 @@ class Teaching:
     cached: int = 0
     seconds: float = 0.0
     price: str = "free"
+    unlabelled: int = 0
+    passed: int = 0
 
     def __str__(self) -> str:
         if not self.name:
@@ -69,32 +74,43 @@ def teaching_of(
         size = image_size_of(config.student.name, config.student.image_size) if config.teacher.views else 0
         views = fixed_views(config, size)
         session = open_session(config, store, teacher, spending, sources, views, progress)
-        wanted = _queried(session, task, sources)
-        if config.teacher.select == "known":
-            wanted = sources.queried[session.cached(sources.queried)]
+        wanted, unlabelled, passed = _queried(session, task, sources)
         queries = session.plan(wanted)
         dim = dim_of(store, teacher)
         cached = queries.cached + queries.cached_texts
+        seconds, price = 0.0, "free"
         if as_paid(teacher) is None:
-            return Teaching(name, queries.queries, cached, _seconds_of(queries, teacher)), teacher, dim
-        forecast = cost(queries, teacher, spending)
-        assert forecast is not None
-        return Teaching(name, queries.queries, cached, forecast.forecast.seconds, forecast.price()), teacher, dim
+            seconds = _seconds_of(queries, teacher)
+        else:
+            forecast = cost(queries, teacher, spending)
+            assert forecast is not None
+            seconds, price = forecast.forecast.seconds, forecast.price()
+        return Teaching(name, queries.queries, cached, seconds, price, unlabelled, passed), teacher, dim
 
 
-def _queried(
-    session: TeacherSession, task: Task, sources: Sources
-) -> np.ndarray[tuple[int], np.dtype[np.int64]] | None:
-    """Return the images that will be queried, or as many others; None: all of them."""
+def _queried(session: TeacherSession, task: Task, sources: Sources) -> tuple[Indices | None, int, int]:
+    """Return the images that will be queried, or as many others, and `unlabelled` and `passed` of `Teaching`.
+
+    None: all of them. Of those that nobody has selected yet, as many as possible are still to be queried, so that
+    their price isn't more.
+    """
     if task.queries == "texts":
-        return np.zeros(0, np.int64)
-    select = session.config.teacher.select
-    if select is None:
-        return None
-    if isinstance(select, int) and (found := selected_before(session, sources)) is not None:
-        return found
+        return np.zeros(0, np.int64), 0, 0
+    wanted, pool = session.config.teacher, sources.split.unlabelled
+    if wanted.select is None:
+        return None, len(pool), 0
+    if wanted.select == "known":
+        found: Indices | None = sources.queried[session.cached(sources.queried)]
+    else:
+        found = selected_before(session, sources)
+    if found is not None:
+        return found, int(np.isin(found, pool).sum()), 0
     before, images = candidates(session, sources)
-    return np.concatenate([before, images[: select if isinstance(select, int) else 0]])
+    images = images[np.argsort(session.cached(images), kind="stable")]
+    count = min(int(wanted.select), len(images))
+    unlabelled = round(count * np.isin(images, pool).sum() / max(1, len(images)))
+    passed = 0 if wanted.strategy in ("random", "balanced") else len(sources.queried)
+    return np.concatenate([before, images[:count]]), unlabelled, passed
 
 
 def _seconds_of(queries: Plan, teacher: Teacher) -> float:
