@@ -327,7 +327,9 @@ def test_every_kind_of_method_can_be_planned(
 
 def test_where_images_lie_is_no_part_of_what_a_plan_is_made_for(shapes: Path, tmp_path: Path) -> None:
     one, other = (
-        resolve({"data": {"path": str(path), "unlabelled": [str(path / "ink")]}, "teacher": "recorded:vendor"})
+        resolve(
+            {"data": {"path": str(path), "unlabelled": [str(path / "ink")]}, "teacher": {"spec": "recorded:vendor"}}
+        )
         for path in (shapes, tmp_path)
     )
     assert plans.request_of(one, 5) == plans.request_of(other, 5)
