@@ -231,29 +231,35 @@ def test_a_log_is_linked_anew_after_a_kill_and_other_folders_stay(
     log, beside = Path(shutil.copytree(place, tmp_path / "log")), tmp_path / "out-images"
     beside.mkdir()
     (beside / "mine.png").write_bytes(b"mine")
-    with pytest.raises(RunError, match="isn't of a run; choose another --out"):
+    with pytest.raises(RunError, match=r"isn't of .*out; choose another --out"):
         adapt(parents(), None, tmp_path / "out", log=log, store=store)
     assert (beside / "mine.png").read_bytes() == b"mine"
-    (beside / ".from").write_text("another log")  # killed before it was claimed
+    (beside / ".linked").touch()  # killed before it was begun
     run = adapt(parents(), None, tmp_path / "out", log=log, select=4, closed_form=True, store=store).run
     assert run is not None
-    assert {file.name for file in beside.iterdir()} == {".from", *(image.name for image in log.iterdir())}
+    assert {file.name for file in beside.iterdir()} == {".linked", *(image.name for image in log.iterdir())}
     shutil.rmtree(beside)
     with pytest.raises(RunError, match="are gone; choose another --out"):
         adapt(parents(), None, tmp_path / "out", log=log, select=4, closed_form=True, store=store)
     assert not beside.exists()
 
 
-def test_what_trains_or_is_finished_queries_no_more(
-    parents: Any, place: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_is_finished_queries_no_more_and_what_trains_what_it_chose(
+    parents: Any, place: Path, store: Path, tmp_path: Path
 ) -> None:
     out, other = tmp_path / "out", Path(shutil.copytree(store, tmp_path / "other"))
-    run = adapt(parents(), place, out, select=4, closed_form=True, store=store).run
-    assert run is not None
+    with pytest.raises(Interrupted):
+        adapt(parents(), place, out, select=4, store=store, progress=stopping("distill", 2))
     queries = image_queries(other)
-    again = adapt(parents(), place, out, select=4, closed_form=True, store=other)
-    assert again.run is not None and again.run.evaluation == run.evaluation
-    assert image_queries(other) == queries and again.queries.plan.queries == 0
+    found = adapt(parents(), place, out, select=4, store=other)
+    assert found.queries.plan.queries == 4 == image_queries(other) - queries
+    again = adapt(parents(), place, out, select=4, store=other)
+    assert found.run is not None and again.run is not None and again.run.evaluation == found.run.evaluation
+    third = Path(shutil.copytree(parents().folder.parent / "store", tmp_path / "third"))
+    queries = image_queries(third)
+    for dry_run in (True, False):
+        done = adapt(parents(), place, out, select=4, store=third, dry_run=dry_run)
+        assert done.queries.plan.queries == 0 == image_queries(third) - queries
 
 
 def test_what_was_chosen_is_saved_before_it_is_paid_for(
@@ -277,9 +283,29 @@ def test_another_process_that_trains_there_keeps_its_selection(
 ) -> None:
     out, queries = tmp_path / "out", image_queries(store)
     out.mkdir()
-    with locked(out), pytest.raises(RunError, match="another process is training in it"):
-        adapt(parents(), place, out, select=4, store=store)
+    beside = Path(shutil.copytree(place, tmp_path / "out-images"))
+    (beside / ".linked").touch()
+    for given in ({"images": place}, {"images": None, "log": place}):
+        with locked(out), pytest.raises(RunError, match="another process is training in it"):
+            adapt(parents(), out=out, select=4, store=store, **given)
     assert image_queries(store) == queries and not (out / "adapting.json").exists()
+    assert len(list(beside.iterdir())) == 1 + len(list(place.iterdir()))
+
+
+def test_another_parent_or_seed_chooses_anew(
+    parents: Any, place: Path, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: Any) -> Any:
+        raise Interrupted
+
+    monkeypatch.setattr("vl2v.embeddings.session.TeacherSession.query", stopped)
+    saved = []
+    for method, seed in (("adip", 0), ("adip", 1), ("kd", 1)):
+        with pytest.raises(Interrupted):
+            adapt(parents(method), place, tmp_path / "out", select=4, strategy="random", store=store,
+                  settings={"seed": seed})  # fmt: skip
+        saved.append(json.loads((tmp_path / "out" / "adapting.json").read_text()))
+    assert saved[0]["chosen"] != saved[1]["chosen"] and saved[1]["RUN"] != saved[2]["RUN"]
 
 
 def test_a_place_that_moves_is_followed_until_the_run_has_ended(
@@ -306,12 +332,23 @@ def test_what_its_parent_may_know_of_the_validation_images_is_said(
     data, store = Path(shutil.copytree(shapes, tmp_path / "data")), tmp_path / "store"
     settings = merge(quick_settings(data, recording), {"train": {"retrain": "on"}})
     parent = vl2v.distill(settings, tmp_path / "parent", store=store)
-    knows = adapt(parent, place, tmp_path / "one", select=4, closed_form=True, store=store).run
+
+    def adapted(run: vl2v.Run, name: str) -> vl2v.Run:
+        once = {"train": {"retrain": "off"}}
+        made = adapt(run, place, tmp_path / name, select=4, closed_form=True, settings=once, store=store).run
+        assert made is not None
+        return made
+
+    child = adapted(parent, "child")
+    grandchild = adapted(child, "grandchild")
     (data / "ink" / "ball" / "00.png").unlink()
-    changed = adapt(parent, place, tmp_path / "two", select=4, closed_form=True, store=store).run
-    for run, words in ((knows, "trained on all source images"), (changed, "have changed since parent was trained")):
-        assert run is not None and run.evaluation is not None
-        assert any(words in note for note in run.evaluation.notes)
+    changed = adapted(parent, "changed")
+    for run, words in (
+        (child, "parent was trained on 14 of the 14 images that validate here"),
+        (grandchild, "child was trained on 14 of the 14 images that validate here"),
+        (changed, "have changed since parent was trained"),
+    ):
+        assert run.evaluation is not None and any(words in note for note in run.evaluation.notes)
 
 
 def test_a_setting_that_is_no_section_is_refused(parents: Any, place: Path, store: Path, tmp_path: Path) -> None:

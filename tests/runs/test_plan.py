@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +334,30 @@ def test_where_images_lie_is_no_part_of_what_a_plan_is_made_for(shapes: Path, tm
         for path in (shapes, tmp_path)
     )
     assert plans.request_of(one, 5) == plans.request_of(other, 5)
+
+
+def test_a_plan_is_kept_where_images_move_before_it_trains(
+    shapes: Path, recording: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*given: Any) -> Any:
+        raise Interrupted
+
+    monkeypatch.setattr("vl2v.embeddings.session.TeacherSession.query", stopped)
+    before, after = Path(shutil.copytree(shapes, tmp_path / "before")), tmp_path / "after"
+    made = []
+    for path in (before, after):
+        if path is after:
+            before.rename(after)
+        with pytest.raises(Interrupted):
+            vl2v.distill(quick_settings(path, recording), tmp_path / "run", minutes=5, store=tmp_path / "store")
+        made.append((tmp_path / "run" / "plan.json").read_text())
+    assert made[0] == made[1] and vl2v.Run(tmp_path / "run").config.data.path == after
+
+
+def test_another_folder_without_labels_is_planned_anew(shapes: Path) -> None:
+    requests = []
+    for folders in (None, str(shapes / "ink"), [str(shapes / "ink")], [str(shapes / "ink"), str(shapes / "paint")]):
+        config = resolve({"data": {"path": str(shapes), "unlabelled": folders}, "teacher": {"spec": "recorded:vendor"}})
+        requests.append(plans.request_of(config, 5))
+    none, one, listed, two = requests
+    assert none != one == listed != two

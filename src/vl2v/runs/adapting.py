@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -28,14 +28,15 @@ from vl2v.embeddings.session import TeacherSession
 from vl2v.embeddings.store import EmbeddingStore
 from vl2v.errors import ConfigError, DataError, RunError
 from vl2v.evaluation.metrics import Evaluation
-from vl2v.io import NEW, read_json, write_text
+from vl2v.io import read_json, write_text
 from vl2v.methods import find_method
 from vl2v.privacy import public_name
-from vl2v.runs.datasets import Sources, named_unlabelled, open_sources
+from vl2v.runs.datasets import Images, Sources, named_unlabelled, open_sources
 from vl2v.runs.evaluate import STUDENT
 from vl2v.runs.features import Features
-from vl2v.runs.folder import ADAPTING, MOVED, Run, changed_settings, check_folder, locked
-from vl2v.runs.predictions import have_changed
+from vl2v.runs.folder import ADAPTING, MOVED, Run, changed_settings, check_folder, held
+from vl2v.runs.linking import ADAPTED, ended, linked
+from vl2v.runs.predictions import content, predictions_of
 from vl2v.runs.query import QueryReport, open_session, queries_online
 from vl2v.runs.settings import resolve
 from vl2v.runs.train import distill
@@ -47,9 +48,7 @@ from vl2v.tree import Tree, merge
 
 Strategy = Literal["random", "kcenter", "uncertainty"]
 
-LOG = ".from"  # in a folder of images: which server's log they are from
 BEFORE = "before adapting"  # the parent's rows in an evaluation
-ADAPTED = "adapted from"  # begins the note of an evaluation that has them, if there are any
 STEPS, RATE = 0.5, 0.5  # of the parent's last stage: its steps and its learning rate
 LEAST = 0.1  # of the images that a parent learnt from: a teacher may have refused the others, or they are new
 ENOUGH, MOST = 600, 2  # steps: these, if they are more than that and not over twice the parent's (docs/findings.md)
@@ -132,23 +131,22 @@ def adapt(
     if (images is None) == (log is None):
         raise ConfigError("give either a folder of images (--images) or the folder of a server's log (--from)")
     _check(parent, select, closed_form=closed_form)
-    folder = Path(images or log or "")
-    if log is not None and not dry_run:
-        folder = _linked(folder, out)
     given = merge({"train": {"head": "only"}} if closed_form else {}, settings or {})
-    tree = _settings(parent, folder, given)
     session = Session.of(store, budget, progress)
     asked: Tree = {"--select": select, "--strategy": strategy, "--from": str(Path(log).resolve()) if log else ""}
-    try:
-        queried = _query(parent, resolve(tree), folder, out, session, asked, dry_run=dry_run)
-    finally:
-        if log is not None and not dry_run and not (out / ADAPTING).is_file():  # refused: nobody learns from them
-            shutil.rmtree(folder, ignore_errors=True)
+    with nullcontext() if dry_run else held(out):
+        folder = Path(images or "") if log is None else linked(Path(log), out, dry_run=dry_run)
+        tree = _settings(parent, folder, given)
+        try:
+            queried = _query(parent, resolve(tree), folder, out, session, asked, dry_run=dry_run)
+        finally:
+            if log is not None and not dry_run and not (out / ADAPTING).is_file():  # refused: nobody learns from them
+                shutil.rmtree(folder, ignore_errors=True)
     if dry_run:
         return Adapted(None, queried)
     made = distill(tree, out, store=session.store, budget=budget, progress=progress)
-    if made.evaluation is not None and not _ended(made):
-        made.save_evaluation(_beside(made.evaluation, parent, session))
+    if made.evaluation is not None and not ended(made):
+        made.save_evaluation(_beside(made, parent, session))
     return Adapted(made, queried)
 
 
@@ -169,65 +167,6 @@ def _check(parent: Run, select: int, *, closed_form: bool) -> None:
             f"{parent.folder}: its last layer was fitted to the class embeddings (train.head), which {config.method} "
             "doesn't train; fit it again with --closed-form"
         )
-
-
-def _linked(log: Path, out: Path) -> Path:
-    """Return a folder beside a run with the images that a server's log has now, or had when the run was begun.
-
-    Raises:
-        DataError: there are none.
-        RunError: the run learns from another log, or is finished, and the log has others by now or its images are
-            gone; somebody else's folder is there.
-    """
-    folder, claimed = out.with_name(f"{out.name}-images"), read_json(out / ADAPTING)
-    if claimed is not None and (other := claimed.get("--from")) != str(log.resolve()):
-        raise RunError(f"{out}: adapts to the images of {other or 'a folder'}; choose another --out")
-    if folder.exists() and claimed is not None:
-        since = {image.name for image in _images_in(log)} - {image.name for image in folder.iterdir()}
-        if since and (out / "config.toml").is_file() and _ended(Run(out)):
-            raise RunError(
-                f"{out}: adapted to earlier images of {log}, which has {len(since)} others by now; choose another --out"
-            )
-        return folder
-    if folder.exists() and not (folder / LOG).is_file():
-        raise RunError(f"{folder}: is there already, and isn't of a run; choose another --out")
-    if check_folder(out):
-        raise RunError(f"{out}: the images that it adapts to, in {folder}, are gone; choose another --out")
-    if not log.is_dir():
-        raise DataError(f"{log}: no such folder; `vl2v serve --log-images FOLDER` saves images in one")
-    unfinished = folder.with_name(f"{folder.name}{NEW}")
-    for former in (unfinished, folder):
-        shutil.rmtree(former, ignore_errors=True)
-    unfinished.mkdir(parents=True, mode=0o700)
-    for image in _images_in(log):
-        with suppress(FileNotFoundError):  # the server has just deleted it
-            _link(image, unfinished / image.name)
-    if not any(unfinished.iterdir()):
-        unfinished.rmdir()
-        raise DataError(f"{log}: no images in it yet")
-    write_text(unfinished / LOG, str(log.resolve()))
-    unfinished.replace(folder)
-    return folder
-
-
-def _images_in(log: Path) -> list[Path]:
-    """Return the images that a server has saved in a folder; none where there is no folder."""
-    if not log.is_dir():
-        return []
-    return sorted(image for image in log.iterdir() if image.suffix != NEW and image.is_file())
-
-
-def _ended(run: Run) -> bool:
-    return run.evaluation is not None and any(note.startswith(ADAPTED) for note in run.evaluation.notes)
-
-
-def _link(image: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(image)
-    except FileNotFoundError:
-        raise
-    except OSError:  # on another disk
-        shutil.copyfile(image, target)
 
 
 def _settings(parent: Run, images: Path, given: Mapping[str, Any]) -> Tree:
@@ -275,21 +214,20 @@ def _query(
         new = _new(sources, folder)
         if not queries_online(config):
             _check_store(parent, querying, _before(sources, folder), session.progress)
+        adapting = _adapting(parent, out, config, querying.contents(new), asked)
+        if (known := adapting.get("chosen")) is not None:
+            chosen = new[np.isin(querying.contents(new), known)]
+        else:
+            chosen = _chosen(parent, config, sources, new, asked["--select"], asked["--strategy"], session.progress)
         if not dry_run:
-            check_folder(out)
-        with nullcontext() if dry_run else locked(out):
-            claim = {} if dry_run else _claim(out, config, querying.contents(new), asked)
-            if (known := claim.get("chosen")) is not None:
-                chosen = new[np.isin(querying.contents(new), known)]
-            else:
-                chosen = _chosen(parent, config, sources, new, asked["--select"], asked["--strategy"], session.progress)
-            if not dry_run:
-                write_text(out / ADAPTING, json.dumps(claim | {"chosen": querying.contents(chosen)}))
-                if check_folder(out):  # it trains already: what is queried now would teach it nothing
-                    chosen = chosen[querying.cached(chosen)]
-            queries = querying.plan(chosen)
-            forecast = cost(queries, teacher, spending)
-            refused: list[Refusal] = [] if dry_run else querying.query(chosen)
+            if known is None:  # nothing is trained yet: this selection takes the place of another
+                (out / "asked.json").unlink(missing_ok=True)
+            write_text(out / ADAPTING, json.dumps(adapting | {"chosen": querying.contents(chosen)}))
+        if (out / "student" / "student.json").is_file():  # it learns nothing any more
+            chosen = chosen[querying.cached(chosen)]
+        queries = querying.plan(chosen)
+        forecast = cost(queries, teacher, spending)
+        refused: list[Refusal] = [] if dry_run else querying.query(chosen)
         return QueryReport(queries, forecast, tuple(refused), spending.bill() if spending else "")
 
 
@@ -346,30 +284,27 @@ def _check_store(parent: Run, querying: TeacherSession, old: NDArray[np.int64], 
         progress(f"the store {has}", 1, 1, "")
 
 
-def _claim(out: Path, config: RunConfig, contents: list[str], asked: Tree) -> Tree:
-    """Return what a run is adapted to, before anything is queried for it.
-
-    Returns:
-        With the images that were chosen for it (`chosen`, by SHA-256), if they were.
+def _adapting(parent: Run, out: Path, config: RunConfig, contents: list[str], asked: Tree) -> Tree:
+    """Return what a run is adapted to: which images, chosen how, by whom, and `chosen`, if they were already.
 
     Raises:
         RunError: the folder holds what was trained with other settings, on other images or by another selection, or
             by a version that didn't save what that was.
     """
-    now = {"--images": hashlib.sha256("".join(sorted(contents)).encode()).hexdigest(), **asked}
+    images = hashlib.sha256("".join(sorted(contents)).encode()).hexdigest()
+    eye = hashlib.sha256((parent.folder / "student" / "student.safetensors").read_bytes()).hexdigest()
+    now = {"--images": images, **asked, "RUN": eye, "seed": config.seed}
     trained, before = check_folder(out), read_json(out / ADAPTING)
-    changed = [name for name, value in now.items() if before is not None and before[name] != value]
+    changed = [name for name, value in now.items() if before is not None and before.get(name, value) != value]
     if trained:
         if before is None:
             raise RunError(f"{out}: holds a student, but not which images it was adapted to; choose another --out")
         # images that lie elsewhere by now are compared, too
-        changed += [name for name in changed_settings(Run(out).config, config) if name not in MOVED]
+        settings = changed_settings(Run(out).config, config)
+        changed += [name for name in settings if name not in (*changed, *MOVED)]
         if changed:
             raise RunError(f"{out}: holds a run with other settings ({', '.join(changed)}); choose another --out")
-    if before is not None and not changed:
-        return {"chosen": read_json(out / "asked.json"), **before}
-    (out / "asked.json").unlink(missing_ok=True)  # nothing is trained yet: this selection takes the place of that one
-    return now
+    return now if before is None or changed else {"chosen": read_json(out / "asked.json"), **before, **now}
 
 
 def _chosen(
@@ -394,14 +329,36 @@ def _chosen(
     return np.sort(images[uncertain_order(logits)[:count]])
 
 
-def _beside(evaluation: Evaluation, parent: Run, session: Session) -> Evaluation:
-    """Return an evaluation with the parent's rows, where the parent was evaluated, and with what is to be known."""
-    before = () if parent.evaluation is None else parent.evaluation.of(STUDENT)
-    rows = [replace(row, who=BEFORE) for row in before]
+def _beside(made: Run, parent: Run, session: Session) -> Evaluation:
+    """Return a run's evaluation with the parent's rows, where it was evaluated, and what is to be known of them."""
+    evaluation, before = made.evaluation, parent.evaluation
+    assert evaluation is not None
+    rows = [replace(row, who=BEFORE) for row in (before.of(STUDENT) if before is not None else ())]
     name = public_name(parent.folder.name)
     notes = [f"{ADAPTED} {name} on images without labels"]
-    if have_changed(parent, open_sources(parent.config, session)):
-        notes.append(f"images have changed since {name} was trained: it may know some that validate here")
-    elif "retrained" in parent.classifier.about:
-        notes.append(f"{name} was trained on all source images: it knows those that validate here")
+    try:
+        notes += _known(made, parent, name, session)
+    except DataError as error:
+        notes.append(f"whether {name} was trained on images that validate here can't be checked: {error}")
     return replace(evaluation, rows=(*evaluation.rows, *rows), notes=(*evaluation.notes, *notes))
+
+
+def _known(made: Run, parent: Run, name: str, session: Session) -> list[str]:
+    """Return a note where a run's validation images are such that a parent was trained on."""
+    data = parent.config.data.model_copy(update={"path": made.config.data.path})
+    images, mine = Images(data, session), open_sources(made.config, session)
+    theirs, predictions = images.sources, predictions_of(parent)
+    if predictions is not None and predictions.content != content(*images.all):
+        return [f"images have changed since {name} was trained: it may know some that validate here"]
+    learnt = (theirs.with_validation() if _retrained(parent) else theirs).training
+    known = {theirs.audit.sha256[i] for i in learnt}
+    count = sum(mine.audit.sha256[i] in known for i in mine.split.val)
+    return [f"{name} was trained on {count:,} of the {len(mine.split.val):,} images that validate here"] * bool(count)
+
+
+def _retrained(run: Run) -> bool:
+    """Whether a run, or one that it descends from, was at last trained on the validation images, too."""
+    before = run.config.student.parent
+    if "retrained" in run.classifier.about:
+        return True
+    return before is not None and (before / "config.toml").is_file() and _retrained(Run(before))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -197,7 +198,7 @@ def open_run(folder: Path, config: RunConfig, same_images: Callable[[Run], bool]
         changed = changed_settings(run.config, config)
         if not changed:
             return run
-        if others and MOVED.issuperset(changed) and same_images(run):
+        if MOVED.issuperset(changed) and same_images(run):
             follow(folder, config.data)
             return Run(folder)
         if others:
@@ -258,3 +259,20 @@ def locked(folder: Path) -> Iterator[None]:
             except Timeout:
                 raise RunError(f"{folder}: another process is training in it") from None
         yield
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Hold a run folder, which may not be there yet; what writes nothing into it leaves none.
+
+    Raises:
+        RunError: it holds something else, another process holds it, or it can't be written to.
+    """
+    there = folder.exists()
+    check_folder(folder)
+    try:
+        with locked(folder):
+            yield
+    finally:
+        if not there and folder.is_dir() and [entry.name for entry in folder.iterdir()] in ([], ["run.lock"]):
+            shutil.rmtree(folder, ignore_errors=True)

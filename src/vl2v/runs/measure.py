@@ -183,8 +183,8 @@ class Bench:
         self.dim = dim
         self.teaching = teaching
         pool = sources.split.unlabelled
-        some = pool[np.linspace(0, len(pool) - 1, teaching.unlabelled).astype(int)]  # of every folder
-        self.domains = max(1, len(sources.groups(some)))
+        labelled = len(sources.groups(pool[:0]))
+        self.domains = max(1, labelled + min(teaching.unlabelled, len(sources.groups(pool)) - labelled))
         self.unseen = max(0, images - len(sources.split.val) - len(sources.training))
         self._rates: dict[int, Rates] = {}
         self._students: dict[int, Student] = {}

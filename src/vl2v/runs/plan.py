@@ -130,9 +130,8 @@ def saved_plan(folder: Path, config: RunConfig, minutes: Minutes, settings: Mapp
         return config if any((folder / name).exists() for name in ("checkpoints", "student", "metrics.jsonl")) else None
     given = {name: value for name, value in flat(settings).items() if value is not None}
     others = any(given.get(name, value) != value for name, value in made["chosen"].items())
-    request = made["request"]
-    kept = {name: value for name, value in request["settings"].items() if name not in MOVED}  # earlier ones had them
-    if others or {**request, "settings": kept} != request_of(config, minutes):
+    earlier = made["request"]  # with the paths, of an earlier version
+    if others or _request(earlier["minutes"], earlier["settings"]) != request_of(config, minutes):
         return None
     return planned(config, made["chosen"])
 
@@ -140,8 +139,14 @@ def saved_plan(folder: Path, config: RunConfig, minutes: Minutes, settings: Mapp
 def request_of(config: RunConfig, minutes: Minutes) -> Tree:
     """Return what a plan is made for; where the images lie changes nothing."""
     given = deciding(config.model_dump(mode="json", by_alias=True))
-    kept = {name: value for name, value in given.items() if value is not None and name not in MOVED}
-    return {"minutes": minutes, "settings": kept}
+    return _request(minutes, {name: value for name, value in given.items() if value is not None})
+
+
+def _request(minutes: Minutes, settings: Tree) -> Tree:
+    """Return a request with how many folders of images without labels there are in place of the paths."""
+    named = settings.get("data.unlabelled", 0)
+    count = {"data.unlabelled": 1 if isinstance(named, str) else named if isinstance(named, int) else len(named)}
+    return {"minutes": minutes, "settings": {k: v for k, v in settings.items() if k not in MOVED} | count}
 
 
 def planned(config: RunConfig, chosen: Mapping[str, Any]) -> RunConfig:

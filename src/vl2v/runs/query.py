@@ -265,7 +265,7 @@ class Advice:
         rows = [[f"{p.images:,}", f"{100 * p.accuracy:.1f}", f"{100 * p.error:.1f}"] for p in self.points]
         notes = [self.verdict()]
         if self.pool:
-            notes.append("what images without labels bring on domains that are unseen, the source domains don't tell")
+            notes.append("the source domains can't tell what images without labels add on unseen domains")
         what = "accuracy" if self.labelled else "agreement"
         title = (
             "a first student's accuracy % on the source domains' validation images"
