@@ -59,9 +59,10 @@ def test_a_killed_worker_is_replaced_and_no_job_is_lost(calm: WorkList, grid: Gr
     def kill_once(event: dict[str, Any]) -> None:
         if event["event"] == "done":
             done.append(event["job"])
-        if event["event"] == "progress" and event["what"] == "distill" and not killed:
+        distilling = event["event"] == "progress" and event["what"] == "distill"
+        if distilling and not killed and (workers := processes("vl2v.benchmark.work")):
             killed.append(event["job"])
-            os.kill(processes("vl2v.benchmark.work")[0], signal.SIGKILL)
+            os.kill(workers[0], signal.SIGKILL)
 
     run(bench, engine=Local(1), notify=kill_once)
     assert killed and not bench.missing
@@ -83,6 +84,21 @@ def test_a_signal_ends_the_workers_too(
     with pytest.raises(ends):
         run(bench, engine=Local(1), notify=end)
     assert not processes("vl2v.benchmark.work") and bench.missing and not bench.work.failure(bench.jobs[0])
+
+
+@pytest.mark.parametrize(("number", "ends"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_signal_while_a_worker_starts_ends_it_too(
+    number: signal.Signals, ends: type[BaseException], grid: Grid, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Worker):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            signal.raise_signal(number)
+
+    monkeypatch.setattr("vl2v.benchmark.engine.Worker", Interrupted)
+    with pytest.raises(ends):
+        run(plan(replace(grid, methods=["erm"], seeds=1), tmp_path), engine=Local(2))
+    assert not processes("vl2v.benchmark.work")
 
 
 def test_a_worker_that_dies_between_two_jobs_is_replaced(

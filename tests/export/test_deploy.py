@@ -102,10 +102,10 @@ def test_a_page(deployed: tuple[Path, Prediction], node_modules: Path, site: tup
     (folder / "index.html").write_text(program("html"))
     browser.get(address)
     handler = "return document.getElementById('file').onchange !== null"
-    WebDriverWait(browser, 60).until(lambda _: browser.execute_script(handler))
+    WebDriverWait(browser, 300).until(lambda _: browser.execute_script(handler))
     browser.find_element(By.ID, "file").send_keys(str(folder / "image.jpg"))
     verdict = browser.find_element(By.ID, "verdict")
-    WebDriverWait(browser, 60).until(lambda _: verdict.text)
+    WebDriverWait(browser, 300).until(lambda _: verdict.text)
     assert_says(verdict.text, wanted, apart=0.02)
 
 

@@ -74,7 +74,7 @@ class Site:
         """Open the page, and wait until it can predict and all of it is cached."""
         browser.get_log("browser")  # what is in it is of the page before
         browser.get(self.address)
-        WebDriverWait(browser, 60).until(lambda _: browser.find_element(By.ID, "count").text)
+        WebDriverWait(browser, 300).until(lambda _: browser.find_element(By.ID, "count").text)
         assert browser.execute_script("return navigator.serviceWorker.controller.state") == "activated"
 
 
@@ -120,7 +120,6 @@ def files(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_it_predicts_what_python_does(site: Site, files: list[Path], run: vl2v.Run, browser: Chrome) -> None:
     for file in files:
         (site.folder / file.name).write_bytes(file.read_bytes())
-    browser.set_script_timeout(200)
     site.open(browser)
     found = browser.execute_async_script(PREDICT_ALL, [file.name for file in files])
     for file in files:
@@ -148,7 +147,7 @@ def test_a_person_uses_it_without_a_network(site: Site, files: list[Path], run: 
     site.server.shutdown()
     site.server.server_close()  # from here on there is nobody
     browser.get(site.address)
-    waiting = WebDriverWait(browser, 60)
+    waiting = WebDriverWait(browser, 300)
     browser.find_element(By.ID, "file").send_keys(str(files[0]))
     verdict = browser.find_element(By.ID, "verdict")
     waiting.until(lambda _: verdict.text)
@@ -186,7 +185,7 @@ def test_images_are_dropped_pasted_and_photographed(
     site: Site, files: list[Path], run: vl2v.Run, camera: Chrome, axe: str
 ) -> None:
     site.open(camera)
-    result, waiting = camera.find_element(By.ID, "told"), WebDriverWait(camera, 60)
+    result, waiting = camera.find_element(By.ID, "told"), WebDriverWait(camera, 300)
     found = run.classifier.predict(files)
     first = found[0].label
     second = next(n for n, one in enumerate(found) if files[n].suffix == ".png" and one.label != first)

@@ -99,6 +99,8 @@ def chromium(profile: Path, *flags: str) -> Iterator[Chrome]:
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     browser = Chrome(options=options, service=ChromeService(driver))
     try:
+        browser.set_script_timeout(300)
+        browser.command_executor.client_config.timeout = 330  # longer than any of the browser's own
         yield browser
     finally:
         browser.quit()

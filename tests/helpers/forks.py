@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from itertools import dropwhile
 from multiprocessing.connection import wait
+from multiprocessing.process import _children  # type: ignore[attr-defined]
 from multiprocessing.reduction import DupFd
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,16 +44,19 @@ CLIENT = """#!{python} -IS
 import json, os, select, signal, socket, sys
 caught, wake = socket.socketpair()
 wake.setblocking(False)
+signal.set_wakeup_fd(wake.fileno())
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: None)  # the number is in `caught`
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
     order = json.dumps([[*{words!r}, *sys.argv[1:]], os.getcwd(), dict(os.environ)]).encode()
     socket.send_fds(server, [len(order).to_bytes(4, "big")], [0, 1, 2])
     server.sendall(order)
-    signal.set_wakeup_fd(wake.fileno())
-    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: None)  # the number is in `caught`
     while server not in select.select([caught, server], [], [])[0]:
-        server.sendall(caught.recv(1))
+        try:
+            server.sendall(caught.recv(1))
+        except BrokenPipeError:
+            pass  # it has just ended
     code = int(server.recv(4))
     if -code in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(-code, signal.SIG_DFL)
@@ -60,6 +64,7 @@ with socket.socket(socket.AF_UNIX) as server:
         os.kill(os.getpid(), -code)
     sys.exit(code)
 """
+_starting = threading.Lock()
 PROGRAMS = {"vl2v": ["-m", "vl2v"], "quick-python": []}
 
 
@@ -73,7 +78,9 @@ def forked(
     """Start `python WORDS` with the files that are open as `streams` for its input, output and errors; return it."""
     given = (words, folder, dict(environment), [DupFd(fd) for fd in streams], python)
     process = context.Process(target=_become, args=given)
-    process.start()
+    with _starting:
+        process.start()
+        _children.discard(process)  # else any start in another thread could read its exit code, which comes only once
     return process
 
 
@@ -145,14 +152,16 @@ class Forked:
     Args:
         words: of the command.
         errors: the file.
+        program: what runs instead of `vl2v`, as code.
         environment: variables besides those of this process.
     """
 
-    def __init__(self, *words: str | Path, errors: Path, **environment: str) -> None:
+    def __init__(self, *words: str | Path, errors: Path, program: str = "", **environment: str) -> None:
         self.errors = errors
         with open(os.devnull, "r+") as nothing, errors.open("w") as said:
             streams = [nothing.fileno(), nothing.fileno(), said.fileno()]
-            self.process = forked(["-m", "vl2v", *map(str, words)], os.getcwd(), {**os.environ, **environment}, streams)
+            command = [*(("-c", program) if program else ("-m", "vl2v")), *map(str, words)]
+            self.process = forked(command, os.getcwd(), {**os.environ, **environment}, streams)
 
     def send_signal(self, number: signal.Signals) -> None:
         os.kill(self.process.pid, number)
@@ -192,12 +201,14 @@ def _accept(server: socket.socket, python: str) -> None:
 def _run(client: socket.socket, python: str) -> None:
     with client:
         head, streams, *_ = socket.recv_fds(client, 4, 3)
-        order = b""
-        while len(order) < int.from_bytes(head, "big"):
-            order += client.recv(2**20)
-        process = forked(*json.loads(order), streams, python)
+        length, order = int.from_bytes(head, "big"), b""
+        while part := client.recv(length - len(order)):  # what follows are signals
+            order += part
+        process = forked(*json.loads(order), streams, python) if len(order) == length > 0 else None
         for stream in streams:
             os.close(stream)
+        if process is None:
+            return  # the client was killed
         ended = threading.Event()
 
         def hand_on() -> None:

@@ -416,8 +416,12 @@ def test_a_file_is_served_with_what_the_image_has(opened: Path, run: vl2v.Run, i
         process.kill()
 
 
+# Answers what it accepted however slow the machine is.
+PATIENT = "from vl2v.web import server; server.GRACE = 300; from vl2v.cli import main; main()"
+
+
 def test_stopped_it_answers_what_it_accepted(run: vl2v.Run, image: bytes, quick_python: str) -> None:
-    process, url = started_server("serve", run.folder, python=quick_python)
+    process, url = started_server("serve", run.folder, program=PATIENT, python=quick_python)
     try:
         body = {"images": [b64(image)] * 24}  # all of them together may wait
         with ThreadPoolExecutor(4) as pool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from multiprocessing import current_process
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +131,22 @@ def test_without_a_temporary_folder_no_helper_is_waited_for(images: Path, monkey
     monkeypatch.delitem(current_process()._config, "tempdir", raising=False)  # type: ignore[attr-defined]
     with pytest.warns(VL2VWarning, match=r"^data.workers = 1: .*data.workers=0"):
         assert len(list(clean_pixels(open_dataset(images), np.arange(12), 64, workers=1, chunk=4))) == 3
+
+
+def hung_up_on() -> None:
+    """Let somebody begin to take a file and leave, as the main process does at a Ctrl-C; the next one takes it."""
+    with open(os.devnull, "rb") as nothing:
+        abandoned, taken = DupFd(nothing.fileno()), DupFd(nothing.fileno())
+    address, _ = abandoned._id
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(address)
+        client.recv(1)  # of the greeting
+    os.close(taken.detach())  # one is served after the other
+
+
+def test_a_helper_that_is_hung_up_on_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    assert [int(item) for item in loaded(Squares(hung_up_on), range(4, 7), workers=1)] == [16, 25, 36]
+    assert capfd.readouterr().err == ""
 
 
 @pytest.mark.parametrize("error", [EOFError, ConnectionResetError])

@@ -92,15 +92,15 @@ def test_the_real_tiny_teacher_is_served(tmp_path):
 
 
 def test_every_route_without_a_key(vendor):
-    routes = httpx2.get(f"{vendor.url}/openapi.json").json()["paths"]
+    routes = httpx2.get(f"{vendor.url}/openapi.json", timeout=300).json()["paths"]
     assert set(routes) == {"/v1/embeddings", "/v1/models", "/v1/models/{model}", "/health", "/metrics"}
     for path, methods in routes.items():
         for method in methods:
             for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic eDp5"}):
-                answer = httpx2.request(method, vendor.url + path, headers=headers, json=_question(method))
+                answer = httpx2.request(method, vendor.url + path, headers=headers, json=_question(method), timeout=300)
                 assert answer.status_code == (401 if path.startswith("/v1") else 200), (path, headers)
     for path in ("/docs", "/redoc", "/v1/../health/x"):
-        assert httpx2.get(vendor.url + path).status_code == 404
+        assert httpx2.get(vendor.url + path, timeout=300).status_code == 404
     assert sold(vendor) == []
 
 

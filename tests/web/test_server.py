@@ -72,7 +72,8 @@ def test_headers_that_do_not_come_are_not_waited_for(sent: bytes, monkeypatch: p
     monkeypatch.setattr(server, "HEADER_SECONDS", 0.2)
     with running() as loopback, connected(loopback, sent) as trickling:
         assert closed(trickling)
-        assert httpx2.get(loopback.url).text == "here"
+        monkeypatch.undo()
+        assert httpx2.get(loopback.url, timeout=300).text == "here"
 
 
 def test_more_connections_than_allowed_cost_the_silent_ones_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,7 +81,7 @@ def test_more_connections_than_allowed_cost_the_silent_ones_theirs(monkeypatch: 
     monkeypatch.setattr(server, "HEADER_SECONDS", 300)
     with running() as loopback:
         silent = [connected(loopback, b"GET / HTTP/1.1\r\nX-a: ") for _ in range(9)]
-        assert httpx2.get(loopback.url).text == "here"
+        assert httpx2.get(loopback.url, timeout=300).text == "here"
         assert all(closed(opened) for opened in silent[:6]), "the first to come"
         for opened in silent:
             opened.close()
@@ -94,7 +95,8 @@ def test_a_client_that_does_not_read_is_closed(monkeypatch: pytest.MonkeyPatch) 
         until(lambda: loopback.server.server_state.total_requests)
         until(lambda: not connections)
         deaf.close()
-        reading = httpx2.get(f"{loopback.url}/large")
+        monkeypatch.undo()
+        reading = httpx2.get(f"{loopback.url}/large", timeout=300)
         assert len(reading.content) == LARGE
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -19,7 +20,7 @@ from vl2v.benchmark.work import Notify, attempt, fail, given_up, seldom
 from vl2v.benchmark.worklist import Job, WorkList
 from vl2v.errors import ConfigError
 from vl2v.runs.cluster import Cluster, settle_in
-from vl2v.system import processors, signals_raised
+from vl2v.system import heeding, processors, signals_raised
 
 CRASHES = 2  # a job at which the process died so often is given up
 
@@ -83,8 +84,16 @@ class Local:
         crashes: dict[str, int] = {}
         count = min(self.processes, len(jobs))
         workers: list[Worker] = []
+
+        def start(number: int) -> None:
+            with heeding() as stop:  # a process that isn't on the list yet would outlive a signal
+                workers.append(Worker(number, count, order, events))
+            if stop.signal is not None:
+                signal.raise_signal(stop.signal)
+
         with signals_raised(), _ending(workers):
-            workers += (Worker(number, count, order, events) for number in range(count))
+            for number in range(count):
+                start(number)
             while workers:
                 worker, event = events.get()
                 if event["event"] == "ended":
@@ -95,9 +104,9 @@ class Local:
                             reason = f"its process died {CRASHES} times (exit code {event['code']})"
                             fail(work, by_name[worker.job], reason, worker.last_errors())
                             notify({"event": "failed", "job": worker.job})
-                        workers.append(Worker(worker.number, count, order, events))
+                        start(worker.number)
                     elif event["code"] and worker.started:  # it died between two jobs
-                        workers.append(Worker(worker.number, count, order, events))
+                        start(worker.number)
                     elif event["code"] and not workers and any(not given_up(work, job, since) for job in jobs):
                         raise RuntimeError(f"a worker can't start: {worker.last_errors()}")
                     continue

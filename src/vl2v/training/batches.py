@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -139,12 +140,15 @@ def _listening(worker: int) -> None:
     """Hear signals again, and open the socket by which a worker hands its tensors on.
 
     Without a temporary folder that is an error here; in the queue's thread it would be lost, and its batch waited for
-    without end.
+    without end. A Ctrl-C may have the main process hang up while it takes a tensor: the thread that hands them on
+    would print a traceback.
     """
     if os.name == "posix":
         from multiprocessing.reduction import DupFd
 
         release_signals()
+        usual, hung_up = sys.excepthook, (ConnectionError, EOFError)
+        sys.excepthook = lambda kind, *rest: None if issubclass(kind, hung_up) else usual(kind, *rest)
 
         with open(os.devnull, "rb") as nothing:
             DupFd(nothing.fileno())
