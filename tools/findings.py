@@ -4,11 +4,12 @@
     python tools/findings.py                     # write the tables between <!-- table NAME --> and <!-- end -->, draw
     python tools/findings.py --check             # exit with 1 if that would change a page
 
-`<!-- table NAME reference=kd -->` counts leads from a method; `<!-- leads NAME,... reference=kd -->` those on all
-targets of some tables, by Student's t over the targets, in whose spread the luck of the trainings is. Each line of the
-CSV has the version that trained the run, and what it got right of its unseen domain, image by image (as the bits of a
-hexadecimal number), so that intervals are computed anew. Of a folder, the runs of the settings that were given last are
-taken, whichever version trained them; of several draws the first.
+`<!-- table NAME reference=kd -->` counts leads from a method; `<!-- leads SET=NAME, ... reference=kd -->` those on all
+targets of some tables, and `<!-- gains NAME, ... to NAME, ... -->` what methods have more in the second tables: both of
+the seeds that both sides have, by Student's t over the targets, in whose spread the luck of the trainings is. Each line
+of the CSV has the version that trained the run, and what it got right of its unseen domain, image by image (as the bits
+of a hexadecimal number), so that intervals are computed anew. Of a folder, the runs of the settings that were given
+last are taken, whichever version trained them; of several draws the first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import re
 import sys
 import textwrap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +31,7 @@ from vl2v.benchmark.table import as_table
 from vl2v.benchmark.worklist import WorkList
 from vl2v.evaluation.compare import Marks, student_t
 from vl2v.io import read_json
+from vl2v.table import Table
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 PAGES, DATA = (DOCS / "findings.md", DOCS / "trials.md"), DOCS / "findings.csv"
@@ -37,7 +39,8 @@ UNLABELLED, UNLABELLED_PLOT = DOCS / "unlabelled.csv", DOCS / "images" / "unlabe
 LEAD, PLOT = DOCS / "lead.csv", DOCS / "images" / "lead.svg"
 FIGURES = ("accuracy", "in_split", "seen", "seconds")
 HEADS = ("table", "dataset", "target", "student", "method", "seed", "version", *FIGURES, "images", "right")
-LEADS = re.compile(r"(<!-- leads (\S+) reference=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+LEADS = re.compile(r"(<!-- leads ([^>]+) reference=(\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+GAINS = re.compile(r"(<!-- gains ([^>]+?)\s+to\s+([^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 TABLE = re.compile(r"(<!-- table (\S+)(?: reference=(\S+))? -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -124,32 +127,82 @@ def page(file: Path) -> str:
         return "\n\n".join((match[1].rstrip(), *filled, match[4]))
 
     def leads(match: re.Match[str]) -> str:
-        return "\n\n".join((match[1].rstrip(), _leads(lines, match[2].split(","), match[3]), match[4]))
+        sets = dict(one.split("=") for one in re.split(r",\s+", match[2]))
+        return "\n\n".join((match[1].rstrip(), _leads(lines, sets, match[3]), match[4]))
 
-    return LEADS.sub(leads, TABLE.sub(table, file.read_text(encoding="utf-8")))
+    def gains(match: re.Match[str]) -> str:
+        before, after = (re.split(r",\s+", match[number]) for number in (2, 3))
+        return "\n\n".join((match[1].rstrip(), _gains(lines, before, after), match[4]))
+
+    text = file.read_text(encoding="utf-8")
+    return GAINS.sub(gains, LEADS.sub(leads, TABLE.sub(table, text)))
 
 
-def _leads(lines: Sequence[dict[str, str]], tables: Sequence[str], reference: str) -> str:
-    """Return methods' mean accuracy % over all targets of some tables, and their leads over one of them."""
-    found: dict[str, dict[tuple[str, str], list[float]]] = defaultdict(lambda: defaultdict(list))
+Runs = dict[str, dict[int, float]]  # accuracy %, by target and seed
+
+
+def _runs(lines: Sequence[dict[str, str]], tables: Sequence[str]) -> dict[str, Runs]:
+    """Return the runs of some tables, by method."""
+    found: dict[str, Runs] = defaultdict(lambda: defaultdict(dict))
     for line in lines:
         if line["table"] in tables:
-            found[line["method"]][line["table"], line["target"]].append(100 * float(line["accuracy"]))
-    means = {method: {one: np.mean(values) for one, values in cells.items()} for method, cells in found.items()}
-    base, rows = (
-        means[reference],
-        [f"| method | mean of {len(means[reference])} targets | against {reference}, 95% | wins/losses |"],
-    )
-    rows.append("| --- | ---: | ---: | ---: |")
-    for method, cells in sorted(means.items(), key=lambda one: -np.mean([*one[1].values()])):
-        if cells.keys() != base.keys():
+            found[line["method"]][line["target"]][int(line["seed"])] = 100 * float(line["accuracy"])
+    return found
+
+
+def _mean(runs: Runs) -> float:
+    return float(np.mean([np.mean(list(seeds.values())) for seeds in runs.values()]))
+
+
+def _ahead(runs: Runs, others: Runs) -> tuple[str, str]:
+    """Return how far runs are ahead of others, in points with the 95% interval, and on how many targets and not."""
+    ahead = np.array([
+        np.mean([seeds[seed] - others[target][seed] for seed in seeds.keys() & others[target].keys()])
+        for target, seeds in runs.items()
+    ])  # fmt: skip
+    half = student_t(len(ahead) - 1) * ahead.std(ddof=1) / len(ahead) ** 0.5
+    lead = f"{ahead.mean():+.1f} [{ahead.mean() - half:+.1f}, {ahead.mean() + half:+.1f}]"
+    return lead, f"{(ahead > 0).sum()}/{(ahead < 0).sum()}"
+
+
+def _seeds(runs: Runs) -> str:
+    counts = sorted({len(seeds) for seeds in runs.values()})
+    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+
+
+def _leads(lines: Sequence[dict[str, str]], sets: Mapping[str, str], reference: str) -> str:
+    """Return methods' mean accuracy % on some data sets and over all their targets, and their leads over one of them.
+
+    Args:
+        sets: the table of each.
+    """
+    methods = _runs(lines, list(sets.values()))
+    base = methods[reference]
+    full = {method: runs for method, runs in methods.items() if runs.keys() == base.keys()}
+    heads = ["method", *sets, f"all {len(base)} targets", f"against {reference}, 95%", "wins/losses", "seeds"]
+    rows = []
+    for method, runs in sorted(full.items(), key=lambda one: -_mean(one[1])):
+        means = [_mean(_runs(lines, [table])[method]) for table in sets.values()] + [_mean(runs)]
+        compared = _ahead(runs, base) if method != reference else ("", "")
+        rows.append([method, *(f"{mean:.1f}" for mean in means), *compared, _seeds(runs)])
+    return Table(heads, rows, left=["method"]).render("md")
+
+
+def _gains(lines: Sequence[dict[str, str]], before: Sequence[str], after: Sequence[str]) -> str:
+    """Return what methods gain from some tables to others, over the same targets, of the seeds that both have."""
+    then, now = _runs(lines, before), _runs(lines, after)
+    rows = []
+    for method in now.keys() & then.keys():
+        shared = {target: seeds.keys() & then[method][target].keys() for target, seeds in now[method].items()}
+        if not all(shared.values()) or now[method].keys() != then[method].keys():
             continue
-        ahead = np.array([cells[one] - base[one] for one in base])
-        half = student_t(len(ahead) - 1) * ahead.std(ddof=1) / len(ahead) ** 0.5
-        lead = f"{ahead.mean():+.1f} [{ahead.mean() - half:+.1f}, {ahead.mean() + half:+.1f}]"
-        compared = [lead, f"{(ahead > 0).sum()}/{(ahead < 0).sum()}"] if method != reference else ["", ""]
-        rows.append(f"| {method} | {np.mean([*cells.values()]):.1f} | " + " | ".join(compared) + " |")
-    return "\n".join(rows)
+        former, runs = (
+            {target: {seed: side[target][seed] for seed in seeds} for target, seeds in shared.items()}
+            for side in (then[method], now[method])
+        )
+        rows.append([method, f"{_mean(former):.1f}", f"{_mean(runs):.1f}", *_ahead(runs, former), _seeds(runs)])
+    rows.sort(key=lambda row: -float(row[2]))
+    return Table(["method", "before", "after", "gain, 95%", "wins/losses", "seeds"], rows, left=["method"]).render("md")
 
 
 def draw() -> None:
