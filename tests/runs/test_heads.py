@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import vl2v
 from little import quick_settings
@@ -15,8 +18,10 @@ from vl2v.evaluation.metrics import fit_temperature
 from vl2v.evaluation.ridge import fitted_head
 from vl2v.runs.datasets import open_sources
 from vl2v.runs.features import Features
+from vl2v.runs.heads import toward_parent
 from vl2v.runs.settings import resolve
 from vl2v.session import Session, silent
+from vl2v.students.student import Student
 from vl2v.training.device import OneDevice
 
 
@@ -98,3 +103,16 @@ def test_a_linear_head_may_start_in_closed_form(shapes: Path, recording: Path, t
     assert fit_temperature(logits, torch.from_numpy(labels[val])) == pytest.approx(1, abs=0.02)
     with pytest.raises(ConfigError, match=r"train.head: method adip has no linear head to fit"):
         resolve({**settings, "method": "adip"})
+
+
+@pytest.mark.parametrize(("sign", "words"), [(1, "100% of the way"), (-1, "stays as its parent is")])
+def test_a_parent_that_ends_in_the_teachers_space_has_no_projector_to_go_back_to(
+    trained: Any, sign: int, words: str
+) -> None:
+    spec = trained().classifier.student.spec
+    parent, student = (Student(nn.Flatten(), last, spec, "text") for last in (nn.Identity(), nn.Linear(3, 3)))
+    student.projector.load_state_dict({"weight": sign * torch.eye(3), "bias": torch.zeros(3)})
+    sources = SimpleNamespace(dataset=SimpleNamespace(labels=np.arange(3)), split=SimpleNamespace(val=np.arange(3)))
+    targets = SimpleNamespace(texts=np.eye(3, dtype=np.float32))
+    said = toward_parent(student, parent, sources, targets, lambda student: SimpleNamespace(of=lambda _: torch.eye(3)))
+    assert words in said and isinstance(student.projector, nn.Linear if sign > 0 else nn.Identity)

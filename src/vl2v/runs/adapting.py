@@ -358,7 +358,10 @@ def _known(made: Run, parent: Run, name: str, session: Session) -> list[str]:
 
 def _retrained(run: Run) -> bool:
     """Whether a run, or one that it descends from, was at last trained on the validation images, too."""
-    before = run.config.student.parent
     if "retrained" in run.classifier.about:
         return True
-    return before is not None and (before / "config.toml").is_file() and _retrained(Run(before))
+    before = run.config.student.parent  # which may be gone
+    if before is None or not (before / "config.toml").is_file():
+        return False
+    parent = Run(before)
+    return parent.finished and _retrained(parent)
